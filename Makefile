@@ -1,0 +1,53 @@
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint type bench lock clean
+
+BIN := .venv/bin
+READY := .venv/.installed
+# Trust the certificates that the system trusts, as pip does.
+export UV_SYSTEM_CERTS := 1
+UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
+# Pythons that pyenv holds answer only when selected, so their folders are put on the path by name.
+PYTHONS := $(shell printf '%s:' $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.1[2-9]*/bin)
+# One thread a worker: two workers whose libraries each start a thread per core only slow each other down.
+PYTEST := OMP_NUM_THREADS=1 LP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 8
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+demo: $(READY)  ## demonstrations -> co-trained VLA -> success rate in MuJoCo -> outputs/demo/report.html
+	$(BIN)/vla demo
+
+test: $(READY)  ## the default tests
+	$(PYTEST)
+
+test-all: $(READY)  ## every test, also the slow ones
+	$(PYTEST) -m "" --timeout 1800
+
+lint: $(READY)  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(READY)  ## mypy
+	$(BIN)/mypy
+
+bench: $(READY)  ## timings of the parts that must be fast
+	$(BIN)/python -m vla.bench
+
+lock: | $(filter .uv/bin/uv,$(UV))  ## pin what pyproject.toml asks for
+	$(UV) pip compile pyproject.toml --all-extras --group dev --python-version 3.12 \
+		--no-header --no-annotate -o requirements.lock
+
+clean:  ## remove caches and builds (not outputs/, not .venv)
+	rm -rf build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find vla envs policies datasets configs tests -name __pycache__ -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml requirements.lock | $(filter .uv/bin/uv,$(UV))
+	@test -x $(BIN)/python || PATH="$(PYTHONS)$$PATH" $(UV) venv --quiet --python 3.12 .venv \
+		|| PATH="$(PYTHONS)$$PATH" $(UV) venv --quiet --python '>=3.12' .venv
+	$(UV) pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+# A folder of its own: pip allows that also where it refuses to touch the system's packages.
+.uv/bin/uv:
+	python3 -m pip install --quiet --target .uv uv

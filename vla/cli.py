@@ -1,0 +1,185 @@
+"""One command line: `vla COMMAND [KEY=VALUE ...]`.
+
+Each command is a function with explicit keyword arguments; its options are the keys of its file in configs/.
+Nothing heavy is imported before a command runs, so `vla --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.resources import files
+
+from vla import __version__
+from vla.errors import InputError
+
+
+@dataclass(frozen=True)
+class Command:
+    """`function` is "module:name"; `positional` names the option that an argument without `=` sets."""
+
+    summary: str
+    function: str
+    about: str
+    examples: tuple[str, ...]
+    positional: str | None = None
+
+
+COMMANDS = {
+    "record": Command(
+        "record demonstrations of a scripted expert in simulation",
+        "vla.record:record",
+        "Runs the expert of a task and appends its episodes to a zarr store. Noise moves the arm off the expert's\n"
+        "path while the clean action is recorded, so the data shows how to recover.",
+        ("vla record task=pick episodes=400 out=outputs/demos.zarr seed=0 noise=0.04 workers=2",),
+    ),
+    "train": Command(
+        "train a policy on demonstrations and visual questions",
+        "vla.training.run:train",
+        "Co-trains a VLM backbone with an action head on a weighted mixture of robot episodes and question-answer\n"
+        "pairs. SIGTERM or ctrl-C writes a checkpoint; the same command goes on from it.",
+        (
+            "vla train data=outputs/demos.zarr out=outputs/train",
+            "vla train data=outputs/demos.zarr mixture.vqa=0.3",
+            "vla train -m data=outputs/demos.zarr seed=0,1,2 'out=outputs/train-${seed}'",
+        ),
+    ),
+    "eval": Command(
+        "success rate of a policy in simulation, with its interval",
+        "vla.evaluation.run:evaluate",
+        "Rolls a checkpoint or a scripted policy out on the given seeds, records the episodes, and writes eval.json:\n"
+        "seed, instruction, success and length of each episode, and the success rate with its Wilson interval.",
+        (
+            "vla eval policy=outputs/train seeds=1000:1060 task=pick phrasing=heldout",
+            "vla eval policy=expert seeds=0:20 task=place",
+        ),
+    ),
+    "view": Command(
+        "replay recorded episodes in Rerun",
+        "vla.recording.view:view",
+        "Images, joint curves and predicted chunks over executed actions on one timeline. Opens the viewer, or writes\n"
+        "a file that the viewer opens elsewhere.",
+        ("vla view outputs/demos.zarr", "vla view outputs/eval --save outputs/rollouts.rrd"),
+        positional="path",
+    ),
+    "doctor": Command(
+        "say what this machine lacks and how to get it",
+        "vla.doctor:doctor",
+        "Checks Python, packages, rendering, GPU, serial ports, disk and display.\n"
+        "Exits with 1 when the demo cannot run.",
+        ("vla doctor",),
+    ),
+    "demo": Command(
+        "the whole way: record, train, evaluate, report",
+        "vla.demo:demo",
+        "Records demonstrations, co-trains a small model on them and on visual questions, evaluates it on unseen\n"
+        "seeds and writes a report. A second run goes on at the phase that is not done.",
+        ("vla demo", "vla demo out=outputs/demo-seed1 seed=1"),
+    ),
+}
+
+# What Hydra calls an override: KEY=VALUE, +KEY=VALUE, ++KEY=VALUE or ~KEY.
+OVERRIDE = re.compile(r"\+{0,2}[A-Za-z_][\w.@:/]*=|~")
+USAGE = "usage: vla COMMAND [KEY=VALUE ...]     vla COMMAND --help"
+
+
+def overview() -> str:
+    """What `vla --help` prints."""
+    lines = [f"  {name:8}{command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join((USAGE, "", *lines, "", "`vla COMMAND --help` shows a command's options and examples."))
+
+
+def help_of(name: str) -> str:
+    """What `vla NAME --help` prints: purpose, examples, and the options with their defaults."""
+    command = COMMANDS[name]
+    options = (files("vla.configs") / f"{name}.yaml").read_text()
+    head = f"usage: vla {name} {f'{command.positional.upper()} ' if command.positional else ''}[KEY=VALUE ...]"
+    return "\n".join(
+        (
+            f"{head}\n\n{command.about}\n\nExamples:",
+            *(f"  {example}" for example in command.examples),
+            "\nOptions (also --KEY VALUE):",
+            *(f"  {line}".rstrip() for line in options.splitlines()),
+            "\n  -m      run every combination of the values given as KEY=A,B,C",
+            "  --cfg   print the composed options and stop",
+        )
+    )
+
+
+def parse(name: str, arguments: Sequence[str]) -> tuple[list[str], frozenset[str]]:
+    """Splits a command's arguments into Hydra overrides and the flags among help, multirun and cfg."""
+    positional = COMMANDS[name].positional
+    flags = {"-h": "help", "--help": "help", "-m": "multirun", "--multirun": "multirun", "--cfg": "cfg"}
+    overrides: list[str] = []
+    found: set[str] = set()
+    rest = iter(arguments)
+    for argument in rest:
+        if argument in flags:
+            found.add(flags[argument])
+        elif argument.startswith("--"):
+            override = argument[2:] if "=" in argument else f"{argument[2:]}={next(rest, '')}"
+            if override.endswith("="):
+                raise InputError(f"{argument} needs a value; see `vla {name} --help`")
+            overrides.append(override)
+        elif argument.startswith("-"):
+            raise InputError(f"unknown flag {argument}; `vla {name} --help` lists what there is")
+        elif OVERRIDE.match(argument):
+            overrides.append(argument)
+        elif positional and not any(override.startswith(f"{positional}=") for override in overrides):
+            # Hydra's grammar: a backslash is doubled only where a quote follows.
+            escaped = re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + m[2].replace("'", r"\'"), argument)
+            overrides.append(f"{positional}='{escaped}'")
+        else:
+            raise InputError(f"cannot use {argument!r}: options are written KEY=VALUE; see `vla {name} --help`")
+    return overrides, frozenset(found)
+
+
+def execute(name: str, arguments: Sequence[str]) -> None:
+    """Runs one command, or every run of a sweep, in order."""
+    overrides, flags = parse(name, arguments)
+    if "help" in flags:
+        print(help_of(name))
+        return
+    from vla import options  # Hydra takes a third of a second to import.
+
+    runs = options.sweep(name, overrides) if "multirun" in flags else [overrides]
+    configs = [options.compose(name, run) for run in runs]
+    options.check_outputs_differ(configs)
+    if "cfg" in flags:
+        print("\n---\n".join(options.as_text(config) for config in configs))
+        return
+    module, _, function = COMMANDS[name].function.partition(":")
+    target = getattr(import_module(module), function)
+    for number, (run, config) in enumerate(zip(runs, configs, strict=True), start=1):
+        if len(runs) > 1:
+            print(f"[{number}/{len(runs)}] {' '.join(run)}", flush=True)
+        options.bind(target, config)()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The `vla` command. Exit code: 0 done, 2 bad input (one line on stderr), 130 interrupted."""
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help"):
+        print(overview())
+        return 0
+    if name == "--version":
+        print(f"vla {__version__}")
+        return 0
+    try:
+        if name not in COMMANDS:
+            raise InputError(f"unknown command {name!r}: choose from {', '.join(COMMANDS)}")
+        execute(name, rest)
+    except InputError as error:
+        print(f"vla{f' {name}' if name in COMMANDS else ''}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"vla {name}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""The data that flows through every journey.
+
+| type        | fields                                                                        |
+|-------------|-------------------------------------------------------------------------------|
+| Observation | images {camera: (h, w, 3) uint8}, state (s,), instruction, time [s]           |
+| ActionChunk | actions (h, a), start [s], dt [s]                                             |
+| Episode     | images {camera: (t, h, w, 3)}, state (t, s), action (t, a), time (t,) [s], …  |
+| Example     | images {camera: (h, w, 3)}, prompt, target: text or action chunk (h, a), …    |
+
+numpy at the edges; torch only inside the model. State and action units are named by the embodiment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from vla.embodiment import Embodiment
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the robot saw and felt at `time` [s], the moment of capture."""
+
+    images: Mapping[str, UInt8[np.ndarray, "h w 3"]]
+    state: Float[np.ndarray, "s"]
+    instruction: str
+    time: float
+
+
+@dataclass(frozen=True)
+class ActionChunk:
+    """Actions for the times `start + i * dt` [s]."""
+
+    actions: Float[np.ndarray, "h a"]
+    start: float
+    dt: float
+
+    def at(self, time: float) -> Float[np.ndarray, "a"] | None:
+        """The action in force at `time` [s]; None before the chunk starts and after it ends."""
+        # Half a microsecond of slack keeps `start + i * dt` in its own step after rounding.
+        index = int(np.floor((time - self.start) / self.dt + 5e-7 / self.dt))
+        return self.actions[index] if 0 <= index < len(self.actions) else None
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One recorded episode: step t holds the observation and the action taken from it."""
+
+    images: Mapping[str, UInt8[np.ndarray, "t h w 3"]]
+    state: Float[np.ndarray, "t s"]
+    action: Float[np.ndarray, "t a"]
+    time: Float[np.ndarray, "t"]
+    instruction: str
+    embodiment: Embodiment
+    success: bool
+    info: Mapping[str, Any] = field(default_factory=dict)
+    """What the recorder was told beside: seed, task, provenance (JSON values)."""
+    chunks: Float[np.ndarray, "t k a"] | None = None
+    """The chunk in force at each step, where a policy was recorded: row 0 is the action at that step."""
+
+    def __len__(self) -> int:
+        return len(self.action)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training example: a text target is VQA, an action target is robot data.
+
+    `state` is set for robot examples only. `mask` marks the target steps that lie inside the episode
+    (a window that runs past the end is padded with the last action and masked from the loss).
+    """
+
+    images: Mapping[str, UInt8[np.ndarray, "h w 3"]]
+    prompt: str
+    target: str | Float[np.ndarray, "k a"]
+    state: Float[np.ndarray, "s"] | None = None
+    mask: Bool[np.ndarray, "k"] | None = None
+    turns: tuple[tuple[str, str], ...] = ()
+    """Further questions and answers on the same images, after the first: a conversation."""
+    source: str = ""
