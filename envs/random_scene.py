@@ -1,0 +1,82 @@
+"""Random scenes for visual questions: objects in any number and mixture under a random arm pose."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import mujoco
+import numpy as np
+from jaxtyping import UInt8
+
+from vla.envs.arm import ARM_CONTYPE
+from vla.envs.ik import ArmIK, azimuth
+from vla.envs.objects import COLORS, SHAPES, SLOTS, ObjectSpec
+from vla.envs.randomize import Looks, jitter_sizes
+from vla.envs.scene import CAMERAS, TableScene
+from vla.envs.tasks import scatter
+from vla.envs.truth import table_truth
+from vla.scene import Scene
+
+
+class SceneSample(NamedTuple):
+    images: dict[str, UInt8[np.ndarray, "h w 3"]]
+    scene: Scene
+
+
+class SceneSampler:
+    """Draws scenes by seed, with the looks of the tasks and no physics in between. `close()` when done."""
+
+    def __init__(self, image_size: int = 96, randomize: bool = True, model: str = "light") -> None:
+        self._scene = TableScene(image_size, model)
+        self._ik = ArmIK(self._scene.model)
+        self._looks = Looks(self._scene)
+        self._randomize = randomize
+
+    def sample(self, seed: int) -> SceneSample:
+        """The scene of that seed, to the bit: 1 to 6 objects, which may share colours, shapes or both."""
+        rng = np.random.default_rng([seed, 7])
+        scene = self._scene
+        scene.reset()
+        objects = _random_objects(rng)
+        scene.place(jitter_sizes(objects, rng) if self._randomize else objects, ())
+        self._looks.apply(rng if self._randomize else None)
+        self._pose_arm(rng)
+        # What a picture needs of mj_forward, which _pose_arm has called up to the kinematics.
+        mujoco.mj_comPos(scene.model, scene.data)
+        mujoco.mj_camlight(scene.model, scene.data)
+        images = {camera: scene.render(camera) for camera in CAMERAS}
+        return SceneSample(images, table_truth(scene))
+
+    def _pose_arm(self, rng: np.random.Generator) -> None:
+        """A random pose like those of an episode, the fingers above the table and clear of the objects."""
+        scene = self._scene
+        while True:
+            position = np.array([rng.uniform(0.14, 0.31), rng.uniform(-0.15, 0.15), rng.uniform(0.015, 0.16)])
+            yaw = azimuth(position) - np.pi / 2 + rng.uniform(-0.4, 0.4)
+            arm, _ = self._ik.solve(position, rng.uniform(0.9, 1.3), yaw)
+            scene.data.qpos[:5], scene.data.qpos[5] = arm, rng.uniform(-0.1, 0.9)
+            mujoco.mj_kinematics(scene.model, scene.data)
+            mujoco.mj_collision(scene.model, scene.data)
+            touching = scene.data.contact.geom[: scene.data.ncon]
+            if not (scene.model.geom_contype[touching] == ARM_CONTYPE).any():
+                return
+
+    def close(self) -> None:
+        self._scene.close()
+
+
+def _random_objects(rng: np.random.Generator) -> tuple[ObjectSpec, ...]:
+    count = int(rng.integers(1, SLOTS + 1))
+    points = scatter(rng, count, (0.15, 0.32), (-0.15, 0.15), spacing=0.055)
+    if count <= len(SHAPES) and rng.random() < 0.6:
+        # All distinct, as the tasks lay them out.
+        looks = list(zip(rng.permutation(list(COLORS))[:count], rng.permutation(SHAPES)[:count], strict=True))
+    else:
+        # A small palette makes twins, so that counting has something to count.
+        colors = rng.permutation(list(COLORS))[: rng.integers(1, len(COLORS) + 1)]
+        shapes = rng.permutation(SHAPES)[: rng.integers(1, len(SHAPES) + 1)]
+        looks = [(rng.choice(colors), rng.choice(shapes)) for _ in points]
+    return tuple(
+        ObjectSpec(str(color), str(shape), x, y, float(rng.uniform(-np.pi, np.pi)))
+        for (color, shape), (x, y) in zip(looks, points, strict=True)
+    )

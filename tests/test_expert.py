@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vla.envs.expert import GRIPPER_STEP, MAX_STEP, Expert
+from vla.envs.make import make_env
+from vla.envs.objects import SHAPES, ObjectSpec
+
+
+def success_rate(task: str, seeds: range, noise: float = 0.0, perturb: bool = False) -> float:
+    """The part of the seeds that the expert solves, `noise` [rad] added to what is executed."""
+    env = make_env(task)
+    unwrapped: Any = env.unwrapped
+    blank = np.zeros((96, 96, 3), np.uint8)
+    unwrapped.scene.render = lambda camera: blank  # the expert does not look
+    expert, solved = Expert(env), 0
+    for seed in seeds:
+        _, info = env.reset(seed=seed, options={"perturb": perturb})
+        expert.reset()
+        rng, drift, over = np.random.default_rng(seed), np.zeros(6), False
+        while not over:
+            # Correlated over about three steps, as a policy's own errors are.
+            drift = 0.7 * drift + np.sqrt(1 - 0.7**2) * noise * rng.normal(size=6)
+            _, _, terminated, truncated, info = env.step(expert.act() + drift)
+            over = terminated or truncated
+        solved += info["success"] and not info["wrong_object"]
+    env.close()
+    return solved / len(seeds)
+
+
+@pytest.mark.parametrize("task", ["pick", "place", "push"])
+def test_solves_its_task(task: str) -> None:
+    assert success_rate(task, range(100, 120)) >= 0.95
+
+
+@pytest.mark.parametrize("task", ["pick", "place", "push"])
+def test_recovers_from_noise_and_any_start(task: str) -> None:
+    assert success_rate(task, range(200, 210), noise=0.03, perturb=True) >= 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["pick", "place", "push"])
+@pytest.mark.parametrize(("noise", "perturb"), [(0.0, False), (0.0, True), (0.03, True)])
+def test_solves_a_hundred(task: str, noise: float, perturb: bool) -> None:
+    assert success_rate(task, range(1000, 1100), noise, perturb) >= 0.95
+
+
+def test_acts_on_the_present_state_alone_and_in_limited_steps() -> None:
+    env = make_env("pick")
+    unwrapped: Any = env.unwrapped
+    expert = Expert(env)
+    env.reset(seed=2)
+    for _ in range(15):
+        joints = unwrapped.scene.data.qpos[:6].copy()
+        action = expert.act()
+        np.testing.assert_array_equal(action, Expert(env).act())
+        assert np.abs(action - joints)[:5].max() <= MAX_STEP + 1e-9
+        assert abs(action[5] - joints[5]) <= GRIPPER_STEP + 1e-9
+        env.step(action)
+    env.close()
+
+
+def test_lifts_the_swapped_object() -> None:
+    env = make_env("pick")
+    env.reset(seed=11, options={"swap": True})
+    expert, over, info = Expert(env), False, {}
+    while not over:
+        _, _, terminated, truncated, info = env.step(expert.act())
+        over = terminated or truncated
+    assert info["success"] and not info["wrong_object"]
+    env.close()
+
+
+@pytest.mark.parametrize("aside", [(0.01, 0.0), (-0.01, 0.0), (0.0, 0.01), (0.0, -0.01)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_grasp_a_centimetre_off_center_holds(shape: str, aside: tuple[float, float]) -> None:
+    env = make_env("pick", randomize=False, max_episode_steps=1000)
+    unwrapped: Any = env.unwrapped
+    blank = np.zeros((96, 96, 3), np.uint8)
+    unwrapped.scene.render = lambda camera: blank
+    env.reset(seed=0)
+    unwrapped.scene.place((ObjectSpec("red", shape, 0.24, 0.03, 0.1), ObjectSpec("blue", "ball", 0.2, -0.1)), ())
+    unwrapped.target = 0
+    exact = unwrapped.ik.solve
+    unwrapped.ik.solve = lambda place, pitch, yaw: exact(place + np.array([*aside, 0.0]), pitch, yaw)
+    expert = Expert(env)
+    heights = []
+    for _ in range(70):
+        env.step(expert.act())
+        heights.append(float(unwrapped.scene.object_position(0)[2]))
+    assert min(heights[-20:]) > 0.08
+    env.close()
