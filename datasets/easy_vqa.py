@@ -1,0 +1,53 @@
+"""Reader of easy-vqa, a small real VQA set that ships in a PyPI package: 5,000 images of 64 x 64 px, 48,248 questions.
+
+Source: Victor Zhou, "Easy Visual Question Answering", https://victorzhou.com/blog/easy-vqa/ (MIT license).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from vla.datasets.questions import MAIN_CAMERA, Question
+from vla.datasets.vqa import VqaItem
+from vla.errors import InputError
+
+SOURCE = "easy-vqa"
+SHAPES = frozenset({"circle", "rectangle", "triangle"})
+
+
+def read_easy_vqa(split: Literal["train", "test"] = "train") -> Iterator[VqaItem]:
+    """The items of the official split, in the order of their images, at their own 64 x 64 px.
+
+    Raises:
+        InputError: the package is not installed, or the split is unknown.
+    """
+    try:
+        import easy_vqa
+    except ImportError as error:
+        raise InputError("the easy-vqa data is not installed: pip install 'vla[easy-vqa]'") from error
+    if split == "train":
+        rows, paths = easy_vqa.get_train_questions(), easy_vqa.get_train_image_paths()
+    elif split == "test":
+        rows, paths = easy_vqa.get_test_questions(), easy_vqa.get_test_image_paths()
+    else:
+        raise InputError(f"easy-vqa has no split {split!r}; it has train and test")
+    by_image: dict[int, list[Question]] = {}
+    for text, answer, image in zip(*rows, strict=True):
+        by_image.setdefault(image, []).append(Question(_kind(answer), text, answer, MAIN_CAMERA))
+    return (_item(paths[image], tuple(by_image[image])) for image in sorted(by_image))
+
+
+def _item(path: str, questions: tuple[Question, ...]) -> VqaItem:
+    with Image.open(path) as image:
+        return VqaItem({MAIN_CAMERA: np.asarray(image.convert("RGB"))}, questions, SOURCE)
+
+
+def _kind(answer: str) -> str:
+    """The set asks three kinds of question, which its thirteen answers tell apart."""
+    if answer in ("yes", "no"):
+        return "existence"
+    return "shape" if answer in SHAPES else "color"

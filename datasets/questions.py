@@ -1,0 +1,356 @@
+"""Questions and answers from scene truth: the simulator's own VQA data.
+
+| kind      | asks                                               | answer                                  |
+|-----------|----------------------------------------------------|-----------------------------------------|
+| existence | is there a red cube?                               | yes, no (even odds; hard negatives)     |
+| color     | what color is the cube?                            | a color word                            |
+| shape     | what shape is the red object?                      | a shape word                            |
+| count     | how many red objects are there?                    | "0" … "6"                               |
+| relation  | is the red cube left of the ball?                  | yes, no; left, right                    |
+| point     | where is the red cube? where is the gripper?       | "x y": percent of image width, height   |
+
+A question is asked only when its answer is certain. An object in view counts; one whose visibility is in doubt
+(`Scene.ambiguous`) must not change the answer, nor may one that only the other camera sees when the question names
+no view. Left and right are the image's. Closer and farther must hold both along the robot's x axis and in distance
+from its base, since a reader may mean either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vla.errors import InputError
+from vla.scene import Scene, SceneObject
+
+KINDS = ("existence", "color", "shape", "count", "relation", "point")
+NAMED_VIEW_KINDS = ("existence", "point")
+"""The kinds asked about a view that the question must name, such as the wrist's."""
+MAIN_CAMERA = "front"
+"""The view that a question means when it names none."""
+
+COLORS = ("red", "green", "blue", "yellow", "purple", "orange")
+SHAPES = ("cube", "ball", "cylinder", "cone", "brick")
+"""With the scene's own words, what absent things are named by."""
+MAX_COUNT = 6
+POINT_SCALE = 100
+"""Pointing answers are whole numbers below this: percent of the image's width and height."""
+LATERAL_MARGIN = 0.08
+"""Fraction of the image width that separates left from right."""
+DEPTH_MARGIN = 0.04
+"""Distance [m] that separates closer from farther."""
+GRIPPER_SHARE = 0.15
+"""How often a pointing question is about the gripper."""
+
+EXISTENCE = (
+    "is there {a}?",
+    "do you see {a}?",
+    "can you see {a}?",
+    "is {a} visible?",
+    "is {a} in sight?",
+    "is {a} present?",
+    "can {a} be seen?",
+)
+COLOR = (
+    "what color is the {n}?",
+    "what is the color of the {n}?",
+    "which color does the {n} have?",
+    "which color is the {n}?",
+    "the {n} is what color?",
+    "name the color of the {n}",
+    "tell me the color of the {n}",
+)
+SHAPE = (
+    "what shape is the {n}?",
+    "what is the shape of the {n}?",
+    "which shape does the {n} have?",
+    "what is the {n}?",
+    "the {n} is what shape?",
+    "name the shape of the {n}",
+    "tell me the shape of the {n}",
+)
+COUNT = (
+    "how many {p} are there?",
+    "how many {p} do you see?",
+    "how many {p} can you see?",
+    "how many {p} are visible?",
+    "what is the number of {p}?",
+    "count the {p}",
+)
+SIDE = (
+    "is the {a} {side} of the {b}?",
+    "is the {a} to the {side} of the {b}?",
+    "is the {a} on the {side} of the {b}?",
+    "do you see the {a} {side} of the {b}?",
+)
+SIDE_CHOICE = (
+    "is the {a} left or right of the {b}?",
+    "is the {a} to the left or to the right of the {b}?",
+    "on which side of the {b} is the {a}, left or right?",
+    "which side of the {b} is the {a} on?",
+)
+DEPTH = (
+    "is the {a} {side} the robot than the {b}?",
+    "is the {a} {side} the robot compared to the {b}?",
+    "compared to the {b}, is the {a} {side} the robot?",
+    "does the {a} lie {side} the robot than the {b}?",
+)
+DEPTH_SIDES = (("closer to", "nearer to"), ("farther from", "further from"))
+POINT = (
+    "where is the {n}?",
+    "point to the {n}",
+    "point at the {n}",
+    "locate the {n}",
+    "find the {n}",
+    "give the position of the {n}",
+    "what is the position of the {n}?",
+    "show me the {n}",
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about the image of `camera`; text and answer are lower case."""
+
+    kind: str
+    text: str
+    answer: str
+    camera: str
+
+
+@dataclass(frozen=True)
+class Query:
+    """A description that matches objects; None leaves the attribute open."""
+
+    color: str | None = None
+    shape: str | None = None
+
+    def matches(self, thing: SceneObject) -> bool:
+        return self.color in (None, thing.color) and self.shape in (None, thing.shape)
+
+    def noun(self, rng: np.random.Generator) -> str:
+        """A singular noun phrase without its article."""
+        head = self.shape or _pick(rng, ("object", "one", "thing"))
+        return f"{self.color} {head}" if self.color else head
+
+    def plural(self, rng: np.random.Generator) -> str:
+        head = self.shape or _pick(rng, ("object", "thing"))
+        head += "es" if head.endswith(("s", "x", "ch", "sh")) else "s"
+        return f"{self.color} {head}" if self.color else head
+
+
+@dataclass(frozen=True)
+class View:
+    """What one camera shows: objects that are surely in view, and objects that may be."""
+
+    camera: str
+    seen: tuple[SceneObject, ...]
+    unsure: tuple[SceneObject, ...]
+    gripper: tuple[float, float] | None
+    colors: tuple[str, ...]
+    shapes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, scene: Scene, camera: str) -> View:
+        seen, unsure = [], []
+        for thing in scene.objects:
+            if thing.name in scene.ambiguous:
+                unsure.append(thing)
+            elif camera in thing.centers:
+                seen.append(thing)
+            elif camera == MAIN_CAMERA and thing.centers:
+                # The question will name no view, and another image may show the object.
+                unsure.append(thing)
+        colors = tuple(dict.fromkeys((*COLORS, *(thing.color for thing in scene.objects))))
+        shapes = tuple(dict.fromkeys((*SHAPES, *(thing.shape for thing in scene.objects))))
+        return cls(camera, tuple(seen), tuple(unsure), scene.gripper.get(camera), colors, shapes)
+
+    def count(self, query: Query) -> int | None:
+        """How many objects match; None when it depends on an object that may not be in view."""
+        if any(query.matches(thing) for thing in self.unsure):
+            return None
+        return sum(query.matches(thing) for thing in self.seen)
+
+    def references(self, thing: SceneObject) -> list[Query]:
+        """The descriptions that single out `thing`: by name, by color, by shape."""
+        queries = (Query(thing.color, thing.shape), Query(color=thing.color), Query(shape=thing.shape))
+        return [query for query in queries if self.count(query) == 1]
+
+
+def questions(
+    scene: Scene,
+    rng: np.random.Generator,
+    kinds: Sequence[str] = KINDS,
+    count: int | None = None,
+    camera: str = MAIN_CAMERA,
+) -> list[Question]:
+    """Questions about the scene in one camera's image, all different, fixed by `rng`.
+
+    Without `count`, one of each of `kinds` that the scene allows. With it, up to `count`, taking the kinds in turn
+    (name a kind twice to ask it twice as often). A camera other than the front one is named in the question and
+    asked for existence and pointing only.
+
+    Raises:
+        InputError: an unknown kind.
+    """
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
+        raise InputError(f"unknown question kind {unknown[0]!r}; the kinds are {', '.join(KINDS)}")
+    main = camera == MAIN_CAMERA
+    order = [kind for kind in kinds if main or kind in NAMED_VIEW_KINDS]
+    prefix = "" if main else f"in the {camera} view, "
+    view = View.of(scene, camera)
+    asked: dict[str, Question] = {}
+    while order:
+        before = len(asked)
+        for i in rng.permutation(len(order)) if count is not None else range(len(order)):
+            if count is not None and len(asked) >= count:
+                break
+            pair = _ASK[order[i]](view, rng)
+            if pair is not None:
+                text = prefix + pair[0]
+                asked.setdefault(text, Question(order[i], text, pair[1], camera))
+        # A round that brings nothing new means that the scene has little left to ask.
+        if count is None or len(asked) >= count or len(asked) == before:
+            break
+    return list(asked.values())
+
+
+def point_answer(center: tuple[float, float]) -> str:
+    """The answer "x y" for a point given as fractions of the image's width and height."""
+    x, y = (min(max(math.floor(value * POINT_SCALE), 0), POINT_SCALE - 1) for value in center)
+    return f"{x} {y}"
+
+
+def _existence(view: View, rng: np.random.Generator) -> tuple[str, str] | None:
+    """Asked only at a level of detail where this scene allows yes and no, so that neither is the better guess."""
+    pairs = [Query(color, shape) for color in view.colors for shape in view.shapes]
+    colors, shapes = [Query(color=color) for color in view.colors], [Query(shape=shape) for shape in view.shapes]
+    levels = [pairs, pairs, colors, shapes]
+    for level in rng.permutation(len(levels)):
+        counts = [(query, view.count(query)) for query in levels[level]]
+        present = [query for query, number in counts if number]
+        absent = [query for query, number in counts if number == 0]
+        if present and absent:
+            yes = rng.random() < 0.5
+            query = _pick(rng, present if yes else _hard(view, absent, rng))
+            noun = query.noun(rng)
+            article = "an" if noun[0] in "aeiou" else "a"
+            return _pick(rng, EXISTENCE).format(a=f"{article} {noun}"), "yes" if yes else "no"
+    return None
+
+
+def _hard(view: View, absent: list[Query], rng: np.random.Generator) -> list[Query]:
+    """Absent queries that share a color (mostly), or a shape, with an object in view; any, where none does."""
+    by_color = [query for query in absent if query.shape and any(t.color == query.color for t in view.seen)]
+    by_shape = [query for query in absent if query.color and any(t.shape == query.shape for t in view.seen)]
+    draw = rng.random()
+    return (by_color if draw < 0.5 else by_shape if draw < 0.85 else absent) or absent
+
+
+def _color(view: View, rng: np.random.Generator) -> tuple[str, str] | None:
+    things = [thing for thing in view.seen if view.count(Query(shape=thing.shape)) == 1]
+    if not things:
+        return None
+    thing = _pick(rng, things)
+    return _pick(rng, COLOR).format(n=thing.shape), thing.color
+
+
+def _shape(view: View, rng: np.random.Generator) -> tuple[str, str] | None:
+    things = [thing for thing in view.seen if view.count(Query(color=thing.color)) == 1]
+    if not things:
+        return None
+    thing = _pick(rng, things)
+    return _pick(rng, SHAPE).format(n=Query(color=thing.color).noun(rng)), thing.shape
+
+
+def _count(view: View, rng: np.random.Generator) -> tuple[str, str] | None:
+    queries = [Query(), *(Query(color=c) for c in view.colors), *(Query(shape=s) for s in view.shapes)]
+    by_number: dict[int, list[Query]] = {}
+    for query in queries:
+        number = view.count(query)
+        if number is not None and number <= MAX_COUNT:
+            by_number.setdefault(number, []).append(query)
+    if not by_number:
+        return None
+    number = _pick(rng, sorted(by_number))  # the answer first: every number that the scene allows is as likely
+    return _pick(rng, COUNT).format(p=_pick(rng, by_number[number]).plural(rng)), str(number)
+
+
+def _relation(view: View, rng: np.random.Generator) -> tuple[str, str] | None:
+    named = [(thing, queries) for thing in view.seen if (queries := view.references(thing))]
+    options = [
+        (ask, gap, a_queries, b_queries)
+        for a, a_queries in named
+        for b, b_queries in named
+        if a is not b
+        for ask, gap in (
+            (_side, _lateral_gap(view, a, b)),
+            (_side_choice, _lateral_gap(view, a, b)),
+            (_depth, _depth_gap(a, b)),
+        )
+        if gap != 0
+    ]
+    if not options:
+        return None
+    ask, gap, a_queries, b_queries = _pick(rng, options)
+    template, answer = ask(gap, rng)
+    return template.format(a=_pick(rng, a_queries).noun(rng), b=_pick(rng, b_queries).noun(rng)), answer
+
+
+def _lateral_gap(view: View, a: SceneObject, b: SceneObject) -> float:
+    """How far `a` is right of `b` in the image [fraction of its width]; 0 within the margin."""
+    gap = a.centers[view.camera][0] - b.centers[view.camera][0]
+    return gap if abs(gap) > LATERAL_MARGIN else 0.0
+
+
+def _depth_gap(a: SceneObject, b: SceneObject) -> float:
+    """How much farther than `b` `a` is along the robot's x [m]; 0 within the margin, or if the distance disagrees."""
+    gap = a.position[0] - b.position[0]
+    radial = math.hypot(*a.position[:2]) - math.hypot(*b.position[:2])
+    return gap if min(abs(gap), abs(radial)) > DEPTH_MARGIN and gap * radial > 0 else 0.0
+
+
+def _side(gap: float, rng: np.random.Generator) -> tuple[str, str]:
+    side = _pick(rng, ("left", "right"))
+    template = _pick(rng, SIDE).replace("{side}", side)
+    return template, "yes" if (gap > 0) == (side == "right") else "no"
+
+
+def _side_choice(gap: float, rng: np.random.Generator) -> tuple[str, str]:
+    return _pick(rng, SIDE_CHOICE), "right" if gap > 0 else "left"
+
+
+def _depth(gap: float, rng: np.random.Generator) -> tuple[str, str]:
+    farther = bool(rng.integers(2))
+    template = _pick(rng, DEPTH).replace("{side}", _pick(rng, DEPTH_SIDES[farther]))
+    return template, "yes" if (gap > 0) == farther else "no"
+
+
+def _point(view: View, rng: np.random.Generator) -> tuple[str, str] | None:
+    things = [(thing, queries) for thing in view.seen if (queries := view.references(thing))]
+    if view.gripper is not None and (not things or rng.random() < GRIPPER_SHARE):
+        noun, center = "gripper", view.gripper
+    elif things:
+        thing, queries = _pick(rng, things)
+        noun, center = _pick(rng, queries).noun(rng), thing.centers[view.camera]
+    else:
+        return None
+    return _pick(rng, POINT).format(n=noun), point_answer(center)
+
+
+def _pick[T](rng: np.random.Generator, options: Sequence[T]) -> T:
+    return options[int(rng.integers(len(options)))]
+
+
+_ASK: dict[str, Callable[[View, np.random.Generator], tuple[str, str] | None]] = {
+    "existence": _existence,
+    "color": _color,
+    "shape": _shape,
+    "count": _count,
+    "relation": _relation,
+    "point": _point,
+}

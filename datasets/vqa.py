@@ -1,0 +1,251 @@
+"""The VQA store: images and their questions in one zarr v3 folder.
+
+| array           | shape        | content                                                                             |
+|-----------------|--------------|-------------------------------------------------------------------------------------|
+| images/<camera> | (N, h, w, 3) | uint8; black where an item has no image of that camera                              |
+| items           | (N,)         | JSON texts: {cameras, questions: [[kind, text, answer, camera], …], source, key}    |
+
+The group's attributes hold the format, the schema version, the cameras, the images' height and width [px], and the
+number of committed items. Writing that number, a rename of one file, is the last step of an append: a batch is
+visible whole or not at all. What a killed writer left beyond it, the next append overwrites.
+One process writes (an flock on the folder, held while appending); readers see the items there when they opened.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from itertools import batched
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+import zarr
+from crc32c import crc32c
+from jaxtyping import Int, UInt8
+
+from vla.datasets.questions import Question
+from vla.datasets.shards import SHARD_FRAMES, ShardReader, create_image_array
+from vla.datasets.store_folder import array, lock_folder, reading
+from vla.errors import InputError
+from vla.types import Example
+
+FORMAT = "vla.vqa"
+SCHEMA_VERSION = 1
+CONVERSATION = "conversation"
+"""The kind of a question that may refer to the ones before it in its item: such items stay one example."""
+HELD_OUT = 0.1
+"""The share of images that the held-out split takes."""
+
+Split = Literal["train", "held-out"]
+
+
+@dataclass(frozen=True)
+class VqaItem:
+    """One moment (an image for each camera that took part; none for text alone) and questions about it."""
+
+    images: Mapping[str, UInt8[np.ndarray, "h w 3"]]
+    questions: tuple[Question, ...]
+    source: str
+
+
+class VqaStore:
+    """A VQA store, to read and to append to. `len(store)` items, `store[i]` is one of them.
+
+    Raises:
+        InputError: `path` is no VQA store, or is damaged.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not (self.path / "zarr.json").is_file():
+            raise InputError(f"no VQA store at {self.path}: make one first, or correct the path")
+        with reading(self.path / "zarr.json"):
+            attributes: dict[str, Any] = dict(zarr.open_group(self.path, mode="r", zarr_format=3).attrs)
+        if (attributes.get("format"), attributes.get("schema_version")) != (FORMAT, SCHEMA_VERSION):
+            raise InputError(
+                f"{self.path} is not a VQA store of version {SCHEMA_VERSION}: its attributes are {attributes}"
+            )
+        with reading(self.path):
+            self.cameras: tuple[str, ...] = tuple(attributes["cameras"])
+            self.height, self.width = int(attributes["height"]), int(attributes["width"])
+            group = zarr.open_group(self.path, mode="r", zarr_format=3)
+            self._texts = [str(text) for text in np.asarray(group["items"][: attributes["items"]])]  # type: ignore[index]
+        if len(self._texts) != attributes["items"]:
+            raise InputError(
+                f"{self.path} holds {len(self._texts)} of {attributes['items']} items: restore it from a copy"
+            )
+        self._readers = {
+            camera: ShardReader(self.path / "images" / camera, self.height, self.width) for camera in self.cameras
+        }
+
+    @classmethod
+    def create(cls, path: str | Path, cameras: Sequence[str], height: int, width: int) -> VqaStore:
+        """A new, empty store for images of one size [px].
+
+        Raises:
+            InputError: something is at `path` already, or there is no camera.
+        """
+        path = Path(path)
+        if path.exists():
+            raise InputError(f"{path} exists: choose another folder, or remove it first")
+        if not cameras or min(height, width) < 1:
+            raise InputError(f"a VQA store needs a camera and a size in pixels, not {cameras} and {height} x {width}")
+        # The folder appears complete or not at all.
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        attributes = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "cameras": list(cameras)}
+        attributes |= {"height": height, "width": width, "items": 0}
+        group = zarr.create_group(unfinished, attributes=attributes, overwrite=True)
+        group.create_array("items", shape=(0,), chunks=(SHARD_FRAMES,), dtype=str)
+        for camera in cameras:
+            create_image_array(group, f"images/{camera}", height, width)
+        unfinished.rename(path)
+        return cls(path)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, index: int) -> VqaItem:
+        record = self._record(index)
+        questions = tuple(Question(*values) for values in record["questions"])
+        return VqaItem(self._images(index, record), questions, record["source"])
+
+    def append(self, items: Sequence[VqaItem]) -> None:
+        """Commits `items`: all of them, or on any failure none.
+
+        Raises:
+            InputError: an item has an unknown camera, or an image of another size than the store's; or another
+                process is writing, or has written since this store was opened. Nothing is written then.
+        """
+        for number, item in enumerate(items):
+            self._check(number, item)
+        start, stop = len(self), len(self) + len(items)
+        texts = [_to_json(item) for item in items]
+        blank = np.zeros((self.height, self.width, 3), np.uint8)
+        lock = lock_folder(self.path)
+        try:
+            group = zarr.open_group(self.path, mode="r+", zarr_format=3)
+            if group.attrs["items"] != start:
+                raise InputError(f"{self.path} has grown since it was opened: open it again to append")
+            for camera in self.cameras:
+                frames = [item.images.get(camera, blank) for item in items]
+                _write(group, f"images/{camera}", start, np.array(frames).reshape(-1, *blank.shape))
+            _write(group, "items", start, np.array(texts, dtype=object))
+            group.update_attributes({"items": stop})
+        finally:
+            os.close(lock)
+        for reader in self._readers.values():
+            reader.forget()
+        self._texts += texts
+
+    def extend(self, items: Iterable[VqaItem]) -> None:
+        """Appends `items`, a shard of them at a time; what was committed before a failure stays."""
+        for batch in batched(items, SHARD_FRAMES):
+            self.append(batch)
+
+    def split(self, split: Split) -> Int[np.ndarray, "n"]:
+        """Indices of the items of a split. It is drawn by the images' content: the same image, wherever it is
+        stored and however often, is on one side only, and stays there as the store grows."""
+        held_out = np.array([self._record(i)["key"] % 10_000 < HELD_OUT * 10_000 for i in range(len(self))], bool)
+        return np.flatnonzero(held_out == (split == "held-out"))
+
+    def questions(self, split: Split | None = None) -> Iterator[Question]:
+        """Every question of a split, in the store's order."""
+        for i in range(len(self)) if split is None else self.split(split).tolist():
+            yield from (Question(*values) for values in self._record(i)["questions"])
+
+    def examples(
+        self,
+        split: Split | None = None,
+        kinds: Sequence[str] | None = None,
+        source: str | None = None,
+    ) -> VqaExamples:
+        """Examples of one split and of some kinds (None: of all), in the store's order: one a question, save that a
+        conversation is one example with its further questions as turns.
+        """
+        table: list[tuple[int, tuple[int, ...]]] = []
+        for i in range(len(self)) if split is None else self.split(split).tolist():
+            asked = [kind for kind, *_ in self._record(i)["questions"]]
+            chosen = tuple(j for j, kind in enumerate(asked) if kinds is None or kind in kinds)
+            talk = tuple(j for j in chosen if asked[j] == CONVERSATION)
+            table += [(i, talk)] if talk else []
+            table += [(i, (j,)) for j in chosen if j not in talk]
+        return VqaExamples(self, table, source)
+
+    def _check(self, number: int, item: VqaItem) -> None:
+        size = (self.height, self.width, 3)
+        for camera, image in item.images.items():
+            if camera not in self.cameras:
+                raise InputError(f"item {number}: camera {camera!r} is not one of the store's, {self.cameras}")
+            if image.shape != size or image.dtype != np.uint8:
+                raise InputError(f"item {number}: {camera} is {image.dtype} {image.shape}, expected uint8 {size}")
+
+    def _record(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"item {index} of {len(self)}")
+        with reading(self.path / "items"):
+            record: dict[str, Any] = json.loads(self._texts[index])
+        return record
+
+    def _images(self, index: int, record: Mapping[str, Any]) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
+        where = np.array([index])
+        return {camera: self._readers[camera].read(where)[0] for camera in record["cameras"]}
+
+
+class VqaExamples(Sequence[Example]):
+    """Questions of a store as training examples, read when asked for: the prompt asks, the target answers.
+
+    `table` holds an item's index and the indices of its questions for each example, which are of one kind. The source
+    of an example is `source`, or else "vqa:<kind>".
+    """
+
+    def __init__(self, store: VqaStore, table: Sequence[tuple[int, tuple[int, ...]]], source: str | None) -> None:
+        self._store, self._table, self._source = store, table, source
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> VqaExamples: ...
+
+    def __getitem__(self, index: int | slice) -> Example | VqaExamples:
+        if isinstance(index, slice):
+            return VqaExamples(self._store, self._table[index], self._source)
+        item, chosen = self._table[index]
+        record = self._store._record(item)
+        kinds, texts, answers, _ = zip(*(record["questions"][j] for j in chosen), strict=True)
+        return Example(
+            images=self._store._images(item, record),
+            prompt=texts[0],
+            target=answers[0],
+            turns=tuple(zip(texts[1:], answers[1:], strict=True)),
+            source=self._source or f"vqa:{kinds[0]}",
+        )
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[i] for i in range(len(self)))
+
+    def question(self, index: int) -> Question:
+        """The (first) question of an example, with its kind, for scoring."""
+        item, chosen = self._table[index]
+        return Question(*self._store._record(item)["questions"][chosen[0]])
+
+
+def _write(group: zarr.Group, name: str, start: int, rows: np.ndarray) -> None:
+    stream = array(group, name)
+    stream.resize((start + len(rows), *stream.shape[1:]))
+    stream[start:] = rows
+
+
+def _to_json(item: VqaItem) -> str:
+    questions = [astuple(question) for question in item.questions]
+    # An item without images is keyed by its text.
+    key = crc32c(b"" if item.images else json.dumps(questions).encode())
+    for _, image in sorted(item.images.items()):
+        key = crc32c(np.ascontiguousarray(image).data.cast("B"), key)
+    return json.dumps({"cameras": list(item.images), "questions": questions, "source": item.source, "key": key})

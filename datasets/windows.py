@@ -1,0 +1,66 @@
+"""Training windows over an episode store, and the split by episode that keeps evaluation honest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from vla.datasets.episodes import EpisodeStore
+from vla.errors import InputError
+from vla.types import Example
+
+
+class Windows:
+    """Every `stride`-th step of the chosen episodes (default: all) as a training example.
+
+    The example at step t of an episode holds the observation at t and the `horizon` actions from t on.
+    Past the episode's end the last action is repeated and `mask` is False.
+    """
+
+    def __init__(
+        self, store: EpisodeStore, horizon: int, stride: int = 1, episodes: Sequence[int] | None = None
+    ) -> None:
+        if horizon < 1 or stride < 1:
+            raise InputError(f"horizon and stride must be at least 1, not {horizon} and {stride}")
+        self.store = store
+        self.horizon = horizon
+        self.episodes = tuple(range(len(store)) if episodes is None else episodes)
+        records = [(episode, store.records[episode]) for episode in self.episodes]
+        starts = [(e, frame) for e, r in records for frame in range(r.offset, r.offset + r.length, stride)]
+        self._starts = np.array(starts, np.int64).reshape(-1, 2)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> Example:
+        episode, frame = self._starts[index].tolist()
+        record = self.store.records[episode]
+        wanted = np.arange(frame, frame + self.horizon)
+        last = record.offset + record.length - 1
+        return Example(
+            images={camera: self.store.frames(camera, [frame])[0] for camera in self.store.embodiment.cameras},
+            prompt=record.instruction,
+            target=self.store.action[np.minimum(wanted, last)],
+            state=self.store.state[frame].copy(),
+            mask=wanted <= last,
+            source="robot",
+        )
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        """The window at `index`: nothing of it is left to chance (`vla.datasets.mixture.Source`)."""
+        return self[index]
+
+
+def split(episodes: int, held_out: float, seed: int = 0) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Indices of `episodes` split into (train, held out), about `held_out` of them in the second.
+
+    Both sides get at least one episode where there are two. Episodes are ranked by a hash of seed and
+    index, so appending to a store moves few of the episodes it already had.
+    """
+    if not 0 < held_out < 1:
+        raise InputError(f"the held-out fraction must lie between 0 and 1, not {held_out}")
+    count = min(max(1, round(episodes * held_out)), episodes - 1) if episodes > 1 else 0
+    ranked = sorted(range(episodes), key=lambda i: hashlib.sha256(f"{seed}/{i}".encode()).digest())
+    return tuple(sorted(ranked[count:])), tuple(sorted(ranked[:count]))

@@ -1,0 +1,295 @@
+"""Recorders, the replay to Rerun, and films."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import rerun as rr
+from PIL import Image
+from rerun.experimental import RrdReader
+
+from vla.datasets.episodes import EpisodeStore
+from vla.errors import InputError
+from vla.recording.protocol import Recorder
+from vla.recording.replay import drive, replay
+from vla.recording.rerun_recorder import RerunRecorder
+from vla.recording.video import compose, write_video
+from vla.recording.zarr_recorder import ZarrRecorder
+from vla.types import Episode, Observation
+
+Make = Callable[..., Episode]
+
+
+@pytest.fixture
+def store(tmp_path: Path, make_episode: Make) -> EpisodeStore:
+    return EpisodeStore.create(tmp_path / "store", make_episode().embodiment)
+
+
+def observation(episode: Episode, step: int = 0) -> Observation:
+    images = {camera: frames[step] for camera, frames in episode.images.items()}
+    return Observation(images, episode.state[step], episode.instruction, float(episode.time[step]))
+
+
+@pytest.mark.parametrize("horizon", [None, 4])
+def test_recorded_equals_driven(store: EpisodeStore, make_episode: Make, horizon: int | None) -> None:
+    recorder = ZarrRecorder(store)
+    for seed in range(2):
+        drive(recorder, make_episode(seed, horizon=horizon))
+    for seed, stored in enumerate(store):
+        episode = make_episode(seed, horizon=horizon)
+        for camera in episode.images:
+            np.testing.assert_array_equal(stored.images[camera], episode.images[camera])
+        for name in ("state", "action", "time", "chunks"):
+            np.testing.assert_array_equal(getattr(stored, name), getattr(episode, name))
+        for name in ("instruction", "success", "info"):
+            assert getattr(stored, name) == getattr(episode, name)
+
+
+def test_chunks_in_force_are_padded(store: EpisodeStore, make_episode: Make) -> None:
+    """Two steps of a chunk of three, then a step without one."""
+    episode = make_episode()
+    chunk = np.arange(9.0).reshape(3, 3)
+    recorder = ZarrRecorder(store)
+    recorder.start("lift the ring")
+    recorder.step(observation(episode), chunk[0], chunk=chunk)
+    recorder.step(observation(episode), chunk[1], chunk=chunk[1:], latency=0.01)
+    recorder.step(observation(episode), chunk[1])
+    recorder.finish(True)
+    stored = store[0].chunks
+    assert stored is not None and stored.shape == (3, 3, 3)
+    np.testing.assert_array_equal(stored[0], chunk)
+    np.testing.assert_array_equal(stored[1], [*chunk[1:], [np.nan] * 3])
+    assert np.isnan(stored[2]).all()
+
+
+def test_the_caller_may_reuse_its_buffers(store: EpisodeStore, make_episode: Make) -> None:
+    episode = make_episode(steps=2)
+    seen, action = observation(episode), np.zeros(3)
+    recorder = ZarrRecorder(store)
+    recorder.start("lift the ring")
+    for step in range(2):
+        for camera, frames in episode.images.items():
+            seen.images[camera][:] = frames[step]
+        seen.state[:], action[:] = step, step
+        recorder.step(seen, action)
+    recorder.finish(True)
+    np.testing.assert_array_equal(store[0].action[:, 0], [0, 1])
+    np.testing.assert_array_equal(store[0].state[:, 0], [0, 1])
+    np.testing.assert_array_equal(store[0].images["front"][1], episode.images["front"][1])
+
+
+def test_what_does_not_finish_is_dropped(store: EpisodeStore, make_episode: Make) -> None:
+    episode = make_episode()
+    recorder = ZarrRecorder(store)
+    recorder.start("aborted")
+    recorder.step(observation(episode), episode.action[0])
+    recorder.abort()
+    with pytest.raises(InputError, match="call start first"):
+        recorder.finish(True)
+    recorder.start("cut off by an exception")
+    recorder.step(observation(episode), episode.action[0])
+    recorder.start("kept")
+    recorder.step(observation(episode), episode.action[1])
+    recorder.finish(False)
+    assert [(e.instruction, len(e), e.success) for e in store] == [("kept", 1, False)]
+
+
+def test_bad_steps_are_refused_and_nothing_is_written(store: EpisodeStore, make_episode: Make) -> None:
+    episode = make_episode()
+    blind = Observation({"front": episode.images["front"][0]}, episode.state[0], "lift", 0.0)
+    bad: list[tuple[str, Observation, np.ndarray]] = [
+        (r"step 1: action component turn \[rad\] is not finite: nan", observation(episode), np.array([0, np.nan, 0])),
+        ("step 1: action has 2 components", observation(episode), np.zeros(2)),
+        ("step 1: no image of camera 'wrist'", blind, np.zeros(3)),
+    ]
+    recorder = ZarrRecorder(store)
+    for message, seen, action in bad:
+        recorder.start("lift the ring")
+        recorder.step(observation(episode), episode.action[0])
+        with pytest.raises(InputError, match=message):
+            recorder.step(seen, action)
+        with pytest.raises(InputError, match="call start first"):
+            recorder.finish(True)
+    recorder.start("lift the ring")
+    with pytest.raises(InputError, match="without steps"):
+        recorder.finish(True)
+    assert len(store) == 0
+
+
+def read_rrd(path: Path) -> dict[str, dict[str, list[Any]]]:
+    """Entity -> column -> values, of what is not static; times in seconds."""
+    entities: dict[str, dict[str, list[Any]]] = {}
+    for chunk in RrdReader(path).stream():
+        if chunk.is_static:
+            continue
+        columns = chunk.to_record_batch().to_pydict()
+        entity = entities.setdefault(chunk.entity_path, {})
+        for name, values in columns.items():
+            if name == "time":
+                values = [round(value.total_seconds(), 6) for value in values]
+            entity.setdefault(name.split(":")[-1], []).extend(values)
+    return entities
+
+
+def curve(entity: dict[str, list[Any]]) -> list[tuple[float, float]]:
+    """(time, value) of the points that are drawn."""
+    points = zip(entity["time"], (value[0] for value in entity["scalars"]), strict=True)
+    return sorted((t, v) for t, v in points if np.isfinite(v))
+
+
+def test_replay_shows_everything_on_one_timeline(tmp_path: Path, make_episode: Make) -> None:
+    episodes = [make_episode(0), make_episode(1, instruction="turn the ring")]
+    path = tmp_path / "out" / "episodes.rrd"
+    assert replay(episodes, path) == 2
+    assert [file.name for file in path.parent.iterdir()] == ["episodes.rrd"]
+    entities = read_rrd(path)
+
+    def component(name: str, kind: str) -> str:
+        return "/" + rr.new_entity_path(["components", name, kind]).lstrip("/")
+
+    robot = episodes[0].embodiment
+    assert {"/cameras/front", "/cameras/wrist", "/instruction", "/outcome"} <= entities.keys()
+    assert {component(name, "state") for name in robot.state} <= entities.keys()
+    assert {component(name, "action") for name in robot.action} <= entities.keys()
+    # The first episode starts at 0 s, the second a second after the first's last step; both run at 10 Hz.
+    times = [0.0, 0.1, 0.2, 0.3, 0.4, 1.5, 1.6, 1.7, 1.8, 1.9]
+    executed = curve(entities[component("turn [rad]", "action")])
+    assert [t for t, _ in executed] == times
+    np.testing.assert_array_equal([v for _, v in executed], np.concatenate([e.action[:, 1] for e in episodes]))
+    assert sorted(entities["/cameras/front"]["time"]) == times
+    outcomes = zip(entities["/outcome"]["time"], entities["/outcome"]["state"], strict=True)
+    assert [state[0] for _, state in sorted(outcomes) if "between" not in state[0]] == ["failure", "success"]
+    texts = [text[0] for text in entities["/instruction"]["text"]]
+    assert any("turn the ring" in text and "**success**" in text and "seed 1" in text for text in texts)
+    assert len(RrdReader(path).blueprints()) == 1
+
+
+def test_replay_draws_each_chunk_once_over_the_actions(tmp_path: Path, make_episode: Make) -> None:
+    """Chunks of four at steps 0 and 2: each is drawn at the times it was meant for, though they overlap."""
+    plans = np.random.default_rng(0).normal(size=(2, 4, 3))
+    chunks = np.full((4, 4, 3), np.nan)
+    for step in range(4):
+        rest = plans[step // 2][step % 2 :]
+        chunks[step, : len(rest)] = rest
+    path = tmp_path / "chunks.rrd"
+    replay([make_episode(0, steps=4, chunks=chunks)], path)
+    lanes = {name: entity for name, entity in read_rrd(path).items() if "lift" in name and "predicted" in name}
+    drawn = sorted(curve(entity) for entity in lanes.values())
+    expected = [[(round((2 * plan + i) * 0.1, 6), plans[plan, i, 0]) for i in range(4)] for plan in range(2)]
+    assert drawn == sorted(expected)
+
+
+def test_live_and_offline_are_the_same(tmp_path: Path, make_episode: Make) -> None:
+    """The recorder on its own, as a control loop drives it, logs what the replay logs."""
+    episode = make_episode(3, horizon=4)
+    offline, live = tmp_path / "offline.rrd", tmp_path / "live.rrd"
+    replay([episode], offline)
+    stream = rr.RecordingStream("vla")
+    stream.save(live)
+    recorder: Recorder = RerunRecorder(stream, episode.embodiment)
+    drive(recorder, episode)
+    stream.disconnect()
+    logged = []
+    for path in (offline, live):
+        rows = [
+            (name, column, sorted(zip(entity["time"], map(str, values), strict=True)))
+            for name, entity in read_rrd(path).items()
+            for column, values in entity.items()
+            if column not in ("log_time", "log_tick", "rerun.controls.RowId")
+        ]
+        logged.append(sorted(rows))
+    assert logged[0] == logged[1]
+    assert len(logged[0]) > 20
+
+
+def test_an_aborted_episode_is_shown_as_such(tmp_path: Path, make_episode: Make) -> None:
+    episode = make_episode()
+    stream = rr.RecordingStream("vla")
+    stream.save(tmp_path / "a.rrd")
+    recorder = RerunRecorder(stream, episode.embodiment)
+    recorder.abort()
+    recorder.start("lift the ring")
+    recorder.step(observation(episode), episode.action[0])
+    recorder.abort()
+    drive(recorder, episode)
+    stream.disconnect()
+    outcomes = read_rrd(tmp_path / "a.rrd")["/outcome"]["state"]
+    assert sorted(state[0] for state in outcomes if "between" not in state[0]) == ["aborted", "failure"]
+
+
+def test_replay_refuses_and_leaves_nothing(tmp_path: Path, make_episode: Make) -> None:
+    with pytest.raises(InputError, match="ending .rrd"):
+        replay([make_episode()], tmp_path / "a.mp4")
+    with pytest.raises(InputError, match="no episodes"):
+        replay([], tmp_path / "a.rrd")
+
+    def failing() -> Any:
+        yield make_episode()
+        raise InputError("the store is damaged")
+
+    with pytest.raises(InputError, match="damaged"):
+        replay(failing(), tmp_path / "a.rrd")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("success", [True, False])
+def test_composed_frames_show_cameras_and_outcome(make_episode: Make, success: bool) -> None:
+    episode = make_episode(success=success)
+    frames = list(compose(episode))
+    assert len(frames) == len(episode)
+    height, width = frames[0].shape[:2]
+    assert height % 2 == 0 and width % 2 == 0
+    red, green, _ = frames[0][-2, 2].astype(int)
+    assert (green > red) == success
+    # The cameras are side by side, in order, upscaled.
+    for i, images in enumerate(episode.images.values()):
+        patch = frames[2][36 : height - 36, i * width // 2 : (i + 1) * width // 2]
+        small = np.asarray(Image.fromarray(patch).resize((10, 8), Image.Resampling.BOX)).astype(int)
+        assert np.abs(small - images[2]).mean() < 30
+    assert not np.array_equal(frames[0][:36], np.broadcast_to(frames[0][0, 0], frames[0][:36].shape))
+
+
+def test_mp4_holds_the_frames(tmp_path: Path) -> None:
+    """Odd sizes too: the encoder pads them."""
+    shade = np.linspace(20, 230, 12).astype(np.uint8)
+    frames = [np.full((31, 45, 3), s, np.uint8) for s in shade]
+    write_video(tmp_path / "new" / "a.mp4", iter(frames), fps=12.5)
+    with av.open(str(tmp_path / "new" / "a.mp4")) as container:
+        assert container.streams.video[0].average_rate == 12.5
+        decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(decoded) == 12 and decoded[0].shape == (32, 46, 3)
+    np.testing.assert_allclose([frame.mean() for frame in decoded], shade, atol=3)
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["a.mp4"]
+
+
+def test_gif_holds_the_frames(tmp_path: Path) -> None:
+    shade = [20, 120, 220]
+    write_video(tmp_path / "a.gif", [np.full((8, 8, 3), s, np.uint8) for s in shade], fps=10.0)
+    with Image.open(tmp_path / "a.gif") as film:
+        assert film.n_frames == 3 and film.info["duration"] == 100 and film.info["loop"] == 0
+        for i, expected in enumerate(shade):
+            film.seek(i)
+            assert abs(np.asarray(film.convert("RGB")).mean() - expected) < 3
+
+
+def test_films_that_cannot_be(tmp_path: Path) -> None:
+    frame = np.zeros((8, 8, 3), np.uint8)
+
+    def failing() -> Any:
+        yield frame
+        raise InputError("the store is damaged")
+
+    for name, frames, fps, message in (
+        ("a.avi", [frame], 10.0, "name it .mp4 or .gif"),
+        ("a.mp4", [], 10.0, "no frames"),
+        ("a.gif", [frame], 0.0, "positive frame rate"),
+        ("a.mp4", failing(), 10.0, "damaged"),
+    ):
+        with pytest.raises(InputError, match=message):
+            write_video(tmp_path / name, frames, fps)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,85 @@
+"""Statistics: exact quantiles, bounds that keep normalisation bounded, and an exact round trip."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from vla.datasets.statistics import MIN_SPAN, Statistics, check_finite
+from vla.errors import InputError
+
+values = arrays(
+    np.float64, st.tuples(st.integers(1, 60), st.integers(1, 4)), elements=st.floats(-1e6, 1e6, allow_subnormal=False)
+)
+
+
+@given(values)
+def test_order_and_bounds(rows: np.ndarray) -> None:
+    s = Statistics.of(rows)
+    assert s.count == len(rows)
+    assert (s.min <= s.mean).all() and (s.mean <= s.max).all() and (s.std >= 0).all()
+    # Every component can be divided by its span, and its centre lies within the data.
+    assert (s.q99 - s.q01 >= MIN_SPAN * 0.99).all()
+    center = (s.q01 + s.q99) / 2
+    assert (center >= s.min - 1e-6).all() and (center <= s.max + 1e-6).all()
+
+
+@given(values)
+def test_order_of_rows_does_not_matter(rows: np.ndarray) -> None:
+    shuffled = rows[np.random.default_rng(0).permutation(len(rows))]
+    a, b = Statistics.of(rows), Statistics.of(shuffled)
+    for name in ("q01", "q99", "min", "max"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+    np.testing.assert_allclose(a.mean, b.mean, rtol=1e-9, atol=1e-6)
+
+
+@given(values)
+def test_survives_json_exactly(rows: np.ndarray) -> None:
+    s = Statistics.of(rows)
+    again = Statistics.from_dict(json.loads(json.dumps(s.to_dict())))
+    assert again.hash() == s.hash()
+    assert again.q99.dtype == np.float64 and again.count == s.count
+
+
+def test_hash_tells_statistics_apart() -> None:
+    rows = np.arange(12.0).reshape(6, 2)
+    changed = rows.copy()
+    changed[3, 1] += 1e-12
+    assert Statistics.of(rows).hash() != Statistics.of(changed).hash()
+
+
+def test_quantiles_are_exact() -> None:
+    s = Statistics.of(np.random.default_rng(0).permutation(np.arange(101.0))[:, None])
+    assert (s.q01[0], s.q99[0], s.min[0], s.max[0], s.mean[0]) == (1, 99, 0, 100, 50)
+
+
+def test_a_constant_component_normalises_to_zero_and_keeps_its_unit() -> None:
+    s = Statistics.of(np.full((50, 1), 0.3))
+    np.testing.assert_allclose([s.q01[0], s.q99[0]], [-0.7, 1.3])
+
+
+def test_a_rarely_moving_component_takes_its_whole_range() -> None:
+    rows = np.zeros((1000, 1))
+    rows[7] = 0.8
+    s = Statistics.of(rows)
+    assert (s.q01[0], s.q99[0]) == (0.0, 0.8)
+
+
+def test_nothing_to_count() -> None:
+    with pytest.raises(InputError, match="at least one episode"):
+        Statistics.of(np.zeros((0, 2)))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_is_named(bad: float) -> None:
+    rows = np.zeros((5, 2))
+    rows[3, 1] = bad
+    with pytest.raises(InputError, match=r"episode 4, step 3: grip \[rad\] is not finite"):
+        check_finite(rows, ("lift [rad]", "grip [rad]"), "episode 4")
+    with pytest.raises(InputError, match="not finite"):
+        Statistics.of(rows)

@@ -1,0 +1,64 @@
+"""Shows recorded episodes in Rerun, in its viewer or as a file for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+
+import rerun as rr
+
+from vla.errors import InputError
+from vla.recording.protocol import Recorder
+from vla.recording.rerun_recorder import RerunRecorder
+from vla.types import Episode, Observation
+
+
+def replay(episodes: Iterable[Episode], save: str | Path | None = None) -> int:
+    """Logs the episodes, all of one embodiment, one after another; returns how many there were.
+
+    Writes the file `save` (.rrd), or opens the viewer where it is None. Raises InputError when there
+    is no episode, or when `save` is no .rrd file.
+    """
+    path = None if save is None else Path(save)
+    if path is not None and path.suffix != ".rrd":
+        raise InputError(f"{path} is not a Rerun file: name it with the ending .rrd")
+    episodes = iter(episodes)
+    first = next(episodes, None)
+    if first is None:
+        raise InputError("there are no episodes to show")
+    stream = rr.RecordingStream("vla")
+    if path is None:
+        stream.spawn()
+        return _drive_all(RerunRecorder(stream, first.embodiment), chain([first], episodes))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.partial")
+    try:
+        stream.save(unfinished)
+        count = _drive_all(RerunRecorder(stream, first.embodiment), chain([first], episodes))
+        stream.disconnect()
+        unfinished.rename(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return count
+
+
+def drive(recorder: Recorder, episode: Episode) -> None:
+    """Gives `recorder` the episode as it was recorded."""
+    recorder.start(episode.instruction, **episode.info)
+    for step in range(len(episode)):
+        images = {camera: frames[step] for camera, frames in episode.images.items()}
+        observation = Observation(images, episode.state[step], episode.instruction, float(episode.time[step]))
+        info = {} if episode.chunks is None else {"chunk": episode.chunks[step]}
+        recorder.step(observation, episode.action[step], **info)
+    recorder.finish(episode.success)
+
+
+def _drive_all(recorder: RerunRecorder, episodes: Iterable[Episode]) -> int:
+    count = 0
+    for episode in episodes:
+        recorder.embodiment.check(episode.embodiment)
+        drive(recorder, episode)
+        count += 1
+    recorder.stream.flush()
+    return count

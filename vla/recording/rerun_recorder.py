@@ -1,0 +1,188 @@
+"""Shows episodes in Rerun: cameras, curves of state and action, predicted chunks, instruction, outcome.
+
+| entity                         | content                                                                |
+|--------------------------------|------------------------------------------------------------------------|
+| cameras/<camera>               | the images, as JPEG                                                    |
+| components/<name>/state        | the component's measured value                                         |
+| components/<name>/action       | the action executed                                                    |
+| components/<name>/predicted/<i> | the policy's chunks, each drawn once, at the times it was meant for   |
+| instruction                    | what was asked, and how it ended                                       |
+| outcome                        | success or failure, as a coloured bar over the whole timeline          |
+
+Everything is on the timeline `time` [s]; episodes follow one another with a short gap.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import rerun as rr
+import rerun.blueprint as rrb
+from jaxtyping import Float
+
+from vla.embodiment import Embodiment
+from vla.types import Observation
+
+TIMELINE = "time"
+GAP = 1.0
+"""Seconds between episodes on the timeline."""
+JPEG_QUALITY = 90
+BETWEEN = "between episodes"
+"""The outcome where no episode is; not drawn."""
+
+GREY, BLUE, ORANGE, GREEN, RED = [130, 130, 130], [60, 140, 255], [255, 150, 40], [60, 180, 75], [220, 60, 60]
+
+
+class RerunRecorder:
+    """Logs what it is given to `stream` at once, so the live view and the offline one are the same."""
+
+    def __init__(self, stream: rr.RecordingStream, embodiment: Embodiment) -> None:
+        self.stream = stream
+        self.embodiment = embodiment
+        self.episodes = 0
+        self._now = -GAP
+        self._steps = 0
+        self._busy_until: list[float] = []
+        stream.send_blueprint(blueprint(embodiment))
+        for kind, color in (("state", GREY), ("action", BLUE)):
+            for name in getattr(embodiment, kind):
+                stream.log(_component(name, kind), rr.SeriesLines(colors=color, names=kind, widths=2), static=True)
+        outcomes = rr.StateConfiguration(
+            values=["success", "failure", "aborted", BETWEEN],
+            colors=[GREEN, RED, GREY, GREY],
+            visible=[True, True, True, False],
+        )
+        stream.log("outcome", outcomes, static=True)
+
+    def start(self, instruction: str, **info: Any) -> None:
+        self._instruction, self._info = instruction, info
+        # The last chunk may reach far beyond the end of its episode.
+        self._start = max(self._now + GAP, *self._busy_until, 0.0)
+        self._shift: float | None = None
+        self._steps = 0
+        self._chunk: np.ndarray | None = None
+        self._at(self._start)
+        self._log_instruction("under way")
+
+    def step(self, observation: Observation, action: Float[np.ndarray, "a"], **info: Any) -> None:
+        if self._shift is None:
+            self._shift = self._start - observation.time
+        self._at(observation.time + self._shift)
+        self._steps += 1
+        for camera, image in observation.images.items():
+            self.stream.log(["cameras", camera], rr.Image(image).compress(jpeg_quality=JPEG_QUALITY))
+        self._log_values("state", observation.state)
+        self._log_values("action", action)
+        chunk = info.get("chunk")
+        if chunk is not None and self._is_new(chunk := chunk[np.isfinite(chunk).all(axis=1)]):
+            self._log_chunk(chunk)
+
+    def finish(self, success: bool) -> None:
+        self._end("success" if success else "failure")
+
+    def abort(self) -> None:
+        """Keeps what was shown, and marks it as aborted."""
+        if self._steps:
+            self._end("aborted")
+
+    def _end(self, outcome: str) -> None:
+        # Written at the episode's start, so that the outcome shows wherever the cursor is in it.
+        self.stream.set_time(TIMELINE, duration=self._start)
+        self.stream.log("outcome", rr.StateChange(state=outcome))
+        self._log_instruction(outcome)
+        self._at(self._now + 1 / self.embodiment.control_hz)
+        self.stream.log("outcome", rr.StateChange(state=BETWEEN))
+        self._log_values("state", np.full(len(self.embodiment.state), np.nan))
+        self._log_values("action", np.full(len(self.embodiment.action), np.nan))
+        self.episodes += 1
+        self._steps = 0
+
+    def _at(self, time: float) -> None:
+        self._now = time
+        self.stream.set_time(TIMELINE, duration=time)
+
+    def _log_instruction(self, outcome: str) -> None:
+        facts = [f"episode {self.episodes}", f"**{outcome}**", *(f"{k} {v}" for k, v in self._info.items())]
+        text = f"## {self._instruction}\n\n{' · '.join(facts)}"
+        self.stream.log("instruction", rr.TextDocument(text, media_type=rr.MediaType.MARKDOWN))
+
+    def _log_values(self, kind: str, values: np.ndarray) -> None:
+        for name, value in zip(getattr(self.embodiment, kind), values, strict=True):
+            self.stream.log(_component(name, kind), rr.Scalars(value))
+
+    def _is_new(self, chunk: Float[np.ndarray, "k a"]) -> bool:
+        """False for the rest of the chunk of the step before: that one is drawn already."""
+        before, self._chunk = self._chunk, chunk
+        if before is None or len(before) == 0:
+            return len(chunk) > 0
+        both = min(len(before) - 1, len(chunk))
+        return len(chunk) > 0 and not (both == len(chunk) and np.array_equal(before[1 : both + 1], chunk))
+
+    def _log_chunk(self, chunk: Float[np.ndarray, "k a"]) -> None:
+        period = 1 / self.embodiment.control_hz
+        # A point without value after the last ends the line.
+        times = self._now + period * np.append(np.arange(len(chunk)), len(chunk) - 0.5)
+        lane = self._free_lane(times[-1])
+        for name, values in zip(self.embodiment.action, chunk.T, strict=True):
+            path = rr.new_entity_path([*_component(name, "predicted"), lane])
+            columns = rr.Scalars.columns(scalars=np.append(values, np.nan))
+            self.stream.send_columns(path, [rr.TimeColumn(TIMELINE, duration=times)], columns)
+
+    def _free_lane(self, until: float) -> int:
+        """Chunks that overlap in time go on lanes of their own: one entity is one line."""
+        for lane, end in enumerate(self._busy_until):
+            if end <= self._now:
+                self._busy_until[lane] = until
+                return lane
+        self._busy_until.append(until)
+        lane = len(self._busy_until) - 1
+        style = rr.SeriesLines(colors=ORANGE, names="predicted", widths=1)
+        for name in self.embodiment.action:
+            self.stream.log([*_component(name, "predicted"), lane], style, static=True)
+        return lane
+
+
+def blueprint(embodiment: Embodiment) -> rrb.Blueprint:
+    """Cameras and instruction at the left, a plot for each component at the right, outcomes below."""
+    names = dict.fromkeys((*embodiment.action, *embodiment.state))
+    near = rrb.VisibleTimeRange(
+        TIMELINE,
+        start=rrb.TimeRangeBoundary.cursor_relative(seconds=-4),
+        end=rrb.TimeRangeBoundary.cursor_relative(seconds=4),
+    )
+    plots = [
+        rrb.TimeSeriesView(
+            origin=rr.new_entity_path(["components", name]),
+            name=name,
+            time_ranges=near,
+            # The colours mean the same in every plot.
+            plot_legend=rrb.PlotLegend(visible=i == 0),
+        )
+        for i, name in enumerate(names)
+    ]
+    cameras = [
+        rrb.Spatial2DView(origin=rr.new_entity_path(["cameras", name]), name=name) for name in embodiment.cameras
+    ]
+    return rrb.Blueprint(
+        rrb.Vertical(
+            rrb.Horizontal(
+                rrb.Vertical(
+                    rrb.TextDocumentView(origin="instruction"),
+                    *cameras,
+                    row_shares=[1, *(2 for _ in cameras)],
+                ),
+                rrb.Grid(*plots),
+                column_shares=[1, 2],
+            ),
+            rrb.StateTimelineView(origin="outcome", name="outcome"),
+            row_shares=[8, 1],
+        ),
+        rrb.TimePanel(timeline=TIMELINE, state="collapsed"),
+        rrb.SelectionPanel(state="collapsed"),
+        rrb.BlueprintPanel(state="collapsed"),
+    )
+
+
+def _component(name: str, kind: str) -> list[object]:
+    return ["components", name, kind]

@@ -1,0 +1,90 @@
+"""Episodes as films: MP4 for a report, GIF for a README."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from vla.errors import InputError
+from vla.types import Episode
+
+HEIGHT = 288
+BAR = 36
+GREEN, RED, DARK, WHITE = (40, 150, 70), (190, 50, 50), (24, 26, 30), (255, 255, 255)
+
+
+def compose(episode: Episode) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """A frame a step: the cameras side by side under the instruction, the outcome and the time below."""
+    outcome, color = ("success", GREEN) if episode.success else ("failure", RED)
+    for step, time in enumerate(episode.time - episode.time[0]):
+        views = [_scaled(frames[step]) for frames in episode.images.values()]
+        frame = Image.new("RGB", (sum(view.width for view in views), HEIGHT + 2 * BAR), DARK)
+        for i, view in enumerate(views):
+            frame.paste(view, (sum(v.width for v in views[:i]), BAR))
+        draw = ImageDraw.Draw(frame)
+        draw.rectangle((0, BAR + HEIGHT, frame.width, frame.height), fill=color)
+        _write(draw, episode.instruction, BAR / 2, frame.width)
+        _write(draw, f"{outcome}   {time:.1f} s", frame.height - BAR / 2, frame.width)
+        yield np.asarray(frame)
+
+
+def write_video(path: str | Path, frames: Iterable[UInt8[np.ndarray, "h w 3"]], fps: float) -> None:
+    """Writes `frames` to `path`: H.264 for .mp4, or an endless .gif.
+
+    The file appears when it is complete. Raises InputError for another ending, for no frames, and for a
+    frame rate that is not positive.
+    """
+    path = Path(path)
+    writers = {".mp4": _write_mp4, ".gif": _write_gif}
+    if path.suffix not in writers:
+        raise InputError(f"cannot write a film to {path}: name it .mp4 or .gif")
+    if fps <= 0:
+        raise InputError(f"a film needs a positive frame rate, not {fps}")
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        raise InputError(f"there are no frames to write to {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        writers[path.suffix](unfinished, chain([first], frames), fps)
+        unfinished.rename(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": "18"}
+        for frame in frames:
+            # yuv420p halves the colours in both directions: odd sizes repeat their last row or column.
+            frame = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
+            stream.height, stream.width = frame.shape[:2]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _write_gif(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
+    first, *rest = (Image.fromarray(frame).quantize(dither=Image.Dither.NONE) for frame in frames)
+    first.save(path, save_all=True, append_images=rest, duration=1000 / fps, loop=0)
+
+
+def _scaled(image: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
+    height, width = image.shape[:2]
+    return Image.fromarray(image).resize((round(width * HEIGHT / height), HEIGHT), Image.Resampling.BICUBIC)
+
+
+def _write(draw: ImageDraw.ImageDraw, text: str, y: float, width: int) -> None:
+    """Text in the middle of a bar, as large as fits."""
+    size = BAR * 0.55
+    fits = min(1.0, 0.95 * width / max(1.0, draw.textlength(text, font=ImageFont.load_default(size))))
+    draw.text((width / 2, y), text, WHITE, font=ImageFont.load_default(size * fits), anchor="mm")

@@ -1,0 +1,103 @@
+"""Records episodes into an episode store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from vla.datasets.episodes import EpisodeStore
+from vla.embodiment import Embodiment
+from vla.errors import InputError
+from vla.types import Episode, Observation
+
+
+class ZarrRecorder:
+    """Holds one episode in memory and appends it to `store` when it finishes."""
+
+    def __init__(self, store: EpisodeStore) -> None:
+        self.store = store
+        self._unfinished: _Unfinished | None = None
+
+    def start(self, instruction: str, **info: Any) -> None:
+        self._unfinished = _Unfinished(instruction, info)
+
+    def step(self, observation: Observation, action: Float[np.ndarray, "a"], **info: Any) -> None:
+        """Raises InputError, and drops the episode, when a camera is missing, or when the action does
+        not fit the embodiment or is not finite.
+        """
+        episode = self._under_way()
+        try:
+            _check(self.store.embodiment, observation, action)
+        except InputError as error:
+            self.abort()
+            raise InputError(f"step {len(episode.actions)}: {error}") from None
+        # The caller may reuse its buffers.
+        images = {camera: np.array(observation.images[camera]) for camera in self.store.embodiment.cameras}
+        episode.observations.append(
+            Observation(images, np.array(observation.state), observation.instruction, observation.time)
+        )
+        episode.actions.append(np.array(action))
+        chunk = info.get("chunk")
+        episode.chunks.append(None if chunk is None else np.array(chunk))
+
+    def finish(self, success: bool) -> None:
+        """Raises InputError, and drops the episode, when it is empty or does not fit the store."""
+        episode = self._under_way()
+        self.abort()
+        self.store.append(episode.finished(self.store.embodiment, success))
+
+    def abort(self) -> None:
+        self._unfinished = None
+
+    def _under_way(self) -> _Unfinished:
+        if self._unfinished is None:
+            raise InputError("the recorder has no episode under way: call start first")
+        return self._unfinished
+
+
+@dataclass
+class _Unfinished:
+    instruction: str
+    info: Mapping[str, Any]
+    observations: list[Observation] = field(default_factory=list)
+    actions: list[np.ndarray] = field(default_factory=list)
+    chunks: list[np.ndarray | None] = field(default_factory=list)
+
+    def finished(self, embodiment: Embodiment, success: bool) -> Episode:
+        seen = self.observations
+        if not seen:
+            raise InputError("an episode without steps cannot be stored")
+        return Episode(
+            images={camera: np.stack([o.images[camera] for o in seen]) for camera in embodiment.cameras},
+            state=np.stack([o.state for o in seen]),
+            action=np.stack(self.actions),
+            time=np.array([o.time for o in seen], np.float64),
+            instruction=self.instruction,
+            embodiment=embodiment,
+            success=success,
+            info=self.info,
+            chunks=_padded(self.chunks, len(embodiment.action)),
+        )
+
+
+def _check(embodiment: Embodiment, observation: Observation, action: Float[np.ndarray, "a"]) -> None:
+    embodiment.check_action(action)
+    for camera in embodiment.cameras:
+        if camera not in observation.images:
+            raise InputError(f"no image of camera {camera!r}: the observation has {', '.join(observation.images)}")
+
+
+def _padded(chunks: Sequence[np.ndarray | None], width: int) -> Float[np.ndarray, "t h a"] | None:
+    """One (h, a) block a step; steps without a chunk, and rows past a chunk's end, are NaN."""
+    horizon = max((len(chunk) for chunk in chunks if chunk is not None), default=0)
+    if horizon == 0:
+        return None
+    padded = np.full((len(chunks), horizon, width), np.nan)
+    for block, chunk in zip(padded, chunks, strict=True):
+        if chunk is not None:
+            block[: len(chunk)] = chunk
+    return padded
