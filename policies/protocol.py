@@ -1,0 +1,41 @@
+"""What a policy is: an observation in, a chunk of actions out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from vla.embodiment import Embodiment
+from vla.types import ActionChunk, Observation
+
+
+class Policy(Protocol):
+    """A policy for one embodiment. `reset` forgets the episode; `predict` is called once a chunk."""
+
+    @property
+    def embodiment(self) -> Embodiment: ...
+
+    def reset(self) -> None: ...
+
+    def predict(
+        self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
+    ) -> ActionChunk | None:
+        """The chunk that starts at `observation.time`; its first k actions are `prefix` where one is given.
+
+        None means that no valid chunk could be produced: the caller holds the robot still.
+        """
+        ...
+
+
+@runtime_checkable
+class BatchPolicy(Protocol):
+    """A policy without memory between chunks, which can serve many robots of its embodiment at once."""
+
+    def predict_batch(
+        self, observations: Sequence[Observation], *, prefix: Float[np.ndarray, "b k a"] | None = None
+    ) -> list[ActionChunk | None]:
+        """`predict` for each observation; `prefix` as there, of one length k for all."""
+        ...

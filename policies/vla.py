@@ -1,0 +1,64 @@
+"""A trained VLA as a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from vla.embodiment import Embodiment
+from vla.errors import InputError
+from vla.model import VLA
+from vla.types import ActionChunk, Observation
+
+
+class VlaPolicy:
+    """Decodes one chunk a call. Its state is the checkpoint alone, so one object serves many robots."""
+
+    def __init__(self, model: VLA) -> None:
+        if model.processor.robot is None:
+            raise InputError("this checkpoint has no action head: train it on demonstrations first (vla train)")
+        self._model, self._robot = model.eval(), model.processor.robot
+
+    @classmethod
+    def load(cls, checkpoint: str | Path) -> VlaPolicy:
+        return cls(VLA.load(Path(checkpoint)))
+
+    @property
+    def embodiment(self) -> Embodiment:
+        return self._robot.embodiment
+
+    @property
+    def model(self) -> VLA:
+        return self._model
+
+    def reset(self) -> None:
+        """Nothing is remembered between chunks."""
+
+    def predict(
+        self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
+    ) -> ActionChunk | None:
+        """See `Policy.predict`; the prefix is forced as tokens."""
+        return self.predict_batch([observation], prefix=None if prefix is None else prefix[None])[0]
+
+    def predict_batch(
+        self, observations: Sequence[Observation], *, prefix: Float[np.ndarray, "b k a"] | None = None
+    ) -> list[ActionChunk | None]:
+        """See `BatchPolicy.predict_batch`."""
+        processor = self._model.processor
+        forced = 0 if prefix is None else prefix.shape[1]
+        if forced >= self._robot.horizon:
+            raise InputError(f"a prefix of {forced} actions leaves nothing of a chunk of {self._robot.horizon}")
+        batch = processor.robot_prompt(observations, prefix)
+        rows = self._model.generate_actions(batch, forced * len(self.embodiment.action))
+        chunks: list[ActionChunk | None] = []
+        for i, (row, observation) in enumerate(zip(rows, observations, strict=True)):
+            actions = processor.actions(row)
+            if actions is not None and prefix is not None:
+                actions[:forced] = prefix[i]
+            if actions is not None:
+                actions = ActionChunk(actions, observation.time, 1 / self.embodiment.control_hz)
+            chunks.append(actions)
+        return chunks

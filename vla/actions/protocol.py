@@ -1,0 +1,21 @@
+"""What an action tokenizer is."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+class ActionTokenizer(Protocol):
+    """Turns normalised actions into tokens 0 … vocab_size - 1 and back."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def encode(self, actions: Float[np.ndarray, "h a"]) -> Int[np.ndarray, "n"]: ...
+
+    def decode(self, tokens: Int[np.ndarray, "n"], dim: int) -> Float[np.ndarray, "h a"] | None:
+        """None when the tokens are not a whole number of actions of `dim` components: the caller holds."""
+        ...

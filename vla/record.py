@@ -1,0 +1,121 @@
+"""`vla record`: demonstrations of a scripted expert, or scenes with questions, into a store."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import count, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from vla.errors import InputError
+from vla.types import Episode
+
+if TYPE_CHECKING:
+    import gymnasium
+
+PERTURBED = 0.5
+"""The share of episodes that start from a random pose, in place of the arm's resting pose."""
+NOISE_MEMORY = 0.7
+"""How much of the noise on an action carries over to the next."""
+QUIET = 0.2
+"""The share of episodes without noise."""
+
+
+def record(*, task: str, episodes: int, out: str, seed: int, noise: float, randomize: bool, workers: int) -> None:
+    """Records until the store `out` holds `episodes` successes of the expert, or as many scenes (task "scenes").
+
+    A store that a cut-off run left is continued with the seeds that it lacks. Raises InputError for an unknown
+    task and for a store of something else, before anything is written.
+    """
+    if task == "scenes":
+        from vla.scenes import record_scenes
+
+        record_scenes(out, episodes, seed, randomize, workers)
+    else:
+        record_demonstrations(task, episodes, out, seed, noise, randomize, workers)
+
+
+def record_demonstrations(
+    task: str, episodes: int, out: str, seed: int, noise: float, randomize: bool, workers: int
+) -> None:
+    """See `record`. Failed attempts are left out, and the next seed is tried."""
+    from vla.datasets.episodes import EpisodeStore
+    from vla.envs.make import make_env
+
+    if episodes < 1 or workers < 1 or not 0 <= noise < 1:
+        raise InputError(f"episodes and workers must be positive and noise in [0, 1): {episodes}, {workers}, {noise}")
+    env = make_env(task, randomize=randomize)
+    embodiment = env.unwrapped.embodiment  # type: ignore[attr-defined]
+    env.close()
+    store = EpisodeStore.open(out, "a") if Path(out).exists() else EpisodeStore.create(out, embodiment)
+    with store:
+        store.embodiment.check(embodiment)
+        following = max((int(r.info["seed"]) + 1 for r in store.records), default=seed)
+        with (
+            ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool,
+            tqdm(total=episodes, initial=len(store), desc=f"record {task}", unit="episode") as bar,
+        ):
+            chunks = ([s, s + 8] for s in count(following, 8))
+            while len(store) < episodes:
+                ahead = list(islice(chunks, 4 * workers))
+                for found in pool.map(_demonstrations, *zip(*([task, *c, noise, randomize] for c in ahead), strict=True)):
+                    for episode in found[: episodes - len(store)]:
+                        store.append(episode)
+                        bar.update()
+
+
+def _demonstrations(task: str, first: int, end: int, noise: float, randomize: bool) -> list[Episode]:
+    from vla.envs.make import make_env
+
+    env = make_env(task, randomize=randomize)
+    try:
+        return list(_successes(env, task, range(first, end), noise))
+    finally:
+        env.close()
+
+
+def _successes(env: gymnasium.Env, task: str, seeds: range, noise: float) -> Iterator[Episode]:  # type: ignore[type-arg]
+    for seed in seeds:
+        episode = demonstrate(env, task, seed, noise)
+        if episode.success:
+            yield episode
+
+
+def demonstrate(env: gymnasium.Env, task: str, seed: int, noise: float) -> Episode:  # type: ignore[type-arg]
+    """One attempt of the expert at the episode of `seed`.
+
+    `noise` [rad] is the standard deviation of what is added to the executed action, correlated in time; the
+    recorded action is the clean one, so the data shows how to come back (DART, Laskey et al. 2017).
+    """
+    from vla.envs.expert import Expert
+    from vla.envs.so101 import to_observation
+
+    rng = np.random.default_rng([seed, 23])
+    perturb, quiet = rng.random() < PERTURBED, rng.random() < QUIET
+    values, info = env.reset(seed=seed, options={"perturb": bool(perturb)})
+    expert, embodiment = Expert(env), env.unwrapped.embodiment  # type: ignore[attr-defined]
+    observations, actions = [], []
+    disturbance = np.zeros(len(embodiment.action))
+    done = False
+    while not done:
+        observations.append(to_observation(values, len(observations) / embodiment.control_hz))
+        actions.append(expert.act())
+        fresh = rng.normal(size=len(disturbance)) * (0.0 if quiet else noise)
+        disturbance = NOISE_MEMORY * disturbance + (1 - NOISE_MEMORY**2) ** 0.5 * fresh
+        values, _, terminated, truncated, info = env.step(actions[-1] + disturbance)
+        done = terminated or truncated
+    return Episode(
+        images={c: np.stack([o.images[c] for o in observations]) for c in embodiment.cameras},
+        state=np.stack([o.state for o in observations]).astype(np.float64),
+        action=np.stack(actions),
+        time=np.array([o.time for o in observations]),
+        instruction=info["instruction"],
+        embodiment=embodiment,
+        success=bool(info["success"]),
+        info={"task": task, "seed": seed, "noise": 0.0 if quiet else noise, "policy": "expert"},
+    )

@@ -1,0 +1,40 @@
+"""Evaluation while training: held-out questions by kind, and held-out action error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import batched
+
+import numpy as np
+
+from vla.evaluation.vqa import score
+from vla.model import VLA
+from vla.types import Example, Observation
+
+
+def vqa_accuracy(model: VLA, questions: Mapping[str, Sequence[Example]], batch_size: int = 64) -> dict[str, float]:
+    """Mean score of greedy answers, for each kind of question."""
+    accuracy = {}
+    for kind, examples in questions.items():
+        scores = []
+        for group in batched(examples, batch_size):
+            batch = model.processor.question_prompt([e.prompt for e in group], [e.images for e in group])
+            answers = model.generate_text(batch, max_tokens=8)
+            scores += [score(kind, a, str(e.target)) for a, e in zip(answers, group, strict=True)]
+        accuracy[kind] = float(np.mean(scores))
+    return accuracy
+
+
+def action_error(model: VLA, examples: Sequence[Example], batch_size: int = 64) -> float:
+    """Mean absolute error of decoded chunks inside the episode, in the action's units (radians)."""
+    errors = []
+    for group in batched(examples, batch_size):
+        observations = [Observation(e.images, e.state, e.prompt, 0.0) for e in group if e.state is not None]
+        tokens = model.generate_actions(model.processor.robot_prompt(observations))
+        for example, row in zip(group, tokens, strict=True):
+            decoded = model.processor.actions(row)
+            if decoded is None or isinstance(example.target, str):
+                raise RuntimeError("a constrained decode gave no chunk")
+            inside = slice(None) if example.mask is None else example.mask
+            errors.append(np.abs(decoded - example.target)[inside].mean())
+    return float(np.mean(errors))

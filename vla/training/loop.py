@@ -1,0 +1,216 @@
+"""The training loop: one next-token loss over a mixture."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from vla.datasets.mixture import Mixture
+from vla.errors import InputError
+from vla.model import VLA
+from vla.processor import Batch
+from vla.training import checkpoint
+from vla.training.augment import augment
+from vla.training.gate import choose
+from vla.training.optimizer import Ema, adamw, freeze, learning_rate
+
+Evaluate = Callable[[VLA], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train. `batch_size` rows are one step, split into `accumulate` micro-batches of equal effect."""
+
+    steps: int
+    batch_size: int = 64
+    accumulate: int = 1
+    lr: float = 1e-3
+    warmup: int = 100
+    weight_decay: float = 0.05
+    ema: float = 0.999
+    clip: float = 1.0
+    augment: float = 0.15
+    seed: int = 0
+    evaluate_every: int = 500
+    freeze: tuple[str, ...] = ()
+    lr_scales: Mapping[str, float] = field(default_factory=dict)
+    loss_weights: Mapping[str, float] = field(default_factory=dict)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    vqa_margin: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1 or self.accumulate < 1:
+            raise InputError(f"steps, batch_size and accumulate must be positive: {self}")
+        if self.batch_size % self.accumulate:
+            raise InputError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where training stood when it returned. `finished` is False when a signal stopped it early."""
+
+    step: int
+    finished: bool
+    best: Path | None
+    evaluations: list[dict[str, Any]]
+
+
+class Diverged(InputError):
+    """The loss is not a number. The message says where the batch was saved."""
+
+
+def train(model: VLA, mixture: Mixture, plan: Plan, run: Path, evaluate: Evaluate | None = None) -> Outcome:
+    """Trains `model` in place into `run`, from its newest checkpoint where there is one.
+
+    SIGTERM saves a checkpoint and returns; SIGINT does too and then raises KeyboardInterrupt.
+    """
+    freeze(model, plan.freeze)
+    model.train()
+    ema, optimizer = Ema(model, plan.ema), adamw(model, plan.weight_decay, plan.lr_scales)
+    step, evaluations = 0, []
+    if found := checkpoint.latest(run):
+        step, evaluations = checkpoint.restore(found, model, ema, optimizer)
+    run.mkdir(parents=True, exist_ok=True)
+    writer = SummaryWriter(str(run / "tensorboard"), purge_step=step)
+    bar = tqdm(total=plan.steps, initial=step, desc="train", unit="step", smoothing=0.05)
+    with _signals() as stop, _prefetch(model, mixture, plan, step) as batches, bar:
+        while step < plan.steps and not stop:
+            losses = _step(model, next(batches), optimizer, plan, step, run)
+            ema.update(model, step)
+            step += 1
+            bar.update()
+            if step % 10 == 0:
+                bar.set_postfix({k: f"{v:.2f}" for k, v in losses.items()})
+                for name, value in losses.items():
+                    writer.add_scalar(f"loss/{name}", value, step)
+            due = step % plan.evaluate_every == 0 or step == plan.steps
+            if due and evaluate is not None:
+                evaluations.append({"step": step} | _evaluated(model, ema, evaluate))
+                for name, value in evaluations[-1].items():
+                    writer.add_scalar(f"heldout/{name}", value, step)
+                bar.write(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in evaluations[-1].items()))
+            if due or stop:
+                saved = checkpoint.save(run, step, model, ema, optimizer, evaluations)
+                if due and (evaluate is None or choose(evaluations, plan.vqa_margin) == len(evaluations) - 1):
+                    checkpoint.mark_best(run, saved)
+    writer.close()
+    if signal.SIGINT in stop:
+        raise KeyboardInterrupt
+    ema.swap(model)
+    best = run / "best"
+    return Outcome(step, step >= plan.steps, best.resolve() if best.exists() else None, evaluations)
+
+
+def _evaluated(model: VLA, ema: Ema, evaluate: Evaluate) -> dict[str, float]:
+    ema.swap(model)
+    model.eval()
+    try:
+        return evaluate(model)
+    finally:
+        ema.swap(model)
+        model.train()
+
+
+def _step(
+    model: VLA, micro: Sequence[Batch], optimizer: torch.optim.Optimizer, plan: Plan, step: int, run: Path
+) -> dict[str, float]:
+    """One optimizer step; returns the mean loss of each source."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(step, plan.steps, plan.lr, plan.warmup) * group["lr_scale"]
+    optimizer.zero_grad()
+    # The normaliser is that of the whole batch, so that micro-batches with few tokens do not weigh more.
+    total = sum(float(token_weights(b, plan.loss_weights).sum()) for b in micro)
+    sums: dict[str, list[float]] = {}
+    generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
+    for batch in micro:
+        pixels = augment(batch.pixel_values, generator, plan.augment)
+        with torch.autocast("cpu", torch.bfloat16, enabled=uses_bf16(plan.precision)):
+            losses, rows = model(_with_pixels(batch, pixels))
+        weights = token_weights(batch, plan.loss_weights)
+        loss = (losses * weights).sum() / total
+        if not math.isfinite(loss.item()):
+            raise Diverged(_save_batch(batch, run, step))
+        loss.backward()
+        for value, row in zip(losses.tolist(), rows.tolist(), strict=True):
+            sums.setdefault(batch.source[row], []).append(value)
+    torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], plan.clip)
+    optimizer.step()
+    return {name: sum(values) / len(values) for name, values in sums.items()}
+
+
+def token_weights(batch: Batch, loss_weights: Mapping[str, float]) -> Float[Tensor, "n"]:
+    """The weight of each labelled token: that of its row's source, 1 where none is given."""
+    rows = torch.nonzero(batch.labels[:, 1:] >= 0, as_tuple=True)[0]
+    per_row = torch.tensor([loss_weights.get(s, 1.0) for s in batch.source])
+    return per_row[rows]
+
+
+def uses_bf16(precision: str) -> bool:
+    """bfloat16 pays only where the processor multiplies it natively; elsewhere it is emulated."""
+    if precision == "auto":
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return precision == "bf16"
+
+
+def _with_pixels(batch: Batch, pixels: Tensor) -> Batch:
+    return Batch(**{f.name: getattr(batch, f.name) for f in fields(batch)} | {"pixel_values": pixels})
+
+
+def _save_batch(batch: Batch, run: Path, step: int) -> str:
+    path = run / f"nan-step-{step:08d}.safetensors"
+    tensors = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name != "source"}
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path)
+    return (
+        f"the loss is not a number at step {step}, nothing was overwritten: the batch is in {path} "
+        f"(sources {sorted(set(batch.source))}); lower lr, or look for bad values in the data"
+    )
+
+
+@contextmanager
+def _prefetch(model: VLA, mixture: Mixture, plan: Plan, start: int) -> Iterator[Iterator[list[Batch]]]:
+    """Batches made two steps ahead by a thread."""
+    size = plan.batch_size // plan.accumulate
+
+    def make(step: int) -> list[Batch]:
+        examples = mixture.batch(step, plan.batch_size)
+        return [model.processor.batch(examples[i : i + size]) for i in range(0, len(examples), size)]
+
+    def stream() -> Iterator[list[Batch]]:
+        ahead: list[Future[list[Batch]]] = [pool.submit(make, start + i) for i in range(2)]
+        for step in range(start + 2, plan.steps + 2):
+            yield ahead.pop(0).result()
+            ahead.append(pool.submit(make, step))
+
+    with ThreadPoolExecutor(1) as pool:
+        yield stream()
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and SIGINT instead of dying in the middle of a step."""
+    received: list[int] = []
+    previous: dict[int, Any] = {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        try:
+            previous[number] = signal.signal(number, lambda n, _: received.append(n))
+        except ValueError:  # not the main thread, which alone may handle signals
+            break
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
