@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -14,6 +14,7 @@ from vla.errors import InputError
 from vla.types import Example
 
 
+@runtime_checkable
 class Source(Protocol):
     """Training examples by index; `rng` chooses where an index stands for several."""
 
@@ -22,14 +23,19 @@ class Source(Protocol):
     def example(self, index: int, rng: np.random.Generator) -> Example: ...
 
 
-class Conversations:
-    """The items of a VQA store, each draw a conversation of up to `turns` of its questions in random order.
+FIRST_VIEW_ALONE = 0.7
 
-    Several answers for one pass over the images: the image tokens are most of a row. A recorded conversation
-    keeps its order and its beginning, since later turns refer to earlier ones.
+
+class Conversations:
+    """The items of a VQA store, each draw up to `turns` of its questions on one pass over the images.
+
+    Most draws of an item with several views show the first alone, with the questions about it: images are most
+    of a row. A recorded conversation keeps its order and its beginning, since later turns refer to earlier ones.
     """
 
     def __init__(self, store: VqaStore, split: Split | None, turns: int) -> None:
+        if turns < 1:
+            raise InputError(f"a conversation has at least one turn, not {turns}")
         self._store, self._turns = store, turns
         self._items: list[int] = list(range(len(store))) if split is None else store.split(split).tolist()
 
@@ -38,25 +44,32 @@ class Conversations:
 
     def example(self, index: int, rng: np.random.Generator) -> Example:
         item = self._store[self._items[index]]
-        count = min(self._turns, len(item.questions))
         recorded = any(q.kind == CONVERSATION for q in item.questions)
-        order = range(count) if recorded else rng.choice(len(item.questions), count, replace=False)
-        chosen = [item.questions[i] for i in order]
-        first, rest = chosen[0], tuple((q.text, q.answer) for q in chosen[1:])
-        return Example(item.images, first.text, first.answer, turns=rest, source=item.source)
+        images, questions = item.images, item.questions
+        if len(images) > 1 and not recorded and rng.random() < FIRST_VIEW_ALONE:
+            first = next(iter(images))
+            if about := tuple(q for q in questions if q.camera == first):
+                images, questions = {first: images[first]}, about
+        count = min(self._turns, len(questions))
+        order = range(count) if recorded else rng.choice(len(questions), count, replace=False)
+        (prompt, target), *turns = ((questions[i].text, questions[i].answer) for i in order)
+        return Example(images, prompt, target, turns=tuple(turns), conversation=recorded, source=item.source)
 
 
 class Mixture:
     """Batches with each source's share of the rows as near its weight as whole rows allow.
 
     Raises:
-        InputError: a source with weight is empty, or no weight is positive.
+        InputError: a source with weight is empty, a weight is negative or none is positive.
     """
 
     def __init__(self, sources: Mapping[str, Source], weights: Mapping[str, float], seed: int) -> None:
-        unknown = set(weights) - set(sources)
+        unknown = {name for name, weight in weights.items() if weight > 0} - set(sources)
         if unknown:
             raise InputError(f"the mixture weighs {sorted(unknown)}, its sources are {sorted(sources)}")
+        for name, weight in weights.items():
+            if not 0 <= weight < np.inf:
+                raise InputError(f"the weight of {name} in the mixture is {weight}: it must be 0 or more")
         self._sources = {name: s for name, s in sources.items() if weights.get(name, 0) > 0}
         if not self._sources:
             raise InputError("the mixture has no source with a positive weight")

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vla.errors import InputError
-from vla.scene import Scene, SceneObject
+from vla.scene import POINT_SCALE, Scene, SceneObject
 
 KINDS = ("existence", "color", "shape", "count", "relation", "point")
 NAMED_VIEW_KINDS = ("existence", "point")
@@ -36,8 +36,6 @@ COLORS = ("red", "green", "blue", "yellow", "purple", "orange")
 SHAPES = ("cube", "ball", "cylinder", "cone", "brick")
 """With the scene's own words, what absent things are named by."""
 MAX_COUNT = 6
-POINT_SCALE = 100
-"""Pointing answers are whole numbers below this: percent of the image's width and height."""
 LATERAL_MARGIN = 0.08
 """Fraction of the image width that separates left from right."""
 DEPTH_MARGIN = 0.04
@@ -157,11 +155,12 @@ class View:
     def of(cls, scene: Scene, camera: str) -> View:
         seen, unsure = [], []
         for thing in scene.objects:
-            if thing.name in scene.ambiguous:
+            elsewhere = thing.centers or any(thing.name in names for names in scene.ambiguous.values())
+            if thing.name in scene.ambiguous.get(camera, ()):
                 unsure.append(thing)
             elif camera in thing.centers:
                 seen.append(thing)
-            elif camera == MAIN_CAMERA and thing.centers:
+            elif camera == MAIN_CAMERA and elsewhere:
                 # The question will name no view, and another image may show the object.
                 unsure.append(thing)
         colors = tuple(dict.fromkeys((*COLORS, *(thing.color for thing in scene.objects))))

@@ -30,7 +30,7 @@ def table_truth(scene: TableScene) -> Scene:
     """The truth about a scene whose data is forwarded at least up to kinematics and cameras."""
     centers: list[dict[str, tuple[float, float]]] = [{} for _ in scene.objects]
     gripper: dict[str, tuple[float, float]] = {}
-    ambiguous = set()
+    ambiguous: dict[str, frozenset[str]] = {}
     for camera in CAMERAS:
         labels = scene.segment(camera)
         for index, spec in enumerate(scene.objects):
@@ -39,7 +39,7 @@ def table_truth(scene: TableScene) -> Scene:
             center = project(scene, camera, scene.object_position(index)[None])[0]
             seen = _visibility(mask, outline)
             if seen is None:
-                ambiguous.add(spec.name)
+                ambiguous[camera] = ambiguous.get(camera, frozenset()) | {spec.name}
             elif seen:
                 centers[index][camera] = _point_on(mask, center)
         tip = project(scene, camera, scene.data.site_xpos[scene.tip][None])[0]
@@ -49,7 +49,7 @@ def table_truth(scene: TableScene) -> Scene:
         SceneObject(spec.color, spec.shape, _triple(scene.object_position(i)), centers[i])
         for i, spec in enumerate(scene.objects)
     )
-    return Scene(objects, gripper, frozenset(ambiguous))
+    return Scene(objects, gripper, ambiguous)
 
 
 def _shows_fingers(scene: TableScene, camera: str, labels: Int[np.ndarray, "h w"], tip: Float[np.ndarray, "2"]) -> bool:

@@ -12,6 +12,8 @@ from vla.embodiment import Embodiment
 from vla.types import ActionChunk, Observation
 
 
+@runtime_checkable
+@runtime_checkable
 class Policy(Protocol):
     """A policy for one embodiment. `reset` forgets the episode; `predict` is called once a chunk."""
 

@@ -56,9 +56,10 @@ class VlaPolicy:
         chunks: list[ActionChunk | None] = []
         for i, (row, observation) in enumerate(zip(rows, observations, strict=True)):
             actions = processor.actions(row)
-            if actions is not None and prefix is not None:
+            if actions is None:
+                chunks.append(None)
+                continue
+            if prefix is not None:
                 actions[:forced] = prefix[i]
-            if actions is not None:
-                actions = ActionChunk(actions, observation.time, 1 / self.embodiment.control_hz)
-            chunks.append(actions)
+            chunks.append(ActionChunk(actions, observation.time, 1 / self.embodiment.control_hz))
         return chunks

@@ -7,7 +7,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Before anything imports mujoco or matplotlib: no display is needed.
 os.environ.setdefault("MUJOCO_GL", "egl")
@@ -29,9 +29,23 @@ import pytest
 from vla.embodiment import Embodiment
 from vla.types import Episode
 
+if TYPE_CHECKING:
+    from vla.model import VLA
+
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+TOY = Embodiment(
+    name="toy",
+    cameras=("front", "wrist"),
+    state=("lift [rad]", "turn [rad]"),
+    action=("lift [rad]", "turn [rad]", "grip [rad]"),
+    action_low=(-1.0, -1.0, 0.0),
+    action_high=(1.0, 1.0, 1.0),
+    control_hz=10.0,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -46,15 +60,7 @@ def seeded() -> None:
 @pytest.fixture(scope="session")
 def make_episode() -> Callable[..., Episode]:
     """Random episodes of a small robot: two cameras of 8 x 10 pixels, two state and three action components."""
-    robot = Embodiment(
-        name="toy",
-        cameras=("front", "wrist"),
-        state=("lift [rad]", "turn [rad]"),
-        action=("lift [rad]", "turn [rad]", "grip [rad]"),
-        action_low=(-1.0, -1.0, 0.0),
-        action_high=(1.0, 1.0, 1.0),
-        control_hz=10.0,
-    )
+    robot = TOY
 
     def make(seed: int = 0, steps: int = 5, horizon: int | None = None, **fields: Any) -> Episode:
         rng = np.random.default_rng(seed)
@@ -72,3 +78,53 @@ def make_episode() -> Callable[..., Episode]:
         return Episode(**(values | fields))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., VLA]:
+    return tiny_model
+
+
+def tiny_model(robot: bool = True, seed: int = 0, smoothing: float = 1.0) -> VLA:
+    """A model of 32x32 images and two layers, for the robot of `make_episode` with 4 actions a chunk."""
+    import torch
+
+    from vla.model import VLA
+    from vla.normalize import QuantileNormalizer
+    from vla.processor import IMAGE, Processor, RobotSpec
+    from vla.vlm.composed import ComposedVLM
+    from vla.vlm.nano import train_tokenizer
+
+    tokenizer = train_tokenizer(["what color is the cube? red blue", "lift the ring", "where is it? 12 34"])
+    vision = {
+        "model_type": "convnext",
+        "patch_size": 4,
+        "num_stages": 2,
+        "hidden_sizes": [8, 16],
+        "depths": [1, 1],
+        "layer_scale_init_value": 1.0,
+        "out_features": ["stage2"],
+    }
+    language = {
+        "model_type": "llama",
+        "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.2,  # large, so that attention looks somewhere and positions matter
+    }
+    spec = RobotSpec(
+        embodiment=TOY,
+        horizon=4,
+        state=QuantileNormalizer((-2.0, -2.5), (2.0, 1.5)),
+        action=QuantileNormalizer((-1.0, -1.0, 0.0), (1.0, 1.0, 1.0)),
+        statistics_hash="none",
+    )
+
+    torch.manual_seed(seed)
+    backbone = ComposedVLM(vision, language, 32, tokenizer.token_to_id(IMAGE), attention="eager")
+    processor = Processor(tokenizer, 32, backbone.tokens_per_image, spec if robot else None)
+    return VLA(backbone, processor, smoothing).eval()

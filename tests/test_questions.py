@@ -44,7 +44,7 @@ def draws() -> st.SearchStrategy[Draw]:
 def build(draw: Draw) -> Scene:
     things, gripper, ambiguous = draw
     objects = tuple(SceneObject(color, shape, (*place, 0.02), seen) for color, shape, place, seen in things)
-    return Scene(objects, gripper, frozenset(thing.name for thing in objects[:ambiguous]))
+    return Scene(objects, gripper, {"front": frozenset(thing.name for thing in objects[:ambiguous])})
 
 
 def rngs() -> st.SearchStrategy[np.random.Generator]:
@@ -55,7 +55,7 @@ def possible_views(scene: Scene, camera: str) -> list[list[SceneObject]]:
     """Every set of objects that a reader of the images may hold to be in view."""
     sure, unsure = [], []
     for thing in scene.objects:
-        if thing.name in scene.ambiguous or (camera == "front" and set(thing.centers) == {"wrist"}):
+        if thing.name in scene.ambiguous.get(camera, ()) or (camera == "front" and set(thing.centers) == {"wrist"}):
             unsure.append(thing)
         elif camera in thing.centers:
             sure.append(thing)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vla.datasets import vqa
-from vla.datasets.easy_vqa import read_easy_vqa
+from vla.datasets.easy_questions import read_easy_vqa
 from vla.datasets.questions import KINDS, Question
 from vla.datasets.vqa import VqaItem, VqaStore
 from vla.errors import InputError

@@ -32,46 +32,51 @@ class VLA(nn.Module):
         super().__init__()
         self.backbone, self.processor, self.smoothing = backbone, processor, smoothing
         self.text_vocab = processor.text_vocab
+        if processor.has_points:
+            self._soft_rows("points", torch.tensor(processor.points))
         robot = processor.robot
         if robot is None:
             return
         if backbone.vocab_size == self.text_vocab:
             backbone.add_rows(robot.bins.vocab_size)
-            self._smooth_rows(robot.bins.vocab_size)
+            smooth_rows(backbone, torch.arange(robot.bins.vocab_size) + self.text_vocab)
+        elif backbone.vocab_size != self.text_vocab + robot.bins.vocab_size:
+            raise InputError(
+                f"the backbone has {backbone.vocab_size} rows: not the tokenizer's {self.text_vocab}, "
+                f"with or without {robot.bins.vocab_size} action rows"
+            )
+        self._soft_rows("actions", torch.arange(robot.bins.vocab_size) + self.text_vocab)
         self.slots = nn.Embedding(robot.state_tokens + robot.action_tokens, backbone.hidden_size)
         nn.init.normal_(self.slots.weight, std=0.02)
-        bins = torch.arange(robot.bins.vocab_size)
-        kernel = torch.exp(-0.5 * ((bins[:, None] - bins[None]) / max(smoothing, 1e-6)) ** 2)
-        self.register_buffer("kernel", kernel / kernel.sum(1, keepdim=True), persistent=False)
 
-    @torch.no_grad()
-    def _smooth_rows(self, count: int) -> None:
-        """Neighbouring bins start with neighbouring embeddings: random curves of a few low frequencies."""
-        embedding: Any = self.backbone.language.get_input_embeddings()
-        head: Any = self.backbone.language.get_output_embeddings()
-        at = torch.linspace(0, 1, count)[:, None] * torch.arange(1, 9) * torch.pi
-        basis = torch.cat([at.sin(), at.cos()], 1) / 8**0.5
-        for rows in (embedding.weight, head.weight):
-            scale = rows[:-count].std()
-            rows[-count:] = basis @ (torch.randn(basis.shape[1], rows.shape[1]) * scale)
+    def _soft_rows(self, name: str, rows: Int[Tensor, "n"]) -> None:
+        """Rows that are values on a line: their targets are Gaussians, `smoothing` rows wide."""
+        at = torch.arange(len(rows))
+        kernel = torch.exp(-0.5 * ((at[:, None] - at[None]) / max(self.smoothing, 1e-6)) ** 2)
+        self.register_buffer(f"{name}_rows", rows, persistent=False)
+        self.register_buffer(f"{name}_kernel", kernel / kernel.sum(1, keepdim=True), persistent=False)
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
         """Cross-entropy of each of the n labelled tokens, and the row that each belongs to.
 
-        An action token's target is a Gaussian over neighbouring bins (`smoothing` in bins), a text
-        token's is one-hot; both are over all rows of the vocabulary.
+        The target of an action or a coordinate is a Gaussian over neighbouring rows (`smoothing` rows wide),
+        that of a text token is one-hot; all are over all rows of the vocabulary.
         """
         embeds = self._embed(batch)
-        hidden, _ = self.backbone.hidden(embeds, batch.attention_mask)
+        hidden, _ = self.backbone.hidden(embeds, batch.attention_mask, segments=batch.segments)
         labels = batch.labels[:, 1:]
         rows, columns = torch.nonzero(labels != IGNORE, as_tuple=True)
         target = labels[rows, columns]
         logp = F.log_softmax(self.backbone.logits(hidden[rows, columns]).float(), dim=-1)
         losses = -logp.gather(1, target[:, None]).squeeze(1)
-        action = target >= self.text_vocab
-        if self.smoothing > 0 and action.any():
-            soft = -(self.kernel[target[action] - self.text_vocab] * logp[action, self.text_vocab :]).sum(1)
-            losses = losses.masked_scatter(action, soft)
+        for name in ("points", "actions"):
+            on_line = getattr(self, f"{name}_rows", None)
+            if on_line is None or self.smoothing == 0:
+                continue
+            chosen = (target >= on_line[0]) & (target <= on_line[-1])
+            kernel = getattr(self, f"{name}_kernel")[target[chosen] - on_line[0]]
+            soft = -(kernel * logp[chosen, on_line[0] : on_line[-1] + 1]).sum(1)
+            losses = losses.masked_scatter(chosen, soft)
         return losses, rows
 
     @torch.inference_mode()
@@ -138,11 +143,22 @@ class VLA(nn.Module):
         for name in ("config.json", "model.safetensors", "processor.json", "tokenizer.json"):
             if not (folder / name).exists():
                 raise InputError(f"{folder} is not a checkpoint: {name} is missing")
-        config = json.loads((folder / "config.json").read_text())
-        model = cls(ComposedVLM(**config["backbone"]), Processor.load(folder), config["smoothing"])
         try:
+            config = json.loads((folder / "config.json").read_text())
+            model = cls(ComposedVLM(**config["backbone"]), Processor.load(folder), config["smoothing"])
             weights = load_file(folder / "model.safetensors")
             model.load_state_dict({k: v.float() for k, v in weights.items()})
         except Exception as error:
-            raise InputError(f"{folder}/model.safetensors does not fit its config.json: {error}") from error
+            raise InputError(f"the checkpoint {folder} is damaged, or its files are not of one: {error}") from error
         return model.eval()
+
+
+@torch.no_grad()
+def smooth_rows(backbone: ComposedVLM, rows: Int[Tensor, "n"]) -> None:
+    """Gives neighbouring rows neighbouring embeddings: random curves of a few low frequencies."""
+    at = torch.linspace(0, 1, len(rows))[:, None] * torch.arange(1, 9) * torch.pi
+    basis = torch.cat([at.sin(), at.cos()], 1) / 8**0.5
+    embedding: Any = backbone.language.get_input_embeddings()
+    head: Any = backbone.language.get_output_embeddings()
+    for weight in (embedding.weight, head.weight):
+        weight[rows] = basis @ (torch.randn(basis.shape[1], weight.shape[1]) * weight.std())

@@ -21,9 +21,10 @@ class QuantileNormalizer:
     high: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        bad = [i for i, (a, b) in enumerate(zip(self.low, self.high, strict=True)) if not b > a]
+        bad = [i for i, (a, b) in enumerate(zip(self.low, self.high, strict=True)) if not 0 < b - a < np.inf]
         if bad:
-            raise InputError(f"cannot normalise component {bad[0]}: its range [{self.low[bad[0]]}, {self.high[bad[0]]}]")
+            low, high = self.low[bad[0]], self.high[bad[0]]
+            raise InputError(f"cannot normalise component {bad[0]}: its range [{low}, {high}] is empty or not finite")
 
     def normalize(self, values: Float[np.ndarray, "*t a"]) -> Float[np.ndarray, "*t a"]:
         low, high = np.asarray(self.low), np.asarray(self.high)

@@ -8,8 +8,9 @@ one token a component; an action target has a fixed length and so no `<eos>`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,23 +26,29 @@ from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.images import normalize, resize
 from vla.normalize import QuantileNormalizer
+from vla.scene import POINT_SCALE
 from vla.types import Example, Observation
 
 IGNORE = -100
 """The label of a position that has no loss."""
 PAD, BOS, EOS, IMAGE, ANSWER = SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<image>", "<answer>")
-Turn = tuple[str, "str | Float[np.ndarray, 'h a'] | None"]
+POINT_TOKENS = tuple(f"<{i}%>" for i in range(POINT_SCALE))
+"""Coordinates of points, where the tokenizer has them (as PaliGemma's location tokens); else points are plain text."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Tensors of b rows with up to k images and l tokens. `labels` is IGNORE where there is no loss."""
+    """Tensors of b rows with up to k images and l tokens. `labels` is IGNORE where there is no loss.
+
+    `segments` is 0 for what a whole row sees, and n for its n-th independent turn, which sees 0 and itself.
+    """
 
     pixel_values: Float[Tensor, "b k 3 h w"]
     image_mask: Bool[Tensor, "b k"]
     input_ids: Int[Tensor, "b l"]
     attention_mask: Bool[Tensor, "b l"]
     labels: Int[Tensor, "b l"]
+    segments: Int[Tensor, "b l"]
     source: tuple[str, ...]
 
 
@@ -76,6 +83,21 @@ class RobotSpec:
         )
 
 
+@dataclass
+class _Row:
+    """A row under construction; `segment` is the turn that tokens are added to."""
+
+    ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    segments: list[int] = field(default_factory=list)
+    segment: int = 0
+
+    def add(self, ids: Sequence[int], labels: Sequence[int] | None = None, shared: bool = False) -> None:
+        self.ids += ids
+        self.labels += [IGNORE] * len(ids) if labels is None else labels
+        self.segments += [0 if shared else self.segment] * len(ids)
+
+
 class Processor:
     """Builds batches for one backbone, and reads its tokens. `robot` is None for a pure VLM."""
 
@@ -85,36 +107,54 @@ class Processor:
         image_size: int,
         tokens_per_image: int,
         robot: RobotSpec | None = None,
-        mean: tuple[float, ...] = (0.5, 0.5, 0.5),
-        std: tuple[float, ...] = (0.25, 0.25, 0.25),
+        mean: Sequence[float] = (0.5, 0.5, 0.5),
+        std: Sequence[float] = (0.25, 0.25, 0.25),
     ) -> None:
         self.tokenizer, self.robot = tokenizer, robot
         self.image_size, self.tokens_per_image = image_size, tokens_per_image
         self.mean, self.std = tuple(mean), tuple(std)
         self.pad, self.bos, self.eos, self.image, self.answer = (tokenizer.token_to_id(t) for t in SPECIAL_TOKENS)
         self.text_vocab: int = tokenizer.get_vocab_size()
+        # "<image>" in a user's text is text: it must not open a place for an image.
+        tokenizer.encode_special_tokens = True
+        self.points = [tokenizer.token_to_id(token) for token in POINT_TOKENS]
+        self.has_points = None not in self.points
         self._encode = lru_cache(maxsize=65536)(self._encode_text)
 
     def _encode_text(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def _answer(self, text: str) -> tuple[int, ...]:
+        point = re.fullmatch(r"(\d{1,2}) (\d{1,2})", text) if self.has_points else None
+        return tuple(self.points[int(v)] for v in point.groups()) if point else self._encode(" " + text)
+
     def batch(self, examples: Sequence[Example]) -> Batch:
-        """Training rows, padded on the right."""
-        rows = [self._row([(e.prompt, e.target), *e.turns], len(e.images), e.state, e.mask) for e in examples]
-        return self._collate(rows, [e.images for e in examples], tuple(e.source for e in examples), left=False)
+        """Training rows, padded on the right. Raises InputError when a robot's example is not of the embodiment."""
+        images = [e.images if e.state is None else self._views(e.images) for e in examples]
+        rows = []
+        for example, views in zip(examples, images, strict=True):
+            row = self._opening(len(views))
+            self._turn(row, example.prompt, example.target, example.state, example.mask)
+            for prompt, target in example.turns:
+                self._turn(row, prompt, target, shared=example.conversation)
+            rows.append(row)
+        return self._collate(rows, images, tuple(e.source for e in examples), left=False)
 
     def robot_prompt(
         self, observations: Sequence[Observation], prefix: Float[np.ndarray, "b k a"] | None = None
     ) -> Batch:
-        """Rows that end where the action is to be decoded, after `prefix` where given; padded on the left."""
+        """Rows that end where the action is to be decoded, after `prefix` where given; padded on the left.
+
+        Raises InputError when a camera is missing, or a state or a prefix does not fit the embodiment.
+        """
         rows, images = [], []
         for i, observation in enumerate(observations):
-            views = self._views(observation)
-            ids, labels = self._row([(observation.instruction, None)], len(views), observation.state, None)
+            views = self._views(observation.images)
+            row = self._opening(len(views))
+            self._turn(row, observation.instruction, None, observation.state)
             if prefix is not None:
-                forced = self.action_ids(prefix[i])
-                ids, labels = ids + forced, labels + [IGNORE] * len(forced)
-            rows.append((ids, labels))
+                row.add(self.action_ids(prefix[i]))
+            rows.append(row)
             images.append(views)
         return self._collate(rows, images, ("",) * len(rows), left=True)
 
@@ -122,15 +162,33 @@ class Processor:
         self, questions: Sequence[str], images: Sequence[Mapping[str, UInt8[np.ndarray, "h w 3"]]]
     ) -> Batch:
         """Rows that end where the answer is to be decoded; padded on the left."""
-        rows = [self._row([(q, None)], len(v), None, None) for q, v in zip(questions, images, strict=True)]
+        rows = []
+        for question, views in zip(questions, images, strict=True):
+            rows.append(self._opening(len(views)))
+            self._turn(rows[-1], question, None)
         return self._collate(rows, images, ("",) * len(rows), left=True)
 
     def text(self, ids: Sequence[int]) -> str:
+        """The text of these tokens; coordinates are written as numbers, "x y"."""
+        values = {token: str(value) for value, token in enumerate(self.points)} if self.has_points else {}
+        if ids and all(token in values for token in ids):
+            return " ".join(values[token] for token in ids)
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
     def action_ids(self, actions: Float[np.ndarray, "h a"]) -> list[int]:
         robot = self._robot()
+        robot.embodiment.check_action(actions)
         return [self.text_vocab + int(t) for t in robot.bins.encode(robot.action.normalize(actions))]
+
+    def _state_ids(self, state: Float[np.ndarray, "s"]) -> list[int]:
+        robot = self._robot()
+        names = robot.embodiment.state
+        if len(state) != len(names):
+            raise InputError(f"the state has {len(state)} components, not those of {robot.embodiment.name}: {names}")
+        for name, value in zip(names, state, strict=True):
+            if not np.isfinite(value):
+                raise InputError(f"state component {name} is not finite: {value}")
+        return [self.text_vocab + int(t) for t in robot.bins.encode(robot.state.normalize(state)[None])]
 
     def actions(self, ids: Int[np.ndarray, "n"]) -> Float[np.ndarray, "h a"] | None:
         """The chunk that these tokens say, in the embodiment's units; None when they say none."""
@@ -146,57 +204,55 @@ class Processor:
             raise InputError("this checkpoint is a vision-language model without actions: train it on demonstrations")
         return self.robot
 
-    def _views(self, observation: Observation) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
+    def _views(self, images: Mapping[str, UInt8[np.ndarray, "h w 3"]]) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
+        """The embodiment's cameras, in its order."""
         cameras = self._robot().embodiment.cameras
         for camera in cameras:
-            if camera not in observation.images:
-                raise InputError(f"camera {camera} is missing from the observation, which has {list(observation.images)}")
-        return {camera: observation.images[camera] for camera in cameras}
+            if camera not in images:
+                raise InputError(f"camera {camera} is missing from the observation, which has {list(images)}")
+        return {camera: images[camera] for camera in cameras}
 
-    def _row(
+    def _opening(self, images: int) -> _Row:
+        row = _Row()
+        row.add([self.bos] + [self.image] * (images * self.tokens_per_image), shared=True)
+        return row
+
+    def _turn(
         self,
-        turns: Sequence[Turn],
-        images: int,
-        state: Float[np.ndarray, "s"] | None,
-        mask: Bool[np.ndarray, "h"] | None,
-    ) -> tuple[list[int], list[int]]:
-        ids = [self.bos] + [self.image] * (images * self.tokens_per_image)
-        labels = [IGNORE] * len(ids)
-        for prompt, target in turns:
-            question = list(self._encode(" " + prompt.strip()))
-            if state is not None:
-                robot = self._robot()
-                question += [self.text_vocab + int(t) for t in robot.bins.encode(robot.state.normalize(state)[None])]
-            question.append(self.answer)
-            ids += question
-            labels += [IGNORE] * len(question)
-            if target is None:
-                continue
-            if isinstance(target, str):
-                answer = [*self._encode(" " + target.strip()), self.eos]
-                labels += answer
-            else:
-                answer = self.action_ids(target)
-                width = len(answer) // len(target)
-                inside = np.ones(len(target), bool) if mask is None else mask
-                labels += [t if inside[i // width] else IGNORE for i, t in enumerate(answer)]
-            ids += answer
-        return ids, labels
+        row: _Row,
+        prompt: str,
+        target: str | Float[np.ndarray, "k a"] | None,
+        state: Float[np.ndarray, "s"] | None = None,
+        mask: Bool[np.ndarray, "k"] | None = None,
+        shared: bool = False,
+    ) -> None:
+        """Adds a prompt and its target; not `shared`, the turn is a segment of its own."""
+        row.segment += not shared
+        row.add([*self._encode(" " + prompt.strip()), *([] if state is None else self._state_ids(state)), self.answer])
+        if isinstance(target, str):
+            answer = [*self._answer(target.strip()), self.eos]
+            row.add(answer, answer)
+        elif target is not None:
+            ids = self.action_ids(target)
+            inside = np.repeat(np.ones(len(target), bool) if mask is None else mask, len(ids) // len(target))
+            row.add(ids, np.where(inside, ids, IGNORE).tolist())
 
     def _collate(
         self,
-        rows: Sequence[tuple[list[int], list[int]]],
+        rows: Sequence[_Row],
         images: Sequence[Mapping[str, UInt8[np.ndarray, "h w 3"]]],
         source: tuple[str, ...],
         left: bool,
     ) -> Batch:
-        length = max(len(ids) for ids, _ in rows)
+        length = max(len(row.ids) for row in rows)
         input_ids = np.full((len(rows), length), self.pad)
         labels = np.full((len(rows), length), IGNORE)
         attention = np.zeros((len(rows), length), bool)
-        for i, (ids, row_labels) in enumerate(rows):
-            span = slice(length - len(ids), length) if left else slice(0, len(ids))
-            input_ids[i, span], labels[i, span], attention[i, span] = ids, row_labels, True
+        segments = np.zeros((len(rows), length), np.int64)
+        for i, row in enumerate(rows):
+            span = slice(length - len(row.ids), length) if left else slice(0, len(row.ids))
+            input_ids[i, span], labels[i, span], attention[i, span] = row.ids, row.labels, True
+            segments[i, span] = row.segments if row.segment > 1 else 0
         most = max(1, max(len(views) for views in images))
         pixels = np.zeros((len(rows), most, self.image_size, self.image_size, 3), np.uint8)
         image_mask = np.zeros((len(rows), most), bool)
@@ -210,6 +266,7 @@ class Processor:
             input_ids=torch.from_numpy(input_ids),
             attention_mask=torch.from_numpy(attention),
             labels=torch.from_numpy(labels),
+            segments=torch.from_numpy(segments),
             source=source,
         )
 

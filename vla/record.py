@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
 from tqdm import tqdm
 
 from vla.errors import InputError
-from vla.types import Episode
+from vla.types import Episode, Observation
 
 if TYPE_CHECKING:
     import gymnasium
@@ -55,6 +56,8 @@ def record_demonstrations(
     store = EpisodeStore.open(out, "a") if Path(out).exists() else EpisodeStore.create(out, embodiment)
     with store:
         store.embodiment.check(embodiment)
+        if others := {str(r.info.get("task")) for r in store.records} - {task}:
+            raise InputError(f"{out} holds episodes of {', '.join(sorted(others))}: record {task} into another folder")
         following = max((int(r.info["seed"]) + 1 for r in store.records), default=seed)
         with (
             ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool,
@@ -63,7 +66,8 @@ def record_demonstrations(
             chunks = ([s, s + 8] for s in count(following, 8))
             while len(store) < episodes:
                 ahead = list(islice(chunks, 4 * workers))
-                for found in pool.map(_demonstrations, *zip(*([task, *c, noise, randomize] for c in ahead), strict=True)):
+                jobs = zip(*([task, *c, noise, randomize] for c in ahead), strict=True)
+                for found in pool.map(_demonstrations, *jobs):
                     for episode in found[: episodes - len(store)]:
                         store.append(episode)
                         bar.update()
@@ -79,14 +83,14 @@ def _demonstrations(task: str, first: int, end: int, noise: float, randomize: bo
         env.close()
 
 
-def _successes(env: gymnasium.Env, task: str, seeds: range, noise: float) -> Iterator[Episode]:  # type: ignore[type-arg]
+def _successes(env: gymnasium.Env, task: str, seeds: range, noise: float) -> Iterator[Episode]:
     for seed in seeds:
         episode = demonstrate(env, task, seed, noise)
         if episode.success:
             yield episode
 
 
-def demonstrate(env: gymnasium.Env, task: str, seed: int, noise: float) -> Episode:  # type: ignore[type-arg]
+def demonstrate(env: gymnasium.Env, task: str, seed: int, noise: float) -> Episode:
     """One attempt of the expert at the episode of `seed`.
 
     `noise` [rad] is the standard deviation of what is added to the executed action, correlated in time; the
@@ -99,7 +103,8 @@ def demonstrate(env: gymnasium.Env, task: str, seed: int, noise: float) -> Episo
     perturb, quiet = rng.random() < PERTURBED, rng.random() < QUIET
     values, info = env.reset(seed=seed, options={"perturb": bool(perturb)})
     expert, embodiment = Expert(env), env.unwrapped.embodiment  # type: ignore[attr-defined]
-    observations, actions = [], []
+    observations: list[Observation] = []
+    actions: list[Float[np.ndarray, "a"]] = []
     disturbance = np.zeros(len(embodiment.action))
     done = False
     while not done:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+POINT_SCALE = 100
+"""Points in an image are whole numbers below this: percent of its width and height."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,10 @@ class SceneObject:
 class Scene:
     """The objects on the table, and where the gripper's fingertips show in each camera that sees them.
 
-    `ambiguous` names the objects whose visibility in some camera is neither clear nor ruled out;
-    no question may depend on them.
+    `ambiguous` names, for a camera, the objects whose visibility there is neither clear nor ruled out;
+    no question about its view may depend on them.
     """
 
     objects: tuple[SceneObject, ...]
     gripper: Mapping[str, tuple[float, float]]
-    ambiguous: frozenset[str] = frozenset()
+    ambiguous: Mapping[str, frozenset[str]] = field(default_factory=dict)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import batched
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 from tqdm import tqdm
 
 from vla.datasets.questions import questions
 from vla.datasets.vqa import VqaItem, VqaStore
 from vla.errors import InputError
+from vla.scene import Scene
 
 FRONT_KINDS = ("point", "point", "point", "existence", "color", "shape", "count", "relation", "relation")
 FRONT_QUESTIONS, WRIST_QUESTIONS = 14, 4
@@ -48,15 +49,13 @@ def sample_items(seeds: tuple[int, ...], randomize: bool) -> list[VqaItem]:
 
     sampler = SceneSampler(randomize=randomize)
     try:
-        return list(_items(sampler, seeds))
+        return [_item(seed, *sampler.sample(seed)) for seed in seeds]
     finally:
         sampler.close()
 
 
-def _items(sampler: SceneSampler, seeds: tuple[int, ...]) -> Iterator[VqaItem]:  # noqa: F821
-    for seed in seeds:
-        rng = np.random.default_rng([seed, 11])
-        sample = sampler.sample(seed)
-        asked = questions(sample.scene, rng, FRONT_KINDS, FRONT_QUESTIONS)
-        asked += questions(sample.scene, rng, ("point", "existence"), WRIST_QUESTIONS, camera="wrist")
-        yield VqaItem(sample.images, tuple(asked), "scenes")
+def _item(seed: int, images: dict[str, UInt8[np.ndarray, "h w 3"]], scene: Scene) -> VqaItem:
+    rng = np.random.default_rng([seed, 11])
+    asked = questions(scene, rng, FRONT_KINDS, FRONT_QUESTIONS)
+    asked += questions(scene, rng, ("point", "existence"), WRIST_QUESTIONS, camera="wrist")
+    return VqaItem(images, tuple(asked), "scenes")

@@ -81,5 +81,7 @@ class Example:
     state: Float[np.ndarray, "s"] | None = None
     mask: Bool[np.ndarray, "k"] | None = None
     turns: tuple[tuple[str, str], ...] = ()
-    """Further questions and answers on the same images, after the first: a conversation."""
+    """Further questions and answers on the same images, after the first."""
+    conversation: bool = False
+    """Whether later turns see earlier ones. If not, each sees the images and itself, as when asked alone."""
     source: str = ""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
 
 
+@runtime_checkable
 class ActionTokenizer(Protocol):
     """Turns normalised actions into tokens 0 … vocab_size - 1 and back."""
 

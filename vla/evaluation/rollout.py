@@ -12,6 +12,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from vla.envs.so101 import to_observation
+from vla.errors import InputError
 from vla.policies.protocol import BatchPolicy, Policy
 from vla.recording.protocol import Recorder
 from vla.types import ActionChunk, Observation
@@ -58,7 +59,7 @@ class _Slot:
         if self.recorder is not None:
             self.recorder.start(self.instruction, seed=trial.seed, group=trial.group)
 
-    def observe(self, values: Mapping[str, Any]) -> None:
+    def observe(self, values: dict[str, Any]) -> None:
         self.observation = to_observation(values, self.length / self.policy.embodiment.control_hz)
 
     @property
@@ -108,8 +109,11 @@ def rollout(
 ) -> list[Result]:
     """Runs every trial to its end and returns the results in the order of `trials`.
 
-    Up to `execute` actions of each chunk are carried out before the policy is asked again.
+    Up to `execute` actions of each chunk are carried out before the policy is asked again. Raises InputError
+    when a policy is of another embodiment than its environment.
     """
+    if parallel < 1 or execute < 1:
+        raise InputError(f"parallel and execute must be at least 1, not {parallel} and {execute}")
     waiting: Iterator[tuple[int, Trial]] = iter(enumerate(trials))
     slots: list[tuple[_Slot, int]] = []
     results: dict[int, Result] = {}

@@ -1,9 +1,12 @@
 """Checkpoints that are whole or absent, and resume to the bit. No pickle: safetensors and JSON.
 
-    <run>/step-00000500/     model.safetensors (the average), config, processor, tokenizer: what is deployed
-        training.safetensors raw weights, optimizer moments, RNG: what training goes on from
-        training.json        step, evaluations so far
-    <run>/best -> step-…     the checkpoint that the gate chose
+| file in a run                      | content                                                  |
+|------------------------------------|----------------------------------------------------------|
+| step-00000500/model.safetensors, … | the average, its configuration, processor and tokenizer: |
+|                                    | what is deployed                                         |
+| step-00000500/training.safetensors | raw weights, optimizer moments, RNG                      |
+| step-00000500/training.json        | step, evaluations so far                                 |
+| best -> step-…                     | the checkpoint that the gate chose                       |
 """
 
 from __future__ import annotations
@@ -19,18 +22,17 @@ from safetensors.torch import load_file, save_file
 
 from vla.errors import InputError
 from vla.model import VLA
-from vla.training.optimizer import Ema
+from vla.processor import Processor
+from vla.training.optimizer import Ema, Optimizers
 
 
-def save(
-    run: Path, step: int, model: VLA, ema: Ema, optimizer: torch.optim.Optimizer, evaluations: list[dict[str, Any]]
-) -> Path:
+def save(run: Path, step: int, model: VLA, ema: Ema, optimizer: Optimizers, evaluations: list[dict[str, Any]]) -> Path:
     """Writes `run/step-…`, visible only when whole, and drops older ones that are not the best."""
     final, partial = run / f"step-{step:08d}", run / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     tensors = {f"weight/{n}": p.detach() for n, p in model.named_parameters()}
-    tensors |= {f"optimizer/{i}/{k}": v for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
+    tensors |= {f"optimizer/{key}": value for key, value in optimizer.state().items()}
     tensors["rng"] = torch.get_rng_state()
     save_file({k: v.contiguous() for k, v in tensors.items()}, partial / "training.safetensors")
     (partial / "training.json").write_text(json.dumps({"step": step, "evaluations": evaluations}))
@@ -59,13 +61,16 @@ def latest(run: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def restore(
-    checkpoint: Path, model: VLA, ema: Ema, optimizer: torch.optim.Optimizer
-) -> tuple[int, list[dict[str, Any]]]:
+def restore(checkpoint: Path, model: VLA, ema: Ema, optimizer: Optimizers) -> tuple[int, list[dict[str, Any]]]:
     """Loads everything into freshly built objects; returns the step and the evaluations so far.
 
-    Raises InputError when the checkpoint is of another model or of other frozen parts.
+    Raises InputError when the checkpoint is of another model, of other data or of other frozen parts.
     """
+    saved_processor = Processor.load(checkpoint)
+    if saved_processor.robot != model.processor.robot:
+        raise InputError(f"{checkpoint} was trained on other demonstrations: train into another folder")
+    if saved_processor.tokenizer.to_str() != model.processor.tokenizer.to_str():
+        raise InputError(f"{checkpoint} has another tokenizer: train into another folder")
     tensors = load_file(checkpoint / "training.safetensors")
     values = json.loads((checkpoint / "training.json").read_text())
     names = dict(model.named_parameters())
@@ -77,14 +82,10 @@ def restore(
                 raise InputError(f"{checkpoint} is of another model ({name} differs): train into another folder")
             parameter.copy_(saved)
             ema.weights[name] = averages[name].clone()
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        if key.startswith("optimizer/"):
-            _, index, name = key.split("/")
-            state.setdefault(int(index), {})[name] = tensor
-    groups = optimizer.state_dict()["param_groups"]
-    if len(state) != sum(len(g["params"]) for g in groups):
-        raise InputError(f"{checkpoint} was trained with other frozen parts: train into another folder")
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    try:
+        moments = {k.removeprefix("optimizer/"): v for k, v in tensors.items() if k.startswith("optimizer/")}
+        optimizer.load_state(moments)
+    except InputError as error:
+        raise InputError(f"cannot go on from {checkpoint}, {error}: train into another folder") from None
     torch.set_rng_state(tensors["rng"])
     return values["step"], values["evaluations"]

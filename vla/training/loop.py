@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -25,9 +25,10 @@ from vla.processor import Batch
 from vla.training import checkpoint
 from vla.training.augment import augment
 from vla.training.gate import choose
-from vla.training.optimizer import Ema, adamw, freeze, learning_rate
+from vla.training.optimizer import Ema, Optimizers, freeze, learning_rate
 
 Evaluate = Callable[[VLA], dict[str, float]]
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Plan:
     freeze: tuple[str, ...] = ()
     lr_scales: Mapping[str, float] = field(default_factory=dict)
     loss_weights: Mapping[str, float] = field(default_factory=dict)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     vqa_margin: float = 0.02
 
     def __post_init__(self) -> None:
@@ -56,6 +57,10 @@ class Plan:
             raise InputError(f"steps, batch_size and accumulate must be positive: {self}")
         if self.batch_size % self.accumulate:
             raise InputError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
+        if self.evaluate_every < 1:
+            raise InputError(f"evaluate_every must be positive, not {self.evaluate_every}")
+        if self.precision not in get_args(Precision):
+            raise InputError(f"precision {self.precision} is none of {get_args(Precision)}")
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class Outcome:
 
 
 class Diverged(InputError):
-    """The loss is not a number. The message says where the batch was saved."""
+    """The loss or its gradient is not a number. The message says where the batch was saved."""
 
 
 def train(model: VLA, mixture: Mixture, plan: Plan, run: Path, evaluate: Evaluate | None = None) -> Outcome:
@@ -79,15 +84,21 @@ def train(model: VLA, mixture: Mixture, plan: Plan, run: Path, evaluate: Evaluat
     """
     freeze(model, plan.freeze)
     model.train()
-    ema, optimizer = Ema(model, plan.ema), adamw(model, plan.weight_decay, plan.lr_scales)
-    step, evaluations = 0, []
+    ema, optimizer = Ema(model, plan.ema), Optimizers(model, plan.weight_decay, plan.lr_scales)
+    step = 0
+    evaluations: list[dict[str, Any]] = []
     if found := checkpoint.latest(run):
         step, evaluations = checkpoint.restore(found, model, ema, optimizer)
     run.mkdir(parents=True, exist_ok=True)
-    writer = SummaryWriter(str(run / "tensorboard"), purge_step=step)
     bar = tqdm(total=plan.steps, initial=step, desc="train", unit="step", smoothing=0.05)
-    with _signals() as stop, _prefetch(model, mixture, plan, step) as batches, bar:
-        while step < plan.steps and not stop:
+    with (
+        _signals() as stop,
+        _prefetch(model, mixture, plan, step) as batches,
+        SummaryWriter(str(run / "tensorboard"), purge_step=step) as writer,
+        bar,
+    ):
+        stopping = False
+        while step < plan.steps and not stopping:
             losses = _step(model, next(batches), optimizer, plan, step, run)
             ema.update(model, step)
             step += 1
@@ -102,11 +113,12 @@ def train(model: VLA, mixture: Mixture, plan: Plan, run: Path, evaluate: Evaluat
                 for name, value in evaluations[-1].items():
                     writer.add_scalar(f"heldout/{name}", value, step)
                 bar.write(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in evaluations[-1].items()))
-            if due or stop:
+            # Read once: a signal that comes later is the next step's, and never goes without a checkpoint.
+            stopping = bool(stop)
+            if due or stopping:
                 saved = checkpoint.save(run, step, model, ema, optimizer, evaluations)
                 if due and (evaluate is None or choose(evaluations, plan.vqa_margin) == len(evaluations) - 1):
                     checkpoint.mark_best(run, saved)
-    writer.close()
     if signal.SIGINT in stop:
         raise KeyboardInterrupt
     ema.swap(model)
@@ -125,11 +137,9 @@ def _evaluated(model: VLA, ema: Ema, evaluate: Evaluate) -> dict[str, float]:
 
 
 def _step(
-    model: VLA, micro: Sequence[Batch], optimizer: torch.optim.Optimizer, plan: Plan, step: int, run: Path
+    model: VLA, micro: Sequence[Batch], optimizer: Optimizers, plan: Plan, step: int, run: Path
 ) -> dict[str, float]:
     """One optimizer step; returns the mean loss of each source."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, plan.steps, plan.lr, plan.warmup) * group["lr_scale"]
     optimizer.zero_grad()
     # The normaliser is that of the whole batch, so that micro-batches with few tokens do not weigh more.
     total = sum(float(token_weights(b, plan.loss_weights).sum()) for b in micro)
@@ -142,12 +152,14 @@ def _step(
         weights = token_weights(batch, plan.loss_weights)
         loss = (losses * weights).sum() / total
         if not math.isfinite(loss.item()):
-            raise Diverged(_save_batch(batch, run, step))
+            raise Diverged(_save_batch(micro, run, step))
         loss.backward()
         for value, row in zip(losses.tolist(), rows.tolist(), strict=True):
             sums.setdefault(batch.source[row], []).append(value)
-    torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], plan.clip)
-    optimizer.step()
+    norm = torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], plan.clip)
+    if not math.isfinite(norm.item()):
+        raise Diverged(_save_batch(micro, run, step))
+    optimizer.step(learning_rate(step, plan.steps, plan.lr, plan.warmup))
     return {name: sum(values) / len(values) for name, values in sums.items()}
 
 
@@ -170,13 +182,15 @@ def _with_pixels(batch: Batch, pixels: Tensor) -> Batch:
     return Batch(**{f.name: getattr(batch, f.name) for f in fields(batch)} | {"pixel_values": pixels})
 
 
-def _save_batch(batch: Batch, run: Path, step: int) -> str:
+def _save_batch(micro: Sequence[Batch], run: Path, step: int) -> str:
+    """Saves the step's micro-batches as `<number>/<field>`; returns the message that says so."""
     path = run / f"nan-step-{step:08d}.safetensors"
-    tensors = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name != "source"}
-    save_file({k: v.contiguous() for k, v in tensors.items()}, path)
+    names = [f.name for f in fields(Batch) if f.name != "source"]
+    save_file({f"{i}/{name}": getattr(b, name).contiguous() for i, b in enumerate(micro) for name in names}, path)
+    sources = sorted({source for batch in micro for source in batch.source})
     return (
         f"the loss is not a number at step {step}, nothing was overwritten: the batch is in {path} "
-        f"(sources {sorted(set(batch.source))}); lower lr, or look for bad values in the data"
+        f"(sources {sources}); lower lr, or look for bad values in the data"
     )
 
 
@@ -204,7 +218,7 @@ def _signals() -> Iterator[list[int]]:
     """Collects SIGTERM and SIGINT instead of dying in the middle of a step."""
     received: list[int] = []
     previous: dict[int, Any] = {}
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (int(signal.SIGTERM), int(signal.SIGINT)):
         try:
             previous[number] = signal.signal(number, lambda n, _: received.append(n))
         except ValueError:  # not the main thread, which alone may handle signals

@@ -16,7 +16,7 @@ from vla.datasets.vqa import VqaStore
 from vla.datasets.windows import Windows, split
 from vla.envs.instructions import every_instruction
 from vla.errors import InputError
-from vla.model import VLA
+from vla.model import VLA, smooth_rows
 from vla.normalize import QuantileNormalizer
 from vla.processor import Processor, RobotSpec
 from vla.training.heldout import action_error, vqa_accuracy
@@ -30,6 +30,7 @@ HELD_OUT_EPISODES = 0.05
 
 def train(
     *,
+    task: str | None = None,
     data: str | None,
     vqa: Mapping[str, str],
     out: str,
@@ -80,6 +81,7 @@ def build(backbone: str, robot: RobotSpec | None, texts: Iterator[str]) -> VLA:
     """A model on the named backbone; its tokenizer is the backbone's, or for "scratch" trained on `texts`."""
     if backbone == "scratch":
         body, processor = nano(train_tokenizer(sorted(set(texts))))
+        smooth_rows(body, torch.tensor(processor.points))
     else:
         base = VLA.load(Path(str(files("vla") / "assets" / "nano")) if backbone == "nano" else Path(backbone))
         body, processor = base.backbone, base.processor
@@ -97,6 +99,8 @@ def evaluator(questions: Mapping[str, Mapping[str, Sequence[Example]]], windows:
         if windows:
             scores["action_error"] = action_error(model, windows)
         for name, by_kind in questions.items():
+            if not by_kind:  # too few images for a held-out one
+                continue
             accuracy = vqa_accuracy(model, by_kind)
             scores.setdefault("vqa", float(np.mean(list(accuracy.values()))))
             scores |= {f"{name}/{kind}": value for kind, value in accuracy.items()}
@@ -106,12 +110,14 @@ def evaluator(questions: Mapping[str, Mapping[str, Sequence[Example]]], windows:
 
 
 def heldout_by_kind(store: VqaStore, count: int) -> dict[str, list[Example]]:
-    """Up to `count` held-out questions of each kind, spread over the store."""
+    """Up to `count` held-out questions of each kind that has any, spread over the store."""
+    if count < 1:
+        return {}
     kinds = sorted({question.kind for question in store.questions("held-out")})
     return {kind: spread(store.examples("held-out", kinds=[kind]), count) for kind in kinds}
 
 
-def spread(examples: Sequence[Example], count: int) -> list[Example]:
+def spread(examples: Sequence[Example] | Windows, count: int) -> list[Example]:
     """Up to `count` of the examples, evenly spaced."""
     chosen = np.unique(np.linspace(0, len(examples) - 1, min(count, len(examples))).astype(int))
     return [examples[int(i)] for i in chosen] if len(examples) else []

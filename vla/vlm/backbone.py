@@ -30,9 +30,16 @@ class Backbone(Protocol):
         ...
 
     def hidden(
-        self, embeds: Float[Tensor, "b l d"], attention_mask: Bool[Tensor, "b m"], cache: Any | None = None
+        self,
+        embeds: Float[Tensor, "b l d"],
+        attention_mask: Bool[Tensor, "b m"],
+        cache: Any | None = None,
+        segments: Int[Tensor, "b l"] | None = None,
     ) -> tuple[Float[Tensor, "b l d"], Any]:
-        """Last hidden states. With a cache of m - l earlier tokens, `attention_mask` covers those too."""
+        """Last hidden states. With a cache of m - l earlier tokens, `attention_mask` covers those too.
+
+        A token of segment n > 0 sees, and counts its position from, the tokens of segment 0 and its own only.
+        """
         ...
 
     def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]: ...

@@ -25,7 +25,7 @@ class ComposedVLM(nn.Module):
         self, vision: Config, language: Config, image_size: int, image_token_id: int, attention: str = "sdpa"
     ) -> None:
         super().__init__()
-        self.config = {
+        self.config: dict[str, Any] = {
             "vision": dict(vision),
             "language": dict(language),
             "image_size": image_size,
@@ -45,7 +45,7 @@ class ComposedVLM(nn.Module):
             nn.GELU(),
             nn.Linear(self.hidden_size, self.hidden_size),
         )
-        self.cells = nn.Parameter(torch.randn(self.tokens_per_image, self.hidden_size) * 0.02)
+        self.cells = nn.Parameter(_grid_positions(rows, columns, self.hidden_size) * 0.2)
 
     @property
     def vocab_size(self) -> int:
@@ -73,13 +73,20 @@ class ComposedVLM(nn.Module):
         return embeds.masked_scatter(places, tokens.to(embeds.dtype))
 
     def hidden(
-        self, embeds: Float[Tensor, "b l d"], attention_mask: Bool[Tensor, "b m"], cache: Any | None = None
+        self,
+        embeds: Float[Tensor, "b l d"],
+        attention_mask: Bool[Tensor, "b m"],
+        cache: Any | None = None,
+        segments: Int[Tensor, "b l"] | None = None,
     ) -> tuple[Float[Tensor, "b l d"], Any]:
-        positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
+        """See `Backbone.hidden`."""
+        positions, mask = (attention_mask.long().cumsum(1) - 1).clamp(min=0), attention_mask.long()
+        if segments is not None and segments.any():
+            positions, mask = _segment_positions(positions, segments), _segment_mask(attention_mask, segments)
         out = self.language.model(
             inputs_embeds=embeds,
-            attention_mask=attention_mask.long(),
-            position_ids=positions,
+            attention_mask=mask,
+            position_ids=positions[:, -embeds.shape[1] :],
             past_key_values=cache,
             use_cache=cache is not None,
         )
@@ -93,6 +100,33 @@ class ComposedVLM(nn.Module):
 
     def _features(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c g g"]:
         return self.vision(pixels).feature_maps[-1]
+
+
+def _grid_positions(rows: int, columns: int, size: int) -> Float[Tensor, "n d"]:
+    """Sines and cosines of the row and of the column, a quarter of `size` each, in random mixture.
+
+    A start at the scale of the features, with neighbours alike: places are what the model must learn to name.
+    """
+    frequencies = torch.pi * torch.arange(1, size // 4 + 1) ** 0.5
+    y, x = torch.meshgrid(torch.linspace(0, 1, rows), torch.linspace(0, 1, columns), indexing="ij")
+    angles = [axis.reshape(-1, 1) * frequencies for axis in (y, x)]
+    waves = torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], 1)
+    return waves @ torch.randn(waves.shape[1], size) * (2 / waves.shape[1]) ** 0.5
+
+
+def _segment_positions(order: Int[Tensor, "b l"], segments: Int[Tensor, "b l"]) -> Int[Tensor, "b l"]:
+    """Every segment goes on where the shared tokens end."""
+    shape = (len(order), int(segments.max()) + 1)
+    first = torch.full(shape, order.shape[1], device=order.device).scatter_reduce(1, segments, order, "amin")
+    shared = first[:, 1:].amin(1, keepdim=True)
+    return torch.where(segments > 0, order - first.gather(1, segments) + shared, order)
+
+
+def _segment_mask(mask: Bool[Tensor, "b l"], segments: Int[Tensor, "b l"]) -> Float[Tensor, "b 1 l l"]:
+    """Zero where the query (rows) may look at the key (columns): before it, and shared or of its own segment."""
+    query, key = segments[:, :, None], segments[:, None, :]
+    allowed = ((key == 0) | (key == query)).tril() & mask[:, None, :]
+    return torch.zeros(allowed.shape, device=mask.device).masked_fill(~allowed, torch.finfo(torch.float32).min)[:, None]
 
 
 def _config(values: Config) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from vla.processor import IMAGE, SPECIAL_TOKENS, Processor
+from vla.processor import IMAGE, POINT_TOKENS, SPECIAL_TOKENS, Processor
 from vla.vlm.composed import ComposedVLM
 
 IMAGE_SIZE = 96
@@ -19,7 +19,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=[*SPECIAL_TOKENS, *POINT_TOKENS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -48,6 +48,7 @@ def nano(tokenizer: Tokenizer) -> tuple[ComposedVLM, Processor]:
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
         "max_position_embeddings": 512,
+        "initializer_range": 0.05,
         "tie_word_embeddings": False,
         "bos_token_id": tokenizer.token_to_id(SPECIAL_TOKENS[1]),
         "eos_token_id": tokenizer.token_to_id(SPECIAL_TOKENS[2]),

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vla.images import normalize, resize
+
+SIZES = st.integers(1, 60)
+
+
+@given(SIZES, SIZES, SIZES)
+def test_resize_gives_a_square_of_the_size(height: int, width: int, size: int) -> None:
+    image = np.full((height, width, 3), 255, np.uint8)
+    assert resize(image, size).shape == (size, size, 3)
+
+
+@given(st.integers(8, 60), st.integers(8, 60))
+def test_bars_are_black_centred_and_the_picture_keeps_its_colour(height: int, width: int) -> None:
+    size = 32
+    square = resize(np.full((height, width, 3), (250, 120, 30), np.uint8), size)
+    lit = square.any(axis=2)
+    np.testing.assert_array_equal(square[lit], np.broadcast_to([250, 120, 30], (lit.sum(), 3)))
+    rows, columns = np.flatnonzero(lit.any(axis=1)), np.flatnonzero(lit.any(axis=0))
+    assert max(len(rows), len(columns)) == size
+    assert abs(len(rows) / len(columns) - height / width) <= max(height / width, 1) / min(len(rows), len(columns))
+    for used in (rows, columns):
+        assert abs(used[0] - (size - 1 - used[-1])) <= 1
+
+
+def test_an_image_of_the_size_is_untouched() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    np.testing.assert_array_equal(resize(image, 32), image)
+
+
+def test_shrinking_averages_what_it_drops() -> None:
+    board = np.zeros((64, 64, 3), np.uint8)
+    board[:, ::2] = 200
+    inner = resize(board, 16)[2:-2, 2:-2].astype(int)
+    assert np.abs(inner - 100).max() <= 2
+
+
+def test_a_place_keeps_its_fraction_of_the_image() -> None:
+    image = np.zeros((96, 96, 3), np.uint8)
+    image[60:68, 20:28] = 255
+    small = resize(image, 48)[..., 0].astype(float)
+    rows, columns = np.mgrid[:48, :48] + 0.5
+    centre = np.array([(small * rows).sum(), (small * columns).sum()]) / small.sum() / 48
+    np.testing.assert_allclose(centre, [64 / 96, 24 / 96], atol=0.005)
+
+
+def test_normalize_is_per_channel_and_channels_first() -> None:
+    image = np.zeros((1, 2, 2, 3), np.uint8)
+    image[..., 1], image[0, 1, 0, 2] = 255, 51
+    mean, std = (0.5, 0.25, 0.1), (0.5, 0.25, 0.2)
+    out = normalize(image, mean, std)
+    assert out.dtype == np.float32
+    assert out.flags.c_contiguous
+    np.testing.assert_allclose(out[0, 0], -1, atol=1e-6)
+    np.testing.assert_allclose(out[0, 1], 3, atol=1e-6)
+    np.testing.assert_allclose(out[0, 2], [[-0.5, -0.5], [0.5, -0.5]], atol=1e-6)

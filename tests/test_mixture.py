@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vla.datasets.mixture import Conversations, Mixture
+from vla.datasets.questions import Question
+from vla.datasets.vqa import CONVERSATION, VqaItem, VqaStore
+from vla.errors import InputError
+from vla.types import Example
+
+
+class Numbers:
+    """Examples that say which number they are, and what was drawn with them."""
+
+    def __init__(self, name: str, count: int) -> None:
+        self.name, self.count = name, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        return Example({}, f"{self.name} {index}", str(rng.integers(100)), source="itself")
+
+
+def mixture(seed: int = 0, **weights: float) -> Mixture:
+    return Mixture({name: Numbers(name, 50) for name in ("a", "b", "c")}, weights or {"a": 1.0, "b": 2.0}, seed)
+
+
+@given(st.integers(0, 2**31), st.integers(0, 10**6), st.integers(1, 40))
+def test_a_batch_is_a_function_of_seed_and_step(seed: int, step: int, size: int) -> None:
+    walked = mixture(seed)
+    walked.batch(0, 7)
+    assert walked.batch(step, size) == mixture(seed).batch(step, size)
+
+
+def test_other_seeds_and_steps_give_other_batches() -> None:
+    batches = [mixture(seed).batch(step, 20) for seed in (0, 1) for step in (0, 1)]
+    assert all(one != other for i, one in enumerate(batches) for other in batches[:i])
+
+
+@given(
+    st.dictionaries(st.sampled_from(["a", "b", "c"]), st.floats(0.01, 10), min_size=1),
+    st.integers(0, 1000),
+    st.integers(1, 100),
+)
+def test_every_share_is_within_whole_rows_of_its_weight(weights: dict[str, float], step: int, size: int) -> None:
+    counts = mixture(**weights).counts(step, size)
+    assert counts.sum() == size
+    total = sum(weights.values())
+    exact = [weights[name] / total * size for name in ("a", "b", "c") if name in weights]
+    for count, share in zip(counts, exact, strict=True):
+        assert np.floor(share + 1e-9) - 1 <= count <= share + len(weights)
+
+
+def test_in_the_long_run_the_shares_are_the_weights() -> None:
+    uneven = mixture(a=1.0, b=2.0, c=0.3)
+    mean = np.mean([uneven.counts(step, 5) for step in range(2000)], axis=0) / 5
+    np.testing.assert_allclose(mean, np.array([1, 2, 0.3]) / 3.3, atol=0.01)
+
+
+def test_rows_come_from_their_source_and_carry_its_name() -> None:
+    examples = mixture(a=1.0, b=2.0, c=0.0).batch(3, 30)
+    assert [e.source for e in examples] == ["a"] * 10 + ["b"] * 20
+    assert all(e.prompt.startswith(e.source) for e in examples)
+
+
+def test_every_example_is_drawn_in_time() -> None:
+    only = mixture(a=1.0)
+    assert len({e.prompt for step in range(40) for e in only.batch(step, 20)}) == 50
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"a": 1.0, "d": 1.0}, r"weighs \['d'\]"),
+        ({"a": 0.0}, "no source with a positive weight"),
+        ({}, "no source with a positive weight"),
+        ({"empty": 1.0}, "source empty of the mixture has no examples"),
+        ({"a": -1.0, "b": 1.0}, "weight of a"),
+        ({"a": float("nan"), "b": 1.0}, "weight of a"),
+    ],
+)
+def test_weights_that_make_no_mixture_are_refused(weights: dict[str, float], message: str) -> None:
+    sources = {"a": Numbers("a", 3), "b": Numbers("b", 3), "empty": Numbers("empty", 0)}
+    with pytest.raises(InputError, match=message):
+        Mixture(sources, weights, 0)
+
+
+def test_a_source_without_weight_may_be_empty() -> None:
+    assert len(Mixture({"a": Numbers("a", 3), "b": Numbers("b", 0)}, {"a": 1.0}, 0).batch(0, 4)) == 4
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> VqaStore:
+    rng = np.random.default_rng(0)
+    made = VqaStore.create(tmp_path / "vqa", ("front",), 8, 8)
+    for i in range(30):
+        kind = CONVERSATION if i == 0 else "color"
+        asked = tuple(Question(kind, f"question {i} {j}?", f"answer {i} {j}", "front") for j in range(4))
+        made.append([VqaItem({"front": rng.integers(0, 256, (8, 8, 3), np.uint8)}, asked, "toy")])
+    return made
+
+
+def turns(example: Example) -> list[tuple[str, object]]:
+    return [(example.prompt, example.target), *example.turns]
+
+
+def test_a_draw_is_a_conversation_about_one_image(store: VqaStore) -> None:
+    source = Conversations(store, None, 3)
+    assert len(source) == 30
+    orders = set()
+    for seed in range(20):
+        example = source.example(5, np.random.default_rng(seed))
+        np.testing.assert_array_equal(example.images["front"], store[5].images["front"])
+        asked = turns(example)
+        assert len(set(asked)) == 3
+        assert set(asked) <= {(q.text, q.answer) for q in store[5].questions}
+        orders.add(tuple(asked))
+    assert len(orders) > 5
+
+
+def test_a_recorded_conversation_keeps_its_order_and_its_beginning(store: VqaStore) -> None:
+    example = Conversations(store, None, 3).example(0, np.random.default_rng(0))
+    assert turns(example) == [(f"question 0 {j}?", f"answer 0 {j}") for j in range(3)]
+
+
+def test_questions_shown_with_one_view_are_about_it(tmp_path: Path) -> None:
+    views = {camera: np.full((8, 8, 3), i, np.uint8) for i, camera in enumerate(("front", "wrist"))}
+    asked = tuple(Question("color", f"{camera} {j}?", "red", camera) for camera in views for j in range(3))
+    store = VqaStore.create(tmp_path / "two", ("front", "wrist"), 8, 8)
+    store.append([VqaItem(views, asked, "toy")])
+    source = Conversations(store, None, 6)
+    shown = [source.example(0, np.random.default_rng(seed)) for seed in range(40)]
+    alone = [example for example in shown if len(example.images) == 1]
+    assert 15 < len(alone) < 40
+    assert {len(turns(example)) for example in alone} == {3}
+    assert all(text.startswith("front") for example in alone for text, _ in turns(example))
+    assert {len(turns(example)) for example in shown if len(example.images) == 2} == {6}
+
+
+def test_no_more_turns_than_questions(store: VqaStore) -> None:
+    assert len(turns(Conversations(store, None, 9).example(1, np.random.default_rng(0)))) == 4
+
+
+def test_a_split_draws_from_its_items_alone(store: VqaStore) -> None:
+    held_out = set(store.split("held-out").tolist())
+    source = Conversations(store, "train", 1)
+    drawn = {int(source.example(i, np.random.default_rng(0)).prompt.split()[1]) for i in range(len(source))}
+    assert held_out
+    assert drawn == set(range(30)) - held_out
+
+
+def test_a_conversation_without_turns_is_refused(store: VqaStore) -> None:
+    with pytest.raises(InputError, match="at least one turn"):
+        Conversations(store, None, 0)

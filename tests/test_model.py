@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from jaxtyping import UInt8
+
+from vla.errors import InputError
+from vla.model import VLA
+from vla.policies.vla import VlaPolicy
+from vla.processor import IGNORE
+from vla.training.optimizer import freeze
+from vla.types import Example, Observation
+
+Models = Callable[..., VLA]
+Views = Mapping[str, UInt8[np.ndarray, "h w 3"]]
+TEXTS = ("lift the ring", "lift the blue cube that is left of the ring", "what")
+
+
+def views(seed: int) -> Views:
+    rng = np.random.default_rng(seed)
+    return {camera: rng.integers(0, 256, (32, 32, 3), np.uint8) for camera in ("front", "wrist")}
+
+
+def observations() -> list[Observation]:
+    rng = np.random.default_rng(1)
+    return [Observation(views(i), rng.uniform(-1, 1, 2), text, 0.5) for i, text in enumerate(TEXTS)]
+
+
+def examples() -> list[Example]:
+    rng = np.random.default_rng(2)
+    robot = [
+        Example(o.images, o.instruction, rng.uniform(0, 1, (4, 3)), o.state, source="robot") for o in observations()
+    ]
+    return [*robot, Example(views(7), "what color is the cube?", "red", source="vqa")]
+
+
+@pytest.fixture(scope="module")
+def model(make_model: Models) -> VLA:
+    return make_model()
+
+
+@torch.no_grad()
+def uncached(model: VLA, observation: Observation, count: int) -> list[int]:
+    """Greedy action tokens, each from a whole forward pass over a row without padding."""
+    batch = model.processor.robot_prompt([observation])
+    ids = batch.input_ids
+    for _ in range(count):
+        seen = torch.ones_like(ids, dtype=torch.bool)
+        step = replace(batch, input_ids=ids, attention_mask=seen, labels=ids, segments=torch.zeros_like(ids))
+        hidden, _ = model.backbone.hidden(model._embed(step), step.attention_mask)
+        token = model.backbone.logits(hidden[:, -1])[:, model.text_vocab :].argmax(-1) + model.text_vocab
+        ids = torch.cat([ids, token[:, None]], 1)
+    return ids[0, -count:].tolist()
+
+
+def test_cached_and_padded_decoding_equals_whole_passes(model: VLA) -> None:
+    batch = model.processor.robot_prompt(observations())
+    assert not batch.attention_mask.all()
+    rows = model.generate_actions(batch)
+    assert rows.tolist() == [uncached(model, o, 12) for o in observations()]
+    assert len({tuple(row) for row in rows.tolist()}) > 1
+
+
+def test_padding_on_the_left_does_not_show(model: VLA) -> None:
+    together = model.processor.robot_prompt(observations())
+    alone = model.processor.robot_prompt(observations()[:1])
+    with torch.no_grad():
+        hidden = [model.backbone.hidden(model._embed(b), b.attention_mask)[0][0, -1] for b in (together, alone)]
+    torch.testing.assert_close(hidden[0], hidden[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_equals_its_rows(model: VLA) -> None:
+    images = [{"front": views(i)["front"]} for i in range(3)]
+    together = model.generate_text(model.processor.question_prompt(TEXTS, images), max_tokens=6)
+    alone = [
+        model.generate_text(model.processor.question_prompt([t], [v]), max_tokens=6)[0]
+        for t, v in zip(TEXTS, images, strict=True)
+    ]
+    assert together == alone
+    policy = VlaPolicy(model)
+    batch = policy.predict_batch(observations())
+    for chunk, observation in zip(batch, observations(), strict=True):
+        one = policy.predict(observation)
+        assert chunk is not None
+        assert one is not None
+        np.testing.assert_array_equal(chunk.actions, one.actions)
+        assert (chunk.start, chunk.dt) == (0.5, 0.1)
+
+
+def test_the_loss_does_not_depend_on_the_company(model: VLA) -> None:
+    with torch.no_grad():
+        losses, rows = model(model.processor.batch(examples()))
+        for i, example in enumerate(examples()):
+            alone, _ = model(model.processor.batch([example]))
+            torch.testing.assert_close(losses[rows == i], alone, rtol=1e-4, atol=1e-5)
+
+
+QUESTIONS = (("what color is the cube?", "red"), ("where is it?", "12 34"), ("is the ring blue or red?", "blue"))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_independent_turns_cost_what_each_costs_alone(make_model: Models, attention: str) -> None:
+    model = make_model()
+    model.backbone.language.set_attn_implementation(attention)
+    (prompt, target), *turns = QUESTIONS
+    together = Example(views(3), prompt, target, turns=tuple(turns))
+    alone = [Example(views(3), p, t) for p, t in QUESTIONS]
+    with torch.no_grad():
+        losses, rows = model(model.processor.batch([alone[2], together, examples()[0]]))
+        expected = torch.cat([model(model.processor.batch([e]))[0] for e in alone])
+    torch.testing.assert_close(losses[rows == 1], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_turns_of_a_conversation_see_the_earlier_ones(model: VLA) -> None:
+    (prompt, target), *turns = QUESTIONS
+    talk = Example(views(3), prompt, target, turns=tuple(turns), conversation=True)
+    with torch.no_grad():
+        together, alone = (model(model.processor.batch([e]))[0] for e in (talk, replace(talk, conversation=False)))
+    first = len(model.processor.batch([replace(talk, turns=())]).labels.unique()) - 1
+    torch.testing.assert_close(together[:first], alone[:first], rtol=1e-4, atol=1e-5)
+    assert not torch.isclose(together[first:], alone[first:], rtol=1e-3).all()
+
+
+def test_save_and_load_are_equal_to_the_bit(model: VLA, tmp_path: Path) -> None:
+    model.save(tmp_path)
+    loaded = VLA.load(tmp_path)
+    for (name, ours), (other, theirs) in zip(model.state_dict().items(), loaded.state_dict().items(), strict=True):
+        assert name == other
+        assert torch.equal(ours, theirs), name
+    batch = model.processor.batch(examples())
+    with torch.no_grad():
+        assert torch.equal(model(batch)[0], loaded(loaded.processor.batch(examples()))[0])
+    prompts = model.processor.robot_prompt(observations())
+    np.testing.assert_array_equal(model.generate_actions(prompts), loaded.generate_actions(prompts))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "processor.json", "tokenizer.json"])
+def test_a_checkpoint_with_a_missing_or_damaged_file_is_refused(model: VLA, tmp_path: Path, name: str) -> None:
+    model.save(tmp_path)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match="damaged"):
+        VLA.load(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(InputError, match=f"{name} is missing"):
+        VLA.load(tmp_path)
+
+
+@torch.no_grad()
+def prefer(model: VLA, rows: slice) -> None:
+    """Makes the output head choose among `rows` of the vocabulary whatever it sees."""
+    weight = model.backbone.language.get_output_embeddings().weight
+    weight.mul_(1e-3)
+    # Two opposite directions: one of them has a large logit for any hidden state.
+    weight[rows] = torch.randn(weight.shape[1]) * 100
+    weight[rows][::2] *= -1
+
+
+def test_actions_are_decoded_from_action_rows_alone(make_model: Models) -> None:
+    model = make_model()
+    prefer(model, slice(0, model.text_vocab))
+    rows = model.generate_actions(model.processor.robot_prompt(observations()))
+    assert rows.shape == (3, 12)
+    assert rows.min() >= model.text_vocab
+    assert all(model.processor.actions(row) is not None for row in rows)
+
+
+def test_text_is_decoded_from_text_rows_alone(make_model: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    prefer(model, slice(model.text_vocab, None))
+    seen: list[Sequence[int]] = []
+    monkeypatch.setattr(model.processor, "text", lambda ids: seen.append(ids) or "")
+    model.generate_text(model.processor.question_prompt(["what"], [views(0)]), max_tokens=8)
+    assert len(seen[0]) == 8
+    assert max(seen[0]) < model.text_vocab
+
+
+def test_an_answer_ends_at_the_end_token(make_model: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    red, blue = (model.processor._encode(f" {word}")[0] for word in ("red", "blue"))
+    end = model.processor.eos
+    said = iter([[red, end, blue], [end, red, blue], [blue, blue, end], [blue, blue, blue]])
+
+    def logits(hidden: torch.Tensor) -> torch.Tensor:
+        return F.one_hot(torch.tensor(next(said)), model.backbone.vocab_size).float()
+
+    monkeypatch.setattr(model.backbone, "logits", logits)
+    prompts = model.processor.question_prompt(TEXTS, [views(i) for i in range(3)])
+    assert model.generate_text(prompts, max_tokens=16) == ["red", "", "blue blue"]
+    # All rows had ended: the fourth was not asked for.
+    assert next(said) == [blue, blue, blue]
+
+
+def test_a_forced_prefix_is_kept_and_equals_feeding_its_tokens(model: VLA) -> None:
+    policy = VlaPolicy(model)
+    free = model.generate_actions(model.processor.robot_prompt(observations()))
+    prefix = np.stack([chunk[:2] for row in free if (chunk := model.processor.actions(row)) is not None])
+    forced = model.generate_actions(model.processor.robot_prompt(observations(), prefix), forced=6)
+    # Forcing what the model itself would have said changes nothing.
+    np.testing.assert_array_equal(forced, free)
+    other = np.zeros_like(prefix) + [0.25, -0.5, 0.75]
+    chunks = policy.predict_batch(observations(), prefix=other)
+    tokens = model.generate_actions(model.processor.robot_prompt(observations(), other), forced=6)
+    assert tokens[0, :6].tolist() == model.processor.action_ids(other[0])
+    for i, chunk in enumerate(chunks):
+        assert chunk is not None
+        np.testing.assert_array_equal(chunk.actions[:2], other[i])
+        decoded = model.processor.actions(tokens[i])
+        assert decoded is not None
+        np.testing.assert_array_equal(chunk.actions[2:], decoded[2:])
+    assert (tokens[:, 6:] != free[:, 6:]).any()
+
+
+def test_a_prefix_as_long_as_the_chunk_is_refused(model: VLA) -> None:
+    with pytest.raises(InputError, match="leaves nothing"):
+        VlaPolicy(model).predict(observations()[0], prefix=np.zeros((4, 3)))
+
+
+@pytest.mark.parametrize("name", ["vision", "connector", "language"])
+def test_freezing_reaches_the_named_part_alone(make_model: Models, name: str) -> None:
+    model = make_model()
+    freeze(model, (name,))
+    frozen = {id(p) for p in model.backbone.parts()[name].parameters()}
+    assert frozen
+    assert {id(p) for p in model.parameters() if not p.requires_grad} == frozen
+    model(model.processor.batch(examples()))[0].mean().backward()
+    for parameter in model.parameters():
+        assert (parameter.grad is None) == (id(parameter) in frozen)
+
+
+def test_freezing_an_unknown_part_is_refused(model: VLA) -> None:
+    with pytest.raises(InputError, match="cannot freeze head"):
+        freeze(model, ("head",))
+
+
+def test_without_smoothing_the_loss_is_plain_cross_entropy(make_model: Models) -> None:
+    model = make_model(smoothing=0.0)
+    batch = model.processor.batch(examples())
+    with torch.no_grad():
+        losses, rows = model(batch)
+        hidden, _ = model.backbone.hidden(model._embed(batch), batch.attention_mask)
+        logits = model.backbone.logits(hidden[:, :-1])
+    expected = F.cross_entropy(logits.transpose(1, 2), batch.labels[:, 1:], ignore_index=IGNORE, reduction="none")
+    labelled = batch.labels[:, 1:] != IGNORE
+    torch.testing.assert_close(losses, expected[labelled])
+    assert rows.tolist() == torch.nonzero(labelled)[:, 0].tolist()
+
+
+def test_smoothing_forgives_a_neighbour_and_not_a_stranger(make_model: Models) -> None:
+    model = make_model(smoothing=1.0)
+    batch = model.processor.batch(examples()[:1])
+    place = int(torch.nonzero(batch.labels[0] != IGNORE)[0])
+    target = int(batch.labels[0, place])
+    with torch.no_grad():
+        losses = []
+        for offset in (0, 1, 100):
+            logits = torch.zeros(12, model.backbone.vocab_size)
+            logits[:, model.text_vocab + (target - model.text_vocab + offset) % 256] = 10.0
+            model.backbone.logits = lambda _, logits=logits: logits  # type: ignore[method-assign]
+            losses.append(float(model(batch)[0][0]))
+    assert losses[0] < losses[1] < losses[2] - 1
+
+
+def test_a_vision_language_model_has_no_action_head(make_model: Models) -> None:
+    vlm, robot = make_model(robot=False), make_model()
+    assert vlm.backbone.vocab_size == vlm.text_vocab
+    assert robot.backbone.vocab_size == robot.text_vocab + 256
+    with pytest.raises(InputError, match="no action head"):
+        vlm.generate_actions(vlm.processor.question_prompt(["what"], [views(0)]))
+    with pytest.raises(InputError, match="no action head"):
+        VlaPolicy(vlm)
+
+
+def test_adding_actions_leaves_the_language_as_it_was(make_model: Models) -> None:
+    vlm = make_model(robot=False)
+    prompts = vlm.processor.question_prompt(TEXTS, [views(i) for i in range(3)])
+    before = vlm.generate_text(prompts, max_tokens=6)
+    extended = VLA(vlm.backbone, make_model().processor)
+    assert extended.eval().generate_text(prompts, max_tokens=6) == before
+
+
+def test_a_backbone_with_other_rows_is_refused(make_model: Models) -> None:
+    vlm = make_model(robot=False)
+    vlm.backbone.add_rows(7)
+    with pytest.raises(InputError, match="rows"):
+        VLA(vlm.backbone, make_model().processor)
