@@ -31,7 +31,7 @@ type: $(READY)  ## mypy
 	$(BIN)/mypy
 
 bench: $(READY)  ## timings of the parts that must be fast
-	$(BIN)/python -m vla.bench
+	$(BIN)/vla bench env
 
 lock: | $(filter .uv/bin/uv,$(UV))  ## pin what pyproject.toml asks for
 	$(UV) pip compile pyproject.toml --all-extras --group dev --python-version 3.12 \

@@ -8,6 +8,7 @@
 | count     | how many red objects are there?                    | "0" … "6"                               |
 | relation  | is the red cube left of the ball?                  | yes, no; left, right                    |
 | point     | where is the red cube? where is the gripper?       | "x y": percent of image width, height   |
+| identify  | what is at 34 61?                                  | a color and a shape                     |
 
 A question is asked only when its answer is certain. An object in view counts; one whose visibility is in doubt
 (`Scene.ambiguous`) must not change the answer, nor may one that only the other camera sees when the question names
@@ -26,7 +27,7 @@ import numpy as np
 from vla.errors import InputError
 from vla.scene import POINT_SCALE, Scene, SceneObject
 
-KINDS = ("existence", "color", "shape", "count", "relation", "point")
+KINDS = ("existence", "color", "shape", "count", "relation", "point", "identify")
 NAMED_VIEW_KINDS = ("existence", "point")
 """The kinds asked about a view that the question must name, such as the wrist's."""
 MAIN_CAMERA = "front"
@@ -40,6 +41,8 @@ LATERAL_MARGIN = 0.08
 """Fraction of the image width that separates left from right."""
 DEPTH_MARGIN = 0.04
 """Distance [m] that separates closer from farther."""
+CLEARANCE = 0.06
+"""Fraction of the image that separates an object asked about by its place from any other."""
 GRIPPER_SHARE = 0.15
 """How often a pointing question is about the gripper."""
 
@@ -106,6 +109,17 @@ POINT = (
     "give the position of the {n}",
     "what is the position of the {n}?",
     "show me the {n}",
+)
+
+IDENTIFY = (
+    "what is at {p}?",
+    "what object is at {p}?",
+    "what do you see at {p}?",
+    "name the object at {p}",
+    "identify the object at {p}",
+    "which object is at {p}?",
+    "what is the thing at {p}?",
+    "tell me what is at {p}",
 )
 
 
@@ -341,6 +355,21 @@ def _point(view: View, rng: np.random.Generator) -> tuple[str, str] | None:
     return _pick(rng, POINT).format(n=noun), point_answer(center)
 
 
+def _identify(view: View, rng: np.random.Generator) -> tuple[str, str] | None:
+    """Only about objects that stand clear of any other, so that the place names one."""
+    shown = [thing for thing in (*view.seen, *view.unsure) if view.camera in thing.centers]
+
+    def clear(thing: SceneObject) -> bool:
+        place = thing.centers[view.camera]
+        return all(other is thing or math.dist(place, other.centers[view.camera]) > CLEARANCE for other in shown)
+
+    things = [thing for thing in view.seen if clear(thing)]
+    if not things:
+        return None
+    thing = _pick(rng, things)
+    return _pick(rng, IDENTIFY).format(p=point_answer(thing.centers[view.camera])), thing.name
+
+
 def _pick[T](rng: np.random.Generator, options: Sequence[T]) -> T:
     return options[int(rng.integers(len(options)))]
 
@@ -352,4 +381,5 @@ _ASK: dict[str, Callable[[View, np.random.Generator], tuple[str, str] | None]] =
     "count": _count,
     "relation": _relation,
     "point": _point,
+    "identify": _identify,
 }

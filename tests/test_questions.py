@@ -88,6 +88,10 @@ def answer(question: Question, scene: Scene, things: list[SceneObject]) -> str:
         return str(len(described(noun[1], things)))  # type: ignore[index]
     if question.kind == "relation":
         return relation(text, things, question.camera)
+    if question.kind == "identify":
+        place = [(int(value) + 0.5) / 100 for value in re.findall(r"\d+", text)]
+        there = [t for t in things if question.camera in t.centers]
+        return min(there, key=lambda t: math.dist(t.centers[question.camera], place)).name
     noun = re.search(r"the (?!shape of|color of|position of)(.+?)(?: have| is what (?:color|shape))?$", text)
     name = noun[1]  # type: ignore[index]
     if question.kind == "color":
@@ -138,6 +142,7 @@ def test_answers_are_short(draw: Draw, rng: np.random.Generator) -> None:
             "shape": {thing.shape for thing in scene.objects},
             "count": {str(number) for number in range(MAX_COUNT + 1)},
             "relation": {"yes", "no", "left", "right"},
+            "identify": {thing.name for thing in scene.objects},
         }.get(question.kind)
         if allowed is None:
             assert all(0 <= int(value) <= 99 for value in question.answer.split())

@@ -30,11 +30,11 @@ class Command:
 
 COMMANDS = {
     "record": Command(
-        "record demonstrations of a scripted expert in simulation",
+        "record demonstrations, or scenes with questions, in simulation",
         "vla.record:record",
         "Runs the expert of a task and appends its episodes to a zarr store. Noise moves the arm off the expert's\n"
         "path while the clean action is recorded, so the data shows how to recover.",
-        ("vla record task=pick episodes=400 out=outputs/demos.zarr seed=0 noise=0.04 workers=2",),
+        ("vla record task=pick episodes=400 seed=0 noise=0.03 workers=2", "vla record task=scenes episodes=3000"),
     ),
     "train": Command(
         "train a policy on demonstrations and visual questions",
@@ -42,9 +42,10 @@ COMMANDS = {
         "Co-trains a VLM backbone with an action head on a weighted mixture of robot episodes and question-answer\n"
         "pairs. SIGTERM or ctrl-C writes a checkpoint; the same command goes on from it.",
         (
-            "vla train data=outputs/demos.zarr out=outputs/train",
-            "vla train data=outputs/demos.zarr mixture.vqa=0.3",
-            "vla train -m data=outputs/demos.zarr seed=0,1,2 'out=outputs/train-${seed}'",
+            "vla train task=pick out=outputs/train",
+            "vla train task=place mixture.vqa=0.3 out=outputs/place",
+            "vla train -m plan.seed=0,1,2 'out=outputs/train-${plan.seed}'",
+            "vla train recipe=backbone out=outputs/backbone",
         ),
     ),
     "eval": Command(
@@ -62,7 +63,7 @@ COMMANDS = {
         "vla.recording.view:view",
         "Images, joint curves and predicted chunks over executed actions on one timeline. Opens the viewer, or writes\n"
         "a file that the viewer opens elsewhere.",
-        ("vla view outputs/demos.zarr", "vla view outputs/eval --save outputs/rollouts.rrd"),
+        ("vla view outputs/pick.zarr", "vla view outputs/eval --save outputs/rollouts.rrd"),
         positional="path",
     ),
     "doctor": Command(
@@ -71,6 +72,13 @@ COMMANDS = {
         "Checks Python, packages, rendering, GPU, serial ports, disk and display.\n"
         "Exits with 1 when the demo cannot run.",
         ("vla doctor",),
+    ),
+    "bench": Command(
+        "time the parts that must be fast",
+        "vla.bench:bench",
+        "Prints a table of measurements and the targets they are held against; --json writes it to a file.",
+        ("vla bench env", "vla bench env --json outputs/bench-env.json"),
+        positional="name",
     ),
     "demo": Command(
         "the whole way: record, train, evaluate, report",

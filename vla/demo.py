@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from vla.benchmarks.table import device_name
 from vla.datasets.easy_questions import read_easy_vqa
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.vqa import VqaStore
@@ -185,9 +185,7 @@ def evaluate(
     write_json(folder / "evaluation.json", {"results": [asdict(r) for r in results], "vqa": accuracy})
 
 
-def report(
-    model: VLA, folder: Path, scenes: str, minutes: Mapping[str, float], from_scratch: bool
-) -> dict[str, Any]:
+def report(model: VLA, folder: Path, scenes: str, minutes: Mapping[str, float], from_scratch: bool) -> dict[str, Any]:
     """Writes summary.json, rollouts.rrd, the films, the training curve and report.html."""
     evaluation = json.loads((folder / "evaluation.json").read_text())
     results = [Result(**r) for r in evaluation["results"]]
@@ -205,7 +203,7 @@ def report(
         "from_scratch": from_scratch,
         "minutes": dict(minutes),
         "params": sum(p.numel() for p in model.parameters()),
-        "device": f"cpu: {_processor()}",
+        "device": device_name(),
         "cores": os.cpu_count(),
     }
     write_json(folder / "summary.json", summary)
@@ -260,12 +258,3 @@ def _view(example: Example) -> Any:
     """The image that the question is about: the one it names, else the first."""
     named = [camera for camera in example.images if f"{camera} view" in example.prompt]
     return example.images[named[0] if named else next(iter(example.images))]
-
-
-def _processor() -> str:
-    """The processor's name, as well as this system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -34,6 +34,7 @@ IGNORE = -100
 PAD, BOS, EOS, IMAGE, ANSWER = SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<image>", "<answer>")
 POINT_TOKENS = tuple(f"<{i}%>" for i in range(POINT_SCALE))
 """Coordinates of points, where the tokenizer has them (as PaliGemma's location tokens); else points are plain text."""
+POINT = re.compile(r"(\b\d{1,2} \d{1,2}\b)")
 
 
 @dataclass(frozen=True)
@@ -122,11 +123,16 @@ class Processor:
         self._encode = lru_cache(maxsize=65536)(self._encode_text)
 
     def _encode_text(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
-
-    def _answer(self, text: str) -> tuple[int, ...]:
-        point = re.fullmatch(r"(\d{1,2}) (\d{1,2})", text) if self.has_points else None
-        return tuple(self.points[int(v)] for v in point.groups()) if point else self._encode(" " + text)
+        """Tokens of the text, a space before it; each pair of numbers below 100 in it is a point."""
+        if not self.has_points:
+            return tuple(self.tokenizer.encode(" " + text, add_special_tokens=False).ids)
+        ids: list[int] = []
+        for part in POINT.split(text):
+            if match := POINT.fullmatch(part):
+                ids += (self.points[int(value)] for value in match[0].split())
+            elif part.strip():
+                ids += self.tokenizer.encode(" " + part.strip(), add_special_tokens=False).ids
+        return tuple(ids)
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         """Training rows, padded on the right. Raises InputError when a robot's example is not of the embodiment."""
@@ -228,9 +234,9 @@ class Processor:
     ) -> None:
         """Adds a prompt and its target; not `shared`, the turn is a segment of its own."""
         row.segment += not shared
-        row.add([*self._encode(" " + prompt.strip()), *([] if state is None else self._state_ids(state)), self.answer])
+        row.add([*self._encode(prompt.strip()), *([] if state is None else self._state_ids(state)), self.answer])
         if isinstance(target, str):
-            answer = [*self._answer(target.strip()), self.eos]
+            answer = [*self._encode(target.strip()), self.eos]
             row.add(answer, answer)
         elif target is not None:
             ids = self.action_ids(target)

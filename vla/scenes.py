@@ -16,8 +16,8 @@ from vla.datasets.vqa import VqaItem, VqaStore
 from vla.errors import InputError
 from vla.scene import Scene
 
-FRONT_KINDS = ("point", "point", "point", "existence", "color", "shape", "count", "relation", "relation")
-FRONT_QUESTIONS, WRIST_QUESTIONS = 14, 4
+FRONT_KINDS = (*["point", "identify"] * 3, "existence", "color", "shape", "count", "relation", "relation")
+FRONT_QUESTIONS, WRIST_QUESTIONS = 18, 4
 BLOCK = 128
 """Scenes a task of a worker, and a committed batch of the store."""
 

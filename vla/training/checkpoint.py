@@ -56,6 +56,10 @@ def mark_best(run: Path, checkpoint: Path) -> None:
     os.replace(link, run / "best")
 
 
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 def latest(run: Path) -> Path | None:
     found = sorted(run.glob("step-*"))
     return found[-1] if found else None

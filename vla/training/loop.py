@@ -89,6 +89,8 @@ def train(model: VLA, mixture: Mixture, plan: Plan, run: Path, evaluate: Evaluat
     evaluations: list[dict[str, Any]] = []
     if found := checkpoint.latest(run):
         step, evaluations = checkpoint.restore(found, model, ema, optimizer)
+        if evaluations and evaluations[-1]["step"] == step:  # a kill may have come before it was compared
+            _select(run, found, evaluations, plan.vqa_margin)
     run.mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=plan.steps, initial=step, desc="train", unit="step", smoothing=0.05)
     with (
@@ -117,13 +119,24 @@ def train(model: VLA, mixture: Mixture, plan: Plan, run: Path, evaluate: Evaluat
             stopping = bool(stop)
             if due or stopping:
                 saved = checkpoint.save(run, step, model, ema, optimizer, evaluations)
-                if due and (evaluate is None or choose(evaluations, plan.vqa_margin) == len(evaluations) - 1):
-                    checkpoint.mark_best(run, saved)
+                if due:
+                    _select(run, saved, evaluations, plan.vqa_margin)
     if signal.SIGINT in stop:
         raise KeyboardInterrupt
     ema.swap(model)
     best = run / "best"
     return Outcome(step, step >= plan.steps, best.resolve() if best.exists() else None, evaluations)
+
+
+def _select(run: Path, newest: Path, evaluations: Sequence[Mapping[str, Any]], margin: float) -> None:
+    """Points `run/best` at the newest checkpoint, unless the gate prefers the one it points at."""
+    best = run / "best"
+    if evaluations and best.exists():
+        kept = checkpoint.step_of(best.resolve())
+        candidates = [i for i, e in enumerate(evaluations) if e["step"] == kept] + [len(evaluations) - 1]
+        if choose(evaluations, margin, candidates) != len(evaluations) - 1:
+            return
+    checkpoint.mark_best(run, newest)
 
 
 def _evaluated(model: VLA, ema: Ema, evaluate: Evaluate) -> dict[str, float]:
@@ -145,8 +158,11 @@ def _step(
     total = sum(float(token_weights(b, plan.loss_weights).sum()) for b in micro)
     sums: dict[str, list[float]] = {}
     generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
-    for batch in micro:
-        pixels = augment(batch.pixel_values, generator, plan.augment)
+    # Drawn for the whole batch at once, so that splitting it changes nothing.
+    views = max(b.image_mask.shape[1] for b in micro)
+    jitter = (2 * torch.rand(plan.batch_size, views, 3, generator=generator) - 1) * plan.augment
+    for batch, rows_jitter in zip(micro, jitter.split([len(b.source) for b in micro]), strict=True):
+        pixels = augment(batch.pixel_values, rows_jitter[:, : batch.image_mask.shape[1]])
         with torch.autocast("cpu", torch.bfloat16, enabled=uses_bf16(plan.precision)):
             losses, rows = model(_with_pixels(batch, pixels))
         weights = token_weights(batch, plan.loss_weights)

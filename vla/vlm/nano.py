@@ -1,4 +1,4 @@
-"""The nano backbone: ConvNeXt, an MLP and Llama, from transformers' own classes, at 2 M parameters."""
+"""The nano backbone: ConvNeXt, an MLP and Llama, from transformers' own classes, at 1.9 M parameters."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ def nano(tokenizer: Tokenizer) -> tuple[ComposedVLM, Processor]:
     """A new nano with random weights: 96x96 images, 36 tokens each (stride 16)."""
     vision = {
         "model_type": "convnext",
-        "patch_size": 4,
-        "num_stages": 3,
-        "hidden_sizes": [32, 64, 128],
-        "depths": [2, 2, 3],
+        # A fine stem: at stride 4 the shapes of objects 9 pixels wide are learned by heart and not told apart.
+        "patch_size": 2,
+        "num_stages": 4,
+        "hidden_sizes": [16, 32, 64, 128],
+        "depths": [2, 2, 3, 2],
         "layer_scale_init_value": 1.0,
-        "out_features": ["stage3"],
+        "out_features": ["stage4"],
         "image_size": IMAGE_SIZE,
     }
     language = {

@@ -1,0 +1,26 @@
+"""`vla bench NAME`: timings of the parts that must be fast, side by side in one run."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from vla.errors import InputError
+
+BENCHMARKS = {"env": "vla.benchmarks.env:bench_env"}
+
+
+def bench(*, name: str, json: str | None) -> None:
+    """Prints the table of benchmark `name`, and writes it to the file `json` where one is given.
+
+    Raises InputError for an unknown name, listing the known ones.
+    """
+    if name not in BENCHMARKS:
+        raise InputError(f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}")
+    module, _, function = BENCHMARKS[name].partition(":")
+    table = getattr(import_module(module), function)()
+    print(table.to_text())
+    if json is not None:
+        from vla.evaluation.run import write_json
+
+        write_json(Path(json), table.to_dict())

@@ -1,0 +1,51 @@
+"""`vla bench env`: what rendering, stepping and sampling scenes cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+from typing import Any
+
+from vla.benchmarks.table import Table, Target
+from vla.envs.expert import Expert
+from vla.envs.make import make_env
+from vla.envs.random_scene import SceneSampler
+
+
+def bench_env() -> Table:
+    """Milliseconds a frame by camera and size, a control step with both images, a scene with its truth."""
+    rows: list[dict[str, Any]] = []
+    for size in (96, 224):
+        env = make_env("pick", image_size=size)
+        env.reset(seed=0)
+        render, expert = env.unwrapped.scene.render, Expert(env)  # type: ignore[attr-defined]
+        for camera in ("front", "wrist"):
+            rows.append({"what": f"frame, {camera}", "size": size, "ms": _milliseconds(partial(render, camera))})
+        step = _milliseconds(partial(_step, env, expert))
+        rows.append({"what": "control step with both images", "size": size, "ms": step})
+        env.close()
+    sampler = SceneSampler()
+    seeds = count()
+    scene = _milliseconds(lambda: sampler.sample(next(seeds)))
+    rows.append({"what": "random scene with its truth", "size": 96, "ms": scene})
+    sampler.close()
+    frame = max(row["ms"] for row in rows if row["size"] == 96 and row["what"].startswith("frame"))
+    return Table(rows, [Target("ms for a 96x96 frame", frame, 1.0, at_most=True)])
+
+
+def _step(env: Any, expert: Expert) -> None:
+    env.step(expert.act())
+
+
+def _milliseconds(work: Callable[[], object], repeats: int = 20, rounds: int = 5) -> float:
+    """The fastest of a few rounds: what the machine can do when nothing else runs."""
+    work()
+    best = float("inf")
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for _ in range(repeats):
+            work()
+        best = min(best, (time.perf_counter() - start) / repeats)
+    return best * 1000

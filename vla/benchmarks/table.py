@@ -1,0 +1,60 @@
+"""What a benchmark returns, and how it is shown."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure to reach. `at_most` says that smaller is better."""
+
+    name: str
+    value: float
+    target: float
+    at_most: bool = False
+
+    @property
+    def met(self) -> bool:
+        return self.value <= self.target if self.at_most else self.value >= self.target
+
+
+@dataclass(frozen=True)
+class Table:
+    """Measurements of one run on one machine: rows of equal columns, and the targets they are held against."""
+
+    rows: Sequence[Mapping[str, Any]]
+    targets: Sequence[Target]
+
+    def to_dict(self) -> dict[str, Any]:
+        targets = [{k: v for k, v in asdict(t).items() if k != "at_most"} | {"met": t.met} for t in self.targets]
+        return {"device": device_name(), "rows": [dict(row) for row in self.rows], "targets": targets}
+
+    def to_text(self) -> str:
+        columns = list(self.rows[0])
+        cells = [columns] + [[_cell(row[c]) for c in columns] for row in self.rows]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+        lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in cells]
+        for target in self.targets:
+            sign, verdict = ("<=", ">=")[not target.at_most], "met" if target.met else "NOT MET"
+            lines.append(f"{target.name}: {_cell(target.value)} (target {sign} {_cell(target.target)}): {verdict}")
+        return "\n".join((device_name(), *(line.rstrip() for line in lines)))
+
+
+def device_name() -> str:
+    """The processor's name and the number of cores, as well as this system tells them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"cpu: {name}, {os.cpu_count()} cores"
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
