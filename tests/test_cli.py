@@ -122,7 +122,7 @@ def test_cfg_prints_the_options_and_runs_nothing(calls: Calls, capsys: pytest.Ca
         (["record", "episodes=2.5"], "episodes=2.5"),
         (["record", "episodes=null"], "episodes=null"),
         (["train", "mixture.robots=1"], "did you mean 'mixture.robot'"),
-        (["train", "learning_rate=fast"], "learning_rate=fast"),
+        (["train", "plan.lr=fast"], "plan.lr=fast"),
         (["record", "task=(("], "task=(("),
         (["record", "task=pick,place"], "-m"),
         (["record", "-m", "seed=1,2"], "outputs/pick.zarr"),

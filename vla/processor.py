@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,10 @@ PAD, BOS, EOS, IMAGE, ANSWER = SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<im
 POINT_TOKENS = tuple(f"<{i}%>" for i in range(POINT_SCALE))
 """Coordinates of points, where the tokenizer has them (as PaliGemma's location tokens); else points are plain text."""
 POINT = re.compile(r"(\b\d{1,2} \d{1,2}\b)")
+
+Image = UInt8[np.ndarray, "_h _w 3"]
+Views = Mapping[str, Image]
+"""Images by camera, of any sizes."""
 
 
 @dataclass(frozen=True)
@@ -164,9 +169,7 @@ class Processor:
             images.append(views)
         return self._collate(rows, images, ("",) * len(rows), left=True)
 
-    def question_prompt(
-        self, questions: Sequence[str], images: Sequence[Mapping[str, UInt8[np.ndarray, "h w 3"]]]
-    ) -> Batch:
+    def question_prompt(self, questions: Sequence[str], images: Sequence[Views]) -> Batch:
         """Rows that end where the answer is to be decoded; padded on the left."""
         rows = []
         for question, views in zip(questions, images, strict=True):
@@ -177,9 +180,12 @@ class Processor:
     def text(self, ids: Sequence[int]) -> str:
         """The text of these tokens; coordinates are written as numbers, "x y"."""
         values = {token: str(value) for value, token in enumerate(self.points)} if self.has_points else {}
-        if ids and all(token in values for token in ids):
-            return " ".join(values[token] for token in ids)
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+        parts = []
+        for is_point, run in groupby(ids, values.__contains__):
+            run_ids = list(run)
+            text = self.tokenizer.decode(run_ids, skip_special_tokens=True)
+            parts.append(" ".join(values[i] for i in run_ids) if is_point else str(text).strip())
+        return " ".join(part for part in parts if part)
 
     def action_ids(self, actions: Float[np.ndarray, "h a"]) -> list[int]:
         robot = self._robot()
@@ -210,7 +216,7 @@ class Processor:
             raise InputError("this checkpoint is a vision-language model without actions: train it on demonstrations")
         return self.robot
 
-    def _views(self, images: Mapping[str, UInt8[np.ndarray, "h w 3"]]) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
+    def _views(self, images: Views) -> dict[str, Image]:
         """The embodiment's cameras, in its order."""
         cameras = self._robot().embodiment.cameras
         for camera in cameras:
@@ -246,7 +252,7 @@ class Processor:
     def _collate(
         self,
         rows: Sequence[_Row],
-        images: Sequence[Mapping[str, UInt8[np.ndarray, "h w 3"]]],
+        images: Sequence[Views],
         source: tuple[str, ...],
         left: bool,
     ) -> Batch:
