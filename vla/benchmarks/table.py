@@ -31,9 +31,13 @@ class Table:
     rows: Sequence[Mapping[str, Any]]
     targets: Sequence[Target]
 
+    @property
+    def device(self) -> str:
+        return f"{device_name()}, {os.cpu_count()} cores"
+
     def to_dict(self) -> dict[str, Any]:
         targets = [{k: v for k, v in asdict(t).items() if k != "at_most"} | {"met": t.met} for t in self.targets]
-        return {"device": device_name(), "rows": [dict(row) for row in self.rows], "targets": targets}
+        return {"device": self.device, "rows": [dict(row) for row in self.rows], "targets": targets}
 
     def to_text(self) -> str:
         columns = list(self.rows[0])
@@ -43,17 +47,17 @@ class Table:
         for target in self.targets:
             sign, verdict = ("<=", ">=")[not target.at_most], "met" if target.met else "NOT MET"
             lines.append(f"{target.name}: {_cell(target.value)} (target {sign} {_cell(target.target)}): {verdict}")
-        return "\n".join((device_name(), *(line.rstrip() for line in lines)))
+        return "\n".join((self.device, *(line.rstrip() for line in lines)))
 
 
 def device_name() -> str:
-    """The processor's name and the number of cores, as well as this system tells them."""
+    """The processor's name, as well as this system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
-    return f"cpu: {name}, {os.cpu_count()} cores"
+    return f"cpu: {name}"
 
 
 def _cell(value: Any) -> str:
