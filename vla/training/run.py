@@ -43,6 +43,7 @@ def train(
 ) -> Outcome:
     """Trains on the episodes of `data` (None: no robot) and the question stores `vqa`, into the folder `out`.
 
+    `task` is there for the options, where it names the default of `data`.
     `backbone` is "nano" (pretrained, shipped), "scratch" (nano with random weights and a new tokenizer), or a
     checkpoint's folder. `mixture` weighs the source "robot" and the names in `vqa`. Raises InputError, before
     anything is written, when a path is missing or the parts do not fit together.
@@ -51,15 +52,15 @@ def train(
     torch.manual_seed(settings.seed)
     stores = {name: VqaStore(path) for name, path in vqa.items() if mixture.get(name, 0) > 0}
     sources: dict[str, Source] = {name: Conversations(s, "train", turns) for name, s in stores.items()}
-    robot, heldout = None, []
+    robot, heldout, episodes = None, [], None
     if data is not None:
-        store = EpisodeStore.open(data)
-        train_episodes, heldout_episodes = split(len(store), HELD_OUT_EPISODES)
-        robot = robot_spec(store, train_episodes, horizon)
-        sources["robot"] = Windows(store, horizon, episodes=train_episodes)
-        heldout = spread(Windows(store, horizon, stride=3, episodes=heldout_episodes), 128)
+        episodes = EpisodeStore.open(data)
+        train_episodes, heldout_episodes = split(len(episodes), HELD_OUT_EPISODES)
+        robot = robot_spec(episodes, train_episodes, horizon)
+        sources["robot"] = Windows(episodes, horizon, episodes=train_episodes)
+        heldout = spread(Windows(episodes, horizon, stride=3, episodes=heldout_episodes), 128)
     mixed = Mixture(sources, mixture, settings.seed)
-    model = build(backbone, robot, _texts(stores, data))
+    model = build(backbone, robot, _texts(stores, episodes))
     questions = {n: heldout_by_kind(s, heldout_questions) for n, s in stores.items()}
     return run_plan(model, mixed, settings, Path(out), evaluator(questions, heldout))
 
@@ -123,10 +124,10 @@ def spread(examples: Sequence[Example] | Windows, count: int) -> list[Example]:
     return [examples[int(i)] for i in chosen] if len(examples) else []
 
 
-def _texts(stores: Mapping[str, VqaStore], data: str | None) -> Iterator[str]:
+def _texts(stores: Mapping[str, VqaStore], episodes: EpisodeStore | None) -> Iterator[str]:
     """What a new tokenizer learns its merges from: the stores' text, and the grammar of instructions."""
     for store in stores.values():
         yield from (f" {question.text} {question.answer}" for question in store.questions())
-    if data is not None:
-        yield from (f" {record.instruction}" for record in EpisodeStore.open(data).records)
+    if episodes is not None:
+        yield from (f" {record.instruction}" for record in episodes.records)
     yield from (f" {text}" for text in every_instruction())
