@@ -13,11 +13,16 @@ from vla.types import Episode
 
 
 def check_episode(
-    episode: Episode, embodiment: Embodiment, image_sizes: Mapping[str, tuple[int, int]], horizon: int | None
+    episode: Episode,
+    embodiment: Embodiment,
+    image_sizes: Mapping[str, tuple[int, int]],
+    points: int | None,
+    horizon: int | None,
 ) -> None:
     """Raises InputError naming what is wrong: empty, of another robot, of wrong shapes, or not finite.
 
-    `image_sizes` (height, width) and `horizon` are those of the store, absent while it has none.
+    `image_sizes` (height, width), the number of `points` and the chunks' `horizon` are those of the store, absent
+    while it has none.
     """
     embodiment.check(episode.embodiment)
     steps = len(episode)
@@ -34,6 +39,10 @@ def check_episode(
         if images.dtype != np.uint8 or images.shape != expected:
             found = f"{images.dtype} {images.shape}"
             raise InputError(f"episode's images of camera {camera!r} are {found}, expected uint8 {expected}")
+    if episode.points is not None:
+        expected = (steps, points or episode.points.shape[1], 2)
+        if episode.points.shape != expected:
+            raise InputError(f"episode's points have shape {episode.points.shape}, expected {expected}")
     if episode.chunks is not None:
         expected = (steps, horizon or episode.chunks.shape[1], len(embodiment.action))
         if episode.chunks.shape != expected:

@@ -23,6 +23,7 @@ class EpisodeRecord:
     instruction: str
     success: bool
     info: Mapping[str, Any]
+    has_points: bool
     has_chunks: bool
     checksum: int
     """`checksum` of the episode's arrays."""

@@ -5,6 +5,7 @@
 | images/<camera>   | (N, h, w, 3) | uint8 frames of all episodes, one after another                    |
 | state, action     | (N, s), (N, a) | float64, in the embodiment's units                               |
 | time              | (N,)         | capture time [s]                                                   |
+| points            | (N, p, 2)    | where the named things are in the images, NaN where unknown (only if recorded) |
 | chunks            | (N, h, a)    | the policy's chunk in force, NaN where none (only if one was recorded) |
 | episodes          | (E,)         | one JSON text an episode: `EpisodeRecord`                          |
 
@@ -148,6 +149,7 @@ class EpisodeStore:
             embodiment=self.embodiment,
             success=record.success,
             info=record.info,
+            points=self._rows("points")[record.frames].copy() if record.has_points else None,
             chunks=self._rows("chunks")[record.frames].copy() if record.has_chunks else None,
             **arrays,
         )
@@ -171,6 +173,11 @@ class EpisodeStore:
     def action(self) -> Float[np.ndarray, "n a"]:
         """Actions of all frames; held in memory, not to be written."""
         return self._rows("action")
+
+    @property
+    def points(self) -> Float[np.ndarray, "n p 2"] | None:
+        """Points of all frames, NaN where unknown; None when no episode has any. Not to be written."""
+        return self._rows("points") if "points" in self._streams() else None
 
     def frames(self, camera: str, indices: Int[np.ndarray, "n"] | Sequence[int]) -> UInt8[np.ndarray, "n h w 3"]:
         """Frames of `camera` at `indices`, counted over all episodes."""
@@ -217,7 +224,7 @@ class EpisodeStore:
         """
         if self._release is None or not self._release.alive:
             raise InputError(f"{self.path} is not open for writing: open it with mode 'a'")
-        check_episode(episode, self.embodiment, self._image_sizes, self._horizon)
+        check_episode(episode, self.embodiment, self._image_sizes, self._width("points"), self._width("chunks"))
         arrays, start, stop = _arrays(episode), self.total_frames, self.total_frames + len(episode)
         record = EpisodeRecord(
             offset=start,
@@ -225,6 +232,7 @@ class EpisodeStore:
             instruction=episode.instruction,
             success=bool(episode.success),
             info=dict(episode.info),
+            has_points=episode.points is not None,
             has_chunks=episode.chunks is not None,
             checksum=checksum(arrays),
         )
@@ -236,7 +244,7 @@ class EpisodeStore:
             if name.startswith("images/"):
                 write_frames(self.path / name, start, arrays[name])
             else:
-                # An episode without chunks in a store with chunks gets NaN rows.
+                # An episode without points or chunks in a store that has them gets NaN rows.
                 stream[start:stop] = arrays.get(name, np.nan)
         index = array(self._group, "episodes")
         index.resize((len(self) + 1,))
@@ -247,21 +255,22 @@ class EpisodeStore:
     def _streams(self) -> set[str]:
         """Names of the arrays that hold the committed frames."""
         images = {f"images/{camera}" for camera in self.embodiment.cameras} if self.records else set()
+        points = {"points"} if any(record.has_points for record in self.records) else set()
         chunks = {"chunks"} if any(record.has_chunks for record in self.records) else set()
-        return {"state", "action", "time"} | images | chunks
+        return {"state", "action", "time"} | images | points | chunks
 
     @property
     def _image_sizes(self) -> dict[str, tuple[int, int]]:
         return {camera: reader.frame_shape[:2] for camera, reader in self._readers.items()}
 
-    @property
-    def _horizon(self) -> int | None:
-        return array(self._group, "chunks").shape[1] if "chunks" in self._streams() else None
+    def _width(self, name: str) -> int | None:
+        """Points or chunked actions a step; None while there is no such stream."""
+        return array(self._group, name).shape[1] if name in self._streams() else None
 
     def _create_missing(self, arrays: Mapping[str, np.ndarray]) -> None:
         # What a killed writer left behind is not among the streams, and is replaced: its shape may differ.
         for name in arrays.keys() - self._streams():
-            if name == "chunks":
+            if name in ("points", "chunks"):
                 _create_rows(self._group, name, arrays[name].shape[1:])
             else:
                 create_image_array(self._group, name, *arrays[name].shape[1:3])
@@ -292,8 +301,8 @@ def _arrays(episode: Episode) -> dict[str, np.ndarray]:
     """The episode's arrays by their names in the store, in the stored dtypes."""
     images = {f"images/{camera}": episode.images[camera] for camera in episode.embodiment.cameras}
     rows = {name: np.asarray(getattr(episode, name), np.float64) for name in ("state", "action", "time")}
-    chunks = {} if episode.chunks is None else {"chunks": np.asarray(episode.chunks, np.float64)}
-    return images | rows | chunks
+    optional = {name: getattr(episode, name) for name in ("points", "chunks")}
+    return images | rows | {name: np.asarray(v, np.float64) for name, v in optional.items() if v is not None}
 
 
 def _create_rows(group: zarr.Group, name: str, row: tuple[int, ...]) -> None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from vla.datasets.episodes import EpisodeStore
 from vla.errors import InputError
 from vla.types import Example
+
+
+UNDER_WAY = 0.2
+"""The share of training windows whose first actions are given (training-time real-time chunking)."""
 
 
 class Windows:
@@ -45,12 +50,14 @@ class Windows:
             target=self.store.action[np.minimum(wanted, last)],
             state=self.store.state[frame].copy(),
             mask=wanted <= last,
+            points=None if self.store.points is None else self.store.points[frame].copy(),
             source="robot",
         )
 
     def example(self, index: int, rng: np.random.Generator) -> Example:
-        """The window at `index`: nothing of it is left to chance (`vla.datasets.mixture.Source`)."""
-        return self[index]
+        """The window at `index`; in some, as in real-time chunking, the first actions are under way already."""
+        under_way = self.horizon > 1 and rng.random() < UNDER_WAY
+        return replace(self[index], given=int(rng.integers(1, self.horizon // 2 + 1)) if under_way else 0)
 
 
 def split(episodes: int, held_out: float, seed: int = 0) -> tuple[tuple[int, ...], tuple[int, ...]]:

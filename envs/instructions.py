@@ -25,6 +25,10 @@ TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
             "please pick up the {object}",
             "grasp the {object} and lift it",
             "raise the {object} off the table",
+            "get the {object}",
+            "fetch me the {object}",
+            "can you lift the {object}",
+            "i want the {object}, pick it up",
         ),
         "heldout": (
             "could you pick up the {object}",

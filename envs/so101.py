@@ -5,7 +5,7 @@
 | observation             | images {front, wrist: (h, w, 3) uint8}, state (6,) [rad], instruction |
 | action                  | (6,) absolute joint targets [rad], 10 a second                        |
 | reward                  | 1 at the step that meets the task, else 0                             |
-| info                    | success, is_success, instruction, target, wrong_object, seed          |
+| info                    | success, is_success, instruction, target, wrong_object, seed, points  |
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from vla.envs.objects import GoalSpec
 from vla.envs.randomize import Looks, jitter_sizes
 from vla.envs.scene import CAMERAS, TableScene
 from vla.envs.tasks import get_task
+from vla.envs.truth import points
 from vla.errors import InputError
 from vla.types import Observation
 
@@ -165,7 +166,15 @@ class SO101Env(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
             "target": self.scene.objects[self.target].name,
             "wrong_object": self._wrong,
             "seed": self._seed,
+            "points": self._points(),
         }
+
+    def _points(self) -> Float[np.ndarray, "p 2"]:
+        """Where the named object, and its goal where there is one, are in each camera's image."""
+        places = [self.scene.object_position(self.target)]
+        if goal := self.target_goal:
+            places.append(np.array([goal.x, goal.y, 0.0]))
+        return points(self.scene, np.stack(places))
 
     @property
     def time(self) -> float:

@@ -73,6 +73,14 @@ def project(scene: TableScene, camera: str, points: Float[np.ndarray, "n 3"]) ->
     return np.stack([0.5 + local[:, 0] / scale, 0.5 - local[:, 1] / scale], axis=1)
 
 
+def points(scene: TableScene, places: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "p 2"]:
+    """Where each place [m] is in each camera's image, one camera after the other: fractions of width and height.
+
+    A place outside the image is outside [0, 1), one behind the camera at -1.
+    """
+    return np.nan_to_num(np.concatenate([project(scene, camera, places) for camera in CAMERAS]), nan=-1.0)
+
+
 def _visibility(mask: np.ndarray, outline: Float[np.ndarray, "n 2"]) -> bool | None:
     """True: clearly seen, False: clearly hidden, None: neither."""
     unit = mask.size / 96**2

@@ -40,7 +40,7 @@ class VlaPolicy:
     def predict(
         self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
     ) -> ActionChunk | None:
-        """See `Policy.predict`; the prefix is forced as tokens."""
+        """See `Policy.predict`; the prefix is input, not decoded."""
         return self.predict_batch([observation], prefix=None if prefix is None else prefix[None])[0]
 
     def predict_batch(
@@ -51,15 +51,17 @@ class VlaPolicy:
         forced = 0 if prefix is None else prefix.shape[1]
         if forced >= self._robot.horizon:
             raise InputError(f"a prefix of {forced} actions leaves nothing of a chunk of {self._robot.horizon}")
-        batch = processor.robot_prompt(observations, prefix)
-        rows = self._model.generate_actions(batch, forced * len(self.embodiment.action))
+        given = None if prefix is None else np.array(
+            [processor.action_ids(p, o.state) for p, o in zip(prefix, observations, strict=True)]
+        )
+        rows, points = self._model.generate_actions(processor.robot_prompt(observations), given)
         chunks: list[ActionChunk | None] = []
         for i, (row, observation) in enumerate(zip(rows, observations, strict=True)):
-            actions = processor.actions(row)
+            actions = processor.actions(row, observation.state)
             if actions is None:
                 chunks.append(None)
                 continue
             if prefix is not None:
                 actions[:forced] = prefix[i]
-            chunks.append(ActionChunk(actions, observation.time, 1 / self.embodiment.control_hz))
+            chunks.append(ActionChunk(actions, observation.time, 1 / self.embodiment.control_hz, points[i] if len(points[i]) else None))
         return chunks

@@ -73,6 +73,7 @@ def make_episode() -> Callable[..., Episode]:
             "embodiment": robot,
             "success": bool(seed % 2),
             "info": {"seed": seed},
+            "points": None,
             "chunks": None if horizon is None else rng.normal(size=(steps, horizon, 3)),
         }
         return Episode(**(values | fields))
@@ -85,7 +86,7 @@ def make_model() -> Callable[..., VLA]:
     return tiny_model
 
 
-def tiny_model(robot: bool = True, seed: int = 0, smoothing: float = 1.0) -> VLA:
+def tiny_model(robot: bool = True, seed: int = 0, smoothing: float = 1.0, points: int = 0) -> VLA:
     """A model of 32x32 images and two layers, for the robot of `make_episode` with 4 actions a chunk."""
     import torch
 
@@ -120,8 +121,9 @@ def tiny_model(robot: bool = True, seed: int = 0, smoothing: float = 1.0) -> VLA
         embodiment=TOY,
         horizon=4,
         state=QuantileNormalizer((-2.0, -2.5), (2.0, 1.5)),
-        action=QuantileNormalizer((-1.0, -1.0, 0.0), (1.0, 1.0, 1.0)),
+        action=QuantileNormalizer((-2.0, -2.0, 0.0), (2.0, 2.0, 1.0)),
         statistics_hash="none",
+        points=points,
     )
 
     torch.manual_seed(seed)

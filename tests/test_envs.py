@@ -283,3 +283,18 @@ def test_random_scenes_are_fixed_by_their_seed_and_varied() -> None:
     assert {len(n) for n in names} == {1, 2, 3, 4, 5, 6}
     assert any(len(set(n)) < len(n) for n in names)  # twins, so that counting counts
     assert any(len({o.color for o in s.scene.objects}) < len(s.scene.objects) for s in first)
+
+
+@pytest.mark.parametrize("task", ["pick", "push"])
+def test_points_are_where_the_named_things_are(task: str) -> None:
+    env = make_env(task)
+    values, info = env.reset(seed=4)
+    scene = scene_truth(env)
+    things = 1 if task == "pick" else 2
+    by_camera = dict(zip(values["images"], np.split(info["points"], 2), strict=True))
+    assert all(part.shape == (things, 2) for part in by_camera.values())
+    target = next(o for o in scene.objects if o.name == info["target"])
+    assert target.centers
+    for camera, center in target.centers.items():
+        np.testing.assert_allclose(by_camera[camera][0], center, atol=0.05)
+    env.close()

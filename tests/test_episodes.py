@@ -31,19 +31,21 @@ def assert_equal(a: Episode, b: Episode) -> None:
         np.testing.assert_array_equal(a.images[camera], b.images[camera])
     for name in ("state", "action", "time"):
         assert getattr(a, name).tobytes() == getattr(b, name).tobytes(), name
-    assert (a.chunks is None) == (b.chunks is None)
-    if a.chunks is not None and b.chunks is not None:
-        assert a.chunks.tobytes() == b.chunks.tobytes()
+    for ours, theirs in ((a.chunks, b.chunks), (a.points, b.points)):
+        assert (ours is None) == (theirs is None)
+        if ours is not None and theirs is not None:
+            assert ours.tobytes() == theirs.tobytes()
     for name in ("instruction", "embodiment", "success", "info"):
         assert getattr(a, name) == getattr(b, name), name
 
 
 @pytest.fixture
 def episodes(make_episode: Make) -> list[Episode]:
-    """Three episodes; the second has chunks, with steps where no chunk was in force."""
+    """Three episodes; the second has points, and chunks with steps where no chunk was in force."""
     chunks = np.random.default_rng(9).normal(size=(7, 4, 3))
     chunks[2:4] = np.nan
-    return [make_episode(0), make_episode(1, steps=7, chunks=chunks), make_episode(2, steps=1)]
+    points = np.random.default_rng(8).uniform(size=(7, 2, 2))
+    return [make_episode(0), make_episode(1, steps=7, chunks=chunks, points=points), make_episode(2, steps=1)]
 
 
 @pytest.fixture
@@ -95,7 +97,8 @@ def test_any_frame_is_where_it_belongs(
 def test_stock_zarr_reads_everything(path: Path, episodes: list[Episode]) -> None:
     group = zarr.open_group(path, mode="r")
     members = dict(group.members(max_depth=None))
-    assert set(members) == {"images", "images/front", "images/wrist", "state", "action", "time", "chunks", "episodes"}
+    streams = {"images", "images/front", "images/wrist", "state", "action", "time", "points", "chunks"}
+    assert set(members) == streams | {"episodes"}
 
     def read(name: str) -> Any:
         return members[name][:]
@@ -105,7 +108,8 @@ def test_stock_zarr_reads_everything(path: Path, episodes: list[Episode]) -> Non
         np.testing.assert_array_equal(read(f"images/{camera}"), expected)
     for name in ("state", "action", "time"):
         np.testing.assert_array_equal(read(name), np.concatenate([getattr(episode, name) for episode in episodes]))
-    assert np.isnan(read("chunks")[:5]).all() and np.isnan(read("chunks")[-1]).all()
+    for name in ("points", "chunks"):
+        assert np.isnan(read(name)[:5]).all() and np.isnan(read(name)[-1]).all()
     records = [json.loads(str(text)) for text in read("episodes")]
     assert [(r["offset"], r["length"], r["instruction"]) for r in records] == [
         (0, 5, "lift the ring"),
@@ -318,12 +322,13 @@ def bad_episodes(make: Make) -> dict[str, Episode]:
             images={c: np.zeros((5, 4, 4, 3), np.uint8) for c in good.images}
         ),
         "chunks have shape": make(horizon=5),
+        "points have shape": make(points=np.zeros((5, 3, 2))),
         "without steps": make(steps=0),
         "JSON": make(info={"policy": object()}),
     }
 
 
-@pytest.mark.parametrize("message", range(9))
+@pytest.mark.parametrize("message", range(10))
 def test_a_bad_episode_is_refused_before_anything_is_written(path: Path, make_episode: Make, message: int) -> None:
     words, episode = list(bad_episodes(make_episode).items())[message]
     before = {file: file.stat().st_mtime_ns for file in path.rglob("*") if file.is_file()}

@@ -3,15 +3,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from jaxtyping import UInt8
 
 from vla.errors import InputError
-from vla.model import VLA
+from vla.model import VLA, median_bins
 from vla.policies.vla import VlaPolicy
 from vla.processor import IGNORE
 from vla.training.optimizer import freeze
@@ -46,25 +49,44 @@ def model(make_model: Models) -> VLA:
 
 
 @torch.no_grad()
-def uncached(model: VLA, observation: Observation, count: int) -> list[int]:
-    """Greedy action tokens, each from a whole forward pass over a row without padding."""
-    batch = model.processor.robot_prompt([observation])
-    ids = batch.input_ids
-    for _ in range(count):
-        seen = torch.ones_like(ids, dtype=torch.bool)
-        step = replace(batch, input_ids=ids, attention_mask=seen, labels=ids, segments=torch.zeros_like(ids))
-        hidden, _ = model.backbone.hidden(model._embed(step), step.attention_mask)
-        token = model.backbone.logits(hidden[:, -1])[:, model.text_vocab :].argmax(-1) + model.text_vocab
-        ids = torch.cat([ids, token[:, None]], 1)
-    return ids[0, -count:].tolist()
+def whole_pass(model: VLA, observation: Observation, given: int = 0, **fields: Any) -> list[float]:
+    """The bins that one training pass over a row without padding holds for the likeliest, after `given` actions."""
+    example = Example(observation.images, observation.instruction, np.zeros((4, 3)), observation.state, **fields)
+    batch = model.processor.batch([replace(example, given=given)])
+    hidden, _ = model.backbone.hidden(model._embed(batch), batch.attention_mask)
+    asked = torch.nonzero(batch.labels[0] >= model.text_vocab)[:, 0] - 1
+    return median_bins(model.backbone.logits(hidden[0, asked])[:, model.text_vocab : model.processor.blank]).tolist()
 
 
-def test_cached_and_padded_decoding_equals_whole_passes(model: VLA) -> None:
+@pytest.mark.parametrize("points", [0, 2])
+def test_cached_and_padded_decoding_equals_the_training_pass(make_model: Models, points: int) -> None:
+    model = make_model(points=points)
     batch = model.processor.robot_prompt(observations())
     assert not batch.attention_mask.all()
-    rows = model.generate_actions(batch)
-    assert rows.tolist() == [uncached(model, o, 12) for o in observations()]
-    assert len({tuple(row) for row in rows.tolist()}) > 1
+    bins, said = model.generate_actions(batch)
+    assert said.shape == (3, points, 2)
+    for row, where, observation in zip(bins, said, observations(), strict=True):
+        fields = {"points": where.astype(np.float64)} if points else {}
+        np.testing.assert_allclose(row, whole_pass(model, observation, **fields), atol=1e-2)
+    assert len({tuple(row) for row in bins.tolist()}) > 1
+
+
+def test_a_point_is_said_as_likeliest(make_model: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(points=1)
+    for token, expected in ((model.processor.points[30], 0.305), (model.processor.eos, -0.005)):
+        row = F.one_hot(torch.tensor(token), model.backbone.vocab_size).float()
+        monkeypatch.setattr(model.backbone, "logits", lambda hidden, row=row: row.expand(*hidden.shape[:-1], -1))
+        _, said = model.generate_actions(model.processor.robot_prompt(observations()))
+        np.testing.assert_allclose(said, expected, atol=1e-6)
+
+
+@given(st.lists(st.floats(-8, 8), min_size=2, max_size=40))
+def test_the_median_bin_halves_the_probability(logits: list[float]) -> None:
+    probability = torch.tensor(logits, dtype=torch.float64).softmax(-1)
+    median = float(median_bins(torch.tensor([logits], dtype=torch.float64))[0])
+    whole, part = divmod(median + 0.5, 1)
+    below = probability[: int(whole)].sum() + (probability[int(whole)] * part if part else 0)
+    assert float(below) == pytest.approx(0.5, abs=1e-6)
 
 
 def test_padding_on_the_left_does_not_show(model: VLA) -> None:
@@ -89,7 +111,7 @@ def test_a_batch_equals_its_rows(model: VLA) -> None:
         one = policy.predict(observation)
         assert chunk is not None
         assert one is not None
-        np.testing.assert_array_equal(chunk.actions, one.actions)
+        np.testing.assert_allclose(chunk.actions, one.actions, atol=1e-5)
         assert (chunk.start, chunk.dt) == (0.5, 0.1)
 
 
@@ -137,7 +159,7 @@ def test_save_and_load_are_equal_to_the_bit(model: VLA, tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(model(batch)[0], loaded(loaded.processor.batch(examples()))[0])
     prompts = model.processor.robot_prompt(observations())
-    np.testing.assert_array_equal(model.generate_actions(prompts), loaded.generate_actions(prompts))
+    np.testing.assert_array_equal(model.generate_actions(prompts)[0], loaded.generate_actions(prompts)[0])
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "processor.json", "tokenizer.json"])
@@ -165,10 +187,11 @@ def prefer(model: VLA, rows: slice) -> None:
 def test_actions_are_decoded_from_action_rows_alone(make_model: Models) -> None:
     model = make_model()
     prefer(model, slice(0, model.text_vocab))
-    rows = model.generate_actions(model.processor.robot_prompt(observations()))
-    assert rows.shape == (3, 12)
-    assert rows.min() >= model.text_vocab
-    assert all(model.processor.actions(row) is not None for row in rows)
+    bins, _ = model.generate_actions(model.processor.robot_prompt(observations()))
+    assert bins.shape == (3, 12)
+    assert (np.abs(bins - 127.5) <= 128).all()
+    for row, observation in zip(bins, observations(), strict=True):
+        assert model.processor.actions(row, observation.state) is not None
 
 
 def test_text_is_decoded_from_text_rows_alone(make_model: Models, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,24 +220,20 @@ def test_an_answer_ends_at_the_end_token(make_model: Models, monkeypatch: pytest
     assert next(said) == [blue, blue, blue]
 
 
-def test_a_forced_prefix_is_kept_and_equals_feeding_its_tokens(model: VLA) -> None:
+def test_a_prefix_is_kept_and_equals_training_with_actions_under_way(model: VLA) -> None:
     policy = VlaPolicy(model)
-    free = model.generate_actions(model.processor.robot_prompt(observations()))
-    prefix = np.stack([chunk[:2] for row in free if (chunk := model.processor.actions(row)) is not None])
-    forced = model.generate_actions(model.processor.robot_prompt(observations(), prefix), forced=6)
-    # Forcing what the model itself would have said changes nothing.
-    np.testing.assert_array_equal(forced, free)
-    other = np.zeros_like(prefix) + [0.25, -0.5, 0.75]
-    chunks = policy.predict_batch(observations(), prefix=other)
-    tokens = model.generate_actions(model.processor.robot_prompt(observations(), other), forced=6)
-    assert tokens[0, :6].tolist() == model.processor.action_ids(other[0])
-    for i, chunk in enumerate(chunks):
-        assert chunk is not None
-        np.testing.assert_array_equal(chunk.actions[:2], other[i])
-        decoded = model.processor.actions(tokens[i])
-        assert decoded is not None
-        np.testing.assert_array_equal(chunk.actions[2:], decoded[2:])
-    assert (tokens[:, 6:] != free[:, 6:]).any()
+    free = policy.predict_batch(observations())
+    prefix = np.zeros((3, 2, 3))
+    for chunk, before, observation in zip(
+        policy.predict_batch(observations(), prefix=prefix), free, observations(), strict=True
+    ):
+        assert chunk is not None and before is not None
+        np.testing.assert_array_equal(chunk.actions[:2], 0)
+        assert (chunk.actions[2:] != before.actions[2:]).any()
+        rest = np.array([0.0] * 6 + whole_pass(model, observation, given=2))
+        expected = model.processor.actions(rest, observation.state)
+        assert expected is not None
+        np.testing.assert_allclose(chunk.actions[2:], expected[2:], atol=1e-3)
 
 
 def test_a_prefix_as_long_as_the_chunk_is_refused(model: VLA) -> None:
@@ -222,11 +241,11 @@ def test_a_prefix_as_long_as_the_chunk_is_refused(model: VLA) -> None:
         VlaPolicy(model).predict(observations()[0], prefix=np.zeros((4, 3)))
 
 
-@pytest.mark.parametrize("name", ["vision", "connector", "language"])
+@pytest.mark.parametrize("name", ["vision", "connector", "language", "vision.encoder.stages.0"])
 def test_freezing_reaches_the_named_part_alone(make_model: Models, name: str) -> None:
     model = make_model()
     freeze(model, (name,))
-    frozen = {id(p) for p in model.backbone.parts()[name].parameters()}
+    frozen = {id(p) for p in model.backbone.get_submodule(name).parameters()}
     assert frozen
     assert {id(p) for p in model.parameters() if not p.requires_grad} == frozen
     model(model.processor.batch(examples()))[0].mean().backward()
@@ -235,8 +254,9 @@ def test_freezing_reaches_the_named_part_alone(make_model: Models, name: str) ->
 
 
 def test_freezing_an_unknown_part_is_refused(model: VLA) -> None:
-    with pytest.raises(InputError, match="cannot freeze head"):
-        freeze(model, ("head",))
+    for name in ("head", "", "cells", "vision.tail"):
+        with pytest.raises(InputError, match=f"cannot freeze {name}"):
+            freeze(model, (name,))
 
 
 def test_without_smoothing_the_loss_is_plain_cross_entropy(make_model: Models) -> None:
@@ -270,7 +290,7 @@ def test_smoothing_forgives_a_neighbour_and_not_a_stranger(make_model: Models) -
 def test_a_vision_language_model_has_no_action_head(make_model: Models) -> None:
     vlm, robot = make_model(robot=False), make_model()
     assert vlm.backbone.vocab_size == vlm.text_vocab
-    assert robot.backbone.vocab_size == robot.text_vocab + 256
+    assert robot.backbone.vocab_size == robot.text_vocab + 257
     with pytest.raises(InputError, match="no action head"):
         vlm.generate_actions(vlm.processor.question_prompt(["what"], [views(0)]))
     with pytest.raises(InputError, match="no action head"):

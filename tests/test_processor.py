@@ -46,10 +46,13 @@ def processor(make_model: Models) -> Processor:
 
 
 def labelled(processor: Processor, *examples: Example) -> list[list[int]]:
-    """The labels of each row that bear a loss; they must say the token that stands there."""
+    """The labels of each row that bear a loss: text stands where it is labelled, of an action nothing is told."""
     batch = processor.batch(examples)
     chosen = batch.labels != IGNORE
-    assert torch.equal(batch.labels[chosen], batch.input_ids[chosen])
+    said = chosen & (batch.labels < processor.text_vocab)
+    assert torch.equal(batch.labels[said], batch.input_ids[said])
+    asked = torch.nonzero(chosen & ~said)
+    assert (batch.input_ids[asked[:, 0], asked[:, 1] - 1] == processor.blank).all()
     assert not (chosen & ~batch.attention_mask).any()
     return [row[keep].tolist() for row, keep in zip(batch.labels, chosen, strict=True)]
 
@@ -77,10 +80,10 @@ def test_a_point_is_two_tokens_and_reads_as_it_was_written(processor: Processor)
 def test_only_the_actions_are_labelled_and_they_decode(processor: Processor) -> None:
     example = robot_example()
     (labels,) = labelled(processor, example)
-    decoded = processor.actions(np.array(labels))
+    assert example.state is not None and processor.robot is not None
+    decoded = processor.actions(np.array(labels) - processor.text_vocab, example.state)
     assert decoded is not None
-    assert processor.robot is not None
-    half_a_bin = processor.robot.bins.width / 2 * np.array([1, 1, 0.5])
+    half_a_bin = processor.robot.bins.width / 2 * np.array([2, 2, 0.5])
     assert (np.abs(decoded - np.asarray(example.target)) <= half_a_bin + 1e-9).all()
 
 
@@ -124,8 +127,9 @@ def test_training_sees_what_deployment_sees_to_the_bit(processor: Processor, siz
     assert torch.equal(row.input_ids[:, :length], prompt.input_ids)
     assert torch.equal(row.pixel_values, prompt.pixel_values)
     assert torch.equal(row.image_mask, prompt.image_mask)
-    assert (row.labels[:, length:] != IGNORE).all()
-    assert (row.labels[:, :length] == IGNORE).all()
+    assert torch.equal(row.state, prompt.state)
+    assert (row.labels[:, length + 1 :] != IGNORE).all()
+    assert (row.labels[:, : length + 1] == IGNORE).all()
 
 
 def test_the_saved_processor_makes_the_same_batches_to_the_bit(processor: Processor, tmp_path: Path) -> None:
@@ -134,7 +138,7 @@ def test_the_saved_processor_makes_the_same_batches_to_the_bit(processor: Proces
     assert loaded.robot == processor.robot
     examples = [robot_example(images={"front": picture(5, 40, 60), "wrist": picture(6, 9, 8)}), question()]
     for ours, theirs in zip(*([p.batch(examples)] for p in (processor, loaded)), strict=True):
-        for name in ("input_ids", "attention_mask", "labels", "pixel_values", "image_mask"):
+        for name in ("input_ids", "attention_mask", "labels", "pixel_values", "image_mask", "state"):
             assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
         assert ours.source == theirs.source
 
@@ -187,16 +191,53 @@ def test_any_text_survives(processor: Processor) -> None:
 def test_decoded_actions_stay_within_the_embodiments_limits(processor: Processor) -> None:
     assert processor.robot is not None
     for token in (0, processor.robot.bins.vocab_size - 1):
-        actions = processor.actions(np.full(12, processor.text_vocab + token))
+        actions = processor.actions(np.full(12, token), np.zeros(2))
         assert actions is not None
         embodiment = processor.robot.embodiment
         assert (actions >= embodiment.action_low).all()
         assert (actions <= embodiment.action_high).all()
 
 
-@pytest.mark.parametrize("tokens", [[], [300] * 11, [300] * 15, [0] * 12, [10**6] * 12])
-def test_tokens_that_are_no_chunk_decode_to_none(processor: Processor, tokens: list[int]) -> None:
-    assert processor.actions(np.array(tokens, np.int64) + 0) is None
+@pytest.mark.parametrize("bins", [[], [3] * 11, [3] * 15, [-1] * 12, [256] * 12, [float("nan")] * 12])
+def test_bins_that_are_no_chunk_decode_to_none(processor: Processor, bins: list[float]) -> None:
+    assert processor.actions(np.array(bins, np.float64), np.zeros(2)) is None
+
+
+def test_a_joints_target_is_told_as_its_distance_from_the_joint(processor: Processor) -> None:
+    state, shift = np.array([0.25, -0.5]), np.array([0.5, 0.25])
+    target = np.tile([0.5, -0.75, 0.25], (4, 1))
+    here, there = labelled(
+        processor,
+        robot_example(target=target, state=state),
+        robot_example(target=target + [*shift, 0], state=state + shift),
+    )
+    assert here == there
+
+
+def test_actions_under_way_are_input_and_bear_no_loss(processor: Processor) -> None:
+    example = robot_example()
+    whole, rest = labelled(processor, example, replace(example, given=2))
+    assert rest == whole[2 * 3 :]
+    (row,) = processor.batch([replace(example, given=2)]).input_ids
+    assert row[row >= processor.text_vocab].tolist() == [*whole[: 2 * 3], *[processor.blank] * 6]
+
+
+def test_points_are_said_before_the_action(make_model: Models) -> None:
+    processor = make_model(points=2).processor
+    points = np.array([[0.071, 0.939], [1.2, 0.5]])
+    seen, unlabelled = labelled(
+        processor, robot_example(points=points), robot_example(points=np.array([[np.nan, np.nan], [-1.0, 0.2]]))
+    )
+    assert processor.text(seen[:2]) == "7 93"
+    assert seen[2:4] == [processor.eos] * 2
+    assert len(seen) == 4 + 12
+    assert unlabelled[:2] == [processor.eos] * 2
+    assert len(unlabelled) == 2 + 12
+
+
+def test_a_wrong_number_of_points_is_refused(make_model: Models) -> None:
+    with pytest.raises(InputError, match="3 points, not the 2"):
+        make_model(points=2).processor.batch([robot_example(points=np.zeros((3, 2)))])
 
 
 def test_pixels_are_the_resized_image_normalised(processor: Processor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,19 @@ def test_chunks_in_force_are_padded(store: EpisodeStore, make_episode: Make) -> 
     np.testing.assert_array_equal(stored[0], chunk)
     np.testing.assert_array_equal(stored[1], [*chunk[1:], [np.nan] * 3])
     assert np.isnan(stored[2]).all()
+
+
+def test_points_are_kept_where_they_were_said(store: EpisodeStore, make_episode: Make) -> None:
+    episode, point = make_episode(), np.array([[0.25, 0.5], [-1.0, 0.0]])
+    recorder = ZarrRecorder(store)
+    recorder.start("lift the ring")
+    for points in (None, point):
+        recorder.step(observation(episode), np.zeros(3), points=points)
+    recorder.finish(True)
+    stored = store[0].points
+    assert stored is not None
+    assert np.isnan(stored[0]).all()
+    np.testing.assert_array_equal(stored[1], point)
 
 
 def test_the_caller_may_reuse_its_buffers(store: EpisodeStore, make_episode: Make) -> None:
@@ -184,6 +198,15 @@ def test_replay_draws_each_chunk_once_over_the_actions(tmp_path: Path, make_epis
     assert drawn == sorted(expected)
 
 
+def test_replay_shows_points_in_the_image_they_are_of(tmp_path: Path, make_episode: Make) -> None:
+    """One in the front image (8 x 10 pixels), one outside the wrist's."""
+    path = tmp_path / "points.rrd"
+    replay([make_episode(0, points=np.tile([[0.5, 0.25], [1.5, 0.5]], (5, 1, 1)))], path)
+    entities = read_rrd(path)
+    assert all(np.allclose(places, [[5.0, 2.0]]) for places in entities["/cameras/front/points"]["positions"])
+    assert all(len(places) == 0 for places in entities["/cameras/wrist/points"]["positions"])
+
+
 def test_live_and_offline_are_the_same(tmp_path: Path, make_episode: Make) -> None:
     """The recorder on its own, as a control loop drives it, logs what the replay logs."""
     episode = make_episode(3, horizon=4)
@@ -252,6 +275,16 @@ def test_composed_frames_show_cameras_and_outcome(make_episode: Make, success: b
         small = np.asarray(Image.fromarray(patch).resize((10, 8), Image.Resampling.BOX)).astype(int)
         assert np.abs(small - images[2]).mean() < 30
     assert not np.array_equal(frames[0][:36], np.broadcast_to(frames[0][0, 0], frames[0][:36].shape))
+
+
+def test_composed_frames_ring_the_point_in_its_camera_alone(make_episode: Make) -> None:
+    plain = make_episode()
+    ringed = replace(plain, points=np.tile([[0.5, 0.5], [1.5, 0.5]], (5, 1, 1)))
+    changed = next(iter(compose(plain))) != next(iter(compose(ringed)))
+    rows, columns = np.nonzero(changed.any(axis=2))
+    width = changed.shape[1] // 2
+    assert columns.max() < width
+    assert abs(columns.mean() - width / 2) < 2 and abs(rows.mean() - changed.shape[0] / 2) < 2
 
 
 def test_mp4_holds_the_frames(tmp_path: Path) -> None:

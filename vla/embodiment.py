@@ -58,6 +58,20 @@ class Embodiment:
             component = int(np.argwhere(bad)[0][-1])
             raise InputError(f"action component {self.action[component]} is not finite: {action[bad][0]}")
 
+    def anchor(self, state: Float[np.ndarray, "*t s"]) -> Float[np.ndarray, "*t a"]:
+        """What each action component is told from: its own present value, 0 where the state has none of that name."""
+        values = np.zeros((*state.shape[:-1], len(self.action)))
+        for i, name in enumerate(self.action):
+            if name in self.state:
+                values[..., i] = state[..., self.state.index(name)]
+        return values
+
+    def by_camera(self, points: Float[np.ndarray, "p 2"]) -> dict[str, Float[np.ndarray, "n 2"]]:
+        """Points (`Episode.points`) that lie in each camera's image."""
+        parts = np.split(points, len(self.cameras))
+        inside = [((part >= 0) & (part < 1)).all(axis=1) for part in parts]
+        return {camera: part[seen] for camera, part, seen in zip(self.cameras, parts, inside, strict=True)}
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -1,8 +1,10 @@
 """From examples and observations to token batches and back: the one path, saved with the weights.
 
-A row is `<bos> image… image… prompt [state] <answer> target <eos> [prompt <answer> target <eos> …]`.
-Each image is `tokens_per_image` placeholders; state and actions are rows beyond the text vocabulary,
-one token a component; an action target has a fixed length and so no `<eos>`.
+A row is `<bos> image… image… prompt <answer> target <eos> [prompt <answer> target <eos> …]`.
+Each image is `tokens_per_image` placeholders; actions are rows beyond the text vocabulary, one token a component.
+An action target has a fixed length: where what the prompt names is in the images, if the data know it, one
+coordinate after the other (as MolmoAct and embodied chain-of-thought reason before they act); then the actions,
+all at once (OpenVLA-OFT, sec. 4), each in the place of a blank.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Num, UInt8
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -33,6 +35,8 @@ from vla.types import Example, Observation
 IGNORE = -100
 """The label of a position that has no loss."""
 PAD, BOS, EOS, IMAGE, ANSWER = SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<image>", "<answer>")
+POINT_WEIGHT = 10.0
+"""Of the loss of a point that is said before an action: all the action's tokens rest on its few."""
 POINT_TOKENS = tuple(f"<{i}%>" for i in range(POINT_SCALE))
 """Coordinates of points, where the tokenizer has them (as PaliGemma's location tokens); else points are plain text."""
 POINT = re.compile(r"(\b\d{1,2} \d{1,2}\b)")
@@ -44,8 +48,10 @@ Views = Mapping[str, Image]
 
 @dataclass(frozen=True)
 class Batch:
-    """Tensors of b rows with up to k images and l tokens. `labels` is IGNORE where there is no loss.
+    """Tensors of b rows with up to k images and l tokens. `labels` is IGNORE where there is no loss, and
+    `weights` says how much each counts.
 
+    `state` is normalised, `points` are what `point_features` makes of them; zero where a row has none.
     `segments` is 0 for what a whole row sees, and n for its n-th independent turn, which sees 0 and itself.
     """
 
@@ -54,7 +60,10 @@ class Batch:
     input_ids: Int[Tensor, "b l"]
     attention_mask: Bool[Tensor, "b l"]
     labels: Int[Tensor, "b l"]
+    weights: Float[Tensor, "b l"]
     segments: Int[Tensor, "b l"]
+    state: Float[Tensor, "b s"]
+    points: Float[Tensor, "b p 3"]
     source: tuple[str, ...]
 
 
@@ -67,11 +76,13 @@ class RobotSpec:
     state: QuantileNormalizer
     action: QuantileNormalizer
     statistics_hash: str
+    points: int = 0
+    """How many points the model says before an action (`Example.points`), `<eos>` twice for one not in its image."""
     bins: UniformBins = UniformBins()
 
     @property
-    def state_tokens(self) -> int:
-        return len(self.embodiment.state)
+    def point_tokens(self) -> int:
+        return 2 * self.points
 
     @property
     def action_tokens(self) -> int:
@@ -85,6 +96,7 @@ class RobotSpec:
             state=QuantileNormalizer(tuple(values["state"]["low"]), tuple(values["state"]["high"])),
             action=QuantileNormalizer(tuple(values["action"]["low"]), tuple(values["action"]["high"])),
             statistics_hash=values["statistics_hash"],
+            points=values["points"],
             bins=UniformBins(**values["bins"]),
         )
 
@@ -95,13 +107,25 @@ class _Row:
 
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
     segments: list[int] = field(default_factory=list)
     segment: int = 0
+    state: Float[np.ndarray, "s"] | None = None
+    points: Float[np.ndarray, "p 2"] | None = None
 
-    def add(self, ids: Sequence[int], labels: Sequence[int] | None = None, shared: bool = False) -> None:
+    def add(
+        self, ids: Sequence[int], labels: Sequence[int] | None = None, shared: bool = False, weight: float = 1.0
+    ) -> None:
         self.ids += ids
         self.labels += [IGNORE] * len(ids) if labels is None else labels
+        self.weights += [weight] * len(ids)
         self.segments += [0 if shared else self.segment] * len(ids)
+
+
+def point_features(percent: Float[Tensor, "*b 2"]) -> Float[Tensor, "*b 3"]:
+    """What the model is told of points that it said in whole percent: (x, y in [-1, 1], 1); zeros for none (-1)."""
+    seen = (percent >= 0).all(-1, keepdim=True)
+    return torch.cat([(percent + 0.5) * (2 / POINT_SCALE) - 1, torch.ones_like(percent[..., :1])], -1) * seen
 
 
 class Processor:
@@ -121,6 +145,8 @@ class Processor:
         self.mean, self.std = tuple(mean), tuple(std)
         self.pad, self.bos, self.eos, self.image, self.answer = (tokenizer.token_to_id(t) for t in SPECIAL_TOKENS)
         self.text_vocab: int = tokenizer.get_vocab_size()
+        # What stands where an action is to be predicted: the row after those of the bins.
+        self.blank = self.text_vocab + (0 if robot is None else robot.bins.vocab_size)
         # "<image>" in a user's text is text: it must not open a place for an image.
         tokenizer.encode_special_tokens = True
         self.points = [tokenizer.token_to_id(token) for token in POINT_TOKENS]
@@ -145,28 +171,25 @@ class Processor:
         rows = []
         for example, views in zip(examples, images, strict=True):
             row = self._opening(len(views))
-            self._turn(row, example.prompt, example.target, example.state, example.mask)
+            self._turn(row, example.prompt)
+            self._target(row, example)
             for prompt, target in example.turns:
-                self._turn(row, prompt, target, shared=example.conversation)
+                self._turn(row, prompt, shared=example.conversation)
+                self._answer(row, target)
             rows.append(row)
         return self._collate(rows, images, tuple(e.source for e in examples), left=False)
 
-    def robot_prompt(
-        self, observations: Sequence[Observation], prefix: Float[np.ndarray, "b k a"] | None = None
-    ) -> Batch:
-        """Rows that end where the action is to be decoded, after `prefix` where given; padded on the left.
+    def robot_prompt(self, observations: Sequence[Observation]) -> Batch:
+        """Rows that end where the answer is to be decoded; padded on the left.
 
-        Raises InputError when a camera is missing, or a state or a prefix does not fit the embodiment.
+        Raises InputError when a camera is missing, or the state does not fit the embodiment.
         """
-        rows, images = [], []
-        for i, observation in enumerate(observations):
-            views = self._views(observation.images)
-            row = self._opening(len(views))
-            self._turn(row, observation.instruction, None, observation.state)
-            if prefix is not None:
-                row.add(self.action_ids(prefix[i]))
-            rows.append(row)
-            images.append(views)
+        images = [self._views(observation.images) for observation in observations]
+        rows = []
+        for observation, views in zip(observations, images, strict=True):
+            rows.append(self._opening(len(views)))
+            self._turn(rows[-1], observation.instruction)
+            rows[-1].state = self._state(observation.state)
         return self._collate(rows, images, ("",) * len(rows), left=True)
 
     def question_prompt(self, questions: Sequence[str], images: Sequence[Views]) -> Batch:
@@ -174,7 +197,7 @@ class Processor:
         rows = []
         for question, views in zip(questions, images, strict=True):
             rows.append(self._opening(len(views)))
-            self._turn(rows[-1], question, None)
+            self._turn(rows[-1], question)
         return self._collate(rows, images, ("",) * len(rows), left=True)
 
     def text(self, ids: Sequence[int]) -> str:
@@ -187,12 +210,15 @@ class Processor:
             parts.append(" ".join(values[i] for i in run_ids) if is_point else str(text).strip())
         return " ".join(part for part in parts if part)
 
-    def action_ids(self, actions: Float[np.ndarray, "h a"]) -> list[int]:
+    def action_ids(self, actions: Float[np.ndarray, "h a"], state: Float[np.ndarray, "s"]) -> list[int]:
+        """Tokens of actions that start from `state`: a joint's target is told as its distance from the joint."""
         robot = self._robot()
         robot.embodiment.check_action(actions)
-        return [self.text_vocab + int(t) for t in robot.bins.encode(robot.action.normalize(actions))]
+        anchored = actions - robot.embodiment.anchor(np.asarray(state, np.float64))
+        return [self.text_vocab + int(t) for t in robot.bins.encode(robot.action.normalize(anchored))]
 
-    def _state_ids(self, state: Float[np.ndarray, "s"]) -> list[int]:
+    def _state(self, state: Float[np.ndarray, "s"]) -> Float[np.ndarray, "s"]:
+        """Checked, normalised, and clipped to where the bins end."""
         robot = self._robot()
         names = robot.embodiment.state
         if len(state) != len(names):
@@ -200,15 +226,15 @@ class Processor:
         for name, value in zip(names, state, strict=True):
             if not np.isfinite(value):
                 raise InputError(f"state component {name} is not finite: {value}")
-        return [self.text_vocab + int(t) for t in robot.bins.encode(robot.state.normalize(state)[None])]
+        return np.clip(robot.state.normalize(state), -robot.bins.limit, robot.bins.limit)
 
-    def actions(self, ids: Int[np.ndarray, "n"]) -> Float[np.ndarray, "h a"] | None:
-        """The chunk that these tokens say, in the embodiment's units; None when they say none."""
+    def actions(self, bins: Num[np.ndarray, "n"], state: Float[np.ndarray, "s"]) -> Float[np.ndarray, "h a"] | None:
+        """The chunk that these bins say of a robot in `state`, in the embodiment's units; None when they say none."""
         robot = self._robot()
-        normalized = robot.bins.decode(ids - self.text_vocab, len(robot.embodiment.action))
+        normalized = robot.bins.decode(bins, len(robot.embodiment.action))
         if normalized is None or len(normalized) != robot.horizon:
             return None
-        actions = robot.action.denormalize(normalized)
+        actions = robot.action.denormalize(normalized) + robot.embodiment.anchor(np.asarray(state, np.float64))
         return np.clip(actions, robot.embodiment.action_low, robot.embodiment.action_high)
 
     def _robot(self) -> RobotSpec:
@@ -229,25 +255,45 @@ class Processor:
         row.add([self.bos] + [self.image] * (images * self.tokens_per_image), shared=True)
         return row
 
-    def _turn(
-        self,
-        row: _Row,
-        prompt: str,
-        target: str | Float[np.ndarray, "k a"] | None,
-        state: Float[np.ndarray, "s"] | None = None,
-        mask: Bool[np.ndarray, "k"] | None = None,
-        shared: bool = False,
-    ) -> None:
-        """Adds a prompt and its target; not `shared`, the turn is a segment of its own."""
+    def _turn(self, row: _Row, prompt: str, shared: bool = False) -> None:
+        """Adds a prompt; not `shared`, the turn is a segment of its own."""
         row.segment += not shared
-        row.add([*self._encode(prompt.strip()), *([] if state is None else self._state_ids(state)), self.answer])
-        if isinstance(target, str):
-            answer = [*self._encode(target.strip()), self.eos]
-            row.add(answer, answer)
-        elif target is not None:
-            ids = self.action_ids(target)
-            inside = np.repeat(np.ones(len(target), bool) if mask is None else mask, len(ids) // len(target))
-            row.add(ids, np.where(inside, ids, IGNORE).tolist())
+        row.add([*self._encode(prompt.strip()), self.answer])
+
+    def _answer(self, row: _Row, text: str) -> None:
+        answer = [*self._encode(text.strip()), self.eos]
+        row.add(answer, answer)
+
+    def _target(self, row: _Row, example: Example) -> None:
+        """Adds an example's text, or its points and its actions."""
+        if isinstance(example.target, str):
+            self._answer(row, example.target)
+            return
+        if example.state is None:
+            raise InputError("an example with actions needs the state that they start from")
+        row.state, row.points = self._state(example.state), self._percent(example.points)
+        points = [self.eos if v < 0 else self.points[int(v)] for v in row.points.flat]
+        unknown = np.zeros(0, bool) if example.points is None else np.isnan(example.points).ravel()
+        row.add(points, np.where(unknown, IGNORE, points).tolist(), weight=POINT_WEIGHT)
+        ids, steps = self.action_ids(example.target, example.state), len(example.target)
+        wanted = np.arange(steps) >= example.given
+        if example.mask is not None:
+            wanted &= example.mask
+        width = len(ids) // steps
+        known = example.given * width
+        # No action is told another: each must be read off the images, not off the one before it.
+        inputs = [*ids[:known], *[self.blank] * (len(ids) - known), self.eos]
+        # A label belongs to the token before it: the blank itself.
+        row.add(inputs, [IGNORE, *np.where(np.repeat(wanted, width), ids, IGNORE).tolist()])
+
+    def _percent(self, points: Float[np.ndarray, "p 2"] | None) -> Float[np.ndarray, "p 2"]:
+        """Whole percent, as the tokens say; -1 for a point that is unknown or not in its image."""
+        count = self._robot().points
+        values = np.full((count, 2), np.nan) if points is None else points
+        if len(values) != count:
+            raise InputError(f"an example has {len(values)} points, not the {count} that the model says")
+        seen = ((values >= 0) & (values < 1)).all(1, keepdims=True)
+        return np.where(seen, np.floor(np.nan_to_num(values) * POINT_SCALE), -1.0)
 
     def _collate(
         self,
@@ -261,10 +307,20 @@ class Processor:
         labels = np.full((len(rows), length), IGNORE)
         attention = np.zeros((len(rows), length), bool)
         segments = np.zeros((len(rows), length), np.int64)
+        weights = np.ones((len(rows), length), np.float32)
         for i, row in enumerate(rows):
             span = slice(length - len(row.ids), length) if left else slice(0, len(row.ids))
             input_ids[i, span], labels[i, span], attention[i, span] = row.ids, row.labels, True
+            weights[i, span] = row.weights
             segments[i, span] = row.segments if row.segment > 1 else 0
+        robot = self.robot
+        state = np.zeros((len(rows), 0 if robot is None else len(robot.embodiment.state)), np.float32)
+        points = np.zeros((len(rows), 0 if robot is None else robot.points, 2), np.float32) - 1
+        for i, row in enumerate(rows):
+            if row.state is not None:
+                state[i] = row.state
+            if row.points is not None:
+                points[i] = row.points
         most = max(1, max(len(views) for views in images))
         pixels = np.zeros((len(rows), most, self.image_size, self.image_size, 3), np.uint8)
         image_mask = np.zeros((len(rows), most), bool)
@@ -278,7 +334,10 @@ class Processor:
             input_ids=torch.from_numpy(input_ids),
             attention_mask=torch.from_numpy(attention),
             labels=torch.from_numpy(labels),
+            weights=torch.from_numpy(weights),
             segments=torch.from_numpy(segments),
+            state=torch.from_numpy(state),
+            points=point_features(torch.from_numpy(points)),
             source=source,
         )
 

@@ -105,10 +105,12 @@ def demonstrate(env: gymnasium.Env, task: str, seed: int, noise: float) -> Episo
     expert, embodiment = Expert(env), env.unwrapped.embodiment  # type: ignore[attr-defined]
     observations: list[Observation] = []
     actions: list[Float[np.ndarray, "a"]] = []
+    points: list[Float[np.ndarray, "p 2"]] = []
     disturbance = np.zeros(len(embodiment.action))
     done = False
     while not done:
         observations.append(to_observation(values, len(observations) / embodiment.control_hz))
+        points.append(info["points"])
         actions.append(expert.act())
         fresh = rng.normal(size=len(disturbance)) * (0.0 if quiet else noise)
         disturbance = NOISE_MEMORY * disturbance + (1 - NOISE_MEMORY**2) ** 0.5 * fresh
@@ -119,6 +121,7 @@ def demonstrate(env: gymnasium.Env, task: str, seed: int, noise: float) -> Episo
         state=np.stack([o.state for o in observations]).astype(np.float64),
         action=np.stack(actions),
         time=np.array([o.time for o in observations]),
+        points=np.stack(points),
         instruction=info["instruction"],
         embodiment=embodiment,
         success=bool(info["success"]),

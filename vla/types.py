@@ -39,6 +39,8 @@ class ActionChunk:
     actions: Float[np.ndarray, "h a"]
     start: float
     dt: float
+    points: Float[np.ndarray, "p 2"] | None = None
+    """Where the policy says that what the instruction names is, as `Episode.points`."""
 
     def at(self, time: float) -> Float[np.ndarray, "a"] | None:
         """The action in force at `time` [s]; None before the chunk starts and after it ends."""
@@ -62,6 +64,9 @@ class Episode:
     """What the recorder was told beside: seed, task, provenance (JSON values)."""
     chunks: Float[np.ndarray, "t k a"] | None = None
     """The chunk in force at each step, where a policy was recorded: row 0 is the action at that step."""
+    points: Float[np.ndarray, "t p 2"] | None = None
+    """Where what the instruction names is in the images, one camera after the other: x, y as fractions of width and
+    height. Outside [0, 1) it is not in the image, NaN where nobody knows."""
 
     def __len__(self) -> int:
         return len(self.action)
@@ -85,3 +90,7 @@ class Example:
     conversation: bool = False
     """Whether later turns see earlier ones. If not, each sees the images and itself, as when asked alone."""
     source: str = ""
+    points: Float[np.ndarray, "p 2"] | None = None
+    """As `Episode.points`, of one step: said before the action."""
+    given: int = 0
+    """How many of the target's first actions are input (they are under way already), not to be predicted."""

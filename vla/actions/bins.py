@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class UniformBins:
         index = np.floor((np.asarray(actions, np.float64) + self.limit) / self.width)
         return np.clip(index, 0, self.bins - 1).astype(np.int64).reshape(-1)
 
-    def decode(self, tokens: Int[np.ndarray, "n"], dim: int) -> Float[np.ndarray, "h a"] | None:
-        if len(tokens) == 0 or len(tokens) % dim or tokens.min() < 0 or tokens.max() >= self.bins:
+    def decode(self, tokens: Num[np.ndarray, "n"], dim: int) -> Float[np.ndarray, "h a"] | None:
+        """`tokens` may be fractions of a bin; none when one is no bin, or they are no whole actions."""
+        if len(tokens) == 0 or len(tokens) % dim or not (tokens.min() >= -0.5 and tokens.max() <= self.bins - 0.5):
             return None
         return ((tokens + 0.5) * self.width - self.limit).reshape(-1, dim)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 
 
 @runtime_checkable
@@ -17,6 +17,6 @@ class ActionTokenizer(Protocol):
 
     def encode(self, actions: Float[np.ndarray, "h a"]) -> Int[np.ndarray, "n"]: ...
 
-    def decode(self, tokens: Int[np.ndarray, "n"], dim: int) -> Float[np.ndarray, "h a"] | None:
+    def decode(self, tokens: Num[np.ndarray, "n"], dim: int) -> Float[np.ndarray, "h a"] | None:
         """None when the tokens are not a whole number of actions of `dim` components: the caller holds."""
         ...

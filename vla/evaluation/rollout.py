@@ -76,7 +76,8 @@ class _Slot:
         rest = self.hold[None] if self.chunk is None else self.chunk.actions[self.used :]
         action: Float[np.ndarray, "a"] = rest[0]
         if self.recorder is not None:
-            self.recorder.step(self.observation, action, **({} if self.chunk is None else {"chunk": rest}))
+            said = {} if self.chunk is None else {"chunk": rest, "points": self.chunk.points}
+            self.recorder.step(self.observation, action, **said)
         values, _, terminated, truncated, info = self.env.step(action)
         self.hold, self.used, self.length = action, self.used + 1, self.length + 1
         self.observe(values)

@@ -24,8 +24,8 @@ class Recorder(Protocol):
     def step(self, observation: Observation, action: Float[np.ndarray, "a"], **info: Any) -> None:
         """One step: what was seen and the action taken from it.
 
-        `chunk=` (k, a) is the policy's chunk in force, row 0 the action of this step; a recorder that
-        has no use for an info ignores it.
+        `chunk=` (k, a) is the policy's chunk in force, row 0 the action of this step; `points=` (p, 2) is where
+        what the instruction names is (`Episode.points`). A recorder that has no use for an info ignores it.
         """
         ...
 

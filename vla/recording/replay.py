@@ -49,7 +49,8 @@ def drive(recorder: Recorder, episode: Episode) -> None:
     for step in range(len(episode)):
         images = {camera: frames[step] for camera, frames in episode.images.items()}
         observation = Observation(images, episode.state[step], episode.instruction, float(episode.time[step]))
-        info = {} if episode.chunks is None else {"chunk": episode.chunks[step]}
+        said = {"chunk": episode.chunks, "points": episode.points}
+        info = {name: values[step] for name, values in said.items() if values is not None}
         recorder.step(observation, episode.action[step], **info)
     recorder.finish(episode.success)
 

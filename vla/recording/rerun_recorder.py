@@ -3,6 +3,7 @@
 | entity                         | content                                                                |
 |--------------------------------|------------------------------------------------------------------------|
 | cameras/<camera>               | the images, as JPEG                                                    |
+| cameras/<camera>/points        | where what the instruction names is, as the data or the policy say     |
 | components/<name>/state        | the component's measured value                                         |
 | components/<name>/action       | the action executed                                                    |
 | components/<name>/predicted/<i> | the policy's chunks, each drawn once, at the times it was meant for   |
@@ -72,6 +73,7 @@ class RerunRecorder:
         self._steps += 1
         for camera, image in observation.images.items():
             self.stream.log(["cameras", camera], rr.Image(image).compress(jpeg_quality=JPEG_QUALITY))
+            self._log_points(camera, image, info.get("points"))
         self._log_values("state", observation.state)
         self._log_values("action", action)
         chunk = info.get("chunk")
@@ -110,6 +112,11 @@ class RerunRecorder:
     def _log_values(self, kind: str, values: np.ndarray) -> None:
         for name, value in zip(getattr(self.embodiment, kind), values, strict=True):
             self.stream.log(_component(name, kind), rr.Scalars(value))
+
+    def _log_points(self, camera: str, image: np.ndarray, points: Float[np.ndarray, "p 2"] | None) -> None:
+        inside = np.zeros((0, 2)) if points is None else self.embodiment.by_camera(points).get(camera, np.zeros((0, 2)))
+        places = inside * (image.shape[1], image.shape[0])
+        self.stream.log(["cameras", camera, "points"], rr.Points2D(places, colors=ORANGE, radii=rr.Radius.ui_points(6)))
 
     def _is_new(self, chunk: Float[np.ndarray, "k a"]) -> bool:
         """False for the rest of the chunk of the step before: that one is drawn already."""

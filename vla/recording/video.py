@@ -8,25 +8,33 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from vla.errors import InputError
 from vla.types import Episode
 
 HEIGHT = 288
-BAR = 36
+BAR, RING = 36, 9
 GREEN, RED, DARK, WHITE = (40, 150, 70), (190, 50, 50), (24, 26, 30), (255, 255, 255)
 
 
 def compose(episode: Episode) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """A frame a step: the cameras side by side under the instruction, the outcome and the time below."""
+    """A frame a step: the cameras side by side under the instruction, the outcome and the time below.
+
+    A ring shows where what the instruction names is, where the episode says it.
+    """
     outcome, color = ("success", GREEN) if episode.success else ("failure", RED)
     for step, time in enumerate(episode.time - episode.time[0]):
-        views = [_scaled(frames[step]) for frames in episode.images.values()]
-        frame = Image.new("RGB", (sum(view.width for view in views), HEIGHT + 2 * BAR), DARK)
-        for i, view in enumerate(views):
-            frame.paste(view, (sum(v.width for v in views[:i]), BAR))
+        views = {camera: _scaled(frames[step]) for camera, frames in episode.images.items()}
+        if episode.points is not None:
+            for camera, points in episode.embodiment.by_camera(episode.points[step]).items():
+                _ring(views[camera], points)
+        frame = Image.new("RGB", (sum(view.width for view in views.values()), HEIGHT + 2 * BAR), DARK)
+        left = 0
+        for view in views.values():
+            frame.paste(view, (left, BAR))
+            left += view.width
         draw = ImageDraw.Draw(frame)
         draw.rectangle((0, BAR + HEIGHT, frame.width, frame.height), fill=color)
         _write(draw, episode.instruction, BAR / 2, frame.width)
@@ -81,6 +89,12 @@ def _write_gif(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
 def _scaled(image: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
     height, width = image.shape[:2]
     return Image.fromarray(image).resize((round(width * HEIGHT / height), HEIGHT), Image.Resampling.BICUBIC)
+
+
+def _ring(view: Image.Image, points: Float[np.ndarray, "n 2"]) -> None:
+    for x, y in points * view.size:
+        for radius, color in ((RING + 1, DARK), (RING, WHITE)):
+            ImageDraw.Draw(view).ellipse((x - radius, y - radius, x + radius, y + radius), outline=color, width=2)
 
 
 def _write(draw: ImageDraw.ImageDraw, text: str, y: float, width: int) -> None:

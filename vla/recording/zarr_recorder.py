@@ -43,6 +43,8 @@ class ZarrRecorder:
         episode.actions.append(np.array(action))
         chunk = info.get("chunk")
         episode.chunks.append(None if chunk is None else np.array(chunk))
+        points = info.get("points")
+        episode.points.append(None if points is None else np.array(points))
 
     def finish(self, success: bool) -> None:
         """Raises InputError, and drops the episode, when it is empty or does not fit the store."""
@@ -66,6 +68,7 @@ class _Unfinished:
     observations: list[Observation] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
     chunks: list[np.ndarray | None] = field(default_factory=list)
+    points: list[np.ndarray | None] = field(default_factory=list)
 
     def finished(self, embodiment: Embodiment, success: bool) -> Episode:
         seen = self.observations
@@ -80,6 +83,7 @@ class _Unfinished:
             embodiment=embodiment,
             success=success,
             info=self.info,
+            points=_filled(self.points),
             chunks=_padded(self.chunks, len(embodiment.action)),
         )
 
@@ -101,3 +105,9 @@ def _padded(chunks: Sequence[np.ndarray | None], width: int) -> Float[np.ndarray
         if chunk is not None:
             block[: len(chunk)] = chunk
     return padded
+
+
+def _filled(points: Sequence[np.ndarray | None]) -> Float[np.ndarray, "t p 2"] | None:
+    """NaN for the steps whose points nobody knows."""
+    known = next((p for p in points if p is not None), None)
+    return None if known is None else np.stack([np.full_like(known, np.nan) if p is None else p for p in points])

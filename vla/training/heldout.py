@@ -30,9 +30,9 @@ def action_error(model: VLA, examples: Sequence[Example], batch_size: int = 64) 
     errors = []
     for group in batched(examples, batch_size):
         observations = [Observation(e.images, e.state, e.prompt, 0.0) for e in group if e.state is not None]
-        tokens = model.generate_actions(model.processor.robot_prompt(observations))
-        for example, row in zip(group, tokens, strict=True):
-            decoded = model.processor.actions(row)
+        tokens, _ = model.generate_actions(model.processor.robot_prompt(observations))
+        for example, observation, row in zip(group, observations, tokens, strict=True):
+            decoded = model.processor.actions(row, observation.state)
             if decoded is None or isinstance(example.target, str):
                 raise RuntimeError("a constrained decode gave no chunk")
             inside = slice(None) if example.mask is None else example.mask

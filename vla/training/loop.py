@@ -180,10 +180,10 @@ def _step(
 
 
 def token_weights(batch: Batch, loss_weights: Mapping[str, float]) -> Float[Tensor, "n"]:
-    """The weight of each labelled token: that of its row's source, 1 where none is given."""
-    rows = torch.nonzero(batch.labels[:, 1:] >= 0, as_tuple=True)[0]
+    """The weight of each labelled token: its own, times that of its row's source (1 where none is given)."""
+    rows, columns = torch.nonzero(batch.labels[:, 1:] >= 0, as_tuple=True)
     per_row = torch.tensor([loss_weights.get(s, 1.0) for s in batch.source])
-    return per_row[rows]
+    return batch.weights[rows, columns + 1] * per_row[rows]
 
 
 def uses_bf16(precision: str) -> bool:

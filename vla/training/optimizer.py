@@ -14,12 +14,12 @@ from vla.model import VLA
 
 
 def freeze(model: VLA, parts: tuple[str, ...]) -> None:
-    """Stops the gradient of these parts of the backbone (vision, connector, language)."""
-    known = model.backbone.parts()
+    """Stops the gradient of parts of the backbone: vision, connector, language, or a module in one of them."""
+    modules = dict(model.backbone.named_modules())
     for name in parts:
-        if name not in known:
-            raise InputError(f"cannot freeze {name}: the backbone's parts are {sorted(known)}")
-        known[name].requires_grad_(False)
+        if name not in modules or name.split(".")[0] not in model.backbone.parts():
+            raise InputError(f"cannot freeze {name}: the backbone's parts are {sorted(model.backbone.parts())}")
+        modules[name].requires_grad_(False)
 
 
 MUON_LR = 2.0

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.mixture import Conversations, Mixture, Source
+from vla.datasets.statistics import Statistics
 from vla.datasets.vqa import VqaStore
 from vla.datasets.windows import Windows, split
 from vla.envs.instructions import every_instruction
@@ -67,15 +69,25 @@ def train(
 
 def robot_spec(store: EpisodeStore, episodes: Sequence[int], horizon: int) -> RobotSpec:
     """Normalisers from the statistics of `episodes`."""
-    statistics = store.statistics(episodes)
-    state, action = statistics["state"], statistics["action"]
+    state = store.statistics(episodes)["state"]
+    action = Statistics.of(_anchored(store, episodes, horizon))
     return RobotSpec(
         embodiment=store.embodiment,
         horizon=horizon,
         state=QuantileNormalizer(tuple(state.q01), tuple(state.q99)),
         action=QuantileNormalizer(tuple(action.q01), tuple(action.q99)),
         statistics_hash=action.hash(),
+        points=0 if store.points is None else store.points.shape[1],
     )
+
+
+def _anchored(store: EpisodeStore, episodes: Sequence[int], horizon: int) -> Float[np.ndarray, "n a"]:
+    """Every action of every chunk, as its distance from the state at the chunk's start."""
+    parts = []
+    for frames in (store.records[i].frames for i in episodes):
+        action, anchor = store.action[frames], store.embodiment.anchor(store.state[frames])
+        parts += [action[k:] - anchor[: len(anchor) - k] for k in range(min(horizon, len(action)))]
+    return np.concatenate(parts)
 
 
 def build(backbone: str, robot: RobotSpec | None, texts: Iterator[str]) -> VLA:
