@@ -222,8 +222,7 @@ class EpisodeStore:
         Raises InputError before anything is written when the episode does not fit the store, is empty or
         inconsistent, or holds a value that is not finite.
         """
-        if self._release is None or not self._release.alive:
-            raise InputError(f"{self.path} is not open for writing: open it with mode 'a'")
+        self._check_writable()
         check_episode(episode, self.embodiment, self._image_sizes, self._width("points"), self._width("chunks"))
         arrays, start, stop = _arrays(episode), self.total_frames, self.total_frames + len(episode)
         record = EpisodeRecord(
@@ -251,6 +250,25 @@ class EpisodeStore:
         index[len(self)] = text
         self._forget()
         self.records = (*self.records, record)
+
+    def _check_writable(self) -> None:
+        if self._release is None or not self._release.alive:
+            raise InputError(f"{self.path} is not open for writing: open it with mode 'a'")
+
+    @property
+    def unfinished_frames(self) -> int:
+        """Steps beyond the last episode, left by a writer that was killed; the next append overwrites them."""
+        return max(array(self._group, name).shape[0] for name in self._streams()) - self.total_frames
+
+    def trim(self) -> int:
+        """Removes the steps beyond the last episode, and says how many those were."""
+        self._check_writable()
+        left = self.unfinished_frames
+        for name in self._streams():
+            stream = array(self._group, name)
+            stream.resize((self.total_frames, *stream.shape[1:]))
+        self._forget()
+        return left
 
     def _streams(self) -> set[str]:
         """Names of the arrays that hold the committed frames."""

@@ -69,7 +69,7 @@ def test_every_command_of_the_readme_runs(
     # A saved rollout is training data.
     with EpisodeStore.open("outputs/eval/rollouts.zarr") as rollouts, EpisodeStore.open("outputs/pick.zarr") as demos:
         rollouts.embodiment.check(demos.embodiment)
-        assert rollouts[0].chunks is not None and rollouts[0].chunks.shape[1:] == (8, 6)
+        assert rollouts[0].chunks is not None and rollouts[0].chunks.shape[1:] == (6, 6)
     assert Path("outputs/rollouts.rrd").stat().st_size > 10_000
 
 

@@ -20,7 +20,7 @@ MAX_LINES = 400
 
 # From the top down. A module imports from its own layer and from those below, never from above.
 LAYERS = (
-    ("cli", "options", "bench", "benchmarks", "demo", "doctor", "record", "scenes"),
+    ("cli", "options", "bench", "benchmarks", "data", "demo", "doctor", "record", "scenes"),
     ("control", "evaluation", "serving", "training"),
     ("datasets", "envs", "policies", "recording"),
     ("actions", "images", "inference", "model", "normalize", "processor", "vlm"),

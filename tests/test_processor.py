@@ -233,6 +233,13 @@ def test_points_are_said_before_the_action(make_model: Models) -> None:
     assert len(seen) == 4 + 12
     assert unlabelled[:2] == [processor.eos] * 2
     assert len(unlabelled) == 2 + 12
+    (nobody_knows,) = labelled(processor, robot_example())
+    assert len(nobody_knows) == 12
+
+
+def test_a_model_that_says_no_points_passes_over_them(processor: Processor) -> None:
+    with_points, without = labelled(processor, robot_example(points=np.full((2, 2), 0.5)), robot_example())
+    assert with_points == without
 
 
 def test_a_wrong_number_of_points_is_refused(make_model: Models) -> None:

@@ -19,13 +19,13 @@ from vla.errors import InputError
 
 @dataclass(frozen=True)
 class Command:
-    """`function` is "module:name"; `positional` names the option that an argument without `=` sets."""
+    """`function` is "module:name"; `positional` names the options that arguments without `=` set, in order."""
 
     summary: str
     function: str
     about: str
     examples: tuple[str, ...]
-    positional: str | None = None
+    positional: tuple[str, ...] = ()
 
 
 COMMANDS = {
@@ -64,7 +64,15 @@ COMMANDS = {
         "Images, joint curves and predicted chunks over executed actions on one timeline. Opens the viewer, or writes\n"
         "a file that the viewer opens elsewhere.",
         ("vla view outputs/pick.zarr", "vla view outputs/eval --save outputs/rollouts.rrd"),
-        positional="path",
+        positional=("path",),
+    ),
+    "data": Command(
+        "say what a store holds, and whether it is sound",
+        "vla.data:data",
+        "info: episodes, hours, instructions, cameras, size, the range of each state and action component, outliers.\n"
+        "check: reads every episode and compares it with its checksum; exits with 2 where one is damaged.",
+        ("vla data info outputs/pick.zarr", "vla data check outputs/pick.zarr repair=true"),
+        positional=("action", "path"),
     ),
     "doctor": Command(
         "say what this machine lacks and how to get it",
@@ -78,7 +86,7 @@ COMMANDS = {
         "vla.bench:bench",
         "Prints a table of measurements and the targets they are held against; --json writes it to a file.",
         ("vla bench env", "vla bench env --json outputs/bench-env.json"),
-        positional="name",
+        positional=("name",),
     ),
     "demo": Command(
         "the whole way: record, train, evaluate, report",
@@ -104,7 +112,7 @@ def help_of(name: str) -> str:
     """What `vla NAME --help` prints: purpose, examples, and the options with their defaults."""
     command = COMMANDS[name]
     options = (files("vla.configs") / f"{name}.yaml").read_text()
-    head = f"usage: vla {name} {f'{command.positional.upper()} ' if command.positional else ''}[KEY=VALUE ...]"
+    head = " ".join(("usage: vla", name, *(option.upper() for option in command.positional), "[KEY=VALUE ...]"))
     return "\n".join(
         (
             f"{head}\n\n{command.about}\n\nExamples:",
@@ -119,7 +127,6 @@ def help_of(name: str) -> str:
 
 def parse(name: str, arguments: Sequence[str]) -> tuple[list[str], frozenset[str]]:
     """Splits a command's arguments into Hydra overrides and the flags among help, multirun and cfg."""
-    positional = COMMANDS[name].positional
     flags = {"-h": "help", "--help": "help", "-m": "multirun", "--multirun": "multirun", "--cfg": "cfg"}
     overrides: list[str] = []
     found: set[str] = set()
@@ -136,13 +143,19 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[list[str], frozenset[str
             raise InputError(f"unknown flag {argument}; `vla {name} --help` lists what there is")
         elif OVERRIDE.match(argument):
             overrides.append(argument)
-        elif positional and not any(override.startswith(f"{positional}=") for override in overrides):
+        elif free := _free_positional(name, overrides):
             # Hydra's grammar: a backslash is doubled only where a quote follows.
             escaped = re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + m[2].replace("'", r"\'"), argument)
-            overrides.append(f"{positional}='{escaped}'")
+            overrides.append(f"{free}='{escaped}'")
         else:
             raise InputError(f"cannot use {argument!r}: options are written KEY=VALUE; see `vla {name} --help`")
     return overrides, frozenset(found)
+
+
+def _free_positional(name: str, overrides: Sequence[str]) -> str | None:
+    """The first positional option of a command that is not set yet."""
+    given = {override.partition("=")[0] for override in overrides}
+    return next((option for option in COMMANDS[name].positional if option not in given), None)
 
 
 def execute(name: str, arguments: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """The VLA: a backbone and an action-token head. Loss, text and action decoding.
 
-Shapes: b rows, l tokens, d hidden size, v vocabulary rows; action rows are the last `bins` of v.
+Shapes: b rows, l tokens, d hidden size, v vocabulary rows; the last of v are action rows, one a bin, and the blank.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from vla.scene import POINT_SCALE
 from vla.vlm.composed import ComposedVLM
 
 POINT_SMOOTHING = 1.0
+"""The width of a coordinate's target, in percent of the image."""
 
 
 class VLA(nn.Module):
@@ -31,12 +32,7 @@ class VLA(nn.Module):
     shared between components, and an MLP of the state and of the points that were said.
     """
 
-    def __init__(
-        self,
-        backbone: ComposedVLM,
-        processor: Processor,
-        smoothing: float = float(__import__("os").environ.get("SMOOTH", "2")),
-    ) -> None:
+    def __init__(self, backbone: ComposedVLM, processor: Processor, smoothing: float = 2.0) -> None:
         super().__init__()
         self.backbone, self.processor, self.smoothing = backbone, processor, smoothing
         self.text_vocab = processor.text_vocab
@@ -73,8 +69,8 @@ class VLA(nn.Module):
     def forward(self, batch: Batch) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
         """Cross-entropy of each of the n labelled tokens, and the row that each belongs to.
 
-        The target of an action or a coordinate is a Gaussian over neighbouring rows (`smoothing` rows wide),
-        that of a text token is one-hot; all are over all rows of the vocabulary.
+        The target of an action or a coordinate is a Gaussian over neighbouring rows (`smoothing` or `POINT_SMOOTHING`
+        rows wide; plain for `smoothing` 0), that of a text token is one-hot; all are over all rows of the vocabulary.
         """
         embeds = self._embed(batch)
         hidden, _ = self.backbone.hidden(embeds, batch.attention_mask, segments=batch.segments)
@@ -129,9 +125,8 @@ class VLA(nn.Module):
         for _ in range(robot.point_tokens):
             values.append(decoding.next_logits()[:, sayable].argmax(-1))
             decoding.extend(self._embed_tokens(sayable[values[-1]][:, None]))
-        points = (
-            torch.stack(values, 1).float().unflatten(1, (-1, 2)) if values else torch.zeros(len(batch.input_ids), 0, 2)
-        )
+        said = torch.stack(values, 1).float() if values else torch.zeros(len(batch.input_ids), 0)
+        points = said.unflatten(1, (-1, 2))
         points = torch.where((points < POINT_SCALE).all(-1, keepdim=True), points, -1)
         ids = torch.full((len(batch.input_ids), robot.action_tokens), processor.blank)
         if given is not None:

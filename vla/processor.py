@@ -128,6 +128,12 @@ def point_features(percent: Float[Tensor, "*b 2"]) -> Float[Tensor, "*b 3"]:
     return torch.cat([(percent + 0.5) * (2 / POINT_SCALE) - 1, torch.ones_like(percent[..., :1])], -1) * seen
 
 
+def percent(points: Float[np.ndarray, "p 2"]) -> Float[np.ndarray, "p 2"]:
+    """Whole percent, as the tokens say; -1 for a point that is unknown or not in its image."""
+    seen = ((points >= 0) & (points < 1)).all(1, keepdims=True)
+    return np.where(seen, np.floor(np.nan_to_num(points) * POINT_SCALE), -1.0)
+
+
 class Processor:
     """Builds batches for one backbone, and reads its tokens. `robot` is None for a pure VLM."""
 
@@ -271,10 +277,10 @@ class Processor:
             return
         if example.state is None:
             raise InputError("an example with actions needs the state that they start from")
-        row.state, row.points = self._state(example.state), self._percent(example.points)
+        where = self._points_of(example)
+        row.state, row.points = self._state(example.state), percent(where)
         points = [self.eos if v < 0 else self.points[int(v)] for v in row.points.flat]
-        unknown = np.zeros(0, bool) if example.points is None else np.isnan(example.points).ravel()
-        row.add(points, np.where(unknown, IGNORE, points).tolist(), weight=POINT_WEIGHT)
+        row.add(points, np.where(np.isnan(where).ravel(), IGNORE, points).tolist(), weight=POINT_WEIGHT)
         ids, steps = self.action_ids(example.target, example.state), len(example.target)
         wanted = np.arange(steps) >= example.given
         if example.mask is not None:
@@ -286,14 +292,14 @@ class Processor:
         # A label belongs to the token before it: the blank itself.
         row.add(inputs, [IGNORE, *np.where(np.repeat(wanted, width), ids, IGNORE).tolist()])
 
-    def _percent(self, points: Float[np.ndarray, "p 2"] | None) -> Float[np.ndarray, "p 2"]:
-        """Whole percent, as the tokens say; -1 for a point that is unknown or not in its image."""
+    def _points_of(self, example: Example) -> Float[np.ndarray, "p 2"]:
+        """The points that the model is to say, NaN where unknown; none for a model that says none."""
         count = self._robot().points
-        values = np.full((count, 2), np.nan) if points is None else points
-        if len(values) != count:
-            raise InputError(f"an example has {len(values)} points, not the {count} that the model says")
-        seen = ((values >= 0) & (values < 1)).all(1, keepdims=True)
-        return np.where(seen, np.floor(np.nan_to_num(values) * POINT_SCALE), -1.0)
+        if example.points is None or count == 0:
+            return np.full((count, 2), np.nan)
+        if len(example.points) != count:
+            raise InputError(f"an example has {len(example.points)} points, not the {count} that the model says")
+        return example.points
 
     def _collate(
         self,

@@ -110,7 +110,8 @@ def demonstrate(env: gymnasium.Env, task: str, seed: int, noise: float) -> Episo
     done = False
     while not done:
         observations.append(to_observation(values, len(observations) / embodiment.control_hz))
-        points.append(info["points"])
+        if "points" in info:
+            points.append(info["points"])
         actions.append(expert.act())
         fresh = rng.normal(size=len(disturbance)) * (0.0 if quiet else noise)
         disturbance = NOISE_MEMORY * disturbance + (1 - NOISE_MEMORY**2) ** 0.5 * fresh
@@ -121,7 +122,7 @@ def demonstrate(env: gymnasium.Env, task: str, seed: int, noise: float) -> Episo
         state=np.stack([o.state for o in observations]).astype(np.float64),
         action=np.stack(actions),
         time=np.array([o.time for o in observations]),
-        points=np.stack(points),
+        points=np.stack(points) if points else None,
         instruction=info["instruction"],
         embodiment=embodiment,
         success=bool(info["success"]),

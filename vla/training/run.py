@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,13 @@ def train(
     """Trains on the episodes of `data` (None: no robot) and the question stores `vqa`, into the folder `out`.
 
     `task` is there for the options, where it names the default of `data`.
-    `backbone` is "nano" (pretrained, shipped), "scratch" (nano with random weights and a new tokenizer), or a
-    checkpoint's folder. `mixture` weighs the source "robot" and the names in `vqa`. Raises InputError, before
-    anything is written, when a path is missing or the parts do not fit together.
+    `backbone` is "nano" (pretrained, shipped), "scratch" (nano with random weights and a new tokenizer, trained whole
+    whatever `plan` freezes), or a checkpoint's folder. `mixture` weighs the source "robot" and the names in `vqa`.
+    Raises InputError, before anything is written, when a path is missing or the parts do not fit together.
     """
     settings = Plan(**{**plan, "freeze": tuple(plan.get("freeze", ()))})
+    if backbone == "scratch":  # there is nothing yet to keep
+        settings = replace(settings, freeze=(), lr_scales={})
     torch.manual_seed(settings.seed)
     stores = {name: VqaStore(path) for name, path in vqa.items() if mixture.get(name, 0) > 0}
     sources: dict[str, Source] = {name: Conversations(s, "train", turns) for name, s in stores.items()}
@@ -100,6 +103,8 @@ def build(backbone: str, robot: RobotSpec | None, texts: Iterator[str]) -> VLA:
         body, processor = base.backbone, base.processor
         if processor.robot is not None and robot is not None:
             raise InputError(f"{backbone} has an action head already: give a vision-language model, or resume its run")
+    if robot is not None and not processor.has_points:  # it has no words for them
+        robot = replace(robot, points=0)
     tokens = body.tokens_per_image
     return VLA(body, Processor(processor.tokenizer, body.image_size, tokens, robot, processor.mean, processor.std))
 
