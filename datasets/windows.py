@@ -12,7 +12,6 @@ from vla.datasets.episodes import EpisodeStore
 from vla.errors import InputError
 from vla.types import Example
 
-
 UNDER_WAY = 0.2
 """The share of training windows whose first actions are given (training-time real-time chunking)."""
 

@@ -51,8 +51,10 @@ class VlaPolicy:
         forced = 0 if prefix is None else prefix.shape[1]
         if forced >= self._robot.horizon:
             raise InputError(f"a prefix of {forced} actions leaves nothing of a chunk of {self._robot.horizon}")
-        given = None if prefix is None else np.array(
-            [processor.action_ids(p, o.state) for p, o in zip(prefix, observations, strict=True)]
+        given = (
+            None
+            if prefix is None
+            else np.array([processor.action_ids(p, o.state) for p, o in zip(prefix, observations, strict=True)])
         )
         rows, points = self._model.generate_actions(processor.robot_prompt(observations), given)
         chunks: list[ActionChunk | None] = []
@@ -63,5 +65,6 @@ class VlaPolicy:
                 continue
             if prefix is not None:
                 actions[:forced] = prefix[i]
-            chunks.append(ActionChunk(actions, observation.time, 1 / self.embodiment.control_hz, points[i] if len(points[i]) else None))
+            said = points[i] if self._robot.points else None
+            chunks.append(ActionChunk(actions, observation.time, 1 / self.embodiment.control_hz, said))
         return chunks
