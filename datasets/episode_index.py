@@ -23,10 +23,10 @@ class EpisodeRecord:
     instruction: str
     success: bool
     info: Mapping[str, Any]
-    has_points: bool
     has_chunks: bool
     checksum: int
     """`checksum` of the episode's arrays."""
+    has_points: bool = False
 
     @property
     def frames(self) -> slice:
