@@ -31,6 +31,7 @@ class Windows:
         self.store = store
         self.horizon = horizon
         self.episodes = tuple(range(len(store)) if episodes is None else episodes)
+        self._points = store.points
         records = [(episode, store.records[episode]) for episode in self.episodes]
         starts = [(e, frame) for e, r in records for frame in range(r.offset, r.offset + r.length, stride)]
         self._starts = np.array(starts, np.int64).reshape(-1, 2)
@@ -49,7 +50,7 @@ class Windows:
             target=self.store.action[np.minimum(wanted, last)],
             state=self.store.state[frame].copy(),
             mask=wanted <= last,
-            points=None if self.store.points is None else self.store.points[frame].copy(),
+            points=None if self._points is None else self._points[frame].copy(),
             source="robot",
         )
 

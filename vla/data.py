@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vla.errors import InputError
+
+if TYPE_CHECKING:
+    from vla.datasets.episodes import EpisodeStore
 
 ACTIONS = ("info", "check")
 SHOWN = 10
@@ -57,7 +60,7 @@ def info(path: Path) -> str:
     return "\n".join(lines)
 
 
-def _table(store: Any) -> list[str]:
+def _table(store: EpisodeStore) -> list[str]:
     """A line for each component of state and action: quantiles, extremes, and how many values are outliers."""
     lines = [f"  {'':28}{'1 %':>10}{'99 %':>10}{'min':>10}{'max':>10}  outliers"]
     for kind, statistics in store.statistics().items():

@@ -314,15 +314,14 @@ class Processor:
         attention = np.zeros((len(rows), length), bool)
         segments = np.zeros((len(rows), length), np.int64)
         weights = np.ones((len(rows), length), np.float32)
+        robot = self.robot
+        state = np.zeros((len(rows), 0 if robot is None else len(robot.embodiment.state)), np.float32)
+        points = np.full((len(rows), 0 if robot is None else robot.points, 2), -1, np.float32)
         for i, row in enumerate(rows):
             span = slice(length - len(row.ids), length) if left else slice(0, len(row.ids))
             input_ids[i, span], labels[i, span], attention[i, span] = row.ids, row.labels, True
             weights[i, span] = row.weights
             segments[i, span] = row.segments if row.segment > 1 else 0
-        robot = self.robot
-        state = np.zeros((len(rows), 0 if robot is None else len(robot.embodiment.state)), np.float32)
-        points = np.zeros((len(rows), 0 if robot is None else robot.points, 2), np.float32) - 1
-        for i, row in enumerate(rows):
             if row.state is not None:
                 state[i] = row.state
             if row.points is not None:

@@ -71,9 +71,11 @@ class RerunRecorder:
             self._shift = self._start - observation.time
         self._at(observation.time + self._shift)
         self._steps += 1
+        points = info.get("points")
+        places = {} if points is None else self.embodiment.by_camera(points)
         for camera, image in observation.images.items():
             self.stream.log(["cameras", camera], rr.Image(image).compress(jpeg_quality=JPEG_QUALITY))
-            self._log_points(camera, image, info.get("points"))
+            self._log_points(camera, image, places.get(camera, np.zeros((0, 2))))
         self._log_values("state", observation.state)
         self._log_values("action", action)
         chunk = info.get("chunk")
@@ -113,10 +115,9 @@ class RerunRecorder:
         for name, value in zip(getattr(self.embodiment, kind), values, strict=True):
             self.stream.log(_component(name, kind), rr.Scalars(value))
 
-    def _log_points(self, camera: str, image: np.ndarray, points: Float[np.ndarray, "p 2"] | None) -> None:
-        inside = np.zeros((0, 2)) if points is None else self.embodiment.by_camera(points).get(camera, np.zeros((0, 2)))
-        places = inside * (image.shape[1], image.shape[0])
-        self.stream.log(["cameras", camera, "points"], rr.Points2D(places, colors=ORANGE, radii=rr.Radius.ui_points(6)))
+    def _log_points(self, camera: str, image: np.ndarray, points: Float[np.ndarray, "n 2"]) -> None:
+        pixels = points * (image.shape[1], image.shape[0])
+        self.stream.log(["cameras", camera, "points"], rr.Points2D(pixels, colors=ORANGE, radii=rr.Radius.ui_points(6)))
 
     def _is_new(self, chunk: Float[np.ndarray, "k a"]) -> bool:
         """False for the rest of the chunk of the step before: that one is drawn already."""

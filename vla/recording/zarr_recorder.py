@@ -83,7 +83,7 @@ class _Unfinished:
             embodiment=embodiment,
             success=success,
             info=self.info,
-            points=_filled(self.points),
+            points=_padded(self.points, 2),
             chunks=_padded(self.chunks, len(embodiment.action)),
         )
 
@@ -95,19 +95,13 @@ def _check(embodiment: Embodiment, observation: Observation, action: Float[np.nd
             raise InputError(f"no image of camera {camera!r}: the observation has {', '.join(observation.images)}")
 
 
-def _padded(chunks: Sequence[np.ndarray | None], width: int) -> Float[np.ndarray, "t h a"] | None:
-    """One (h, a) block a step; steps without a chunk, and rows past a chunk's end, are NaN."""
-    horizon = max((len(chunk) for chunk in chunks if chunk is not None), default=0)
-    if horizon == 0:
+def _padded(blocks: Sequence[np.ndarray | None], width: int) -> Float[np.ndarray, "t h w"] | None:
+    """One (h, width) block a step; steps without one, and rows past a block's end, are NaN. None where all are."""
+    height = max((len(block) for block in blocks if block is not None), default=0)
+    if height == 0:
         return None
-    padded = np.full((len(chunks), horizon, width), np.nan)
-    for block, chunk in zip(padded, chunks, strict=True):
-        if chunk is not None:
-            block[: len(chunk)] = chunk
+    padded = np.full((len(blocks), height, width), np.nan)
+    for target, block in zip(padded, blocks, strict=True):
+        if block is not None:
+            target[: len(block)] = block
     return padded
-
-
-def _filled(points: Sequence[np.ndarray | None]) -> Float[np.ndarray, "t p 2"] | None:
-    """NaN for the steps whose points nobody knows."""
-    known = next((p for p in points if p is not None), None)
-    return None if known is None else np.stack([np.full_like(known, np.nan) if p is None else p for p in points])
