@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8, UInt16
 
 from vla.embodiment import Embodiment
 
@@ -50,6 +50,15 @@ class ActionChunk:
 
 
 @dataclass(frozen=True)
+class Span:
+    """A sub-task: what the steps from `start` to before `stop` of an episode do."""
+
+    start: int
+    stop: int
+    instruction: str
+
+
+@dataclass(frozen=True)
 class Episode:
     """One recorded episode: step t holds the observation and the action taken from it."""
 
@@ -67,6 +76,14 @@ class Episode:
     points: Float[np.ndarray, "t p 2"] | None = None
     """Where what the instruction names is in the images, one camera after the other: x, y as fractions of width and
     height. Outside [0, 1) it is not in the image, NaN where nobody knows."""
+    paraphrases: tuple[str, ...] = ()
+    """Other ways to say `instruction`."""
+    spans: tuple[Span, ...] = ()
+    """Sub-tasks in the order of their starts; they may overlap and leave steps out."""
+    depth: Mapping[str, UInt16[np.ndarray, "t h w"]] = field(default_factory=dict)
+    """Distance along the optical axis [mm] by camera, 0 where unknown; of any of the cameras, in any resolution."""
+    extras: Mapping[str, Shaped[np.ndarray, "t ..."]] = field(default_factory=dict)
+    """Any other numbers or truth values a step, by name: rewards, forces, a second clock."""
 
     def __len__(self) -> int:
         return len(self.action)
