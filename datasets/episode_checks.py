@@ -7,23 +7,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from vla.datasets.statistics import check_finite
+from vla.datasets.store_arrays import Shape
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.types import Episode
 
 
-def check_episode(
-    episode: Episode,
-    embodiment: Embodiment,
-    image_sizes: Mapping[str, tuple[int, int]],
-    points: int | None,
-    horizon: int | None,
-) -> None:
-    """Raises InputError naming what is wrong: empty, of another robot, of wrong shapes, or not finite.
-
-    `image_sizes` (height, width), the number of `points` and the chunks' `horizon` are those of the store, absent
-    while it has none.
-    """
+def check_episode(episode: Episode, embodiment: Embodiment, stored: Mapping[str, Shape]) -> None:
+    """Raises InputError naming what is wrong: empty, of another robot, not finite, or unlike what is `stored`."""
     embodiment.check(episode.embodiment)
     steps = len(episode)
     if steps == 0:
@@ -35,18 +26,35 @@ def check_episode(
         if camera not in episode.images:
             raise InputError(f"episode has no images of camera {camera!r}: it has {', '.join(episode.images)}")
         images = episode.images[camera]
-        expected = (steps, *image_sizes.get(camera, images.shape[1:3]), 3)
-        if images.dtype != np.uint8 or images.shape != expected:
-            found = f"{images.dtype} {images.shape}"
-            raise InputError(f"episode's images of camera {camera!r} are {found}, expected uint8 {expected}")
+        shape, _ = stored.get(f"images/{camera}", ((*images.shape[1:3], 3), None))
+        _check(f"images of camera {camera!r}", images, (steps, *shape), np.dtype(np.uint8))
+    for camera, depth in episode.depth.items():
+        if camera not in embodiment.cameras:
+            raise InputError(f"episode has depth of {camera!r}, the cameras are {', '.join(embodiment.cameras)}")
+        shape, _ = stored.get(f"depth/{camera}", (depth.shape[1:3], None))
+        _check(f"depth of camera {camera!r}", depth, (steps, *shape), np.dtype(np.uint16))
+    for name, values in episode.extras.items():
+        if values.dtype.kind not in "fiub" or not all(part.strip(".") for part in name.split("/")):
+            raise InputError(f"episode's extra {name!r} ({values.dtype}) must have a plain name, and be of numbers")
+        shape, dtype = stored.get(f"extras/{name}", (values.shape[1:], values.dtype))
+        _check(f"extra {name!r}", values, (steps, *shape), dtype)
     if episode.points is not None:
-        expected = (steps, points or episode.points.shape[1], 2)
-        if episode.points.shape != expected:
-            raise InputError(f"episode's points have shape {episode.points.shape}, expected {expected}")
+        shape, _ = stored.get("points", ((*episode.points.shape[1:2], 2), None))
+        _check("points", episode.points, (steps, *shape))
     if episode.chunks is not None:
-        expected = (steps, horizon or episode.chunks.shape[1], len(embodiment.action))
-        if episode.chunks.shape != expected:
-            raise InputError(f"episode's chunks have shape {episode.chunks.shape}, expected {expected}")
+        shape, _ = stored.get("chunks", ((*episode.chunks.shape[1:2], len(embodiment.action)), None))
+        _check("chunks", episode.chunks, (steps, *shape))
+    for span in episode.spans:
+        if not 0 <= span.start < span.stop <= steps:
+            raise InputError(
+                f"sub-task {span.instruction!r} from {span.start} to {span.stop} does not lie within the {steps} steps"
+            )
+
+
+def _check(what: str, values: np.ndarray, shape: tuple[int, ...], dtype: np.dtype | None = None) -> None:
+    if values.shape != shape or dtype not in (None, values.dtype):
+        expected = f"{dtype or values.dtype} {shape}"
+        raise InputError(f"episode's {what} are {values.dtype} {values.shape}, expected {expected}")
 
 
 def _check_rows(kind: str, values: np.ndarray, steps: int, names: tuple[str, ...]) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 import zarr
 from crc32c import crc32c
 
+from vla.datasets.folder import Buffer
 from vla.errors import InputError
+from vla.types import Span
+
+EDITABLE = ("instruction", "success", "paraphrases", "spans", "info")
+"""What may change without touching the arrays."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +28,12 @@ class EpisodeRecord:
     instruction: str
     success: bool
     info: Mapping[str, Any]
-    has_chunks: bool
     checksum: int
     """`checksum` of the episode's arrays."""
-    has_points: bool = False
+    streams: tuple[str, ...] = ()
+    """The arrays that the episode has beyond state, action, time and images."""
+    paraphrases: tuple[str, ...] = ()
+    spans: tuple[Span, ...] = ()
 
     @property
     def frames(self) -> slice:
@@ -39,22 +46,44 @@ class EpisodeRecord:
         except (TypeError, ValueError) as error:
             raise InputError(f"episode's info cannot be stored as JSON: {error}") from error
 
+    @classmethod
+    def from_json(cls, text: str) -> EpisodeRecord:
+        """Raises ValueError or TypeError when the text is no record."""
+        values = json.loads(text)
+        values |= {name: tuple(values[name]) for name in ("streams", "paraphrases")}
+        values["spans"] = tuple(Span(**span) for span in values["spans"])
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
 
-def checksum(arrays: Mapping[str, np.ndarray]) -> int:
-    """CRC-32C over the arrays' bytes, in the mapping's order."""
+
+@dataclass(frozen=True)
+class StoreSummary:
+    """What a person wants to know of a store at a glance; `images` maps each camera to (height, width)."""
+
+    path: str
+    embodiment: str
+    episodes: int
+    frames: int
+    seconds: float
+    successes: int
+    instructions: Mapping[str, int]
+    images: Mapping[str, tuple[int, int]]
+
+
+def checksum(parts: Iterable[Buffer | np.ndarray]) -> int:
+    """CRC-32C over the bytes of the parts, one after another."""
     value = 0
-    for array in arrays.values():
-        value = crc32c(np.ascontiguousarray(array).data.cast("B"), value)
+    for part in parts:
+        value = crc32c(np.ascontiguousarray(part).data.cast("B") if isinstance(part, np.ndarray) else part, value)
     return value
 
 
 def read_records(index: zarr.Array[Any]) -> tuple[EpisodeRecord, ...]:
-    """The committed records. Raises ValueError or TypeError when the index is damaged."""
+    """The committed records. Raises ValueError, KeyError or TypeError when the index is damaged."""
     texts = [str(text) for text in np.asarray(index[:])]
     # An empty last entry is an append that was cut off before its commit.
     while texts and not texts[-1]:
         texts.pop()
-    records = tuple(EpisodeRecord(**json.loads(text)) for text in texts)
+    records = tuple(EpisodeRecord.from_json(text) for text in texts)
     end = 0
     for position, record in enumerate(records):
         if record.offset != end:

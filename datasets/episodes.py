@@ -1,128 +1,130 @@
-"""The episode store: demonstrations, rollouts and real runs in one zarr v3 folder.
+"""The episode store: demonstrations, rollouts and real runs in one zarr v3 folder, here or in an object store.
 
-| array             | shape        | content                                                            |
+| array             | a row        | content                                                            |
 |-------------------|--------------|--------------------------------------------------------------------|
-| images/<camera>   | (N, h, w, 3) | uint8 frames of all episodes, one after another                    |
-| state, action     | (N, s), (N, a) | float64, in the embodiment's units                               |
-| time              | (N,)         | capture time [s]                                                   |
-| points            | (N, p, 2)    | where the named things are in the images, NaN where unknown (only if recorded) |
-| chunks            | (N, h, a)    | the policy's chunk in force, NaN where none (only if one was recorded) |
-| episodes          | (E,)         | one JSON text an episode: `EpisodeRecord`                          |
+| images/<camera>   | (h, w, 3)    | uint8 frames of all episodes, one after another, coded as chosen   |
+| state, action     | (s,), (a,)   | float64, in the embodiment's units                                 |
+| time              | ()           | capture time [s]                                                   |
+| points            | (p, 2)       | where the named things are in the images, NaN where unknown        |
+| chunks            | (h, a)       | the policy's chunk in force, NaN where none                        |
+| depth/<camera>    | (h, w)       | uint16 [mm], 0 where unknown                                       |
+| extras/<name>     | any          | any other numbers                                                  |
+| episodes          | ()           | one JSON text an episode: `EpisodeRecord`                          |
 
-The group's attributes hold the format, the schema version and the embodiment. Stock zarr reads everything.
+The arrays after `time` are there once an episode has them. The group's attributes hold the format, the schema
+version, the embodiment, the codec, the provenance and the name of the index. Stock zarr reads everything.
 
-An episode exists once its record is in `episodes`: that one-file rename is the last write of an append.
-Frames beyond the last record are leftovers of a writer that was killed, and the next append overwrites
-them. One process writes (an flock on the folder); readers see the episodes there when they opened.
+An episode exists once its record is in the index: that one-file replacement is the last write of an append. An edit
+writes a new index and then names it in the attributes. Frames beyond the last record are leftovers of a writer
+that was killed, and the next append overwrites them. One process writes; readers see what was there when they opened.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import zarr
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8, UInt16
+from zarr.storage import MemoryStore
 
+from vla.datasets.codecs import DEFAULT
+from vla.datasets.codecs import codec as known_codec
 from vla.datasets.episode_checks import check_episode
-from vla.datasets.episode_index import EpisodeRecord, checksum, read_records
-from vla.datasets.shards import ShardReader, create_image_array, write_frames
+from vla.datasets.episode_index import EDITABLE, EpisodeRecord, StoreSummary, checksum, read_records
+from vla.datasets.folder import Folder, array, open_folder, reading
+from vla.datasets.shards import Rows, create_rows
 from vla.datasets.statistics import Statistics, check_finite
-from vla.datasets.store_folder import array, lock_folder, reading
+from vla.datasets.store_arrays import ALWAYS, Content, Shape, StoreArrays, by_name, is_rows, under
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.types import Episode
 
 FORMAT = "vla.episodes"
-SCHEMA_VERSION = 1
-ROWS_PER_CHUNK = 4096
+SCHEMA_VERSION = 2
 RECORDS_PER_CHUNK = 256
-
-
-@dataclass(frozen=True)
-class StoreSummary:
-    """What a person wants to know of a store at a glance; `images` maps each camera to (height, width)."""
-
-    path: str
-    embodiment: str
-    episodes: int
-    frames: int
-    seconds: float
-    successes: int
-    instructions: Mapping[str, int]
-    images: Mapping[str, tuple[int, int]]
 
 
 class EpisodeStore:
     """A sequence of episodes on disk. Made by `create` or `open`; use it as a context manager to write."""
 
-    def __init__(self, path: Path, group: zarr.Group, lock: int | None) -> None:
-        self.path = path
-        self._group = group
-        self._release = None if lock is None else weakref.finalize(self, os.close, lock)
-        with reading(path / "zarr.json"):
-            self.embodiment = Embodiment.from_dict(group.attrs["embodiment"])  # type: ignore[arg-type]
-        with reading(path / "episodes"):
-            self.records = read_records(array(group, "episodes"))
-        for name in self._streams():
-            with reading(path / name):
-                rows = array(group, name).shape[0]
-            if rows < self.total_frames:
+    def __init__(self, folder: Folder, group: zarr.Group, release: Callable[[], None] | None) -> None:
+        self.folder, self._group = folder, group
+        self._release = None if release is None else weakref.finalize(self, release)
+        with reading(f"{folder}/zarr.json"):
+            attributes: dict[str, Any] = dict(group.attrs)
+            self.embodiment = Embodiment.from_dict(attributes["embodiment"])
+            self.codec: str = attributes["codec"]
+            self.provenance: Mapping[str, Any] = attributes["provenance"]
+            self._index_name: str = attributes["index"]
+        with reading(f"{folder}/{self._index_name}"):
+            self.records = read_records(array(group, self._index_name))
+        self._arrays = StoreArrays(folder, group, self.codec, self.total_frames)
+        for name in self.streams:
+            if (rows := self._arrays.length(name)) < self.total_frames:
                 raise InputError(
-                    f"{path / name} holds {rows} of {self.total_frames} frames: the store is damaged, restore it"
+                    f"{folder}/{name} holds {rows} of {self.total_frames} frames: the store is damaged, restore it"
                 )
 
     @classmethod
-    def create(cls, path: str | Path, embodiment: Embodiment) -> EpisodeStore:
-        """An empty store at `path`, open for appending. Raises InputError when something is there already."""
-        path = Path(path)
-        if path.is_file() or (path.is_dir() and any(path.iterdir())):
-            raise InputError(f"{path} exists: choose another folder, or remove it first")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # The folder appears complete or not at all.
-        unfinished = path.with_name(f".{path.name}.partial")
-        attributes = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "embodiment": embodiment.to_dict()}
-        group = zarr.create_group(unfinished, attributes=attributes, overwrite=True)
+    def create(
+        cls, path: str | Path, embodiment: Embodiment, codec: str = DEFAULT, provenance: Mapping[str, Any] | None = None
+    ) -> EpisodeStore:
+        """An empty store at `path`, open for appending; its images are coded as `codec` (`vla.datasets.codecs`).
+
+        `provenance` says where the data come from (JSON values). Raises InputError when something is there already.
+        """
+        known_codec(codec)
+        folder = open_folder(path)
+        files: dict[str, Any] = {}
+        group = zarr.create_group(
+            MemoryStore(files),
+            attributes={
+                "format": FORMAT,
+                "schema_version": SCHEMA_VERSION,
+                "embodiment": embodiment.to_dict(),
+                "codec": codec,
+                "provenance": dict(provenance or {}),
+                "index": "episodes",
+            },
+        )
         for name, width in (("state", len(embodiment.state)), ("action", len(embodiment.action)), ("time", None)):
-            _create_rows(group, name, () if width is None else (width,))
-        group.create_array("episodes", shape=(0,), chunks=(RECORDS_PER_CHUNK,), dtype=str)
-        try:
-            unfinished.rename(path)
-        except OSError as error:
-            shutil.rmtree(unfinished)
-            raise InputError(f"cannot create {path}: {error.strerror}") from error
+            if width == 0:
+                raise InputError(f"embodiment {embodiment.name} has no {name}: a store needs at least one component")
+            create_rows(group, name, () if width is None else (width,), np.dtype("<f8"))
+        _create_index(group, "episodes")
+        folder.publish({name: buffer.to_bytes() for name, buffer in files.items()})
         return cls.open(path, "a")
 
     @classmethod
-    def open(cls, path: str | Path, mode: Literal["r", "a"] = "r") -> EpisodeStore:
+    def open(cls, path: str | Path, mode: Literal["r", "a"] = "r", break_lock: bool = False) -> EpisodeStore:
         """The store at `path`, to read or to append too.
 
-        Raises InputError when it is missing, is no episode store, is damaged, was written by a newer
-        version, or (to append) is being written by another process.
+        Raises InputError when it is missing, is no episode store, is damaged, was written by another version, or
+        (to append) is being written by another process. `break_lock` removes the lock that a killed writer left in an
+        object store.
         """
-        path = Path(path)
-        if not path.exists():
-            raise InputError(f"no episode store at {path}: record one first (vla record)")
-        if not (path / "zarr.json").is_file():
-            raise InputError(f"{path} is not an episode store: it has no zarr.json")
-        with reading(path / "zarr.json"):
-            group = zarr.open_group(path, mode="r" if mode == "r" else "r+", zarr_format=3)
+        folder = open_folder(path)
+        if not folder.exists("zarr.json"):
+            if folder.exists(""):
+                raise InputError(f"{folder} is not an episode store: it has no zarr.json")
+            raise InputError(f"no episode store at {folder}: record one first (vla record)")
+        with reading(f"{folder}/zarr.json"):
+            group = zarr.open_group(folder.zarr(), mode="r" if mode == "r" else "r+", zarr_format=3)
             attributes = dict(group.attrs)
         if attributes.get("format") != FORMAT:
-            raise InputError(f"{path} is a zarr group but not an episode store: its format is not {FORMAT!r}")
-        if attributes.get("schema_version") != SCHEMA_VERSION:
-            raise InputError(
-                f"{path} has schema version {attributes.get('schema_version')}, this program reads {SCHEMA_VERSION}"
-            )
-        return cls(path, group, None if mode == "r" else lock_folder(path))
+            raise InputError(f"{folder} is a zarr group but not an episode store: its format is not {FORMAT!r}")
+        version = attributes.get("schema_version")
+        if version != SCHEMA_VERSION:
+            older = isinstance(version, int) and version < SCHEMA_VERSION
+            advice = f"vla convert {folder} NEW.zarr" if older else "install a newer vla"
+            raise InputError(f"{folder} has schema version {version}, this program reads {SCHEMA_VERSION}: {advice}")
+        return cls(folder, group, None if mode == "r" else folder.lock(break_lock))
 
     def close(self) -> None:
         """Lets another process write. Reading still works."""
@@ -141,64 +143,83 @@ class EpisodeStore:
     def __getitem__(self, index: int) -> Episode:
         """Episode `index`. Raises InputError when its data do not match its checksum."""
         record = self.records[index]
-        arrays = {name: self._rows(name)[record.frames].copy() for name in ("state", "action", "time")}
         where = np.arange(record.offset, record.offset + record.length)
-        episode = Episode(
+        self._stored(index)
+        rows = {name: self.rows(name)[record.frames].copy() for name in (*ALWAYS, *record.streams) if is_rows(name)}
+        return Episode(
             images={camera: self.frames(camera, where) for camera in self.embodiment.cameras},
             instruction=record.instruction,
             embodiment=self.embodiment,
             success=record.success,
             info=record.info,
-            points=self._rows("points")[record.frames].copy() if record.has_points else None,
-            chunks=self._rows("chunks")[record.frames].copy() if record.has_chunks else None,
-            **arrays,
+            paraphrases=record.paraphrases,
+            spans=record.spans,
+            depth={name: self.depth(name, where) for name in under("depth", record.streams)},
+            extras={name: rows.pop(f"extras/{name}") for name in under("extras", record.streams)},
+            **rows,
         )
-        if checksum(_arrays(episode)) != record.checksum:
-            raise InputError(f"episode {index} of {self.path} does not match its checksum: restore it from a copy")
-        return episode
 
     def __iter__(self) -> Iterator[Episode]:
         return (self[index] for index in range(len(self)))
+
+    @property
+    def path(self) -> str:
+        return str(self.folder)
 
     @property
     def total_frames(self) -> int:
         return self.records[-1].frames.stop if self.records else 0
 
     @property
-    def state(self) -> Float[np.ndarray, "n s"]:
-        """States of all frames; held in memory, not to be written."""
-        return self._rows("state")
+    def state(self) -> Rows:
+        """(n, s): states of all frames."""
+        return self.rows("state")
 
     @property
-    def action(self) -> Float[np.ndarray, "n a"]:
-        """Actions of all frames; held in memory, not to be written."""
-        return self._rows("action")
+    def action(self) -> Rows:
+        """(n, a): actions of all frames."""
+        return self.rows("action")
 
     @property
-    def points(self) -> Float[np.ndarray, "n p 2"] | None:
-        """Points of all frames, NaN where unknown; None when no episode has any. Not to be written."""
-        return self._rows("points") if "points" in self._streams() else None
+    def time(self) -> Rows:
+        """(n,): capture times of all frames [s]."""
+        return self.rows("time")
+
+    @property
+    def points(self) -> Rows | None:
+        """(n, p, 2): points of all frames, NaN where unknown; None when no episode has any."""
+        return self.rows("points") if "points" in self.streams else None
+
+    def rows(self, name: str) -> Rows:
+        """All frames of an array of numbers: "state", "extras/force"."""
+        return self._arrays.rows(name)
 
     def frames(self, camera: str, indices: Int[np.ndarray, "n"] | Sequence[int]) -> UInt8[np.ndarray, "n h w 3"]:
         """Frames of `camera` at `indices`, counted over all episodes."""
         if camera not in self.embodiment.cameras:
-            raise InputError(f"{self.path} has no camera {camera!r}: it has {', '.join(self.embodiment.cameras)}")
-        indices = np.asarray(indices, np.int64)
-        if len(indices) and (indices.min() < 0 or indices.max() >= self.total_frames):
-            raise IndexError(f"frames {indices.min()} to {indices.max()} of {self.total_frames}")
-        return self._readers[camera].read(indices)
+            raise InputError(f"{self.folder} has no camera {camera!r}: it has {', '.join(self.embodiment.cameras)}")
+        return self._arrays.frames(f"images/{camera}").read(self._checked(indices))
+
+    def depth(self, camera: str, indices: Int[np.ndarray, "n"] | Sequence[int]) -> UInt16[np.ndarray, "n h w"]:
+        """Depth [mm] of `camera` at `indices`; 0 where unknown."""
+        if f"depth/{camera}" not in self.streams:
+            known = ", ".join(under("depth", sorted(self.streams))) or "none"
+            raise InputError(f"{self.folder} has no depth of {camera!r}: it has {known}")
+        return self._arrays.frames(f"depth/{camera}").read(self._checked(indices))
 
     @property
     def summary(self) -> StoreSummary:
+        cameras = self.embodiment.cameras if self.records else ()
+        sizes = {camera: self._arrays.frames(f"images/{camera}").shape for camera in cameras}
         return StoreSummary(
-            path=str(self.path),
+            path=self.path,
             embodiment=self.embodiment.name,
             episodes=len(self),
             frames=self.total_frames,
             seconds=self.total_frames / self.embodiment.control_hz,
             successes=sum(record.success for record in self.records),
             instructions=Counter(record.instruction for record in self.records),
-            images=self._image_sizes,
+            images={camera: (height, width) for camera, (height, width, _) in sizes.items()},
         )
 
     def statistics(self, episodes: Sequence[int] | None = None) -> dict[Literal["state", "action"], Statistics]:
@@ -210,10 +231,10 @@ class EpisodeStore:
         kept: dict[Literal["state", "action"], list[np.ndarray]] = {"state": [], "action": []}
         for name, parts in kept.items():
             for index in chosen:
-                parts.append(self._rows(name)[self.records[index].frames])
-                check_finite(parts[-1], getattr(self.embodiment, name), f"{name} of episode {index} of {self.path}")
+                parts.append(self.rows(name)[self.records[index].frames])
+                check_finite(parts[-1], getattr(self.embodiment, name), f"{name} of episode {index} of {self.folder}")
         if not chosen:
-            raise InputError(f"{self.path} has no episodes to compute statistics of: record some first")
+            raise InputError(f"{self.folder} has no episodes to compute statistics of: record some first")
         return {name: Statistics.of(np.concatenate(parts)) for name, parts in kept.items()}
 
     def append(self, episode: Episode) -> None:
@@ -223,107 +244,135 @@ class EpisodeStore:
         inconsistent, or holds a value that is not finite.
         """
         self._check_writable()
-        check_episode(episode, self.embodiment, self._image_sizes, self._width("points"), self._width("chunks"))
-        arrays, start, stop = _arrays(episode), self.total_frames, self.total_frames + len(episode)
+        check_episode(episode, self.embodiment, self._shapes)
+        arrays = by_name(episode)
         record = EpisodeRecord(
-            offset=start,
+            offset=self.total_frames,
             length=len(episode),
             instruction=episode.instruction,
             success=bool(episode.success),
             info=dict(episode.info),
-            has_points=episode.points is not None,
-            has_chunks=episode.chunks is not None,
-            checksum=checksum(arrays),
+            checksum=0,
+            streams=tuple(name for name in arrays if name not in ALWAYS and not name.startswith("images/")),
+            paraphrases=tuple(episode.paraphrases),
+            spans=tuple(episode.spans),
         )
-        text = record.to_json()
-        self._create_missing(arrays)
-        for name in self._streams() | arrays.keys():
-            stream = array(self._group, name)
-            stream.resize((stop, *stream.shape[1:]))
-            if name.startswith("images/"):
-                write_frames(self.path / name, start, arrays[name])
-            else:
-                # An episode without points or chunks in a store that has them gets NaN rows.
-                stream[start:stop] = arrays.get(name, np.nan)
-        index = array(self._group, "episodes")
-        index.resize((len(self) + 1,))
-        index[len(self)] = text
-        self._forget()
-        self.records = (*self.records, record)
+        record.to_json()  # what cannot be stored is refused before anything is written
+        self._create_missing({name: (values.shape[1:], values.dtype) for name, values in arrays.items()})
+        self._commit({n: [v] if is_rows(n) else self._arrays.frames(n).encode(v) for n, v in arrays.items()}, record)
 
-    def _check_writable(self) -> None:
-        if self._release is None or not self._release.alive:
-            raise InputError(f"{self.path} is not open for writing: open it with mode 'a'")
+    def append_from(
+        self, other: EpisodeStore, index: int, cameras: Mapping[str, str] | None = None, **changes: Any
+    ) -> None:
+        """Adds episode `index` of `other` with `changes` (of `EDITABLE`); images of the same codec are copied as coded.
+
+        `cameras` gives cameras of `other` new names. Raises InputError when the episode is damaged or does not fit.
+        """
+        self._check_writable()
+        names = {camera: (cameras or {}).get(camera, camera) for camera in other.embodiment.cameras}
+        self.embodiment.check(replace(other.embodiment, cameras=tuple(names.values())))
+        record = replace(other.records[index], **_edits(changes))
+        moved = {f"{kind}/{old}": f"{kind}/{new}" for old, new in names.items() for kind in ("images", "depth")}
+        shapes = {moved.get(name, name): other._arrays.shape(name) for name in other._names(record)}
+        mine = self._shapes
+        if other.codec != self.codec or any(mine.get(name, shape) != shape for name, shape in shapes.items()):
+            episode = other[index]
+            images = {names[camera]: frames for camera, frames in episode.images.items()}
+            depth = {names[camera]: frames for camera, frames in episode.depth.items()}
+            said = {name: getattr(record, name) for name in EDITABLE}
+            self.append(replace(episode, embodiment=self.embodiment, images=images, depth=depth, **said))
+            return
+        content = {moved.get(name, name): parts for name, parts in other._stored(index).items()}
+        streams = tuple(moved.get(name, name) for name in record.streams)
+        record = replace(record, offset=self.total_frames, streams=streams)
+        record.to_json()
+        self._create_missing(shapes)
+        self._commit(content, record)
+
+    def edit(self, changes: Mapping[int, Mapping[str, Any]]) -> None:
+        """Changes what is said of episodes (fields in `EDITABLE`), all of them or on any failure none."""
+        self._check_writable()
+        records = list(self.records)
+        for index, values in changes.items():
+            records[index] = replace(records[index], **_edits(values))
+        texts = np.array([record.to_json() for record in records], object)
+        old = self._index_name
+        self._index_name = f"episodes-{int(old.partition('-')[2] or 0) + 1}"
+        _create_index(self._group, self._index_name)
+        rewritten = array(self._group, self._index_name)
+        rewritten.resize((len(texts),))
+        rewritten[:] = texts
+        self._group.update_attributes({"index": self._index_name})
+        self.folder.remove(old)
+        self.records = tuple(records)
 
     @property
     def unfinished_frames(self) -> int:
         """Steps beyond the last episode, left by a writer that was killed; the next append overwrites them."""
-        return max(array(self._group, name).shape[0] for name in self._streams()) - self.total_frames
+        return max(map(self._arrays.length, self.streams)) - self.total_frames
 
     def trim(self) -> int:
         """Removes the steps beyond the last episode, and says how many those were."""
         self._check_writable()
         left = self.unfinished_frames
-        for name in self._streams():
-            stream = array(self._group, name)
-            stream.resize((self.total_frames, *stream.shape[1:]))
-        self._forget()
+        for name in self.streams:
+            self._arrays.resize(name, self.total_frames)
+        self._arrays.forget(self.total_frames)
         return left
 
-    def _streams(self) -> set[str]:
+    @property
+    def streams(self) -> set[str]:
         """Names of the arrays that hold the committed frames."""
         images = {f"images/{camera}" for camera in self.embodiment.cameras} if self.records else set()
-        points = {"points"} if any(record.has_points for record in self.records) else set()
-        chunks = {"chunks"} if any(record.has_chunks for record in self.records) else set()
-        return {"state", "action", "time"} | images | points | chunks
+        return {*ALWAYS, *images, *(name for record in self.records for name in record.streams)}
+
+    def _check_writable(self) -> None:
+        if self._release is None or not self._release.alive:
+            raise InputError(f"{self.folder} is not open for writing: open it with mode 'a'")
 
     @property
-    def _image_sizes(self) -> dict[str, tuple[int, int]]:
-        return {camera: reader.frame_shape[:2] for camera, reader in self._readers.items()}
+    def _shapes(self) -> dict[str, Shape]:
+        return {name: self._arrays.shape(name) for name in self.streams}
 
-    def _width(self, name: str) -> int | None:
-        """Points or chunked actions a step; None while there is no such stream."""
-        return array(self._group, name).shape[1] if name in self._streams() else None
+    def _names(self, record: EpisodeRecord) -> tuple[str, ...]:
+        """The arrays of an episode, in the order of its checksum."""
+        return (*(f"images/{camera}" for camera in self.embodiment.cameras), *ALWAYS, *record.streams)
 
-    def _create_missing(self, arrays: Mapping[str, np.ndarray]) -> None:
+    def _stored(self, index: int) -> dict[str, Sequence[Any]]:
+        """The episode's arrays as they are in the files. Raises InputError when they fail its checksum."""
+        record = self.records[index]
+        stored = {name: self._arrays.stored(name, record.frames) for name in self._names(record)}
+        if checksum(part for parts in stored.values() for part in parts) != record.checksum:
+            for camera in self.embodiment.cameras:  # a damaged image names its shard
+                self.frames(camera, np.arange(record.offset, record.frames.stop))
+            raise InputError(f"episode {index} of {self.folder} does not match its checksum: restore it from a copy")
+        return stored
+
+    def _create_missing(self, shapes: Mapping[str, Shape]) -> None:
         # What a killed writer left behind is not among the streams, and is replaced: its shape may differ.
-        for name in arrays.keys() - self._streams():
-            if name in ("points", "chunks"):
-                _create_rows(self._group, name, arrays[name].shape[1:])
-            else:
-                create_image_array(self._group, name, *arrays[name].shape[1:3])
+        self._arrays.create({name: shape for name, shape in shapes.items() if name not in self.streams})
 
-    def _forget(self) -> None:
-        """Drops what was read: the arrays have grown."""
-        self._columns.clear()
-        self.__dict__.pop("_readers", None)
+    def _commit(self, content: Content, record: EpisodeRecord) -> None:
+        record = replace(record, checksum=checksum(p for n in self._names(record) for p in content[n]))
+        self._arrays.write(sorted(self.streams | content.keys()), content, record.length)
+        index = array(self._group, self._index_name)
+        index.resize((len(self) + 1,))
+        index[len(self)] = record.to_json()
+        self.records = (*self.records, record)
+        self._arrays.forget(self.total_frames)
 
-    @cached_property
-    def _columns(self) -> dict[str, np.ndarray]:
-        return {}
-
-    def _rows(self, name: str) -> np.ndarray:
-        if name not in self._columns:
-            with reading(self.path / name):
-                self._columns[name] = np.asarray(array(self._group, name)[: self.total_frames])
-        return self._columns[name]
-
-    @cached_property
-    def _readers(self) -> dict[str, ShardReader]:
-        cameras = self.embodiment.cameras if self.records else ()
-        shapes = {camera: array(self._group, f"images/{camera}").shape for camera in cameras}
-        return {name: ShardReader(self.path / "images" / name, *shape[1:3]) for name, shape in shapes.items()}
+    def _checked(self, indices: Int[np.ndarray, "n"] | Sequence[int]) -> Int[np.ndarray, "n"]:
+        indices = np.asarray(indices, np.int64)
+        if len(indices) and (indices.min() < 0 or indices.max() >= self.total_frames):
+            raise IndexError(f"frames {indices.min()} to {indices.max()} of {self.total_frames}")
+        return indices
 
 
-def _arrays(episode: Episode) -> dict[str, np.ndarray]:
-    """The episode's arrays by their names in the store, in the stored dtypes."""
-    images = {f"images/{camera}": episode.images[camera] for camera in episode.embodiment.cameras}
-    rows = {name: np.asarray(getattr(episode, name), np.float64) for name in ("state", "action", "time")}
-    optional = {name: getattr(episode, name) for name in ("points", "chunks")}
-    return images | rows | {name: np.asarray(v, np.float64) for name, v in optional.items() if v is not None}
+def _edits(changes: Mapping[str, Any]) -> dict[str, Any]:
+    if unknown := changes.keys() - set(EDITABLE):
+        raise InputError(f"of a stored episode, {', '.join(EDITABLE)} can change, not {', '.join(sorted(unknown))}")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
 
 
-def _create_rows(group: zarr.Group, name: str, row: tuple[int, ...]) -> None:
-    group.create_array(
-        name, shape=(0, *row), chunks=(ROWS_PER_CHUNK, *row), dtype="float64", fill_value=np.nan, overwrite=True
-    )
+def _create_index(group: zarr.Group, name: str) -> None:
+    group.create_array(name, shape=(0,), chunks=(RECORDS_PER_CHUNK,), dtype=str, overwrite=True)

@@ -1,148 +1,317 @@
-"""The frames of an image array, read from and written to its zarr v3 shard files directly.
+"""Arrays of a store, read from and written to their zarr v3 shard files directly.
 
 A call into zarr-python costs 1-3 ms whatever its size, and training reads single frames. A shard file holds
-compressed chunks (one frame each here) and ends with its index: for each chunk a little-endian pair of
-u64 offset and length, then the CRC-32C of the pairs (the "sharding_indexed" codec of the zarr v3 spec).
+chunks, one after another, and ends with its index: for each chunk a little-endian pair of u64 offset and
+length, then the CRC-32C of the pairs (the "sharding_indexed" codec of the zarr v3 specification).
+
+| array  | chunk            | shard       | a reader                                              |
+|--------|------------------|-------------|-------------------------------------------------------|
+| Frames | 1 coded image    | 256 images  | decodes one image                                     |
+| Rows   | 64 rows, raw     | 4096 rows   | takes rows out of the mapped file, without a copy     |
 """
 
 from __future__ import annotations
 
-import mmap
 import os
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, cached_property
 
 import numpy as np
 import zarr
 from crc32c import crc32c
-from jaxtyping import UInt8, UInt64
-from numcodecs.zstd import compress, decompress
-from zarr.codecs import Crc32cCodec, ZstdCodec
+from jaxtyping import Int, Shaped, UInt64
 
+from vla.datasets.codecs import Codec
+from vla.datasets.folder import Buffer, File, Folder
 from vla.errors import InputError
 
-SHARD_FRAMES = 256
-ZSTD_LEVEL = 1
+FRAMES_PER_SHARD = 256
+ROWS_PER_CHUNK, ROWS_PER_SHARD = 64, 4096
 MAX_OPEN_SHARDS = 256
 """Each mapped shard keeps a file descriptor; processes are often limited to 1024."""
+DECODED_TOGETHER = 8
+"""Frames that one thread decodes at least: fewer are not worth handing over."""
 
 _MISSING = 2**64 - 1
 _CRC_BYTES = 4
-_INDEX_BYTES = 16 * SHARD_FRAMES + _CRC_BYTES
+
+Table = UInt64[np.ndarray, "chunks 2"]
 
 
-def create_image_array(group: zarr.Group, name: str, height: int, width: int) -> zarr.Array[Any]:
-    """An empty (0, height, width, 3) uint8 array: one lossless frame a chunk, each with its CRC-32C."""
-    return group.create_array(
+class Shards:
+    """The shard files of one array: `chunks` in each, as bytes. Of a `sparse` array any may be missing."""
+
+    def __init__(self, folder: Folder, name: str, chunks: int, dimensions: int, sparse: bool) -> None:
+        self.folder, self.name, self.chunks, self.sparse = folder, name, chunks, sparse
+        self._tail = "/0" * (dimensions - 1)
+        self._opened: dict[int, tuple[File, Table]] = {}
+
+    def path(self, shard: int) -> str:
+        return f"{self.name}/c/{shard}{self._tail}"
+
+    def open(self, shard: int) -> tuple[File, Table] | None:
+        """The file and its index, a row (offset, length) a chunk; None when it is rightly missing.
+
+        Raises InputError when it is missing or damaged.
+        """
+        found = self._opened.get(shard)
+        if found is None:
+            if len(self._opened) >= MAX_OPEN_SHARDS:
+                self._opened.pop(next(iter(self._opened)), None)
+            if self.sparse and not self.folder.exists(self.path(shard)):
+                return None
+            found = self._opened[shard] = self._read(shard)
+        return found
+
+    def write(self, shard: int, chunks: Sequence[Buffer]) -> None:
+        """Replaces the file."""
+        table = np.full((self.chunks, 2), _MISSING, "<u8")
+        lengths = np.array([len(chunk) for chunk in chunks], np.int64)
+        table[: len(chunks)] = np.stack([np.cumsum(lengths) - lengths, lengths], axis=1)
+        self.folder.write(self.path(shard), b"".join([*chunks, _with_crc(table.tobytes())]))
+        self._opened.pop(shard, None)
+
+    def forget(self) -> None:
+        """Drops what is open: another process wrote."""
+        self._opened.clear()
+
+    def damaged(self, shard: int, reason: str) -> InputError:
+        where = f"{self.folder}/{self.path(shard)}"
+        return InputError(f"shard {where} is damaged ({reason}): restore it from a copy or record again")
+
+    def _read(self, shard: int) -> tuple[File, Table]:
+        length = 16 * self.chunks + _CRC_BYTES
+        try:
+            file = self.folder.open(self.path(shard))
+            index = file.ranges([file.size - length], [file.size])[0] if file.size >= length else b""
+        except OSError as error:
+            raise self.damaged(shard, str(error)) from error
+        if not index or not _crc_fits(index):
+            raise self.damaged(shard, "its index fails its CRC")
+        table = np.frombuffer(index[:-_CRC_BYTES], "<u8").reshape(self.chunks, 2)
+        ends = np.where(table[:, 0] == _MISSING, 0, table.sum(axis=1))
+        if ends.max() > file.size - length:
+            raise self.damaged(shard, "its index points beyond its end")
+        return file, table
+
+
+class Frames:
+    """Images of one size and dtype, each coded by itself. Those missing of a `sparse` array are black.
+
+    Raises InputError naming the shard that is damaged.
+    """
+
+    def __init__(
+        self, folder: Folder, name: str, shape: tuple[int, ...], dtype: np.dtype, codec: Codec, sparse: bool = False
+    ) -> None:
+        self.shape, self.dtype, self.codec = shape, dtype, codec
+        self.shards = Shards(folder, name, FRAMES_PER_SHARD, 1 + len(shape), sparse)
+
+    def read(self, indices: Int[np.ndarray, "n"]) -> Shaped[np.ndarray, "n ..."]:
+        """The frames at `indices`, decoded straight into their places; several at a time where they are many."""
+        frames = np.empty((len(indices), *self.shape), self.dtype)
+        stored = self.stored(indices)
+        if len(indices) < 2 * DECODED_TOGETHER or self.codec.name == "raw":
+            self._decode(stored, indices, frames)
+            return frames
+        size = max(DECODED_TOGETHER, -(-len(indices) // (4 * _threads())))
+
+        def decode(start: int) -> None:
+            part = slice(start, start + size)
+            self._decode(stored[part], indices[part], frames[part])
+
+        list(_pool().map(decode, range(0, len(indices), size)))
+        return frames
+
+    def stored(self, indices: Int[np.ndarray, "n"]) -> list[Buffer]:
+        """The bytes of the frames as they are in the files."""
+        found: list[Buffer] = [b""] * len(indices)
+        numbers, rows = np.divmod(indices, FRAMES_PER_SHARD)
+        for shard in np.unique(numbers).tolist():
+            places = np.flatnonzero(numbers == shard)
+            opened = self.shards.open(shard)
+            if opened is None:
+                for place in places:
+                    found[place] = self.blank
+                continue
+            file, table = opened
+            entries = table[rows[places]]
+            if (entries[:, 0] == _MISSING).any():
+                missing = rows[places][entries[:, 0] == _MISSING][0]
+                raise self.shards.damaged(shard, f"frame {missing} of the shard is missing")
+            buffers = file.ranges(entries[:, 0].tolist(), entries.sum(axis=1).tolist())
+            for place, buffer in zip(places.tolist(), buffers, strict=True):
+                found[place] = buffer
+        return found
+
+    @cached_property
+    def blank(self) -> bytes:
+        """A black frame, coded."""
+        return self.encode(np.zeros((1, *self.shape), self.dtype))[0]
+
+    def encode(self, frames: Shaped[np.ndarray, "n ..."]) -> list[bytes]:
+        encode = self.codec.encode
+        if len(frames) < 2 * DECODED_TOGETHER or self.codec.name == "raw":
+            coded = [encode(frame) for frame in frames]
+        else:
+            coded = list(_pool().map(encode, frames))
+        return [_with_crc(chunk) if self.codec.crc else chunk for chunk in coded]
+
+    def write(self, start: int, stored: Sequence[Buffer]) -> None:
+        """Writes frames from `start` on, as `encode` or `stored` gave them, and drops what lies behind them in their
+        last shard. Raises InputError when the shard that holds the frames before `start` is damaged.
+        """
+        end = start + len(stored)
+        for shard in range(start // FRAMES_PER_SHARD, -(-end // FRAMES_PER_SHARD)):
+            base = shard * FRAMES_PER_SHARD
+            first = max(start, base)
+            kept = self.stored(np.arange(base, first)) if first > base else []
+            self.shards.write(shard, [*kept, *stored[first - start : base + FRAMES_PER_SHARD - start]])
+
+    def _decode(self, stored: Sequence[Buffer], indices: np.ndarray, out: np.ndarray) -> None:
+        for buffer, index, frame in zip(stored, indices.tolist(), out, strict=True):
+            try:
+                if self.codec.crc:
+                    if not _crc_fits(buffer):
+                        raise ValueError("its CRC does not fit")
+                    buffer = buffer[:-_CRC_BYTES]
+                self.codec.decode(buffer, frame)
+            except (ValueError, RuntimeError) as error:
+                shard, row = divmod(index, FRAMES_PER_SHARD)
+                raise self.shards.damaged(shard, f"frame {row} of the shard: {error}") from error
+
+
+class Rows:
+    """The first `count` rows of numbers, uncompressed. `rows[key]` takes an index, a slice of step 1, or an array of
+    indices; what it returns is not to be written. Rows missing of a `sparse` array are `fill_value`.
+
+    Raises InputError naming the shard that is damaged.
+    """
+
+    def __init__(
+        self, folder: Folder, name: str, shape: tuple[int, ...], dtype: np.dtype, count: int, sparse: bool = False
+    ) -> None:
+        self.shape, self.dtype = (count, *shape), dtype
+        self.shards = Shards(folder, name, ROWS_PER_SHARD // ROWS_PER_CHUNK, 1 + len(shape), sparse)
+        self._views: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: int | slice | Int[np.ndarray, "*n"]) -> Shaped[np.ndarray, "..."]:
+        if isinstance(key, slice):
+            start, stop, _ = key.indices(len(self))
+            return self._between(start, max(start, stop))
+        if isinstance(key, np.ndarray):
+            return self._at(key)
+        shard, row = divmod(range(len(self))[key], ROWS_PER_SHARD)
+        return self._view(shard)[row, ...]
+
+    def _between(self, start: int, stop: int) -> np.ndarray:
+        first, last = start // ROWS_PER_SHARD, max(start, stop - 1) // ROWS_PER_SHARD
+        if start == stop:
+            return np.empty((0, *self.shape[1:]), self.dtype)
+        parts = [self._view(shard) for shard in range(first, last + 1)]
+        begin, end = start - first * ROWS_PER_SHARD, stop - first * ROWS_PER_SHARD
+        return parts[0][begin:end] if len(parts) == 1 else np.concatenate(parts)[begin:end]
+
+    def _at(self, indices: np.ndarray) -> np.ndarray:
+        if indices.size and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(f"rows {indices.min()} to {indices.max()} of {len(self)}")
+        numbers, rows = np.divmod(indices, ROWS_PER_SHARD)
+        out = np.empty((*indices.shape, *self.shape[1:]), self.dtype)
+        for shard in np.unique(numbers).tolist():
+            here = numbers == shard
+            out[here] = self._view(shard)[rows[here]]
+        return out
+
+    def write(self, start: int, rows: Shaped[np.ndarray, "n ..."]) -> None:
+        """Writes rows from `start` on, and drops what lies behind them in their last shard."""
+        end = start + len(rows)
+        for shard in range(start // ROWS_PER_SHARD, -(-end // ROWS_PER_SHARD)):
+            base = shard * ROWS_PER_SHARD
+            first = max(start, base)
+            new = np.asarray(rows[first - start : base + ROWS_PER_SHARD - start], self.dtype)
+            kept = self._view(shard)[: first - base] if first > base else new[:0]
+            fill = np.full((-(len(kept) + len(new)) % ROWS_PER_CHUNK, *self.shape[1:]), fill_value(self.dtype))
+            content = np.concatenate([kept, new, fill.astype(self.dtype)]).tobytes()
+            size = len(content) * ROWS_PER_CHUNK // (len(kept) + len(new) + len(fill)) or 1
+            self.shards.write(shard, [bytes(chunk) for chunk in _split(content, size)])
+            self._views.pop(shard, None)
+        self.shape = (max(end, 0), *self.shape[1:])
+
+    def _view(self, shard: int) -> np.ndarray:
+        view = self._views.get(shard)
+        if view is None:
+            if len(self._views) >= MAX_OPEN_SHARDS:
+                self._views.pop(next(iter(self._views)), None)
+            view = self._views[shard] = self._map(shard)
+        return view
+
+    def _map(self, shard: int) -> np.ndarray:
+        opened = self.shards.open(shard)
+        if opened is None:
+            return np.broadcast_to(self.dtype.type(fill_value(self.dtype)), (ROWS_PER_SHARD, *self.shape[1:]))
+        file, table = opened
+        row = self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=np.int64))
+        wanted = -(-(min(len(self), (shard + 1) * ROWS_PER_SHARD) - shard * ROWS_PER_SHARD) // ROWS_PER_CHUNK)
+        size = row * ROWS_PER_CHUNK
+        # Chunks that lie one after another are rows that do.
+        if (table[:wanted, 0] != np.arange(wanted) * size).any() or (table[:wanted, 1] != size).any():
+            raise self.shards.damaged(shard, "its chunks are not in order")
+        return np.frombuffer(file.ranges([0], [wanted * size])[0], self.dtype).reshape(-1, *self.shape[1:])
+
+
+def fill_value(dtype: np.dtype) -> float | int | bool:
+    """What stands where an episode has no value."""
+    return float("nan") if dtype.kind == "f" else dtype.type(0).item()
+
+
+def create_frames(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtype, codec: Codec) -> None:
+    """An empty array for `Frames`."""
+    group.create_array(
         name,
-        shape=(0, height, width, 3),
-        chunks=(1, height, width, 3),
-        shards=(SHARD_FRAMES, height, width, 3),
-        dtype="uint8",
-        compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
+        shape=(0, *shape),
+        chunks=(1, *shape),
+        shards=(FRAMES_PER_SHARD, *shape),
+        dtype=dtype,
+        overwrite=True,
+        **codec.zarr(),
+    )
+
+
+def create_rows(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """An empty array for `Rows`."""
+    group.create_array(
+        name,
+        shape=(0, *shape),
+        chunks=(ROWS_PER_CHUNK, *shape),
+        shards=(ROWS_PER_SHARD, *shape),
+        dtype=dtype,
+        fill_value=fill_value(dtype),
+        compressors=None,
         overwrite=True,
     )
 
 
-def write_frames(folder: Path, start: int, frames: UInt8[np.ndarray, "n h w 3"]) -> None:
-    """Writes frames `start` to `start + n` of the image array in `folder`, and drops what lies behind them
-    in their last shard.
-
-    Each shard file is replaced whole, so that a reader finds the old one or the new one. Raises InputError
-    when the shard that holds the frames before `start` is damaged.
-    """
-    frames, end = np.ascontiguousarray(frames), start + len(frames)
-    for shard in range(start // SHARD_FRAMES, -(-end // SHARD_FRAMES)):
-        path, base = _shard_path(folder, shard), shard * SHARD_FRAMES
-        first = max(start, base)
-        chunks = _encoded(path, first - base)
-        chunks += [
-            _with_crc(compress(frame, ZSTD_LEVEL)) for frame in frames[first - start : base + SHARD_FRAMES - start]
-        ]
-        table = np.full((SHARD_FRAMES, 2), _MISSING, "<u8")
-        lengths = np.array([len(chunk) for chunk in chunks])
-        table[: len(chunks)] = np.stack([np.cumsum(lengths) - lengths, lengths], axis=1)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        unfinished.write_bytes(b"".join([*chunks, _with_crc(table.tobytes())]))
-        unfinished.replace(path)
+def _threads() -> int:
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-class ShardReader:
-    """Frames of the image array in `folder`, as written by `create_image_array`."""
-
-    def __init__(self, folder: Path, height: int, width: int) -> None:
-        self.folder = folder
-        self.frame_shape = (height, width, 3)
-        self._shards: dict[int, tuple[mmap.mmap, UInt64[np.ndarray, "n 2"]]] = {}
-
-    def read(self, indices: np.ndarray) -> UInt8[np.ndarray, "n h w 3"]:
-        """Frames at `indices`. Raises InputError naming the shard file when it is missing or damaged."""
-        frames = np.empty((len(indices), *self.frame_shape), np.uint8)
-        for frame, index in zip(frames, indices.tolist(), strict=True):
-            self._decode(index, frame)
-        return frames
-
-    def forget(self) -> None:
-        """Drops the mapped shards: call it after the array was written."""
-        self._shards.clear()
-
-    def _decode(self, index: int, out: UInt8[np.ndarray, "h w 3"]) -> None:
-        shard, row = divmod(index, SHARD_FRAMES)
-        data, table = self._shards.get(shard) or self._map(shard)
-        chunk = _chunk(data, table, row, _shard_path(self.folder, shard))
-        decompress(chunk[:-_CRC_BYTES], out)
-
-    def _map(self, shard: int) -> tuple[mmap.mmap, UInt64[np.ndarray, "n 2"]]:
-        if len(self._shards) >= MAX_OPEN_SHARDS:
-            del self._shards[next(iter(self._shards))]
-        self._shards[shard] = _open(_shard_path(self.folder, shard))
-        return self._shards[shard]
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_threads(), "decode")
 
 
-def _shard_path(folder: Path, shard: int) -> Path:
-    return folder / "c" / str(shard) / "0" / "0" / "0"
-
-
-def _open(path: Path) -> tuple[mmap.mmap, UInt64[np.ndarray, "n 2"]]:
-    """The mapped shard file and its index, a row (offset, length) for each frame."""
-    try:
-        with path.open("rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise _damaged(path, str(error)) from error
-    index = data[-_INDEX_BYTES:]
-    if len(data) < _INDEX_BYTES or not _crc_fits(index):
-        raise _damaged(path, "its index fails its CRC")
-    return data, np.frombuffer(index[:-_CRC_BYTES], "<u8").reshape(SHARD_FRAMES, 2)
-
-
-def _chunk(data: mmap.mmap, table: UInt64[np.ndarray, "n 2"], row: int, path: Path) -> memoryview:
-    """One frame's bytes as stored: compressed, then their CRC."""
-    start, length = (int(value) for value in table[row])
-    if start + length > len(data) - _INDEX_BYTES or length <= _CRC_BYTES:
-        raise _damaged(path, f"frame {row} of the shard is missing")
-    chunk = memoryview(data)[start : start + length]
-    if not _crc_fits(chunk):
-        raise _damaged(path, f"frame {row} of the shard fails its CRC")
-    return chunk
-
-
-def _encoded(path: Path, rows: int) -> list[bytes]:
-    """The first `rows` frames of a shard as stored."""
-    if rows == 0:
-        return []
-    data, table = _open(path)
-    return [bytes(_chunk(data, table, row, path)) for row in range(rows)]
+def _split(content: bytes, size: int) -> list[memoryview]:
+    view = memoryview(content)
+    return [view[start : start + size] for start in range(0, len(content), size)]
 
 
 def _with_crc(content: bytes) -> bytes:
     return content + crc32c(content).to_bytes(_CRC_BYTES, "little")
 
 
-def _crc_fits(content: bytes | memoryview) -> bool:
+def _crc_fits(content: Buffer) -> bool:
     return crc32c(content[:-_CRC_BYTES]) == int.from_bytes(content[-_CRC_BYTES:], "little")
-
-
-def _damaged(path: Path, reason: str) -> InputError:
-    return InputError(f"shard {path} is damaged ({reason}): restore it from a copy or record again")

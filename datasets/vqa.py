@@ -5,16 +5,15 @@
 | images/<camera> | (N, h, w, 3) | uint8; black where an item has no image of that camera                              |
 | items           | (N,)         | JSON texts: {cameras, questions: [[kind, text, answer, camera], …], source, key}    |
 
-The group's attributes hold the format, the schema version, the cameras, the images' height and width [px], and the
-number of committed items. Writing that number, a rename of one file, is the last step of an append: a batch is
-visible whole or not at all. What a killed writer left beyond it, the next append overwrites.
+The group's attributes hold the format, the schema version, the cameras, the images' height and width [px], their
+codec, and the number of committed items. Writing that number, a replacement of one file, is the last step of an append:
+a batch is visible whole or not at all. What a killed writer left beyond it, the next append overwrites.
 One process writes (an flock on the folder, held while appending); readers see the items there when they opened.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from itertools import batched
@@ -25,10 +24,14 @@ import numpy as np
 import zarr
 from crc32c import crc32c
 from jaxtyping import Int, UInt8
+from zarr.storage import MemoryStore
 
+from vla.datasets.codecs import DEFAULT
+from vla.datasets.codecs import codec as known_codec
+from vla.datasets.folder import Folder, array, open_folder, reading
 from vla.datasets.questions import Question
-from vla.datasets.shards import SHARD_FRAMES, ShardReader, create_image_array
-from vla.datasets.store_folder import array, lock_folder, reading
+from vla.datasets.shards import FRAMES_PER_SHARD
+from vla.datasets.store_arrays import StoreArrays
 from vla.errors import InputError
 from vla.types import Example
 
@@ -59,11 +62,12 @@ class VqaStore:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        if not (self.path / "zarr.json").is_file():
+        self.folder: Folder = open_folder(path)
+        if not self.folder.exists("zarr.json"):
             raise InputError(f"no VQA store at {self.path}: make one first, or correct the path")
-        with reading(self.path / "zarr.json"):
-            attributes: dict[str, Any] = dict(zarr.open_group(self.path, mode="r", zarr_format=3).attrs)
+        with reading(f"{self.path}/zarr.json"):
+            group = zarr.open_group(self.folder.zarr(), mode="r", zarr_format=3)
+            attributes: dict[str, Any] = dict(group.attrs)
         if (attributes.get("format"), attributes.get("schema_version")) != (FORMAT, SCHEMA_VERSION):
             raise InputError(
                 f"{self.path} is not a VQA store of version {SCHEMA_VERSION}: its attributes are {attributes}"
@@ -71,38 +75,40 @@ class VqaStore:
         with reading(self.path):
             self.cameras: tuple[str, ...] = tuple(attributes["cameras"])
             self.height, self.width = int(attributes["height"]), int(attributes["width"])
-            group = zarr.open_group(self.path, mode="r", zarr_format=3)
-            self._texts = [str(text) for text in np.asarray(group["items"][: attributes["items"]])]  # type: ignore[index]
+            # Stores made before there was a choice are zstd.
+            self.codec = str(attributes.get("codec", DEFAULT))
+            self._texts = [str(text) for text in np.asarray(array(group, "items")[: attributes["items"]])]
         if len(self._texts) != attributes["items"]:
             raise InputError(
                 f"{self.path} holds {len(self._texts)} of {attributes['items']} items: restore it from a copy"
             )
-        self._readers = {
-            camera: ShardReader(self.path / "images" / camera, self.height, self.width) for camera in self.cameras
-        }
+        self._arrays = StoreArrays(self.folder, group, self.codec, len(self._texts))
 
     @classmethod
-    def create(cls, path: str | Path, cameras: Sequence[str], height: int, width: int) -> VqaStore:
-        """A new, empty store for images of one size [px].
+    def create(
+        cls, path: str | Path, cameras: Sequence[str], height: int, width: int, codec: str = DEFAULT
+    ) -> VqaStore:
+        """A new, empty store for images of one size [px], coded as `codec` (`vla.datasets.codecs`).
 
         Raises:
-            InputError: something is at `path` already, or there is no camera.
+            InputError: something is at `path` already, or there is no camera or no such codec.
         """
-        path = Path(path)
-        if path.exists():
-            raise InputError(f"{path} exists: choose another folder, or remove it first")
+        known_codec(codec)
         if not cameras or min(height, width) < 1:
             raise InputError(f"a VQA store needs a camera and a size in pixels, not {cameras} and {height} x {width}")
-        # The folder appears complete or not at all.
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
         attributes = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "cameras": list(cameras)}
-        attributes |= {"height": height, "width": width, "items": 0}
-        group = zarr.create_group(unfinished, attributes=attributes, overwrite=True)
-        group.create_array("items", shape=(0,), chunks=(SHARD_FRAMES,), dtype=str)
-        for camera in cameras:
-            create_image_array(group, f"images/{camera}", height, width)
-        unfinished.rename(path)
+        attributes |= {"height": height, "width": width, "codec": codec, "items": 0}
+        files: dict[str, Any] = {}
+        group = zarr.create_group(MemoryStore(files), attributes=attributes)
+        group.create_array("items", shape=(0,), chunks=(FRAMES_PER_SHARD,), dtype=str)
+        frame = ((height, width, 3), np.dtype(np.uint8))
+        StoreArrays(open_folder(path), group, codec, 0).create({f"images/{camera}": frame for camera in cameras})
+        open_folder(path).publish({name: content.to_bytes() for name, content in files.items()})
         return cls(path)
+
+    @property
+    def path(self) -> str:
+        return str(self.folder)
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -124,25 +130,28 @@ class VqaStore:
         start, stop = len(self), len(self) + len(items)
         texts = [_to_json(item) for item in items]
         blank = np.zeros((self.height, self.width, 3), np.uint8)
-        lock = lock_folder(self.path)
+        release = self.folder.lock()
         try:
-            group = zarr.open_group(self.path, mode="r+", zarr_format=3)
+            group = zarr.open_group(self.folder.zarr(), mode="r+", zarr_format=3)
             if group.attrs["items"] != start:
                 raise InputError(f"{self.path} has grown since it was opened: open it again to append")
+            arrays = StoreArrays(self.folder, group, self.codec, start)
             for camera in self.cameras:
-                frames = [item.images.get(camera, blank) for item in items]
-                _write(group, f"images/{camera}", start, np.array(frames).reshape(-1, *blank.shape))
-            _write(group, "items", start, np.array(texts, dtype=object))
+                frames = np.array([item.images.get(camera, blank) for item in items]).reshape(-1, *blank.shape)
+                name = f"images/{camera}"
+                arrays.write([name], {name: arrays.frames(name).encode(frames)}, len(items))
+            stream = array(group, "items")
+            stream.resize((stop,))
+            stream[start:] = np.array(texts, dtype=object)
             group.update_attributes({"items": stop})
         finally:
-            os.close(lock)
-        for reader in self._readers.values():
-            reader.forget()
+            release()
         self._texts += texts
+        self._arrays.forget(stop)
 
     def extend(self, items: Iterable[VqaItem]) -> None:
         """Appends `items`, a shard of them at a time; what was committed before a failure stays."""
-        for batch in batched(items, SHARD_FRAMES):
+        for batch in batched(items, FRAMES_PER_SHARD):
             self.append(batch)
 
     def split(self, split: Split) -> Int[np.ndarray, "n"]:
@@ -185,13 +194,13 @@ class VqaStore:
     def _record(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(f"item {index} of {len(self)}")
-        with reading(self.path / "items"):
+        with reading(f"{self.path}/items"):
             record: dict[str, Any] = json.loads(self._texts[index])
         return record
 
     def _images(self, index: int, record: Mapping[str, Any]) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
         where = np.array([index])
-        return {camera: self._readers[camera].read(where)[0] for camera in record["cameras"]}
+        return {camera: self._arrays.frames(f"images/{camera}").read(where)[0] for camera in record["cameras"]}
 
 
 class VqaExamples(Sequence[Example]):
@@ -234,12 +243,6 @@ class VqaExamples(Sequence[Example]):
         """The (first) question of an example, with its kind, for scoring."""
         item, chosen = self._table[index]
         return Question(*self._store._record(item)["questions"][chosen[0]])
-
-
-def _write(group: zarr.Group, name: str, start: int, rows: np.ndarray) -> None:
-    stream = array(group, name)
-    stream.resize((start + len(rows), *stream.shape[1:]))
-    stream[start:] = rows
 
 
 def _to_json(item: VqaItem) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
 
 from vla.datasets.episodes import EpisodeStore
 from vla.errors import InputError
@@ -32,6 +33,7 @@ class Windows:
         self.horizon = horizon
         self.episodes = tuple(range(len(store)) if episodes is None else episodes)
         self._points = store.points
+        self._frames = np.array([(r.offset, r.offset + r.length - 1) for r in store.records], np.int64).reshape(-1, 2)
         records = [(episode, store.records[episode]) for episode in self.episodes]
         starts = [(e, frame) for e, r in records for frame in range(r.offset, r.offset + r.length, stride)]
         self._starts = np.array(starts, np.int64).reshape(-1, 2)
@@ -41,12 +43,11 @@ class Windows:
 
     def __getitem__(self, index: int) -> Example:
         episode, frame = self._starts[index].tolist()
-        record = self.store.records[episode]
         wanted = np.arange(frame, frame + self.horizon)
-        last = record.offset + record.length - 1
+        last = int(self._frames[episode, 1])
         return Example(
             images={camera: self.store.frames(camera, [frame])[0] for camera in self.store.embodiment.cameras},
-            prompt=record.instruction,
+            prompt=self.store.records[episode].instruction,
             target=self.store.action[np.minimum(wanted, last)],
             state=self.store.state[frame].copy(),
             mask=wanted <= last,
@@ -55,9 +56,37 @@ class Windows:
         )
 
     def example(self, index: int, rng: np.random.Generator) -> Example:
-        """The window at `index`; in some, as in real-time chunking, the first actions are under way already."""
+        """The window at `index`, asked for in one of the ways that its episode knows; in some, as in real-time
+        chunking, the first actions are under way already.
+        """
+        record = self.store.records[int(self._starts[index, 0])]
+        prompts = (record.instruction, *record.paraphrases)
+        prompt = prompts[rng.integers(len(prompts))] if len(prompts) > 1 else prompts[0]
         under_way = self.horizon > 1 and rng.random() < UNDER_WAY
-        return replace(self[index], given=int(rng.integers(1, self.horizon // 2 + 1)) if under_way else 0)
+        given = int(rng.integers(1, self.horizon // 2 + 1)) if under_way else 0
+        return replace(self[index], prompt=prompt, given=given)
+
+    def batch(self, indices: Int[np.ndarray, "n"]) -> WindowBatch:
+        """Windows as arrays, images decoded straight into place by several threads: what a loader needs."""
+        episodes, frames = self._starts[indices].T
+        wanted = frames[:, None] + np.arange(self.horizon)
+        last = self._frames[episodes, 1][:, None]
+        return WindowBatch(
+            images={camera: self.store.frames(camera, frames) for camera in self.store.embodiment.cameras},
+            state=self.store.state[frames],
+            action=self.store.action[np.minimum(wanted, last)],
+            mask=wanted <= last,
+        )
+
+
+@dataclass(frozen=True)
+class WindowBatch:
+    """b windows: observations and the h actions from each on. `mask` is False past the episode's end."""
+
+    images: Mapping[str, UInt8[np.ndarray, "b _h _w 3"]]
+    state: Float[np.ndarray, "b s"]
+    action: Float[np.ndarray, "b h a"]
+    mask: Bool[np.ndarray, "b h"]
 
 
 def split(episodes: int, held_out: float, seed: int = 0) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -16,27 +16,15 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stores import Killed, assert_equal, cut_before
 
 from vla.datasets.episodes import EpisodeStore
-from vla.datasets.shards import SHARD_FRAMES
+from vla.datasets.shards import FRAMES_PER_SHARD
 from vla.datasets.statistics import Statistics
 from vla.errors import InputError
 from vla.types import Episode
 
 Make = Callable[..., Episode]
-
-
-def assert_equal(a: Episode, b: Episode) -> None:
-    for camera in a.embodiment.cameras:
-        np.testing.assert_array_equal(a.images[camera], b.images[camera])
-    for name in ("state", "action", "time"):
-        assert getattr(a, name).tobytes() == getattr(b, name).tobytes(), name
-    for ours, theirs in ((a.chunks, b.chunks), (a.points, b.points)):
-        assert (ours is None) == (theirs is None)
-        if ours is not None and theirs is not None:
-            assert ours.tobytes() == theirs.tobytes()
-    for name in ("instruction", "embodiment", "success", "info"):
-        assert getattr(a, name) == getattr(b, name), name
 
 
 @pytest.fixture
@@ -67,7 +55,7 @@ def test_round_trip_is_exact(path: Path, episodes: list[Episode]) -> None:
 
 
 def test_appending_while_open_and_after_reopening(path: Path, episodes: list[Episode], make_episode: Make) -> None:
-    more = [make_episode(10 + i, steps=SHARD_FRAMES // 2 + i) for i in range(4)]
+    more = [make_episode(10 + i, steps=FRAMES_PER_SHARD // 2 + i) for i in range(4)]
     more[0] = make_episode(10, steps=3, images={name: np.zeros((3, 8, 10, 3), np.uint8) for name in more[0].images})
     # Views that are not contiguous.
     more[1] = replace(more[1], images={name: frames[:, ::-1, :, ::-1] for name, frames in more[1].images.items()})
@@ -81,7 +69,7 @@ def test_appending_while_open_and_after_reopening(path: Path, episodes: list[Epi
 
 
 @settings(max_examples=8)
-@given(lengths=st.lists(st.integers(1, SHARD_FRAMES + 20), min_size=1, max_size=4), data=st.data())
+@given(lengths=st.lists(st.integers(1, FRAMES_PER_SHARD + 20), min_size=1, max_size=4), data=st.data())
 def test_any_frame_is_where_it_belongs(
     tmp_path_factory: pytest.TempPathFactory, make_episode: Make, lengths: list[int], data: st.DataObject
 ) -> None:
@@ -171,22 +159,6 @@ def test_kill_loses_no_finished_episode(path: Path, episodes: list[Episode], mak
         more = make_episode(5, steps=50)
         store.append(more)
     assert_equal(EpisodeStore.open(path)[-1], more)
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing that runs afterwards may clean up on its behalf."""
-
-
-def cut_before(count: int) -> Callable[[Path, Path], Path]:
-    """Path.replace that works `count` times."""
-    rename, left = Path.replace, iter(range(count))
-
-    def replace_or_die(self: Path, target: Path) -> Path:
-        if next(left, None) is None:
-            raise Killed
-        return rename(self, target)
-
-    return replace_or_die
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -321,8 +293,8 @@ def bad_episodes(make: Make) -> dict[str, Episode]:
         r"camera 'front' are uint8 \(5, 4, 4, 3\)": make(
             images={c: np.zeros((5, 4, 4, 3), np.uint8) for c in good.images}
         ),
-        "chunks have shape": make(horizon=5),
-        "points have shape": make(points=np.zeros((5, 3, 2))),
+        "chunks are": make(horizon=5),
+        "points are": make(points=np.zeros((5, 3, 2))),
         "without steps": make(steps=0),
         "JSON": make(info={"policy": object()}),
     }
@@ -341,7 +313,7 @@ def test_many_shards_do_not_use_up_the_file_descriptors(
     tmp_path: Path, make_episode: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vla.datasets.shards.MAX_OPEN_SHARDS", 2)
-    episode = make_episode(steps=4 * SHARD_FRAMES)
+    episode = make_episode(steps=4 * FRAMES_PER_SHARD)
     with EpisodeStore.create(tmp_path / "store", episode.embodiment) as store:
         store.append(episode)
     for index in (0, 300, 600, 1000, 5, 700):

@@ -26,7 +26,7 @@ from vla.embodiment import Embodiment
 class Observation:
     """What the robot saw and felt at `time` [s], the moment of capture."""
 
-    images: Mapping[str, UInt8[np.ndarray, "h w 3"]]
+    images: Mapping[str, UInt8[np.ndarray, "_h _w 3"]]
     state: Float[np.ndarray, "s"]
     instruction: str
     time: float
@@ -62,7 +62,7 @@ class Span:
 class Episode:
     """One recorded episode: step t holds the observation and the action taken from it."""
 
-    images: Mapping[str, UInt8[np.ndarray, "t h w 3"]]
+    images: Mapping[str, UInt8[np.ndarray, "t _h _w 3"]]
     state: Float[np.ndarray, "t s"]
     action: Float[np.ndarray, "t a"]
     time: Float[np.ndarray, "t"]
@@ -80,7 +80,7 @@ class Episode:
     """Other ways to say `instruction`."""
     spans: tuple[Span, ...] = ()
     """Sub-tasks in the order of their starts; they may overlap and leave steps out."""
-    depth: Mapping[str, UInt16[np.ndarray, "t h w"]] = field(default_factory=dict)
+    depth: Mapping[str, UInt16[np.ndarray, "t _h _w"]] = field(default_factory=dict)
     """Distance along the optical axis [mm] by camera, 0 where unknown; of any of the cameras, in any resolution."""
     extras: Mapping[str, Shaped[np.ndarray, "t ..."]] = field(default_factory=dict)
     """Any other numbers or truth values a step, by name: rewards, forces, a second clock."""
@@ -97,7 +97,7 @@ class Example:
     (a window that runs past the end is padded with the last action and masked from the loss).
     """
 
-    images: Mapping[str, UInt8[np.ndarray, "h w 3"]]
+    images: Mapping[str, UInt8[np.ndarray, "_h _w 3"]]
     prompt: str
     target: str | Float[np.ndarray, "k a"]
     state: Float[np.ndarray, "s"] | None = None

@@ -1,0 +1,175 @@
+"""Where a store's files lie: a folder of this machine, or an object store (s3://, gs://, az://).
+
+Files are replaced whole: a reader finds the old one or the new one. One process writes at a time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import zarr
+from zarr.abc.store import Store
+from zarr.storage import LocalStore
+
+from vla.errors import InputError
+
+REMOTE = re.compile(r"(s3|gs|az|azure)://")
+Buffer = bytes | memoryview
+
+
+@runtime_checkable
+class File(Protocol):
+    """A file to read pieces of; it stays readable as it was when it is replaced or removed meanwhile."""
+
+    @property
+    def size(self) -> int: ...
+
+    def ranges(self, starts: Sequence[int], ends: Sequence[int]) -> Sequence[Buffer]:
+        """The bytes from each start to before its end."""
+        ...
+
+
+@runtime_checkable
+class Folder(Protocol):
+    """Files by name ("images/front/c/0/0/0/0"). `str(folder)` never holds a credential."""
+
+    def exists(self, name: str) -> bool: ...
+
+    def open(self, name: str) -> File:
+        """Raises FileNotFoundError."""
+        ...
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replaces the file."""
+        ...
+
+    def publish(self, files: Mapping[str, bytes]) -> None:
+        """Makes the folder with these files, whole or not at all. Raises InputError when something is there."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Removes what lies under `name`, if anything does."""
+        ...
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file."""
+        ...
+
+    def lock(self, force: bool = False) -> Callable[[], None]:
+        """Keeps other writers away until the returned function is called. Raises InputError when one is there.
+
+        `force` takes over a lock that a killed writer left; only an object store has such.
+        """
+        ...
+
+    def zarr(self) -> Store:
+        """The folder, as zarr-python sees it."""
+        ...
+
+
+def open_folder(path: str | Path) -> Folder:
+    """The folder at `path`, which need not exist. Raises InputError when the path holds credentials."""
+    if REMOTE.match(str(path)):
+        from vla.datasets.object_folder import ObjectFolder
+
+        return ObjectFolder(str(path))
+    return LocalFolder(Path(path))
+
+
+class LocalFolder:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def exists(self, name: str) -> bool:
+        return (self.path / name).exists()
+
+    def open(self, name: str) -> MappedFile:
+        return MappedFile(self.path / name)
+
+    def write(self, name: str, content: bytes) -> None:
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+
+    def publish(self, files: Mapping[str, bytes]) -> None:
+        if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
+            raise InputError(f"{self} exists: choose another folder, or remove it first")
+        unfinished = LocalFolder(self.path.with_name(f".{self.path.name}.{os.getpid()}.partial"))
+        try:
+            for name, content in files.items():
+                unfinished.write(name, content)
+            unfinished.path.rename(self.path)
+        except OSError as error:
+            raise InputError(f"cannot create {self}: {error.strerror}") from error
+        finally:
+            shutil.rmtree(unfinished.path, ignore_errors=True)
+
+    def remove(self, name: str) -> None:
+        shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def sizes(self) -> dict[str, int]:
+        files = (file for file in self.path.rglob("*") if file.is_file())
+        return {file.relative_to(self.path).as_posix(): file.stat().st_size for file in files}
+
+    def lock(self, force: bool = False) -> Callable[[], None]:
+        """An flock: it ends with the process. Also removes what a killed writer left unfinished."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise InputError(f"another process is writing to {self}: wait for it, or use another store") from None
+        for leftover in self.path.rglob("*.partial"):
+            leftover.unlink()
+        return lambda: os.close(descriptor)
+
+    def zarr(self) -> Store:
+        return LocalStore(self.path)
+
+
+class MappedFile:
+    """A file in the page cache, which all processes share."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            self.size = os.fstat(file.fileno()).st_size
+            # An empty file cannot be mapped.
+            self._data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b"")
+
+    def ranges(self, starts: Sequence[int], ends: Sequence[int]) -> list[memoryview]:
+        return [self._data[start:end] for start, end in zip(starts, ends, strict=True)]
+
+
+def array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    """The array `name`, to read and to write. Raises KeyError when there is none, TypeError when it is a group."""
+    found = group[name]
+    if not isinstance(found, zarr.Array):
+        raise TypeError(f"{name} is not an array")
+    # All-zero chunks are written too, so that a missing one always means damage.
+    return found.with_config({"write_empty_chunks": True})
+
+
+@contextmanager
+def reading(path: object) -> Iterator[None]:
+    """Turns what zarr raises over damaged files into an InputError that names `path`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(
+            f"{path} is damaged or half-written ({error}): restore it from a copy or record again"
+        ) from error

@@ -1,0 +1,106 @@
+"""A store's files in an object store, through obstore.
+
+Credentials and endpoint come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION,
+AWS_ENDPOINT_URL, …), never from the path. An object appears whole when its upload ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from urllib.parse import urlsplit
+
+import obstore
+from obstore.exceptions import AlreadyExistsError
+from obstore.store import ObjectStore, from_url
+from zarr.abc.store import Store
+
+from vla.datasets.folder import Buffer
+from vla.errors import InputError
+
+LOCK = ".writer"
+ROOT = "zarr.json"
+
+
+class ObjectFolder:
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        if "@" in parts.netloc or parts.query:
+            place = f"{parts.scheme}://…@{parts.netloc.rpartition('@')[2]}{parts.path}"
+            raise InputError(f"{place}: give credentials in the environment (AWS_ACCESS_KEY_ID, …), not in the path")
+        self.url = url.rstrip("/")
+        try:
+            self._store: ObjectStore = from_url(self.url)
+        except Exception as error:
+            raise InputError(f"cannot reach {self.url}: {error}") from error
+
+    def __str__(self) -> str:
+        return self.url
+
+    def exists(self, name: str) -> bool:
+        try:
+            obstore.head(self._store, name)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def open(self, name: str) -> RemoteFile:
+        return RemoteFile(self._store, name)
+
+    def write(self, name: str, content: bytes) -> None:
+        obstore.put(self._store, name, content)
+
+    def publish(self, files: Mapping[str, bytes]) -> None:
+        """The root's metadata come last: without them there is no store."""
+        if self.exists(ROOT):
+            raise InputError(f"{self} exists: choose another place, or remove it first")
+        for name, content in files.items():
+            if name != ROOT:
+                self.write(name, content)
+        try:
+            obstore.put(self._store, ROOT, files[ROOT], mode="create")
+        except AlreadyExistsError:
+            raise InputError(f"{self} was created by another process meanwhile") from None
+
+    def remove(self, name: str) -> None:
+        obstore.delete(self._store, [path for path in self.sizes() if path.startswith(f"{name}/")])
+
+    def sizes(self) -> dict[str, int]:
+        return {item["path"]: item["size"] for page in obstore.list(self._store) for item in page}
+
+    def lock(self, force: bool = False) -> Callable[[], None]:
+        """An object that only one can create."""
+        mine = json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": time.ctime()}).encode()
+        try:
+            obstore.put(self._store, LOCK, mine, mode="overwrite" if force else "create")
+        except AlreadyExistsError:
+            holder = bytes(obstore.get(self._store, LOCK).bytes()).decode()
+            raise InputError(
+                f"another process is writing to {self}: {holder}; if it was killed, "
+                f"`vla data check {self} repair=true` removes its lock"
+            ) from None
+
+        def release() -> None:
+            obstore.delete(self._store, LOCK)
+
+        return release
+
+    def zarr(self) -> Store:
+        from zarr.storage import ObjectStore as ZarrObjectStore
+
+        return ZarrObjectStore(self._store)
+
+
+class RemoteFile:
+    """An object, read in ranges. Raises FileNotFoundError when it is not there."""
+
+    def __init__(self, store: ObjectStore, name: str) -> None:
+        self._store, self._name = store, name
+        self.size = int(obstore.head(store, name)["size"])
+
+    def ranges(self, starts: Sequence[int], ends: Sequence[int]) -> list[Buffer]:
+        """One request for all, where they lie near each other."""
+        return [memoryview(part) for part in obstore.get_ranges(self._store, self._name, starts=starts, ends=ends)]

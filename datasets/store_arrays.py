@@ -1,0 +1,123 @@
+"""The arrays of a store by name: numbers as `Rows`, images and depth as `Frames`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import zarr
+
+from vla.datasets.codecs import DEFAULT, Codec, codec
+from vla.datasets.folder import Folder, array, reading
+from vla.datasets.shards import Frames, Rows, create_frames, create_rows, fill_value
+from vla.types import Episode
+
+Content = Mapping[str, Sequence[Any]]
+"""Rows by array, as they are in the files: each image coded, or all the numbers as one array."""
+Shape = tuple[tuple[int, ...], np.dtype]
+"""A row's shape and dtype."""
+CODED = ("images/", "depth/")
+ALWAYS = ("state", "action", "time")
+"""What every episode has, beside the images of every camera."""
+
+
+class StoreArrays:
+    """What is committed are the first `count` rows of every array."""
+
+    def __init__(self, folder: Folder, group: zarr.Group, image_codec: str, count: int) -> None:
+        self.folder, self.count = folder, count
+        self._group, self._codec = group, image_codec
+        self._rows: dict[str, Rows] = {}
+        self._frames: dict[str, Frames] = {}
+
+    def rows(self, name: str) -> Rows:
+        """Raises InputError when the array is missing or damaged."""
+        if name not in self._rows:
+            shape, dtype = self.shape(name)
+            self._rows[name] = Rows(self.folder, name, shape, dtype, self.count, _is_optional(name))
+        return self._rows[name]
+
+    def frames(self, name: str) -> Frames:
+        """Raises InputError when the array is missing or damaged."""
+        if name not in self._frames:
+            shape, dtype = self.shape(name)
+            self._frames[name] = Frames(self.folder, name, shape, dtype, self._coding(name), _is_optional(name))
+        return self._frames[name]
+
+    def shape(self, name: str) -> Shape:
+        """Of a row. Raises InputError when the array is missing or damaged."""
+        with reading(f"{self.folder}/{name}"):
+            found = array(self._group, name)
+            return found.shape[1:], found.dtype
+
+    def length(self, name: str) -> int:
+        """Rows of the array, also those that were never committed."""
+        with reading(f"{self.folder}/{name}"):
+            return array(self._group, name).shape[0]
+
+    def stored(self, name: str, rows: slice) -> Sequence[Any]:
+        """The committed rows as they are in the files: images coded, numbers as one array."""
+        if is_rows(name):
+            return [self.rows(name)[rows]]
+        return self.frames(name).stored(np.arange(rows.start, rows.stop))
+
+    def create(self, shapes: Mapping[str, Shape]) -> None:
+        """Empty arrays, in the place of what a killed writer may have left of that name."""
+        for name, (shape, dtype) in shapes.items():
+            if is_rows(name):
+                create_rows(self._group, name, shape, dtype)
+            else:
+                create_frames(self._group, name, shape, dtype, self._coding(name))
+
+    def write(self, names: Iterable[str], content: Content, steps: int) -> None:
+        """Writes `steps` rows behind the committed ones, as `stored` gives them; an array without content is filled."""
+        for name in names:
+            stop = self.count + steps
+            self.resize(name, stop)
+            if is_rows(name):
+                shape, dtype = self.shape(name)
+                blank = np.full((steps, *shape), fill_value(dtype), dtype)
+                self.rows(name).write(self.count, content[name][0] if name in content else blank)
+            else:
+                frames = self.frames(name)
+                frames.write(self.count, content.get(name, [frames.blank] * steps))
+
+    def resize(self, name: str, count: int) -> None:
+        stream = array(self._group, name)
+        stream.resize((count, *stream.shape[1:]))
+
+    def _coding(self, name: str) -> Codec:
+        """The store's codec; depth is never lossy."""
+        chosen = codec(self._codec)
+        return chosen if chosen.lossless or not name.startswith("depth/") else codec(DEFAULT)
+
+    def forget(self, count: int) -> None:
+        """Drops what was read: the arrays have changed."""
+        self.count = count
+        self._rows.clear()
+        self._frames.clear()
+
+
+def is_rows(name: str) -> bool:
+    return not name.startswith(CODED)
+
+
+def _is_optional(name: str) -> bool:
+    """Whether an array may have begun after the first episodes."""
+    return name not in ALWAYS and not name.startswith("images/")
+
+
+def by_name(episode: Episode) -> dict[str, np.ndarray]:
+    """The episode's arrays by their names in the store, in the stored dtypes."""
+    arrays = {f"images/{camera}": episode.images[camera] for camera in episode.embodiment.cameras}
+    arrays |= {name: np.asarray(getattr(episode, name), "<f8") for name in ALWAYS}
+    optional = {name: getattr(episode, name) for name in ("points", "chunks")}
+    arrays |= {name: np.asarray(values, "<f8") for name, values in optional.items() if values is not None}
+    arrays |= {f"depth/{camera}": frames for camera, frames in episode.depth.items()}
+    return arrays | {f"extras/{name}": values for name, values in episode.extras.items()}
+
+
+def under(kind: str, names: Iterable[str]) -> list[str]:
+    """The cameras of "depth", the names of "extras" that are among the arrays."""
+    return [name.removeprefix(f"{kind}/") for name in names if name.startswith(f"{kind}/")]
