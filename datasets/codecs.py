@@ -26,7 +26,7 @@ from vla.datasets.folder import Buffer
 from vla.errors import InputError
 
 DEFAULT = "zstd"
-ZSTD_LEVEL, LZ4_LEVEL, JPEG_QUALITY, WEBP_QUALITY = 1, 1, 90, 75
+ZSTD_LEVEL, LZ4_LEVEL, JPEG_QUALITY, WEBP_QUALITY = 1, 5, 90, 75
 # Windows are decoded in threads already.
 blosc.use_threads = False
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vla.errors import InputError
 
-BENCHMARKS = {"env": "vla.benchmarks.env:bench_env"}
+BENCHMARKS = {"env": "vla.benchmarks.env:bench_env", "loader": "vla.benchmarks.loader:bench_loader"}
 
 
 def bench(*, name: str, json: str | None) -> None:
