@@ -1,0 +1,175 @@
+"""Reader of the replay buffers of diffusion policy: a zarr v2 group, also zipped (`.zarr.zip`).
+
+    data/<key>         (N, …), all episodes one after the other
+    meta/episode_ends  (E,), the step after the last of each episode
+
+`data/action` is the action. The state is `data/state` (Push-T) or `agent_pos`, else every (N, n) array whose name
+begins with `robot`, by name, but velocities and the poses at a demonstration's start and end. (N, h, w, 3) arrays are
+cameras: uint8, or floats in 0 to 1 or 0 to 255, which the first episode tells. `<camera>_depth` is a camera's depth.
+`timestamp` [s] is the time, where there is one. Everything else becomes an extra.
+
+Source: Chi et al., "Diffusion Policy: Visuomotor Policy Learning via Action Diffusion", 2023.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Shaped, UInt8
+
+from vla.datasets.formats.columns import component_names, concatenate, control_rate, extremes, select
+from vla.datasets.formats.image_columns import camera_of_depth, depth_mm
+from vla.embodiment import Embodiment
+from vla.errors import InputError
+from vla.types import Episode
+
+if TYPE_CHECKING:
+    import zarr
+
+ENDS = "meta/episode_ends/.zarray"
+STATES = ("state", "agent_pos")
+NOT_STATE = ("_vel", "_start_pose", "_end_pose")
+
+
+def detect(path: Path) -> bool:
+    """Whether `path` is a folder or a zip file with a replay buffer in it."""
+    if path.is_dir():
+        return (path / ENDS).is_file()
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return ENDS in archive.namelist()
+
+
+def open_source(
+    path: Path, *, fps: float | None = None, instruction: str = "", state: Sequence[str] | None = None
+) -> DiffusionPolicySource:
+    """The episodes of the replay buffer at `path`; each is read when it is asked for.
+
+    Args:
+        fps: steps a second (Push-T: 10). Default: what the time stamps of the first episode say.
+        instruction: what all episodes do; the format has no words.
+        state: names of the arrays that are the state, in order. Default: as above.
+
+    Raises:
+        InputError: it cannot be read, has no actions or no episodes, or arrays of unequal length; or no rate is known.
+    """
+    return DiffusionPolicySource(path, fps, instruction, state)
+
+
+class DiffusionPolicySource:
+    """The episodes of a replay buffer; see `open_source`."""
+
+    def __init__(self, path: Path, fps: float | None, instruction: str, state: Sequence[str] | None) -> None:
+        self._path = path
+        self._instruction = instruction
+        self._data, self._ends = _open(path)
+        shapes = {name: data.shape[1:] for name, data in self._data.items()}
+        videos = [name for name, data in self._data.items() if data.ndim == 4 and data.shape[3] == 3]
+        maps = [name for name in self._data if name.endswith("depth") and len(shapes[name]) in (2, 3)]
+        self._depth = camera_of_depth(maps, videos)
+        vectors = {name: name for name, data in self._data.items() if data.ndim <= 2 and data.dtype.kind in "biuf"}
+        self._state = tuple(select("state", _state(shapes) if state is None else state, vectors, str(path)))
+        taken = {"action", "timestamp", *videos, *self._depth.values(), *self._state}
+        self._extras = [name for name, data in self._data.items() if name not in taken and data.dtype.kind in "biuf"]
+        # A float image in 0 to 255 has a pixel above 1 somewhere, unless it is black.
+        self._bright = {name: self._rows(name, 0).max() > 1 for name in videos if self._data[name].dtype.kind == "f"}
+        action = component_names("action", shapes["action"])
+        low, high = extremes(self._actions(), len(action))
+        self.embodiment = Embodiment(
+            name=path.name.split(".")[0],
+            cameras=tuple(videos),
+            state=tuple(n for name in self._state for n in component_names(name, shapes[name])),
+            action=action,
+            action_low=low,
+            action_high=high,
+            control_hz=control_rate(fps, self._stamped_rate(), f"{path} (Push-T has 10)"),
+        )
+        self.provenance: Mapping[str, Any] = {
+            "format": "diffusion_policy",
+            "name": path.name,
+            "arrays": {name: [list(shape), str(self._data[name].dtype)] for name, shape in shapes.items()},
+            "state": list(self._state),
+            "left_out": {n: "it holds no numbers" for n in self._data if n not in taken and n not in self._extras},
+        }
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> Episode:
+        """Episode `index`. Raises InputError naming the array that cannot be read."""
+        steps = len(self._rows("action", index))
+        stamps = self._rows("timestamp", index) if "timestamp" in self._data else None
+        return Episode(
+            images={camera: self._frames(camera, index) for camera in self.embodiment.cameras},
+            state=concatenate((self._rows(name, index) for name in self._state), steps),
+            action=concatenate([self._rows("action", index)], steps),
+            time=np.arange(steps) / self.embodiment.control_hz
+            if stamps is None
+            else stamps.astype(np.float64).reshape(steps),
+            instruction=self._instruction,
+            embodiment=self.embodiment,
+            success=True,
+            depth={camera: depth_mm(self._rows(name, index)) for camera, name in self._depth.items()},
+            extras={name: self._rows(name, index) for name in self._extras},
+        )
+
+    def _rows(self, name: str, index: int) -> Shaped[np.ndarray, "t ..."]:
+        start = self._ends[index - 1] if index else 0
+        try:
+            return np.asarray(self._data[name][start : self._ends[index]])
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InputError(f"{self._path}: data/{name} cannot be read in episode {index}: {error}") from error
+
+    def _frames(self, camera: str, index: int) -> UInt8[np.ndarray, "t h w 3"]:
+        frames = self._rows(camera, index)
+        if camera in self._bright:
+            scale = 1 if self._bright[camera] else 255
+            return np.clip(np.round(frames * scale), 0, 255).astype(np.uint8)
+        return frames.astype(np.uint8, copy=False)
+
+    def _actions(self) -> Iterator[Float[np.ndarray, "t a"]]:
+        return (concatenate([rows], len(rows)) for rows in (self._rows("action", i) for i in range(len(self))))
+
+    def _stamped_rate(self) -> float | None:
+        """Steps a second by the time stamps of the first episode."""
+        if "timestamp" not in self._data or self._ends[0] < 2:
+            return None
+        step = float(np.median(np.diff(self._rows("timestamp", 0).astype(np.float64), axis=0)))
+        return round(1 / step, 3) if step > 0 else None
+
+
+def _open(path: Path) -> tuple[dict[str, zarr.Array], list[int]]:
+    """The arrays below `data` by name, and the ends of the episodes."""
+    import zarr
+    from imagecodecs.numcodecs import register_codecs
+    from zarr.storage import ZipStore
+
+    # Image replay buffers are compressed as JPEG 2000 or JPEG XL.
+    register_codecs(verbose=False)
+    try:
+        store = path if path.is_dir() else ZipStore(path, mode="r")
+        data = dict(sorted(zarr.open_group(store, path="data", mode="r", zarr_format=2).arrays()))
+        ends = np.asarray(zarr.open_array(store, path="meta/episode_ends", mode="r", zarr_format=2)).tolist()
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} cannot be read as a replay buffer: {error}") from error
+    if "action" not in data:
+        raise InputError(f"{path} has no data/action: it has {', '.join(data) or 'no arrays'}")
+    if not ends or any(end <= start for start, end in zip([0, *ends], ends, strict=False)):
+        raise InputError(f"{path}: meta/episode_ends must rise from above 0, and is {ends[:5]}")
+    for name, array in data.items():
+        if array.shape[0] != ends[-1]:
+            raise InputError(f"{path}: data/{name} has {array.shape[0]} rows, the episodes {ends[-1]} steps")
+    return data, ends
+
+
+def _state(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    for name in STATES:
+        if name in shapes:
+            return (name,)
+    robot = (name for name, shape in shapes.items() if name.startswith("robot") and len(shape) == 1)
+    return tuple(name for name in robot if not name.endswith(NOT_STATE))

@@ -1,0 +1,135 @@
+"""What a `features.json` of TensorFlow Datasets says of each step, and how its columns are decoded.
+
+Its leaves are `Image` (encoded, one byte string a step), `Text` (UTF-8, one a step) and `Tensor` (numbers, all steps
+one after the other; or with the encoding bytes or zlib one byte string a step). In the records a leaf is the feature
+`steps/observation/image`: the path to it.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Shaped
+
+from vla.datasets.formats.image_columns import decode_frames, decode_image
+from vla.datasets.formats.tfrecord import Values
+from vla.errors import InputError
+
+STEPS = "steps"
+# float_list holds float32, so that wider and narrower floats come back from that.
+DTYPES = {"bfloat16": "float32"}
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A leaf: its place in the records, and the shape and dtype a step has (-1: differs)."""
+
+    key: str
+    kind: Literal["image", "text", "tensor", "other"]
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    encoding: str = "none"
+
+    @property
+    def is_camera(self) -> bool:
+        return (
+            self.kind in ("image", "tensor") and self.dtype == "uint8" and len(self.shape) == 3 and self.shape[2] == 3
+        )
+
+    @property
+    def is_depth(self) -> bool:
+        """Whether it may be depth: uint16 or floats, (h, w) or (h, w, 1)."""
+        single = len(self.shape) == 2 or (len(self.shape) == 3 and self.shape[2] == 1)
+        return "depth" in self.key and single and self.dtype in ("uint16", "float32", "float64")
+
+    @property
+    def is_numbers(self) -> bool:
+        """Whether it may be an action or a state."""
+        return self.kind == "tensor" and len(self.shape) <= 2
+
+    @property
+    def is_vector(self) -> bool:
+        return self.kind == "tensor" and len(self.shape) <= 1 and self.dtype.startswith(("float", "bfloat"))
+
+    def column(self, values: Values, steps: int, where: str) -> Shaped[np.ndarray, "t ..."]:
+        """The feature's pixels or numbers, one row a step.
+
+        Raises InputError naming the feature when it does not hold `steps` rows of its shape.
+        """
+        what = f"{where}: {self.key}"
+        if self.kind == "image" or self.encoding != "none":
+            if len(values) != steps:
+                raise InputError(f"{what} has {len(values)} rows for {steps} actions")
+            return self._decode(values, what)
+        rows, row = np.asarray(values), int(np.prod(self.shape))
+        if rows.size != steps * row:
+            raise InputError(f"{what} has {rows.size} numbers for {steps} actions, expected {steps} x {row}")
+        return rows.reshape(steps, *self.shape).astype(DTYPES.get(self.dtype, self.dtype))
+
+    def _decode(self, values: Values, what: str) -> Shaped[np.ndarray, "t ..."]:
+        encoded = [bytes(value) for value in values]
+        if self.is_camera and self.kind == "image":
+            return decode_frames(encoded, what)
+        if self.kind == "image":
+            images = np.stack([decode_image(data, what) for data in encoded])
+            # A float32 image is a PNG of its four bytes.
+            return images.view("<f4")[..., 0] if self.dtype == "float32" else images
+        try:
+            raw = [zlib.decompress(data) if self.encoding == "zlib" else data for data in encoded]
+            return np.stack([np.frombuffer(data, self.dtype).reshape(self.shape) for data in raw])
+        except (ValueError, zlib.error) as error:
+            raise InputError(f"{what} cannot be decoded: {error}") from error
+
+
+def read_features(path: Path) -> tuple[dict[str, Feature], dict[str, Feature]]:
+    """The features a step and those an episode, by their paths (`observation/image`, `episode_metadata/file_path`).
+
+    Raises InputError when the file cannot be read, or the data have no steps.
+    """
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        leaves = list(_leaves(tree, ()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read as the features of an RLDS data set: {error!r}") from error
+    step = {f.key.removeprefix(f"{STEPS}/"): f for f in leaves if f.key.startswith(f"{STEPS}/")}
+    if not step:
+        raise InputError(f"{path} describes no steps: this is not an RLDS data set")
+    return step, {f.key: f for f in leaves if not f.key.startswith(f"{STEPS}/")}
+
+
+def _leaves(node: Mapping[str, Any], at: tuple[str, ...]) -> Iterator[Feature]:
+    key = "/".join(at)
+    if "featuresDict" in node:
+        for name, child in node["featuresDict"]["features"].items():
+            yield from _leaves(child, (*at, name))
+    elif "sequence" in node and at == (STEPS,):
+        yield from _leaves(node["sequence"]["feature"], at)
+    elif "image" in node:
+        yield Feature(key, "image", _shape(node["image"]), node["image"].get("dtype") or "uint8")
+    elif "text" in node:
+        yield Feature(key, "text")
+    elif "tensor" in node:
+        leaf = node["tensor"]
+        shape, dtype = _shape(leaf), leaf["dtype"]
+        # Rows of differing shape come in pieces that no array holds.
+        array = -1 not in shape and dtype != "string"
+        kind: Literal["text", "tensor", "other"] = "tensor" if array else "other"
+        yield Feature(key, "text" if (shape, dtype) == ((), "string") else kind, shape, dtype, _encoding(leaf))
+    elif "classLabel" in node:
+        yield Feature(key, "tensor", (), "int64")
+    else:
+        yield Feature(key, "other")
+
+
+def _encoding(leaf: Mapping[str, Any]) -> str:
+    return (leaf.get("encoding") or "none").lower()
+
+
+def _shape(leaf: Mapping[str, Any]) -> tuple[int, ...]:
+    return tuple(int(size) for size in leaf.get("shape", {}).get("dimensions", ()))

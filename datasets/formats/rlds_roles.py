@@ -1,0 +1,103 @@
+"""Which feature of an RLDS step is what: action, state, camera, depth, language or an extra (see `rlds`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vla.datasets.formats.columns import own_names, select
+from vla.datasets.formats.image_columns import camera_of_depth
+from vla.datasets.formats.rlds_features import Feature
+from vla.errors import InputError
+
+OBSERVATION = "observation/"
+LANGUAGE = (
+    "language_instruction",
+    "observation/natural_language_instruction",
+    "observation/language_instruction",
+    "natural_language_instruction",
+    "observation/instruction",
+    "episode_metadata/language_instruction",
+)
+ACTION_FIRST = ("world_vector", "rotation_delta", "gripper_closedness_action")
+ACTION_LAST = ("terminate_episode",)
+STATES = (("state",), ("proprio",), ("base_pose_tool_reached", "gripper_closed"))
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Features by what they are and the names they get."""
+
+    action: Mapping[str, str]
+    state: Mapping[str, str]
+    cameras: Mapping[str, str]
+    depth: Mapping[str, str]
+    language: tuple[str, ...]
+    """The instruction's feature, then those that say it in other words."""
+    texts: tuple[str, ...]
+    """Text that is no instruction."""
+    extras: Mapping[str, str]
+    left_out: Mapping[str, str]
+    """Why what is not read is not."""
+
+    @classmethod
+    def of(
+        cls,
+        step: Mapping[str, Feature],
+        once: Mapping[str, Feature],
+        action: Sequence[str] | None,
+        state: Sequence[str] | None,
+        where: str,
+    ) -> Roles:
+        """The roles of the features a step and of those an episode.
+
+        `action` and `state` name those that are one, None for the usual ones. Raises InputError when there is none
+        of a name, or no action.
+        """
+        names = own_names(step, (OBSERVATION,))
+        numbers = {name: names[name] for name, feature in step.items() if feature.is_numbers}
+        moves = {name: text.removeprefix("action.") for name, text in numbers.items()}
+        actions = select("action", _action(step, where) if action is None else action, moves, where)
+        states = select("state", _state(step) if state is None else state, numbers, where)
+        cameras = {names[name]: name for name, feature in step.items() if feature.is_camera}
+        maps = {names[name]: name for name, feature in step.items() if feature.is_depth}
+        depth = {camera: maps[short] for camera, short in camera_of_depth(list(maps), cameras).items()}
+        written = tuple(name for name, feature in step.items() if feature.kind == "text")
+        language = tuple(name for name in LANGUAGE if name in step or name in once)
+        language += tuple(n for n in written if any(re.fullmatch(rf"{re.escape(told)}_\d+", n) for told in LANGUAGE))
+        texts = tuple(name for name in written if name not in language)
+        taken = {*actions.values(), *states.values(), *cameras.values(), *depth.values(), *language, *texts}
+        extras = {names[n]: n for n, f in step.items() if n not in taken and f.kind in ("image", "tensor")}
+        return cls(
+            action=actions,
+            state=states,
+            cameras=dict(sorted(cameras.items())),
+            depth=depth,
+            language=language,
+            texts=texts,
+            extras=dict(sorted(extras.items())),
+            left_out={
+                name: "its rows are no numbers of one shape"
+                for name, feature in {**step, **once}.items()
+                if feature.kind == "other"
+            },
+        )
+
+
+def _action(step: Mapping[str, Feature], where: str) -> Sequence[str]:
+    if "action" in step:
+        return ("action",)
+    parts = {n.removeprefix("action/"): n for n, f in step.items() if n.startswith("action/") and f.is_numbers}
+    if not parts:
+        raise InputError(f"{where}: its steps have no action: choose it from {', '.join(step)}")
+    middle = sorted(parts.keys() - {*ACTION_FIRST, *ACTION_LAST})
+    return [parts[part] for part in (*ACTION_FIRST, *middle, *ACTION_LAST) if part in parts]
+
+
+def _state(step: Mapping[str, Feature]) -> Sequence[str]:
+    vectors = [n for n, f in sorted(step.items()) if n.startswith(OBSERVATION) and f.is_vector and "embedding" not in n]
+    for known in STATES:
+        if all(OBSERVATION + name in vectors for name in known):
+            return [OBSERVATION + name for name in known]
+    return vectors

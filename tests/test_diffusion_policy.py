@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from imagecodecs.numcodecs import Jpeg2k, register_codecs
+from numcodecs import Blosc
+
+from vla.datasets.episodes import EpisodeStore
+from vla.datasets.formats import diffusion_policy
+from vla.errors import InputError
+
+ENDS = (3, 5, 9)
+
+
+def push_t() -> dict[str, np.ndarray]:
+    """The arrays of the Push-T replay buffer, in small."""
+    rng = np.random.default_rng(0)
+    return {
+        "action": rng.uniform(0, 512, (9, 2)).astype(np.float32),
+        "state": rng.uniform(0, 512, (9, 5)).astype(np.float32),
+        "img": rng.integers(0, 256, (9, 6, 8, 3)).astype(np.float32),
+        "keypoint": rng.uniform(0, 512, (9, 9, 2)).astype(np.float32),
+        "n_contacts": rng.integers(0, 4, (9, 1)).astype(np.float32),
+    }
+
+
+def write(path: Path, data: dict[str, np.ndarray], ends: tuple[int, ...] = ENDS, **codec: Any) -> Path:
+    root = zarr.create_group(path, zarr_format=2)
+    for name, values in data.items():
+        chunks = (1, *values.shape[1:]) if values.ndim == 4 else (4, *values.shape[1:])
+        compressor = codec.get(name, Blosc("zstd"))
+        array = root.create_array(
+            f"data/{name}", shape=values.shape, chunks=chunks, dtype=values.dtype, compressors=compressor
+        )
+        array[:] = values
+    root.create_array("meta/episode_ends", data=np.array(ends, np.int64))
+    return path
+
+
+def test_every_array_of_push_t_comes_back(tmp_path: Path) -> None:
+    data = push_t()
+    path = write(tmp_path / "pusht_cchi.zarr", data)
+    assert diffusion_policy.detect(path)
+    source = diffusion_policy.open_source(path, fps=10.0, instruction="push the T")
+    robot = source.embodiment
+    assert (robot.name, robot.cameras, robot.control_hz) == ("pusht_cchi", ("img",), 10.0)
+    assert robot.state == tuple(f"state[{i}]" for i in range(5))
+    assert robot.action_low == tuple(data["action"].min(0).tolist())
+    assert robot.action_high == tuple(data["action"].max(0).tolist())
+    assert len(source) == 3
+    for index, (start, end) in enumerate(zip((0, *ENDS), ENDS, strict=False)):
+        episode = source[index]
+        np.testing.assert_array_equal(episode.images["img"], data["img"][start:end])
+        np.testing.assert_array_equal(episode.state, data["state"][start:end])
+        np.testing.assert_array_equal(episode.action, data["action"][start:end])
+        np.testing.assert_allclose(episode.time, np.arange(end - start) / 10)
+        assert episode.extras.keys() == {"keypoint", "n_contacts"}
+        np.testing.assert_array_equal(episode.extras["keypoint"], data["keypoint"][start:end])
+        assert episode.instruction == "push the T"
+
+
+def test_a_zipped_buffer_reads_as_the_folder(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a.zarr", push_t())
+    zipped = tmp_path / "a.zarr.zip"
+    with zipfile.ZipFile(zipped, "w") as archive:
+        for file in folder.rglob("*"):
+            archive.write(file, file.relative_to(folder))
+    assert diffusion_policy.detect(zipped)
+    one, other = (diffusion_policy.open_source(path, fps=10.0) for path in (folder, zipped))
+    assert one.embodiment == other.embodiment
+    for index in range(3):
+        np.testing.assert_array_equal(one[index].images["img"], other[index].images["img"])
+        np.testing.assert_array_equal(one[index].action, other[index].action)
+
+
+def test_robot_arrays_make_the_state_and_time_stamps_the_rate(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    pixels = rng.integers(0, 256, (9, 16, 16, 3), np.uint8)
+    stamps = 100 + np.arange(9) * 0.1
+    register_codecs(verbose=False)
+    path = write(
+        tmp_path / "real.zarr",
+        {
+            "action": rng.normal(size=(9, 6)),
+            "robot_eef_pose": rng.normal(size=(9, 6)),
+            "robot_eef_pose_vel": rng.normal(size=(9, 6)),
+            "robot_gripper": rng.normal(size=(9, 1)),
+            "camera_0": pixels,
+            "camera_0_depth": np.full((9, 4, 4), 0.5, np.float32),
+            "timestamp": stamps,
+        },
+        camera_0=Jpeg2k(level=0, reversible=True),
+    )
+    source = diffusion_policy.open_source(path)
+    assert source.embodiment.control_hz == pytest.approx(10.0)
+    assert source.embodiment.state == (*(f"robot_eef_pose[{i}]" for i in range(6)), "robot_gripper[0]")
+    episode = source[1]
+    np.testing.assert_array_equal(episode.images["camera_0"], pixels[3:5])
+    np.testing.assert_array_equal(episode.time, stamps[3:5])
+    assert episode.depth["camera_0"].shape == (2, 4, 4)
+    assert (episode.depth["camera_0"] == 500).all()
+    assert episode.extras.keys() == {"robot_eef_pose_vel"}
+
+
+def test_the_state_can_be_chosen(tmp_path: Path) -> None:
+    data = push_t() | {"agent_pos": np.ones((9, 2))}
+    source = diffusion_policy.open_source(write(tmp_path / "a.zarr", data), fps=10.0, state=["agent_pos"])
+    assert source.embodiment.state == ("agent_pos[0]", "agent_pos[1]")
+    np.testing.assert_array_equal(source[0].extras["state"], data["state"][:3])
+    with pytest.raises(InputError, match="has no 'img' for the state: it has"):
+        diffusion_policy.open_source(tmp_path / "a.zarr", fps=10.0, state=["img"])
+
+
+def test_images_of_floats_up_to_one_are_scaled(tmp_path: Path) -> None:
+    data = push_t()
+    pixels = data["img"].copy()
+    data["img"] = pixels / 255
+    source = diffusion_policy.open_source(write(tmp_path / "a.zarr", data), fps=10.0)
+    np.testing.assert_array_equal(source[2].images["img"], pixels[5:])
+
+
+def test_the_episodes_enter_a_store(tmp_path: Path) -> None:
+    source = diffusion_policy.open_source(write(tmp_path / "a.zarr", push_t()), fps=10.0, instruction="push")
+    with EpisodeStore.create(tmp_path / "store", source.embodiment) as store:
+        for index in range(len(source)):
+            store.append(source[index])
+    stored = EpisodeStore.open(tmp_path / "store")
+    np.testing.assert_array_equal(stored[1].action, source[1].action)
+    np.testing.assert_array_equal(stored[1].images["img"], source[1].images["img"])
+
+
+def test_a_value_that_is_not_finite_is_left_for_the_store_to_name(tmp_path: Path) -> None:
+    data = push_t()
+    data["action"][4, 1] = np.nan
+    source = diffusion_policy.open_source(write(tmp_path / "a.zarr", data), fps=10.0)
+    assert np.isfinite(source.embodiment.action_high).all()
+    with EpisodeStore.create(tmp_path / "store", source.embodiment) as store:
+        store.append(source[0])
+        with pytest.raises(InputError, match=r"action.*action\[1\]"):
+            store.append(source[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "ends", "message"),
+    [
+        ({"action": None}, ENDS, "has no data/action: it has img, keypoint"),
+        ({"state": np.zeros((8, 5))}, ENDS, "data/state has 8 rows, the episodes 9 steps"),
+        ({}, (3, 3, 9), "meta/episode_ends must rise"),
+        ({}, (), "meta/episode_ends must rise"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, change: dict[str, Any], ends: tuple[int, ...], message: str) -> None:
+    data = {name: values for name, values in (push_t() | change).items() if values is not None}
+    path = write(tmp_path / "a.zarr", data, ends)
+    with pytest.raises(InputError, match=message):
+        diffusion_policy.open_source(path, fps=10.0)
+
+
+def test_a_buffer_without_a_rate_or_with_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.zarr", push_t())
+    with pytest.raises(InputError, match="give fps"):
+        diffusion_policy.open_source(path)
+    source = diffusion_policy.open_source(path, fps=10.0)
+    (path / "data/state/1.0").write_bytes(b"\0" * 20)
+    with pytest.raises(InputError, match="data/state cannot be read in episode 2"):
+        source[2]
+
+
+def test_only_replay_buffers_are_detected(tmp_path: Path) -> None:
+    zarr.create_group(tmp_path / "other.zarr", zarr_format=2)
+    (tmp_path / "text.zip").write_text("no archive")
+    assert not diffusion_policy.detect(tmp_path / "other.zarr")
+    assert not diffusion_policy.detect(tmp_path / "text.zip")
+    assert not diffusion_policy.detect(tmp_path / "missing")
+    with pytest.raises(InputError, match="cannot be read as a replay buffer"):
+        diffusion_policy.open_source(tmp_path / "other.zarr")
