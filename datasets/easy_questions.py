@@ -6,11 +6,14 @@ Source: Victor Zhou, "Easy Visual Question Answering", https://victorzhou.com/bl
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 
+from vla.datasets.formats.vqa_entries import VqaEntry, VqaSource
 from vla.datasets.questions import MAIN_CAMERA, Question
 from vla.datasets.vqa import VqaItem
 from vla.errors import InputError
@@ -25,6 +28,29 @@ def read_easy_vqa(split: Literal["train", "test"] = "train") -> Iterator[VqaItem
     Raises:
         InputError: the package is not installed, or the split is unknown.
     """
+    return (_item(path, questions) for path, questions in _by_image(split))
+
+
+def detect(path: Path) -> bool:
+    """Whether the path is the set's name, "easy-vqa" or "easy-vqa/test", and no file: it is in a package."""
+    return path.parts[:1] == (SOURCE,) and not path.exists()
+
+
+def open_entries(path: Path, images: Path | None) -> VqaSource:
+    """The training images of "easy-vqa" (or "easy-vqa/train"), or the test images of "easy-vqa/test".
+
+    Raises:
+        InputError: the package is not installed, or the split is unknown; or `images` is given.
+    """
+    if images is not None:
+        raise InputError(f"the images of easy-vqa are in its package, not in {images}: name no image folder")
+    rows = _by_image("/".join(path.parts[1:]) or "train")
+    entries = [VqaEntry(Path(image).stem, Path(image), questions, SOURCE) for image, questions in rows]
+    return VqaSource((), partial(iter, entries))
+
+
+def _by_image(split: str) -> list[tuple[str, tuple[Question, ...]]]:
+    """The path of each image and its questions."""
     try:
         import easy_vqa
     except ImportError as error:
@@ -38,7 +64,7 @@ def read_easy_vqa(split: Literal["train", "test"] = "train") -> Iterator[VqaItem
     by_image: dict[int, list[Question]] = {}
     for text, answer, image in zip(*rows, strict=True):
         by_image.setdefault(image, []).append(Question(_kind(answer), text, answer, MAIN_CAMERA))
-    return (_item(paths[image], tuple(by_image[image])) for image in sorted(by_image))
+    return [(paths[image], tuple(by_image[image])) for image in sorted(by_image)]
 
 
 def _item(path: str, questions: tuple[Question, ...]) -> VqaItem:

@@ -9,31 +9,46 @@ Source: Liu et al., "Visual Instruction Tuning", 2023: the format of llava_instr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
-from PIL import Image
-
-from vla.datasets.questions import MAIN_CAMERA, Question
-from vla.datasets.vqa import CONVERSATION, VqaItem
+from vla.datasets.formats.json_stream import read_list
+from vla.datasets.formats.vqa_entries import (
+    BadEntry,
+    Rejected,
+    VqaEntry,
+    VqaSource,
+    attempt,
+    path_inside,
+    read_items,
+    turns,
+)
+from vla.datasets.vqa import VqaItem
 from vla.errors import InputError
-from vla.images import resize
 
 SOURCE = "llava"
-IMAGE_TOKEN = "<image>"
 
 
-@dataclass(frozen=True)
-class Rejected:
-    """An entry that was left out, by its id (its place in the list, if it has none), and why."""
+def detect(path: Path) -> bool:
+    """Whether the path is a JSON file whose list begins with a conversation."""
+    if path.suffix != ".json" or not path.is_file():
+        return False
+    try:
+        first = next(read_list(path), None)
+    except InputError:
+        return False
+    return isinstance(first, dict) and "conversations" in first
 
-    entry: str
-    reason: str
+
+def open_entries(path: Path, images: Path | None) -> VqaSource:
+    """The conversations of the file, their images in `images` (None: beside it).
+
+    Raises InputError where the file does not begin as such a list.
+    """
+    next(read_list(path), None)
+    return VqaSource((path,), partial(_entries, path, images or path.parent))
 
 
 def read_llava(
@@ -41,70 +56,26 @@ def read_llava(
 ) -> Iterator[VqaItem]:
     """The entries as items, their images fitted into `size` x `size` px (`vla.images.resize`: bilinear, antialiased).
 
-    Each turn is a question of kind "conversation", which `VqaStore.examples` keeps together and in order. Image tokens
-    are stripped. An entry without an image is text alone.
+    Each turn is a question of kind "conversation", which `VqaStore.examples` keeps together and in order, save that
+    a single one is "open". Image tokens are stripped. An entry without an image is text alone.
 
     An entry that is malformed or whose image cannot be read is left out and added to `rejected`.
 
     Raises:
         InputError: the file is not a JSON list; or an entry is bad and there is no `rejected` to note it.
     """
-    try:
-        entries = json.loads(Path(json_path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{json_path} cannot be read as JSON: {error}") from error
-    if not isinstance(entries, list):
-        raise InputError(f"{json_path} holds a {type(entries).__name__}, not LLaVA's list of conversations")
-    return _items(entries, Path(image_folder), size, rejected)
+    return read_items(open_entries(Path(json_path), Path(image_folder)).entries(), size, rejected)
 
 
-def _items(entries: list[Any], folder: Path, size: int, rejected: list[Rejected] | None) -> Iterator[VqaItem]:
-    for place, entry in enumerate(entries):
-        try:
-            yield _item(entry, folder, size)
-        except InputError as error:
-            name = str(entry.get("id", place)) if isinstance(entry, dict) else str(place)
-            if rejected is None:
-                raise InputError(f"entry {name}: {error}") from error
-            rejected.append(Rejected(name, str(error)))
+def _entries(path: Path, folder: Path) -> Iterator[VqaEntry | Rejected]:
+    for place, entry in enumerate(read_list(path)):
+        name = str(entry.get("id", place)) if isinstance(entry, dict) else str(place)
+        yield attempt(name, partial(_entry, name, entry, folder))
 
 
-def _item(entry: Any, folder: Path, size: int) -> VqaItem:
+def _entry(name: str, entry: Any, folder: Path) -> VqaEntry:
     if not isinstance(entry, dict):
-        raise InputError(f"the entry is a {type(entry).__name__}, not an object")
-    name = entry.get("image")
-    if name is None:
-        return VqaItem({}, _turns(entry.get("conversations"), ""), SOURCE)
-    if not isinstance(name, str):
-        raise InputError("image is not the name of one file")
-    turns = _turns(entry.get("conversations"), MAIN_CAMERA)
-    return VqaItem({MAIN_CAMERA: _image(folder / name, size)}, turns, SOURCE)
-
-
-def _turns(conversation: Any, camera: str) -> tuple[Question, ...]:
-    if not isinstance(conversation, list) or not conversation or len(conversation) % 2:
-        raise InputError("conversations is not a list of questions and answers in turn")
-    texts = []
-    for i, message in enumerate(conversation):
-        speaker = ("human", "gpt")[i % 2]
-        if not isinstance(message, dict) or message.get("from") != speaker:
-            raise InputError(f"message {i} is not from {speaker!r}")
-        value = message.get("value")
-        if not isinstance(value, str):
-            raise InputError(f"message {i} has no text")
-        if IMAGE_TOKEN in value and not camera:
-            raise InputError(f"message {i} refers to an image, and the entry names none")
-        text = value.replace(IMAGE_TOKEN, "").strip()
-        if not text:
-            raise InputError(f"message {i} is empty")
-        texts.append(text)
-    pairs = zip(texts[::2], texts[1::2], strict=True)
-    return tuple(Question(CONVERSATION, question, answer, camera) for question, answer in pairs)
-
-
-def _image(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    try:
-        with Image.open(path) as image:
-            return resize(np.asarray(image.convert("RGB")), size)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"image {path} cannot be read: {error}") from error
+        raise BadEntry("malformed entry", f"the entry is a {type(entry).__name__}, not an object")
+    image = entry.get("image")
+    questions = turns(entry.get("conversations"), image is not None)
+    return VqaEntry(name, None if image is None else path_inside(folder, image), questions, SOURCE)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -131,6 +132,16 @@ class Question:
     text: str
     answer: str
     camera: str
+    answers: tuple[str, ...] = ()
+    """What each of several people answered, where they were asked; `answer` is the most common."""
+    talk: int = 0
+    """Which conversation of its item it is a turn of, where it is of the kind "conversation"."""
+
+    @classmethod
+    def from_json(cls, values: Sequence[Any]) -> Question:
+        """The fields in their order; the last two may be missing."""
+        kind, text, answer, camera, *rest = values
+        return cls(kind, text, answer, camera, tuple(rest[0]) if rest else (), *rest[1:])
 
 
 @dataclass(frozen=True)

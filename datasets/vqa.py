@@ -3,7 +3,7 @@
 | array           | shape        | content                                                                             |
 |-----------------|--------------|-------------------------------------------------------------------------------------|
 | images/<camera> | (N, h, w, 3) | uint8; black where an item has no image of that camera                              |
-| items           | (N,)         | JSON texts: {cameras, questions: [[kind, text, answer, camera], …], source, key}    |
+| items           | (N,)         | JSON texts: {cameras, questions: [[field of `Question`, …], …], source, key}    |
 
 The group's attributes hold the format, the schema version, the cameras, the images' height and width [px], their
 codec, and the number of committed items. Writing that number, a replacement of one file, is the last step of an append:
@@ -14,6 +14,7 @@ One process writes (an flock on the folder, held while appending); readers see t
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from itertools import batched
@@ -115,8 +116,13 @@ class VqaStore:
 
     def __getitem__(self, index: int) -> VqaItem:
         record = self._record(index)
-        questions = tuple(Question(*values) for values in record["questions"])
+        questions = tuple(Question.from_json(values) for values in record["questions"])
         return VqaItem(self._images(index, record), questions, record["source"])
+
+    @property
+    def sources(self) -> Counter[str]:
+        """How many items are from each source."""
+        return Counter(str(self._record(i)["source"]) for i in range(len(self)))
 
     def append(self, items: Sequence[VqaItem]) -> None:
         """Commits `items`: all of them, or on any failure none.
@@ -163,7 +169,7 @@ class VqaStore:
     def questions(self, split: Split | None = None) -> Iterator[Question]:
         """Every question of a split, in the store's order."""
         for i in range(len(self)) if split is None else self.split(split).tolist():
-            yield from (Question(*values) for values in self._record(i)["questions"])
+            yield from (Question.from_json(values) for values in self._record(i)["questions"])
 
     def examples(
         self,
@@ -176,11 +182,18 @@ class VqaStore:
         """
         table: list[tuple[int, tuple[int, ...]]] = []
         for i in range(len(self)) if split is None else self.split(split).tolist():
-            asked = [kind for kind, *_ in self._record(i)["questions"]]
-            chosen = tuple(j for j, kind in enumerate(asked) if kinds is None or kind in kinds)
-            talk = tuple(j for j in chosen if asked[j] == CONVERSATION)
-            table += [(i, talk)] if talk else []
-            table += [(i, (j,)) for j in chosen if j not in talk]
+            talks: dict[int, list[int]] = {}
+            for j, values in enumerate(self._record(i)["questions"]):
+                question = Question.from_json(values)
+                if kinds is not None and question.kind not in kinds:
+                    continue
+                if question.kind != CONVERSATION:
+                    table.append((i, (j,)))
+                elif question.talk in talks:
+                    talks[question.talk].append(j)
+                else:
+                    talks[question.talk] = [j]
+            table += [(i, tuple(turns)) for turns in talks.values()]
         return VqaExamples(self, table, source)
 
     def _check(self, number: int, item: VqaItem) -> None:
@@ -227,13 +240,13 @@ class VqaExamples(Sequence[Example]):
             return VqaExamples(self._store, self._table[index], self._source)
         item, chosen = self._table[index]
         record = self._store._record(item)
-        kinds, texts, answers, _ = zip(*(record["questions"][j] for j in chosen), strict=True)
+        first, *others = (Question.from_json(record["questions"][j]) for j in chosen)
         return Example(
             images=self._store._images(item, record),
-            prompt=texts[0],
-            target=answers[0],
-            turns=tuple(zip(texts[1:], answers[1:], strict=True)),
-            source=self._source or f"vqa:{kinds[0]}",
+            prompt=first.text,
+            target=first.answer,
+            turns=tuple((question.text, question.answer) for question in others),
+            source=self._source or f"vqa:{first.kind}",
         )
 
     def __iter__(self) -> Iterator[Example]:
@@ -242,7 +255,7 @@ class VqaExamples(Sequence[Example]):
     def question(self, index: int) -> Question:
         """The (first) question of an example, with its kind, for scoring."""
         item, chosen = self._table[index]
-        return Question(*self._store._record(item)["questions"][chosen[0]])
+        return Question.from_json(self._store._record(item)["questions"][chosen[0]])
 
 
 def _to_json(item: VqaItem) -> str:

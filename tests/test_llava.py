@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vla.datasets.llava import Rejected, read_llava
+from vla.datasets.formats.vqa_entries import MAX_TEXT, Rejected
+from vla.datasets.llava import detect, open_entries, read_llava
 from vla.datasets.vqa import VqaItem, VqaStore
 from vla.errors import InputError
 
@@ -28,7 +31,17 @@ def folder(tmp_path: Path) -> Path:
     Image.new("RGB", (64, 32), (200, 10, 20)).save(tmp_path / "coco" / "bus.png")
     Image.new("L", (32, 32), 7).save(tmp_path / "gray.png")
     (tmp_path / "broken.jpg").write_bytes(b"not an image")
+    (tmp_path / "bomb.png").write_bytes(bomb(20_000))
+    (tmp_path / "large.png").write_bytes(bomb(8000))
+    Image.new("RGB", (8, 8)).save(tmp_path.parent / "secret.png")
     return tmp_path
+
+
+def bomb(side: int) -> bytes:
+    """The beginning of a PNG of side x side px: enough to tell its size."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return data + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
 
 
 def test_conversations_and_images_are_read(folder: Path) -> None:
@@ -50,7 +63,7 @@ def test_conversations_and_images_are_read(folder: Path) -> None:
     assert image.shape == (32, 32, 3)
     assert (image[16, 16] == (200, 10, 20)).all()
     assert not image[0].any()  # the bar above the wide image
-    assert gray.questions[0].text == "Describe it."
+    assert (gray.questions[0].kind, gray.questions[0].text) == ("open", "Describe it.")
     assert (gray.images["front"] == np.uint8(7)).all()
     assert text.images == {}
     assert text.questions[0].answer == "A robot."
@@ -69,6 +82,14 @@ BAD = {
     ),
     "empty": ({"image": "gray.png", "conversations": talk("<image>", "a")}, "message 0 is empty"),
     "token": ({"conversations": talk("<image>\nq", "a")}, "names none"),
+    "escape": ({"image": "coco/../../secret.png", "conversations": talk("q", "a")}, "leads out of"),
+    "absolute": ({"image": "/etc/passwd", "conversations": talk("q", "a")}, "leads out of"),
+    "name": ({"image": "a\0b.png", "conversations": talk("q", "a")}, "cannot be read"),
+    "folder": ({"image": "coco", "conversations": talk("q", "a")}, "coco cannot be read"),
+    "bomb": ({"image": "bomb.png", "conversations": talk("q", "a")}, "bomb.png decodes to too many pixels"),
+    "large": ({"image": "large.png", "conversations": talk("q", "a")}, "too many pixels: 8000 x 8000 px"),
+    "long": ({"conversations": talk("q", "a" * (MAX_TEXT + 1))}, "message 1 has 16385 characters"),
+    "surrogate": ({"conversations": talk("\ud800", "a")}, "message 0 is not UTF-8"),
 }
 
 
@@ -80,7 +101,7 @@ def test_a_bad_entry_is_left_out_with_its_reason(folder: Path, name: str) -> Non
     assert len(read(folder, [{"id": name, **entry}, good], rejected)) == 1
     (found,) = rejected
     assert found.entry == name
-    assert reason in found.reason
+    assert reason in found.detail
     with pytest.raises(InputError, match=f"entry {name}: "):
         read(folder, [good, {"id": name, **entry}])
 
@@ -91,8 +112,35 @@ def test_an_entry_that_is_no_object_is_named_by_its_place(folder: Path) -> None:
     assert rejected[0].entry == "1"
 
 
+def test_bytes_that_are_not_utf8_cost_one_entry(folder: Path) -> None:
+    text = json.dumps([{"id": i, "conversations": talk(word, "a")} for i, word in enumerate(("good", "caf_"))])
+    (folder / "data.json").write_bytes(text.encode().replace(b"caf_", b"caf\xe9"))
+    rejected: list[Rejected] = []
+    (kept,) = read_llava(folder / "data.json", folder, 32, rejected)
+    assert kept.questions[0].text == "good"
+    assert rejected == [Rejected("1", "not UTF-8", "message 0 is not UTF-8 text")]
+
+
+def test_links_in_the_image_folder_are_followed(folder: Path) -> None:
+    (folder / "link").symlink_to(folder / "coco")
+    assert read(folder, [{"image": "link/bus.png", "conversations": talk("q", "a")}])[0].images
+
+
+def test_it_is_told_by_its_first_entry(folder: Path) -> None:
+    read(folder, [{"conversations": talk("q", "a")}])
+    assert detect(folder / "data.json")
+    for entries in ([], [{"question": "q"}], {"conversations": []}):
+        (folder / "data.json").write_text(json.dumps(entries))
+        assert not detect(folder / "data.json")
+    (folder / "data.json").write_text("{")
+    assert not detect(folder / "data.json")
+    assert not detect(folder)
+    with pytest.raises(InputError, match="holds no list"):
+        open_entries(folder / "data.json", None)
+
+
 def test_a_file_that_is_no_list_is_named(folder: Path) -> None:
-    with pytest.raises(InputError, match="holds a dict"):
+    with pytest.raises(InputError, match="holds no list"):
         read(folder, {})
     with pytest.raises(InputError, match=r"absent\.json cannot be read"):
         read_llava(folder / "absent.json", folder, 32)

@@ -94,6 +94,18 @@ def test_a_conversation_stays_one_example(store: VqaStore) -> None:
     assert len(rest) == 2
 
 
+def test_conversations_about_one_image_are_told_apart(store: VqaStore) -> None:
+    turns = [
+        Question(vqa.CONVERSATION, f"{who}{i}", "yes", "front", talk=t) for t, who in enumerate("ab") for i in "01"
+    ]
+    alone = Question("color", "what color?", "red", "front", answers=("red", "red", "pink"))
+    store.append([VqaItem(item(0).images, (turns[0], alone, turns[2], turns[1], turns[3]), "llava")])
+    examples = VqaStore(store.path).examples()
+    said = [(example.prompt, [question for question, _ in example.turns]) for example in examples]
+    assert said == [("what color?", []), ("a0", ["a1"]), ("b0", ["b1"])]
+    assert examples.question(0) == alone
+
+
 def test_the_splits_part_the_images_and_stay_as_the_store_grows(store: VqaStore) -> None:
     items = [item(seed) for seed in range(300)]
     store.extend(items)

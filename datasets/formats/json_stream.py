@@ -1,0 +1,111 @@
+"""The entries of a long JSON list one after the other, in constant memory: such files have gigabytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from vla.errors import InputError
+
+CHUNK = 2**20
+"""Characters read at a time."""
+MAX_VALUE = 2**28
+"""Characters of one entry: a fault in the text must not make the whole file one."""
+_BLANKS = " \t\r\n"
+_AFTER = frozenset(_BLANKS + ",:]}")
+
+
+def read_list(path: Path, key: str | None = None) -> Iterator[Any]:
+    """The entries of the file's list, or of the list at `key` of the file's object.
+
+    Bytes that are not UTF-8 become lone surrogates (PEP 383), so that one bad text does not cost the file.
+
+    Raises:
+        InputError: the file cannot be read, is not JSON, or holds no such list; where it is cut off, after the
+            entries before.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+            scanner = _Scanner(file)
+            if scanner.take("[") is (key is None):
+                yield from scanner.entries() if key is None else scanner.seek(key)
+            else:
+                raise InputError(f"{path} holds no list" + (f" {key!r}" if key else " of entries"))
+            if key is None and scanner.peek():
+                raise ValueError("something follows the list")
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+
+
+class _Scanner:
+    """Values of a JSON text, decoded as soon as all of one, and what follows it, has been read."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file, self._text, self._at = file, "", 0
+        self._decode = json.JSONDecoder().raw_decode
+
+    def peek(self) -> str:
+        """The next character that is not blank; empty at the end."""
+        while True:
+            while self._at < len(self._text):
+                if self._text[self._at] not in _BLANKS:
+                    return self._text[self._at]
+                self._at += 1
+            if not self._more(CHUNK):
+                return ""
+
+    def take(self, expected: str) -> bool:
+        found = self.peek() == expected
+        self._at += found
+        return found
+
+    def value(self) -> Any:
+        self.peek()
+        size = CHUNK
+        while True:
+            try:
+                value, end = self._decode(self._text, self._at)
+                # Only what follows tells that a number is whole.
+                if self._text[end : end + 1] not in _AFTER:
+                    raise ValueError("the text ends too early")
+                self._at = end
+                return value
+            except ValueError:
+                if len(self._text) > MAX_VALUE or not self._more(size):
+                    raise
+            size *= 2  # so that a long value is decoded few times
+
+    def entries(self) -> Iterator[Any]:
+        """What follows "[", up to and with its "]"."""
+        if self.take("]"):
+            return
+        while True:
+            yield self.value()
+            if self.take("]"):
+                return
+            if not self.take(","):
+                raise ValueError(f"',' or ']' expected, not {self.peek()!r}")
+
+    def seek(self, key: str) -> Iterator[Any]:
+        """The list at `key` of the object that starts here. What follows it is not read."""
+        if not self.take("{"):
+            raise ValueError("an object expected")
+        while True:
+            name = self.value()
+            if not self.take(":"):
+                raise ValueError("':' expected")
+            if name == key and self.take("["):
+                yield from self.entries()
+                return
+            self.value()
+            if not self.take(","):
+                raise ValueError(f"there is no list {key!r}")
+
+    def _more(self, size: int) -> bool:
+        chunk = self._file.read(size)
+        self._text, self._at = self._text[self._at :] + chunk, 0
+        return bool(chunk)
