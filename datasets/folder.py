@@ -87,6 +87,7 @@ def open_folder(path: str | Path) -> Folder:
 class LocalFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._inode: int | None = None
 
     def __str__(self) -> str:
         return str(self.path)
@@ -95,7 +96,11 @@ class LocalFolder:
         return (self.path / name).exists()
 
     def open(self, name: str) -> MappedFile:
-        return MappedFile(self.path / name)
+        """Raises FileNotFoundError, and InputError when another folder has taken this one's place since `zarr()`."""
+        file = MappedFile(self.path / name)
+        if self._inode not in (None, self.path.stat().st_ino):
+            raise InputError(f"{self} was replaced while it was open (by vla data?): open it again")
+        return file
 
     def write(self, name: str, content: bytes) -> None:
         path = self.path / name
@@ -137,6 +142,7 @@ class LocalFolder:
         return lambda: os.close(descriptor)
 
     def zarr(self) -> Store:
+        self._inode = self.path.stat().st_ino
         return LocalStore(self.path)
 
 

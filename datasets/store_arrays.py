@@ -28,6 +28,7 @@ class StoreArrays:
     def __init__(self, folder: Folder, group: zarr.Group, image_codec: str, count: int) -> None:
         self.folder, self.count = folder, count
         self._group, self._codec = group, image_codec
+        self._opened: dict[str, zarr.Array[Any]] = {}
         self._rows: dict[str, Rows] = {}
         self._frames: dict[str, Frames] = {}
 
@@ -47,14 +48,12 @@ class StoreArrays:
 
     def shape(self, name: str) -> Shape:
         """Of a row. Raises InputError when the array is missing or damaged."""
-        with reading(f"{self.folder}/{name}"):
-            found = array(self._group, name)
-            return found.shape[1:], found.dtype
+        found = self._array(name)
+        return found.shape[1:], found.dtype
 
     def length(self, name: str) -> int:
         """Rows of the array, also those that were never committed."""
-        with reading(f"{self.folder}/{name}"):
-            return array(self._group, name).shape[0]
+        return self._array(name).shape[0]
 
     def stored(self, name: str, rows: slice) -> Sequence[Any]:
         """The committed rows as they are in the files: images coded, numbers as one array."""
@@ -65,6 +64,7 @@ class StoreArrays:
     def create(self, shapes: Mapping[str, Shape]) -> None:
         """Empty arrays, in the place of what a killed writer may have left of that name."""
         for name, (shape, dtype) in shapes.items():
+            self._opened.pop(name, None)
             if is_rows(name):
                 create_rows(self._group, name, shape, dtype)
             else:
@@ -84,8 +84,15 @@ class StoreArrays:
                 frames.write(self.count, content.get(name, [frames.blank] * steps))
 
     def resize(self, name: str, count: int) -> None:
-        stream = array(self._group, name)
+        stream = self._array(name)
         stream.resize((count, *stream.shape[1:]))
+
+    def _array(self, name: str) -> zarr.Array[Any]:
+        # zarr-python takes a millisecond to open one.
+        if name not in self._opened:
+            with reading(f"{self.folder}/{name}"):
+                self._opened[name] = array(self._group, name)
+        return self._opened[name]
 
     def _coding(self, name: str) -> Codec:
         """The store's codec; depth is never lossy."""

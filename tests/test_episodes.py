@@ -161,6 +161,31 @@ def test_kill_loses_no_finished_episode(path: Path, episodes: list[Episode], mak
     assert_equal(EpisodeStore.open(path)[-1], more)
 
 
+def test_readers_see_whole_episodes_while_one_records(path: Path, episodes: list[Episode]) -> None:
+    command = [sys.executable, "-c", RECORD_UNTIL_KILLED, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        early = EpisodeStore.open(path)
+        for _ in range(6):
+            count = int(writer.stdout.readline())
+            store = EpisodeStore.open(path)
+            assert len(store) >= count
+            assert [e.info["seed"] for e in store][3:] == list(range(len(store) - 3))
+        writer.send_signal(signal.SIGKILL)
+    for stored, episode in zip(early, episodes, strict=True):
+        assert_equal(stored, episode)
+
+
+def test_a_store_that_another_replaced_is_noticed(path: Path, tmp_path: Path, make_episode: Make) -> None:
+    store = EpisodeStore.open(path)
+    with EpisodeStore.create(tmp_path / "new", make_episode().embodiment) as new:
+        new.append(make_episode(8, steps=20))
+    path.rename(tmp_path / "old")
+    (tmp_path / "new").rename(path)
+    with pytest.raises(InputError, match="was replaced while it was open"):
+        store[0]
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_every_cut_in_an_append_leaves_the_store_whole(
     tmp_path: Path, make_episode: Make, monkeypatch: pytest.MonkeyPatch, first: bool
