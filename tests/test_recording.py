@@ -21,7 +21,7 @@ from vla.recording.replay import drive, replay
 from vla.recording.rerun_recorder import RerunRecorder
 from vla.recording.video import compose, write_video
 from vla.recording.zarr_recorder import ZarrRecorder
-from vla.types import Episode, Observation
+from vla.types import Episode, Observation, Span
 
 Make = Callable[..., Episode]
 
@@ -326,3 +326,24 @@ def test_films_that_cannot_be(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message):
             write_video(tmp_path / name, frames, fps)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_episodes_stand_side_by_side(tmp_path: Path, make_episode: Make) -> None:
+    path = tmp_path / "two.rrd"
+    assert replay([make_episode(0), make_episode(1)], path, names=("episode 4", "episode 7")) == 2
+    entities = read_rrd(path)
+    for root in ("episode 4", "episode 7"):
+        front = "/" + rr.new_entity_path([root, "cameras", "front"]).lstrip("/")
+        assert sorted(entities[front]["time"]) == [0.0, 0.1, 0.2, 0.3, 0.4]
+    assert "/cameras/front" not in entities
+    assert len(RrdReader(path).blueprints()) == 1
+
+
+def test_depth_and_subtasks_are_shown(tmp_path: Path, make_episode: Make) -> None:
+    depth = {"wrist": np.full((5, 6, 4), 700, np.uint16)}
+    spans = (Span(0, 2, "reach for it"), Span(2, 5, "raise it"))
+    replay([make_episode(0, depth=depth, spans=spans)], tmp_path / "a.rrd")
+    entities = read_rrd(tmp_path / "a.rrd")
+    assert len(entities["/depth/wrist"]["time"]) == 5
+    texts = zip(entities["/instruction"]["time"], entities["/instruction"]["text"], strict=True)
+    assert [t for t, text in sorted(texts) if "raise it" in text[0]] == [0.2]

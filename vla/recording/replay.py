@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import rerun as rr
 
+from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.recording.protocol import Recorder
-from vla.recording.rerun_recorder import RerunRecorder
+from vla.recording.rerun_recorder import RerunRecorder, blueprint
 from vla.types import Episode, Observation
 
 
-def replay(episodes: Iterable[Episode], save: str | Path | None = None) -> int:
+def replay(episodes: Iterable[Episode], save: str | Path | None = None, names: Sequence[str] = ()) -> int:
     """Logs the episodes, all of one embodiment, one after another; returns how many there were.
 
-    Writes the file `save` (.rrd), or opens the viewer where it is None. Raises InputError when there
-    is no episode, or when `save` is no .rrd file.
+    With `names`, one for each, they stand side by side and begin together. Writes the file `save` (.rrd), or opens the
+    viewer where it is None. Raises InputError when there is no episode, or when `save` is no .rrd file.
     """
     path = None if save is None else Path(save)
     if path is not None and path.suffix != ".rrd":
@@ -30,12 +32,12 @@ def replay(episodes: Iterable[Episode], save: str | Path | None = None) -> int:
     stream = rr.RecordingStream("vla")
     if path is None:
         stream.spawn()
-        return _drive_all(RerunRecorder(stream, first.embodiment), chain([first], episodes))
+        return _drive_all(stream, first.embodiment, chain([first], episodes), names)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.partial")
     try:
         stream.save(unfinished)
-        count = _drive_all(RerunRecorder(stream, first.embodiment), chain([first], episodes))
+        count = _drive_all(stream, first.embodiment, chain([first], episodes), names)
         stream.disconnect()
         unfinished.rename(path)
     finally:
@@ -50,16 +52,27 @@ def drive(recorder: Recorder, episode: Episode) -> None:
         images = {camera: frames[step] for camera, frames in episode.images.items()}
         observation = Observation(images, episode.state[step], episode.instruction, float(episode.time[step]))
         said = {"chunk": episode.chunks, "points": episode.points}
-        info = {name: values[step] for name, values in said.items() if values is not None}
+        info: dict[str, Any] = {name: values[step] for name, values in said.items() if values is not None}
+        if episode.depth:
+            info["depth"] = {camera: frames[step] for camera, frames in episode.depth.items()}
+        if begun := [span.instruction for span in episode.spans if span.start == step]:
+            info["subtask"] = ", ".join(begun)
         recorder.step(observation, episode.action[step], **info)
     recorder.finish(episode.success)
 
 
-def _drive_all(recorder: RerunRecorder, episodes: Iterable[Episode]) -> int:
+def _drive_all(
+    stream: rr.RecordingStream, embodiment: Embodiment, episodes: Iterable[Episode], names: Sequence[str]
+) -> int:
+    if names:
+        stream.send_blueprint(blueprint({name: embodiment for name in names}))
+    recorder = RerunRecorder(stream, embodiment, names[0] if names else "")
     count = 0
     for episode in episodes:
-        recorder.embodiment.check(episode.embodiment)
+        embodiment.check(episode.embodiment)
+        if names and count:
+            recorder = RerunRecorder(stream, embodiment, names[count])
         drive(recorder, episode)
         count += 1
-    recorder.stream.flush()
+    stream.flush()
     return count

@@ -4,17 +4,20 @@
 |--------------------------------|------------------------------------------------------------------------|
 | cameras/<camera>               | the images, as JPEG                                                    |
 | cameras/<camera>/points        | where what the instruction names is, as the data or the policy say     |
+| depth/<camera>                 | distance, where the data have it                                       |
 | components/<name>/state        | the component's measured value                                         |
 | components/<name>/action       | the action executed                                                    |
 | components/<name>/predicted/<i> | the policy's chunks, each drawn once, at the times it was meant for   |
 | instruction                    | what was asked, and how it ended                                       |
 | outcome                        | success or failure, as a coloured bar over the whole timeline          |
 
-Everything is on the timeline `time` [s]; episodes follow one another with a short gap.
+Everything is on the timeline `time` [s]; episodes follow one another with a short gap. Where several are shown side
+by side, each lies under a root of its own ("episode 3/cameras/front") and begins at 0.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -36,25 +39,30 @@ GREY, BLUE, ORANGE, GREEN, RED = [130, 130, 130], [60, 140, 255], [255, 150, 40]
 
 
 class RerunRecorder:
-    """Logs what it is given to `stream` at once, so the live view and the offline one are the same."""
+    """Logs what it is given to `stream` at once, so the live view and the offline one are the same.
 
-    def __init__(self, stream: rr.RecordingStream, embodiment: Embodiment) -> None:
+    With a `root`, all entities lie under it, and whoever gave it also sends the blueprint.
+    """
+
+    def __init__(self, stream: rr.RecordingStream, embodiment: Embodiment, root: str = "") -> None:
         self.stream = stream
         self.embodiment = embodiment
         self.episodes = 0
+        self._root = [root] if root else []
         self._now = -GAP
         self._steps = 0
         self._busy_until: list[float] = []
-        stream.send_blueprint(blueprint(embodiment))
+        if not root:
+            stream.send_blueprint(blueprint({"": embodiment}))
         for kind, color in (("state", GREY), ("action", BLUE)):
             for name in getattr(embodiment, kind):
-                stream.log(_component(name, kind), rr.SeriesLines(colors=color, names=kind, widths=2), static=True)
+                self._log(_component(name, kind), rr.SeriesLines(colors=color, names=kind, widths=2), static=True)
         outcomes = rr.StateConfiguration(
             values=["success", "failure", "aborted", BETWEEN],
             colors=[GREEN, RED, GREY, GREY],
             visible=[True, True, True, False],
         )
-        stream.log("outcome", outcomes, static=True)
+        self._log(["outcome"], outcomes, static=True)
 
     def start(self, instruction: str, **info: Any) -> None:
         self._instruction, self._info = instruction, info
@@ -74,8 +82,12 @@ class RerunRecorder:
         points = info.get("points")
         places = {} if points is None else self.embodiment.by_camera(points)
         for camera, image in observation.images.items():
-            self.stream.log(["cameras", camera], rr.Image(image).compress(jpeg_quality=JPEG_QUALITY))
+            self._log(["cameras", camera], rr.Image(image).compress(jpeg_quality=JPEG_QUALITY))
             self._log_points(camera, image, places.get(camera, np.zeros((0, 2))))
+        for camera, depth in info.get("depth", {}).items():
+            self._log(["depth", camera], rr.DepthImage(depth, meter=1000))
+        if "subtask" in info:
+            self._log_instruction("under way", info["subtask"])
         self._log_values("state", observation.state)
         self._log_values("action", action)
         chunk = info.get("chunk")
@@ -93,10 +105,10 @@ class RerunRecorder:
     def _end(self, outcome: str) -> None:
         # Written at the episode's start, so that the outcome shows wherever the cursor is in it.
         self.stream.set_time(TIMELINE, duration=self._start)
-        self.stream.log("outcome", rr.StateChange(state=outcome))
+        self._log(["outcome"], rr.StateChange(state=outcome))
         self._log_instruction(outcome)
         self._at(self._now + 1 / self.embodiment.control_hz)
-        self.stream.log("outcome", rr.StateChange(state=BETWEEN))
+        self._log(["outcome"], rr.StateChange(state=BETWEEN))
         self._log_values("state", np.full(len(self.embodiment.state), np.nan))
         self._log_values("action", np.full(len(self.embodiment.action), np.nan))
         self.episodes += 1
@@ -106,18 +118,21 @@ class RerunRecorder:
         self._now = time
         self.stream.set_time(TIMELINE, duration=time)
 
-    def _log_instruction(self, outcome: str) -> None:
+    def _log(self, path: list[object], what: Any, static: bool = False) -> None:
+        self.stream.log([*self._root, *path], what, static=static)
+
+    def _log_instruction(self, outcome: str, subtask: str = "") -> None:
         facts = [f"episode {self.episodes}", f"**{outcome}**", *(f"{k} {v}" for k, v in self._info.items())]
-        text = f"## {self._instruction}\n\n{' · '.join(facts)}"
-        self.stream.log("instruction", rr.TextDocument(text, media_type=rr.MediaType.MARKDOWN))
+        text = f"## {self._instruction}\n\n{subtask}\n\n{' · '.join(facts)}"
+        self._log(["instruction"], rr.TextDocument(text, media_type=rr.MediaType.MARKDOWN))
 
     def _log_values(self, kind: str, values: np.ndarray) -> None:
         for name, value in zip(getattr(self.embodiment, kind), values, strict=True):
-            self.stream.log(_component(name, kind), rr.Scalars(value))
+            self._log(_component(name, kind), rr.Scalars(value))
 
     def _log_points(self, camera: str, image: np.ndarray, points: Float[np.ndarray, "n 2"]) -> None:
         pixels = points * (image.shape[1], image.shape[0])
-        self.stream.log(["cameras", camera, "points"], rr.Points2D(pixels, colors=ORANGE, radii=rr.Radius.ui_points(6)))
+        self._log(["cameras", camera, "points"], rr.Points2D(pixels, colors=ORANGE, radii=rr.Radius.ui_points(6)))
 
     def _is_new(self, chunk: Float[np.ndarray, "k a"]) -> bool:
         """False for the rest of the chunk of the step before: that one is drawn already."""
@@ -133,7 +148,7 @@ class RerunRecorder:
         times = self._now + period * np.append(np.arange(len(chunk)), len(chunk) - 0.5)
         lane = self._free_lane(times[-1])
         for name, values in zip(self.embodiment.action, chunk.T, strict=True):
-            path = rr.new_entity_path([*_component(name, "predicted"), lane])
+            path = rr.new_entity_path([*self._root, *_component(name, "predicted"), lane])
             columns = rr.Scalars.columns(scalars=np.append(values, np.nan))
             self.stream.send_columns(path, [rr.TimeColumn(TIMELINE, duration=times)], columns)
 
@@ -147,12 +162,28 @@ class RerunRecorder:
         lane = len(self._busy_until) - 1
         style = rr.SeriesLines(colors=ORANGE, names="predicted", widths=1)
         for name in self.embodiment.action:
-            self.stream.log([*_component(name, "predicted"), lane], style, static=True)
+            self._log([*_component(name, "predicted"), lane], style, static=True)
         return lane
 
 
-def blueprint(embodiment: Embodiment) -> rrb.Blueprint:
-    """Cameras and instruction at the left, a plot for each component at the right, outcomes below."""
+def blueprint(shown: Mapping[str, Embodiment]) -> rrb.Blueprint:
+    """Each root's cameras and instruction at the left, a plot for each component at the right, outcomes below.
+
+    Several roots stand side by side, each narrow: its plots below its cameras.
+    """
+    columns = [_layout(root, embodiment, narrow=len(shown) > 1) for root, embodiment in shown.items()]
+    return rrb.Blueprint(
+        columns[0] if len(columns) == 1 else rrb.Horizontal(*columns),
+        rrb.TimePanel(timeline=TIMELINE, state="collapsed"),
+        rrb.SelectionPanel(state="collapsed"),
+        rrb.BlueprintPanel(state="collapsed"),
+    )
+
+
+def _layout(root: str, embodiment: Embodiment, narrow: bool) -> rrb.Vertical:
+    def origin(*path: str) -> str:
+        return rr.new_entity_path([*([root] if root else []), *path])
+
     names = dict.fromkeys((*embodiment.action, *embodiment.state))
     near = rrb.VisibleTimeRange(
         TIMELINE,
@@ -161,7 +192,7 @@ def blueprint(embodiment: Embodiment) -> rrb.Blueprint:
     )
     plots = [
         rrb.TimeSeriesView(
-            origin=rr.new_entity_path(["components", name]),
+            origin=origin("components", name),
             name=name,
             time_ranges=near,
             # The colours mean the same in every plot.
@@ -169,27 +200,13 @@ def blueprint(embodiment: Embodiment) -> rrb.Blueprint:
         )
         for i, name in enumerate(names)
     ]
-    cameras = [
-        rrb.Spatial2DView(origin=rr.new_entity_path(["cameras", name]), name=name) for name in embodiment.cameras
-    ]
-    return rrb.Blueprint(
-        rrb.Vertical(
-            rrb.Horizontal(
-                rrb.Vertical(
-                    rrb.TextDocumentView(origin="instruction"),
-                    *cameras,
-                    row_shares=[1, *(2 for _ in cameras)],
-                ),
-                rrb.Grid(*plots),
-                column_shares=[1, 2],
-            ),
-            rrb.StateTimelineView(origin="outcome", name="outcome"),
-            row_shares=[8, 1],
-        ),
-        rrb.TimePanel(timeline=TIMELINE, state="collapsed"),
-        rrb.SelectionPanel(state="collapsed"),
-        rrb.BlueprintPanel(state="collapsed"),
-    )
+    cameras = [rrb.Spatial2DView(origin=origin("cameras", name), name=name) for name in embodiment.cameras]
+    words = rrb.TextDocumentView(origin=origin("instruction"), name=root or "instruction")
+    outcome = rrb.StateTimelineView(origin=origin("outcome"), name="outcome")
+    if narrow:
+        return rrb.Vertical(words, rrb.Horizontal(*cameras), rrb.Grid(*plots), outcome, row_shares=[2, 3, 6, 1])
+    seen = rrb.Vertical(words, *cameras, row_shares=[1, *(2 for _ in cameras)])
+    return rrb.Vertical(rrb.Horizontal(seen, rrb.Grid(*plots), column_shares=[1, 2]), outcome, row_shares=[8, 1])
 
 
 def _component(name: str, kind: str) -> list[object]:
