@@ -140,7 +140,7 @@ def test_cfg_prints_the_options_and_runs_nothing(calls: Calls, capsys: pytest.Ca
 def test_mistake_is_one_line_and_exit_code_2(
     arguments: list[str], named: str, stub: Callable[..., None], calls: Calls, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def view(path: str, episodes: str | None, save: str | None) -> None:
+    def view(path: str, episodes: str | None, side_by_side: bool, save: str | None) -> None:
         raise AssertionError("ran")
 
     stub("view", view)

@@ -11,9 +11,11 @@ import pytest
 import zarr
 
 from vla import cli
-from vla.data import info
 from vla.datasets.episodes import EpisodeStore
-from vla.types import Episode
+from vla.datasets.questions import Question
+from vla.datasets.vqa import VqaItem, VqaStore
+from vla.datatools.info import describe
+from vla.types import Episode, Span
 
 Make = Callable[..., Episode]
 
@@ -26,28 +28,98 @@ def path(tmp_path: Path, make_episode: Make) -> Path:
     return tmp_path / "store"
 
 
+def info(path: Path) -> str:
+    with EpisodeStore.open(path) as store:
+        return "\n".join(describe(store))
+
+
 def test_info_says_what_is_there(path: Path) -> None:
     text = info(path)
-    for words in ("3 episodes of toy, 1 successful", "15 steps", "4 to 6 an episode", "front 10x8", "2 x lift ring 0"):
+    for words in ("3 episodes of toy, 1 successful (33.3%)", "15 steps", "4 to 6 an episode", "2 x lift ring 0 (0%)"):
         assert words in text
+    assert "time between steps: median 100 ms (10 Hz)" in text
     statistics = EpisodeStore.open(path).statistics()["action"]
     (line,) = (line for line in text.splitlines() if "action grip [rad]" in line)
     assert f"{statistics.q01[2]:.3f}" in line and f"{statistics.max[2]:.3f}" in line
+    assert "!" not in text
 
 
-def test_info_counts_outliers(tmp_path: Path, make_episode: Make) -> None:
-    episode = make_episode(steps=300)
-    action = episode.action.copy()
-    action[7, 1] = 1e3
+def test_info_lists_every_array_with_its_size(tmp_path: Path, make_episode: Make) -> None:
+    depth = {"wrist": np.full((5, 4, 6), 900, np.uint16)}
+    extras = {"force": np.zeros((5, 3)), "reward": np.zeros(5)}
+    episode = make_episode(spans=(Span(0, 3, "reach"),), paraphrases=("take it",), depth=depth, extras=extras)
+    with EpisodeStore.create(tmp_path / "store", episode.embodiment, "lz4", {"recorded by": "a test"}) as store:
+        store.append(episode)
+    text = info(tmp_path / "store")
+    for words in ("images as lz4", "recorded by: a test", "1 sub-tasks in 1", "1 paraphrases in 1", "force in 1 episo"):
+        assert words in text
+    table = text[text.index("bytes a frame") : text.index("instructions")].splitlines()[1:-1]
+    rows = {line.split()[0]: line.split()[1] for line in table}
+    assert rows.pop("index") == "-"
+    assert rows == {
+        "images/front": "10x8",
+        "images/wrist": "10x8",
+        "depth/wrist": "6x4",
+        "action": "3",
+        "state": "2",
+        "time": "-",
+        "extras/force": "3",
+        "extras/reward": "-",
+    }
+    size = sum(file.stat().st_size for file in (tmp_path / "store").rglob("*") if file.is_file())
+    assert sum(float(line.split()[2]) for line in table) == pytest.approx(size / 1e6, abs=0.05)
+
+
+def test_info_flags_what_stands_out(tmp_path: Path, make_episode: Make) -> None:
+    episodes = [make_episode(seed, steps=40) for seed in range(8)]
+    action, state = episodes[1].action.copy(), episodes[2].state.copy()
+    action[7, 1], state[3:5, 0] = 1e3, -1e3
+    late, back = episodes[3].time.copy(), episodes[4].time.copy()
+    late[20:] += 0.3
+    back[6] = back[4]
+    odd = [episodes[0], replace(episodes[1], action=action), replace(episodes[2], state=state)]
+    odd += [replace(episodes[3], time=late), replace(episodes[4], time=back), *episodes[5:], make_episode(9, steps=2)]
+    with EpisodeStore.create(tmp_path / "store", episodes[0].embodiment) as store:
+        for episode in odd:
+            store.append(episode)
+    lines = info(tmp_path / "store").splitlines()
+    assert [line.strip() for line in lines if line.startswith("  !")] == [
+        "! state lift [rad]: 2 outliers in episode 2",
+        "! action turn [rad]: 1 outliers in episode 1",
+        "! 2 steps are late: frames are missing in episodes 3, 4",
+        "! time does not grow in episode 4",
+        "! much shorter than the others: episode 8",
+    ]
+    assert "longest 400 ms (episode 3)" in "\n".join(lines)
+
+
+def test_info_compares_the_rate_with_the_control_rate(tmp_path: Path, make_episode: Make) -> None:
+    episode = make_episode(steps=20)
     with EpisodeStore.create(tmp_path / "store", episode.embodiment) as store:
-        store.append(replace(episode, action=action))
-    flagged = [line.split()[-1] for line in info(tmp_path / "store").splitlines() if "[rad]" in line]
-    assert flagged == ["-", "-", "-", "1", "-"]
+        store.append(replace(episode, time=np.arange(20) / 8.0))
+    assert "! steps come at 8 Hz, not at the control rate of 10 Hz" in info(tmp_path / "store")
 
 
 def test_info_of_an_empty_store(tmp_path: Path, make_episode: Make) -> None:
     EpisodeStore.create(tmp_path / "store", make_episode().embodiment).close()
     assert "0 episodes of toy" in info(tmp_path / "store")
+
+
+def test_info_of_visual_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    questions = (Question("color", "what color?", "red", "front"), Question("count", "how many?", "2", "front"))
+    store = VqaStore.create(tmp_path / "vqa", ["front"], 8, 10)
+    store.append(
+        [
+            VqaItem({"front": rng.integers(0, 256, (8, 10, 3), np.uint8)}, questions[: 1 + i % 2], "toy")
+            for i in range(9)
+        ]
+    )
+    assert cli.main(["data", "info", str(tmp_path / "vqa")]) == 0
+    text = capsys.readouterr().out
+    assert "9 items with 13 questions" in text and "images 10x8" in text and "9 items from toy" in text
+    kinds = {line.split()[0]: sum(map(int, line.split()[1:])) for line in text.splitlines()[-2:]}
+    assert kinds == {"color": 9, "count": 4}
 
 
 def test_a_sound_store_is_called_sound(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,7 +163,13 @@ def test_repair_removes_what_a_killed_writer_left(path: Path, capsys: pytest.Cap
         (["data", "info", "nowhere.zarr"], "no episode store"),
         (["data", "info", "x", "repair=true"], "belongs to vla data check"),
         (["data", "info"], "path="),
-        (["data", "info", "a", "b"], "cannot use 'b'"),
+        (["data", "info", "a", "b"], "cannot use others=b: it belongs to vla data merge"),
+        (["data", "merge", "a", "b"], "say out="),
+        (["data", "merge", "a", "out=c"], "say others="),
+        (["data", "delete", "a", "out=c", "episodes=1"], "vla data delete cannot use out=c"),
+        (["data", "filter", "a", "out=c", "success=maybe"], "success takes true or false"),
+        (["data", "filter", "a", "out=c", "min_steps=1.5"], "min_steps takes a whole number"),
+        (["data", "split", "a", "out=c", "parts=test"], "parts takes names with their shares"),
     ],
 )
 def test_bad_input_is_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,10 +20,10 @@ MAX_LINES = 400
 
 # From the top down. A module imports from its own layer and from those below, never from above.
 LAYERS = (
-    ("cli", "options", "bench", "benchmarks", "data", "demo", "doctor", "record", "scenes"),
+    ("cli", "options", "bench", "benchmarks", "convert", "data", "datatools", "demo", "doctor", "record", "scenes"),
     ("control", "evaluation", "serving", "training"),
     ("datasets", "envs", "policies", "recording"),
-    ("actions", "images", "inference", "model", "normalize", "processor", "vlm"),
+    ("actions", "images", "inference", "model", "normalize", "page", "processor", "vlm"),
     ("configs", "embodiment", "errors", "scene", "types"),
 )
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}

@@ -47,14 +47,14 @@ def test_a_store_becomes_a_file(
     make_store: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save = tmp_path / "shown.rrd"
-    view(path=str(make_store("x.zarr")), episodes=None, save=str(save))
+    view(path=str(make_store("x.zarr")), episodes=None, side_by_side=False, save=str(save))
     assert all(f"lift ring {i} of x.zarr" in instructions(save) for i in range(3))
     said = capsys.readouterr().out
     assert "episodes 0 to 2 of 3" in said and f"rerun {save}" in said
 
 
 def test_only_the_episodes_asked_for(make_store: Callable[..., Path], tmp_path: Path) -> None:
-    view(path=str(make_store("x.zarr")), episodes="1:2", save=str(tmp_path / "shown.rrd"))
+    view(path=str(make_store("x.zarr")), episodes="1:2", side_by_side=False, save=str(tmp_path / "shown.rrd"))
     shown = instructions(tmp_path / "shown.rrd")
     assert "lift ring 1" in shown and "lift ring 0" not in shown and "lift ring 2" not in shown
 
@@ -62,7 +62,7 @@ def test_only_the_episodes_asked_for(make_store: Callable[..., Path], tmp_path: 
 def test_a_long_store_is_cut_and_says_so(
     make_store: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    view(path=str(make_store("x.zarr", FEW + 3)), episodes=None, save=str(tmp_path / "shown.rrd"))
+    view(path=str(make_store("x.zarr", FEW + 3)), episodes=None, side_by_side=False, save=str(tmp_path / "shown.rrd"))
     assert f"--episodes {FEW}:{FEW + 3}" in capsys.readouterr().out
     assert f"lift ring {FEW} " not in instructions(tmp_path / "shown.rrd")
 
@@ -71,10 +71,10 @@ def test_a_runs_folder_shows_its_rollouts(
     make_store: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_store("demos.zarr")
-    view(path=str(tmp_path), episodes=None, save=str(tmp_path / "one.rrd"))
+    view(path=str(tmp_path), episodes=None, side_by_side=False, save=str(tmp_path / "one.rrd"))
     assert "of demos.zarr" in instructions(tmp_path / "one.rrd")
     make_store("rollouts.zarr")
-    view(path=str(tmp_path), episodes=None, save=str(tmp_path / "two.rrd"))
+    view(path=str(tmp_path), episodes=None, side_by_side=False, save=str(tmp_path / "two.rrd"))
     assert "of rollouts.zarr" in instructions(tmp_path / "two.rrd")
     assert "holds rollouts.zarr, demos.zarr; showing rollouts.zarr" in capsys.readouterr().out
 
@@ -96,7 +96,7 @@ def test_a_mistake_is_named_and_nothing_is_written(
 ) -> None:
     make_store("other.zarr")
     with pytest.raises(InputError, match=named):
-        view(path=str(tmp_path / where), episodes=episodes, save=save and str(tmp_path / save))
+        view(path=str(tmp_path / where), episodes=episodes, side_by_side=False, save=save and str(tmp_path / save))
     assert [path.name for path in tmp_path.iterdir()] == ["other.zarr"]
 
 
@@ -107,7 +107,7 @@ def test_a_lone_number_is_no_range(make_store: Callable[..., Path], capsys: pyte
 
 def test_a_store_without_episodes(make_store: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no episode to show"):
-        view(path=str(make_store("x.zarr", 0)), episodes=None, save=str(tmp_path / "shown.rrd"))
+        view(path=str(make_store("x.zarr", 0)), episodes=None, side_by_side=False, save=str(tmp_path / "shown.rrd"))
 
 
 @given(first=st.integers(0, 50), end=st.integers(0, 50), count=st.integers(1, 50))

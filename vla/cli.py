@@ -19,13 +19,15 @@ from vla.errors import InputError
 
 @dataclass(frozen=True)
 class Command:
-    """`function` is "module:name"; `positional` names the options that arguments without `=` set, in order."""
+    """`function` is "module:name"; `positional` names the options that arguments without `=` set, in order, the last
+    with a * when it takes all that follow. `verbatim` names those whose value is text as typed, commas and all."""
 
     summary: str
     function: str
     about: str
     examples: tuple[str, ...]
     positional: tuple[str, ...] = ()
+    verbatim: tuple[str, ...] = ()
 
 
 COMMANDS = {
@@ -67,12 +69,37 @@ COMMANDS = {
         positional=("path",),
     ),
     "data": Command(
-        "say what a store holds, and whether it is sound",
+        "say what a store holds and whether it is sound; merge, split and edit stores",
         "vla.data:data",
-        "info: episodes, hours, instructions, cameras, size, the range of each state and action component, outliers.\n"
-        "check: reads every episode and compares it with its checksum; exits with 2 where one is damaged.",
-        ("vla data info outputs/pick.zarr", "vla data check outputs/pick.zarr repair=true"),
-        positional=("action", "path"),
+        "info: episodes, hours, instructions, cameras, sizes, the range of each state and action component, outliers.\n"
+        "check: reads every episode and compares it with its checksum; exits with 2 where one is damaged.\n"
+        "merge, split, filter: make new stores of whole episodes; images are copied as they are coded.\n"
+        "delete, edit, rename: change a store in its place, in one step: who reads it opens it again.",
+        (
+            "vla data info outputs/pick.zarr html=outputs/pick.html",
+            "vla data check outputs/pick.zarr repair=true",
+            "vla data merge a.zarr b.zarr c.zarr out=all.zarr",
+            "vla data split all.zarr out=parts 'parts={train: 0.9, test: 0.1}'",
+            "vla data filter all.zarr out=red.zarr success=true 'instruction=*red*' min_steps=20",
+            "vla data delete all.zarr episodes=3,7,9:12",
+            "vla data edit all.zarr episodes=5 'instruction=lift it, slowly' 'paraphrases=[take it, raise it]'",
+            "vla data rename all.zarr robot=so101 'cameras={top: front}' 'instructions={old words: new words}'",
+        ),
+        positional=("action", "path", "*others"),
+        verbatim=("episodes", "instruction"),
+    ),
+    "convert": Command(
+        "episodes and questions from other formats, and to LeRobot",
+        "vla.convert:convert",
+        "Reads LeRobotDatasets (v3, v2.1, local or on the hub), HDF5 of robomimic, LIBERO and ALOHA, diffusion-policy\n"
+        "zarr, RLDS, and sets of visual questions; writes our zarr store or a LeRobotDataset v3, and reads it back.\n"
+        "The same command again goes on after the last episode of a store.",
+        (
+            "vla convert lerobot/svla_so101_pickplace outputs/pickplace.zarr codec=webp",
+            "vla convert outputs/pick.zarr outputs/pick-lerobot",
+            "vla convert data/bridge_dataset outputs/bridge.zarr episodes=0:100",
+        ),
+        positional=("src", "dst"),
     ),
     "doctor": Command(
         "say what this machine lacks and how to get it",
@@ -112,7 +139,8 @@ def help_of(name: str) -> str:
     """What `vla NAME --help` prints: purpose, examples, and the options with their defaults."""
     command = COMMANDS[name]
     options = (files("vla.configs") / f"{name}.yaml").read_text()
-    head = " ".join(("usage: vla", name, *(option.upper() for option in command.positional), "[KEY=VALUE ...]"))
+    free = (f"[{o[1:].upper()} ...]" if o.startswith("*") else o.upper() for o in command.positional)
+    head = " ".join(("usage: vla", name, *free, "[KEY=VALUE ...]"))
     return "\n".join(
         (
             f"{head}\n\n{command.about}\n\nExamples:",
@@ -129,6 +157,7 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[list[str], frozenset[str
     """Splits a command's arguments into Hydra overrides and the flags among help, multirun and cfg."""
     flags = {"-h": "help", "--help": "help", "-m": "multirun", "--multirun": "multirun", "--cfg": "cfg"}
     overrides: list[str] = []
+    others: list[str] = []
     found: set[str] = set()
     rest = iter(arguments)
     for argument in rest:
@@ -138,17 +167,19 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[list[str], frozenset[str
             override = argument[2:] if "=" in argument else f"{argument[2:]}={next(rest, '')}"
             if override.endswith("="):
                 raise InputError(f"{argument} needs a value; see `vla {name} --help`")
-            overrides.append(override)
+            overrides.append(_verbatim(name, override))
         elif argument.startswith("-"):
             raise InputError(f"unknown flag {argument}; `vla {name} --help` lists what there is")
         elif OVERRIDE.match(argument):
-            overrides.append(argument)
-        elif free := _free_positional(name, overrides):
-            # Hydra's grammar: a backslash is doubled only where a quote follows.
-            escaped = re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + m[2].replace("'", r"\'"), argument)
-            overrides.append(f"{free}='{escaped}'")
+            overrides.append(_verbatim(name, argument))
+        elif (free := _free_positional(name, overrides)) and free.startswith("*"):
+            others.append(_quoted(argument))
+        elif free:
+            overrides.append(f"{free}={_quoted(argument)}")
         else:
             raise InputError(f"cannot use {argument!r}: options are written KEY=VALUE; see `vla {name} --help`")
+    if others:
+        overrides.append(f"{COMMANDS[name].positional[-1][1:]}=[{','.join(others)}]")
     return overrides, frozenset(found)
 
 
@@ -156,6 +187,19 @@ def _free_positional(name: str, overrides: Sequence[str]) -> str | None:
     """The first positional option of a command that is not set yet."""
     given = {override.partition("=")[0] for override in overrides}
     return next((option for option in COMMANDS[name].positional if option not in given), None)
+
+
+def _quoted(text: str) -> str:
+    """Text as Hydra's grammar quotes it: a backslash is doubled only where a quote follows."""
+    escaped = re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + m[2].replace("'", r"\'"), text)
+    return f"'{escaped}'"
+
+
+def _verbatim(name: str, override: str) -> str:
+    """The override, its value quoted where it is text as typed."""
+    key, _, value = override.partition("=")
+    already = re.fullmatch(r"""'[^'\\]*'|"[^"\\]*\"""", value)
+    return f"{key}={_quoted(value)}" if key in COMMANDS[name].verbatim and not already else override
 
 
 def execute(name: str, arguments: Sequence[str]) -> None:

@@ -1,91 +1,53 @@
-"""`vla data`: what a store holds, and whether it is sound."""
+"""`vla data`: what a store holds, whether it is sound, and stores made from stores."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+import inspect
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
-
+from vla.datasets.episodes import EpisodeStore
+from vla.datatools.copies import filter, merge, split
+from vla.datatools.edits import delete, edit, rename
+from vla.datatools.info import info
 from vla.errors import InputError
 
-if TYPE_CHECKING:
-    from vla.datasets.episodes import EpisodeStore
 
-ACTIONS = ("info", "check")
-SHOWN = 10
-"""Instructions that `info` lists."""
-FAR = 3.0
-"""An outlier lies this many times the range of 98 % of the values beyond that range."""
+def data(*, action: str, path: str, **options: object) -> None:
+    """Does one of `ACTIONS` to the store at `path`; options that are None are not given.
 
-
-def data(*, action: str, path: str, repair: bool) -> None:
-    """Prints what the episode store at `path` holds ("info"), or verifies every byte of it ("check").
-
-    `repair` also removes what a killed writer left behind. Raises InputError for an unknown action, for what is no
-    episode store, and when an episode is damaged.
+    Raises InputError, before anything is written, for an unknown action, and for an option that it does not take,
+    that is of another type, or that is missing.
     """
     if action not in ACTIONS:
-        raise InputError(f"vla data can do {' and '.join(ACTIONS)}, not {action!r}")
-    if repair and action != "check":
-        raise InputError("repair=true belongs to vla data check")
-    if action == "info":
-        print(info(Path(path)))
-    else:
-        check(Path(path), repair)
+        raise InputError(f"vla data can {', '.join(ACTIONS)}, not {action!r}")
+    function = ACTIONS[action]
+    parameters = inspect.signature(function).parameters
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, value in given.items():
+        if name not in parameters:
+            owners = " and ".join(known for known in ACTIONS if name in inspect.signature(ACTIONS[known]).parameters)
+            value = " ".join(map(str, value)) if name == "others" and isinstance(value, list) else value
+            raise InputError(f"vla data {action} cannot use {name}={value}: it belongs to vla data {owners}")
+        kind, words = TYPES[name]
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise InputError(f"{name}={value}: {name} takes {words}")
+    needed = [name for name, parameter in list(parameters.items())[1:] if parameter.default is parameter.empty]
+    if missing := [name for name in needed if name not in given]:
+        raise InputError(f"vla data {action}: say {', '.join(f'{name}=…' for name in missing)}; see vla data --help")
+    function(path, **given)
 
 
-def info(path: Path) -> str:
-    """A summary to read; no image is decoded. Raises InputError when there is no readable store at `path`."""
-    from vla.datasets.episodes import EpisodeStore
-
-    with EpisodeStore.open(path) as store:
-        summary = store.summary
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        cameras = ", ".join(f"{name} {width}x{height}" for name, (height, width) in summary.images.items())
-        lengths = [record.length for record in store.records] or [0]
-        lines = [
-            f"{path}: {summary.episodes} episodes of {summary.embodiment}, {summary.successes} successful",
-            f"  {summary.frames} steps, {summary.seconds / 3600:.2f} h at {store.embodiment.control_hz:g} Hz, "
-            f"{min(lengths)} to {max(lengths)} an episode (mean {np.mean(lengths):.0f})",
-            f"  {size / 1e6:.1f} MB; cameras: {cameras or 'none yet'}",
-            f"  {len(summary.instructions)} instructions:",
-        ]
-        common = sorted(summary.instructions.items(), key=lambda item: -item[1])
-        lines += [f"    {count:6} x {text}" for text, count in common[:SHOWN]]
-        if len(common) > SHOWN:
-            lines.append(f"    {sum(count for _, count in common[SHOWN:]):6} x others")
-        if len(store):
-            lines += _table(store)
-    return "\n".join(lines)
-
-
-def _table(store: EpisodeStore) -> list[str]:
-    """A line for each component of state and action: quantiles, extremes, and how many values are outliers."""
-    lines = [f"  {'':28}{'1 %':>10}{'99 %':>10}{'min':>10}{'max':>10}  outliers"]
-    for kind, statistics in store.statistics().items():
-        values = getattr(store, kind)
-        low, high = statistics.q01, statistics.q99
-        margin = FAR * (high - low)
-        outliers = ((values < low - margin) | (values > high + margin)).sum(axis=0)
-        for i, name in enumerate(getattr(store.embodiment, kind)):
-            numbers = (low[i], high[i], statistics.min[i], statistics.max[i])
-            row = "".join(f"{number:10.3f}" for number in numbers)
-            lines.append(f"  {f'{kind} {name}':28}{row}  {outliers[i] or '-'}")
-    return lines
-
-
-def check(path: Path, repair: bool) -> None:
+def check(path: str, *, repair: bool = False) -> None:
     """Reads every episode and compares it with its checksum. Raises InputError that lists the damaged ones.
 
-    With `repair`, what lies beyond the last whole episode is removed, and half-written files are.
+    With `repair`, what lies beyond the last whole episode is removed, half-written files are, and so is the lock that
+    a killed writer left in an object store.
     """
     from tqdm import tqdm
 
-    from vla.datasets.episodes import EpisodeStore
-
     damaged = []
-    with EpisodeStore.open(path, "a" if repair else "r") as store:
+    with EpisodeStore.open(path, "a" if repair else "r", break_lock=repair) as store:
         for index in tqdm(range(len(store)), desc="check", unit="episode"):
             try:
                 store[index]
@@ -100,3 +62,33 @@ def check(path: Path, repair: bool) -> None:
     if damaged:
         raise InputError(f"{len(damaged)} of {count} episodes of {path} are damaged: {'; '.join(damaged)}")
     print(f"{path}: {count} episodes, all sound")
+
+
+ACTIONS: dict[str, Callable[..., None]] = {
+    "info": info,
+    "check": check,
+    "merge": merge,
+    "split": split,
+    "filter": filter,
+    "delete": delete,
+    "edit": edit,
+    "rename": rename,
+}
+TYPES: dict[str, tuple[Any, str]] = {
+    "others": (list, "paths of stores"),
+    "out": (str, "a path"),
+    "html": (str, "a file"),
+    "episodes": (str, "numbers and ranges: 3,7,9:12"),
+    "success": (bool, "true or false"),
+    "instruction": (str, "a text"),
+    "paraphrases": (list, "a list of texts: 'paraphrases=[lift it, pick it up]'"),
+    "min_steps": (int, "a whole number"),
+    "max_steps": (int, "a whole number"),
+    "parts": (dict, "names with their shares: 'parts={train: 0.9, test: 0.1}'"),
+    "seed": (int, "a whole number"),
+    "robot": (str, "a name"),
+    "cameras": (dict, "names: 'cameras={old: new}'"),
+    "instructions": (dict, "texts: 'instructions={old words: new words}'"),
+    "repair": (bool, "true or false"),
+}
+"""The type of each option, and how it is written."""

@@ -98,14 +98,19 @@ def training_curve(losses: Mapping[str, Points], history: Sequence[Mapping[str, 
 
 def panel_svg(panel: Panel) -> str:
     """The panel as an `<svg>` element, its text left to the page's font."""
+    return svg((3.8, 2.7), lambda axes: draw(axes, panel))
+
+
+def svg(size: tuple[float, float], paint: Callable[[Axes], None]) -> str:
+    """What `paint` draws on axes of that size [inch], as an `<svg>` element."""
     buffer = io.StringIO()
 
     def save(figure: Figure, axes: Sequence[Axes]) -> None:
-        draw(axes[0], panel)
+        paint(axes[0])
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
 
-    _with_axes(1, (3.8, 2.7), save)
+    _with_axes(1, size, save)
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 
@@ -120,8 +125,6 @@ def draw(axes: Axes, panel: Panel) -> None:
         axes.plot(
             *zip(*points, strict=True), color=panel.colors[name], linewidth=2, marker=dot, markersize=3.5, label=name
         )
-    axes.set_title(panel.title, loc="left", color=GREY, fontsize=11)
-    axes.set_xlabel("step", color=GREY)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if panel.log:
@@ -130,13 +133,20 @@ def draw(axes: Axes, panel: Panel) -> None:
         axes.yaxis.set_major_formatter(ScalarFormatter())
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylim(panel.low, panel.high)
+    style(axes, panel.title, "step")
+    if len(panel.lines) > 1:
+        axes.legend(frameon=False, labelcolor=GREY, fontsize=9)
+
+
+def style(axes: Axes, title: str, x: str) -> None:
+    """The look of all plots: grey, two spines, a light grid."""
+    axes.set_title(title, loc="left", color=GREY, fontsize=11)
+    axes.set_xlabel(x, color=GREY)
     axes.grid(color=GREY, alpha=0.2, linewidth=0.6)
     axes.tick_params(which="both", colors=GREY, length=0)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(GREY)
-    if len(panel.lines) > 1:
-        axes.legend(frameon=False, labelcolor=GREY, fontsize=9)
 
 
 def running_mean(points: Points) -> list[tuple[int, float]]:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from vla.evaluation.plots import panel_svg, panels
 from vla.evaluation.rollout import Result
 from vla.evaluation.vqa import POINT_TOLERANCE, parse_point, score
+from vla.page import bar, file_uri, image_uri, percent, section, tile, write_page
 
-MEDIA = {".mp4": "video/mp4", ".gif": "image/gif", ".png": "image/png"}
 PHASES = ("record", "train", "evaluate")
 
 
@@ -56,26 +51,14 @@ def write_report(
     sections = (
         _headline(summary, note),
         _tiles(summary),
-        _section("Two episodes", _clips(videos, results)),
-        _section("Training", _curves(losses, history)),
-        _section("Visual questions", _bars(summary) + _samples(samples)),
-        _section("Episodes", _episodes(results)),
-        _section("How it was made", _made(summary)),
-        _section("Look further", _commands(out)),
+        section("Two episodes", _clips(videos, results)),
+        section("Training", _curves(losses, history)),
+        section("Visual questions", _bars(summary) + _samples(samples)),
+        section("Episodes", _episodes(results)),
+        section("How it was made", _made(summary)),
+        section("Look further", _commands(out)),
     )
-    style = (files("vla") / "assets" / "report.css").read_text(encoding="utf-8")
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>vla report</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(sections)
-        + "\n</main>\n</body>\n</html>\n"
-    )
-    path = out / "report.html"
-    unfinished = path.with_name(f".{path.name}.partial")
-    unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, path)
-    return path
+    return write_page(out / "report.html", "vla report", sections)
 
 
 def _headline(summary: Mapping[str, Any], note: str) -> str:
@@ -83,10 +66,10 @@ def _headline(summary: Mapping[str, Any], note: str) -> str:
     swapped = summary["instruction_swap_success"]
     lead = (
         f"In {summary['episodes']} unseen scenes the policy did what it was told in "
-        f"<b>{_percent(summary['success_rate'])}</b> (95\N{NO-BREAK SPACE}% interval {100 * low:.0f}–{_percent(high)})."
+        f"<b>{percent(summary['success_rate'])}</b> (95\N{NO-BREAK SPACE}% interval {100 * low:.0f}–{percent(high)})."
     )
     if swapped is not None:
-        lead += f" Told of another object in the same scenes, it succeeded in <b>{_percent(swapped)}</b>."
+        lead += f" Told of another object in the same scenes, it succeeded in <b>{percent(swapped)}</b>."
     return (
         f'<h1>From demonstrations to a moving arm</h1>\n<p class="lead">{lead}</p>\n<p class="soft">{escape(note)}</p>'
     )
@@ -96,7 +79,7 @@ def _tiles(summary: Mapping[str, Any]) -> str:
     low, high = summary["success_ci95"]
     flat, scratch = _headline_values(summary), _headline_values(summary.get("from_scratch_reference") or {})
     below = {
-        "success": f"95\N{NO-BREAK SPACE}% CI: {100 * low:.0f}–{_percent(high)}",
+        "success": f"95\N{NO-BREAK SPACE}% CI: {100 * low:.0f}–{percent(high)}",
         "swap success": "told of another object",
         "wrong object": "took what was not named",
         "VQA accuracy": f"mean of {len(summary['vqa_accuracy'])} kinds, held out",
@@ -106,8 +89,7 @@ def _tiles(summary: Mapping[str, Any]) -> str:
     tiles = []
     for name, text in below.items():
         beside = f'<span class="beside">from scratch: {scratch[name]}</span>' if name in scratch else ""
-        value = flat.get(name, "–")
-        tiles.append(f'<div class="tile card"><span>{name}</span><b>{value}</b><span>{text}</span>{beside}</div>')
+        tiles.append(tile(name, flat.get(name, "–"), text, beside))
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
 
@@ -115,10 +97,10 @@ def _headline_values(summary: Mapping[str, Any]) -> dict[str, str]:
     """The numbers of the tiles, as text; those that the summary lacks are left out."""
     kinds, minutes = summary.get("vqa_accuracy") or {}, summary.get("minutes") or {}
     values = {
-        "success": _percent(summary.get("success_rate")),
-        "swap success": _percent(summary.get("instruction_swap_success")),
-        "wrong object": _percent(summary.get("wrong_object_rate")),
-        "VQA accuracy": _percent(float(np.mean(list(kinds.values()))) if kinds else None),
+        "success": percent(summary.get("success_rate")),
+        "swap success": percent(summary.get("instruction_swap_success")),
+        "wrong object": percent(summary.get("wrong_object_rate")),
+        "VQA accuracy": percent(float(np.mean(list(kinds.values()))) if kinds else None),
         "minutes": f"{minutes['total']:.1f}" if "total" in minutes else "",
         "parameters": _millions(summary["params"]) if "params" in summary else "",
     }
@@ -132,9 +114,9 @@ def _clips(videos: Mapping[str, Path], results: Sequence[Result]) -> str:
         count = sum(result.success is happened for result in results)
         if path is not None:
             media = (
-                f'<video src="{_data_uri(path)}" autoplay loop muted playsinline controls></video>'
+                f'<video src="{file_uri(path)}" autoplay loop muted playsinline controls></video>'
                 if path.suffix == ".mp4"
-                else f'<img src="{_data_uri(path)}" alt="a {kind}">'
+                else f'<img src="{file_uri(path)}" alt="a {kind}">'
             )
             figures.append(f'<figure class="card">{media}<figcaption>a {kind}, one of {count}</figcaption></figure>')
         else:
@@ -153,21 +135,13 @@ def _curves(losses: Mapping[str, Sequence[tuple[int, float]]], history: Sequence
 
 
 def _bars(summary: Mapping[str, Any]) -> str:
-    rows = [_bar(kind, value) for kind, value in summary["vqa_accuracy"].items()]
+    rows = [bar(kind, value, percent(value)) for kind, value in summary["vqa_accuracy"].items()]
     if (real := summary.get("real_vqa_accuracy")) is not None:
-        rows.append(_bar("easy-vqa", real, "real"))
+        rows.append(bar("easy-vqa", real, percent(real), "real"))
     text = f"Accuracy on held-out images. A point is right within {POINT_TOLERANCE:.0%} of the image's width."
     if real is not None:
         text += " easy-vqa: a public set of drawn shapes, not of this simulator."
     return f'<div class="bars">{"".join(rows)}</div><p class="soft">{text}</p>'
-
-
-def _bar(name: str, value: float, style: str = "") -> str:
-    width = f"{100 * value:.1f}%"
-    return (
-        f'<div class="bar {style}"><span>{escape(name)}</span><i><u style="width:{width}"></u></i>'
-        f"<b>{_percent(value)}</b></div>"
-    )
 
 
 def _samples(samples: Sequence[Sample]) -> str:
@@ -181,7 +155,7 @@ def _sample(sample: Sample) -> str:
     right = score(sample.kind, sample.prediction, sample.answer) == 1
     answer = f'<span class="{"good" if right else "bad"}">{"✓" if right else "✗"} {escape(sample.prediction)}</span>'
     truth = "" if right and sample.kind != "point" else f'<span class="soft">true: {escape(sample.answer)}</span>'
-    picture = f'<img src="{_png_uri(sample.image)}" alt="{escape(sample.question)}">{_markers(sample)}'
+    picture = f'<img src="{image_uri(sample.image)}" alt="{escape(sample.question)}">{_markers(sample)}'
     return (
         f'<figure class="card"><div class="picture">{picture}</div>'
         f"<figcaption><span>{escape(sample.question)}</span>{answer}{truth}</figcaption></figure>"
@@ -263,23 +237,5 @@ def _commands(out: Path) -> str:
     return f'<pre class="card">{escape(chr(10).join(lines or ["vla --help"]))}</pre>'
 
 
-def _section(title: str, body: str) -> str:
-    return f"<section>\n<h2>{title}</h2>\n{body}\n</section>"
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.0f}\N{NO-BREAK SPACE}%"
-
-
 def _millions(count: int) -> str:
     return f"{count / 1e6:.1f}\N{NO-BREAK SPACE}M"
-
-
-def _data_uri(path: Path) -> str:
-    return f"data:{MEDIA[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def _png_uri(image: UInt8[np.ndarray, "h w 3"]) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

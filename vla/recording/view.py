@@ -1,4 +1,4 @@
-"""`vla view`: recorded episodes in Rerun."""
+"""`vla view`: episodes in Rerun, of our stores and of any format that we read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from vla.datasets.episodes import EpisodeStore
+from vla.datasets.formats.registry import open_episodes
 from vla.errors import InputError
 
 STORES = ("rollouts.zarr", "demos.zarr")
@@ -15,25 +15,33 @@ STORES = ("rollouts.zarr", "demos.zarr")
 FEW = 20
 """How many episodes are shown unless others are asked for: a viewer holds them all in memory."""
 
+ABREAST = 4
+"""Episodes that can stand side by side."""
 
-def view(*, path: str, episodes: str | int | None, save: str | None) -> None:
-    """Shows episodes of a store, or of a run's folder that holds one, in the viewer or as the file `save` (.rrd).
+
+def view(*, path: str, episodes: str | int | None, side_by_side: bool, save: str | None) -> None:
+    """Shows episodes of a store, of a run's folder that holds one, or of any format that `vla convert` reads, in the
+    viewer or as the file `save` (.rrd).
 
     `episodes` is FIRST:END with END left out; either may be missing. Raises InputError, before anything is written,
-    when there is no store, no such episode, or no screen for the viewer.
+    when there is nothing to show, no such episode, too many for `side_by_side`, or no screen for the viewer.
     """
     from vla.recording.replay import replay
 
-    store = EpisodeStore.open(find_store(Path(path)))
+    path = path if "://" in path else str(find_store(Path(path)))
+    source = open_episodes(path)
     # A lone number on the command line arrives as one.
-    chosen = choose(None if episodes is None else str(episodes), len(store))
+    chosen = choose(None if episodes is None else str(episodes), len(source))
+    if side_by_side and len(chosen) > ABREAST:
+        raise InputError(f"{len(chosen)} episodes are too many side by side: choose up to {ABREAST}, episodes=0:3")
     if save is None and not has_screen():
         raise InputError("there is no screen for the viewer: write a file with --save x.rrd, and open it elsewhere")
-    shown = f"episodes {chosen.start} to {chosen.stop - 1} of {len(store)}" if len(store) > 1 else "its one episode"
-    print(f"{store.path}: {shown}")
-    if episodes is None and len(chosen) < len(store):
-        print(f"  the others: --episodes {chosen.stop}:{min(chosen.stop + FEW, len(store))}")
-    replay((store[index] for index in chosen), save)
+    shown = f"episodes {chosen.start} to {chosen.stop - 1} of {len(source)}" if len(source) > 1 else "its one episode"
+    print(f"{path}: {shown}")
+    if episodes is None and len(chosen) < len(source):
+        print(f"  the others: --episodes {chosen.stop}:{min(chosen.stop + FEW, len(source))}")
+    names = [f"episode {index}" for index in chosen] if side_by_side else []
+    replay((source[index] for index in chosen), save, names)
     if save is not None:
         print(f"wrote {save} ({Path(save).stat().st_size / 1e6:.1f} MB); open it with: rerun {save}")
 
@@ -41,15 +49,14 @@ def view(*, path: str, episodes: str | int | None, save: str | None) -> None:
 def find_store(path: Path) -> Path:
     """`path` itself, or the store in it that comes first in `STORES`; says so where there are several.
 
-    Raises InputError when `path` is a folder without either.
+    Raises InputError when `path` is a folder of stores of other names.
     """
-    if not path.is_dir() or (path / "zarr.json").is_file():
-        return path
     found = [path / name for name in STORES if (path / name).is_dir()]
     if not found:
         others = ", ".join(str(other) for other in sorted(path.glob("*.zarr")))
-        advice = f"give one of {others}" if others else "give the path of an episode store"
-        raise InputError(f"{path} holds neither {' nor '.join(STORES)}: {advice}")
+        if others:
+            raise InputError(f"{path} holds neither {' nor '.join(STORES)}: give one of {others}")
+        return path
     if len(found) > 1:
         print(f"{path} holds {', '.join(store.name for store in found)}; showing {found[0].name}")
     return found[0]

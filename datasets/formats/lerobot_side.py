@@ -1,0 +1,92 @@
+"""What a LeRobot dataset has no place for, in one JSON file of its meta folder: meta/vla.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vla.embodiment import Embodiment
+from vla.errors import InputError
+from vla.types import Episode, Span
+
+FORMAT = "vla.lerobot-side"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class SideEpisode:
+    """What the features of an episode do not say."""
+
+    length: int
+    instruction: str
+    success: bool
+    info: Mapping[str, Any]
+    paraphrases: Sequence[str]
+    spans: Sequence[Sequence[Any]]
+    """(start, stop, instruction) each."""
+    absent: Sequence[str] = ()
+    """Streams that other episodes have and this one has not, by their names in our store: "points", "depth/wrist"."""
+
+    @classmethod
+    def of(cls, episode: Episode, absent: Sequence[str]) -> SideEpisode:
+        return cls(
+            length=len(episode),
+            instruction=episode.instruction,
+            success=bool(episode.success),
+            info=dict(episode.info),
+            paraphrases=list(episode.paraphrases),
+            spans=[[span.start, span.stop, span.instruction] for span in episode.spans],
+            absent=list(absent),
+        )
+
+    def as_spans(self) -> tuple[Span, ...]:
+        return tuple(Span(*span) for span in self.spans)
+
+
+@dataclass(frozen=True)
+class Side:
+    """The file's content. `rows` holds the shape of a step of each extra, where LeRobot's schema loses it."""
+
+    embodiment: Embodiment
+    provenance: Mapping[str, Any]
+    episodes: Sequence[SideEpisode]
+    rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    def write(self, root: Path) -> None:
+        """Raises InputError when an episode's info holds something that JSON cannot."""
+        content = {"format": FORMAT, "version": VERSION, **asdict(self), "embodiment": self.embodiment.to_dict()}
+        try:
+            text = json.dumps(content)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"an episode's info cannot be stored as JSON: {error}") from error
+        (root / "meta" / "vla.json").write_text(text)
+
+    @classmethod
+    def read(cls, root: Path, lengths: Sequence[int]) -> Side | None:
+        """The dataset's file; None where there is none. `lengths` are those of the dataset's episodes.
+
+        Raises InputError when it is damaged, newer, or of other episodes.
+        """
+        path = root / "meta" / "vla.json"
+        if not path.is_file():
+            return None
+        try:
+            content = json.loads(path.read_text())
+            if content["format"] != FORMAT or content["version"] != VERSION:
+                raise InputError(f"{path} has version {content['version']} of {content['format']}, not {VERSION}")
+            side = cls(
+                embodiment=Embodiment.from_dict(content["embodiment"]),
+                provenance=content["provenance"],
+                episodes=[SideEpisode(**episode) for episode in content["episodes"]],
+                rows=content["rows"],
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path} is damaged ({error}): remove it to read the dataset without it") from error
+        if [episode.length for episode in side.episodes] != list(lengths):
+            raise InputError(f"{path} is of other episodes: the dataset was edited; remove it to read without it")
+        return side

@@ -1,0 +1,289 @@
+"""Episodes of a LeRobot dataset, of whichever version its files are."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped, UInt8, UInt16
+
+from vla.datasets.formats.columns import concatenate, extremes
+from vla.datasets.formats.lerobot_features import (
+    CHUNKS,
+    COUNTERS,
+    KNOWN,
+    POINTS,
+    TIME,
+    FeatureMap,
+    Features,
+    names_of,
+    row_shape,
+)
+from vla.datasets.formats.lerobot_side import Side
+from vla.embodiment import Embodiment
+from vla.errors import InputError
+from vla.types import Episode, Span
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from vla.datasets.formats.video_frames import VideoReader
+
+Info = Mapping[str, Any]
+
+
+@runtime_checkable
+class LeRobotFiles(Protocol):
+    """The files of one version: where each episode's rows and frames are."""
+
+    root: Path
+    info: Info
+    """meta/info.json."""
+    lengths: Sequence[int]
+    """Steps of each episode."""
+    tasks: Mapping[int, str]
+
+    def rows(self, index: int, columns: Sequence[str]) -> pa.Table:
+        """The columns of episode `index`, a row a step."""
+        ...
+
+    def video(self, index: int, feature: str) -> tuple[Path, float]:
+        """The file that holds the frames of episode `index`, and the time [s] of its first one in it."""
+        ...
+
+    def details(self, index: int) -> dict[str, Any]:
+        """What else the dataset says of episode `index`, in JSON values."""
+        ...
+
+    def columns(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """The columns of all episodes, in parts of bounded size."""
+        ...
+
+
+class LeRobotSource:
+    """An `EpisodeSource` over LeRobot files: each episode is decoded when it is asked for."""
+
+    def __init__(self, files: LeRobotFiles, features: FeatureMap, side: Side | None = None) -> None:
+        self._files = files
+        self._map = features
+        self._side = side
+        self._schema: Features = files.info["features"]
+        self._videos: dict[str, VideoReader] = {}
+
+    def __len__(self) -> int:
+        return len(self._files.lengths)
+
+    @cached_property
+    def embodiment(self) -> Embodiment:
+        """As the side file has it; else the robot's type, the features' names, and the extremes of the actions."""
+        state, action = (names_of(keys, self._schema) for keys in (self._map.state, self._map.action))
+        side = self._side.embodiment if self._side else None
+        if side and (len(side.state), len(side.action)) == (len(state), len(action)):
+            same = set(side.cameras) == set(self._map.cameras)
+            return side if same else replace(side, cameras=tuple(self._map.cameras))
+        parts = (self._numbers(table, self._map.action) for table in self._files.columns(self._map.action))
+        low, high = extremes(parts, len(action))
+        return Embodiment(
+            name=self._files.info.get("robot_type") or self._files.root.name,
+            cameras=tuple(self._map.cameras),
+            state=state,
+            action=action,
+            action_low=low,
+            action_high=high,
+            control_hz=float(self._files.info["fps"]),
+        )
+
+    @cached_property
+    def provenance(self) -> Mapping[str, Any]:
+        """The schema and the part that each feature has: `lerobot_v3_writer` writes them back as they were."""
+        info = self._files.info
+        kept = {key: info[key] for key in ("robot_type", "license") if info.get(key)}
+        origin = self._side.provenance if self._side else {}
+        if origin and origin.get("format") != "lerobot":
+            kept["origin"] = dict(origin)
+        return {
+            "format": "lerobot",
+            "version": info["codebase_version"],
+            "name": self._files.root.name,
+            "fps": info["fps"],
+            "features": {key: dict(feature) for key, feature in self._schema.items() if key not in COUNTERS},
+            **self._map.to_dict(),
+            "regular_time": self._has_regular_time(),
+            **kept,
+        }
+
+    def __getitem__(self, index: int) -> Episode:
+        if not 0 <= index < len(self):
+            raise IndexError(f"episode {index} of {len(self)}")
+        try:
+            return self._read(index)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"episode {index} of {self._files.root} cannot be read: {error}") from error
+
+    def _read(self, index: int) -> Episode:
+        visual = (*self._map.cameras.values(), *self._map.depth.values())
+        inline = [key for key in visual if self._schema[key]["dtype"] == "image"]
+        own = [key for key in self._schema if key.startswith("vla.")]
+        wanted = ("timestamp", "task_index", *self._map.state, *self._map.action, *self._map.texts, *own, *inline)
+        table = self._files.rows(index, [*wanted, *(key for key in self._map.extras if self._is_column(key))])
+        steps = self._files.lengths[index]
+        if table.num_rows != steps:
+            raise InputError(f"it has {table.num_rows} rows, its metadata say {steps}")
+        timestamps = numbers(table["timestamp"], "float32", ()).astype(np.float64)
+        instruction, spans = self._tasks(numbers(table["task_index"], "int64", ()))
+        rows = {TIME: (), POINTS: (-1, 2), CHUNKS: (-1, len(self.embodiment.action))}
+        own_values = {
+            key: self._column(table, key).reshape(steps, *row) for key, row in rows.items() if key in self._schema
+        }
+        details = self._files.details(index)
+        texts = {key: table[key].to_pylist() for key in self._map.texts}
+        episode = Episode(
+            images={name: self._frames(index, table, key, timestamps) for name, key in self._map.cameras.items()},
+            state=self._numbers(table, self._map.state),
+            action=self._numbers(table, self._map.action),
+            time=own_values.get(TIME, timestamps),
+            instruction=instruction,
+            embodiment=self.embodiment,
+            success=self._success(table),
+            info=details | ({"steps": texts} if texts else {}),
+            chunks=own_values.get(CHUNKS),
+            points=own_values.get(POINTS),
+            spans=spans,
+            depth={name: self._depth(index, table, key, timestamps) for name, key in self._map.depth.items()},
+            extras={key: self._extra(index, table, key, timestamps) for key in self._map.extras},
+        )
+        return episode if self._side is None else self._with_side(episode, self._side, index)
+
+    def _with_side(self, episode: Episode, side: Side, index: int) -> Episode:
+        known = side.episodes[index]
+        rows = {name: tuple(shape) for name, shape in side.rows.items()}
+        return replace(
+            episode,
+            instruction=known.instruction,
+            success=known.success,
+            info=dict(known.info),
+            paraphrases=tuple(known.paraphrases),
+            spans=known.as_spans(),
+            points=None if "points" in known.absent else episode.points,
+            chunks=None if "chunks" in known.absent else episode.chunks,
+            depth={name: maps for name, maps in episode.depth.items() if f"depth/{name}" not in known.absent},
+            extras={
+                name: values.reshape(len(episode), *rows.get(name, values.shape[1:]))
+                for name, values in episode.extras.items()
+                if f"extras/{name}" not in known.absent
+            },
+        )
+
+    def _is_column(self, key: str) -> bool:
+        return bool(self._schema[key]["dtype"] != "video")
+
+    def _numbers(self, table: pa.Table, keys: Sequence[str]) -> Float[np.ndarray, "t n"]:
+        parts = (numbers(table[key], self._schema[key]["dtype"], row_shape(self._schema[key])) for key in keys)
+        return concatenate(parts, table.num_rows)
+
+    def _column(self, table: pa.Table, key: str) -> Shaped[np.ndarray, "t ..."]:
+        """A feature's values, NaN again where its companion says that they are not known."""
+        values = numbers(table[key], self._schema[key]["dtype"], row_shape(self._schema[key]))
+        if KNOWN + key not in self._schema:
+            return values
+        known = numbers(table[KNOWN + key], "bool", values.shape[1:])
+        return np.where(known, values, values.dtype.type(np.nan))
+
+    def _extra(
+        self, index: int, table: pa.Table, key: str, timestamps: Float[np.ndarray, "t"]
+    ) -> Shaped[np.ndarray, "t ..."]:
+        if self._schema[key]["dtype"] in ("image", "video"):
+            return self._depth(index, table, key, timestamps)
+        return self._column(table, key)
+
+    def _success(self, table: pa.Table) -> bool:
+        for key in ("next.success", "success", "is_success"):
+            if key in self._map.extras:
+                return bool(self._column(table, key).any())
+        return True
+
+    def _tasks(self, indices: Int[np.ndarray, "t"]) -> tuple[str, tuple[Span, ...]]:
+        """The first task, and the runs of each where there are several."""
+        starts = [0, *(np.flatnonzero(np.diff(indices)) + 1).tolist()]
+        runs = [
+            Span(start, stop, self._files.tasks[int(indices[start])])
+            for start, stop in zip(starts, [*starts[1:], len(indices)], strict=True)
+        ]
+        return runs[0].instruction, tuple(runs) if len(runs) > 1 else ()
+
+    def _frames(
+        self, index: int, table: pa.Table, key: str, timestamps: Float[np.ndarray, "t"]
+    ) -> UInt8[np.ndarray, "t h w 3"]:
+        if self._schema[key]["dtype"] == "video":
+            return self._decode(index, key, timestamps, "rgb24")
+        return np.stack([np.asarray(image.convert("RGB")) for image in self._images(table, key)])
+
+    def _depth(
+        self, index: int, table: pa.Table, key: str, timestamps: Float[np.ndarray, "t"]
+    ) -> UInt16[np.ndarray, "t h w"]:
+        """Depth [mm]: LeRobot's codes in videos, whole millimetres or metres in images."""
+        marks = self._schema[key].get("info") or {}
+        if self._schema[key]["dtype"] == "video":
+            from lerobot.configs import DepthEncoderConfig
+            from lerobot.datasets.depth_utils import dequantize_depth
+
+            codes = self._decode(index, key, timestamps, "gray12le")
+            coding = DepthEncoderConfig.from_video_info(dict(marks))
+            limits = {name: getattr(coding, name) for name in ("depth_min", "depth_max", "shift", "use_log")}
+            return dequantize_depth(codes[..., None], output_tensor=False, **limits)[:, 0]
+        values = np.stack([np.asarray(image) for image in self._images(table, key)])
+        if values.dtype == np.uint16 and marks.get("depth_unit") != "m":
+            return values
+        scale = 1000.0 if marks.get("depth_unit", "m") == "m" else 1.0
+        return np.clip(np.rint(values.astype(np.float64) * scale), 0, 65535).astype(np.uint16)
+
+    def _images(self, table: pa.Table, key: str) -> Iterator[Any]:
+        from PIL import Image
+
+        for cell in table[key].to_pylist():
+            yield Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else self._files.root / cell["path"])
+
+    def _decode(
+        self, index: int, key: str, timestamps: Float[np.ndarray, "t"], pixels: str
+    ) -> Shaped[np.ndarray, "t h w ..."]:
+        from vla.datasets.formats.video_frames import VideoReader
+
+        path, offset = self._files.video(index, key)
+        reader = self._videos.get(key)
+        if reader is None or reader.path != path:
+            if reader is not None:
+                reader.close()
+            self._videos[key] = reader = VideoReader(path, pixels)
+        return reader.read(offset + timestamps, 0.5 / self._files.info["fps"])
+
+    def _has_regular_time(self) -> bool:
+        """Whether every timestamp is what LeRobot itself would write: the step over the rate."""
+        fps = self._files.info["fps"]
+        for table in self._files.columns(("timestamp", "frame_index")):
+            steps = numbers(table["frame_index"], "int64", ())
+            if not np.array_equal(numbers(table["timestamp"], "float32", ()), (steps / fps).astype(np.float32)):
+                return False
+        return TIME not in self._schema
+
+
+def numbers(column: pa.ChunkedArray, dtype: str, row: tuple[int, ...]) -> Shaped[np.ndarray, "t ..."]:
+    """A column of (nested lists of) numbers as an array of steps of shape `row`.
+
+    Raises ValueError when a step is missing or has another shape.
+    """
+    import pyarrow as pa
+
+    # A dataset without steps has no chunk; an extension type is what Hugging Face's arrays are.
+    values = pa.concat_arrays([getattr(chunk, "storage", chunk) for chunk in column.chunks])
+    while isinstance(values, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
+        values = values.flatten()
+    array = values.to_numpy(zero_copy_only=False)
+    if array.dtype == object or array.size != len(column) * prod(row):
+        raise ValueError(f"a column holds {array.size} values of type {values.type} for {len(column)} steps of {row}")
+    return array.astype(dtype, copy=False).reshape(len(column), *row)

@@ -1,0 +1,92 @@
+"""Our own episode store as a source: to write it in another codec or in the present schema, or for LeRobot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla.datasets.episodes import FORMAT, EpisodeStore
+from vla.datasets.formats.source import EpisodeSource
+from vla.datasets.formats.vla_store_v1 import VERSION, OldStoreSource
+from vla.datasets.store_arrays import under
+from vla.embodiment import Embodiment
+from vla.types import Episode
+
+
+def detect(path: Path) -> bool:
+    """Whether an episode store is at `path`."""
+    return _attributes(path).get("format") == FORMAT
+
+
+def open_source(path: Path | str) -> EpisodeSource:
+    """The store at `path`, a folder or an address. Raises InputError when there is none, or it is damaged."""
+    if isinstance(path, Path) and detect(path) and _attributes(path).get("schema_version") == VERSION:
+        return OldStoreSource(path)
+    return StoreSource(EpisodeStore.open(path))
+
+
+def _attributes(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((path / "zarr.json").read_text())["attributes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+class StoreSource:
+    """An `EpisodeSource` over a store, which keeps the provenance of its data."""
+
+    def __init__(self, store: EpisodeStore) -> None:
+        self._store = store
+
+    @property
+    def embodiment(self) -> Embodiment:
+        return self._store.embodiment
+
+    @cached_property
+    def provenance(self) -> Mapping[str, Any]:
+        """That of the store, or that it is one; whether its times are LeRobot's may have changed since."""
+        known = dict(self._store.provenance) or {"format": "vla", "name": Path(self._store.path).name}
+        return {**known, "regular_time": self._has_regular_time()}
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __getitem__(self, index: int) -> Episode:
+        return self._store[index]
+
+    def example(self, chosen: range) -> Episode:
+        """The first of the `chosen` episodes, with empty streams in the place of those that only others have."""
+        first = self._store[chosen.start]
+        depth, extras = dict(first.depth), dict(first.extras)
+        optional = {"points": first.points, "chunks": first.chunks}
+        for index in chosen:
+            streams = self._store.records[index].streams
+            for name in under("depth", streams):
+                if name not in depth:
+                    shape = self._store.depth(name, [self._store.records[index].offset]).shape
+                    depth[name] = np.zeros((len(first), *shape[1:]), np.uint16)
+            for name in under("extras", streams):
+                if name not in extras:
+                    extras[name] = self._blank(f"extras/{name}", len(first))
+            for name in optional.keys() & set(streams):
+                if optional[name] is None:
+                    optional[name] = self._blank(name, len(first))
+        return replace(first, depth=depth, extras=extras, points=optional["points"], chunks=optional["chunks"])
+
+    def _blank(self, name: str, steps: int) -> np.ndarray:
+        rows = self._store.rows(name)[0:1]
+        return np.zeros((steps, *rows.shape[1:]), rows.dtype)
+
+    def _has_regular_time(self) -> bool:
+        rate = self._store.embodiment.control_hz
+        grids = [(np.arange(record.length) / rate).astype(np.float32) for record in self._store.records]
+        return all(
+            np.array_equal(self._store.time[record.frames], grid)
+            for record, grid in zip(self._store.records, grids, strict=True)
+        )

@@ -1,0 +1,128 @@
+"""`vla data merge`, `split` and `filter`: new stores from episodes of others, their images copied as they are coded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from vla.datasets.codecs import DEFAULT
+from vla.datasets.episodes import EpisodeStore
+from vla.datatools.select import matching
+from vla.datatools.whole import appearing
+from vla.errors import InputError
+
+
+def merge(path: str, *, others: Sequence[str], out: str) -> None:
+    """Makes the store `out` of all episodes of the store at `path` and of the `others`, in that order.
+
+    Images keep their codec; where the stores differ in it, those of `out` are lossless. Raises InputError when the
+    embodiments differ, naming the component.
+    """
+    with ExitStack() as stack:
+        stores = [stack.enter_context(EpisodeStore.open(each)) for each in (path, *others)]
+        for store in stores[1:]:
+            _check_fit(stores[0], store)
+        codecs = {store.codec for store in stores}
+        new = stack.enter_context(appearing(out))
+        provenance = {"merged from": [_origin(store) for store in stores]}
+        codec = codecs.pop() if len(codecs) == 1 else DEFAULT
+        with EpisodeStore.create(new, stores[0].embodiment, codec, provenance) as target:
+            for store in stores:
+                copy_episodes(store, range(len(store)), target)
+            count = len(target)
+    print(f"{out}: {count} episodes of {len(stores)} stores")
+
+
+def split(path: str, *, out: str, parts: Mapping[str, float], seed: int = 0) -> None:
+    """Makes the folder `out` of a store for each of the `parts`, {name: share}, of whole episodes drawn by `seed`.
+
+    The parts keep the order of the episodes. Raises InputError unless the shares are positive, sum to 1 and give
+    each part an episode.
+    """
+    if not parts or any(not name or "/" in name or name.startswith(".") for name in parts):
+        raise InputError(f"parts needs names that folders can have, not {', '.join(map(repr, parts)) or 'none'}")
+    with EpisodeStore.open(path) as source:
+        chosen = draw_parts(len(source), parts, seed)
+        with appearing(out) as folder:
+            for name, indices in chosen.items():
+                about = {"split": {"part": name, "parts": dict(parts), "seed": seed}, "from": _origin(source)}
+                with _like(source, folder / f"{name}.zarr", about) as target:
+                    copy_episodes(source, indices, target)
+    print(f"{out}: " + ", ".join(f"{name}.zarr with {len(indices)} episodes" for name, indices in chosen.items()))
+
+
+def filter(
+    path: str,
+    *,
+    out: str,
+    episodes: str | None = None,
+    success: bool | None = None,
+    instruction: str | None = None,
+    min_steps: int | None = None,
+    max_steps: int | None = None,
+) -> None:
+    """Makes the store `out` of the episodes of the store at `path` that fit every condition; see `matching`."""
+    conditions: dict[str, Any] = {
+        "episodes": episodes,
+        "success": success,
+        "instruction": instruction,
+        "min_steps": min_steps,
+        "max_steps": max_steps,
+    }
+    given = {name: value for name, value in conditions.items() if value is not None}
+    if not given:
+        raise InputError(f"say what to keep: {', '.join(f'{name}=…' for name in conditions)}")
+    with EpisodeStore.open(path) as source:
+        kept = matching(source.records, **conditions)
+        about = {"filter": given, "from": _origin(source)}
+        with appearing(out) as new, _like(source, new, about) as target:
+            copy_episodes(source, kept, target)
+        print(f"{out}: {len(kept)} of {len(source)} episodes of {path}")
+
+
+def copy_episodes(source: EpisodeStore, indices: Iterable[int], target: EpisodeStore) -> None:
+    """Appends episodes of `source` to `target`, with a bar."""
+    for index in tqdm(list(indices), desc=f"copy {source.path}", unit="episode", leave=False):
+        target.append_from(source, index)
+
+
+def draw_parts(count: int, parts: Mapping[str, float], seed: int) -> dict[str, list[int]]:
+    """The indices of each part of `count` episodes: drawn at random, each in one part, the sizes within one of the
+    shares. Raises InputError as `split` does."""
+    shares = np.array([float(share) for share in parts.values()])
+    if not (np.all(shares > 0) and math.isclose(shares.sum(), 1, abs_tol=1e-6)):
+        raise InputError(f"the shares of the parts must be positive and sum to 1, not {dict(parts)}")
+    ends = np.rint(np.cumsum(shares) * count).astype(int)
+    drawn = np.split(np.random.default_rng(seed).permutation(count), ends[:-1])
+    for name, indices in zip(parts, drawn, strict=True):
+        if len(indices) == 0:
+            raise InputError(f"{name}: {parts[name]:g} of {count} episodes is none; give it a larger share")
+    return {name: sorted(indices.tolist()) for name, indices in zip(parts, drawn, strict=True)}
+
+
+def _like(source: EpisodeStore, path: Path, provenance: Mapping[str, Any]) -> EpisodeStore:
+    return EpisodeStore.create(path, source.embodiment, source.codec, provenance)
+
+
+def _origin(store: EpisodeStore) -> dict[str, Any]:
+    return {"store": store.path.rstrip("/").rpartition("/")[2], "episodes": len(store), **store.provenance}
+
+
+def _check_fit(first: EpisodeStore, other: EpisodeStore) -> None:
+    """Raises InputError when the episodes of the two cannot lie in one store."""
+    try:
+        first.embodiment.check(other.embodiment)
+    except InputError as error:
+        raise InputError(f"{first.path} and {other.path} cannot be merged: {error}") from error
+    theirs = other.summary.images
+    for camera, (height, width) in first.summary.images.items():
+        other_height, other_width = theirs.get(camera, (height, width))
+        if (height, width) != (other_height, other_width):
+            sizes = f"{width}x{height} pixels in {first.path}, {other_width}x{other_height} in {other.path}"
+            raise InputError(f"camera {camera} has {sizes}")

@@ -1,0 +1,178 @@
+"""What is worth knowing of a store of episodes, in numbers: for the summary to read and for the page."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from vla.datasets.episodes import EpisodeStore
+
+FAR = 3.0
+"""An outlier lies this many times the range of 98 % of the values beyond that range."""
+LATE = 1.5
+"""A time step is late from this many control periods on: a frame is missing."""
+DRIFT = 0.05
+"""How far the median rate may lie from the control rate, as a share of it."""
+NAMED = 5
+"""Episodes that a remark names."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """A component of state or action over all steps. `outliers` counts values by episode."""
+
+    kind: str
+    name: str
+    values: Float[np.ndarray, "n"]
+    q01: float
+    q99: float
+    outliers: dict[int, int]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Time between the steps of one episode, over all episodes [s]. `late` counts steps by episode."""
+
+    steps: Float[np.ndarray, "n"]
+    median: float
+    worst: float
+    worst_episode: int
+    late: dict[int, int]
+    backwards: tuple[int, ...]
+    """Episodes in which time does not grow."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An array on disk: a row's shape, and bytes in all and a step."""
+
+    name: str
+    row: tuple[int, ...]
+    size: int
+    per_frame: float
+
+
+@dataclass(frozen=True)
+class Instruction:
+    text: str
+    episodes: int
+    successes: int
+
+
+def components(store: EpisodeStore) -> Iterator[Component]:
+    """Each component of state, then each of action."""
+    for kind, statistics in store.statistics().items():
+        values = np.asarray(getattr(store, kind)[:])
+        margin = FAR * (statistics.q99 - statistics.q01)
+        far = (values < statistics.q01 - margin) | (values > statistics.q99 + margin)
+        for i, name in enumerate(getattr(store.embodiment, kind)):
+            yield Component(
+                kind,
+                name,
+                values[:, i],
+                float(statistics.q01[i]),
+                float(statistics.q99[i]),
+                _by_episode(store, np.flatnonzero(far[:, i])),
+            )
+
+
+def timing(store: EpisodeStore) -> Timing | None:
+    """None where no episode has two steps."""
+    times = np.asarray(store.time[:])
+    lengths = np.array([record.length for record in store.records], int)
+    inside = np.ones(max(len(times) - 1, 0), bool)
+    inside[np.cumsum(lengths)[:-1] - 1] = False
+    steps, first = np.diff(times)[inside], np.flatnonzero(inside)
+    if len(steps) == 0:
+        return None
+    period = 1 / store.embodiment.control_hz
+    median, worst = float(np.median(steps)), int(np.argmax(steps))
+    return Timing(
+        steps=steps,
+        median=median,
+        worst=float(steps[worst]),
+        worst_episode=next(iter(_by_episode(store, first[worst : worst + 1]))),
+        late=_by_episode(store, first[steps > LATE * period]),
+        backwards=tuple(_by_episode(store, first[steps <= 0])),
+    )
+
+
+def streams(store: EpisodeStore) -> list[Stream]:
+    """Images first, the index last."""
+    sizes: Counter[str] = Counter()
+    for name, size in store.folder.sizes().items():
+        sizes[_stream_of(name)] += size
+    images = sorted(name for name in store.streams if name.startswith("images/"))
+    order = [*images, *sorted(store.streams - set(images)), "index"]
+    frames = max(store.total_frames, 1)
+    return [Stream(name, _row(store, name), sizes[name], sizes[name] / frames) for name in order]
+
+
+def instructions(store: EpisodeStore) -> list[Instruction]:
+    """The most frequent first."""
+    counts = Counter(record.instruction for record in store.records)
+    successes = Counter(record.instruction for record in store.records if record.success)
+    return [Instruction(text, count, successes[text]) for text, count in counts.most_common()]
+
+
+def remarks(store: EpisodeStore, found: Sequence[Component], times: Timing | None) -> list[str]:
+    """What a person should look at before training on the store: a sentence each."""
+    said = []
+    for component in found:
+        if component.outliers:
+            count = sum(component.outliers.values())
+            said.append(f"{component.kind} {component.name}: {count} outliers in {named(component.outliers)}")
+    if times is not None:
+        rate, wanted = (1 / times.median if times.median > 0 else np.inf), store.embodiment.control_hz
+        if abs(rate - wanted) > DRIFT * wanted:
+            said.append(f"steps come at {rate:.4g} Hz, not at the control rate of {wanted:g} Hz")
+        if times.late:
+            said.append(f"{sum(times.late.values())} steps are late: frames are missing in {named(times.late)}")
+        if times.backwards:
+            said.append(f"time does not grow in {named(times.backwards)}")
+    lengths = np.array([record.length for record in store.records])
+    if len(lengths):
+        low, high = np.quantile(lengths, [0.25, 0.75])
+        margin = FAR * max(high - low, 1)
+        if short := np.flatnonzero(lengths < low - margin).tolist():
+            said.append(f"much shorter than the others: {named(short)}")
+        if long := np.flatnonzero(lengths > high + margin).tolist():
+            said.append(f"much longer than the others: {named(long)}")
+    return said
+
+
+def named(episodes: Iterable[int]) -> str:
+    """ "episodes 3, 7": the first of them."""
+    numbers = list(episodes)
+    text = ", ".join(map(str, numbers[:NAMED])) + (f" and {len(numbers) - NAMED} more" * (len(numbers) > NAMED))
+    return f"episode{'s' * (len(numbers) > 1)} {text}"
+
+
+def _by_episode(store: EpisodeStore, steps: np.ndarray) -> dict[int, int]:
+    """How many of the steps lie in each episode."""
+    starts = np.array([record.offset for record in store.records], int)
+    found = np.searchsorted(starts, steps, side="right") - 1
+    return dict(zip(*(part.tolist() for part in np.unique(found, return_counts=True)), strict=True))
+
+
+def _stream_of(file: str) -> str:
+    """The array that a file of the store belongs to; "index" for all that is none of frames."""
+    top, _, rest = file.partition("/")
+    if top in ("images", "depth", "extras") and "/" in rest:
+        return f"{top}/{rest.partition('/')[0]}"
+    return top if rest and not top.startswith("episodes") else "index"
+
+
+def _row(store: EpisodeStore, name: str) -> tuple[int, ...]:
+    if name == "index":
+        return ()
+    kind, _, camera = name.partition("/")
+    if kind == "images":
+        return store.summary.images[camera]
+    if kind == "depth":
+        return store.depth(camera, []).shape[1:]
+    return store.rows(name).shape[1:]

@@ -1,0 +1,111 @@
+"""`vla data delete`, `edit` and `rename`: changes of a store in its place, in which no image is coded anew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tqdm import tqdm
+
+from vla.datasets.episode_index import EpisodeRecord
+from vla.datasets.episodes import EpisodeStore
+from vla.datatools.copies import copy_episodes
+from vla.datatools.select import episodes_of
+from vla.datatools.whole import changing
+from vla.embodiment import Embodiment
+from vla.errors import InputError
+
+
+def delete(path: str, *, episodes: str) -> None:
+    """Removes episodes ("3,7,9:12") from the store at `path`; those behind them move up."""
+    with changing(path) as (old, new):
+        gone = set(episodes_of(episodes, len(old)))
+        kept = [index for index in range(len(old)) if index not in gone]
+        if not kept:
+            raise InputError(f"these are all episodes of {path}: remove the folder instead")
+        with EpisodeStore.create(new, old.embodiment, old.codec, old.provenance) as store:
+            copy_episodes(old, kept, store)
+    print(f"{path}: deleted {len(gone)} episodes, {len(kept)} are left")
+
+
+def edit(
+    path: str,
+    *,
+    episodes: str,
+    instruction: str | None = None,
+    success: bool | None = None,
+    paraphrases: Sequence[str] | None = None,
+) -> None:
+    """Sets what is given for each of the episodes ("3,7,9:12", ":" for all) of the store at `path`."""
+    given = {"instruction": instruction, "success": success, "paraphrases": paraphrases}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if not changes:
+        raise InputError("say what to set: " + ", ".join(f"{name}=…" for name in given))
+    with EpisodeStore.open(path, "a") as store:
+        chosen = episodes_of(episodes, len(store))
+        store.edit(dict.fromkeys(chosen, changes))
+    print(f"{path}: set {', '.join(changes)} of {len(chosen)} episodes")
+
+
+def rename(
+    path: str,
+    *,
+    robot: str | None = None,
+    cameras: Mapping[str, str] | None = None,
+    instructions: Mapping[str, str] | None = None,
+) -> None:
+    """Gives the embodiment of the store at `path` another name (`robot`), and others, {old: new}, to cameras and to
+    instructions wherever they stand: of episodes, paraphrases and sub-tasks.
+
+    Raises InputError when an old name is not there or a new camera is taken.
+    """
+    if not (robot or cameras or instructions):
+        raise InputError("say what to rename: robot=…, cameras={old: new}, instructions={old: new}")
+    if robot or cameras:
+        with changing(path) as (old, new):
+            embodiment = renamed(old.embodiment, robot or old.embodiment.name, cameras or {})
+            changes = reworded(old.records, instructions or {})
+            with EpisodeStore.create(new, embodiment, old.codec, old.provenance) as store:
+                for index in tqdm(range(len(old)), desc="copy", unit="episode", leave=False):
+                    store.append_from(old, index, cameras, **changes.get(index, {}))
+        print(f"{path}: {embodiment.name} with cameras {', '.join(embodiment.cameras)}")
+    else:
+        # What is said of episodes is in the index alone.
+        with EpisodeStore.open(path, "a") as store:
+            changes = reworded(store.records, instructions or {})
+            store.edit(changes)
+    if instructions:
+        print(f"{path}: {len(changes)} episodes say it otherwise now")
+
+
+def renamed(embodiment: Embodiment, robot: str, cameras: Mapping[str, str]) -> Embodiment:
+    """Raises InputError when a camera is not there, or two would have one name."""
+    if unknown := cameras.keys() - set(embodiment.cameras):
+        raise InputError(f"there is no camera {min(unknown)!r}: there are {', '.join(embodiment.cameras)}")
+    names = tuple(cameras.get(camera, camera) for camera in embodiment.cameras)
+    if unfit := [name for name in names if not name or "/" in name or name.startswith(("_", "."))]:
+        raise InputError(f"a camera cannot be called {unfit[0]!r}: it is the name of a folder")
+    if len(set(names)) < len(names):
+        raise InputError(f"two cameras would have one name: {', '.join(names)}")
+    return replace(embodiment, name=robot, cameras=names)
+
+
+def reworded(records: Sequence[EpisodeRecord], words: Mapping[str, str]) -> dict[int, dict[str, Any]]:
+    """What to set for each episode that says one of `words`, {old: new}. Raises InputError when none says one."""
+    changes: dict[int, dict[str, Any]] = {}
+    unsaid = set(words)
+    for index, record in enumerate(records):
+        said = {record.instruction, *record.paraphrases, *(span.instruction for span in record.spans)}
+        unsaid -= said
+        if said & words.keys():
+            changes[index] = {
+                "instruction": words.get(record.instruction, record.instruction),
+                "paraphrases": tuple(words.get(text, text) for text in record.paraphrases),
+                "spans": tuple(
+                    replace(span, instruction=words.get(span.instruction, span.instruction)) for span in record.spans
+                ),
+            }
+    if unsaid:
+        raise InputError(f"no episode says {min(unsaid)!r}: `vla data info` shows the instructions")
+    return changes

@@ -1,0 +1,136 @@
+"""`vla data info`: a summary of a store, to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from vla.datasets.episodes import SCHEMA_VERSION, EpisodeStore
+from vla.datasets.vqa import FORMAT as VQA_FORMAT
+from vla.datasets.vqa import VqaStore
+from vla.datatools.digest import (
+    Component,
+    Instruction,
+    Timing,
+    components,
+    instructions,
+    named,
+    remarks,
+    streams,
+    timing,
+)
+from vla.datatools.store_kind import format_of
+from vla.datatools.vqa_info import describe_vqa
+
+SHOWN = 10
+"""Instructions that are listed."""
+
+
+def info(path: str, *, html: str | None = None) -> None:
+    """Prints what the store at `path` holds, of episodes or of visual questions; no image is decoded for it.
+
+    With `html`, also writes one page with plots and pictures to that file, which may be there already. Raises
+    InputError when there is no readable store at `path`, and for a page on an empty one.
+    """
+    # matplotlib takes a second to import.
+    if format_of(path) == VQA_FORMAT:
+        questions = VqaStore(path)
+        print("\n".join(describe_vqa(questions)))
+        if html is not None:
+            from vla.datatools.vqa_page import write_vqa_page
+
+            print(f"wrote {write_vqa_page(questions, html)}")
+        return
+    with EpisodeStore.open(path) as store:
+        print("\n".join(describe(store)))
+        if html is not None:
+            from vla.datatools.store_page import write_store_page
+
+            print(f"wrote {write_store_page(store, html)}")
+
+
+def describe(store: EpisodeStore) -> Iterator[str]:
+    """The summary's lines."""
+    summary, count = store.summary, len(store)
+    rate = f" ({100 * summary.successes / count:.3g}%)" if count else ""
+    yield f"{store.path}: {count} episodes of {summary.embodiment}, {summary.successes} successful{rate}"
+    lengths = [record.length for record in store.records] or [0]
+    yield (
+        f"  {summary.frames} steps, {summary.seconds / 3600:.2f} h at {store.embodiment.control_hz:g} Hz, "
+        f"{min(lengths)} to {max(lengths)} an episode (mean {np.mean(lengths):.0f})"
+    )
+    times = timing(store)
+    if times is not None:
+        yield from _timing(times)
+    yield from _labels(store)
+    yield from _provenance(store.provenance)
+    yield from _sizes(store)
+    yield from _instructions(instructions(store))
+    found = list(components(store)) if count else []
+    if found:
+        yield from _components(found)
+    yield from (f"  ! {remark}" for remark in remarks(store, found, times))
+
+
+def _timing(found: Timing) -> Iterator[str]:
+    rate = f" ({1 / found.median:.4g} Hz)" if found.median > 0 else ""
+    yield (
+        f"  time between steps: median {1000 * found.median:.4g} ms{rate}, "
+        f"longest {1000 * found.worst:.4g} ms (episode {found.worst_episode})"
+    )
+
+
+def _labels(store: EpisodeStore) -> Iterator[str]:
+    """What is beside state, action and images; silent on what is not there."""
+    spans = [len(record.spans) for record in store.records if record.spans]
+    phrased = [len(record.paraphrases) for record in store.records if record.paraphrases]
+    if spans:
+        yield f"  {sum(spans)} sub-tasks in {len(spans)} episodes"
+    if phrased:
+        yield f"  {sum(phrased)} paraphrases in {len(phrased)} episodes"
+    for name in sorted(store.streams):
+        if not name.startswith("images/") and name not in ("state", "action", "time"):
+            having = sum(name in record.streams for record in store.records)
+            yield f"  {name} in {having} episodes"
+
+
+def _provenance(provenance: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in provenance.items():
+        yield f"  {name}: {short(value)}"
+
+
+def _sizes(store: EpisodeStore) -> Iterator[str]:
+    found = streams(store)
+    total = sum(stream.size for stream in found)
+    yield f"  {total / 1e6:.1f} MB; images as {store.codec}; schema version {SCHEMA_VERSION}"
+    yield f"    {'stream':24}{'row':>12}{'MB':>10}{'bytes a frame':>16}"
+    for stream in found:
+        row = "x".join(map(str, stream.row[::-1] if "/" in stream.name else stream.row)) or "-"
+        yield f"    {stream.name:24}{row:>12}{stream.size / 1e6:>10.2f}{stream.per_frame:>16.0f}"
+
+
+def _instructions(found: list[Instruction]) -> Iterator[str]:
+    yield f"  {len(found)} instructions{'; successful:' if found else ''}"
+    for instruction in found[:SHOWN]:
+        yield f"    {instruction.episodes:6} x {instruction.text} ({instruction.successes / instruction.episodes:.0%})"
+    if rest := found[SHOWN:]:
+        count, successes = sum(i.episodes for i in rest), sum(i.successes for i in rest)
+        yield f"    {count:6} x {len(rest)} others ({successes / count:.0%})"
+
+
+def _components(found: Iterable[Component]) -> Iterator[str]:
+    """A line each: quantiles, extremes, and how many values are outliers."""
+    yield f"  {'':28}{'1 %':>10}{'99 %':>10}{'min':>10}{'max':>10}  outliers"
+    for component in found:
+        numbers = (component.q01, component.q99, component.values.min(), component.values.max())
+        row = "".join(f"{number:10.3f}" for number in numbers)
+        far = f"{sum(component.outliers.values())} ({named(component.outliers)})" if component.outliers else "-"
+        yield f"  {f'{component.kind} {component.name}':28}{row}  {far}"
+
+
+def short(value: Any) -> str:
+    """JSON values on one line."""
+    text = ", ".join(f"{k}: {short(v)}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
+    return text if len(text) < 100 else f"{text[:97]}..."
