@@ -1,20 +1,30 @@
-"""Per-component statistics of states and actions: what normalisation needs, saved with the weights."""
+"""Per-component statistics of states and actions: what normalisation needs, saved with the weights.
+
+Quantiles are exact, at any number of rows and in constant memory: a radix select reads the rows four times.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int, UInt64
 
 from vla.errors import InputError
 
 MIN_SPAN = 1e-4
 """A component whose bounds are closer than this, in its own unit, counts as constant."""
+DIGIT_BITS = 16
+"""Of a value's 64 bits, those that one reading settles."""
+BLOCK_ROWS = 1 << 17
+"""Rows that are held at once."""
+
+Blocks = Callable[[], Iterable[Float[np.ndarray, "_n c"]]]
+"""Gives the rows, block by block, each time it is called: the same rows every time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,16 +48,27 @@ class Statistics:
     @classmethod
     def of(cls, values: Float[np.ndarray, "n c"]) -> Statistics:
         """Statistics over the rows. Raises InputError when there are none or a value is not finite."""
-        values = np.asarray(values, np.float64)
-        if len(values) == 0:
-            raise InputError("no values to compute statistics of: record at least one episode first")
-        check_finite(values, [str(i) for i in range(values.shape[1])], "statistics")
-        low, high = values.min(axis=0), values.max(axis=0)
-        q01, q99 = np.quantile(values, [0.01, 0.99], axis=0)
+        return cls.over(lambda: (values,))
+
+    @classmethod
+    def over(cls, blocks: Blocks) -> Statistics:
+        """Statistics over the rows of all blocks, held `BLOCK_ROWS` at a time.
+
+        Those of several stores are those of one after the other: quantiles of parts say nothing exact of the whole.
+        Raises InputError when there are no rows or a value is not finite.
+        """
+        count, low, high, mean, std = _moments(_sized(blocks()))
+        # Linear between the two values next to the place of each quantile, as numpy.quantile.
+        places = [divmod((count - 1) * percent, 100) for percent in (1, 99)]
+        ranks = np.array([rank for whole, _ in places for rank in (whole, min(whole + 1, count - 1))])
+        values = _select(blocks, ranks, len(low))
+        q01, q99 = (
+            values[2 * i] + (values[2 * i + 1] - values[2 * i]) * (hundredths / 100)
+            for i, (_, hundredths) in enumerate(places)
+        )
         q01, q99 = _widen(q01, q99, low, high)
         # The mean of equal values may round to just outside them.
-        mean = np.clip(values.mean(axis=0), low, high)
-        return cls(q01, q99, low, high, mean, values.std(axis=0), len(values))
+        return cls(q01, q99, low, high, np.clip(mean, low, high), std, count)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; floats survive exactly."""
@@ -59,8 +80,12 @@ class Statistics:
         return cls(**arrays)
 
     def hash(self) -> str:
-        """SHA-256 of the values, in hex: equal statistics have equal hashes on every machine."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        """SHA-256, in hex, of the count, the quantiles and the extremes.
+
+        These do not depend on the order of the rows or of the additions: equal data have equal hashes on every machine.
+        """
+        exact = {name: value for name, value in self.to_dict().items() if name not in ("mean", "std")}
+        return hashlib.sha256(json.dumps(exact, sort_keys=True).encode()).hexdigest()
 
 
 def check_finite(values: Float[np.ndarray, "n c"], names: Sequence[str], where: str) -> None:
@@ -82,3 +107,83 @@ def _widen(
     constant = q99 - q01 < MIN_SPAN
     center = (q01 + q99) / 2
     return np.where(constant, center - 1, q01), np.where(constant, center + 1, q99)
+
+
+def _sized(blocks: Iterable[Float[np.ndarray, "_n c"]]) -> Iterator[Float[np.ndarray, "_n c"]]:
+    """The same rows in blocks of `BLOCK_ROWS`: short blocks are joined, long ones are cut."""
+    held: list[np.ndarray] = []
+    rows = 0
+    for block in blocks:
+        for start in range(0, len(block), BLOCK_ROWS):
+            held.append(np.asarray(block[start : start + BLOCK_ROWS], np.float64))
+            rows += len(held[-1])
+            if rows >= BLOCK_ROWS:
+                yield np.concatenate(held)
+                held, rows = [], 0
+    if held:
+        yield np.concatenate(held)
+
+
+def _moments(
+    blocks: Iterable[Float[np.ndarray, "_n c"]],
+) -> tuple[int, Float[np.ndarray, "c"], Float[np.ndarray, "c"], Float[np.ndarray, "c"], Float[np.ndarray, "c"]]:
+    """Count, minimum, maximum, mean and standard deviation; blocks are merged as by Chan, Golub and LeVeque (1983)."""
+    count = 0
+    low = high = mean = squares = np.zeros(0)
+    for block in blocks:
+        check_finite(block, [str(i) for i in range(block.shape[1])], "statistics")
+        total, block_mean = count + len(block), block.mean(axis=0)
+        block_squares = ((block - block_mean) ** 2).sum(axis=0)
+        if count == 0:
+            low, high, mean, squares = block.min(axis=0), block.max(axis=0), block_mean, block_squares
+        else:
+            low, high = np.minimum(low, block.min(axis=0)), np.maximum(high, block.max(axis=0))
+            apart = block_mean - mean
+            mean = mean + apart * (len(block) / total)
+            squares = squares + block_squares + apart**2 * (count * len(block) / total)
+        count = total
+    if count == 0:
+        raise InputError("no values to compute statistics of: record at least one episode first")
+    return count, low, high, mean, np.sqrt(squares / count)
+
+
+def _select(blocks: Blocks, ranks: Int[np.ndarray, "r"], components: int) -> Float[np.ndarray, "r c"]:
+    """The values of these ranks in each sorted component, by radix select.
+
+    Each reading counts the next digit among the values that agree with a rank's value so far, and so settles it.
+    """
+    known = np.zeros((len(ranks), components), np.uint64)
+    left = np.repeat(ranks[:, None], components, axis=1)
+    for shift in range(64 - DIGIT_BITS, -1, -DIGIT_BITS):
+        wanted = [np.unique(known[:, i]) for i in range(components)]
+        counts = [np.zeros((len(w), 1 << DIGIT_BITS), np.int64) for w in wanted]
+        for block in _sized(blocks()):
+            for i in range(components):
+                keys = _sortable(block[:, i]) >> np.uint64(shift)
+                for row, prefix in zip(counts[i], wanted[i], strict=True):
+                    row += _digit_counts(keys, prefix, first=shift == 64 - DIGIT_BITS)
+        for i in range(components):
+            below = counts[i].cumsum(axis=1)
+            for r in range(len(ranks)):
+                row = below[np.searchsorted(wanted[i], known[r, i])]
+                digit = int(np.searchsorted(row, left[r, i], side="right"))
+                left[r, i] -= row[digit - 1] if digit else 0
+                known[r, i] = (known[r, i] << np.uint64(DIGIT_BITS)) | np.uint64(digit)
+    return _unsortable(known)
+
+
+def _digit_counts(keys: UInt64[np.ndarray, "n"], prefix: np.uint64, first: bool) -> Int[np.ndarray, "d"]:
+    """How often each last digit comes among the keys that begin with `prefix`; of all keys for the first digit."""
+    chosen = keys if first else keys[keys >> np.uint64(DIGIT_BITS) == prefix]
+    digits = (chosen & np.uint64((1 << DIGIT_BITS) - 1)).astype(np.int64)
+    return np.bincount(digits, minlength=1 << DIGIT_BITS)
+
+
+def _sortable(values: Float[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
+    """Whole numbers in the order of the values (the bits of a float, which are so but for the sign)."""
+    bits = (np.ascontiguousarray(values) + 0.0).view(np.uint64)  # adding 0 makes -0 of the data 0
+    return np.where(bits >> np.uint64(63), ~bits, bits | np.uint64(1 << 63))
+
+
+def _unsortable(keys: UInt64[np.ndarray, "r c"]) -> Float[np.ndarray, "r c"]:
+    return np.where(keys >> np.uint64(63), keys & np.uint64((1 << 63) - 1), ~keys).view(np.float64)

@@ -53,6 +53,7 @@ class Windows:
             mask=wanted <= last,
             points=None if self._points is None else self._points[frame].copy(),
             source="robot",
+            embodiment=self.store.embodiment.name,
         )
 
     def example(self, index: int, rng: np.random.Generator) -> Example:

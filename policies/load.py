@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,12 @@ def load_policy(name: str) -> Callable[[gymnasium.Env[Any, Any]], Policy]:
     folder = Path(name)
     if not folder.is_dir():
         raise InputError(f"no policy {name!r}: give a checkpoint's folder, or one of {', '.join(SCRIPTED)}")
+    from vla.model import VLA
     from vla.policies.vla import VlaPolicy
 
-    policy = VlaPolicy.load(folder / "best" if (folder / "best").exists() else folder)
-    return lambda env: policy
+    model = VLA.load(folder / "best" if (folder / "best").exists() else folder)
+    serve = cache(partial(VlaPolicy, model))
+    if len(model.processor.robots) < 2:
+        policy = serve()
+        return lambda env: policy
+    return lambda env: serve(env.unwrapped.embodiment.name)  # type: ignore[attr-defined]

@@ -15,16 +15,20 @@ from vla.types import ActionChunk, Observation
 
 
 class VlaPolicy:
-    """Decodes one chunk a call. Its state is the checkpoint alone, so one object serves many robots."""
+    """Decodes one chunk a call. Its state is the checkpoint alone, so one object serves many robots of one kind.
 
-    def __init__(self, model: VLA) -> None:
-        if model.processor.robot is None:
+    `embodiment` names which of the checkpoint's robots it drives. Raises InputError, naming those that there are, when
+    it drives none of that name, or several and none is named.
+    """
+
+    def __init__(self, model: VLA, embodiment: str = "") -> None:
+        if not model.processor.robots:
             raise InputError("this checkpoint has no action head: train it on demonstrations first (vla train)")
-        self._model, self._robot = model.eval(), model.processor.robot
+        self._model, self._robot = model.eval(), model.processor.robot(embodiment)
 
     @classmethod
-    def load(cls, checkpoint: str | Path) -> VlaPolicy:
-        return cls(VLA.load(Path(checkpoint)))
+    def load(cls, checkpoint: str | Path, embodiment: str = "") -> VlaPolicy:
+        return cls(VLA.load(Path(checkpoint)), embodiment)
 
     @property
     def embodiment(self) -> Embodiment:
@@ -54,12 +58,14 @@ class VlaPolicy:
         given = (
             None
             if prefix is None
-            else np.array([processor.action_ids(p, o.state) for p, o in zip(prefix, observations, strict=True)])
+            else np.array(
+                [processor.action_ids(self._robot, p, o.state) for p, o in zip(prefix, observations, strict=True)]
+            )
         )
-        rows, points = self._model.generate_actions(processor.robot_prompt(observations), given)
+        rows, points = self._model.generate_actions(processor.robot_prompt(observations, self._robot.name), given)
         chunks: list[ActionChunk | None] = []
         for i, (row, observation) in enumerate(zip(rows, observations, strict=True)):
-            actions = processor.actions(row, observation.state)
+            actions = self._robot.decode_actions(row, observation.state)
             if actions is None:
                 chunks.append(None)
                 continue

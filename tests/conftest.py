@@ -92,7 +92,8 @@ def tiny_model(robot: bool = True, seed: int = 0, smoothing: float = 1.0, points
 
     from vla.model import VLA
     from vla.normalize import QuantileNormalizer
-    from vla.processor import IMAGE, Processor, RobotSpec
+    from vla.processor import IMAGE, Processor
+    from vla.robot_spec import RobotSpec
     from vla.vlm.composed import ComposedVLM
     from vla.vlm.nano import train_tokenizer
 
@@ -128,5 +129,5 @@ def tiny_model(robot: bool = True, seed: int = 0, smoothing: float = 1.0, points
 
     torch.manual_seed(seed)
     backbone = ComposedVLM(vision, language, 32, tokenizer.token_to_id(IMAGE), attention="eager")
-    processor = Processor(tokenizer, 32, backbone.tokens_per_image, spec if robot else None)
+    processor = Processor(tokenizer, 32, backbone.tokens_per_image, (spec,) if robot else ())
     return VLA(backbone, processor, smoothing).eval()

@@ -23,7 +23,7 @@ LAYERS = (
     ("cli", "options", "bench", "benchmarks", "convert", "data", "datatools", "demo", "doctor", "record", "scenes"),
     ("control", "evaluation", "serving", "training"),
     ("datasets", "envs", "policies", "recording"),
-    ("actions", "images", "inference", "model", "normalize", "page", "processor", "vlm"),
+    ("actions", "images", "inference", "model", "normalize", "page", "processor", "robot_spec", "vlm"),
     ("configs", "embodiment", "errors", "scene", "types"),
 )
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}

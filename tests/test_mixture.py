@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import itertools
+import operator
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +31,15 @@ class Numbers:
         return Example({}, f"{self.name} {index}", str(rng.integers(100)), source="itself")
 
 
-def mixture(seed: int = 0, **weights: float) -> Mixture:
-    return Mixture({name: Numbers(name, 50) for name in ("a", "b", "c")}, weights or {"a": 1.0, "b": 2.0}, seed)
+SIZES = {"a": 50, "b": 7, "c": 200}
+
+
+def mixture(seed: int = 0, temperature: float | None = None, **weights: float) -> Mixture:
+    sources = {name: Numbers(name, count) for name, count in SIZES.items()}
+    return Mixture(sources, weights or {"a": 1.0, "b": 2.0}, seed, temperature)
+
+
+weights_of = st.dictionaries(st.sampled_from(["a", "b", "c"]), st.floats(0.01, 10), min_size=1)
 
 
 @given(st.integers(0, 2**31), st.integers(0, 10**6), st.integers(1, 40))
@@ -43,35 +54,84 @@ def test_other_seeds_and_steps_give_other_batches() -> None:
     assert all(one != other for i, one in enumerate(batches) for other in batches[:i])
 
 
-@given(
-    st.dictionaries(st.sampled_from(["a", "b", "c"]), st.floats(0.01, 10), min_size=1),
-    st.integers(0, 1000),
-    st.integers(1, 100),
+@given(weights_of, st.integers(0, 10**9), st.integers(1, 5000))
+def test_every_source_has_its_share_at_any_time(weights: dict[str, float], step: int, size: int) -> None:
+    mixed = mixture(**weights)
+    before, counts, after = mixed.drawn(step * size), mixed.counts(step, size), mixed.drawn((step + 1) * size)
+    assert sum(counts.values()) == size and min(counts.values()) >= 0
+    assert all(after[name] == before[name] + counts[name] for name in counts)
+    total = sum(map(Fraction, weights.values()))
+    for name, count in after.items():
+        assert abs(count - Fraction(weights[name]) / total * (step + 1) * size) < 2 + 1e-9 * count
+
+
+@pytest.mark.parametrize("weights", [{"a": 0.7, "c": 0.3}, {"a": 1.0, "b": 0.001, "c": 1.0}])
+def test_a_source_is_gone_through_before_it_begins_again(weights: dict[str, float]) -> None:
+    drawn: dict[str, list[str]] = {name: [] for name in weights}
+    for example in itertools.chain.from_iterable(mixture(**weights).batch(step, 7) for step in range(60)):
+        drawn[example.source].append(example.prompt)
+    for name, prompts in drawn.items():
+        for start in range(0, len(prompts), SIZES[name]):
+            part = prompts[start : start + SIZES[name]]
+            assert len(set(part)) == len(part)
+    assert len(drawn["a"]) > 2 * SIZES["a"]
+    assert drawn["a"][:50] != drawn["a"][50:100]
+
+
+@given(weights_of, st.integers(0, 1000), st.integers(1, 30), st.integers(1, 9))
+def test_ranks_share_the_rows_of_one_batch(weights: dict[str, float], step: int, size: int, world: int) -> None:
+    mixed = mixture(**weights)
+    parts = [mixed.batch(step, size, rank, world) for rank in range(world)]
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    together, whole = itertools.chain.from_iterable(parts), mixed.batch(step, size)
+    key = operator.attrgetter("source", "prompt", "target")
+    assert sorted(map(key, together)) == sorted(map(key, whole))
+
+
+def test_a_source_is_drawn_alike_in_any_company() -> None:
+    def drawn(mixed: Mixture, size: int) -> list[tuple[str, object]]:
+        rows = itertools.chain.from_iterable(mixed.batch(step, size) for step in range(40))
+        return [(e.prompt, e.target) for e in rows if e.source == "a"][:60]
+
+    assert drawn(mixture(a=1.0), 3) == drawn(mixture(a=1.0, b=1.0, c=0.5), 8)
+
+
+def test_the_order_of_the_options_is_no_part_of_it() -> None:
+    sources = {name: Numbers(name, 9) for name in "ab"}
+    turned = Mixture(dict(reversed(sources.items())), {"b": 0.3, "a": 0.7}, 0)
+    assert turned.batch(5, 10) == Mixture(sources, {"a": 0.7, "b": 0.3}, 0).batch(5, 10)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "shares"),
+    [(1.0, (50 / 257, 7 / 257, 200 / 257)), (1e9, (1 / 3, 1 / 3, 1 / 3)), (2.0, None), (None, (1 / 3, 1 / 3, 1 / 3))],
 )
-def test_every_share_is_within_whole_rows_of_its_weight(weights: dict[str, float], step: int, size: int) -> None:
-    counts = mixture(**weights).counts(step, size)
-    assert counts.sum() == size
-    total = sum(weights.values())
-    exact = [weights[name] / total * size for name in ("a", "b", "c") if name in weights]
-    for count, share in zip(counts, exact, strict=True):
-        assert np.floor(share + 1e-9) - 1 <= count <= share + len(weights)
+def test_a_temperature_weighs_sources_by_their_size(temperature: float | None, shares: Sequence[float] | None) -> None:
+    expected = shares or [size**0.5 / sum(s**0.5 for s in SIZES.values()) for size in SIZES.values()]
+    mixed = mixture(temperature=temperature, a=1.0, b=1.0, c=1.0)
+    np.testing.assert_allclose(list(mixed.shares.values()), expected, rtol=1e-6)
+    np.testing.assert_allclose([n / 10**6 for n in mixed.drawn(10**6).values()], expected, atol=3e-6)
 
 
-def test_in_the_long_run_the_shares_are_the_weights() -> None:
-    uneven = mixture(a=1.0, b=2.0, c=0.3)
-    mean = np.mean([uneven.counts(step, 5) for step in range(2000)], axis=0) / 5
-    np.testing.assert_allclose(mean, np.array([1, 2, 0.3]) / 3.3, atol=0.01)
+def test_weights_multiply_what_the_temperature_gives() -> None:
+    assert mixture(temperature=1.0, a=4.0, c=1.0).shares == {"a": 0.5, "c": 0.5}
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_a_temperature_is_positive(temperature: float) -> None:
+    with pytest.raises(InputError, match="temperature"):
+        mixture(temperature=temperature)
+
+
+def test_a_rank_is_one_of_the_world() -> None:
+    with pytest.raises(InputError, match="rank 2"):
+        mixture().batch(0, 4, rank=2, world=2)
 
 
 def test_rows_come_from_their_source_and_carry_its_name() -> None:
     examples = mixture(a=1.0, b=2.0, c=0.0).batch(3, 30)
     assert [e.source for e in examples] == ["a"] * 10 + ["b"] * 20
     assert all(e.prompt.startswith(e.source) for e in examples)
-
-
-def test_every_example_is_drawn_in_time() -> None:
-    only = mixture(a=1.0)
-    assert len({e.prompt for step in range(40) for e in only.batch(step, 20)}) == 50
 
 
 @pytest.mark.parametrize(

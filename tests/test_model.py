@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from jaxtyping import UInt8
 from vla.errors import InputError
 from vla.model import VLA, median_bins
 from vla.policies.vla import VlaPolicy
-from vla.processor import IGNORE
+from vla.processor import IGNORE, Processor
 from vla.training.optimizer import freeze
 from vla.types import Example, Observation
 
@@ -191,7 +192,7 @@ def test_actions_are_decoded_from_action_rows_alone(make_model: Models) -> None:
     assert bins.shape == (3, 12)
     assert (np.abs(bins - 127.5) <= 128).all()
     for row, observation in zip(bins, observations(), strict=True):
-        assert model.processor.actions(row, observation.state) is not None
+        assert model.processor.robot().decode_actions(row, observation.state) is not None
 
 
 def test_text_is_decoded_from_text_rows_alone(make_model: Models, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +232,7 @@ def test_a_prefix_is_kept_and_equals_training_with_actions_under_way(model: VLA)
         np.testing.assert_array_equal(chunk.actions[:2], 0)
         assert (chunk.actions[2:] != before.actions[2:]).any()
         rest = np.array([0.0] * 6 + whole_pass(model, observation, given=2))
-        expected = model.processor.actions(rest, observation.state)
+        expected = model.processor.robot().decode_actions(rest, observation.state)
         assert expected is not None
         np.testing.assert_allclose(chunk.actions[2:], expected[2:], atol=1e-3)
 
@@ -310,3 +311,17 @@ def test_a_backbone_with_other_rows_is_refused(make_model: Models) -> None:
     vlm.backbone.add_rows(7)
     with pytest.raises(InputError, match="rows"):
         VLA(vlm.backbone, make_model().processor)
+
+
+def test_a_checkpoint_from_before_there_were_several_robots_loads(model: VLA, tmp_path: Path) -> None:
+    model.save(tmp_path)
+    values = json.loads((tmp_path / "processor.json").read_text())
+    (robot,) = values.pop("robots")
+    (tmp_path / "processor.json").write_text(json.dumps(values | {"robot": robot}))
+    loaded = VLA.load(tmp_path)
+    assert loaded.processor.robot() == replace(model.processor.robot(), statistics_hash="")
+    prompts = model.processor.robot_prompt(observations())
+    np.testing.assert_array_equal(model.generate_actions(prompts)[0], loaded.generate_actions(prompts)[0])
+    # As the shipped backbone is: no robot at all.
+    (tmp_path / "processor.json").write_text(json.dumps(values | {"robot": None}))
+    assert Processor.load(tmp_path).robots == ()

@@ -80,10 +80,10 @@ def test_a_point_is_two_tokens_and_reads_as_it_was_written(processor: Processor)
 def test_only_the_actions_are_labelled_and_they_decode(processor: Processor) -> None:
     example = robot_example()
     (labels,) = labelled(processor, example)
-    assert example.state is not None and processor.robot is not None
-    decoded = processor.actions(np.array(labels) - processor.text_vocab, example.state)
+    assert example.state is not None
+    decoded = processor.robot().decode_actions(np.array(labels) - processor.text_vocab, example.state)
     assert decoded is not None
-    half_a_bin = processor.robot.bins.width / 2 * np.array([2, 2, 0.5])
+    half_a_bin = processor.robot().bins.width / 2 * np.array([2, 2, 0.5])
     assert (np.abs(decoded - np.asarray(example.target)) <= half_a_bin + 1e-9).all()
 
 
@@ -135,10 +135,10 @@ def test_training_sees_what_deployment_sees_to_the_bit(processor: Processor, siz
 def test_the_saved_processor_makes_the_same_batches_to_the_bit(processor: Processor, tmp_path: Path) -> None:
     processor.save(tmp_path)
     loaded = Processor.load(tmp_path)
-    assert loaded.robot == processor.robot
+    assert loaded.robots == processor.robots
     examples = [robot_example(images={"front": picture(5, 40, 60), "wrist": picture(6, 9, 8)}), question()]
     for ours, theirs in zip(*([p.batch(examples)] for p in (processor, loaded)), strict=True):
-        for name in ("input_ids", "attention_mask", "labels", "pixel_values", "image_mask", "state"):
+        for name in ("input_ids", "attention_mask", "labels", "pixel_values", "image_mask", "state", "robot"):
             assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
         assert ours.source == theirs.source
 
@@ -189,18 +189,17 @@ def test_any_text_survives(processor: Processor) -> None:
 
 
 def test_decoded_actions_stay_within_the_embodiments_limits(processor: Processor) -> None:
-    assert processor.robot is not None
-    for token in (0, processor.robot.bins.vocab_size - 1):
-        actions = processor.actions(np.full(12, token), np.zeros(2))
+    for token in (0, processor.robot().bins.vocab_size - 1):
+        actions = processor.robot().decode_actions(np.full(12, token), np.zeros(2))
         assert actions is not None
-        embodiment = processor.robot.embodiment
+        embodiment = processor.robot().embodiment
         assert (actions >= embodiment.action_low).all()
         assert (actions <= embodiment.action_high).all()
 
 
 @pytest.mark.parametrize("bins", [[], [3] * 11, [3] * 15, [-1] * 12, [256] * 12, [float("nan")] * 12])
 def test_bins_that_are_no_chunk_decode_to_none(processor: Processor, bins: list[float]) -> None:
-    assert processor.actions(np.array(bins, np.float64), np.zeros(2)) is None
+    assert processor.robot().decode_actions(np.array(bins, np.float64), np.zeros(2)) is None
 
 
 def test_a_joints_target_is_told_as_its_distance_from_the_joint(processor: Processor) -> None:

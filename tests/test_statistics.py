@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -36,6 +37,57 @@ def test_order_of_rows_does_not_matter(rows: np.ndarray) -> None:
     for name in ("q01", "q99", "min", "max"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
     np.testing.assert_allclose(a.mean, b.mean, rtol=1e-9, atol=1e-6)
+    assert a.hash() == b.hash()
+
+
+awkward = st.sampled_from([0.0, -0.0, 5e-324, -5e-324, 1e-300, -1.0, np.nextafter(1.0, 2), 1.0, 1e100, -1e100, 0.3])
+
+
+@given(arrays(np.float64, st.tuples(st.integers(1, 80), st.integers(1, 3)), elements=awkward), st.integers(1, 30))
+def test_quantiles_are_those_of_all_rows_however_they_come(rows: np.ndarray, size: int) -> None:
+    streamed = Statistics.over(lambda: (rows[i : i + size] for i in range(0, len(rows), size)))
+    place = (len(rows) - 1) * np.array([1, 99])
+    ordered = np.sort(rows, axis=0)
+    below, above = ordered[place // 100], ordered[np.minimum(place // 100 + 1, len(rows) - 1)]
+    expected = below + (above - below) * (place % 100 / 100)[:, None]
+    rare = expected[1] - expected[0] < MIN_SPAN
+    np.testing.assert_array_equal(streamed.q01[~rare], expected[0][~rare])
+    np.testing.assert_array_equal(streamed.q99[~rare], expected[1][~rare])
+    assert streamed.hash() == Statistics.of(rows).hash()
+
+
+def test_many_rows_in_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    rows = np.stack([rng.standard_cauchy(30_000), np.round(rng.normal(size=30_000), 1)], axis=1)
+    monkeypatch.setattr("vla.datasets.statistics.BLOCK_ROWS", 1000)
+    streamed = Statistics.over(lambda: np.array_split(rows, 77))
+    np.testing.assert_allclose([streamed.q01, streamed.q99], np.quantile(rows, [0.01, 0.99], axis=0), rtol=1e-12)
+    np.testing.assert_allclose([streamed.mean, streamed.std], [rows.mean(0), rows.std(0)], rtol=1e-9)
+
+
+def test_statistics_of_two_stores_are_those_of_their_rows_together() -> None:
+    rng = np.random.default_rng(0)
+    near, far = rng.normal(0, 1, (9000, 1)), rng.normal(50, 1, (1000, 1))
+    merged = Statistics.over(lambda: (near, far))
+    assert merged.q99[0] == pytest.approx(np.quantile(np.concatenate([near, far]), 0.99), rel=1e-12)
+    # The mean of the two quantiles, weighted by their rows, is a value that almost no row comes near.
+    averaged = 0.9 * Statistics.of(near).q99 + 0.1 * Statistics.of(far).q99
+    assert abs(averaged[0] - merged.q99[0]) > 40
+
+
+def test_rows_are_held_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vla.datasets.statistics.BLOCK_ROWS", 4096)
+
+    def rows(count: int) -> Statistics:
+        return Statistics.over(lambda: (np.random.default_rng(i).normal(size=(512, 2)) for i in range(count)))
+
+    peaks = []
+    for count in (40, 400):
+        tracemalloc.start()
+        rows(count)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0]
 
 
 @given(values)
@@ -49,8 +101,8 @@ def test_survives_json_exactly(rows: np.ndarray) -> None:
 def test_hash_tells_statistics_apart() -> None:
     rows = np.arange(12.0).reshape(6, 2)
     changed = rows.copy()
-    changed[3, 1] += 1e-12
-    assert Statistics.of(rows).hash() != Statistics.of(changed).hash()
+    changed[5, 1] += 1e-12
+    assert len({Statistics.of(r).hash() for r in (rows, changed, rows[:5])}) == 3
 
 
 def test_quantiles_are_exact() -> None:

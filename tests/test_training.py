@@ -21,6 +21,7 @@ from vla.model import VLA
 from vla.policies.vla import VlaPolicy
 from vla.training import checkpoint
 from vla.training.augment import augment
+from vla.training.checkpoint import Progress
 from vla.training.loop import Diverged, Plan, train
 from vla.training.optimizer import Ema, Optimizers
 from vla.training.run import evaluator, spread
@@ -82,8 +83,7 @@ def test_one_batch_is_overfitted(make_model: Models, tmp_path: Path) -> None:
     with torch.no_grad():
         losses, _ = model(model.processor.batch([*demonstrations(), *questions()]))
     assert float(losses.mean()) < 0.1
-    robot = model.processor.robot
-    assert robot is not None
+    robot = model.processor.robot()
     for example in demonstrations():
         assert example.state is not None
         chunk = VlaPolicy(model).predict(Observation(example.images, example.state, example.prompt, 0.0))
@@ -233,7 +233,7 @@ def test_a_kill_while_saving_leaves_the_previous_checkpoint(
 ) -> None:
     model = make_model()
     ema, optimizer = Ema(model, 0.9), Optimizers(model, 0.05, {})
-    checkpoint.save(tmp_path, 1, model, ema, optimizer, [])
+    checkpoint.save(tmp_path, Progress(1), model, ema, optimizer)
 
     def killed(*_: Any, **__: Any) -> None:
         raise SystemExit("killed")
@@ -247,13 +247,13 @@ def test_a_kill_while_saving_leaves_the_previous_checkpoint(
             rmtree = shutil.rmtree
             patch.setattr(shutil, "rmtree", lambda path, **kw: rmtree(path, **kw) if kw else killed())
         with pytest.raises(SystemExit):
-            checkpoint.save(tmp_path, 2, model, ema, optimizer, [])
+            checkpoint.save(tmp_path, Progress(2), model, ema, optimizer)
     expected = 2 if broken == "rmtree" else 1
     found = checkpoint.latest(tmp_path)
     assert found == tmp_path / f"step-{expected:08d}"
     VLA.load(found)
-    assert checkpoint.restore(found, make_model(), ema, optimizer)[0] == expected
-    checkpoint.save(tmp_path, 3, model, ema, optimizer, [])
+    assert checkpoint.restore(found, make_model(), ema, optimizer).step == expected
+    checkpoint.save(tmp_path, Progress(3), model, ema, optimizer)
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-00000003"]
 
 
@@ -344,7 +344,7 @@ def test_augmentation_changes_light_and_moves_nothing() -> None:
 def test_stores_without_held_out_questions_give_no_score(make_model: Models) -> None:
     model = make_model()
     windows = demonstrations()
-    scores = evaluator({"small": {}, "large": {"color": questions()}}, spread(windows, 2))(model)
+    scores = evaluator({"small": {}, "large": {"color": questions()}}, {"robot": spread(windows, 2)})(model)
     assert scores.keys() == {"action_error", "vqa", "large/color"}
-    assert evaluator({"small": {}}, [])(model) == {}
+    assert evaluator({"small": {}}, {"robot": []})(model) == {}
     assert spread(windows, 0) == []

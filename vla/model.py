@@ -29,8 +29,12 @@ class VLA(nn.Module):
     """A backbone whose vocabulary is extended by action rows, when the processor knows a robot.
 
     To each action token are added a learned embedding of its place (which step and component), since the rows are
-    shared between components, and an MLP of the state and of the points that were said.
+    shared between components, and an MLP of the state, of the points that were said and, where the model drives
+    several robots, of which one it is. Places are laid out for the widest robot; a narrower one leaves some unused.
     """
+
+    widths: Int[Tensor, "r"]
+    """Components of an action of each robot."""
 
     def __init__(self, backbone: ComposedVLM, processor: Processor, smoothing: float = 2.0) -> None:
         super().__init__()
@@ -38,23 +42,27 @@ class VLA(nn.Module):
         self.text_vocab = processor.text_vocab
         if processor.has_points:
             self._soft_rows("points", torch.tensor(processor.points), POINT_SMOOTHING)
-        robot = processor.robot
-        if robot is None:
+        if not processor.robots:
             return
+        bins = processor.robots[0].bins.vocab_size
         if backbone.vocab_size == self.text_vocab:
-            backbone.add_rows(robot.bins.vocab_size + 1)
-            smooth_rows(backbone, torch.arange(robot.bins.vocab_size) + self.text_vocab)
-        elif backbone.vocab_size != self.text_vocab + robot.bins.vocab_size + 1:
+            backbone.add_rows(bins + 1)
+            smooth_rows(backbone, torch.arange(bins) + self.text_vocab)
+        elif backbone.vocab_size != self.text_vocab + bins + 1:
             raise InputError(
                 f"the backbone has {backbone.vocab_size} rows: not the tokenizer's {self.text_vocab}, "
-                f"with or without {robot.bins.vocab_size} action rows"
+                f"with or without {bins} action rows"
             )
-        self._soft_rows("actions", torch.arange(robot.bins.vocab_size) + self.text_vocab, smoothing)
-        self.slots = nn.Embedding(robot.action_tokens, backbone.hidden_size)
+        self._soft_rows("actions", torch.arange(bins) + self.text_vocab, smoothing)
+        widths = torch.tensor([robot.width for robot in processor.robots])
+        self.register_buffer("widths", widths, persistent=False)
+        self.slots = nn.Embedding(processor.robots[0].horizon * int(widths.max()), backbone.hidden_size)
         nn.init.normal_(self.slots.weight, std=0.02)
+        # Which robot it is, where there are several: the numbers of one mean nothing to another.
+        self.told_robots = len(processor.robots) if len(processor.robots) > 1 else 0
         # Numbers enter as numbers, into every place where an action is asked for.
         self.situation = nn.Sequential(
-            nn.Linear(len(robot.embodiment.state) + 3 * robot.points, 2 * backbone.hidden_size),
+            nn.Linear(processor.state_width + 3 * processor.points_width + self.told_robots, 2 * backbone.hidden_size),
             nn.GELU(),
             nn.Linear(2 * backbone.hidden_size, backbone.hidden_size),
         )
@@ -114,10 +122,14 @@ class VLA(nn.Module):
         below 0 for one not in it.
 
         Points are greedy, one coordinate after the other; actions come from one pass, the first k tokens `given`.
+        All rows are of one robot (`Processor.robot_prompt`).
         """
-        robot, processor = self.processor.robot, self.processor
-        if robot is None:
+        processor = self.processor
+        if not processor.robots:
             raise InputError("this model has no action head: train it on demonstrations first")
+        if len(numbers := set(batch.robot.tolist())) != 1 or -1 in numbers:
+            raise InputError("actions are decoded for rows of one robot at a time")
+        robot = processor.robots[numbers.pop()]
         decoding = _Decoding(self, batch)
         # The coordinates, and `<eos>` for what is not in the image.
         sayable = torch.tensor([*processor.points, processor.eos] if robot.points else [])
@@ -128,17 +140,28 @@ class VLA(nn.Module):
         said = torch.stack(values, 1).float() if values else torch.zeros(len(batch.input_ids), 0)
         points = said.unflatten(1, (-1, 2))
         points = torch.where((points < POINT_SCALE).all(-1, keepdim=True), points, -1)
+        unsaid = processor.points_width - robot.points
         ids = torch.full((len(batch.input_ids), robot.action_tokens), processor.blank)
         if given is not None:
             ids[:, : given.shape[1]] = torch.from_numpy(given)
-        hidden = decoding.extend(self._embed_tokens(ids) + self._places(batch.state, point_features(points)))
+        situation = self._situation(batch, point_features(F.pad(points, (0, 0, 0, unsaid), value=-1)))
+        order = torch.arange(robot.action_tokens).expand_as(ids)
+        hidden = decoding.extend(self._embed_tokens(ids) + self.slots(self._places(order, batch)) + situation)
         bins = median_bins(self.backbone.logits(hidden)[..., self.text_vocab : processor.blank].float())
         return bins.numpy(), ((points + 0.5) / POINT_SCALE).numpy()
 
-    def _places(self, state: Float[Tensor, "b s"], points: Float[Tensor, "b p 3"]) -> Float[Tensor, "b n d"]:
-        """What is added to the embedding of each action token: which one it is, and the robot's situation."""
-        situation: Tensor = self.situation(torch.cat([state, points.flatten(1)], 1))
-        return self.slots.weight + situation[:, None]
+    def _situation(self, batch: Batch, points: Float[Tensor, "b p 3"]) -> Float[Tensor, "b 1 d"]:
+        """What each robot is told at all its action tokens."""
+        numbers = [batch.state, points.flatten(1)]
+        if self.told_robots:
+            numbers.append(F.one_hot(batch.robot.clamp(min=0), self.told_robots).to(points.dtype))
+        told: Tensor = self.situation(torch.cat(numbers, 1))
+        return told[:, None]
+
+    def _places(self, order: Int[Tensor, "b n"], batch: Batch) -> Int[Tensor, "b n"]:
+        """The slot of each row's action tokens, numbered through: its step's, and in that its component's."""
+        width = self.widths[batch.robot.clamp(min=0), None]
+        return order // width * self.widths.max() + order % width
 
     def _embed_tokens(self, ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         embeds: Tensor = self.backbone.language.get_input_embeddings()(ids)
@@ -149,10 +172,10 @@ class VLA(nn.Module):
         action = batch.input_ids >= self.text_vocab
         if not action.any():
             return embeds
-        places = self._places(batch.state, batch.points)
-        index = (action.long().cumsum(1) - 1).clamp(min=0)
-        chosen = places.gather(1, index.unsqueeze(-1).expand(*index.shape, places.shape[-1]))
-        return embeds + torch.where(action.unsqueeze(-1), chosen, 0)
+        rows, columns = torch.nonzero(action, as_tuple=True)
+        places = self._places(action.long().cumsum(1) - 1, batch)[rows, columns]
+        chosen = self.slots(places) + self._situation(batch, batch.points)[rows, 0]
+        return embeds.index_put((rows, columns), chosen.to(embeds.dtype), accumulate=True)
 
     def save(self, folder: Path) -> None:
         """Weights (safetensors), configuration and processor into `folder`, which must exist."""

@@ -16,19 +16,16 @@ from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Num, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from vla.actions.bins import UniformBins
-from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.images import normalize, resize
-from vla.normalize import QuantileNormalizer
+from vla.robot_spec import RobotSpec, check_together
 from vla.scene import POINT_SCALE
 from vla.types import Example, Observation
 
@@ -51,7 +48,8 @@ class Batch:
     """Tensors of b rows with up to k images and l tokens. `labels` is IGNORE where there is no loss, and
     `weights` says how much each counts.
 
-    `state` is normalised, `points` are what `point_features` makes of them; zero where a row has none.
+    `robot` is a row's place among the processor's robots, -1 for a question. `state` is normalised, `points` are what
+    `point_features` makes of them; zero where a row has none, and beyond what its robot has.
     `segments` is 0 for what a whole row sees, and n for its n-th independent turn, which sees 0 and itself.
     """
 
@@ -62,43 +60,10 @@ class Batch:
     labels: Int[Tensor, "b l"]
     weights: Float[Tensor, "b l"]
     segments: Int[Tensor, "b l"]
+    robot: Int[Tensor, "b"]
     state: Float[Tensor, "b s"]
     points: Float[Tensor, "b p 3"]
     source: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class RobotSpec:
-    """What turns this embodiment's states and actions into tokens: fixed when training starts."""
-
-    embodiment: Embodiment
-    horizon: int
-    state: QuantileNormalizer
-    action: QuantileNormalizer
-    statistics_hash: str
-    points: int = 0
-    """How many points the model says before an action (`Example.points`), `<eos>` twice for one not in its image."""
-    bins: UniformBins = UniformBins()
-
-    @property
-    def point_tokens(self) -> int:
-        return 2 * self.points
-
-    @property
-    def action_tokens(self) -> int:
-        return self.horizon * len(self.embodiment.action)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> RobotSpec:
-        return cls(
-            embodiment=Embodiment.from_dict(values["embodiment"]),
-            horizon=values["horizon"],
-            state=QuantileNormalizer(tuple(values["state"]["low"]), tuple(values["state"]["high"])),
-            action=QuantileNormalizer(tuple(values["action"]["low"]), tuple(values["action"]["high"])),
-            statistics_hash=values["statistics_hash"],
-            points=values["points"],
-            bins=UniformBins(**values["bins"]),
-        )
 
 
 @dataclass
@@ -110,6 +75,7 @@ class _Row:
     weights: list[float] = field(default_factory=list)
     segments: list[int] = field(default_factory=list)
     segment: int = 0
+    robot: int = -1
     state: Float[np.ndarray, "s"] | None = None
     points: Float[np.ndarray, "p 2"] | None = None
 
@@ -135,29 +101,45 @@ def percent(points: Float[np.ndarray, "p 2"]) -> Float[np.ndarray, "p 2"]:
 
 
 class Processor:
-    """Builds batches for one backbone, and reads its tokens. `robot` is None for a pure VLM."""
+    """Builds batches for one backbone, and reads its tokens.
+
+    `robots` are those that the model drives, told apart by their embodiments' names; a pure VLM has none. They share
+    the action rows and the horizon, each has its own normalisation. Raises InputError when they cannot.
+    """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         image_size: int,
         tokens_per_image: int,
-        robot: RobotSpec | None = None,
+        robots: Sequence[RobotSpec] = (),
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.25, 0.25, 0.25),
     ) -> None:
-        self.tokenizer, self.robot = tokenizer, robot
+        check_together(robots)
+        self.tokenizer, self.robots = tokenizer, tuple(robots)
         self.image_size, self.tokens_per_image = image_size, tokens_per_image
         self.mean, self.std = tuple(mean), tuple(std)
         self.pad, self.bos, self.eos, self.image, self.answer = (tokenizer.token_to_id(t) for t in SPECIAL_TOKENS)
         self.text_vocab: int = tokenizer.get_vocab_size()
         # What stands where an action is to be predicted: the row after those of the bins.
-        self.blank = self.text_vocab + (0 if robot is None else robot.bins.vocab_size)
+        self.blank = self.text_vocab + (robots[0].bins.vocab_size if robots else 0)
         # "<image>" in a user's text is text: it must not open a place for an image.
         tokenizer.encode_special_tokens = True
         self.points = [tokenizer.token_to_id(token) for token in POINT_TOKENS]
         self.has_points = None not in self.points
         self._encode = lru_cache(maxsize=65536)(self._encode_text)
+
+    def robot(self, name: str = "") -> RobotSpec:
+        """The robot of that name; without one, the only robot that there is. Raises InputError when there is none."""
+        if not self.robots:
+            raise InputError("this checkpoint is a vision-language model without actions: train it on demonstrations")
+        known = {robot.name: robot for robot in self.robots}
+        if not name and len(known) > 1:
+            raise InputError(f"this model drives {', '.join(known)}: say which")
+        if name and name not in known:
+            raise InputError(f"this model drives {', '.join(known)}, not {name}")
+        return known[name] if name else self.robots[0]
 
     def _encode_text(self, text: str) -> tuple[int, ...]:
         """Tokens of the text, a space before it; each pair of numbers below 100 in it is a point."""
@@ -171,9 +153,18 @@ class Processor:
                 ids += self.tokenizer.encode(" " + part.strip(), add_special_tokens=False).ids
         return tuple(ids)
 
+    @property
+    def state_width(self) -> int:
+        """Components of the largest state."""
+        return max((len(robot.embodiment.state) for robot in self.robots), default=0)
+
+    @property
+    def points_width(self) -> int:
+        return max((robot.points for robot in self.robots), default=0)
+
     def batch(self, examples: Sequence[Example]) -> Batch:
-        """Training rows, padded on the right. Raises InputError when a robot's example is not of the embodiment."""
-        images = [e.images if e.state is None else self._views(e.images) for e in examples]
+        """Training rows, padded on the right. Raises InputError when an example does not fit its embodiment."""
+        images = [e.images if e.state is None else _views(self.robot(e.embodiment), e.images) for e in examples]
         rows = []
         for example, views in zip(examples, images, strict=True):
             row = self._opening(len(views))
@@ -185,17 +176,18 @@ class Processor:
             rows.append(row)
         return self._collate(rows, images, tuple(e.source for e in examples), left=False)
 
-    def robot_prompt(self, observations: Sequence[Observation]) -> Batch:
-        """Rows that end where the answer is to be decoded; padded on the left.
+    def robot_prompt(self, observations: Sequence[Observation], embodiment: str = "") -> Batch:
+        """Rows that end where the answer is to be decoded, all of one robot (see `robot`); padded on the left.
 
         Raises InputError when a camera is missing, or the state does not fit the embodiment.
         """
-        images = [self._views(observation.images) for observation in observations]
+        robot = self.robot(embodiment)
+        images = [_views(robot, observation.images) for observation in observations]
         rows = []
         for observation, views in zip(observations, images, strict=True):
             rows.append(self._opening(len(views)))
             self._turn(rows[-1], observation.instruction)
-            rows[-1].state = self._state(observation.state)
+            self._situation(rows[-1], robot, observation.state)
         return self._collate(rows, images, ("",) * len(rows), left=True)
 
     def question_prompt(self, questions: Sequence[str], images: Sequence[Views]) -> Batch:
@@ -216,45 +208,11 @@ class Processor:
             parts.append(" ".join(values[i] for i in run_ids) if is_point else str(text).strip())
         return " ".join(part for part in parts if part)
 
-    def action_ids(self, actions: Float[np.ndarray, "h a"], state: Float[np.ndarray, "s"]) -> list[int]:
-        """Tokens of actions that start from `state`: a joint's target is told as its distance from the joint."""
-        robot = self._robot()
-        robot.embodiment.check_action(actions)
-        anchored = actions - robot.embodiment.anchor(np.asarray(state, np.float64))
-        return [self.text_vocab + int(t) for t in robot.bins.encode(robot.action.normalize(anchored))]
-
-    def _state(self, state: Float[np.ndarray, "s"]) -> Float[np.ndarray, "s"]:
-        """Checked, normalised, and clipped to where the bins end."""
-        robot = self._robot()
-        names = robot.embodiment.state
-        if len(state) != len(names):
-            raise InputError(f"the state has {len(state)} components, not those of {robot.embodiment.name}: {names}")
-        for name, value in zip(names, state, strict=True):
-            if not np.isfinite(value):
-                raise InputError(f"state component {name} is not finite: {value}")
-        return np.clip(robot.state.normalize(state), -robot.bins.limit, robot.bins.limit)
-
-    def actions(self, bins: Num[np.ndarray, "n"], state: Float[np.ndarray, "s"]) -> Float[np.ndarray, "h a"] | None:
-        """The chunk that these bins say of a robot in `state`, in the embodiment's units; None when they say none."""
-        robot = self._robot()
-        normalized = robot.bins.decode(bins, len(robot.embodiment.action))
-        if normalized is None or len(normalized) != robot.horizon:
-            return None
-        actions = robot.action.denormalize(normalized) + robot.embodiment.anchor(np.asarray(state, np.float64))
-        return np.clip(actions, robot.embodiment.action_low, robot.embodiment.action_high)
-
-    def _robot(self) -> RobotSpec:
-        if self.robot is None:
-            raise InputError("this checkpoint is a vision-language model without actions: train it on demonstrations")
-        return self.robot
-
-    def _views(self, images: Views) -> dict[str, Image]:
-        """The embodiment's cameras, in its order."""
-        cameras = self._robot().embodiment.cameras
-        for camera in cameras:
-            if camera not in images:
-                raise InputError(f"camera {camera} is missing from the observation, which has {list(images)}")
-        return {camera: images[camera] for camera in cameras}
+    def action_ids(
+        self, robot: RobotSpec, actions: Float[np.ndarray, "h a"], state: Float[np.ndarray, "s"]
+    ) -> list[int]:
+        """Tokens of actions that start from `state`."""
+        return [self.text_vocab + int(bin) for bin in robot.encode_actions(actions, state)]
 
     def _opening(self, images: int) -> _Row:
         row = _Row()
@@ -277,29 +235,24 @@ class Processor:
             return
         if example.state is None:
             raise InputError("an example with actions needs the state that they start from")
-        where = self._points_of(example)
-        row.state, row.points = self._state(example.state), percent(where)
+        robot = self.robot(example.embodiment)
+        self._situation(row, robot, example.state)
+        where = _points_of(robot, example)
+        row.points = percent(where)
         points = [self.eos if v < 0 else self.points[int(v)] for v in row.points.flat]
         row.add(points, np.where(np.isnan(where).ravel(), IGNORE, points).tolist(), weight=POINT_WEIGHT)
-        ids, steps = self.action_ids(example.target, example.state), len(example.target)
+        ids, steps = self.action_ids(robot, example.target, example.state), len(example.target)
         wanted = np.arange(steps) >= example.given
         if example.mask is not None:
             wanted &= example.mask
-        width = len(ids) // steps
-        known = example.given * width
+        known = example.given * robot.width
         # No action is told another: each must be read off the images, not off the one before it.
         inputs = [*ids[:known], *[self.blank] * (len(ids) - known), self.eos]
         # A label belongs to the token before it: the blank itself.
-        row.add(inputs, [IGNORE, *np.where(np.repeat(wanted, width), ids, IGNORE).tolist()])
+        row.add(inputs, [IGNORE, *np.where(np.repeat(wanted, robot.width), ids, IGNORE).tolist()])
 
-    def _points_of(self, example: Example) -> Float[np.ndarray, "p 2"]:
-        """The points that the model is to say, NaN where unknown; none for a model that says none."""
-        count = self._robot().points
-        if example.points is None or count == 0:
-            return np.full((count, 2), np.nan)
-        if len(example.points) != count:
-            raise InputError(f"an example has {len(example.points)} points, not the {count} that the model says")
-        return example.points
+    def _situation(self, row: _Row, robot: RobotSpec, state: Float[np.ndarray, "s"]) -> None:
+        row.robot, row.state = self.robots.index(robot), robot.encode_state(state)
 
     def _collate(
         self,
@@ -314,18 +267,18 @@ class Processor:
         attention = np.zeros((len(rows), length), bool)
         segments = np.zeros((len(rows), length), np.int64)
         weights = np.ones((len(rows), length), np.float32)
-        robot = self.robot
-        state = np.zeros((len(rows), 0 if robot is None else len(robot.embodiment.state)), np.float32)
-        points = np.full((len(rows), 0 if robot is None else robot.points, 2), -1, np.float32)
+        robot = np.array([row.robot for row in rows])
+        state = np.zeros((len(rows), self.state_width), np.float32)
+        points = np.full((len(rows), self.points_width, 2), -1, np.float32)
         for i, row in enumerate(rows):
             span = slice(length - len(row.ids), length) if left else slice(0, len(row.ids))
             input_ids[i, span], labels[i, span], attention[i, span] = row.ids, row.labels, True
             weights[i, span] = row.weights
             segments[i, span] = row.segments if row.segment > 1 else 0
             if row.state is not None:
-                state[i] = row.state
+                state[i, : len(row.state)] = row.state
             if row.points is not None:
-                points[i] = row.points
+                points[i, : len(row.points)] = row.points
         most = max(1, max(len(views) for views in images))
         pixels = np.zeros((len(rows), most, self.image_size, self.image_size, 3), np.uint8)
         image_mask = np.zeros((len(rows), most), bool)
@@ -341,6 +294,7 @@ class Processor:
             labels=torch.from_numpy(labels),
             weights=torch.from_numpy(weights),
             segments=torch.from_numpy(segments),
+            robot=torch.from_numpy(robot),
             state=torch.from_numpy(state),
             points=point_features(torch.from_numpy(points)),
             source=source,
@@ -353,13 +307,33 @@ class Processor:
             "tokens_per_image": self.tokens_per_image,
             "mean": self.mean,
             "std": self.std,
-            "robot": None if self.robot is None else asdict(self.robot),
+            "robots": [asdict(robot) for robot in self.robots],
         }
         (folder / "processor.json").write_text(json.dumps(values, indent=1))
 
     @classmethod
     def load(cls, folder: Path) -> Processor:
         values = json.loads((folder / "processor.json").read_text())
-        robot = values.pop("robot")
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        return cls(tokenizer, robot=None if robot is None else RobotSpec.from_dict(robot), **values)
+        if "robot" in values:  # of before there were several; its hash told of the actions alone
+            robot = values.pop("robot")
+            values["robots"] = [] if robot is None else [robot | {"statistics_hash": ""}]
+        robots = [RobotSpec.from_dict(robot) for robot in values.pop("robots")]
+        return cls(Tokenizer.from_file(str(folder / "tokenizer.json")), robots=robots, **values)
+
+
+def _views(robot: RobotSpec, images: Views) -> dict[str, Image]:
+    """The embodiment's cameras, in its order."""
+    cameras = robot.embodiment.cameras
+    for camera in cameras:
+        if camera not in images:
+            raise InputError(f"camera {camera} is missing from the observation, which has {list(images)}")
+    return {camera: images[camera] for camera in cameras}
+
+
+def _points_of(robot: RobotSpec, example: Example) -> Float[np.ndarray, "p 2"]:
+    """The points that the model is to say, NaN where unknown; none for a model that says none."""
+    if example.points is None or robot.points == 0:
+        return np.full((robot.points, 2), np.nan)
+    if len(example.points) != robot.points:
+        raise InputError(f"an example has {len(example.points)} points, not the {robot.points} that the model says")
+    return example.points

@@ -107,6 +107,8 @@ class Example:
     conversation: bool = False
     """Whether later turns see earlier ones. If not, each sees the images and itself, as when asked alone."""
     source: str = ""
+    embodiment: str = ""
+    """The name of the robot that it is of; empty where there is only one."""
     points: Float[np.ndarray, "p 2"] | None = None
     """As `Episode.points`, of one step: said before the action."""
     given: int = 0

@@ -5,7 +5,7 @@
 | step-00000500/model.safetensors, … | the average, its configuration, processor and tokenizer: |
 |                                    | what is deployed                                         |
 | step-00000500/training.safetensors | raw weights, optimizer moments, RNG                      |
-| step-00000500/training.json        | step, evaluations so far                                 |
+| step-00000500/training.json        | step, evaluations so far, loss tokens of each source     |
 | best -> step-…                     | the checkpoint that the gate chose                       |
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,30 @@ from safetensors.torch import load_file, save_file
 from vla.errors import InputError
 from vla.model import VLA
 from vla.processor import Processor
+from vla.robot_spec import check_same
 from vla.training.optimizer import Ema, Optimizers
 
 
-def save(run: Path, step: int, model: VLA, ema: Ema, optimizer: Optimizers, evaluations: list[dict[str, Any]]) -> Path:
+@dataclass
+class Progress:
+    """How far a run has come."""
+
+    step: int = 0
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    tokens: dict[str, int] = field(default_factory=dict)
+    """How many tokens of each source have borne a loss."""
+
+
+def save(run: Path, progress: Progress, model: VLA, ema: Ema, optimizer: Optimizers) -> Path:
     """Writes `run/step-…`, visible only when whole, and drops older ones that are not the best."""
-    final, partial = run / f"step-{step:08d}", run / ".partial"
+    final, partial = run / f"step-{progress.step:08d}", run / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     tensors = {f"weight/{n}": p.detach() for n, p in model.named_parameters()}
     tensors |= {f"optimizer/{key}": value for key, value in optimizer.state().items()}
     tensors["rng"] = torch.get_rng_state()
     save_file({k: v.contiguous() for k, v in tensors.items()}, partial / "training.safetensors")
-    (partial / "training.json").write_text(json.dumps({"step": step, "evaluations": evaluations}))
+    (partial / "training.json").write_text(json.dumps(asdict(progress)))
     ema.swap(model)
     model.save(partial)
     ema.swap(model)
@@ -65,14 +77,19 @@ def latest(run: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def restore(checkpoint: Path, model: VLA, ema: Ema, optimizer: Optimizers) -> tuple[int, list[dict[str, Any]]]:
-    """Loads everything into freshly built objects; returns the step and the evaluations so far.
+def restore(checkpoint: Path, model: VLA, ema: Ema, optimizer: Optimizers) -> Progress:
+    """Loads everything into freshly built objects.
 
-    Raises InputError when the checkpoint is of another model, of other data or of other frozen parts.
+    Raises InputError when the checkpoint is of another model, of other data (it names the component whose statistics
+    differ) or of other frozen parts.
     """
     saved_processor = Processor.load(checkpoint)
-    if saved_processor.robot != model.processor.robot:
-        raise InputError(f"{checkpoint} was trained on other demonstrations: train into another folder")
+    try:
+        check_same(saved_processor.robots, model.processor.robots)
+    except InputError as error:
+        raise InputError(
+            f"{checkpoint} was trained on other demonstrations: {error}; train into another folder"
+        ) from None
     if saved_processor.tokenizer.to_str() != model.processor.tokenizer.to_str():
         raise InputError(f"{checkpoint} has another tokenizer: train into another folder")
     tensors = load_file(checkpoint / "training.safetensors")
@@ -92,4 +109,4 @@ def restore(checkpoint: Path, model: VLA, ema: Ema, optimizer: Optimizers) -> tu
     except InputError as error:
         raise InputError(f"cannot go on from {checkpoint}, {error}: train into another folder") from None
     torch.set_rng_state(tensors["rng"])
-    return values["step"], values["evaluations"]
+    return Progress(**values)

@@ -26,13 +26,17 @@ def vqa_accuracy(model: VLA, questions: Mapping[str, Sequence[Example]], batch_s
 
 
 def action_error(model: VLA, examples: Sequence[Example], batch_size: int = 64) -> float:
-    """Mean absolute error of decoded chunks inside the episode, in the action's units (radians)."""
+    """Mean absolute error of decoded chunks inside the episode, in the action's units (radians).
+
+    The examples are of one robot.
+    """
     errors = []
+    robot = model.processor.robot(examples[0].embodiment)
     for group in batched(examples, batch_size):
         observations = [Observation(e.images, e.state, e.prompt, 0.0) for e in group if e.state is not None]
-        tokens, _ = model.generate_actions(model.processor.robot_prompt(observations))
+        tokens, _ = model.generate_actions(model.processor.robot_prompt(observations, robot.name))
         for example, observation, row in zip(group, observations, tokens, strict=True):
-            decoded = model.processor.actions(row, observation.state)
+            decoded = robot.decode_actions(row, observation.state)
             if decoded is None or isinstance(example.target, str):
                 raise RuntimeError("a constrained decode gave no chunk")
             inside = slice(None) if example.mask is None else example.mask

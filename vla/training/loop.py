@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from vla.model import VLA
 from vla.processor import Batch
 from vla.training import checkpoint
 from vla.training.augment import augment
+from vla.training.checkpoint import Progress
 from vla.training.gate import choose
 from vla.training.optimizer import Ema, Optimizers, freeze, learning_rate
 
@@ -85,30 +87,34 @@ def train(model: VLA, mixture: Mixture, plan: Plan, run: Path, evaluate: Evaluat
     freeze(model, plan.freeze)
     model.train()
     ema, optimizer = Ema(model, plan.ema), Optimizers(model, plan.weight_decay, plan.lr_scales)
-    step = 0
-    evaluations: list[dict[str, Any]] = []
+    progress = Progress()
     if found := checkpoint.latest(run):
-        step, evaluations = checkpoint.restore(found, model, ema, optimizer)
-        if evaluations and evaluations[-1]["step"] == step:  # a kill may have come before it was compared
-            _select(run, found, evaluations, plan.vqa_margin)
+        progress = checkpoint.restore(found, model, ema, optimizer)
+        if progress.evaluations and progress.evaluations[-1]["step"] == progress.step:
+            _select(run, found, progress.evaluations, plan.vqa_margin)  # a kill may have come before it was compared
+    start, evaluations = progress.step, progress.evaluations
     run.mkdir(parents=True, exist_ok=True)
-    bar = tqdm(total=plan.steps, initial=step, desc="train", unit="step", smoothing=0.05)
+    bar = tqdm(total=plan.steps, initial=start, desc="train", unit="step", smoothing=0.05)
     with (
         _signals() as stop,
-        _prefetch(model, mixture, plan, step) as batches,
-        SummaryWriter(str(run / "tensorboard"), purge_step=step) as writer,
+        _prefetch(model, mixture, plan, start) as batches,
+        SummaryWriter(str(run / "tensorboard"), purge_step=start) as writer,
         bar,
     ):
         stopping = False
-        while step < plan.steps and not stopping:
-            losses = _step(model, next(batches), optimizer, plan, step, run)
-            ema.update(model, step)
-            step += 1
+        while progress.step < plan.steps and not stopping:
+            losses, tokens = _step(model, next(batches), optimizer, plan, progress.step, run)
+            ema.update(model, progress.step)
+            progress.step += 1
+            progress.tokens = dict(Counter(progress.tokens) + tokens)
+            step = progress.step
             bar.update()
             if step % 10 == 0:
                 bar.set_postfix({k: f"{v:.2f}" for k, v in losses.items()})
                 for name, value in losses.items():
                     writer.add_scalar(f"loss/{name}", value, step)
+                for name, value in _shares(mixture, plan, progress).items():
+                    writer.add_scalar(f"share/{name}", value, step)
             due = step % plan.evaluate_every == 0 or step == plan.steps
             if due and evaluate is not None:
                 evaluations.append({"step": step} | _evaluated(model, ema, evaluate))
@@ -118,14 +124,17 @@ def train(model: VLA, mixture: Mixture, plan: Plan, run: Path, evaluate: Evaluat
             # Read once: a signal that comes later is the next step's, and never goes without a checkpoint.
             stopping = bool(stop)
             if due or stopping:
-                saved = checkpoint.save(run, step, model, ema, optimizer, evaluations)
+                saved = checkpoint.save(run, progress, model, ema, optimizer)
                 if due:
                     _select(run, saved, evaluations, plan.vqa_margin)
+        if progress.step > start:
+            told = ", ".join(f"{k} {v:.3f}" for k, v in _shares(mixture, plan, progress).items())
+            bar.write(f"shares of what was trained on: {told}")
     if signal.SIGINT in stop:
         raise KeyboardInterrupt
     ema.swap(model)
     best = run / "best"
-    return Outcome(step, step >= plan.steps, best.resolve() if best.exists() else None, evaluations)
+    return Outcome(progress.step, progress.step >= plan.steps, best.resolve() if best.exists() else None, evaluations)
 
 
 def _select(run: Path, newest: Path, evaluations: Sequence[Mapping[str, Any]], margin: float) -> None:
@@ -149,10 +158,16 @@ def _evaluated(model: VLA, ema: Ema, evaluate: Evaluate) -> dict[str, float]:
         model.train()
 
 
+def _shares(mixture: Mixture, plan: Plan, progress: Progress) -> dict[str, float]:
+    """Each source's part of all rows, and of all tokens with a loss, that were trained on: "rows/…", "tokens/…"."""
+    kinds = {"rows": mixture.drawn(progress.step * plan.batch_size), "tokens": progress.tokens}
+    return {f"{kind}/{name}": n / sum(counts.values()) for kind, counts in kinds.items() for name, n in counts.items()}
+
+
 def _step(
     model: VLA, micro: Sequence[Batch], optimizer: Optimizers, plan: Plan, step: int, run: Path
-) -> dict[str, float]:
-    """One optimizer step; returns the mean loss of each source."""
+) -> tuple[dict[str, float], Counter[str]]:
+    """One optimizer step; returns the mean loss and the number of tokens of each source."""
     optimizer.zero_grad()
     # The normaliser is that of the whole batch, so that micro-batches with few tokens do not weigh more.
     total = sum(float(token_weights(b, plan.loss_weights).sum()) for b in micro)
@@ -176,7 +191,8 @@ def _step(
     if not math.isfinite(norm.item()):
         raise Diverged(_save_batch(micro, run, step))
     optimizer.step(learning_rate(step, plan.steps, plan.lr, plan.warmup))
-    return {name: sum(values) / len(values) for name, values in sums.items()}
+    means = {name: sum(values) / len(values) for name, values in sums.items()}
+    return means, Counter({name: len(values) for name, values in sums.items()})
 
 
 def token_weights(batch: Batch, loss_weights: Mapping[str, float]) -> Float[Tensor, "n"]:

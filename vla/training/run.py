@@ -10,35 +10,35 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.mixture import Conversations, Mixture, Source
-from vla.datasets.statistics import Statistics
 from vla.datasets.vqa import VqaStore
-from vla.datasets.windows import Windows, split
+from vla.datasets.windows import Windows
 from vla.envs.instructions import every_instruction
 from vla.errors import InputError
 from vla.model import VLA, smooth_rows
-from vla.normalize import QuantileNormalizer
-from vla.processor import Processor, RobotSpec
+from vla.processor import Processor
+from vla.robot_spec import RobotSpec, check_same
+from vla.training.demonstrations import Demonstrations, robot_specs
 from vla.training.heldout import action_error, vqa_accuracy
 from vla.training.loop import Evaluate, Outcome, Plan
 from vla.training.loop import train as run_plan
 from vla.types import Example
 from vla.vlm.nano import nano, train_tokenizer
 
-HELD_OUT_EPISODES = 0.05
+HELD_OUT_WINDOWS = 128
 
 
 def train(
     *,
     task: str | None = None,
-    data: str | None,
+    data: str | Mapping[str, str] | None,
     vqa: Mapping[str, str],
     out: str,
     backbone: str,
     mixture: Mapping[str, float],
+    temperature: float | None = None,
     horizon: int,
     turns: int,
     heldout_questions: int,
@@ -46,76 +46,81 @@ def train(
 ) -> Outcome:
     """Trains on the episodes of `data` (None: no robot) and the question stores `vqa`, into the folder `out`.
 
+    `data` is a store, the source "robot", or several by name; those of one embodiment share its normalisation.
     `task` is there for the options, where it names the default of `data`.
     `backbone` is "nano" (pretrained, shipped), "scratch" (nano with random weights and a new tokenizer, trained whole
-    whatever `plan` freezes), or a checkpoint's folder. `mixture` weighs the source "robot" and the names in `vqa`.
+    whatever `plan` freezes), or a checkpoint's folder. `mixture` weighs the sources by their names in `data` and `vqa`,
+    with `temperature` also by their size; a store of `data` that it does not name weighs what it says of "robot".
     Raises InputError, before anything is written, when a path is missing or the parts do not fit together.
     """
     settings = Plan(**{**plan, "freeze": tuple(plan.get("freeze", ()))})
     if backbone == "scratch":  # there is nothing yet to keep
         settings = replace(settings, freeze=(), lr_scales={})
     torch.manual_seed(settings.seed)
-    stores = {name: VqaStore(path) for name, path in vqa.items() if mixture.get(name, 0) > 0}
+    paths = {} if data is None else {"robot": data} if isinstance(data, str) else data
+    if both := sorted(paths.keys() & vqa.keys()):
+        raise InputError(f"{', '.join(both)} names a store in data and one in vqa: choose another name")
+    weights = dict(mixture)
+    if paths and "robot" not in paths:
+        every = weights.pop("robot", 0.0)
+        weights = {name: every for name in paths} | weights
+    stores = {name: VqaStore(path) for name, path in vqa.items() if weights.get(name, 0) > 0}
     sources: dict[str, Source] = {name: Conversations(s, "train", turns) for name, s in stores.items()}
-    robot, heldout, episodes = None, [], None
-    if data is not None:
-        episodes = EpisodeStore.open(data)
-        train_episodes, heldout_episodes = split(len(episodes), HELD_OUT_EPISODES)
-        robot = robot_spec(episodes, train_episodes, horizon)
-        sources["robot"] = Windows(episodes, horizon, episodes=train_episodes)
-        heldout = spread(Windows(episodes, horizon, stride=3, episodes=heldout_episodes), 128)
-    mixed = Mixture(sources, mixture, settings.seed)
-    model = build(backbone, robot, _texts(stores, episodes))
+    demonstrations = {name: Demonstrations.open(path) for name, path in paths.items()}
+    robots = robot_specs(list(demonstrations.values()), horizon)
+    sources |= {name: d.windows(horizon) for name, d in demonstrations.items()}
+    mixed = Mixture(sources, weights, settings.seed, temperature)
+    model = build(backbone, robots, _texts(stores, [d.store for d in demonstrations.values()]))
     questions = {n: heldout_by_kind(s, heldout_questions) for n, s in stores.items()}
+    heldout = {name: spread(d.heldout(horizon), HELD_OUT_WINDOWS) for name, d in demonstrations.items()}
     return run_plan(model, mixed, settings, Path(out), evaluator(questions, heldout))
 
 
-def robot_spec(store: EpisodeStore, episodes: Sequence[int], horizon: int) -> RobotSpec:
-    """Normalisers from the statistics of `episodes`."""
-    state = store.statistics(episodes)["state"]
-    action = Statistics.of(_anchored(store, episodes, horizon))
-    return RobotSpec(
-        embodiment=store.embodiment,
-        horizon=horizon,
-        state=QuantileNormalizer(tuple(state.q01), tuple(state.q99)),
-        action=QuantileNormalizer(tuple(action.q01), tuple(action.q99)),
-        statistics_hash=action.hash(),
-        points=0 if store.points is None else store.points.shape[1],
-    )
+def build(backbone: str, robots: Sequence[RobotSpec], texts: Iterator[str]) -> VLA:
+    """A model on the named backbone; its tokenizer is the backbone's, or for "scratch" trained on `texts`.
 
-
-def _anchored(store: EpisodeStore, episodes: Sequence[int], horizon: int) -> Float[np.ndarray, "n a"]:
-    """Every action of every chunk, as its distance from the state at the chunk's start."""
-    parts = []
-    for frames in (store.records[i].frames for i in episodes):
-        action, anchor = store.action[frames], store.embodiment.anchor(store.state[frames])
-        parts += [action[k:] - anchor[: len(anchor) - k] for k in range(min(horizon, len(action)))]
-    return np.concatenate(parts)
-
-
-def build(backbone: str, robot: RobotSpec | None, texts: Iterator[str]) -> VLA:
-    """A model on the named backbone; its tokenizer is the backbone's, or for "scratch" trained on `texts`."""
+    A backbone that drives robots already goes on with all its weights, if they are those of the data: where they are
+    not, InputError names the component whose statistics differ.
+    """
     if backbone == "scratch":
         body, processor = nano(train_tokenizer(sorted(set(texts))))
         smooth_rows(body, torch.tensor(processor.points))
     else:
         base = VLA.load(Path(str(files("vla") / "assets" / "nano")) if backbone == "nano" else Path(backbone))
         body, processor = base.backbone, base.processor
-        if processor.robot is not None and robot is not None:
-            raise InputError(f"{backbone} has an action head already: give a vision-language model, or resume its run")
-    if robot is not None and not processor.has_points:  # it has no words for them
-        robot = replace(robot, points=0)
+    if not processor.has_points:  # it has no words for them
+        robots = [replace(robot, points=0) for robot in robots]
+    if processor.robots and robots:
+        try:
+            check_same(processor.robots, robots)
+        except InputError as error:
+            raise InputError(
+                f"{backbone} drives robots already, and not those of data: {error}; give a vision-language model"
+            ) from None
+        return base
     tokens = body.tokens_per_image
-    return VLA(body, Processor(processor.tokenizer, body.image_size, tokens, robot, processor.mean, processor.std))
+    return VLA(body, Processor(processor.tokenizer, body.image_size, tokens, robots, processor.mean, processor.std))
 
 
-def evaluator(questions: Mapping[str, Mapping[str, Sequence[Example]]], windows: Sequence[Example]) -> Evaluate:
-    """Scores: `action_error`, `vqa` (mean over the first store's kinds) and `<store>/<kind>` for each kind."""
+def evaluator(
+    questions: Mapping[str, Mapping[str, Sequence[Example]]], windows: Mapping[str, Sequence[Example]]
+) -> Evaluate:
+    """Scores: `action_error`, `vqa` (mean over the first store's kinds) and `<store>/<kind>` for each kind.
+
+    With several stores of episodes `action_error` is the mean over them, each relative to the spread of its robot's
+    actions, and `action_error_<store>` is that of each, in its units.
+    """
+    windows = {name: examples for name, examples in windows.items() if examples}
 
     def evaluate(model: VLA) -> dict[str, float]:
         scores: dict[str, float] = {}
-        if windows:
-            scores["action_error"] = action_error(model, windows)
+        errors = {name: action_error(model, examples) for name, examples in windows.items()}
+        if len(errors) == 1:
+            scores["action_error"] = next(iter(errors.values()))
+        elif errors:
+            spans = {name: _span(model.processor.robot(examples[0].embodiment)) for name, examples in windows.items()}
+            scores["action_error"] = float(np.mean([error / spans[name] for name, error in errors.items()]))
+            scores |= {f"action_error_{name}": error for name, error in errors.items()}
         for name, by_kind in questions.items():
             if not by_kind:  # too few images for a held-out one
                 continue
@@ -125,6 +130,10 @@ def evaluator(questions: Mapping[str, Mapping[str, Sequence[Example]]], windows:
         return scores
 
     return evaluate
+
+
+def _span(robot: RobotSpec) -> float:
+    return float(np.mean(np.subtract(robot.action.high, robot.action.low)))
 
 
 def heldout_by_kind(store: VqaStore, count: int) -> dict[str, list[Example]]:
@@ -141,10 +150,10 @@ def spread(examples: Sequence[Example] | Windows, count: int) -> list[Example]:
     return [examples[int(i)] for i in chosen] if len(examples) else []
 
 
-def _texts(stores: Mapping[str, VqaStore], episodes: EpisodeStore | None) -> Iterator[str]:
+def _texts(stores: Mapping[str, VqaStore], episodes: Sequence[EpisodeStore]) -> Iterator[str]:
     """What a new tokenizer learns its merges from: the stores' text, and the grammar of instructions."""
     for store in stores.values():
         yield from (f" {question.text} {question.answer}" for question in store.questions())
-    if episodes is not None:
-        yield from (f" {record.instruction}" for record in episodes.records)
+    for demonstrations in episodes:
+        yield from (f" {record.instruction}" for record in demonstrations.records)
     yield from (f" {text}" for text in every_instruction())

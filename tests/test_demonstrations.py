@@ -1,0 +1,86 @@
+"""What a model learns of its robots from stores: statistics of all their rows, whichever store they are in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vla.datasets.episodes import EpisodeStore
+from vla.errors import InputError
+from vla.training.demonstrations import Demonstrations, robot_specs
+from vla.types import Episode
+
+MakeEpisode = Callable[..., Episode]
+
+
+def opened(path: Path, episodes: list[Episode]) -> Demonstrations:
+    with EpisodeStore.create(path, episodes[0].embodiment) as store:
+        for episode in episodes:
+            store.append(episode)
+    return Demonstrations.open(str(path))
+
+
+def test_every_action_of_every_chunk_counts_from_where_the_chunk_starts(
+    make_episode: MakeEpisode, tmp_path: Path
+) -> None:
+    one = opened(tmp_path / "a", [make_episode(seed, steps=4 + seed) for seed in range(3)])
+    expected = [
+        episode.action[t + k] - episode.embodiment.anchor(episode.state[t])
+        for episode in (one.store[i] for i in one.train_episodes)
+        for t in range(len(episode))
+        for k in range(3)
+        if t + k < len(episode)
+    ]
+    np.testing.assert_array_equal(np.concatenate(list(one.rows(3))), expected)
+    states = [one.store[i].state for i in one.train_episodes]
+    np.testing.assert_array_equal(np.concatenate(list(one.rows())), np.concatenate(states))
+
+
+def test_stores_of_one_robot_are_normalised_as_one(make_episode: MakeEpisode, tmp_path: Path) -> None:
+    near = [make_episode(seed, steps=30) for seed in range(4)]
+    far = [replace(make_episode(seed, steps=9), state=make_episode(seed, steps=9).state + 20) for seed in range(4, 7)]
+    slim = [replace(e, embodiment=replace(e.embodiment, name="a slim one")) for e in near]
+    parts = [opened(tmp_path / str(i), episodes) for i, episodes in enumerate((near, far, slim))]
+    other, merged = robot_specs(parts, 4)
+    assert (other.name, merged.name) == ("a slim one", "toy")
+    rows = np.concatenate([rows for part in parts[:2] for rows in part.rows()])
+    np.testing.assert_allclose([merged.state.low, merged.state.high], np.quantile(rows, [0.01, 0.99], axis=0))
+    (alone,) = robot_specs(parts[:1], 4)
+    assert (other.state, other.action) == (alone.state, alone.action)
+    assert merged.statistics_hash != alone.statistics_hash
+    # Neither the order of the stores nor that of their episodes is part of it.
+    assert robot_specs([parts[1], parts[2], parts[0]], 4) == [other, merged]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"control_hz": 20.0}, "toy does not match toy: control_hz: 10.0, there 20.0"),
+        ({"action_low": (-1.0, -1.0, -0.5)}, "action_low: grip"),
+    ],
+)
+def test_one_name_for_two_robots_is_refused(
+    make_episode: MakeEpisode, tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    episodes = [make_episode(seed) for seed in range(3)]
+    changed = [replace(e, embodiment=replace(e.embodiment, **fields)) for e in episodes]
+    with pytest.raises(InputError, match=message):
+        robot_specs([opened(tmp_path / "a", episodes), opened(tmp_path / "b", changed)], 4)
+
+
+def test_points_of_one_robots_stores_agree(make_episode: MakeEpisode, tmp_path: Path) -> None:
+    parts = [
+        opened(
+            tmp_path / str(i),
+            [make_episode(seed, points=None if n == 0 else np.full((5, n, 2), 0.5)) for seed in range(3)],
+        )
+        for i, n in enumerate((0, 2, 4))
+    ]
+    assert [robot_specs(chosen, 4)[0].points for chosen in (parts[:1], parts[:2])] == [0, 2]
+    with pytest.raises(InputError, match=r"\[2, 4\] points"):
+        robot_specs(parts, 4)

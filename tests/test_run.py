@@ -1,0 +1,140 @@
+"""`vla train` over stores: several robots in one run, that resumes to the bit and knows its data again."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vla.datasets.episodes import EpisodeStore
+from vla.embodiment import Embodiment
+from vla.errors import InputError
+from vla.model import VLA
+from vla.policies.vla import VlaPolicy
+from vla.training.run import train
+from vla.types import Episode
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that share their cores with another process wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def equal_files(one: Path, other: Path) -> None:
+    ours, theirs = load_file(one), load_file(other)
+    assert ours.keys() == theirs.keys()
+    assert [name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name])] == []
+
+
+def stores(make_episode: Callable[..., Episode], folder: Path) -> dict[str, str]:
+    """Two stores of a robot with two cameras, and one of a wider robot with one camera."""
+    wide = Embodiment(
+        name="wide",
+        cameras=("top",),
+        state=("x [m]", "y [m]", "z [m]"),
+        action=("x [m]", "y [m]", "z [m]", "grip [m]"),
+        action_low=(-9.0,) * 4,
+        action_high=(9.0,) * 4,
+        control_hz=5.0,
+    )
+    paths = {name: str(folder / f"{name}.zarr") for name in ("first", "second", "wide")}
+    for number, (name, path) in enumerate(paths.items()):
+        episodes = [make_episode(10 * number + seed, steps=6) for seed in range(3)]
+        if name == "wide":
+            rng = np.random.default_rng(0)
+            numbers = {"state": rng.normal(size=(6, 3)), "action": rng.normal(size=(6, 4))}
+            episodes = [replace(e, embodiment=wide, images={"top": e.images["front"]}, **numbers) for e in episodes]
+        with EpisodeStore.create(path, episodes[0].embodiment) as store:
+            for episode in episodes:
+                store.append(episode)
+    return paths
+
+
+def options(data: Mapping[str, str], out: Path, **fields: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "data": data,
+        "vqa": {},
+        "out": str(out),
+        "backbone": "scratch",
+        "mixture": {"robot": 1.0},
+        "horizon": 3,
+        "turns": 1,
+        "heldout_questions": 0,
+        "plan": {"steps": 2, "batch_size": 3, "precision": "fp32"},
+    }
+    return values | fields
+
+
+def test_robots_train_together_and_resume_to_the_bit(
+    make_episode: Callable[..., Episode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = stores(make_episode, tmp_path)
+    straight = train(**options(data, tmp_path / "a"))
+
+    def stop(_: VLA) -> dict[str, float]:
+        signal.raise_signal(signal.SIGTERM)
+        return {}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vla.training.run.evaluator", lambda *_: stop)
+        plan = {"steps": 2, "batch_size": 3, "precision": "fp32", "evaluate_every": 1}
+        cut = train(**options(data, tmp_path / "b", plan=plan))
+    assert (cut.step, cut.finished) == (1, False)
+    resumed = train(**options(data, tmp_path / "b"))
+    assert resumed.finished and straight.finished
+    for name in ("training.safetensors", "model.safetensors"):
+        equal_files(tmp_path / "a/step-00000002" / name, tmp_path / "b/step-00000002" / name)
+    saved = [json.loads((tmp_path / run / "step-00000002/training.json").read_text()) for run in "ab"]
+    # Each third of the rows has its tokens: three actions of three or of four components, where inside the episode.
+    assert saved[0]["tokens"] == saved[1]["tokens"]
+    assert saved[0]["tokens"].keys() == data.keys() and all(n > 0 for n in saved[0]["tokens"].values())
+    assert "rows/first 0.333, rows/second 0.333, rows/wide 0.333, tokens/first" in capsys.readouterr().out
+    assert {"action_error", "action_error_first", "action_error_wide"} <= straight.evaluations[-1].keys()
+    # The two stores of one robot share its numbers; the checkpoint drives either robot.
+    model = VLA.load(tmp_path / "a/best")
+    assert [robot.name for robot in model.processor.robots] == ["toy", "wide"]
+    assert VlaPolicy(model, "wide").embodiment.cameras == ("top",)
+    # Other data are refused by the name of what differs.
+    with EpisodeStore.open(data["second"], "a") as store:
+        store.append(make_episode(99, steps=60, state=np.full((60, 2), 7.0)))
+    with pytest.raises(InputError, match=r"other demonstrations: state lift \[rad\]: q01 is -\S+ in the checkpoint, -"):
+        train(**options(data, tmp_path / "b"))
+    with pytest.raises(InputError, match=r"drives robots already.*state lift \[rad\]: q01"):
+        train(**options(data, tmp_path / "c", backbone=str(tmp_path / "a/best")))
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_policy_goes_on_with_its_weights_on_its_own_data(
+    make_episode: Callable[..., Episode], tmp_path: Path
+) -> None:
+    data = stores(make_episode, tmp_path)["first"]
+    first = options(data, tmp_path / "a", plan={"steps": 1, "batch_size": 2, "precision": "fp32"})
+    assert train(**first).finished
+    again = first | {"backbone": str(tmp_path / "a/best"), "out": str(tmp_path / "b")}
+    assert train(**again | {"plan": first["plan"] | {"lr": 0.0}}).finished
+    equal_files(tmp_path / "a/best/model.safetensors", tmp_path / "b/best/model.safetensors")
+
+
+def test_stores_are_weighed_by_name(make_episode: Callable[..., Episode], tmp_path: Path) -> None:
+    data = stores(make_episode, tmp_path)
+    with pytest.raises(InputError, match=r"weighs \['third'\], its sources are \['first', 'second', 'wide'\]"):
+        train(**options(data, tmp_path / "a", mixture={"third": 1.0, "robot": 1.0}))
+    with pytest.raises(InputError, match="first names a store in data and one in vqa"):
+        train(**options(data, tmp_path / "a", vqa={"first": data["first"]}))
+    assert not (tmp_path / "a").exists()
+    one_step = {"steps": 1, "batch_size": 10, "precision": "fp32"}
+    train(**options(data, tmp_path / "a", mixture={"robot": 0.2, "wide": 0.6}, plan=one_step))
+    tokens = json.loads((tmp_path / "a/best/training.json").read_text())["tokens"]
+    assert 6 * 4 <= tokens["wide"] <= 6 * 12 and tokens["first"] + tokens["second"] <= 4 * 9
