@@ -122,7 +122,8 @@ class RerunRecorder:
         self.stream.log([*self._root, *path], what, static=static)
 
     def _log_instruction(self, outcome: str, subtask: str = "") -> None:
-        facts = [f"episode {self.episodes}", f"**{outcome}**", *(f"{k} {v}" for k, v in self._info.items())]
+        name = self._root[0] if self._root else f"episode {self.episodes}"
+        facts = [name, f"**{outcome}**", *(f"{k} {v}" for k, v in self._info.items())]
         text = f"## {self._instruction}\n\n{subtask}\n\n{' · '.join(facts)}"
         self._log(["instruction"], rr.TextDocument(text, media_type=rr.MediaType.MARKDOWN))
 
