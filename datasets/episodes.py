@@ -228,14 +228,19 @@ class EpisodeStore:
         Raises InputError naming episode, step and component where a value is not finite.
         """
         chosen = range(len(self)) if episodes is None else episodes
-        kept: dict[Literal["state", "action"], list[np.ndarray]] = {"state": [], "action": []}
-        for name, parts in kept.items():
-            for index in chosen:
-                parts.append(self.rows(name)[self.records[index].frames])
-                check_finite(parts[-1], getattr(self.embodiment, name), f"{name} of episode {index} of {self.folder}")
         if not chosen:
             raise InputError(f"{self.folder} has no episodes to compute statistics of: record some first")
-        return {name: Statistics.of(np.concatenate(parts)) for name, parts in kept.items()}
+
+        def blocks(kind: str) -> Iterator[np.ndarray]:
+            for index in chosen:
+                rows = self.rows(kind)[self.records[index].frames]
+                check_finite(rows, getattr(self.embodiment, kind), f"{kind} of episode {index} of {self.folder}")
+                yield rows
+
+        return {
+            "state": Statistics.over(lambda: blocks("state")),
+            "action": Statistics.over(lambda: blocks("action")),
+        }
 
     def append(self, episode: Episode) -> None:
         """Adds `episode`; it is visible, whole, when this returns.

@@ -33,7 +33,8 @@ class Conversations:
     """The items of a VQA store, each draw up to `turns` of its questions on one pass over the images.
 
     Most draws of an item with several views show the first alone, with the questions about it: images are most
-    of a row. A recorded conversation keeps its order and its beginning, since later turns refer to earlier ones.
+    of a row. One of an item's recorded conversations keeps its order and its beginning, since later turns refer to
+    earlier ones.
     """
 
     def __init__(self, store: VqaStore, split: Split | None, turns: int) -> None:
@@ -47,8 +48,15 @@ class Conversations:
 
     def example(self, index: int, rng: np.random.Generator) -> Example:
         item = self._store[self._items[index]]
-        recorded = any(q.kind == CONVERSATION for q in item.questions)
         images, questions = item.images, item.questions
+        alone = tuple(question for question in questions if question.kind != CONVERSATION)
+        talks = sorted({question.talk for question in questions if question.kind == CONVERSATION})
+        # Each conversation is as likely as all the questions that stand alone.
+        chosen = int(rng.integers(len(talks) + bool(alone))) if talks else len(talks)
+        recorded = chosen < len(talks)
+        questions = (
+            tuple(q for q in questions if q.kind == CONVERSATION and q.talk == talks[chosen]) if recorded else alone
+        )
         if len(images) > 1 and not recorded and rng.random() < FIRST_VIEW_ALONE:
             first = next(iter(images))
             if about := tuple(q for q in questions if q.camera == first):

@@ -203,6 +203,19 @@ def test_questions_shown_with_one_view_are_about_it(tmp_path: Path) -> None:
     assert {len(turns(example)) for example in shown if len(example.images) == 2} == {6}
 
 
+def test_one_of_an_images_conversations_or_what_stands_alone_is_drawn(tmp_path: Path) -> None:
+    said = [
+        Question("conversation", f"{who} {i}", "yes", "front", talk=t) for i in range(2) for t, who in enumerate("ab")
+    ]
+    alone = Question("color", "what color?", "red", "front")
+    store = VqaStore.create(tmp_path / "talks", ("front",), 8, 8)
+    store.append([VqaItem({"front": np.zeros((8, 8, 3), np.uint8)}, (alone, *said), "toy")])
+    source = Conversations(store, None, 5)
+    drawn = [source.example(0, np.random.default_rng(seed)) for seed in range(40)]
+    asked = {(example.conversation, tuple(text for text, _ in turns(example))) for example in drawn}
+    assert asked == {(True, ("a 0", "a 1")), (True, ("b 0", "b 1")), (False, ("what color?",))}
+
+
 def test_no_more_turns_than_questions(store: VqaStore) -> None:
     assert len(turns(Conversations(store, None, 9).example(1, np.random.default_rng(0)))) == 4
 
