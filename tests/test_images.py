@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla.images import normalize, resize
+from vla.images import resize
 
 SIZES = st.integers(1, 60)
 
@@ -47,15 +47,3 @@ def test_a_place_keeps_its_fraction_of_the_image() -> None:
     rows, columns = np.mgrid[:48, :48] + 0.5
     centre = np.array([(small * rows).sum(), (small * columns).sum()]) / small.sum() / 48
     np.testing.assert_allclose(centre, [64 / 96, 24 / 96], atol=0.005)
-
-
-def test_normalize_is_per_channel_and_channels_first() -> None:
-    image = np.zeros((1, 2, 2, 3), np.uint8)
-    image[..., 1], image[0, 1, 0, 2] = 255, 51
-    mean, std = (0.5, 0.25, 0.1), (0.5, 0.25, 0.2)
-    out = normalize(image, mean, std)
-    assert out.dtype == np.float32
-    assert out.flags.c_contiguous
-    np.testing.assert_allclose(out[0, 0], -1, atol=1e-6)
-    np.testing.assert_allclose(out[0, 1], 3, atol=1e-6)
-    np.testing.assert_allclose(out[0, 2], [[-0.5, -0.5], [0.5, -0.5]], atol=1e-6)

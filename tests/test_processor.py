@@ -125,7 +125,7 @@ def test_training_sees_what_deployment_sees_to_the_bit(processor: Processor, siz
     length = prompt.input_ids.shape[1]
     assert prompt.attention_mask.all()
     assert torch.equal(row.input_ids[:, :length], prompt.input_ids)
-    assert torch.equal(row.pixel_values, prompt.pixel_values)
+    assert torch.equal(row.images, prompt.images)
     assert torch.equal(row.image_mask, prompt.image_mask)
     assert torch.equal(row.state, prompt.state)
     assert (row.labels[:, length + 1 :] != IGNORE).all()
@@ -138,7 +138,7 @@ def test_the_saved_processor_makes_the_same_batches_to_the_bit(processor: Proces
     assert loaded.robots == processor.robots
     examples = [robot_example(images={"front": picture(5, 40, 60), "wrist": picture(6, 9, 8)}), question()]
     for ours, theirs in zip(*([p.batch(examples)] for p in (processor, loaded)), strict=True):
-        for name in ("input_ids", "attention_mask", "labels", "pixel_values", "image_mask", "state", "robot"):
+        for name in ("input_ids", "attention_mask", "labels", "images", "image_mask", "state", "robot"):
             assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
         assert ours.source == theirs.source
 
@@ -146,7 +146,7 @@ def test_the_saved_processor_makes_the_same_batches_to_the_bit(processor: Proces
 def test_the_order_in_which_cameras_come_is_the_embodiments(processor: Processor) -> None:
     example = robot_example()
     turned = replace(example, images=dict(reversed(example.images.items())))
-    assert torch.equal(processor.batch([example]).pixel_values, processor.batch([turned]).pixel_values)
+    assert torch.equal(processor.batch([example]).images, processor.batch([turned]).images)
 
 
 def test_a_missing_camera_is_named(processor: Processor) -> None:
@@ -248,8 +248,11 @@ def test_a_wrong_number_of_points_is_refused(make_model: Models) -> None:
 
 def test_pixels_are_the_resized_image_normalised(processor: Processor) -> None:
     image = picture(8, 50, 40)
-    pixels = processor.question_prompt(["red?"], [{"front": image}]).pixel_values[0, 0]
-    expected = (resize(image, 32).astype(np.float64) / 255 - 0.5) / 0.25
+    mean, std = (0.5, 0.25, 0.1), (0.25, 0.5, 0.2)
+    vlm = Processor(processor.tokenizer, 32, processor.tokens_per_image, mean=mean, std=std)
+    pixels = vlm.pixels(vlm.question_prompt(["red?"], [{"front": image}]).images)[0, 0]
+    assert pixels.is_contiguous()
+    expected = (resize(image, 32).astype(np.float64) / 255 - mean) / std
     np.testing.assert_allclose(pixels.permute(1, 2, 0).numpy(), expected, atol=1e-6)
 
 

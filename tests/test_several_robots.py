@@ -145,7 +145,7 @@ def test_a_checkpoint_of_several_robots_drives_each(pair: VLA, tmp_path: Path, n
     asked = replace(example, points=chunk.points.astype(np.float64), given=0, mask=None)
     batch = pair.processor.batch([asked, mixed()[2]])
     with torch.no_grad():
-        hidden, _ = pair.backbone.hidden(pair._embed(batch), batch.attention_mask)
+        hidden, _ = pair.backbone.hidden(pair._prefix(batch)[0], batch.attention_mask)
         places = torch.nonzero(batch.labels[0] >= pair.text_vocab)[:, 0] - 1
         bins = median_bins(pair.backbone.logits(hidden[0, places])[:, pair.text_vocab : pair.processor.blank])
     expected = pair.processor.robot(name).decode_actions(bins.numpy(), example.state)

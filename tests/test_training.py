@@ -181,10 +181,10 @@ def test_an_interrupt_leaves_a_checkpoint_and_is_passed_on(
     model, calls = make_model(), itertools.count(1)
     forward = model.forward
 
-    def interrupted(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def interrupted(batch: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if next(calls) == 3:
             signal.raise_signal(signal.SIGINT)
-        return forward(batch)
+        return forward(batch, pixels)
 
     monkeypatch.setattr(model, "forward", interrupted)
     before = signal.getsignal(signal.SIGINT)
@@ -211,8 +211,8 @@ def test_divergence_names_the_saved_batch_and_overwrites_nothing(
     model, calls = make_model(), itertools.count(1)
     forward = model.forward
 
-    def diverging(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        losses, rows = forward(batch)
+    def diverging(batch: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        losses, rows = forward(batch, pixels)
         return (poison(losses) if next(calls) == 3 else losses), rows
 
     monkeypatch.setattr(model, "forward", diverging)
@@ -221,7 +221,7 @@ def test_divergence_names_the_saved_batch_and_overwrites_nothing(
     saved = load_file(tmp_path / "nan-step-00000002.safetensors")
     batch = model.processor.batch(mixture().batch(2, 4))
     assert torch.equal(saved["0/input_ids"], batch.input_ids)
-    assert torch.equal(saved["0/pixel_values"], batch.pixel_values)
+    assert torch.equal(saved["0/images"], batch.images)
     assert checkpoint.latest(tmp_path) == tmp_path / "step-00000002"
     weights = VLA.load(tmp_path / "step-00000002").state_dict()
     assert all(bool(w.isfinite().all()) for w in weights.values())

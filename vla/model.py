@@ -74,14 +74,18 @@ class VLA(nn.Module):
         self.register_buffer(f"{name}_rows", rows, persistent=False)
         self.register_buffer(f"{name}_kernel", kernel / kernel.sum(1, keepdim=True), persistent=False)
 
-    def forward(self, batch: Batch) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
+    def forward(
+        self, batch: Batch, pixels: Float[Tensor, "b k 3 h w"] | None = None
+    ) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
         """Cross-entropy of each of the n labelled tokens, and the row that each belongs to.
+
+        `pixels` stand for the batch's images (`Processor.pixels`), augmented for instance.
 
         The target of an action or a coordinate is a Gaussian over neighbouring rows (`smoothing` or `POINT_SMOOTHING`
         rows wide; plain for `smoothing` 0), that of a text token is one-hot; all are over all rows of the vocabulary.
         """
-        embeds = self._embed(batch)
-        hidden, _ = self.backbone.hidden(embeds, batch.attention_mask, segments=batch.segments)
+        embeds, vision = self._prefix(batch, pixels)
+        hidden, _ = self.backbone.hidden(embeds, batch.attention_mask, vision=vision, segments=batch.segments)
         labels = batch.labels[:, 1:]
         rows, columns = torch.nonzero(labels != IGNORE, as_tuple=True)
         target = labels[rows, columns]
@@ -110,7 +114,7 @@ class VLA(nn.Module):
             done |= token == self.processor.eos
             if done.all():
                 break
-            decoding.extend(self._embed_tokens(token[:, None]))
+            decoding.extend(self.backbone.embed_tokens(token[:, None]))
         rows = torch.stack(tokens, 1).tolist()
         return [self.processor.text(r[: r.index(self.processor.eos)] if self.processor.eos in r else r) for r in rows]
 
@@ -136,7 +140,7 @@ class VLA(nn.Module):
         values: list[Tensor] = []
         for _ in range(robot.point_tokens):
             values.append(decoding.next_logits()[:, sayable].argmax(-1))
-            decoding.extend(self._embed_tokens(sayable[values[-1]][:, None]))
+            decoding.extend(self.backbone.embed_tokens(sayable[values[-1]][:, None]))
         said = torch.stack(values, 1).float() if values else torch.zeros(len(batch.input_ids), 0)
         points = said.unflatten(1, (-1, 2))
         points = torch.where((points < POINT_SCALE).all(-1, keepdim=True), points, -1)
@@ -146,7 +150,7 @@ class VLA(nn.Module):
             ids[:, : given.shape[1]] = torch.from_numpy(given)
         situation = self._situation(batch, point_features(F.pad(points, (0, 0, 0, unsaid), value=-1)))
         order = torch.arange(robot.action_tokens).expand_as(ids)
-        hidden = decoding.extend(self._embed_tokens(ids) + self.slots(self._places(order, batch)) + situation)
+        hidden = decoding.extend(self.backbone.embed_tokens(ids) + self.slots(self._places(order, batch)) + situation)
         bins = median_bins(self.backbone.logits(hidden)[..., self.text_vocab : processor.blank].float())
         return bins.numpy(), ((points + 0.5) / POINT_SCALE).numpy()
 
@@ -163,19 +167,20 @@ class VLA(nn.Module):
         width = self.widths[batch.robot.clamp(min=0), None]
         return order // width * self.widths.max() + order % width
 
-    def _embed_tokens(self, ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
-        embeds: Tensor = self.backbone.language.get_input_embeddings()(ids)
-        return embeds
-
-    def _embed(self, batch: Batch) -> Float[Tensor, "b l d"]:
-        embeds = self.backbone.embed(batch.input_ids, batch.pixel_values, batch.image_mask)
+    def _prefix(
+        self, batch: Batch, pixels: Float[Tensor, "b k 3 h w"] | None = None
+    ) -> tuple[Float[Tensor, "b l d"], Any]:
+        """The embeddings of a batch's tokens, and what the backbone saw."""
+        pixels = self.processor.pixels(batch.images) if pixels is None else pixels
+        vision = self.backbone.see(pixels, batch.image_mask)
+        embeds = self.backbone.embed(batch.input_ids, vision)
         action = batch.input_ids >= self.text_vocab
         if not action.any():
-            return embeds
+            return embeds, vision
         rows, columns = torch.nonzero(action, as_tuple=True)
         places = self._places(action.long().cumsum(1) - 1, batch)[rows, columns]
         chosen = self.slots(places) + self._situation(batch, batch.points)[rows, 0]
-        return embeds.index_put((rows, columns), chosen.to(embeds.dtype), accumulate=True)
+        return embeds.index_put((rows, columns), chosen.to(embeds.dtype), accumulate=True), vision
 
     def save(self, folder: Path) -> None:
         """Weights (safetensors), configuration and processor into `folder`, which must exist."""
@@ -207,7 +212,8 @@ class _Decoding:
     def __init__(self, model: VLA, batch: Batch) -> None:
         self._backbone, self._cache = model.backbone, model.backbone.new_cache()
         self._mask = batch.attention_mask
-        self._hidden, self._cache = self._backbone.hidden(model._embed(batch), self._mask, self._cache)
+        embeds, self._vision = model._prefix(batch)
+        self._hidden, self._cache = self._backbone.hidden(embeds, self._mask, self._cache, self._vision)
 
     def next_logits(self) -> Float[Tensor, "b v"]:
         return self._backbone.logits(self._hidden[:, -1])
@@ -215,7 +221,7 @@ class _Decoding:
     def extend(self, embeds: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         """The hidden states of further tokens."""
         self._mask = F.pad(self._mask, (0, embeds.shape[1]), value=True)
-        self._hidden, self._cache = self._backbone.hidden(embeds, self._mask, self._cache)
+        self._hidden, self._cache = self._backbone.hidden(embeds, self._mask, self._cache, self._vision)
         return self._hidden
 
 

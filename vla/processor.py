@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from vla.errors import InputError
-from vla.images import normalize, resize
+from vla.images import resize
 from vla.robot_spec import RobotSpec, check_together
 from vla.scene import POINT_SCALE
 from vla.types import Example, Observation
@@ -53,7 +53,7 @@ class Batch:
     `segments` is 0 for what a whole row sees, and n for its n-th independent turn, which sees 0 and itself.
     """
 
-    pixel_values: Float[Tensor, "b k 3 h w"]
+    images: UInt8[Tensor, "b k h w 3"]
     image_mask: Bool[Tensor, "b k"]
     input_ids: Int[Tensor, "b l"]
     attention_mask: Bool[Tensor, "b l"]
@@ -285,9 +285,8 @@ class Processor:
         for i, views in enumerate(images):
             for j, image in enumerate(views.values()):
                 pixels[i, j], image_mask[i, j] = resize(image, self.image_size), True
-        normalized = normalize(pixels.reshape(-1, *pixels.shape[2:]), self.mean, self.std)
         return Batch(
-            pixel_values=torch.from_numpy(normalized).unflatten(0, (len(rows), most)),
+            images=torch.from_numpy(pixels),
             image_mask=torch.from_numpy(image_mask),
             input_ids=torch.from_numpy(input_ids),
             attention_mask=torch.from_numpy(attention),
@@ -299,6 +298,11 @@ class Processor:
             points=point_features(torch.from_numpy(points)),
             source=source,
         )
+
+    def pixels(self, images: UInt8[Tensor, "*b h w 3"]) -> Float[Tensor, "*b 3 h w"]:
+        """(x / 255 - mean) / std per channel, channels first; on the device where the images are."""
+        mean, std = (torch.tensor(values, device=images.device) for values in (self.mean, self.std))
+        return (images * (1 / 255 / std) - mean / std).movedim(-1, -3).contiguous()
 
     def save(self, folder: Path) -> None:
         self.tokenizer.save(str(folder / "tokenizer.json"))

@@ -177,9 +177,9 @@ def _step(
     views = max(b.image_mask.shape[1] for b in micro)
     jitter = (2 * torch.rand(plan.batch_size, views, 3, generator=generator) - 1) * plan.augment
     for batch, rows_jitter in zip(micro, jitter.split([len(b.source) for b in micro]), strict=True):
-        pixels = augment(batch.pixel_values, rows_jitter[:, : batch.image_mask.shape[1]])
+        pixels = augment(model.processor.pixels(batch.images), rows_jitter[:, : batch.image_mask.shape[1]])
         with torch.autocast("cpu", torch.bfloat16, enabled=uses_bf16(plan.precision)):
-            losses, rows = model(_with_pixels(batch, pixels))
+            losses, rows = model(batch, pixels)
         weights = token_weights(batch, plan.loss_weights)
         loss = (losses * weights).sum() / total
         if not math.isfinite(loss.item()):
@@ -208,10 +208,6 @@ def uses_bf16(precision: str) -> bool:
         capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return precision == "bf16"
-
-
-def _with_pixels(batch: Batch, pixels: Tensor) -> Batch:
-    return Batch(**{f.name: getattr(batch, f.name) for f in fields(batch)} | {"pixel_values": pixels})
 
 
 def _save_batch(micro: Sequence[Batch], run: Path, step: int) -> str:

@@ -58,25 +58,34 @@ class ComposedVLM(nn.Module):
         self.language.resize_token_embeddings(self.vocab_size + count, mean_resizing=False)
         self.config["language"]["vocab_size"] = self.vocab_size
 
-    def embed(
-        self,
-        input_ids: Int[Tensor, "b l"],
-        pixel_values: Float[Tensor, "b k 3 h w"],
-        image_mask: Bool[Tensor, "b k"],
-    ) -> Float[Tensor, "b l d"]:
-        embeds: Tensor = self.language.get_input_embeddings()(input_ids)
+    def see(
+        self, pixel_values: Float[Tensor, "b k 3 h w"], image_mask: Bool[Tensor, "b k"]
+    ) -> Float[Tensor, "n t d"] | None:
+        """The tokens of each image; None where there is none."""
         if not image_mask.any():
-            return embeds
+            return None
         features = self._features(pixel_values[image_mask]).flatten(2).transpose(1, 2)
-        tokens = self.connector(features) + self.cells
+        return self.connector(features) + self.cells
+
+    def embed(
+        self, input_ids: Int[Tensor, "b l"], vision: Float[Tensor, "n t d"] | None = None
+    ) -> Float[Tensor, "b l d"]:
+        embeds = self.embed_tokens(input_ids)
+        if vision is None:
+            return embeds
         places = (input_ids == self.image_token_id).unsqueeze(-1)
-        return embeds.masked_scatter(places, tokens.to(embeds.dtype))
+        return embeds.masked_scatter(places, vision.to(embeds.dtype))
+
+    def embed_tokens(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        embeds: Tensor = self.language.get_input_embeddings()(input_ids)
+        return embeds
 
     def hidden(
         self,
         embeds: Float[Tensor, "b l d"],
         attention_mask: Bool[Tensor, "b m"],
         cache: Any | None = None,
+        vision: Any | None = None,
         segments: Int[Tensor, "b l"] | None = None,
     ) -> tuple[Float[Tensor, "b l d"], Any]:
         """See `Backbone.hidden`."""
@@ -94,6 +103,12 @@ class ComposedVLM(nn.Module):
 
     def new_cache(self) -> DynamicCache:
         return DynamicCache(config=self.language.config)
+
+    def crop(self, cache: DynamicCache, length: int) -> None:
+        cache.crop(length)
+
+    def fork(self, cache: DynamicCache, copies: int) -> None:
+        cache.batch_repeat_interleave(copies)
 
     def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
         return self.language.lm_head(hidden)
