@@ -59,7 +59,7 @@ def test_every_command_of_the_readme_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shown = commands()
-    assert {arguments[1] for arguments in shown} >= {"record", "train", "eval", "view"}
+    assert {arguments[1] for arguments in shown} >= {"record", "train", "eval", "view", "convert", "data"}
     for arguments in shown:
         assert cli.main(small(arguments)) == 0, (arguments, capsys.readouterr().err)
     report = json.loads(Path("outputs/eval/eval.json").read_text())

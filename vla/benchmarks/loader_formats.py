@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -105,8 +106,11 @@ def _open_store(folder: Path, horizon: int) -> Read:
 
 
 def _write_lerobot(videos: bool, frames: Frames, folder: Path) -> None:
+    from datasets.utils.logging import disable_progress_bar
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+    disable_progress_bar()
+    os.environ.setdefault("SVT_LOG", "1")  # the encoder tells its settings at every episode
     features: dict[str, dict[str, Any]] = {}
     for name, images in frames.images.items():
         kind = "video" if videos else "image"
