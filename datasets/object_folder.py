@@ -41,8 +41,9 @@ class ObjectFolder:
         return self.url
 
     def exists(self, name: str) -> bool:
+        """Of an object; of the folder itself ("") whether there is a store in it."""
         try:
-            obstore.head(self._store, name)
+            obstore.head(self._store, name or ROOT)
         except FileNotFoundError:
             return False
         return True

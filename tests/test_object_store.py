@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import obstore
@@ -11,6 +12,7 @@ import pytest
 from obstore.store import from_url
 from stores import assert_equal
 
+from vla import cli
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.questions import Question
 from vla.datasets.vqa import VqaItem, VqaStore
@@ -41,7 +43,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture
 def url(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    values = {"ENDPOINT_URL": server, "ACCESS_KEY_ID": "id", "SECRET_ACCESS_KEY": "key", "REGION": "us-east-1"}
+    values = {"ENDPOINT_URL": server, "ACCESS_KEY_ID": "id", "SECRET_ACCESS_KEY": "AKIA-secret", "REGION": "us-east-1"}
     for name, value in {**values, "ALLOW_HTTP": "true"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     return f"s3://bucket/{request.node.name}/demos.zarr"
@@ -118,3 +120,15 @@ def test_an_edit_leaves_one_index(url: str, make_episode: Make) -> None:
     assert EpisodeStore.open(url).records[0].instruction == "raise it"
     names = {item["path"].split("/")[0] for page in obstore.list(from_url(url)) for item in page}
     assert "episodes" not in names and ".writer" not in names
+
+
+def test_the_commands_take_an_address(url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    for episodes in (1, 2):
+        assert cli.main(["record", "task=pick", f"episodes={episodes}", f"out={url}", "workers=1", "codec=jpeg"]) == 0
+    store = EpisodeStore.open(url)
+    assert (len(store), store.codec) == (2, "jpeg")
+    assert cli.main(["data", "check", url]) == 0
+    assert cli.main(["view", url, "--save", "shown.rrd"]) == 0
+    assert Path("shown.rrd").stat().st_size > 10_000
+    assert "AKIA-secret" not in "".join(capfd.readouterr())

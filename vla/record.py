@@ -6,7 +6,6 @@ import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import count, islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,8 +26,12 @@ QUIET = 0.2
 """The share of episodes without noise."""
 
 
-def record(*, task: str, episodes: int, out: str, seed: int, noise: float, randomize: bool, workers: int) -> None:
+def record(
+    *, task: str, episodes: int, out: str, codec: str, seed: int, noise: float, randomize: bool, workers: int
+) -> None:
     """Records until the store `out` holds `episodes` successes of the expert, or as many scenes (task "scenes").
+
+    A new store's images are coded as `codec` (`vla.datasets.codecs`).
 
     A store that a cut-off run left is continued with the seeds that it lacks. Raises InputError for an unknown
     task and for a store of something else, before anything is written.
@@ -36,16 +39,17 @@ def record(*, task: str, episodes: int, out: str, seed: int, noise: float, rando
     if task == "scenes":
         from vla.scenes import record_scenes
 
-        record_scenes(out, episodes, seed, randomize, workers)
+        record_scenes(out, episodes, seed, randomize, workers, codec)
     else:
-        record_demonstrations(task, episodes, out, seed, noise, randomize, workers)
+        record_demonstrations(task, episodes, out, seed, noise, randomize, workers, codec)
 
 
 def record_demonstrations(
-    task: str, episodes: int, out: str, seed: int, noise: float, randomize: bool, workers: int
+    task: str, episodes: int, out: str, seed: int, noise: float, randomize: bool, workers: int, codec: str = "zstd"
 ) -> None:
     """See `record`. Failed attempts are left out, and the next seed is tried."""
     from vla.datasets.episodes import EpisodeStore
+    from vla.datasets.folder import open_folder
     from vla.envs.make import make_env
 
     if episodes < 1 or workers < 1 or not 0 <= noise < 1:
@@ -53,7 +57,8 @@ def record_demonstrations(
     env = make_env(task, randomize=randomize)
     embodiment = env.unwrapped.embodiment  # type: ignore[attr-defined]
     env.close()
-    store = EpisodeStore.open(out, "a") if Path(out).exists() else EpisodeStore.create(out, embodiment)
+    begun = open_folder(out).exists("")
+    store = EpisodeStore.open(out, "a") if begun else EpisodeStore.create(out, embodiment, codec)
     with store:
         store.embodiment.check(embodiment)
         if others := {str(r.info.get("task")) for r in store.records} - {task}:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from itertools import batched
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from vla.datasets.folder import open_folder
 from vla.datasets.questions import questions
 from vla.datasets.vqa import VqaItem, VqaStore
 from vla.errors import InputError
@@ -22,7 +22,7 @@ BLOCK = 128
 """Scenes a task of a worker, and a committed batch of the store."""
 
 
-def record_scenes(out: str, scenes: int, seed: int, randomize: bool, workers: int) -> VqaStore:
+def record_scenes(out: str, scenes: int, seed: int, randomize: bool, workers: int, codec: str = "zstd") -> VqaStore:
     """Fills `out` up to `scenes` scenes, seeds from `seed` on; what a cut-off run wrote is kept and continued.
 
     Raises InputError when `out` exists and is no VQA store.
@@ -31,7 +31,7 @@ def record_scenes(out: str, scenes: int, seed: int, randomize: bool, workers: in
         raise InputError(f"scenes and workers must be at least 1, not {scenes} and {workers}")
     from vla.envs.scene import CAMERAS
 
-    store = VqaStore(out) if Path(out).exists() else VqaStore.create(out, CAMERAS, 96, 96)
+    store = VqaStore(out) if open_folder(out).exists("") else VqaStore.create(out, CAMERAS, 96, 96, codec)
     blocks = list(batched(range(seed + len(store), seed + scenes), BLOCK))
     with (
         ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool,
