@@ -50,6 +50,16 @@ COMMANDS = {
             "vla train recipe=backbone out=outputs/backbone",
         ),
     ),
+    "train-tokenizer": Command(
+        "learn a FAST action tokenizer from demonstrations",
+        "vla.train_tokenizer:train_tokenizer",
+        "Chunks of actions, normalised as for training, become frequencies, and byte-pair encoding learns which come\n"
+        "together. Writes tokenizer.json and fast.json, and says how many tokens a held-out chunk takes.",
+        (
+            "vla train-tokenizer data=outputs/pick.zarr out=outputs/fast horizon=6",
+            "vla train-tokenizer 'data={arm: a.zarr, two: b.zarr}' vocab=2048",
+        ),
+    ),
     "eval": Command(
         "success rate of a policy in simulation, with its interval",
         "vla.evaluation.run:evaluate",
@@ -131,7 +141,8 @@ USAGE = "usage: vla COMMAND [KEY=VALUE ...]     vla COMMAND --help"
 
 def overview() -> str:
     """What `vla --help` prints."""
-    lines = [f"  {name:8}{command.summary}" for name, command in COMMANDS.items()]
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:{width}}{command.summary}" for name, command in COMMANDS.items()]
     return "\n".join((USAGE, "", *lines, "", "`vla COMMAND --help` shows a command's options and examples."))
 
 

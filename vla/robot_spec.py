@@ -81,8 +81,8 @@ class RobotSpec:
         self, bins: Num[np.ndarray, "n"], state: Float[np.ndarray, "s"]
     ) -> Float[np.ndarray, "h a"] | None:
         """The chunk that these bins say of a robot in `state`, in the embodiment's units; None when they say none."""
-        normalized = self.bins.decode(bins, self.width)
-        if normalized is None or len(normalized) != self.horizon:
+        normalized = self.bins.decode(bins, self.horizon, self.width)
+        if normalized is None:
             return None
         actions = self.action.denormalize(normalized) + self.embodiment.anchor(np.asarray(state, np.float64))
         return np.clip(actions, self.embodiment.action_low, self.embodiment.action_high)

@@ -31,8 +31,40 @@ class UniformBins:
         index = np.floor((np.asarray(actions, np.float64) + self.limit) / self.width)
         return np.clip(index, 0, self.bins - 1).astype(np.int64).reshape(-1)
 
-    def decode(self, tokens: Num[np.ndarray, "n"], dim: int) -> Float[np.ndarray, "h a"] | None:
-        """`tokens` may be fractions of a bin; none when one is no bin, or they are no whole actions."""
-        if len(tokens) == 0 or len(tokens) % dim or not (tokens.min() >= -0.5 and tokens.max() <= self.bins - 0.5):
+    def decode(self, tokens: Num[np.ndarray, "n"], horizon: int, dim: int) -> Float[np.ndarray, "h a"] | None:
+        """`tokens` may be fractions of a bin; none when one is no bin, or they are not `horizon` whole actions."""
+        if not _are_bins(tokens, horizon * dim, self.bins):
             return None
-        return ((tokens + 0.5) * self.width - self.limit).reshape(-1, dim)
+        return ((tokens + 0.5) * self.width - self.limit).reshape(horizon, dim)
+
+
+@dataclass(frozen=True)
+class OpenVLABins:
+    """The bins of OpenVLA's checkpoints, to the bit: 256 edges from -1 to 1, and so 255 bins, for 256 tokens.
+
+    Token k is row `vocabulary - 256 + k` of the model: rows are numbered from the vocabulary's end (before it is
+    padded), -1 at the last. A value of exactly 1 falls on the last edge, token 0, which decodes to the same centre as
+    token 1. In [-1, 1] values return within half a bin, 1/255; beyond they are clipped.
+    """
+
+    vocab_size: int = 256
+
+    def encode(self, actions: Float[np.ndarray, "h a"]) -> Int[np.ndarray, "n"]:
+        clipped = np.clip(actions, -1.0, 1.0)
+        return (self.vocab_size - np.digitize(clipped, self._edges())).astype(np.int64).reshape(-1)
+
+    def decode(self, tokens: Num[np.ndarray, "n"], horizon: int, dim: int) -> Float[np.ndarray, "h a"] | None:
+        """`tokens` may be fractions of a bin; none when one is no bin, or they are not `horizon` whole actions."""
+        if not _are_bins(tokens, horizon * dim, self.vocab_size):
+            return None
+        edges = self._edges()
+        centres = (edges[:-1] + edges[1:]) / 2
+        index = np.clip(self.vocab_size - tokens - 1, 0, len(centres) - 1)
+        return np.interp(index, np.arange(len(centres)), centres).reshape(horizon, dim)
+
+    def _edges(self) -> Float[np.ndarray, "e"]:
+        return np.linspace(-1.0, 1.0, self.vocab_size)
+
+
+def _are_bins(tokens: Num[np.ndarray, "n"], count: int, bins: int) -> bool:
+    return count > 0 and len(tokens) == count and bool(tokens.min() >= -0.5 and tokens.max() <= bins - 0.5)

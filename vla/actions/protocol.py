@@ -17,6 +17,6 @@ class ActionTokenizer(Protocol):
 
     def encode(self, actions: Float[np.ndarray, "h a"]) -> Int[np.ndarray, "n"]: ...
 
-    def decode(self, tokens: Num[np.ndarray, "n"], dim: int) -> Float[np.ndarray, "h a"] | None:
-        """None when the tokens are not a whole number of actions of `dim` components: the caller holds."""
+    def decode(self, tokens: Num[np.ndarray, "n"], horizon: int, dim: int) -> Float[np.ndarray, "h a"] | None:
+        """None, whatever the tokens, when they do not say `horizon` actions of `dim` components: the caller holds."""
         ...

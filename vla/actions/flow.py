@@ -1,0 +1,134 @@
+"""Flow matching: an action expert that reads the backbone's keys and values (pi0, Black et al. 2024, arXiv 2410.24164;
+adaptive norm: pi0.5, arXiv 2504.16054; insulation: Driess et al. 2025, arXiv 2505.23705).
+
+Shapes: b rows, h steps, a components, s state components, w the expert's width; of the backbone m tokens, g heads of
+keys and values, e the size of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from vla.actions.expert import Expert, time_features
+from vla.errors import InputError
+
+KeysValues = Sequence[tuple[Float[Tensor, "b g m e"], Float[Tensor, "b g m e"]]]
+"""What each layer of the backbone cached of the prefix, keys after their rotation by position."""
+
+EULER_STEPS = 10
+
+
+class FlowHead(nn.Module):
+    """Moves noise to a chunk of normalised actions along a learned velocity field.
+
+    With x_t = t noise + (1 - t) actions, so noise at t = 1, the expert learns the velocity u = noise - actions.
+    In training t = 0.999 Beta(1.5, 1) + 0.001: noisy ones more often. A chunk is `EULER_STEPS` Euler steps from t = 1
+    to 0. Time enters through the expert's adaptive norms (`adaptive`, pi0.5), or into each action's embedding (pi0).
+    `state_width` of 0: the backbone has read the state, as text or tokens (pi0.5); else it is the suffix's first token,
+    which does not see the actions (pi0).
+    """
+
+    def __init__(self, expert: Expert, horizon: int, action_width: int, state_width: int = 0) -> None:
+        super().__init__()
+        self.expert, self.horizon, self.action_width, self.state_width = expert, horizon, action_width, state_width
+        width = expert.width
+        self.enter = nn.Linear(action_width, width)
+        self.time = nn.Sequential(
+            nn.Linear(width if expert.adaptive else 2 * width, width), nn.SiLU(), nn.Linear(width, width)
+        )
+        self.state = nn.Linear(state_width, width) if state_width else None
+        self.leave = nn.Linear(width, action_width)
+
+    def forward(
+        self,
+        noisy: Float[Tensor, "b h a"],
+        time: Float[Tensor, "b"],
+        prefix: KeysValues,
+        prefix_mask: Bool[Tensor, "b m"],
+        mask: Bool[Tensor, "b h a"],
+        state: Float[Tensor, "b s"] | None = None,
+    ) -> Float[Tensor, "b h a"]:
+        """The velocity at `noisy`. A component where `mask` is False enters as 0, and a step that has no other is not
+        looked at. Raises InputError when the prefix or the state is not what the head was built for."""
+        if (state is not None) != bool(self.state_width):
+            raise InputError(f"the head takes {self.state_width or 'no'} state components: give as many, or no state")
+        dtype = self.enter.weight.dtype
+        tokens = self.enter(torch.where(mask, noisy, 0.0).to(dtype))
+        told = time_features(time, self.expert.width).to(dtype)
+        if self.expert.adaptive:
+            condition = nn.functional.silu(self.time(told))
+        else:
+            condition = None
+            tokens = self.time(torch.cat([tokens, told[:, None].expand_as(tokens)], -1))
+        seen = mask.any(-1)
+        # Which block a token is of: it sees the prefix, its own block and those before.
+        blocks = torch.ones(tokens.shape[1], dtype=torch.long, device=tokens.device)
+        if self.state is not None and state is not None:
+            tokens = torch.cat([self.state(state.to(dtype))[:, None], tokens], 1)
+            seen = nn.functional.pad(seen, (1, 0), value=True)
+            blocks = nn.functional.pad(blocks, (1, 0))
+        hidden = self.expert(tokens, seen, blocks, prefix, prefix_mask, condition)
+        return self.leave(hidden[:, -self.horizon :]).float()
+
+    def loss(
+        self,
+        actions: Float[Tensor, "b h a"],
+        prefix: KeysValues,
+        prefix_mask: Bool[Tensor, "b m"],
+        mask: Bool[Tensor, "b h a"],
+        state: Float[Tensor, "b s"] | None = None,
+        insulate: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "k"]:
+        """Squared error of the velocity, of each of the k components where `mask` is True, row by row.
+
+        `insulate`: no gradient reaches the backbone through `prefix`; what trains it are its own tokens. The prefix
+        must then not hold the actions' tokens, from which the expert would read what it is to find.
+        """
+        if insulate:
+            prefix = [(keys.detach(), values.detach()) for keys, values in prefix]
+        actions = torch.where(mask, actions, 0.0)
+        noise = torch.randn(actions.shape, device=actions.device, generator=generator)
+        time = sample_time(len(actions), actions.device, generator)
+        at = time[:, None, None]
+        velocity = self(at * noise + (1 - at) * actions, time, prefix, prefix_mask, mask, state)
+        return (velocity - (noise - actions)).square()[mask]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prefix: KeysValues,
+        prefix_mask: Bool[Tensor, "b m"],
+        mask: Bool[Tensor, "b h a"],
+        state: Float[Tensor, "b s"] | None = None,
+        given: Float[Tensor, "b k a"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "b h a"]:
+        """Normalised chunks, 0 where `mask` is False.
+
+        `given` are the first k actions, already under way (real-time chunking): at each step they are put where they
+        would be at that time, given t noise + (1 - t) actions, so the rest goes on from them; they come back as given.
+        """
+        noise = torch.randn(mask.shape, device=mask.device, generator=generator)
+        known = 0 if given is None else given.shape[1]
+        x = noise
+        for step in range(EULER_STEPS):
+            time = 1 - step / EULER_STEPS
+            if given is not None:
+                x = torch.cat([time * noise[:, :known] + (1 - time) * given, x[:, known:]], 1)
+            times = torch.full((len(x),), time, device=x.device)
+            x = x - self(x, times, prefix, prefix_mask, mask, state) / EULER_STEPS
+        if given is not None:
+            x = torch.cat([given, x[:, known:]], 1)
+        return torch.where(mask, x, 0.0)
+
+
+def sample_time(
+    count: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
+) -> Float[Tensor, "b"]:
+    """0.999 Beta(1.5, 1) + 0.001. Of Beta(1.5, 1) the distribution function is t^1.5, which uniform numbers invert."""
+    return 0.999 * torch.rand(count, device=device, generator=generator) ** (1 / 1.5) + 0.001

@@ -1,0 +1,84 @@
+"""`vla train-tokenizer`: a FAST tokenizer of the actions in stores."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from vla.actions.fast import FastTokenizer
+from vla.errors import InputError
+from vla.robot_spec import RobotSpec
+from vla.training.demonstrations import Demonstrations, robot_specs
+
+REPORTED_EPISODES = 50
+
+
+def train_tokenizer(
+    *, data: str | Mapping[str, str], out: str, horizon: int, vocab: int, scale: float
+) -> FastTokenizer:
+    """Trains on every chunk of the training episodes of `data`, normalised as `vla train` does; writes it to `out`.
+
+    The held-out episodes then tell how well it does. Raises InputError, before anything is written, when `out` is
+    there already, a store cannot be used, or the actions need more tokens than `vocab`.
+    """
+    folder = Path(out)
+    if folder.exists():
+        raise InputError(f"{folder} exists already: name another folder, out=…, or remove it")
+    if horizon < 1 or scale <= 0:
+        raise InputError(f"horizon must be at least 1 and scale greater than 0, not {horizon} and {scale}")
+    demonstrations = [Demonstrations.open(path) for path in ([data] if isinstance(data, str) else data.values())]
+    robots = {robot.name: robot for robot in robot_specs(demonstrations, horizon)}
+    sources = [(d, robots[d.store.embodiment.name]) for d in demonstrations]
+
+    def chunks() -> Iterator[Float[np.ndarray, "_b h _a"]]:
+        for one, robot in sources:
+            yield from normalized_chunks(one, robot, one.train_episodes)
+
+    tokenizer = FastTokenizer.train(chunks, vocab, scale)
+    _save(tokenizer, folder)
+    print(f"{folder}: {tokenizer.vocab_size} tokens")
+    for one, robot in sources:
+        _report(tokenizer, one, robot)
+    return tokenizer
+
+
+def normalized_chunks(
+    one: Demonstrations, robot: RobotSpec, episodes: Sequence[int]
+) -> Iterator[Float[np.ndarray, "_b h _a"]]:
+    """The chunks of each episode as the model is asked for them: from every step on, counted from the state there,
+    the last action repeated past the end."""
+    for index in episodes:
+        frames = one.store.records[index].frames
+        actions, state = one.store.action[frames], one.store.state[frames]
+        wanted = np.minimum(np.arange(len(actions))[:, None] + np.arange(robot.horizon), len(actions) - 1)
+        yield robot.action.normalize(actions[wanted] - robot.embodiment.anchor(state)[:, None])
+
+
+def _save(tokenizer: FastTokenizer, folder: Path) -> None:
+    """The folder is there whole or not at all."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    tokenizer.save(partial)
+    os.replace(partial, folder)
+
+
+def _report(tokenizer: FastTokenizer, one: Demonstrations, robot: RobotSpec) -> None:
+    """How many tokens and what error chunks have that it was not trained on; of a lone episode, that one's."""
+    episodes = (one.heldout_episodes or one.train_episodes)[:REPORTED_EPISODES]
+    lengths, errors = [], []
+    for chunk in (chunk for some in normalized_chunks(one, robot, episodes) for chunk in some):
+        tokens = tokenizer.encode(chunk)
+        decoded = tokenizer.decode(tokens, *chunk.shape)
+        lengths.append(len(tokens))
+        errors.append(np.inf if decoded is None else np.abs(decoded - chunk).max())
+    count, mean = robot.action_tokens, float(np.mean(lengths))
+    print(
+        f"{one.store.path}: {mean:.1f} tokens for the {count} values of a chunk ({count / mean:.1f} times fewer); "
+        f"off by {np.max(errors):.3f} at most, where -1 to 1 is the range of the data"
+    )
