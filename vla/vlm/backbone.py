@@ -2,50 +2,80 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 
+@runtime_checkable
 class Backbone(Protocol):
-    """Images and text in, hidden states and next-token logits out.
+    """Images and text in, hidden states and next-token logits out; an `nn.Module`.
 
-    In `input_ids` each image of a row stands as `tokens_per_image` copies of `image_token_id`.
+    In `input_ids` each image of a row stands as `tokens_per_image` copies of `image_token_id`. What a family writes
+    around or between them (`<|vision_start|>`, `[IMG_BREAK]`) is among these copies: `embed` puts it in its place.
+    Shapes: b rows, k images a row, l tokens, m tokens with those cached, d hidden size, v rows of the vocabulary.
     """
 
+    config: dict[str, Any]
+    """JSON, with the name of the "family": `vla.vlm.build.build` makes the same module of it, with random weights."""
     hidden_size: int
-    vocab_size: int
-    tokens_per_image: int
     image_size: int
+    """The side of the square images."""
+    tokens_per_image: int
     image_token_id: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
-    def embed(
-        self,
-        input_ids: Int[Tensor, "b l"],
-        pixel_values: Float[Tensor, "b k 3 h w"],
-        image_mask: Bool[Tensor, "b k"],
-    ) -> Float[Tensor, "b l d"]:
-        """Token embeddings with the features of the images (mask True) at their placeholders, in order."""
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding, spare ones included."""
         ...
+
+    def see(self, pixel_values: Float[Tensor, "b k 3 h w"], image_mask: Bool[Tensor, "b k"]) -> Any:
+        """Features of the images whose mask is True: what `embed` and `hidden` of this family need."""
+        ...
+
+    def embed(self, input_ids: Int[Tensor, "b l"], vision: Any | None) -> Float[Tensor, "b l d"]:
+        """Token embeddings, with the features of the images at their placeholders, in order.
+
+        A family whose positions or attention depend on where the images are notes it in `vision`.
+        """
+        ...
+
+    def embed_tokens(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]: ...
 
     def hidden(
         self,
         embeds: Float[Tensor, "b l d"],
         attention_mask: Bool[Tensor, "b m"],
         cache: Any | None = None,
+        vision: Any | None = None,
         segments: Int[Tensor, "b l"] | None = None,
     ) -> tuple[Float[Tensor, "b l d"], Any]:
         """Last hidden states. With a cache of m - l earlier tokens, `attention_mask` covers those too.
 
-        A token of segment n > 0 sees, and counts its position from, the tokens of segment 0 and its own only.
+        `vision` is what `embed` was given. A token of segment n > 0 sees, and counts its position from, the tokens of
+        segment 0 and its own only; a family that cannot do that raises InputError. In a prefix-LM (PaliGemma) segment
+        0 attends in both directions: what is predicted must be of another, and a call with neither segments nor a
+        cache raises InputError.
         """
         ...
 
     def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]: ...
 
+    def new_cache(self) -> Any: ...
+
+    def crop(self, cache: Any, length: int) -> Any:
+        """Keeps the first `length` tokens, in place; returns the cache."""
+        ...
+
+    def fork(self, cache: Any, copies: int) -> Any:
+        """A cache with each row `copies` times; the given one stays as it is."""
+        ...
+
     def add_rows(self, count: int) -> None:
-        """Grows the vocabulary by `count` rows, of which `vocab_size` then tells."""
+        """Grows the vocabulary by exactly `count` rows behind the present ones."""
         ...
 
     def parts(self) -> dict[str, nn.Module]:

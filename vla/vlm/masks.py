@@ -1,0 +1,66 @@
+"""Positions and attention masks of padded rows, and of rows with independent segments."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from vla.errors import InputError
+
+
+def order_of(mask: Bool[Tensor, "b m"]) -> Int[Tensor, "b m"]:
+    """Which token of its row each is, padding left out."""
+    return (mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+def segment_positions(order: Int[Tensor, "b l"], segments: Int[Tensor, "b l"]) -> Int[Tensor, "b l"]:
+    """Every segment goes on where the shared tokens end."""
+    shape = (len(order), int(segments.max()) + 1)
+    first = torch.full(shape, order.shape[1], device=order.device).scatter_reduce(1, segments, order, "amin")
+    shared = first[:, 1:].amin(1, keepdim=True)
+    return torch.where(segments > 0, order - first.gather(1, segments) + shared, order)
+
+
+def segment_mask(
+    mask: Bool[Tensor, "b l"], segments: Int[Tensor, "b l"], bidirectional: bool = False
+) -> Bool[Tensor, "b l l"]:
+    """Whether the query (rows) may look at the key (columns): before it, and shared or of its own segment.
+
+    `bidirectional`: the shared tokens look at each other whatever their order (a prefix-LM).
+    """
+    query, key = segments[:, :, None], segments[:, None, :]
+    allowed = ((key == 0) | (key == query)).tril()
+    if bidirectional:
+        allowed |= (key == 0) & (query == 0)
+    return allowed & mask[:, None, :]
+
+
+def additive(allowed: Bool[Tensor, "b q k"], dtype: torch.dtype) -> Float[Tensor, "b 1 q k"]:
+    """What is added to the attention scores: 0 where allowed, the least finite number elsewhere."""
+    zeros = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return zeros.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
+
+
+def mask_and_positions(
+    mask: Bool[Tensor, "b m"],
+    order: Int[Tensor, "b m"],
+    segments: Int[Tensor, "b l"] | None,
+    length: int,
+    dtype: torch.dtype,
+    bidirectional: bool = False,
+) -> tuple[Tensor, Int[Tensor, "b m"]]:
+    """What a decoder of transformers is given for `length` new of m tokens, `order` their positions without segments.
+
+    The mask is the padding's (b m) for a causal row, or the whole of it (b 1 l l) for one with segments or a
+    `bidirectional` prompt. Raises InputError when segments come after earlier tokens.
+    """
+    earlier = mask.shape[1] > length
+    told = segments is not None and bool(segments.any())
+    if told and earlier:
+        raise InputError("segments are told with the first tokens of a cache: later ones are all of one")
+    if earlier or not (told or bidirectional):
+        return mask.long(), order
+    shared = torch.zeros_like(order) if segments is None else segments
+    whole = additive(segment_mask(mask, shared, bidirectional), dtype)
+    return whole, segment_positions(order, shared) if told else order

@@ -1,0 +1,154 @@
+"""What the adapters of transformers' own vision-language models share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+
+from vla.errors import InputError
+from vla.vlm.cache import PlacedCache, Vision
+
+Pixel = Sequence[float]
+
+
+def family_of(config: Any) -> str:
+    """The name of a transformers configuration's family; Pixtral has LLaVA's classes and a different vision tower."""
+    pixtral = config.model_type == "llava" and config.vision_config.model_type == "pixtral"
+    return "pixtral" if pixtral else config.model_type
+
+
+class Released(nn.Module, ABC):
+    """A vision-language model of transformers behind `Backbone`, with its own weights.
+
+    `model` is its transformers configuration as a dict with `model_type`; `weights` a model made of it, random ones
+    without. An image stands in the text as a run of tokens: those of `begin`, its features row by row with `between`
+    after each row but the last, and those of `end`; all are written as `image_token_id` and put right by `embed`.
+    """
+
+    pattern: Int[Tensor, "p"]
+    """The tokens of an image's run."""
+
+    def __init__(
+        self,
+        model: Mapping[str, Any],
+        image_token_id: int,
+        image_size: int,
+        mean: Pixel,
+        std: Pixel,
+        begin: Sequence[int] = (),
+        between: Sequence[int] = (),
+        end: Sequence[int] = (),
+        weights: PreTrainedModel | None = None,
+    ) -> None:
+        super().__init__()
+        if weights is None:
+            rest = {k: v for k, v in model.items() if k != "model_type"}
+            config = AutoConfig.for_model(model["model_type"], **rest)
+            weights = AutoModelForImageTextToText.from_config(config)
+        self.model: Any = weights
+        self.family = family_of(weights.config)
+        self.image_token_id, self.image_size = image_token_id, image_size
+        self.mean, self.std = tuple(mean), tuple(std)
+        self._rest = {
+            "image_token_id": image_token_id,
+            "image_size": image_size,
+            "mean": list(mean),
+            "std": list(std),
+            "begin": list(begin),
+            "between": list(between),
+            "end": list(end),
+        }
+        rows, columns = self.image_grid()
+        row = [image_token_id] * columns
+        run = [*begin, *([*row, *between] * (rows - 1)), *row, *end]
+        self.register_buffer("pattern", torch.tensor(run), persistent=False)
+        self.tokens_per_image = len(run)
+        # What is frozen is the stage's choice: Idefics freezes its text by itself.
+        self.requires_grad_(True)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"family": self.family, "model": self.model.config.to_dict(), **self._rest}
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.model.get_input_embeddings().weight)
+
+    @abstractmethod
+    def image_grid(self) -> tuple[int, int]:
+        """Rows and columns of an image's tokens."""
+
+    def replaced(self, input_ids: Int[Tensor, "b l"]) -> tuple[Int[Tensor, "b l"], Bool[Tensor, "b l"]]:
+        """The ids with each image's run as the family writes it, and where the tokens of the images themselves are."""
+        run = input_ids == self.image_token_id
+        ids = torch.where(run, self.pattern[(run.long().cumsum(1) - 1) % self.tokens_per_image], input_ids)
+        return ids, ids == self.image_token_id
+
+    def embed_tokens(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        return self.model.get_input_embeddings()(input_ids)
+
+    def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
+        return self.model.get_output_embeddings()(hidden)
+
+    def new_cache(self) -> PlacedCache:
+        return PlacedCache()
+
+    def crop(self, cache: PlacedCache, length: int) -> PlacedCache:
+        return cache.keep(length, cache.layers)
+
+    def fork(self, cache: PlacedCache, copies: int) -> PlacedCache:
+        return cache.forked(copies)
+
+    def add_rows(self, count: int) -> None:
+        self.model.resize_token_embeddings(self.vocab_size + count, mean_resizing=False)
+
+
+class CrossAttending(Released):
+    """A family whose images stay beside the text: one token stands for each, and others look at its features."""
+
+    def image_grid(self) -> tuple[int, int]:
+        return 1, 1
+
+    def embed(self, input_ids: Int[Tensor, "b l"], vision: Vision | None) -> Float[Tensor, "b l d"]:
+        ids, places = self.replaced(input_ids)
+        note_places(places, vision)
+        return self.embed_tokens(ids)
+
+
+def by_row(seen: Float[Tensor, "n p d"], image_mask: Bool[Tensor, "b k"]) -> Vision:
+    """Features (b k p d), zeros where a row has no such image."""
+    features = seen.new_zeros(*image_mask.shape, *seen.shape[1:])
+    return Vision(features.masked_scatter(image_mask[..., None, None], seen), len(seen))
+
+
+def note_places(places: Bool[Tensor, "b l"], vision: Vision | None) -> None:
+    """Notes in `vision` where it is in the text. Raises InputError unless each of its tokens has one place."""
+    expected = 0 if vision is None else vision.tokens
+    if (found := int(places.sum())) != expected:
+        raise InputError(
+            f"the text has {found} tokens of images, and the images that were seen {expected}: "
+            "write tokens_per_image of them for each"
+        )
+    if vision is not None:
+        vision.places = places
+
+
+def grow(module: nn.Embedding | nn.Linear, count: int, std: float) -> None:
+    """Adds `count` random rows at the end of an embedding or of a linear map's outputs, in place."""
+    old = module.weight
+    new = torch.empty(count, old.shape[1], dtype=old.dtype, device=old.device).normal_(std=std)
+    module.weight = nn.Parameter(torch.cat([old.detach(), new]))
+    if isinstance(module, nn.Embedding):
+        module.num_embeddings += count
+    else:
+        module.out_features += count
