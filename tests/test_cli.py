@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -179,3 +180,9 @@ def test_our_own_bug_keeps_its_traceback(stub: Callable[..., None]) -> None:
     stub("doctor", doctor)
     with pytest.raises(ZeroDivisionError):
         cli.main(["doctor"])
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = f"{sys.executable} -m vla.cli --help | head -1"
+    shown = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert shown.stderr == "" and shown.stdout.count("\n") == 1

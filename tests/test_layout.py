@@ -21,7 +21,7 @@ MAX_LINES = 400
 # From the top down. A module imports from its own layer and from those below, never from above.
 LAYERS = (
     ("cli", "options", "bench", "benchmarks", "convert", "data", "datatools", "demo", "doctor", "record", "scenes")
-    + ("train_tokenizer",),
+    + ("models", "train_tokenizer"),
     ("control", "evaluation", "serving", "training"),
     ("datasets", "envs", "policies", "recording"),
     ("actions", "images", "inference", "model", "normalize", "page", "processor", "robot_spec", "vlm"),

@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs, so `vla --help` answers at once
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -110,6 +111,13 @@ COMMANDS = {
             "vla convert data/bridge_dataset outputs/bridge.zarr episodes=0:100",
         ),
         positional=("src", "dst"),
+    ),
+    "models": Command(
+        "the vision-language models that there are, and how to load each",
+        "vla.models:models",
+        "Prints every family: its role (backbone, dual encoder, hosted), connector, released checkpoint, the test\n"
+        "that verifies it, and what finetuning freezes. family=NAME tells more of one, with its configuration.",
+        ("vla models", "vla models family=qwen2.5-vl"),
     ),
     "doctor": Command(
         "say what this machine lacks and how to get it",
@@ -254,6 +262,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"vla {name}: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # who read the output, as `head` does, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     return 0
 
 

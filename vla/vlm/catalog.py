@@ -1,0 +1,164 @@
+"""Every family of vision-language models that can be used, and what is known of each: what `vla models` prints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Literal, cast
+
+from omegaconf import OmegaConf
+
+from vla.errors import InputError
+
+Role = Literal["backbone", "dual encoder", "hosted"]
+
+CONTRACT = "the backbone contract on small random weights, logits equal to transformers'; released weights not tried"
+DUAL = "vectors and logits equal to transformers', padding and batches without effect; released weights not tried"
+HOSTED = "against failing servers, and `transformers serve` (test_hosted_serve.py); not against the provider"
+
+VISION, LANGUAGE = "vision", "language"
+
+
+@dataclass(frozen=True)
+class Family:
+    """A row: `freezes` are the parts that the finetune stage keeps as they are, after the family's own recipe.
+
+    (The align stage trains the connector alone, in every family.) `verified` says what `test`, a file of tests/,
+    shows; both are empty where nothing does yet. `source` says what must be converted first, where transformers
+    cannot read the released files.
+    """
+
+    name: str
+    role: Role
+    title: str
+    connector: str
+    freezes: tuple[str, ...] = ()
+    test: str = ""
+    verified: str = ""
+    source: str = ""
+
+    @property
+    def config_path(self) -> str:
+        return f"configs/families/{self.name}.yaml"
+
+    def config(self) -> dict[str, Any]:
+        """The family's file: checkpoint, image_size and attention, or of a hosted one what `Hosted` takes."""
+        text = (files("vla.configs") / "families" / f"{self.name}.yaml").read_text()
+        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(text)))
+
+    @property
+    def load(self) -> str:
+        """How to get it, in Python."""
+        config = self.config()
+        if self.role == "hosted":
+            return f'vla.vlm.hosted.Hosted("{config["model"]}", "{config["base_url"]}", "{config["key_env"]}")'
+        if self.role == "dual encoder":
+            return f'vla.vlm.dual.DualEncoder.load("{config["checkpoint"]}")'
+        if config["checkpoint"] is None:
+            return "vla.vlm.composed.ComposedVLM(vision, language, …)"
+        if self.name == "nano":
+            return "vla train backbone=nano"
+        checkpoint = "FOLDER" if self.source else config["checkpoint"]
+        return f'vla.vlm.families.load("{checkpoint}")'
+
+
+def _released(name: str, title: str, connector: str, freezes: tuple[str, ...] = (), source: str = "") -> Family:
+    """A backbone of transformers' own classes."""
+    return Family(name, "backbone", title, connector, freezes, "test_families.py", CONTRACT, source)
+
+
+def _hosted(name: str, title: str) -> Family:
+    return Family(name, "hosted", title, "undisclosed", (), "test_hosted.py", HOSTED)
+
+
+def _dual(name: str, title: str) -> Family:
+    return Family(name, "dual encoder", title, "none: one space", (), "test_dual.py", DUAL)
+
+
+CATALOG: tuple[Family, ...] = (
+    Family(
+        "nano",
+        "backbone",
+        "ours, in the package",
+        "MLP",
+        ("vision.embeddings", "vision.encoder.stages.0", "vision.encoder.stages.1"),
+        "test_journey.py",
+        "trained, evaluated and deployed in simulation",
+    ),
+    Family(
+        "composed",
+        "backbone",
+        "any vision encoder and causal LM of transformers",
+        "any of vla.vlm",
+        (VISION,),
+        "test_model.py",
+        "losses, segments and decoding on small random weights",
+    ),
+    Family("smollm2-dinov2", "backbone", "SmolLM2-135M and DINOv2-small", "MLP", (VISION,)),
+    _released("llava-1", "LLaVA", "linear", (VISION,), "a delta to LLaMA-7B's weights: there is no converter yet"),
+    _released("llava-1.5", "LLaVA-1.5", "MLP", (VISION,)),
+    _released("blip-2", "BLIP-2", "Q-Former", (VISION, LANGUAGE)),
+    _released(
+        "minigpt-4",
+        "MiniGPT-4",
+        "Q-Former, linear",
+        (VISION, LANGUAGE),
+        "with BLIP-2's ViT and Q-Former, and Vicuna-v0, by vla.vlm.converters.convert_minigpt4",
+    ),
+    _released(
+        "idefics", "Flamingo, open reproduction", "perceiver resampler, gated cross-attention", (VISION, LANGUAGE)
+    ),
+    Family(
+        "openflamingo",
+        "backbone",
+        "Flamingo, OpenFlamingo's weights",
+        "perceiver resampler, gated cross-attention",
+        (VISION, LANGUAGE),
+        source="checkpoint.pt onto CLIP ViT-L/14 and MPT-1B",
+    ),
+    _released("internvl-1.5", "InternVL-1.5", "pixel shuffle, MLP", (), "by vla.vlm.converters.internvl"),
+    _released("internvl-2.5", "InternVL-2.5", "pixel shuffle, MLP", (), "by vla.vlm.converters.internvl"),
+    _released("internvl-3", "InternVL3", "pixel shuffle, MLP"),
+    _released("llama-3.2-vision", "Llama 3.2 Vision", "cross-attention adapter", (LANGUAGE,)),
+    _released("pixtral", "Pixtral", "MLP, native resolution", (VISION,)),
+    _released("qwen2-vl", "Qwen2-VL", "2x2 merger MLP, native resolution", (VISION,)),
+    _released("qwen2.5-vl", "Qwen2.5-VL", "2x2 merger MLP, native resolution", (VISION,)),
+    _released("paligemma", "PaliGemma", "linear, prefix-LM"),
+    _released("paligemma-2", "PaliGemma 2", "linear, prefix-LM"),
+    _released("smolvlm2", "SmolVLM2", "pixel shuffle, linear", (VISION,)),
+    Family(
+        "qwen-vl",
+        "backbone",
+        "Qwen-VL",
+        "256 queries, one cross-attention",
+        (VISION,),
+        source="names of Qwen-VL's own repository",
+    ),
+    Family(
+        "molmo", "backbone", "Molmo", "2x2 attention pooling, SwiGLU MLP", (), source="names of Molmo's own repository"
+    ),
+    Family(
+        "molmoe",
+        "backbone",
+        "MolmoE",
+        "2x2 attention pooling, SwiGLU MLP",
+        (),
+        source="names of Molmo's own repository",
+    ),
+    _dual("clip", "CLIP"),
+    _dual("align", "ALIGN"),
+    _dual("siglip", "SigLIP"),
+    _dual("siglip2", "SigLIP 2"),
+    _hosted("gpt-4v", "GPT-4V; its maker retired it in December 2024"),
+    _hosted("gpt-4o", "GPT-4o"),
+    _hosted("claude-3", "Claude 3"),
+    _hosted("gemini", "Gemini 1.5"),
+)
+
+
+def family(name: str) -> Family:
+    """The row of a family. Raises InputError, with the names there are, for another."""
+    for row in CATALOG:
+        if row.name == name:
+            return row
+    raise InputError(f"there is no family {name!r}: choose of {', '.join(row.name for row in CATALOG)}")

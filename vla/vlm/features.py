@@ -1,0 +1,43 @@
+"""What a vision encoder of transformers sees, as a map: the input of a connector."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+PENULTIMATE = ("clip", "clip_vision_model")
+"""Families whose last layer serves their class token only; LLaVA reads the one before."""
+
+
+def feature_map(encoder: nn.Module, pixel_values: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c gh gw"]:
+    """The features of each patch, without class and register tokens.
+
+    `encoder` is CLIP's, SigLIP's or ALIGN's vision model, or another of transformers (ViT, DINOv2, ConvNeXt): alone,
+    or as the part of a dual encoder. h and w are multiples of its patch size; SigLIP 2 and ALIGN take any such size.
+    """
+    config: Any = encoder.config
+    penultimate = config.model_type in PENULTIMATE
+    if config.model_type.startswith("siglip2"):
+        out = encoder(*patches(pixel_values, config.patch_size))
+    else:
+        out = encoder(pixel_values=pixel_values, output_hidden_states=penultimate)
+    found: Tensor = out.hidden_states[-2] if penultimate else out.last_hidden_state
+    if found.ndim == 4:
+        return found
+    rows, columns = pixel_values.shape[2] // config.patch_size, pixel_values.shape[3] // config.patch_size
+    return found[:, -rows * columns :].transpose(1, 2).unflatten(2, (rows, columns))
+
+
+def patches(
+    pixel_values: Float[Tensor, "n 3 h w"], size: int
+) -> tuple[Float[Tensor, "n p v"], Int[Tensor, "n p"], Int[Tensor, "n 2"]]:
+    """What SigLIP 2 at native resolution takes: patches row by row, their mask, and the rows and columns of each."""
+    n, channels, height, width = pixel_values.shape
+    rows, columns = height // size, width // size
+    cut = pixel_values.reshape(n, channels, rows, size, columns, size).permute(0, 2, 4, 3, 5, 1)
+    device = pixel_values.device
+    mask = torch.ones(n, rows * columns, dtype=torch.long, device=device)
+    return cut.reshape(n, rows * columns, -1), mask, torch.tensor([[rows, columns]] * n, device=device)

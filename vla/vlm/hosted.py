@@ -1,0 +1,277 @@
+"""Hosted models (GPT-4V, GPT-4o, Claude 3, Gemini, or a server of one's own) behind OpenAI's chat completions.
+
+Text in and out, with images to look at: a baseline on visual questions, an annotator, a planner. Never a backbone.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import random
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal
+
+import httpx
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from vla.errors import InputError
+
+ROLES = {
+    "vqa": "Answer the question about the image with one word or a short phrase.",
+    "annotator": "Describe what is asked for, exactly as it is seen in the image, and nothing else.",
+    "planner": "List the steps of the robot that the task takes, one short command on each line, and nothing else.",
+}
+
+RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
+FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
+PATIENCE = 300.0
+"""Seconds: the longest Retry-After that is waited for."""
+
+# What may follow the name asked for in the name of the model that answers: a date or a number of a version, a revision.
+SNAPSHOT = re.compile(r"-\d{3,}[\d-]*|-20\d\d-\d\d-\d\d|[@:][\w./-]+")
+
+RGBImage = UInt8[np.ndarray, "_h _w 3"]
+
+
+class HostedError(RuntimeError):
+    """A server that did not answer, or not sensibly, in all attempts."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """US dollars per million tokens."""
+
+    prompt: float
+    completion: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`model` is the exact id that the server says has answered; tokens are None where it does not report them."""
+
+    text: str
+    model: str
+    finish: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+@dataclass
+class Usage:
+    """What a `Hosted` has used since it was made; `unreported` counts answers whose tokens nobody told.
+
+    A request that failed or was refused may have been billed without a word of it: its tokens are not in here.
+    """
+
+    requests: int = 0
+    retries: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    unreported: int = 0
+    models: Counter[str] = field(default_factory=Counter)
+
+    def cost(self, price: Price) -> float:
+        """US dollars; of the reported tokens."""
+        return (self.prompt_tokens * price.prompt + self.completion_tokens * price.completion) / 1e6
+
+
+class Hosted:
+    """A model behind `base_url` (which ends in /v1 or the like), which has a POST at /chat/completions.
+
+    The key is read from the environment variable `key_env` at each request and kept nowhere; None sends no key.
+    `timeout` [s] is for one attempt, of which there are `attempts`; at most `concurrency` requests are under way.
+    Failures of the network or server are tried again after an exponential wait with jitter, or as Retry-After says.
+    Raises InputError for an address that is none.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str,
+        key_env: str | None = "OPENAI_API_KEY",
+        price: Price | None = None,
+        timeout: float = 60.0,
+        attempts: int = 6,
+        concurrency: int = 4,
+        max_tokens: int = 256,
+        image_format: Literal["png", "jpeg"] = "png",
+    ) -> None:
+        url = httpx.URL(base_url)
+        if url.scheme not in ("http", "https") or not url.host or url.userinfo or url.query:
+            raise InputError("base_url is http(s)://HOST/PATH, without a name, password or key in it")
+        self.model, self.key_env, self.price = model, key_env, price
+        self.timeout, self.attempts, self.concurrency = timeout, attempts, concurrency
+        self.max_tokens, self.image_format = max_tokens, image_format
+        self.usage = Usage()
+        self._url = f"{base_url.rstrip('/')}/chat/completions"
+        self._lock = threading.Lock()
+
+    @property
+    def cost(self) -> float | None:
+        """US dollars so far; None without a price, or where the server told no tokens."""
+        return None if self.price is None or self.usage.unreported else self.usage.cost(self.price)
+
+    def answer(
+        self, questions: Sequence[str], images: Sequence[Sequence[RGBImage]] = (), role: str = "vqa"
+    ) -> list[Answer]:
+        """One answer to each question, in order, with the images of each (none given: of text alone).
+
+        Raises InputError for what asking again does not mend (no key or a wrong one, no such model, a request that
+        the server refuses, an answer of another model than asked for), HostedError when the attempts are used up.
+        """
+        if role not in ROLES:
+            raise InputError(f"there is no role {role!r}: choose of {', '.join(ROLES)}")
+        if images and len(images) != len(questions):
+            raise InputError(f"{len(questions)} questions, but images for {len(images)}")
+        self._headers()  # says that the key is missing before anything is sent
+        looks = images or [()] * len(questions)
+        with httpx.Client(timeout=self.timeout) as client, ThreadPoolExecutor(max(1, self.concurrency)) as pool:
+            asked = [pool.submit(self._ask, client, q, look, role) for q, look in zip(questions, looks, strict=True)]
+            try:
+                return [one.result() for one in asked]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _ask(self, client: httpx.Client, question: str, images: Sequence[RGBImage], role: str) -> Answer:
+        """Tries until there is an answer, and accounts for it."""
+        # The role is part of the question, since some chat templates take no system message.
+        text = f"{ROLES[role]}\n\n{question}"
+        pictures = [{"type": "image_url", "image_url": {"url": data_url(i, self.image_format)}} for i in images]
+        content = [*pictures, {"type": "text", "text": text}] if pictures else text
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": self.max_tokens,
+            "temperature": 0,
+        }
+        failure, wait = "", 0.0
+        for attempt in range(self.attempts):
+            if attempt:
+                time.sleep(wait)
+            with self._lock:
+                self.usage.requests += 1
+                self.usage.retries += attempt > 0
+            asked_to_wait = None
+            try:
+                response = client.post(self._url, json=body, headers=self._headers())
+            except httpx.TransportError as error:
+                failure = self._redact(f"{type(error).__name__}: {error}")
+            else:
+                if response.status_code == 200:
+                    answer = parse(response)
+                    if answer is not None:
+                        return self._account(answer)
+                    failure = "the body is no chat completion"
+                else:
+                    self._check(response)
+                    failure = f"HTTP {response.status_code}: {self._reason(response)}"
+                    asked_to_wait = retry_after(response)
+            wait = backoff(attempt) if asked_to_wait is None else asked_to_wait
+            if wait > PATIENCE:
+                failure += f"; it asks to wait {wait:.0f} s"
+                break
+        raise HostedError(f"{self._url} did not answer for {self.model}: {failure}")
+
+    def _account(self, answer: Answer) -> Answer:
+        with self._lock:
+            self.usage.models[answer.model] += 1
+            self.usage.unreported += answer.prompt_tokens is None or answer.completion_tokens is None
+            self.usage.prompt_tokens += answer.prompt_tokens or 0
+            self.usage.completion_tokens += answer.completion_tokens or 0
+        if not is_snapshot(self.model, answer.model):
+            raise InputError(f"asked for {self.model}, {answer.model} answered: ask for the model by its own name")
+        return answer
+
+    def _check(self, response: httpx.Response) -> None:
+        """Raises InputError for a status that stays the same when asked again."""
+        status = response.status_code
+        if status in (401, 403):
+            # The reason is left out: it may quote the key.
+            key = f"the key in {self.key_env}" if self.key_env else "a request without a key (say key_env)"
+            raise InputError(f"{self._url} refuses {key} (HTTP {status})")
+        reason = self._reason(response)
+        if status == 404:
+            raise InputError(f"{self._url} has no model {self.model}, or base_url is wrong (HTTP 404: {reason})")
+        if "insufficient_quota" in response.text:
+            raise InputError(f"{self._url}: the account has no quota left ({reason})")
+        if status not in RETRIED:
+            raise InputError(f"{self._url} refuses the request (HTTP {status}: {reason})")
+
+    def _headers(self) -> dict[str, str]:
+        if self.key_env is None:
+            return {}
+        key = os.environ.get(self.key_env, "").strip()
+        if not key:
+            raise InputError(f"set {self.key_env} to the key of {self._url}, or key_env=None where it takes none")
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise InputError(f"{self.key_env} holds characters that no key has")  # an error of httpx would show them
+        return {"Authorization": f"Bearer {key}"}
+
+    def _reason(self, response: httpx.Response) -> str:
+        """What the server says, in a line, without the key."""
+        return self._redact(" ".join(response.text.split()))[:300] or response.reason_phrase
+
+    def _redact(self, text: str) -> str:
+        key = os.environ.get(self.key_env or "", "").strip()
+        return text.replace(key, f"<{self.key_env}>") if key else text
+
+
+def data_url(image: RGBImage, image_format: Literal["png", "jpeg"]) -> str:
+    """The image within an address: "data:image/png;base64,…"."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, image_format, **({"quality": 95} if image_format == "jpeg" else {}))
+    return f"data:image/{image_format};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def parse(response: httpx.Response) -> Answer | None:
+    """The answer of a chat completion; None when the body is none, or does not say which model it is of."""
+    try:
+        body: Any = response.json()
+        choice, model = body["choices"][0], body["model"]
+        message, finish = choice["message"], choice.get("finish_reason") or ""
+        content = "" if finish == "content_filter" else message.get("content")
+        text = message.get("refusal") if content is None else content
+        usage = body.get("usage") or {}
+        counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return None
+    sound = isinstance(text, str) and isinstance(model, str) and model and isinstance(finish, str)
+    if not sound or any(not isinstance(count, int | None) for count in counts):
+        return None
+    return Answer(text, model, finish, *counts)
+
+
+def is_snapshot(asked: str, served: str) -> bool:
+    """Whether `served` is the model asked for, or a dated or numbered release of just that one."""
+    asked, served = asked.removeprefix("models/"), served.removeprefix("models/")
+    stem = asked.removesuffix("-latest")
+    return served == asked or (served.startswith(stem) and bool(SNAPSHOT.fullmatch(served[len(stem) :])))
+
+
+def backoff(attempt: int) -> float:
+    """Seconds before the next attempt: up to twice as long each time, half of it at random."""
+    longest = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt)
+    return longest * random.uniform(0.5, 1)
+
+
+def retry_after(response: httpx.Response) -> float | None:
+    """Seconds that the server asks to wait, given as seconds or as a date; None when it does not say."""
+    headers: Mapping[str, str] = response.headers
+    value = headers.get("retry-after", "").strip()
+    if re.fullmatch(r"\d+(\.\d+)?", value):
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None
