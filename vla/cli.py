@@ -246,16 +246,16 @@ def execute(name: str, arguments: Sequence[str]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The `vla` command. Exit code: 0 done, 2 bad input (one line on stderr), 130 interrupted."""
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if name in ("-h", "--help"):
-        print(overview())
-        return 0
-    if name == "--version":
-        print(f"vla {__version__}")
-        return 0
     try:
-        if name not in COMMANDS:
+        if name in ("-h", "--help"):
+            print(overview())
+        elif name == "--version":
+            print(f"vla {__version__}")
+        elif name in COMMANDS:
+            execute(name, rest)
+        else:
             raise InputError(f"unknown command {name!r}: choose from {', '.join(COMMANDS)}")
-        execute(name, rest)
+        sys.stdout.flush()
     except InputError as error:
         print(f"vla{f' {name}' if name in COMMANDS else ''}: {error}", file=sys.stderr)
         return 2
