@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AutoBackbone, AutoConfig, AutoModelForCausalLM, DynamicCache
 
+from vla.vlm.masks import mask_and_positions, order_of
+
 Config = Mapping[str, Any]
 
 
@@ -89,9 +91,8 @@ class ComposedVLM(nn.Module):
         segments: Int[Tensor, "b l"] | None = None,
     ) -> tuple[Float[Tensor, "b l d"], Any]:
         """See `Backbone.hidden`."""
-        positions, mask = (attention_mask.long().cumsum(1) - 1).clamp(min=0), attention_mask.long()
-        if segments is not None and segments.any():
-            positions, mask = _segment_positions(positions, segments), _segment_mask(attention_mask, segments)
+        order = order_of(attention_mask)
+        mask, positions = mask_and_positions(attention_mask, order, segments, embeds.shape[1], embeds.dtype)
         out = self.language.model(
             inputs_embeds=embeds,
             attention_mask=mask,
@@ -127,21 +128,6 @@ def _grid_positions(rows: int, columns: int, size: int) -> Float[Tensor, "n d"]:
     angles = [axis.reshape(-1, 1) * frequencies for axis in (y, x)]
     waves = torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], 1)
     return waves @ torch.randn(waves.shape[1], size) * (2 / waves.shape[1]) ** 0.5
-
-
-def _segment_positions(order: Int[Tensor, "b l"], segments: Int[Tensor, "b l"]) -> Int[Tensor, "b l"]:
-    """Every segment goes on where the shared tokens end."""
-    shape = (len(order), int(segments.max()) + 1)
-    first = torch.full(shape, order.shape[1], device=order.device).scatter_reduce(1, segments, order, "amin")
-    shared = first[:, 1:].amin(1, keepdim=True)
-    return torch.where(segments > 0, order - first.gather(1, segments) + shared, order)
-
-
-def _segment_mask(mask: Bool[Tensor, "b l"], segments: Int[Tensor, "b l"]) -> Float[Tensor, "b 1 l l"]:
-    """Zero where the query (rows) may look at the key (columns): before it, and shared or of its own segment."""
-    query, key = segments[:, :, None], segments[:, None, :]
-    allowed = ((key == 0) | (key == query)).tril() & mask[:, None, :]
-    return torch.zeros(allowed.shape, device=mask.device).masked_fill(~allowed, torch.finfo(torch.float32).min)[:, None]
 
 
 def _config(values: Config) -> Any:
