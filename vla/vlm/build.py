@@ -11,6 +11,7 @@ from vla.vlm.backbone import Backbone
 
 FAMILIES = {
     "composed": "composed:ComposedVLM",
+    "flamingo": "flamingo:CrossAttentionVLM",
     "llava": "token_family:TokenFamily",
     "pixtral": "token_family:TokenFamily",
     "internvl": "token_family:TokenFamily",
@@ -19,6 +20,8 @@ FAMILIES = {
     "paligemma": "token_family:TokenFamily",
     "smolvlm": "token_family:TokenFamily",
     "blip-2": "token_family:TokenFamily",
+    "qwen_vl": "qwen_vl:QwenVL",
+    "molmo": "molmo:Molmo",
     "idefics": "idefics:Idefics",
     "mllama": "mllama:Mllama",
 }

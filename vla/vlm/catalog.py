@@ -13,6 +13,10 @@ from vla.errors import InputError
 Role = Literal["backbone", "dual encoder", "hosted"]
 
 CONTRACT = "the backbone contract on small random weights, logits equal to transformers'; released weights not tried"
+WRITTEN = (
+    "the backbone contract, and logits equal to a plain reading of the original, on small random weights; "
+    "released weights not tried"
+)
 DUAL = "vectors and logits equal to transformers', padding and batches without effect; released weights not tried"
 HOSTED = "against failing servers, and `transformers serve` (test_hosted_serve.py); not against the provider"
 
@@ -132,18 +136,22 @@ CATALOG: tuple[Family, ...] = (
         "Qwen-VL",
         "256 queries, one cross-attention",
         (VISION,),
-        source="names of Qwen-VL's own repository",
+        "test_qwen_vl.py",
+        WRITTEN,
+        "a folder with the released files, the weights as safetensors",
     ),
-    Family(
-        "molmo", "backbone", "Molmo", "2x2 attention pooling, SwiGLU MLP", (), source="names of Molmo's own repository"
-    ),
-    Family(
-        "molmoe",
-        "backbone",
-        "MolmoE",
-        "2x2 attention pooling, SwiGLU MLP",
-        (),
-        source="names of Molmo's own repository",
+    *(
+        Family(
+            name,
+            "backbone",
+            title,
+            "2x2 attention pooling, SwiGLU MLP",
+            (),
+            "test_molmo.py",
+            WRITTEN,
+            "a folder with the released files",
+        )
+        for name, title in (("molmo", "Molmo"), ("molmoe", "MolmoE"))
     ),
     _dual("clip", "CLIP"),
     _dual("align", "ALIGN"),

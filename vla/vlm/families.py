@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer,
 from transformers.utils import cached_file
 
 from vla.errors import InputError
+from vla.vlm import molmo, qwen_vl
 from vla.vlm.backbone import Backbone
 from vla.vlm.idefics import Idefics
 from vla.vlm.mllama import Mllama
 from vla.vlm.released import Released, family_of
 from vla.vlm.token_family import LAYOUTS, TokenFamily
 
+OWN: dict[str, Callable[..., Any]] = {"qwen": qwen_vl.load, "molmo": molmo.load}
+"""Families written here, by the model_type of their config.json: of a folder with the released files."""
 CLASSES: dict[str, type[Released]] = {**dict.fromkeys(LAYOUTS, TokenFamily), "idefics": Idefics, "mllama": Mllama}
 RUNS = {
     "pixtral": {"between": "[IMG_BREAK]", "end": "[IMG_END]"},
@@ -45,6 +49,9 @@ def load(
     least the tokenizer's rows; spare ones stay. Raises InputError when there is no such checkpoint, or when its family
     is not one of `CLASSES`.
     """
+    file = Path(name) / "config.json"
+    if file.is_file() and (own := OWN.get(json.loads(file.read_text()).get("model_type"))):
+        return own(name, image_size, dtype)
     try:
         config = AutoConfig.from_pretrained(name)
         tokenizer = AutoTokenizer.from_pretrained(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -12,19 +13,26 @@ PENULTIMATE = ("clip", "clip_vision_model")
 """Families whose last layer serves their class token only; LLaVA reads the one before."""
 
 
-def feature_map(encoder: nn.Module, pixel_values: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c gh gw"]:
+def feature_map(
+    encoder: nn.Module, pixel_values: Float[Tensor, "n 3 h w"], layer: int | None = None
+) -> Float[Tensor, "n c gh gw"]:
     """The features of each patch, without class and register tokens.
 
     `encoder` is CLIP's, SigLIP's or ALIGN's vision model, or another of transformers (ViT, DINOv2, ConvNeXt): alone,
-    or as the part of a dual encoder. h and w are multiples of its patch size; SigLIP 2 and ALIGN take any such size.
+    or as the part of a dual encoder. h and w are multiples of its patch size; positions are interpolated where they
+    are not of its own size. `layer` is the hidden state to read, by default where the family is best read.
     """
     config: Any = encoder.config
-    penultimate = config.model_type in PENULTIMATE
+    if layer is None and config.model_type in PENULTIMATE:
+        layer = -2
     if config.model_type.startswith("siglip2"):
-        out = encoder(*patches(pixel_values, config.patch_size))
+        out = encoder(*patches(pixel_values, config.patch_size), output_hidden_states=layer is not None)
     else:
-        out = encoder(pixel_values=pixel_values, output_hidden_states=penultimate)
-    found: Tensor = out.hidden_states[-2] if penultimate else out.last_hidden_state
+        native = getattr(config, "image_size", None) in (None, pixel_values.shape[2])
+        told = "interpolate_pos_encoding" in inspect.signature(encoder.forward).parameters
+        sizes = {"interpolate_pos_encoding": True} if told and not native else {}
+        out = encoder(pixel_values=pixel_values, output_hidden_states=layer is not None, **sizes)
+    found: Tensor = out.last_hidden_state if layer is None else out.hidden_states[layer]
     if found.ndim == 4:
         return found
     rows, columns = pixel_values.shape[2] // config.patch_size, pixel_values.shape[3] // config.patch_size

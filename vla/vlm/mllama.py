@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vla.vlm.cache import PlacedCache, Vision, image_places
 from vla.vlm.masks import additive, mask_and_positions, order_of
-from vla.vlm.released import CrossAttending, by_row, grow
+from vla.vlm.released import CrossAttending, by_row, grow, with_unsaid
 
 SPECIAL_ROWS = 8
 """Rows of the embedding, `<|image|>` the first of them, that have none in the language model's head."""
@@ -53,9 +53,7 @@ class Mllama(CrossAttending):
 
     def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
         """The special rows are never said."""
-        logits = self.model.lm_head(hidden)
-        unsaid = logits.new_full((*logits.shape[:-1], SPECIAL_ROWS), torch.finfo(logits.dtype).min / 2)
-        return torch.cat([logits[..., : self.head_rows], unsaid, logits[..., self.head_rows :]], -1)
+        return with_unsaid(self.model.lm_head(hidden), self.head_rows, SPECIAL_ROWS)
 
     def crop(self, cache: PlacedCache, length: int) -> PlacedCache:
         """The cross-attention layers hold images, not tokens."""

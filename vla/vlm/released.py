@@ -55,7 +55,7 @@ class Released(nn.Module, ABC):
         self.family = family_of(weights.config)
         self.image_token_id, self.image_size = image_token_id, image_size
         self.mean, self.std = tuple(mean), tuple(std)
-        self._rest = {
+        self._rest: dict[str, Any] = {
             "image_token_id": image_token_id,
             "image_size": image_size,
             "mean": list(mean),
@@ -64,11 +64,8 @@ class Released(nn.Module, ABC):
             "between": list(between),
             "end": list(end),
         }
-        rows, columns = self.image_grid()
-        row = [image_token_id] * columns
-        run = [*begin, *([*row, *between] * (rows - 1)), *row, *end]
-        self.register_buffer("pattern", torch.tensor(run), persistent=False)
-        self.tokens_per_image = len(run)
+        self.register_buffer("pattern", self.run(*self.image_grid()), persistent=False)
+        self.tokens_per_image = len(self.pattern)
         # What is frozen is the stage's choice: Idefics freezes its text by itself.
         self.requires_grad_(True)
 
@@ -87,6 +84,12 @@ class Released(nn.Module, ABC):
     @abstractmethod
     def image_grid(self) -> tuple[int, int]:
         """Rows and columns of an image's tokens."""
+
+    def run(self, rows: int, columns: int) -> Int[Tensor, "p"]:
+        """The tokens that an image with such a grid stands for."""
+        begin, between, end = (self._rest[where] for where in ("begin", "between", "end"))
+        row = [self.image_token_id] * columns
+        return torch.tensor([*begin, *([*row, *between] * (rows - 1)), *row, *end])
 
     def replaced(self, input_ids: Int[Tensor, "b l"]) -> tuple[Int[Tensor, "b l"], Bool[Tensor, "b l"]]:
         """The ids with each image's run as the family writes it, and where the tokens of the images themselves are."""
@@ -152,3 +155,9 @@ def grow(module: nn.Embedding | nn.Linear, count: int, std: float) -> None:
         module.num_embeddings += count
     else:
         module.out_features += count
+
+
+def with_unsaid(logits: Float[Tensor, "*b h"], first: int, count: int) -> Float[Tensor, "*b v"]:
+    """Logits with `count` more before row `first`, of rows that the head lacks: they are never said."""
+    unsaid = logits.new_full((*logits.shape[:-1], count), torch.finfo(logits.dtype).min / 2)
+    return torch.cat([logits[..., :first], unsaid, logits[..., first:]], -1)

@@ -1,0 +1,44 @@
+"""One large image as several tiles of the backbone's size: InternVL's dynamic tiling."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from vla.errors import InputError
+
+
+def tile_grid(height: int, width: int, size: int, most: int = 12, least: int = 1) -> tuple[int, int]:
+    """Rows and columns of tiles, `least` to `most` in all, whose aspect ratio is nearest to that of the image.
+
+    Of grids equally near, the largest whose area is less than twice that of the image.
+    Raises InputError when the image is empty or there is no such number of tiles.
+    """
+    if min(height, width, size) < 1:
+        raise InputError(f"an image of {height} x {width} pixels cannot be cut into tiles of {size}")
+    if not 1 <= least <= most:
+        raise InputError(f"tiles are at least 1, and at most no fewer than the least, not {least} to {most}")
+    grids = [(r, c) for r in range(1, most + 1) for c in range(1, most // r + 1) if least <= r * c]
+    aspect = width / height
+    near = min(abs(aspect - c / r) for r, c in grids)
+    equal = sorted((g for g in grids if abs(aspect - g[1] / g[0]) == near), key=lambda g: g[0] * g[1])
+    filled = [g for g in equal if 2 * height * width > size**2 * g[0] * g[1]]
+    return (filled or equal[:1])[-1]
+
+
+def tiles(
+    image: UInt8[np.ndarray, "h w 3"], size: int, most: int = 12, least: int = 1
+) -> UInt8[np.ndarray, "n size size 3"]:
+    """The image stretched over its `tile_grid` and cut row by row; of more than one tile, the last is the whole image.
+
+    Each is an image of its own to the backbone. Bicubic (Pillow), as InternVL. Raises InputError as `tile_grid`.
+    """
+    height, width = image.shape[:2]
+    rows, columns = tile_grid(height, width, size, most, least)
+    whole = Image.fromarray(image)
+    stretched = np.asarray(whole.resize((columns * size, rows * size), Image.Resampling.BICUBIC))
+    cut = stretched.reshape(rows, size, columns, size, 3).swapaxes(1, 2).reshape(-1, size, size, 3)
+    if len(cut) == 1:
+        return cut
+    return np.concatenate([cut, np.asarray(whole.resize((size, size), Image.Resampling.BICUBIC))[None]])

