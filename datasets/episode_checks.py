@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
 
 import numpy as np
 
@@ -34,9 +35,9 @@ def check_episode(episode: Episode, embodiment: Embodiment, stored: Mapping[str,
         shape, _ = stored.get(f"depth/{camera}", (depth.shape[1:3], None))
         _check(f"depth of camera {camera!r}", depth, (steps, *shape), np.dtype(np.uint16))
     for name, values in episode.extras.items():
-        if values.dtype.kind not in "fiub" or not all(part.strip(".") for part in name.split("/")):
-            raise InputError(f"episode's extra {name!r} ({values.dtype}) must have a plain name, and be of numbers")
-        shape, dtype = stored.get(f"extras/{name}", (values.shape[1:], values.dtype))
+        if values.dtype.kind not in "fiub" or values.dtype.itemsize > 8:
+            raise InputError(f"episode's extra {name!r} must be of numbers of up to 64 bits, not {values.dtype}")
+        shape, dtype = stored.get(f"extras/{name}", (values.shape[1:], values.dtype.newbyteorder("=")))
         _check(f"extra {name!r}", values, (steps, *shape), dtype)
     if episode.points is not None:
         shape, _ = stored.get("points", ((*episode.points.shape[1:2], 2), None))
@@ -51,8 +52,21 @@ def check_episode(episode: Episode, embodiment: Embodiment, stored: Mapping[str,
             )
 
 
+def check_names(kind: str, names: Iterable[str]) -> None:
+    """Raises InputError unless each can name an array: a path of plain names, none twice, none within another."""
+    paths = sorted(name.split("/") for name in names)
+    for path in paths:
+        if not all(part.strip(".") and part != "zarr.json" for part in path):
+            raise InputError(f"{kind} must have a plain name, not {'/'.join(path)!r}")
+    for first, second in pairwise(paths):
+        if second[: len(first)] == first:
+            raise InputError(f"{kind} {'/'.join(second)!r} would lie in the place of {'/'.join(first)!r}: rename one")
+
+
 def _check(what: str, values: np.ndarray, shape: tuple[int, ...], dtype: np.dtype | None = None) -> None:
-    if values.shape != shape or dtype not in (None, values.dtype):
+    if 0 in values.shape:
+        raise InputError(f"episode's {what} are empty: {values.shape}")
+    if values.shape != shape or dtype not in (None, values.dtype.newbyteorder("=")):
         expected = f"{dtype or values.dtype} {shape}"
         raise InputError(f"episode's {what} are {values.dtype} {values.shape}, expected {expected}")
 

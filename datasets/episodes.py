@@ -35,7 +35,7 @@ from zarr.storage import MemoryStore
 
 from vla.datasets.codecs import DEFAULT
 from vla.datasets.codecs import codec as known_codec
-from vla.datasets.episode_checks import check_episode
+from vla.datasets.episode_checks import check_episode, check_names
 from vla.datasets.episode_index import EDITABLE, EpisodeRecord, StoreSummary, checksum, read_records
 from vla.datasets.folder import Folder, array, open_folder, reading
 from vla.datasets.shards import Rows, create_rows
@@ -80,6 +80,7 @@ class EpisodeStore:
         `provenance` says where the data come from (JSON values). Raises InputError when something is there already.
         """
         known_codec(codec)
+        check_names("a camera", embodiment.cameras)
         folder = open_folder(path)
         files: dict[str, Any] = {}
         group = zarr.create_group(
@@ -355,7 +356,9 @@ class EpisodeStore:
 
     def _create_missing(self, shapes: Mapping[str, Shape]) -> None:
         # What a killed writer left behind is not among the streams, and is replaced: its shape may differ.
-        self._arrays.create({name: shape for name, shape in shapes.items() if name not in self.streams})
+        there = self.streams
+        check_names("an extra", under("extras", there | shapes.keys()))
+        self._arrays.create({name: shape for name, shape in shapes.items() if name not in there})
 
     def _commit(self, content: Content, record: EpisodeRecord) -> None:
         record = replace(record, checksum=checksum(p for n in self._names(record) for p in content[n]))

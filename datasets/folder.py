@@ -10,8 +10,9 @@ import mmap
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -76,11 +77,15 @@ class Folder(Protocol):
 
 
 def open_folder(path: str | Path) -> Folder:
-    """The folder at `path`, which need not exist. Raises InputError when the path holds credentials."""
+    """The folder at `path`, which need not exist. Raises InputError when the path holds credentials, and for an
+    address of another kind."""
     if REMOTE.match(str(path)):
         from vla.datasets.object_folder import ObjectFolder
 
         return ObjectFolder(str(path))
+    scheme, separator, _ = str(path).partition("://")
+    if separator:  # the rest may hold credentials
+        raise InputError(f"{scheme}:// is no address of a store: those are s3://, gs:// and az://")
     return LocalFolder(Path(path))
 
 
@@ -93,7 +98,7 @@ class LocalFolder:
         return str(self.path)
 
     def exists(self, name: str) -> bool:
-        return (self.path / name).exists()
+        return os.path.exists(self.path / name)  # False too where we may not look
 
     def open(self, name: str) -> MappedFile:
         """Raises FileNotFoundError, and InputError when another folder has taken this one's place since `zarr()`."""
@@ -112,6 +117,9 @@ class LocalFolder:
     def publish(self, files: Mapping[str, bytes]) -> None:
         if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
             raise InputError(f"{self} exists: choose another folder, or remove it first")
+        around = [parent for parent in self.path.absolute().parents if (parent / "zarr.json").is_file()]
+        if around:
+            raise InputError(f"{self} would lie inside the store {around[0]}: choose another folder")
         unfinished = LocalFolder(self.path.with_name(f".{self.path.name}.{os.getpid()}.partial"))
         try:
             for name, content in files.items():
@@ -126,8 +134,12 @@ class LocalFolder:
         shutil.rmtree(self.path / name, ignore_errors=True)
 
     def sizes(self) -> dict[str, int]:
-        files = (file for file in self.path.rglob("*") if file.is_file())
-        return {file.relative_to(self.path).as_posix(): file.stat().st_size for file in files}
+        found = {}
+        for file in self.path.rglob("*"):
+            with suppress(FileNotFoundError):  # a writer renames what it has finished
+                if stat.S_ISREG((about := file.stat()).st_mode):
+                    found[file.relative_to(self.path).as_posix()] = about.st_size
+        return found
 
     def lock(self, force: bool = False) -> Callable[[], None]:
         """An flock: it ends with the process. Also removes what a killed writer left unfinished."""
@@ -139,7 +151,15 @@ class LocalFolder:
             raise InputError(f"another process is writing to {self}: wait for it, or use another store") from None
         for leftover in self.path.rglob("*.partial"):
             leftover.unlink()
-        return lambda: os.close(descriptor)
+        owner = os.getpid()
+
+        def release() -> None:
+            # A process that was forked meanwhile holds the descriptor too, and the lock with it.
+            if os.getpid() == owner:
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
+
+        return release
 
     def zarr(self) -> Store:
         self._inode = self.path.stat().st_ino

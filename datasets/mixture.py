@@ -102,7 +102,10 @@ class Mixture:
             if len(source) == 0:
                 raise InputError(f"source {name} of the mixture has no examples")
         # Fractions of decimal texts: floor() below must be the same on every machine and at any step.
-        scales = [1.0 if temperature is None else len(s) ** (1 / temperature) for s in self._sources.values()]
+        try:
+            scales = [1.0 if temperature is None else len(s) ** (1 / temperature) for s in self._sources.values()]
+        except OverflowError:
+            raise InputError(f"the temperature of the mixture is {temperature}: it is too near 0") from None
         exact = [
             Fraction(f"{weights[name]:.12g}") * Fraction(f"{scale:.12g}")
             for name, scale in zip(self._sources, scales, strict=True)

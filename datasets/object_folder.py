@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError
+from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import ObjectStore, from_url
 from zarr.abc.store import Store
 
@@ -35,17 +35,20 @@ class ObjectFolder:
         try:
             self._store: ObjectStore = from_url(self.url)
         except Exception as error:
-            raise InputError(f"cannot reach {self.url}: {error}") from error
+            raise self._unreachable(error) from error
 
     def __str__(self) -> str:
         return self.url
 
     def exists(self, name: str) -> bool:
-        """Of an object; of the folder itself ("") whether there is a store in it."""
+        """Of an object; of the folder itself ("") whether there is a store in it. Raises InputError when the object
+        store does not answer, or not to these credentials."""
         try:
             obstore.head(self._store, name or ROOT)
         except FileNotFoundError:
             return False
+        except BaseError as error:
+            raise self._unreachable(error) from error
         return True
 
     def open(self, name: str) -> RemoteFile:
@@ -58,13 +61,19 @@ class ObjectFolder:
         """The root's metadata come last: without them there is no store."""
         if self.exists(ROOT):
             raise InputError(f"{self} exists: choose another place, or remove it first")
-        for name, content in files.items():
-            if name != ROOT:
-                self.write(name, content)
         try:
+            for name, content in files.items():
+                if name != ROOT:
+                    self.write(name, content)
             obstore.put(self._store, ROOT, files[ROOT], mode="create")
         except AlreadyExistsError:
             raise InputError(f"{self} was created by another process meanwhile") from None
+        except (BaseError, FileNotFoundError) as error:  # not found: the bucket
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: Exception) -> InputError:
+        # The first line is what happened; obstore prints its own structures after it.
+        return InputError(f"cannot reach {self}: {str(error).splitlines()[0]}")
 
     def remove(self, name: str) -> None:
         obstore.delete(self._store, [path for path in self.sizes() if path.startswith(f"{name}/")])
@@ -81,11 +90,14 @@ class ObjectFolder:
             holder = bytes(obstore.get(self._store, LOCK).bytes()).decode()
             raise InputError(
                 f"another process is writing to {self}: {holder}; if it was killed, "
-                f"`vla data check {self} repair=true` removes its lock"
+                f"`vla data check {self} repair=true` removes its lock; of visual questions, remove {self}/{LOCK}"
             ) from None
 
+        owner = os.getpid()
+
         def release() -> None:
-            obstore.delete(self._store, LOCK)
+            if os.getpid() == owner:
+                obstore.delete(self._store, LOCK)
 
         return release
 

@@ -13,6 +13,9 @@ length, then the CRC-32C of the pairs (the "sharding_indexed" codec of the zarr 
 from __future__ import annotations
 
 import os
+import resource
+import weakref
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
@@ -28,8 +31,11 @@ from vla.errors import InputError
 
 FRAMES_PER_SHARD = 256
 ROWS_PER_CHUNK, ROWS_PER_SHARD = 64, 4096
-MAX_OPEN_SHARDS = 256
-"""Each mapped shard keeps a file descriptor; processes are often limited to 1024."""
+_DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+MAX_OPEN_SHARDS = 4096 if _DESCRIPTORS == resource.RLIM_INFINITY else min(4096, max(8, _DESCRIPTORS // 2))
+"""Of all arrays of the process: each mapped shard keeps a file descriptor."""
+ATTEMPTS = 3
+"""Readings of an index: in an object store a writer may replace the shard between the requests for size and index."""
 DECODED_TOGETHER = 8
 """Frames that one thread decodes at least: fewer are not worth handing over."""
 
@@ -46,6 +52,8 @@ class Shards:
         self.folder, self.name, self.chunks, self.sparse = folder, name, chunks, sparse
         self._tail = "/0" * (dimensions - 1)
         self._opened: dict[int, tuple[File, Table]] = {}
+        self.views: dict[int, np.ndarray] = {}
+        """Rows by shard, on the open files: they close together."""
 
     def path(self, shard: int) -> str:
         return f"{self.name}/c/{shard}{self._tail}"
@@ -57,12 +65,20 @@ class Shards:
         """
         found = self._opened.get(shard)
         if found is None:
-            if len(self._opened) >= MAX_OPEN_SHARDS:
-                self._opened.pop(next(iter(self._opened)), None)
             if self.sparse and not self.folder.exists(self.path(shard)):
                 return None
+            while len(_open_shards) >= MAX_OPEN_SHARDS:
+                owner, oldest = _open_shards.popleft()
+                if (shards := owner()) is not None:
+                    shards.close(oldest)
             found = self._opened[shard] = self._read(shard)
+            _open_shards.append((weakref.ref(self), shard))
         return found
+
+    def close(self, shard: int) -> None:
+        """Lets go of the file; what was read of it stays readable."""
+        self._opened.pop(shard, None)
+        self.views.pop(shard, None)
 
     def write(self, shard: int, chunks: Sequence[Buffer]) -> None:
         """Replaces the file."""
@@ -70,11 +86,7 @@ class Shards:
         lengths = np.array([len(chunk) for chunk in chunks], np.int64)
         table[: len(chunks)] = np.stack([np.cumsum(lengths) - lengths, lengths], axis=1)
         self.folder.write(self.path(shard), b"".join([*chunks, _with_crc(table.tobytes())]))
-        self._opened.pop(shard, None)
-
-    def forget(self) -> None:
-        """Drops what is open: another process wrote."""
-        self._opened.clear()
+        self.close(shard)
 
     def damaged(self, shard: int, reason: str) -> InputError:
         where = f"{self.folder}/{self.path(shard)}"
@@ -82,18 +94,25 @@ class Shards:
 
     def _read(self, shard: int) -> tuple[File, Table]:
         length = 16 * self.chunks + _CRC_BYTES
-        try:
-            file = self.folder.open(self.path(shard))
-            index = file.ranges([file.size - length], [file.size])[0] if file.size >= length else b""
-        except OSError as error:
-            raise self.damaged(shard, str(error)) from error
-        if not index or not _crc_fits(index):
+        for _ in range(ATTEMPTS):
+            try:
+                file = self.folder.open(self.path(shard))
+                index = file.ranges([file.size - length], [file.size])[0] if file.size >= length else b""
+            except OSError as error:
+                raise self.damaged(shard, str(error)) from error
+            if index and _crc_fits(index):
+                break
+        else:
             raise self.damaged(shard, "its index fails its CRC")
         table = np.frombuffer(index[:-_CRC_BYTES], "<u8").reshape(self.chunks, 2)
         ends = np.where(table[:, 0] == _MISSING, 0, table.sum(axis=1))
         if ends.max() > file.size - length:
             raise self.damaged(shard, "its index points beyond its end")
         return file, table
+
+
+_open_shards: deque[tuple[weakref.ref[Shards], int]] = deque()
+"""The shards that are open, the oldest first, and some that were closed since."""
 
 
 class Frames:
@@ -194,7 +213,6 @@ class Rows:
     ) -> None:
         self.shape, self.dtype = (count, *shape), dtype
         self.shards = Shards(folder, name, ROWS_PER_SHARD // ROWS_PER_CHUNK, 1 + len(shape), sparse)
-        self._views: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -238,15 +256,12 @@ class Rows:
             content = np.concatenate([kept, new, fill.astype(self.dtype)]).tobytes()
             size = len(content) * ROWS_PER_CHUNK // (len(kept) + len(new) + len(fill)) or 1
             self.shards.write(shard, [bytes(chunk) for chunk in _split(content, size)])
-            self._views.pop(shard, None)
         self.shape = (max(end, 0), *self.shape[1:])
 
     def _view(self, shard: int) -> np.ndarray:
-        view = self._views.get(shard)
+        view = self.shards.views.get(shard)
         if view is None:
-            if len(self._views) >= MAX_OPEN_SHARDS:
-                self._views.pop(next(iter(self._views)), None)
-            view = self._views[shard] = self._map(shard)
+            view = self.shards.views[shard] = self._map(shard)
         return view
 
     def _map(self, shard: int) -> np.ndarray:
@@ -302,6 +317,10 @@ def _threads() -> int:
 @cache
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_threads(), "decode")
+
+
+# A forked process has none of its parent's threads, and would wait for them.
+os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def _split(content: bytes, size: int) -> list[memoryview]:

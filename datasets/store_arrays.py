@@ -64,7 +64,8 @@ class StoreArrays:
     def create(self, shapes: Mapping[str, Shape]) -> None:
         """Empty arrays, in the place of what a killed writer may have left of that name."""
         for name, (shape, dtype) in shapes.items():
-            self._opened.pop(name, None)
+            for known in (self._opened, self._rows, self._frames):
+                known.pop(name, None)
             if is_rows(name):
                 create_rows(self._group, name, shape, dtype)
             else:
@@ -116,13 +117,14 @@ def _is_optional(name: str) -> bool:
 
 
 def by_name(episode: Episode) -> dict[str, np.ndarray]:
-    """The episode's arrays by their names in the store, in the stored dtypes."""
+    """The episode's arrays by their names in the store, in the stored dtypes: little-endian, as the shards are."""
     arrays = {f"images/{camera}": episode.images[camera] for camera in episode.embodiment.cameras}
     arrays |= {name: np.asarray(getattr(episode, name), "<f8") for name in ALWAYS}
     optional = {name: getattr(episode, name) for name in ("points", "chunks")}
     arrays |= {name: np.asarray(values, "<f8") for name, values in optional.items() if values is not None}
     arrays |= {f"depth/{camera}": frames for camera, frames in episode.depth.items()}
-    return arrays | {f"extras/{name}": values for name, values in episode.extras.items()}
+    arrays |= {f"extras/{name}": values for name, values in episode.extras.items()}
+    return {name: np.asarray(values, values.dtype.newbyteorder("<")) for name, values in arrays.items()}
 
 
 def under(kind: str, names: Iterable[str]) -> list[str]:

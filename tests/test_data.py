@@ -46,7 +46,7 @@ def test_info_says_what_is_there(path: Path) -> None:
 
 def test_info_lists_every_array_with_its_size(tmp_path: Path, make_episode: Make) -> None:
     depth = {"wrist": np.full((5, 4, 6), 900, np.uint16)}
-    extras = {"force": np.zeros((5, 3)), "reward": np.zeros(5)}
+    extras = {"force": np.zeros((5, 3)), "reward": np.zeros(5), "touch/left": np.zeros((5, 2))}
     episode = make_episode(spans=(Span(0, 3, "reach"),), paraphrases=("take it",), depth=depth, extras=extras)
     with EpisodeStore.create(tmp_path / "store", episode.embodiment, "lz4", {"recorded by": "a test"}) as store:
         store.append(episode)
@@ -65,7 +65,9 @@ def test_info_lists_every_array_with_its_size(tmp_path: Path, make_episode: Make
         "time": "-",
         "extras/force": "3",
         "extras/reward": "-",
+        "extras/touch/left": "2",
     }
+    assert all(float(line.split()[3]) > 0 for line in table)
     size = sum(file.stat().st_size for file in (tmp_path / "store").rglob("*") if file.is_file())
     assert sum(float(line.split()[2]) for line in table) == pytest.approx(size / 1e6, abs=0.05)
 
@@ -170,6 +172,12 @@ def test_repair_removes_what_a_killed_writer_left(path: Path, capsys: pytest.Cap
         (["data", "filter", "a", "out=c", "success=maybe"], "success takes true or false"),
         (["data", "filter", "a", "out=c", "min_steps=1.5"], "min_steps takes a whole number"),
         (["data", "split", "a", "out=c", "parts=test"], "parts takes names with their shares"),
+        (["data", "split", "a", "out=c", "parts={train: most}"], "parts takes names with their shares"),
+        (["data", "split", "a", "out=c", "parts={1: 0.5, 2: 0.5}"], "parts takes names with their shares"),
+        (["data", "edit", "a", "episodes=0", "paraphrases=[1, 2]"], "paraphrases takes a list of texts"),
+        (["data", "rename", "a", "cameras={front: 1}"], "cameras takes names"),
+        (["data", "rename", "a", "instructions={lift: 5}"], "instructions takes texts"),
+        (["record", "seed=-1"], "the seed must be 0 or more"),
     ],
 )
 def test_bad_input_is_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

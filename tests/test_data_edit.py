@@ -239,6 +239,9 @@ BAD = [
     (["split", "a.zarr", "out=d", "parts={train: 1.5, test: -0.5}"], "positive"),
     (["split", "a.zarr", "out=d", "parts={train: 0.99, test: 0.01}"], "test: 0.01 of 6 episodes is none"),
     (["split", "a.zarr", "out=d", "parts={a/b: 1.0}"], "'a/b'"),
+    (["split", "a.zarr", "out=d", "parts={a: 1}", "seed=-1"], "the seed must be 0 or more"),
+    (["merge", "a.zarr", "a.zarr", "out=a.zarr/c.zarr"], "would lie inside the store"),
+    (["merge", "a.zarr", "a.zarr", "out=file/c.zarr"], "Not a directory"),
     (["delete", "a.zarr", "episodes=6"], "not among the 6 episodes"),
     (["delete", "a.zarr", "episodes=:"], "remove the folder instead"),
     (["edit", "a.zarr", "episodes=1"], "say what to set"),
@@ -255,6 +258,7 @@ def test_bad_input_is_named_and_nothing_is_written(
     build: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     build()
+    (tmp_path / "file").write_text("")
     monkeypatch.chdir(tmp_path)
     before = tree(tmp_path)
     for arguments, message in BAD:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -228,6 +229,31 @@ def test_one_writer(path: Path) -> None:
     EpisodeStore.open(path, "a").close()
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_reads_and_holds_no_lock(path: Path, make_episode: Make) -> None:
+    context = multiprocessing.get_context("fork")
+    with EpisodeStore.open(path, "a") as store:
+        store.append(make_episode(3, steps=64))
+    expected = store.frames("front", np.arange(64))  # by the pool's threads, which a child does not have
+    answers, go_on = context.Queue(), context.Event()
+
+    def child() -> None:
+        answers.put(store.frames("front", np.arange(64)))
+        go_on.wait(60)
+        writer.close()
+
+    with EpisodeStore.open(path, "a") as writer:
+        process = context.Process(target=child)
+        process.start()
+        np.testing.assert_array_equal(answers.get(timeout=60), expected)
+    again = EpisodeStore.open(path, "a")
+    go_on.set()
+    process.join()
+    with pytest.raises(InputError, match="another process is writing"):
+        EpisodeStore.open(path, "a")
+    again.close()
+
+
 def test_a_store_to_read_is_not_written(path: Path, make_episode: Make) -> None:
     store = EpisodeStore.open(path)
     with pytest.raises(InputError, match="mode 'a'"):
@@ -239,6 +265,9 @@ def test_create_takes_no_place_that_is_taken(path: Path, tmp_path: Path, make_ep
         EpisodeStore.create(path, make_episode().embodiment)
     assert len(EpisodeStore.open(path)) == 3
     assert [p.name for p in tmp_path.iterdir()] == ["store"]
+    with pytest.raises(InputError, match="would lie inside the store"):
+        EpisodeStore.create(path / "deep" / "inner", make_episode().embodiment)
+    assert not (path / "deep").exists()
 
 
 def test_an_empty_store(tmp_path: Path, make_episode: Make) -> None:
@@ -342,7 +371,9 @@ def test_many_shards_do_not_use_up_the_file_descriptors(
     with EpisodeStore.create(tmp_path / "store", episode.embodiment) as store:
         store.append(episode)
     for index in (0, 300, 600, 1000, 5, 700):
-        np.testing.assert_array_equal(store.frames("front", [index])[0], episode.images["front"][index])
+        for camera, images in episode.images.items():
+            np.testing.assert_array_equal(store.frames(camera, [index])[0], images[index])
+        np.testing.assert_array_equal(store.state[index], episode.state[index])
     assert 1 <= Path("/proc/self/maps").read_text().count(str(tmp_path / "store")) <= 2
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from stores import Killed, assert_equal, cut_before
 
 from vla.datasets.codecs import CODECS
 from vla.datasets.episodes import EpisodeStore
+from vla.datasets.formats.compare import check_equal
 from vla.datasets.shards import FRAMES_PER_SHARD, ROWS_PER_SHARD
 from vla.errors import InputError
 from vla.types import Episode, Span
@@ -190,6 +192,32 @@ def test_edits_come_all_or_none(tmp_path: Path, make_episode: Make, monkeypatch:
     assert [r.instruction for r in EpisodeStore.open(path).records][::3] == ["raise it", "lift the ring"]
 
 
+def test_either_byte_order_is_stored(tmp_path: Path, make_episode: Make) -> None:
+    extras = {"force": np.arange(5, dtype=">f4"), "clock": np.arange(5, dtype=">i8")}
+    depth = {"wrist": np.arange(20, dtype=">u2").reshape(5, 2, 2)}
+    with EpisodeStore.create(tmp_path / "store", make_episode().embodiment) as store:
+        for _ in range(2):
+            store.append(make_episode(extras=extras, depth=depth))
+    for episode in EpisodeStore.open(tmp_path / "store"):
+        assert check_equal(make_episode(extras=extras, depth=depth), episode) == 0
+    group = zarr.open_group(tmp_path / "store", mode="r")
+    np.testing.assert_array_equal(group["extras/force"][5:], np.arange(5))
+    np.testing.assert_array_equal(group["depth/wrist"][5:], depth["wrist"])
+
+
+def test_an_append_that_failed_leaves_nothing_behind_for_the_next(
+    tmp_path: Path, make_episode: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with EpisodeStore.create(tmp_path / "store", make_episode().embodiment) as store:
+        store.append(make_episode(0))
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(zarr.Array, "__setitem__", Mock(side_effect=Killed))  # the record is not written
+            store.append(make_episode(1, extras={"force": np.ones(5, np.float32)}))
+        after = make_episode(2, extras={"force": np.full((5, 2), 1 / 3)})
+        store.append(after)
+    assert_equal(EpisodeStore.open(tmp_path / "store")[1], after)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -197,7 +225,12 @@ def test_edits_come_all_or_none(tmp_path: Path, make_episode: Make, monkeypatch:
         ({"depth": {"wrist": np.zeros((5, 2, 2), np.uint16)}}, r"depth of camera 'wrist' are uint16 \(5, 2, 2\)"),
         ({"extras": {"clock": np.zeros((5, 1))}}, "extra 'clock' are float64"),
         ({"extras": {"../clock": np.zeros(5)}}, "must have a plain name"),
-        ({"extras": {"word": np.full(5, "x")}}, "must have a plain name, and be of numbers"),
+        ({"extras": {"word": np.full(5, "x")}}, "must be of numbers"),
+        ({"extras": {"long": np.zeros(5, np.longdouble)}}, "must be of numbers of up to 64 bits"),
+        ({"extras": {"none": np.zeros((5, 0))}}, "'none' are empty"),
+        ({"extras": {"zarr.json": np.zeros(5)}}, "must have a plain name"),
+        ({"extras": {"force": np.zeros(5)}}, "'force/left' would lie in the place of 'force'"),
+        ({"images": dict.fromkeys(("front", "wrist"), np.zeros((5, 0, 10, 3), np.uint8))}, "'front' are empty"),
         ({"spans": (Span(2, 9, "go"),)}, "'go' from 2 to 9 does not lie within the 5 steps"),
     ],
 )
@@ -208,3 +241,19 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, make_episode: Make, fields
         with pytest.raises(InputError, match=message):
             store.append(make_episode(1, **fields))
         assert store.folder.sizes() == before
+
+
+@pytest.mark.parametrize("cameras", [("front", "front"), ("front", "front/left"), ("..",), ("zarr.json",)])
+def test_a_camera_must_have_a_place_of_its_own(tmp_path: Path, make_episode: Make, cameras: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match="a camera"):
+        EpisodeStore.create(tmp_path / "store", replace(make_episode().embodiment, cameras=cameras))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_address_that_is_none_of_a_store_makes_no_folder(
+    tmp_path: Path, make_episode: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="http:// is no address of a store") as error:
+        EpisodeStore.create("http://id:secret@host/store", make_episode().embodiment)
+    assert "secret" not in str(error.value) and list(tmp_path.iterdir()) == []

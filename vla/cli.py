@@ -78,6 +78,7 @@ COMMANDS = {
         "a file that the viewer opens elsewhere.",
         ("vla view outputs/pick.zarr", "vla view outputs/eval --save outputs/rollouts.rrd"),
         positional=("path",),
+        verbatim=("save",),
     ),
     "data": Command(
         "say what a store holds and whether it is sound; merge, split and edit stores",
@@ -111,6 +112,7 @@ COMMANDS = {
             "vla convert data/bridge_dataset outputs/bridge.zarr episodes=0:100",
         ),
         positional=("src", "dst"),
+        verbatim=("instruction",),
     ),
     "models": Command(
         "the vision-language models that there are, and how to load each",

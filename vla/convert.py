@@ -47,6 +47,8 @@ def convert(
     if to not in ("auto", *TARGETS):
         raise InputError(f"to={to}: choose auto, {' or '.join(TARGETS)}")
     target = to if to != "auto" else "vla" if dst.endswith(".zarr") else "lerobot"
+    if target == "lerobot" and "://" in dst:
+        raise InputError("a LeRobotDataset is written into a folder of this machine: give one as DST, and copy it")
     from vla.datasets.formats.registry import FORMATS, find_format
 
     name = find_format(src, format)

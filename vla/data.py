@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from vla.datasets.episodes import EpisodeStore
 from vla.datatools.copies import filter, merge, split
@@ -30,7 +30,7 @@ def data(*, action: str, path: str, **options: object) -> None:
             value = " ".join(map(str, value)) if name == "others" and isinstance(value, list) else value
             raise InputError(f"vla data {action} cannot use {name}={value}: it belongs to vla data {owners}")
         kind, words = TYPES[name]
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        if not _is(value, kind):
             raise InputError(f"{name}={value}: {name} takes {words}")
     needed = [name for name, parameter in list(parameters.items())[1:] if parameter.default is parameter.empty]
     if missing := [name for name in needed if name not in given]:
@@ -75,20 +75,31 @@ ACTIONS: dict[str, Callable[..., None]] = {
     "rename": rename,
 }
 TYPES: dict[str, tuple[Any, str]] = {
-    "others": (list, "paths of stores"),
+    "others": (list[str], "paths of stores"),
     "out": (str, "a path"),
     "html": (str, "a file"),
     "episodes": (str, "numbers and ranges: 3,7,9:12"),
     "success": (bool, "true or false"),
     "instruction": (str, "a text"),
-    "paraphrases": (list, "a list of texts: 'paraphrases=[lift it, pick it up]'"),
+    "paraphrases": (list[str], "a list of texts: 'paraphrases=[lift it, pick it up]'"),
     "min_steps": (int, "a whole number"),
     "max_steps": (int, "a whole number"),
-    "parts": (dict, "names with their shares: 'parts={train: 0.9, test: 0.1}'"),
+    "parts": (dict[str, float], "names with their shares: 'parts={train: 0.9, test: 0.1}'"),
     "seed": (int, "a whole number"),
     "robot": (str, "a name"),
-    "cameras": (dict, "names: 'cameras={old: new}'"),
-    "instructions": (dict, "texts: 'instructions={old words: new words}'"),
+    "cameras": (dict[str, str], "names: 'cameras={old: new}'"),
+    "instructions": (dict[str, str], "texts: 'instructions={old words: new words}'"),
     "repair": (bool, "true or false"),
 }
 """The type of each option, and how it is written."""
+
+
+def _is(value: object, kind: Any) -> bool:
+    """Whether the value is of the type, and what it holds of those that the type names."""
+    inner = get_args(kind)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_is(k, inner[0]) and _is(v, inner[1]) for k, v in value.items())
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is(each, inner[0]) for each in value)
+    types = (int, float) if kind is float else kind
+    return isinstance(value, types) and (kind is bool or not isinstance(value, bool))

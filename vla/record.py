@@ -34,8 +34,10 @@ def record(
     A new store's images are coded as `codec` (`vla.datasets.codecs`).
 
     A store that a cut-off run left is continued with the seeds that it lacks. Raises InputError for an unknown
-    task and for a store of something else, before anything is written.
+    task, a negative seed and a store of something else, before anything is written.
     """
+    if seed < 0:
+        raise InputError(f"the seed must be 0 or more, not {seed}")
     if task == "scenes":
         from vla.scenes import record_scenes
 

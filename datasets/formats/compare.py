@@ -50,13 +50,14 @@ def _check_arrays(written: Mapping[str, np.ndarray | None], read: Mapping[str, n
             if ours is not theirs:
                 raise InputError(f"{prefix}{name} does not read back: {'none' if theirs is None else 'one'} is there")
             continue
-        same = ours.dtype == theirs.dtype and ours.shape == theirs.shape
+        # Numbers are the same in either byte order.
+        same = ours.dtype.newbyteorder("=") == theirs.dtype.newbyteorder("=") and ours.shape == theirs.shape
         if not same or not np.array_equal(ours, theirs, equal_nan=ours.dtype.kind == "f"):
             raise InputError(f"{prefix}{name} does not read back: {_first_difference(ours, theirs)}")
 
 
 def _first_difference(ours: np.ndarray, theirs: np.ndarray) -> str:
-    if ours.dtype != theirs.dtype or ours.shape != theirs.shape:
+    if ours.dtype.newbyteorder("=") != theirs.dtype.newbyteorder("=") or ours.shape != theirs.shape:
         return f"{theirs.dtype} {theirs.shape}, not {ours.dtype} {ours.shape}"
     at = tuple(np.argwhere((ours != theirs) & ~((ours != ours) & (theirs != theirs)))[0])
     return f"{theirs[at]} at {[int(i) for i in at]}, not {ours[at]}"

@@ -94,11 +94,13 @@ def copy_episodes(source: EpisodeStore, indices: Iterable[int], target: EpisodeS
 
 def draw_parts(count: int, parts: Mapping[str, float], seed: int) -> dict[str, list[int]]:
     """The indices of each part of `count` episodes: drawn at random, each in one part, the sizes within one of the
-    shares. Raises InputError as `split` does."""
+    shares. Raises InputError as `split` does, and for a negative seed."""
     shares = np.array([float(share) for share in parts.values()])
     if not (np.all(shares > 0) and math.isclose(shares.sum(), 1, abs_tol=1e-6)):
         raise InputError(f"the shares of the parts must be positive and sum to 1, not {dict(parts)}")
     ends = np.rint(np.cumsum(shares) * count).astype(int)
+    if seed < 0:
+        raise InputError(f"the seed must be 0 or more, not {seed}")
     drawn = np.split(np.random.default_rng(seed).permutation(count), ends[:-1])
     for name, indices in zip(parts, drawn, strict=True):
         if len(indices) == 0:

@@ -102,10 +102,12 @@ def timing(store: EpisodeStore) -> Timing | None:
 
 
 def streams(store: EpisodeStore) -> list[Stream]:
-    """Images first, the index last."""
+    """Images first, the index last, with all that is none of frames."""
     sizes: Counter[str] = Counter()
+    there = store.streams
     for name, size in store.folder.sizes().items():
-        sizes[_stream_of(name)] += size
+        array = name.rpartition("/c/")[0] or name.removesuffix("/zarr.json")
+        sizes[array if array in there else "index"] += size
     images = sorted(name for name in store.streams if name.startswith("images/"))
     order = [*images, *sorted(store.streams - set(images)), "index"]
     frames = max(store.total_frames, 1)
@@ -157,14 +159,6 @@ def _by_episode(store: EpisodeStore, steps: np.ndarray) -> dict[int, int]:
     starts = np.array([record.offset for record in store.records], int)
     found = np.searchsorted(starts, steps, side="right") - 1
     return dict(zip(*(part.tolist() for part in np.unique(found, return_counts=True)), strict=True))
-
-
-def _stream_of(file: str) -> str:
-    """The array that a file of the store belongs to; "index" for all that is none of frames."""
-    top, _, rest = file.partition("/")
-    if top in ("images", "depth", "extras") and "/" in rest:
-        return f"{top}/{rest.partition('/')[0]}"
-    return top if rest and not top.startswith("episodes") else "index"
 
 
 def _row(store: EpisodeStore, name: str) -> tuple[int, ...]:

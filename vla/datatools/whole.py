@@ -55,7 +55,8 @@ def changing(path: str) -> Iterator[tuple[EpisodeStore, Path]]:
 def local(path: str) -> Path:
     """Raises InputError when `path` is no folder of this machine."""
     if "://" in path:
-        raise InputError(f"{path}: only a folder on this machine can be made or replaced whole; copy it from there")
+        place = path.rpartition("@")[2].partition("?")[0]  # what is left out may be credentials
+        raise InputError(f"{place}: only a folder on this machine can be made or replaced whole; copy it from there")
     # A link is followed: the folder behind it is what is replaced.
     return Path(path).resolve()
 
@@ -63,7 +64,10 @@ def local(path: str) -> Path:
 @contextmanager
 def _workshop(path: Path) -> Iterator[Path]:
     folder = path.with_name(f".{path.name}.partial")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot create {path}: {error.strerror}") from error
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         _lock(descriptor, path)
