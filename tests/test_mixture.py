@@ -117,7 +117,7 @@ def test_weights_multiply_what_the_temperature_gives() -> None:
     assert mixture(temperature=1.0, a=4.0, c=1.0).shares == {"a": 0.5, "c": 0.5}
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), 1e-6])
 def test_a_temperature_is_positive(temperature: float) -> None:
     with pytest.raises(InputError, match="temperature"):
         mixture(temperature=temperature)

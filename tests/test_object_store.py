@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import obstore
 import pytest
+from obstore.exceptions import GenericError
 from obstore.store import from_url
 from stores import assert_equal
 
 from vla import cli
 from vla.datasets.episodes import EpisodeStore
+from vla.datasets.object_folder import RemoteFile
 from vla.datasets.questions import Question
 from vla.datasets.vqa import VqaItem, VqaStore
 from vla.datasets.windows import Windows
@@ -120,6 +123,33 @@ def test_an_edit_leaves_one_index(url: str, make_episode: Make) -> None:
     assert EpisodeStore.open(url).records[0].instruction == "raise it"
     names = {item["path"].split("/")[0] for page in obstore.list(from_url(url)) for item in page}
     assert "episodes" not in names and ".writer" not in names
+
+
+def test_a_shard_that_is_replaced_while_it_is_opened_is_read_again(
+    url: str, make_episode: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with EpisodeStore.create(url, make_episode().embodiment) as store:
+        store.append(make_episode())
+    opened, look = [], RemoteFile.__init__
+
+    def stale(self: RemoteFile, *arguments: Any) -> None:
+        look(self, *arguments)
+        opened.append(self)
+        self.size -= 16 * (len(opened) == 1)  # as it was before the writer put the next
+
+    monkeypatch.setattr(RemoteFile, "__init__", stale)
+    np.testing.assert_array_equal(EpisodeStore.open(url).state[:], make_episode().state)
+    assert len(opened) == 2
+
+
+def test_what_cannot_be_reached_is_said_in_a_line(
+    url: str, make_episode: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="cannot reach s3://no-such-bucket/store: .*not found"):
+        EpisodeStore.create("s3://no-such-bucket/store", make_episode().embodiment)
+    monkeypatch.setattr(obstore, "head", Mock(side_effect=GenericError("no answer\n\nDebug source:\nRetryError")))
+    with pytest.raises(InputError, match=r"^cannot reach s3://bucket/.*: no answer$"):
+        EpisodeStore.open(url)
 
 
 def test_the_commands_take_an_address(url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: Any) -> None:

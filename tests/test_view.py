@@ -105,6 +105,11 @@ def test_a_lone_number_is_no_range(make_store: Callable[..., Path], capsys: pyte
     assert "FIRST:END" in capsys.readouterr().err
 
 
+def test_a_file_may_be_called_by_a_number(make_store: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["view", str(make_store("x.zarr")), "--save", "5"]) == 2
+    assert "5 is not a Rerun file" in capsys.readouterr().err
+
+
 def test_a_store_without_episodes(make_store: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no episode to show"):
         view(path=str(make_store("x.zarr", 0)), episodes=None, side_by_side=False, save=str(tmp_path / "shown.rrd"))
