@@ -41,7 +41,8 @@ class Conversations:
         if turns < 1:
             raise InputError(f"a conversation has at least one turn, not {turns}")
         self._store, self._turns = store, turns
-        self._items: list[int] = list(range(len(store))) if split is None else store.split(split).tolist()
+        items: list[int] = list(range(len(store))) if split is None else store.split(split).tolist()
+        self._items = [item for item in items if store.asks(item)]
 
     def __len__(self) -> int:
         return len(self._items)

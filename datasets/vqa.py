@@ -166,6 +166,10 @@ class VqaStore:
         held_out = np.array([self._record(i)["key"] % 10_000 < HELD_OUT * 10_000 for i in range(len(self))], bool)
         return np.flatnonzero(held_out == (split == "held-out"))
 
+    def asks(self, index: int) -> bool:
+        """Whether the item has a question."""
+        return bool(self._record(index)["questions"])
+
     def questions(self, split: Split | None = None) -> Iterator[Question]:
         """Every question of a split, in the store's order."""
         for i in range(len(self)) if split is None else self.split(split).tolist():

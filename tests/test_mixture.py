@@ -231,3 +231,14 @@ def test_a_split_draws_from_its_items_alone(store: VqaStore) -> None:
 def test_a_conversation_without_turns_is_refused(store: VqaStore) -> None:
     with pytest.raises(InputError, match="at least one turn"):
         Conversations(store, None, 0)
+
+
+def test_an_item_that_asks_nothing_is_not_drawn(tmp_path: Path) -> None:
+    image = {"front": np.zeros((8, 8, 3), np.uint8)}
+    store = VqaStore.create(tmp_path / "some", ("front",), 8, 8)
+    store.append(
+        [VqaItem(image, (), "toy"), VqaItem(image, (Question("color", "what color?", "red", "front"),), "toy")]
+    )
+    source = Conversations(store, None, 2)
+    assert len(source) == 1
+    assert turns(source.example(0, np.random.default_rng(0))) == [("what color?", "red")]
