@@ -55,22 +55,19 @@ class VlaPolicy:
         forced = 0 if prefix is None else prefix.shape[1]
         if forced >= self._robot.horizon:
             raise InputError(f"a prefix of {forced} actions leaves nothing of a chunk of {self._robot.horizon}")
-        given = (
-            None
-            if prefix is None
-            else np.array(
-                [processor.action_ids(self._robot, p, o.state) for p, o in zip(prefix, observations, strict=True)]
-            )
-        )
-        rows, points = self._model.generate_actions(processor.robot_prompt(observations, self._robot.name), given)
+        given = None
+        if prefix is not None:
+            pairs = zip(prefix, observations, strict=True)
+            given = np.stack([self._robot.normalize_actions(actions, o.state) for actions, o in pairs])
+        said, points = self._model.generate_actions(processor.robot_prompt(observations, self._robot.name), given)
         chunks: list[ActionChunk | None] = []
-        for i, (row, observation) in enumerate(zip(rows, observations, strict=True)):
-            actions = self._robot.decode_actions(row, observation.state)
-            if actions is None:
+        for i, (normalized, observation) in enumerate(zip(said, observations, strict=True)):
+            if normalized is None:
                 chunks.append(None)
                 continue
+            actions = self._robot.denormalize_actions(normalized, observation.state)
             if prefix is not None:
                 actions[:forced] = prefix[i]
-            said = points[i] if self._robot.points else None
-            chunks.append(ActionChunk(actions, observation.time, 1 / self.embodiment.control_hz, said))
+            where = points[i] if self._robot.points else None
+            chunks.append(ActionChunk(actions, observation.time, 1 / self.embodiment.control_hz, where))
         return chunks

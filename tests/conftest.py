@@ -86,7 +86,9 @@ def make_model() -> Callable[..., VLA]:
     return tiny_model
 
 
-def tiny_model(robot: bool = True, seed: int = 0, smoothing: float = 1.0, points: int = 0) -> VLA:
+def tiny_model(
+    robot: bool = True, seed: int = 0, smoothing: float = 1.0, points: int = 0, head: str = "parallel", **options: Any
+) -> VLA:
     """A model of 32x32 images and two layers, for the robot of `make_episode` with 4 actions a chunk."""
     import torch
 
@@ -129,5 +131,6 @@ def tiny_model(robot: bool = True, seed: int = 0, smoothing: float = 1.0, points
 
     torch.manual_seed(seed)
     backbone = ComposedVLM(vision, language, 32, tokenizer.token_to_id(IMAGE), attention="eager")
-    processor = Processor(tokenizer, 32, backbone.tokens_per_image, (spec,) if robot else ())
+    robots, settings = (spec,) if robot else (), {"kind": head} | options
+    processor = Processor(tokenizer, 32, backbone.tokens_per_image, robots, head=settings)
     return VLA(backbone, processor, smoothing).eval()

@@ -24,7 +24,8 @@ LAYERS = (
     + ("models", "train_tokenizer"),
     ("control", "evaluation", "serving", "training"),
     ("datasets", "envs", "policies", "recording"),
-    ("actions", "images", "inference", "model", "normalize", "page", "processor", "robot_spec", "vlm"),
+    ("actions", "batch", "heads", "images", "inference", "model", "normalize", "page", "processor", "robot_spec")
+    + ("vlm",),
     ("configs", "embodiment", "errors", "scene", "types"),
 )
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}

@@ -81,8 +81,9 @@ def test_only_the_actions_are_labelled_and_they_decode(processor: Processor) -> 
     example = robot_example()
     (labels,) = labelled(processor, example)
     assert example.state is not None
-    decoded = processor.robot().decode_actions(np.array(labels) - processor.text_vocab, example.state)
-    assert decoded is not None
+    normalized = processor.robot().bins.decode(np.array(labels) - processor.text_vocab, 4, 3)
+    assert normalized is not None
+    decoded = processor.robot().denormalize_actions(normalized, example.state)
     half_a_bin = processor.robot().bins.width / 2 * np.array([2, 2, 0.5])
     assert (np.abs(decoded - np.asarray(example.target)) <= half_a_bin + 1e-9).all()
 
@@ -189,17 +190,11 @@ def test_any_text_survives(processor: Processor) -> None:
 
 
 def test_decoded_actions_stay_within_the_embodiments_limits(processor: Processor) -> None:
-    for token in (0, processor.robot().bins.vocab_size - 1):
-        actions = processor.robot().decode_actions(np.full(12, token), np.zeros(2))
-        assert actions is not None
+    for value in (-1.5, 1.5):
+        actions = processor.robot().denormalize_actions(np.full((4, 3), value), np.zeros(2))
         embodiment = processor.robot().embodiment
         assert (actions >= embodiment.action_low).all()
         assert (actions <= embodiment.action_high).all()
-
-
-@pytest.mark.parametrize("bins", [[], [3] * 11, [3] * 15, [-1] * 12, [256] * 12, [float("nan")] * 12])
-def test_bins_that_are_no_chunk_decode_to_none(processor: Processor, bins: list[float]) -> None:
-    assert processor.robot().decode_actions(np.array(bins, np.float64), np.zeros(2)) is None
 
 
 def test_a_joints_target_is_told_as_its_distance_from_the_joint(processor: Processor) -> None:

@@ -138,3 +138,32 @@ def test_stores_are_weighed_by_name(make_episode: Callable[..., Episode], tmp_pa
     train(**options(data, tmp_path / "a", mixture={"robot": 0.2, "wide": 0.6}, plan=one_step))
     tokens = json.loads((tmp_path / "a/best/training.json").read_text())["tokens"]
     assert 6 * 4 <= tokens["wide"] <= 6 * 12 and tokens["first"] + tokens["second"] <= 4 * 9
+
+
+@pytest.mark.parametrize(
+    "head", ["text", {"kind": "fast", "tokenizer": None}, {"kind": "flow", "insulate": True, "tokens": "fast"}]
+)
+def test_a_head_trains_and_resumes_to_the_bit(
+    make_episode: Callable[..., Episode], tmp_path: Path, head: str | dict[str, Any]
+) -> None:
+    data = stores(make_episode, tmp_path)
+    train(**options(data, tmp_path / "a", head=head))
+
+    def stop(_: VLA) -> dict[str, float]:
+        signal.raise_signal(signal.SIGTERM)
+        return {}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vla.training.run.evaluator", lambda *_: stop)
+        plan = {"steps": 2, "batch_size": 3, "precision": "fp32", "evaluate_every": 1}
+        assert not train(**options(data, tmp_path / "b", head=head, plan=plan)).finished
+    assert train(**options(data, tmp_path / "b", head=head)).finished
+    last = "step-00000002/model.safetensors"
+    equal_files(tmp_path / "a" / last, tmp_path / "b" / last)
+    with pytest.raises(InputError, match="another action head"):
+        train(**options(data, tmp_path / "b", head="l1"))
+    with pytest.raises(InputError, match="says actions as .*, not as l1"):
+        train(**options(data, tmp_path / "c", head="l1", backbone=str(tmp_path / "a/best")))
+    with pytest.raises(InputError, match="no head diffusion"):
+        train(**options(data, tmp_path / "c", head="diffusion"))
+    assert not (tmp_path / "c").exists()

@@ -13,7 +13,8 @@ from jaxtyping import UInt8
 
 from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.model import VLA, median_bins
+from vla.heads.decoding import median_bins
+from vla.model import VLA
 from vla.normalize import QuantileNormalizer
 from vla.policies.vla import VlaPolicy
 from vla.processor import IGNORE, Processor
@@ -89,10 +90,10 @@ def mixed() -> list[Example]:
 
 def test_robots_in_one_batch_cost_what_they_cost_apart(pair: VLA) -> None:
     with torch.no_grad():
-        losses, rows = pair(pair.processor.batch(mixed()))
+        losses, rows, _ = pair(pair.processor.batch(mixed()))
         for name in ("toy", "slim", ""):
             chosen = [i for i, e in enumerate(mixed()) if e.embodiment == name]
-            apart, _ = pair(pair.processor.batch([mixed()[i] for i in chosen]))
+            apart, *_ = pair(pair.processor.batch([mixed()[i] for i in chosen]))
             together = torch.cat([losses[rows == i] for i in chosen])
             torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
 
@@ -112,8 +113,9 @@ def test_each_robot_has_its_own_tokens_and_numbers_and_padding_bears_no_loss(pai
     assert slim is not None
     np.testing.assert_allclose(batch.state[1].numpy(), SLIM.state.normalize(slim), rtol=1e-6)
     labels = batch.labels[1][actions[1]].numpy() - pair.text_vocab
-    decoded = SLIM.decode_actions(np.concatenate([[0, 0], labels]), slim)
-    assert decoded is not None
+    normalized = SLIM.bins.decode(np.concatenate([[0, 0], labels]), 4, 2)
+    assert normalized is not None
+    decoded = SLIM.denormalize_actions(normalized, slim)
     assert (np.abs(decoded - mixed()[1].target)[1:] <= SLIM.bins.width / 2 * 0.1 + 1e-9).all()
     assert batch.image_mask.tolist() == [[True, True], [True, False], [True, True], [True, False], [True, True]]
 
@@ -148,8 +150,10 @@ def test_a_checkpoint_of_several_robots_drives_each(pair: VLA, tmp_path: Path, n
         hidden, _ = pair.backbone.hidden(pair._prefix(batch)[0], batch.attention_mask)
         places = torch.nonzero(batch.labels[0] >= pair.text_vocab)[:, 0] - 1
         bins = median_bins(pair.backbone.logits(hidden[0, places])[:, pair.text_vocab : pair.processor.blank])
-    expected = pair.processor.robot(name).decode_actions(bins.numpy(), example.state)
-    assert expected is not None
+    robot = pair.processor.robot(name)
+    normalized = robot.bins.decode(bins.numpy(), 4, robot.width)
+    assert normalized is not None
+    expected = robot.denormalize_actions(normalized, example.state)
     np.testing.assert_allclose(chunk.actions, expected, atol=1e-3)
 
 

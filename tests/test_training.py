@@ -81,7 +81,7 @@ def test_one_batch_is_overfitted(make_model: Models, tmp_path: Path) -> None:
     assert outcome.finished
     model.eval()
     with torch.no_grad():
-        losses, _ = model(model.processor.batch([*demonstrations(), *questions()]))
+        losses, _, _ = model(model.processor.batch([*demonstrations(), *questions()]))
     assert float(losses.mean()) < 0.1
     robot = model.processor.robot()
     for example in demonstrations():
@@ -181,7 +181,7 @@ def test_an_interrupt_leaves_a_checkpoint_and_is_passed_on(
     model, calls = make_model(), itertools.count(1)
     forward = model.forward
 
-    def interrupted(batch: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def interrupted(batch: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if next(calls) == 3:
             signal.raise_signal(signal.SIGINT)
         return forward(batch, pixels)
@@ -211,9 +211,9 @@ def test_divergence_names_the_saved_batch_and_overwrites_nothing(
     model, calls = make_model(), itertools.count(1)
     forward = model.forward
 
-    def diverging(batch: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        losses, rows = forward(batch, pixels)
-        return (poison(losses) if next(calls) == 3 else losses), rows
+    def diverging(batch: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        losses, *rest = forward(batch, pixels)
+        return (poison(losses) if next(calls) == 3 else losses), *rest
 
     monkeypatch.setattr(model, "forward", diverging)
     with pytest.raises(Diverged, match="nan-step-00000002.safetensors"):

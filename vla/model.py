@@ -1,11 +1,13 @@
-"""The VLA: a backbone and an action-token head. Loss, text and action decoding.
+"""The VLA: a backbone and an action head. Loss, text and action decoding.
 
-Shapes: b rows, l tokens, d hidden size, v vocabulary rows; the last of v are action rows, one a bin, and the blank.
+Shapes: b rows, l tokens, d hidden size, v vocabulary rows; the last of v are those of the head, and the blank.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +18,21 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vla.batch import IGNORE, Batch, point_features
 from vla.errors import InputError
-from vla.processor import IGNORE, Batch, Processor, point_features
+from vla.heads.decoding import Decoding, keys_values
+from vla.heads.protocol import Asked, Chunks
+from vla.processor import Processor
 from vla.scene import POINT_SCALE
-from vla.vlm.composed import ComposedVLM
+from vla.vlm.backbone import Backbone
+from vla.vlm.build import build
 
 POINT_SMOOTHING = 1.0
 """The width of a coordinate's target, in percent of the image."""
 
 
 class VLA(nn.Module):
-    """A backbone whose vocabulary is extended by action rows, when the processor knows a robot.
+    """A backbone whose vocabulary is extended by the rows of the processor's head, when that knows a robot.
 
     To each action token are added a learned embedding of its place (which step and component), since the rows are
     shared between components, and an MLP of the state, of the points that were said and, where the model drives
@@ -36,36 +42,45 @@ class VLA(nn.Module):
     widths: Int[Tensor, "r"]
     """Components of an action of each robot."""
 
-    def __init__(self, backbone: ComposedVLM, processor: Processor, smoothing: float = 2.0) -> None:
+    def __init__(self, backbone: Backbone, processor: Processor, smoothing: float = 2.0) -> None:
         super().__init__()
         self.backbone, self.processor, self.smoothing = backbone, processor, smoothing
         self.text_vocab = processor.text_vocab
         if processor.has_points:
             self._soft_rows("points", torch.tensor(processor.points), POINT_SMOOTHING)
-        if not processor.robots:
+        if (head := processor.head) is None:
             return
-        bins = processor.robots[0].bins.vocab_size
+        ordered = torch.arange(head.ordered) + self.text_vocab
         if backbone.vocab_size == self.text_vocab:
-            backbone.add_rows(bins + 1)
-            smooth_rows(backbone, torch.arange(bins) + self.text_vocab)
-        elif backbone.vocab_size != self.text_vocab + bins + 1:
+            backbone.add_rows(head.rows + 1)
+            if head.ordered:
+                smooth_rows(backbone, ordered)
+        elif backbone.vocab_size != self.text_vocab + head.rows + 1:
             raise InputError(
                 f"the backbone has {backbone.vocab_size} rows: not the tokenizer's {self.text_vocab}, "
-                f"with or without {bins} action rows"
+                f"with or without {head.rows} action rows"
             )
-        self._soft_rows("actions", torch.arange(bins) + self.text_vocab, smoothing)
+        if head.ordered:
+            self._soft_rows("actions", ordered, smoothing)
         widths = torch.tensor([robot.width for robot in processor.robots])
         self.register_buffer("widths", widths, persistent=False)
-        self.slots = nn.Embedding(processor.robots[0].horizon * int(widths.max()), backbone.hidden_size)
-        nn.init.normal_(self.slots.weight, std=0.02)
         # Which robot it is, where there are several: the numbers of one mean nothing to another.
         self.told_robots = len(processor.robots) if len(processor.robots) > 1 else 0
-        # Numbers enter as numbers, into every place where an action is asked for.
-        self.situation = nn.Sequential(
-            nn.Linear(processor.state_width + 3 * processor.points_width + self.told_robots, 2 * backbone.hidden_size),
-            nn.GELU(),
-            nn.Linear(2 * backbone.hidden_size, backbone.hidden_size),
-        )
+        told = processor.state_width + 3 * processor.points_width + self.told_robots
+        if head.tells_given:
+            told += (int(widths.max()) + 1) * processor.robots[0].horizon
+        told = max(told, 1)
+        if head.slots:
+            self.slots = nn.Embedding(head.slots, backbone.hidden_size)
+            nn.init.normal_(self.slots.weight, std=0.02)
+            # Numbers enter as numbers, into every place where an action is asked for.
+            self.situation = nn.Sequential(
+                nn.Linear(told, 2 * backbone.hidden_size),
+                nn.GELU(),
+                nn.Linear(2 * backbone.hidden_size, backbone.hidden_size),
+            )
+        if head.regression is not None:
+            self.regressor = head.regression.module(backbone, told)
 
     def _soft_rows(self, name: str, rows: Int[Tensor, "n"], smoothing: float) -> None:
         """Rows that are values on a line: their targets are Gaussians, `smoothing` rows wide."""
@@ -76,16 +91,39 @@ class VLA(nn.Module):
 
     def forward(
         self, batch: Batch, pixels: Float[Tensor, "b k 3 h w"] | None = None
-    ) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
-        """Cross-entropy of each of the n labelled tokens, and the row that each belongs to.
+    ) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"], Float[Tensor, "n"]]:
+        """The loss of each element, the row that it belongs to, and its weight (`elements`).
 
         `pixels` stand for the batch's images (`Processor.pixels`), augmented for instance.
 
-        The target of an action or a coordinate is a Gaussian over neighbouring rows (`smoothing` or `POINT_SMOOTHING`
-        rows wide; plain for `smoothing` 0), that of a text token is one-hot; all are over all rows of the vocabulary.
+        The target of a bin or a coordinate is a Gaussian over neighbouring rows (`smoothing` or `POINT_SMOOTHING`
+        rows wide; plain for `smoothing` 0), that of another token is one-hot; all are over all rows of the vocabulary.
         """
+        regression = None if self.processor.head is None else self.processor.head.regression
+        cache = self.backbone.new_cache() if regression is not None and regression.reads_cache else None
         embeds, vision = self._prefix(batch, pixels)
-        hidden, _ = self.backbone.hidden(embeds, batch.attention_mask, vision=vision, segments=batch.segments)
+        hidden, cache = self.backbone.hidden(embeds, batch.attention_mask, cache, vision, batch.segments)
+        losses = self._token_losses(batch, hidden)
+        if regression is not None and batch.regressed.any():
+            # The cache is the forward's own: what it holds of questions is left out.
+            chosen = torch.nonzero(batch.robot >= 0).squeeze(1)
+            rows = batch.rows(chosen)
+            cached = [(keys[chosen], values[chosen]) for keys, values in keys_values(cache)]
+            told = self._told(rows, rows.points)
+            losses = torch.cat([losses, regression.loss(self.regressor, rows, hidden[chosen], told, cached)])
+        return losses, *self.elements(batch)
+
+    def elements(self, batch: Batch) -> tuple[Int[Tensor, "n"], Float[Tensor, "n"]]:
+        """The row and the weight of each element of a batch's loss: the labelled tokens, then what is regressed."""
+        rows, columns = torch.nonzero(batch.labels[:, 1:] != IGNORE, as_tuple=True)
+        weights = batch.weights[rows, columns + 1]
+        if self.processor.head is not None and (regression := self.processor.head.regression) is not None:
+            numbers = torch.nonzero(batch.regressed)[:, 0]
+            weights = torch.cat([weights, torch.full((len(numbers),), regression.weight)])
+            rows = torch.cat([rows, numbers])
+        return rows, weights
+
+    def _token_losses(self, batch: Batch, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "n"]:
         labels = batch.labels[:, 1:]
         rows, columns = torch.nonzero(labels != IGNORE, as_tuple=True)
         target = labels[rows, columns]
@@ -99,12 +137,12 @@ class VLA(nn.Module):
             kernel = getattr(self, f"{name}_kernel")[target[chosen] - on_line[0]]
             soft = -(kernel * logp[chosen, on_line[0] : on_line[-1] + 1]).sum(1)
             losses = losses.masked_scatter(chosen, soft)
-        return losses, rows
+        return losses
 
     @torch.inference_mode()
     def generate_text(self, batch: Batch, max_tokens: int = 16) -> list[str]:
         """Greedy answers, up to `<eos>`; action rows cannot be chosen."""
-        decoding = _Decoding(self, batch)
+        decoding = self._decoding(batch)
         done = torch.zeros(len(batch.input_ids), dtype=torch.bool)
         tokens: list[Tensor] = []
         for _ in range(max_tokens):
@@ -120,21 +158,21 @@ class VLA(nn.Module):
 
     @torch.inference_mode()
     def generate_actions(
-        self, batch: Batch, given: Int[np.ndarray, "b k"] | None = None
-    ) -> tuple[Float[np.ndarray, "b n"], Float[np.ndarray, "b p 2"]]:
-        """The bin of each action token, as a fraction, and the points that were said before: fractions of the image,
-        below 0 for one not in it.
+        self, batch: Batch, given: Float[np.ndarray, "b k a"] | None = None
+    ) -> tuple[Chunks, Float[np.ndarray, "b p 2"]]:
+        """The normalised chunk of each row, None where it is invalid, and the points that were said before: fractions
+        of the image, below 0 for one not in it.
 
-        Points are greedy, one coordinate after the other; actions come from one pass, the first k tokens `given`.
-        All rows are of one robot (`Processor.robot_prompt`).
+        Points are greedy, one coordinate after the other; actions are said as the head says them, the first k of them
+        `given`, normalised. All rows are of one robot (`Processor.robot_prompt`).
         """
         processor = self.processor
-        if not processor.robots:
+        if processor.head is None:
             raise InputError("this model has no action head: train it on demonstrations first")
         if len(numbers := set(batch.robot.tolist())) != 1 or -1 in numbers:
             raise InputError("actions are decoded for rows of one robot at a time")
         robot = processor.robots[numbers.pop()]
-        decoding = _Decoding(self, batch)
+        decoding = self._decoding(batch)
         # The coordinates, and `<eos>` for what is not in the image.
         sayable = torch.tensor([*processor.points, processor.eos] if robot.points else [])
         values: list[Tensor] = []
@@ -145,27 +183,49 @@ class VLA(nn.Module):
         points = said.unflatten(1, (-1, 2))
         points = torch.where((points < POINT_SCALE).all(-1, keepdim=True), points, -1)
         unsaid = processor.points_width - robot.points
-        ids = torch.full((len(batch.input_ids), robot.action_tokens), processor.blank)
         if given is not None:
-            ids[:, : given.shape[1]] = torch.from_numpy(given)
-        situation = self._situation(batch, point_features(F.pad(points, (0, 0, 0, unsaid), value=-1)))
-        order = torch.arange(robot.action_tokens).expand_as(ids)
-        hidden = decoding.extend(self.backbone.embed_tokens(ids) + self.slots(self._places(order, batch)) + situation)
-        bins = median_bins(self.backbone.logits(hidden)[..., self.text_vocab : processor.blank].float())
-        return bins.numpy(), ((points + 0.5) / POINT_SCALE).numpy()
+            actions = batch.actions.clone()
+            actions[:, : given.shape[1], : robot.width] = torch.from_numpy(given)
+            batch = replace(batch, actions=actions, given=torch.full_like(batch.given, given.shape[1]))
+        told = self._told(batch, point_features(F.pad(points, (0, 0, 0, unsaid), value=-1)))
+        situation = self.situation(told)[:, None] if processor.head.slots else None
+        ask = partial(self._ask, decoding, batch, situation)
+        chunks = processor.head.decode(Asked(decoding, robot, told, ask, given, getattr(self, "regressor", None)))
+        return chunks, ((points + 0.5) / POINT_SCALE).numpy()
 
-    def _situation(self, batch: Batch, points: Float[Tensor, "b p 3"]) -> Float[Tensor, "b 1 d"]:
-        """What each robot is told at all its action tokens."""
+    def _decoding(self, batch: Batch) -> Decoding:
+        embeds, vision = self._prefix(batch)
+        return Decoding(self.backbone, embeds, batch.attention_mask, vision)
+
+    def _ask(
+        self,
+        decoding: Decoding,
+        batch: Batch,
+        situation: Float[Tensor, "b 1 d"] | None,
+        ids: Int[Tensor, "b n"],
+        first: int,
+    ) -> Float[Tensor, "b n d"]:
+        """The hidden states of further tokens of an action, the first of them its `first`-th."""
+        order = torch.arange(first, first + ids.shape[1]).expand_as(ids)
+        words = self.backbone.embed_tokens(ids)
+        embeds = words + self.slots(self._places(order, batch)) + situation
+        return decoding.extend(torch.where((ids >= self.text_vocab)[..., None], embeds, words))
+
+    def _told(self, batch: Batch, points: Float[Tensor, "b p 3"]) -> Float[Tensor, "b n"]:
+        """The numbers that each robot is told."""
         numbers = [batch.state, points.flatten(1)]
         if self.told_robots:
             numbers.append(F.one_hot(batch.robot.clamp(min=0), self.told_robots).to(points.dtype))
-        told: Tensor = self.situation(torch.cat(numbers, 1))
-        return told[:, None]
+        if self.processor.head is not None and self.processor.head.tells_given:
+            under_way = (torch.arange(batch.actions.shape[1]) < batch.given[:, None])[..., None]
+            numbers.append(torch.cat([batch.actions * under_way, under_way], -1).flatten(1))
+        told = torch.cat(numbers, 1)
+        return told if told.shape[1] else told.new_zeros(len(told), 1)  # where there is nothing to tell
 
     def _places(self, order: Int[Tensor, "b n"], batch: Batch) -> Int[Tensor, "b n"]:
-        """The slot of each row's action tokens, numbered through: its step's, and in that its component's."""
-        width = self.widths[batch.robot.clamp(min=0), None]
-        return order // width * self.widths.max() + order % width
+        """The slot of each row's action tokens, numbered through."""
+        assert self.processor.head is not None
+        return self.processor.head.places(order, self.widths[batch.robot.clamp(min=0), None])
 
     def _prefix(
         self, batch: Batch, pixels: Float[Tensor, "b k 3 h w"] | None = None
@@ -179,7 +239,7 @@ class VLA(nn.Module):
             return embeds, vision
         rows, columns = torch.nonzero(action, as_tuple=True)
         places = self._places(action.long().cumsum(1) - 1, batch)[rows, columns]
-        chosen = self.slots(places) + self._situation(batch, batch.points)[rows, 0]
+        chosen = self.slots(places) + self.situation(self._told(batch, batch.points))[rows]
         return embeds.index_put((rows, columns), chosen.to(embeds.dtype), accumulate=True), vision
 
     def save(self, folder: Path) -> None:
@@ -198,7 +258,7 @@ class VLA(nn.Module):
                 raise InputError(f"{folder} is not a checkpoint: {name} is missing")
         try:
             config = json.loads((folder / "config.json").read_text())
-            model = cls(ComposedVLM(**config["backbone"]), Processor.load(folder), config["smoothing"])
+            model = cls(build(config["backbone"]), Processor.load(folder), config["smoothing"])
             weights = load_file(folder / "model.safetensors")
             model.load_state_dict({k: v.float() for k, v in weights.items()})
         except Exception as error:
@@ -206,44 +266,11 @@ class VLA(nn.Module):
         return model.eval()
 
 
-class _Decoding:
-    """Rows under way, with a cache of what they hold."""
-
-    def __init__(self, model: VLA, batch: Batch) -> None:
-        self._backbone, self._cache = model.backbone, model.backbone.new_cache()
-        self._mask = batch.attention_mask
-        embeds, self._vision = model._prefix(batch)
-        self._hidden, self._cache = self._backbone.hidden(embeds, self._mask, self._cache, self._vision)
-
-    def next_logits(self) -> Float[Tensor, "b v"]:
-        return self._backbone.logits(self._hidden[:, -1])
-
-    def extend(self, embeds: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        """The hidden states of further tokens."""
-        self._mask = F.pad(self._mask, (0, embeds.shape[1]), value=True)
-        self._hidden, self._cache = self._backbone.hidden(embeds, self._mask, self._cache, self._vision)
-        return self._hidden
-
-
-def median_bins(logits: Float[Tensor, "*b n"]) -> Float[Tensor, "*b"]:
-    """The median of each distribution over bins, as a fraction of a bin.
-
-    It has the least expected absolute error, is finer than a bin, and does not jump between bins that are almost
-    equally likely as the likeliest one does; between two modes it takes the heavier.
-    """
-    total = logits.softmax(-1).cumsum(-1)
-    at = (total < 0.5).sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
-    upper = total.gather(-1, at)
-    lower = torch.where(at > 0, total.gather(-1, (at - 1).clamp(min=0)), 0.0)
-    return (at - 0.5 + (0.5 - lower) / (upper - lower).clamp(min=1e-9)).squeeze(-1)
-
-
 @torch.no_grad()
-def smooth_rows(backbone: ComposedVLM, rows: Int[Tensor, "n"]) -> None:
+def smooth_rows(backbone: Backbone, rows: Int[Tensor, "n"]) -> None:
     """Gives neighbouring rows neighbouring embeddings: random curves of a few low frequencies."""
     at = torch.linspace(0, 1, len(rows))[:, None] * torch.arange(1, 9) * torch.pi
     basis = torch.cat([at.sin(), at.cos()], 1) / 8**0.5
-    embedding: Any = backbone.language.get_input_embeddings()
-    head: Any = backbone.language.get_output_embeddings()
-    for weight in (embedding.weight, head.weight):
+    language: Any = backbone.parts()["language"]
+    for weight in (language.get_input_embeddings().weight, language.get_output_embeddings().weight):
         weight[rows] = basis @ (torch.randn(basis.shape[1], weight.shape[1]) * weight.std())

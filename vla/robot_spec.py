@@ -1,4 +1,4 @@
-"""What a model knows of each robot that it drives: how its states and actions become tokens, and back."""
+"""What a model knows of each robot that it drives: how its states and actions are normalised, and back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float
 
 from vla.actions.bins import UniformBins
 from vla.embodiment import Embodiment
@@ -17,7 +17,7 @@ from vla.normalize import QuantileNormalizer
 
 @dataclass(frozen=True)
 class RobotSpec:
-    """What turns this embodiment's states and actions into tokens: fixed when training starts."""
+    """What turns this embodiment's states and actions into a model's numbers: fixed when training starts."""
 
     embodiment: Embodiment
     horizon: int
@@ -71,19 +71,20 @@ class RobotSpec:
                 raise InputError(f"state component {name} is not finite: {value}")
         return np.clip(self.state.normalize(state), -self.bins.limit, self.bins.limit)
 
-    def encode_actions(self, actions: Float[np.ndarray, "h a"], state: Float[np.ndarray, "s"]) -> Int[np.ndarray, "n"]:
-        """Bins of actions that start from `state`: a joint's target is told as its distance from the joint."""
-        self.embodiment.check_action(actions)
-        anchored = actions - self.embodiment.anchor(np.asarray(state, np.float64))
-        return self.bins.encode(self.action.normalize(anchored))
+    def normalize_actions(
+        self, actions: Float[np.ndarray, "h a"], state: Float[np.ndarray, "s"]
+    ) -> Float[np.ndarray, "h a"]:
+        """Actions that start from `state`: a joint's target is told as its distance from the joint.
 
-    def decode_actions(
-        self, bins: Num[np.ndarray, "n"], state: Float[np.ndarray, "s"]
-    ) -> Float[np.ndarray, "h a"] | None:
-        """The chunk that these bins say of a robot in `state`, in the embodiment's units; None when they say none."""
-        normalized = self.bins.decode(bins, self.horizon, self.width)
-        if normalized is None:
-            return None
+        Raises InputError when they do not fit the embodiment or are not finite.
+        """
+        self.embodiment.check_action(actions)
+        return self.action.normalize(actions - self.embodiment.anchor(np.asarray(state, np.float64)))
+
+    def denormalize_actions(
+        self, normalized: Float[np.ndarray, "h a"], state: Float[np.ndarray, "s"]
+    ) -> Float[np.ndarray, "h a"]:
+        """What these say of a robot in `state`, in the embodiment's units and limits."""
         actions = self.action.denormalize(normalized) + self.embodiment.anchor(np.asarray(state, np.float64))
         return np.clip(actions, self.embodiment.action_low, self.embodiment.action_high)
 

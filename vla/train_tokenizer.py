@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,7 @@ def train_tokenizer(
 
     def chunks() -> Iterator[Float[np.ndarray, "_b h _a"]]:
         for one, robot in sources:
-            yield from normalized_chunks(one, robot, one.train_episodes)
+            yield from one.chunks(robot, one.train_episodes)
 
     tokenizer = FastTokenizer.train(chunks, vocab, scale)
     _save(tokenizer, folder)
@@ -45,18 +45,6 @@ def train_tokenizer(
     for one, robot in sources:
         _report(tokenizer, one, robot)
     return tokenizer
-
-
-def normalized_chunks(
-    one: Demonstrations, robot: RobotSpec, episodes: Sequence[int]
-) -> Iterator[Float[np.ndarray, "_b h _a"]]:
-    """The chunks of each episode as the model is asked for them: from every step on, counted from the state there,
-    the last action repeated past the end."""
-    for index in episodes:
-        frames = one.store.records[index].frames
-        actions, state = one.store.action[frames], one.store.state[frames]
-        wanted = np.minimum(np.arange(len(actions))[:, None] + np.arange(robot.horizon), len(actions) - 1)
-        yield robot.action.normalize(actions[wanted] - robot.embodiment.anchor(state)[:, None])
 
 
 def _save(tokenizer: FastTokenizer, folder: Path) -> None:
@@ -72,7 +60,7 @@ def _report(tokenizer: FastTokenizer, one: Demonstrations, robot: RobotSpec) -> 
     """How many tokens and what error chunks have that it was not trained on; of a lone episode, that one's."""
     episodes = (one.heldout_episodes or one.train_episodes)[:REPORTED_EPISODES]
     lengths, errors = [], []
-    for chunk in (chunk for some in normalized_chunks(one, robot, episodes) for chunk in some):
+    for chunk in (chunk for some in one.chunks(robot, episodes) for chunk in some):
         tokens = tokenizer.encode(chunk)
         decoded = tokenizer.decode(tokens, *chunk.shape)
         lengths.append(len(tokens))

@@ -106,14 +106,15 @@ class FlowHead(nn.Module):
         mask: Bool[Tensor, "b h a"],
         state: Float[Tensor, "b s"] | None = None,
         given: Float[Tensor, "b k a"] | None = None,
-        generator: torch.Generator | None = None,
+        noise: Float[Tensor, "b h a"] | None = None,
     ) -> Float[Tensor, "b h a"]:
-        """Normalised chunks, 0 where `mask` is False.
+        """Normalised chunks, 0 where `mask` is False, from `noise` or from new noise.
 
         `given` are the first k actions, already under way (real-time chunking): at each step they are put where they
         would be at that time, given t noise + (1 - t) actions, so the rest goes on from them; they come back as given.
         """
-        noise = torch.randn(mask.shape, device=mask.device, generator=generator)
+        if noise is None:
+            noise = torch.randn(mask.shape, device=mask.device)
         known = 0 if given is None else given.shape[1]
         x = noise
         for step in range(EULER_STEPS):

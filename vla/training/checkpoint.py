@@ -92,6 +92,9 @@ def restore(checkpoint: Path, model: VLA, ema: Ema, optimizer: Optimizers) -> Pr
         ) from None
     if saved_processor.tokenizer.to_str() != model.processor.tokenizer.to_str():
         raise InputError(f"{checkpoint} has another tokenizer: train into another folder")
+    ours, theirs = ([p.state_as, p.head and p.head.settings] for p in (saved_processor, model.processor))
+    if ours != theirs:
+        raise InputError(f"{checkpoint} has another action head or state_as: train into another folder")
     tensors = load_file(checkpoint / "training.safetensors")
     values = json.loads((checkpoint / "training.json").read_text())
     names = dict(model.named_parameters())

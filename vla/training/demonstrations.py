@@ -59,6 +59,15 @@ class Demonstrations:
                 rows = chunks[inside]
             yield rows
 
+    def chunks(self, robot: RobotSpec, episodes: Sequence[int]) -> Iterator[Float[np.ndarray, "_b _h _a"]]:
+        """The normalised chunks of each episode as the model is asked for them: from every step on, counted from the
+        state there, the last action repeated past the end."""
+        for index in episodes:
+            frames = self.store.records[index].frames
+            actions, state = self.store.action[frames], self.store.state[frames]
+            wanted = np.minimum(np.arange(len(actions))[:, None] + np.arange(robot.horizon), len(actions) - 1)
+            yield robot.action.normalize(actions[wanted] - robot.embodiment.anchor(state)[:, None])
+
 
 def robot_specs(demonstrations: Sequence[Demonstrations], horizon: int) -> list[RobotSpec]:
     """The robots, by name; each normalised by the statistics of all its demonstrations, as if they were one store.

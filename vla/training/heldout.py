@@ -28,17 +28,18 @@ def vqa_accuracy(model: VLA, questions: Mapping[str, Sequence[Example]], batch_s
 def action_error(model: VLA, examples: Sequence[Example], batch_size: int = 64) -> float:
     """Mean absolute error of decoded chunks inside the episode, in the action's units (radians).
 
-    The examples are of one robot.
+    An invalid chunk counts as what the robot then does: it stays where it is. The examples are of one robot.
     """
     errors = []
     robot = model.processor.robot(examples[0].embodiment)
     for group in batched(examples, batch_size):
         observations = [Observation(e.images, e.state, e.prompt, 0.0) for e in group if e.state is not None]
-        tokens, _ = model.generate_actions(model.processor.robot_prompt(observations, robot.name))
-        for example, observation, row in zip(group, observations, tokens, strict=True):
-            decoded = robot.decode_actions(row, observation.state)
-            if decoded is None or isinstance(example.target, str):
-                raise RuntimeError("a constrained decode gave no chunk")
+        chunks, _ = model.generate_actions(model.processor.robot_prompt(observations, robot.name))
+        for example, observation, chunk in zip(group, observations, chunks, strict=True):
+            if chunk is None:
+                decoded = robot.embodiment.anchor(observation.state)[None]
+            else:
+                decoded = robot.denormalize_actions(chunk, observation.state)
             inside = slice(None) if example.mask is None else example.mask
             errors.append(np.abs(decoded - example.target)[inside].mean())
     return float(np.mean(errors))

@@ -1,4 +1,4 @@
-"""The training loop: one next-token loss over a mixture."""
+"""The training loop: one loss over a mixture."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from vla.batch import Batch
 from vla.datasets.mixture import Mixture
 from vla.errors import InputError
 from vla.model import VLA
-from vla.processor import Batch
 from vla.training import checkpoint
 from vla.training.augment import augment
 from vla.training.checkpoint import Progress
@@ -170,7 +171,7 @@ def _step(
     """One optimizer step; returns the mean loss and the number of tokens of each source."""
     optimizer.zero_grad()
     # The normaliser is that of the whole batch, so that micro-batches with few tokens do not weigh more.
-    total = sum(float(token_weights(b, plan.loss_weights).sum()) for b in micro)
+    total = sum(float(_weights(b, *model.elements(b), plan.loss_weights).sum()) for b in micro)
     sums: dict[str, list[float]] = {}
     generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
     # Drawn for the whole batch at once, so that splitting it changes nothing.
@@ -179,9 +180,8 @@ def _step(
     for batch, rows_jitter in zip(micro, jitter.split([len(b.source) for b in micro]), strict=True):
         pixels = augment(model.processor.pixels(batch.images), rows_jitter[:, : batch.image_mask.shape[1]])
         with torch.autocast("cpu", torch.bfloat16, enabled=uses_bf16(plan.precision)):
-            losses, rows = model(batch, pixels)
-        weights = token_weights(batch, plan.loss_weights)
-        loss = (losses * weights).sum() / total
+            losses, rows, weights = model(batch, pixels)
+        loss = (losses * _weights(batch, rows, weights, plan.loss_weights)).sum() / total
         if not math.isfinite(loss.item()):
             raise Diverged(_save_batch(micro, run, step))
         loss.backward()
@@ -195,11 +195,12 @@ def _step(
     return means, Counter({name: len(values) for name, values in sums.items()})
 
 
-def token_weights(batch: Batch, loss_weights: Mapping[str, float]) -> Float[Tensor, "n"]:
-    """The weight of each labelled token: its own, times that of its row's source (1 where none is given)."""
-    rows, columns = torch.nonzero(batch.labels[:, 1:] >= 0, as_tuple=True)
+def _weights(
+    batch: Batch, rows: Int[Tensor, "n"], weights: Float[Tensor, "n"], loss_weights: Mapping[str, float]
+) -> Float[Tensor, "n"]:
+    """The weight of each element of the loss: its own, times that of its row's source (1 where none is given)."""
     per_row = torch.tensor([loss_weights.get(s, 1.0) for s in batch.source])
-    return batch.weights[rows, columns + 1] * per_row[rows]
+    return weights * per_row[rows]
 
 
 def uses_bf16(precision: str) -> bool:
@@ -229,7 +230,8 @@ def _prefetch(model: VLA, mixture: Mixture, plan: Plan, start: int) -> Iterator[
 
     def make(step: int) -> list[Batch]:
         examples = mixture.batch(step, plan.batch_size)
-        return [model.processor.batch(examples[i : i + size]) for i in range(0, len(examples), size)]
+        rng = np.random.default_rng((plan.seed, step))
+        return [model.processor.batch(examples[i : i + size], rng) for i in range(0, len(examples), size)]
 
     def stream() -> Iterator[list[Batch]]:
         ahead: list[Future[list[Batch]]] = [pool.submit(make, start + i) for i in range(2)]

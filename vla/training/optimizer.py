@@ -15,9 +15,10 @@ from vla.model import VLA
 
 def freeze(model: VLA, parts: tuple[str, ...]) -> None:
     """Stops the gradient of parts of the backbone: vision, connector, language, or a module in one of them."""
-    modules = dict(model.backbone.named_modules())
+    named = model.backbone.parts().items()
+    modules = {f"{part}.{name}".rstrip("."): m for part, module in named for name, m in module.named_modules()}
     for name in parts:
-        if name not in modules or name.split(".")[0] not in model.backbone.parts():
+        if name not in modules:
             raise InputError(f"cannot freeze {name}: the backbone's parts are {sorted(model.backbone.parts())}")
         modules[name].requires_grad_(False)
 
@@ -38,7 +39,8 @@ class Optimizers:
         if unknown := set(lr_scales) - set(named):
             raise InputError(f"lr_scales names {sorted(unknown)}: the backbone's parts are {sorted(named)}")
         part_of = {id(p): name for name, part in named.items() for p in part.parameters()}
-        head = model.backbone.language.get_output_embeddings()
+        language: Any = named["language"]
+        head = language.get_output_embeddings()
         matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear) and m is not head}
         groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
         for parameter in model.parameters():

@@ -20,11 +20,13 @@ from vla.errors import InputError
 from vla.model import VLA, smooth_rows
 from vla.processor import Processor
 from vla.robot_spec import RobotSpec, check_same
+from vla.training.action_head import head_settings
 from vla.training.demonstrations import Demonstrations, robot_specs
 from vla.training.heldout import action_error, vqa_accuracy
 from vla.training.loop import Evaluate, Outcome, Plan
 from vla.training.loop import train as run_plan
 from vla.types import Example
+from vla.vlm.backbone import Backbone
 from vla.vlm.nano import nano, train_tokenizer
 
 HELD_OUT_WINDOWS = 128
@@ -43,6 +45,8 @@ def train(
     turns: int,
     heldout_questions: int,
     plan: Mapping[str, Any],
+    head: str | Mapping[str, Any] = "parallel",
+    state_as: str = "numbers",
 ) -> Outcome:
     """Trains on the episodes of `data` (None: no robot) and the question stores `vqa`, into the folder `out`.
 
@@ -51,6 +55,7 @@ def train(
     `backbone` is "nano" (pretrained, shipped), "scratch" (nano with random weights and a new tokenizer, trained whole
     whatever `plan` freezes), or a checkpoint's folder. `mixture` weighs the sources by their names in `data` and `vqa`,
     with `temperature` also by their size; a store of `data` that it does not name weighs what it says of "robot".
+    `head` says how actions are said (`vla.heads`), by its name or with its options; `state_as` how a state is told.
     Raises InputError, before anything is written, when a path is missing or the parts do not fit together.
     """
     settings = Plan(**{**plan, "freeze": tuple(plan.get("freeze", ()))})
@@ -70,18 +75,26 @@ def train(
     robots = robot_specs(list(demonstrations.values()), horizon)
     sources |= {name: d.windows(horizon) for name, d in demonstrations.items()}
     mixed = Mixture(sources, weights, settings.seed, temperature)
-    model = build(backbone, robots, _texts(stores, [d.store for d in demonstrations.values()]))
+    said = head_settings(head, list(demonstrations.values()), robots)
+    model = build(backbone, robots, _texts(stores, [d.store for d in demonstrations.values()]), said, state_as)
     questions = {n: heldout_by_kind(s, heldout_questions) for n, s in stores.items()}
     heldout = {name: spread(d.heldout(horizon), HELD_OUT_WINDOWS) for name, d in demonstrations.items()}
     return run_plan(model, mixed, settings, Path(out), evaluator(questions, heldout))
 
 
-def build(backbone: str, robots: Sequence[RobotSpec], texts: Iterator[str]) -> VLA:
+def build(
+    backbone: str,
+    robots: Sequence[RobotSpec],
+    texts: Iterator[str],
+    head: Mapping[str, Any],
+    state_as: str = "numbers",
+) -> VLA:
     """A model on the named backbone; its tokenizer is the backbone's, or for "scratch" trained on `texts`.
 
-    A backbone that drives robots already goes on with all its weights, if they are those of the data: where they are
-    not, InputError names the component whose statistics differ.
+    A backbone that drives robots already goes on with all its weights, if they are those of the data and its head is
+    of that kind: where they are not, InputError names the component whose statistics differ.
     """
+    body: Backbone
     if backbone == "scratch":
         body, processor = nano(train_tokenizer(sorted(set(texts))))
         smooth_rows(body, torch.tensor(processor.points))
@@ -97,9 +110,11 @@ def build(backbone: str, robots: Sequence[RobotSpec], texts: Iterator[str]) -> V
             raise InputError(
                 f"{backbone} drives robots already, and not those of data: {error}; give a vision-language model"
             ) from None
+        if processor.head and (has := processor.head.settings["kind"]) != head["kind"]:
+            raise InputError(f"{backbone} says actions as {has}, not as {head['kind']}: give a vision-language model")
         return base
-    tokens = body.tokens_per_image
-    return VLA(body, Processor(processor.tokenizer, body.image_size, tokens, robots, processor.mean, processor.std))
+    arguments = (processor.tokenizer, body.image_size, body.tokens_per_image, robots, processor.mean, processor.std)
+    return VLA(body, Processor(*arguments, head, state_as))
 
 
 def evaluator(

@@ -62,6 +62,8 @@ class Family:
             return "vla.vlm.composed.ComposedVLM(vision, language, …)"
         if self.name == "nano":
             return "vla train backbone=nano"
+        if self.name == "smollm2-dinov2":
+            return "vla.vlm.wheels.smollm2_dinov2()"
         checkpoint = "FOLDER" if self.source else config["checkpoint"]
         return f'vla.vlm.families.load("{checkpoint}")'
 
@@ -95,10 +97,18 @@ CATALOG: tuple[Family, ...] = (
         "any vision encoder and causal LM of transformers",
         "any of vla.vlm",
         (VISION,),
-        "test_model.py",
-        "losses, segments and decoding on small random weights",
+        "test_composed.py",
+        "the backbone contract for every connector with four kinds of encoder, and for four of language models",
     ),
-    Family("smollm2-dinov2", "backbone", "SmolLM2-135M and DINOv2-small", "MLP", (VISION,)),
+    Family(
+        "smollm2-dinov2",
+        "backbone",
+        "SmolLM2-135M and DINOv2-small",
+        "pixel shuffle, MLP",
+        (VISION,),
+        "test_wheels.py",
+        "released weights: it answers, sees as onnxruntime does, and its connector aligns on rendered scenes",
+    ),
     _released("llava-1", "LLaVA", "linear", (VISION,), "a delta to LLaMA-7B's weights: there is no converter yet"),
     _released("llava-1.5", "LLaVA-1.5", "MLP", (VISION,)),
     _released("blip-2", "BLIP-2", "Q-Former", (VISION, LANGUAGE)),
@@ -118,7 +128,9 @@ CATALOG: tuple[Family, ...] = (
         "Flamingo, OpenFlamingo's weights",
         "perceiver resampler, gated cross-attention",
         (VISION, LANGUAGE),
-        source="checkpoint.pt onto CLIP ViT-L/14 and MPT-1B",
+        "test_openflamingo.py",
+        WRITTEN,
+        "checkpoint.pt onto CLIP ViT-L/14 and its language model, by vla.vlm.openflamingo.load",
     ),
     _released("internvl-1.5", "InternVL-1.5", "pixel shuffle, MLP", (), "by vla.vlm.converters.internvl"),
     _released("internvl-2.5", "InternVL-2.5", "pixel shuffle, MLP", (), "by vla.vlm.converters.internvl"),

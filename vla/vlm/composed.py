@@ -1,60 +1,78 @@
-"""A backbone composed of a vision encoder, an MLP connector and a causal language model (LLaVA-1.5)."""
+"""A backbone composed of a vision encoder, a connector and a causal language model (LLaVA, InternVL, BLIP-2)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import AutoBackbone, AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
+from vla.vlm.connectors import build_connector
 from vla.vlm.masks import mask_and_positions, order_of
+from vla.vlm.vision import build_vision
 
 Config = Mapping[str, Any]
+MLP: Config = {"kind": "mlp", "norm": True}
 
 
 class ComposedVLM(nn.Module):
-    """Any transformers vision backbone with a feature map, an MLP, and any transformers causal LM.
+    """Any transformers vision encoder, any connector, and any transformers causal LM.
 
-    `vision` and `language` are transformers configurations as dicts with `model_type`. The encoder's
-    feature map (c, g, g) becomes g² tokens; a learned position per cell is added, since a convolutional
-    encoder carries none.
+    `vision` and `language` are transformers configurations as dicts with `model_type`, `connector` is a kind of
+    `connectors.KINDS` with its options. To the tokens of a feature map (ConvNeXt, Swin) are added learned positions,
+    one a cell, since a convolutional encoder carries none; but for a connector that does not keep the map's cells.
     """
 
     def __init__(
-        self, vision: Config, language: Config, image_size: int, image_token_id: int, attention: str = "sdpa"
+        self,
+        vision: Config,
+        language: Config,
+        image_size: int,
+        image_token_id: int,
+        attention: str = "sdpa",
+        connector: Config = MLP,
+        mean: Sequence[float] = (0.5, 0.5, 0.5),
+        std: Sequence[float] = (0.25, 0.25, 0.25),
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
+            "family": "composed",
             "vision": dict(vision),
             "language": dict(language),
             "image_size": image_size,
             "image_token_id": image_token_id,
             "attention": attention,
+            "connector": dict(connector),
+            "mean": list(mean),
+            "std": list(std),
         }
-        self.vision = AutoBackbone.from_config(_config(vision))
+        self.mean, self.std = (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+        self.vision = build_vision(vision)
         self.language = AutoModelForCausalLM.from_config(_config(language), attn_implementation=attention)
         self.image_size, self.image_token_id = image_size, image_token_id
-        with torch.no_grad():
-            channels, rows, columns = self._features(torch.zeros(1, 3, image_size, image_size)).shape[1:]
         self.hidden_size: int = self.language.config.hidden_size
-        self.tokens_per_image: int = rows * columns
-        self.connector = nn.Sequential(
-            nn.LayerNorm(channels),
-            nn.Linear(channels, self.hidden_size),
-            nn.GELU(),
-            nn.Linear(self.hidden_size, self.hidden_size),
+        rows, columns = self.vision.grid(image_size)
+        made = build_connector(
+            vision_width=self.vision.width, grid=(rows, columns), hidden_size=self.hidden_size, **connector
         )
-        self.cells = nn.Parameter(_grid_positions(rows, columns, self.hidden_size) * 0.2)
+        self.tokens_per_image: int = made.tokens  # type: ignore[assignment]
+        cells = None
+        if self.vision.maps and self.tokens_per_image == rows * columns:
+            cells = nn.Parameter(_grid_positions(rows, columns, self.hidden_size) * 0.2)
+        made.register_parameter("cells", cells)
+        self.connector = made
+        self.register_load_state_dict_pre_hook(_cells_of_the_connector)
 
     @property
     def vocab_size(self) -> int:
         return int(self.language.config.vocab_size)
 
     def parts(self) -> dict[str, nn.Module]:
-        return {"vision": self.vision, "connector": self.connector, "language": self.language}
+        return {"vision": self.vision.model, "connector": self.connector, "language": self.language}
 
     def add_rows(self, count: int) -> None:
         self.language.resize_token_embeddings(self.vocab_size + count, mean_resizing=False)
@@ -66,8 +84,9 @@ class ComposedVLM(nn.Module):
         """The tokens of each image; None where there is none."""
         if not image_mask.any():
             return None
-        features = self._features(pixel_values[image_mask]).flatten(2).transpose(1, 2)
-        return self.connector(features) + self.cells
+        tokens: Tensor = self.connector(self.vision(pixel_values[image_mask]).flatten(1, 2))
+        cells: Any = self.connector.cells
+        return tokens if cells is None else tokens + cells
 
     def embed(
         self, input_ids: Int[Tensor, "b l"], vision: Float[Tensor, "n t d"] | None = None
@@ -93,7 +112,7 @@ class ComposedVLM(nn.Module):
         """See `Backbone.hidden`."""
         order = order_of(attention_mask)
         mask, positions = mask_and_positions(attention_mask, order, segments, embeds.shape[1], embeds.dtype)
-        out = self.language.model(
+        out = self.language.base_model(
             inputs_embeds=embeds,
             attention_mask=mask,
             position_ids=positions[:, -embeds.shape[1] :],
@@ -105,17 +124,17 @@ class ComposedVLM(nn.Module):
     def new_cache(self) -> DynamicCache:
         return DynamicCache(config=self.language.config)
 
-    def crop(self, cache: DynamicCache, length: int) -> None:
+    def crop(self, cache: DynamicCache, length: int) -> DynamicCache:
         cache.crop(length)
+        return cache
 
-    def fork(self, cache: DynamicCache, copies: int) -> None:
-        cache.batch_repeat_interleave(copies)
+    def fork(self, cache: DynamicCache, copies: int) -> DynamicCache:
+        forked = copy.deepcopy(cache)
+        forked.batch_repeat_interleave(copies)
+        return forked
 
     def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
-        return self.language.lm_head(hidden)
-
-    def _features(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c g g"]:
-        return self.vision(pixels).feature_maps[-1]
+        return self.language.get_output_embeddings()(hidden)
 
 
 def _grid_positions(rows: int, columns: int, size: int) -> Float[Tensor, "n d"]:
@@ -133,3 +152,9 @@ def _grid_positions(rows: int, columns: int, size: int) -> Float[Tensor, "n d"]:
 def _config(values: Config) -> Any:
     rest = {k: v for k, v in values.items() if k != "model_type"}
     return AutoConfig.for_model(values["model_type"], **rest)
+
+
+def _cells_of_the_connector(module: nn.Module, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Of before the positions were a part of the connector."""
+    if f"{prefix}cells" in weights:
+        weights[f"{prefix}connector.cells"] = weights.pop(f"{prefix}cells")

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Dinov2Config, Dinov2Model, PreTrainedTokenizerFast
 
 from vla.errors import InputError
+from vla.vlm.composed import ComposedVLM
 
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DINOV2 = "models/vit_s_focus.onnx"
@@ -65,6 +66,28 @@ def dinov2_small() -> Dinov2Model:
     model = Dinov2Model(made(**DINOV2_CONFIG))
     model.load_state_dict({n.removeprefix("backbone."): torch.tensor(np.array(value)) for n, value in weights.items()})
     return model.eval()
+
+
+def smollm2_dinov2() -> tuple[ComposedVLM, PreTrainedTokenizerFast]:
+    """Both as one backbone: 224 pixels become 16 tokens, through a connector that is still to be aligned.
+
+    The tokenizer has a token `<image>`, which stands for each of them. Raises InputError when a package is missing.
+    """
+    language, tokenizer = smollm2()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    backbone = ComposedVLM(
+        {"model_type": "dinov2", **DINOV2_CONFIG},
+        language.config.to_diff_dict() | {"model_type": language.config.model_type},
+        image_size=224,
+        image_token_id=tokenizer.get_vocab()["<image>"],
+        connector={"kind": "pixel_shuffle", "factor": 4},
+        mean=MEAN,
+        std=STD,
+    )
+    backbone.vision.model.load_state_dict(dinov2_small().state_dict())
+    backbone.language.load_state_dict(language.state_dict())
+    backbone.add_rows(len(tokenizer) - backbone.vocab_size)
+    return backbone.eval(), tokenizer
 
 
 def wheel_file(package: str, name: str, reader: str) -> Path:

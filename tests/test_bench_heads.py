@@ -1,0 +1,31 @@
+"""The benchmark of heads, small: each is trained, rolled out and measured by the same program."""
+
+from __future__ import annotations
+
+import pytest
+
+from vla.benchmarks import heads
+from vla.datasets.episodes import EpisodeStore
+from vla.envs.make import make_env
+from vla.record import demonstrate
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path, env = tmp_path_factory.mktemp("heads") / "demos.zarr", make_env("pick")
+    with EpisodeStore.create(path, env.unwrapped.embodiment) as store:  # type: ignore[attr-defined]
+        for seed in range(3):
+            store.append(demonstrate(env, "pick", seed, 0.0))
+    env.close()
+    return str(path)
+
+
+def test_every_head_is_measured(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "TIMED", 2)
+    chosen = ("parallel", "bins", "l1", "flow head.insulate=true head.tokens=bins")
+    table = heads.bench_heads(data, chosen, steps=1, batch_size=2, evaluations=1)
+    assert [row["head"] for row in table.rows] == ["parallel", "bins", "l1", "flow, insulate=true, tokens=bins"]
+    assert [(row["tokens"], row["passes"]) for row in table.rows] == [(36, 1), (36, 36), (36, 1), (0, 0)]
+    for row in table.rows:
+        assert row["error rad"] > 0 and row["ms"] > 0
+        assert 0 <= row["low"] <= row["success"] <= row["high"] <= 1

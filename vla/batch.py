@@ -1,0 +1,148 @@
+"""Rows of tokens, and the tensors that they become."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from vla.images import resize
+from vla.scene import POINT_SCALE
+
+IGNORE = -100
+"""The label of a position that has no loss."""
+
+Image = UInt8[np.ndarray, "_h _w 3"]
+Views = Mapping[str, Image]
+"""Images by camera, of any sizes."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors of b rows with up to k images and l tokens. `labels` is IGNORE where there is no loss, and
+    `weights` says how much each counts.
+
+    `robot` is a row's place among the processor's robots, -1 for a question. `state` is normalised, `points` are what
+    `point_features` makes of them; zero where a row has none, and beyond what its robot has.
+    `segments` is 0 for what a whole row sees, and n for its n-th independent turn, which sees 0 and itself.
+    `actions` are a row's chunk, normalised, of which the first `given` are under way already; `regressed` are those of
+    its numbers that a head learns as numbers; `prefix` is how many tokens come before it.
+    """
+
+    images: UInt8[Tensor, "b k h w 3"]
+    image_mask: Bool[Tensor, "b k"]
+    input_ids: Int[Tensor, "b l"]
+    attention_mask: Bool[Tensor, "b l"]
+    labels: Int[Tensor, "b l"]
+    weights: Float[Tensor, "b l"]
+    segments: Int[Tensor, "b l"]
+    robot: Int[Tensor, "b"]
+    state: Float[Tensor, "b s"]
+    points: Float[Tensor, "b p 3"]
+    actions: Float[Tensor, "b t a"]
+    regressed: Bool[Tensor, "b t a"]
+    given: Int[Tensor, "b"]
+    prefix: Int[Tensor, "b"]
+    source: tuple[str, ...]
+
+    def rows(self, chosen: Int[Tensor, "c"]) -> Batch:
+        tensors = {f.name: getattr(self, f.name)[chosen] for f in fields(self) if f.name != "source"}
+        return Batch(**tensors, source=tuple(self.source[i] for i in chosen.tolist()))
+
+
+@dataclass
+class Row:
+    """A row under construction; `segment` is the turn that tokens are added to."""
+
+    ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    segments: list[int] = field(default_factory=list)
+    segment: int = 0
+    robot: int = -1
+    state: Float[np.ndarray, "s"] | None = None
+    points: Float[np.ndarray, "p 2"] | None = None
+    actions: Float[np.ndarray, "t a"] | None = None
+    regressed: Bool[np.ndarray, "t"] | None = None
+    given: int = 0
+    prefix: int = 0
+
+    def add(
+        self, ids: Sequence[int], labels: Sequence[int] | None = None, shared: bool = False, weight: float = 1.0
+    ) -> None:
+        self.ids += ids
+        self.labels += [IGNORE] * len(ids) if labels is None else labels
+        self.weights += [weight] * len(ids)
+        self.segments += [0 if shared else self.segment] * len(ids)
+
+
+def collate(
+    rows: Sequence[Row],
+    images: Sequence[Views],
+    source: tuple[str, ...],
+    *,
+    pad: int,
+    image_size: int,
+    state_width: int,
+    points_width: int,
+    chunk: tuple[int, int],
+    left: bool,
+) -> Batch:
+    """The rows as tensors, padded on the right or on the `left`; `chunk` is the shape of the largest."""
+    length = max(len(row.ids) for row in rows)
+    input_ids = np.full((len(rows), length), pad)
+    labels = np.full((len(rows), length), IGNORE)
+    attention = np.zeros((len(rows), length), bool)
+    segments = np.zeros((len(rows), length), np.int64)
+    weights = np.ones((len(rows), length), np.float32)
+    state = np.zeros((len(rows), state_width), np.float32)
+    points = np.full((len(rows), points_width, 2), -1, np.float32)
+    actions = np.zeros((len(rows), *chunk), np.float32)
+    regressed = np.zeros((len(rows), *chunk), bool)
+    for i, row in enumerate(rows):
+        span = slice(length - len(row.ids), length) if left else slice(0, len(row.ids))
+        input_ids[i, span], labels[i, span], attention[i, span] = row.ids, row.labels, True
+        weights[i, span] = row.weights
+        segments[i, span] = row.segments if row.segment > 1 else 0
+        if row.state is not None:
+            state[i, : len(row.state)] = row.state
+        if row.points is not None:
+            points[i, : len(row.points)] = row.points
+        if row.actions is not None:
+            steps, width = row.actions.shape
+            actions[i, :steps, :width] = row.actions
+            if row.regressed is not None:
+                regressed[i, :steps, :width] = row.regressed[:, None]
+    most = max(1, max(len(views) for views in images))
+    pixels = np.zeros((len(rows), most, image_size, image_size, 3), np.uint8)
+    image_mask = np.zeros((len(rows), most), bool)
+    for i, views in enumerate(images):
+        for j, image in enumerate(views.values()):
+            pixels[i, j], image_mask[i, j] = resize(image, image_size), True
+    return Batch(
+        images=torch.from_numpy(pixels),
+        image_mask=torch.from_numpy(image_mask),
+        input_ids=torch.from_numpy(input_ids),
+        attention_mask=torch.from_numpy(attention),
+        labels=torch.from_numpy(labels),
+        weights=torch.from_numpy(weights),
+        segments=torch.from_numpy(segments),
+        robot=torch.tensor([row.robot for row in rows]),
+        state=torch.from_numpy(state),
+        points=point_features(torch.from_numpy(points)),
+        actions=torch.from_numpy(actions),
+        regressed=torch.from_numpy(regressed),
+        given=torch.tensor([row.given for row in rows]),
+        prefix=torch.tensor([row.prefix for row in rows]),
+        source=source,
+    )
+
+
+def point_features(percent: Float[Tensor, "*b 2"]) -> Float[Tensor, "*b 3"]:
+    """What the model is told of points that it said in whole percent: (x, y in [-1, 1], 1); zeros for none (-1)."""
+    seen = (percent >= 0).all(-1, keepdim=True)
+    return torch.cat([(percent + 0.5) * (2 / POINT_SCALE) - 1, torch.ones_like(percent[..., :1])], -1) * seen

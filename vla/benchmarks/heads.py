@@ -1,0 +1,115 @@
+"""`vla bench heads`: every action head trained by `vla train` on the same backbone and demonstrations, side by side."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla.benchmarks.table import Table
+from vla.datasets.windows import Windows
+from vla.envs.make import make_env
+from vla.evaluation.plots import read_losses
+from vla.evaluation.rollout import rollout
+from vla.evaluation.run import summarize, trials_for
+from vla.model import VLA
+from vla.options import bind, compose
+from vla.policies.vla import VlaPolicy
+from vla.record import record_demonstrations
+from vla.training.demonstrations import Demonstrations
+from vla.training.run import train
+from vla.types import Observation
+
+TASK = "pick"
+HEADS = ("parallel", "bins", "fast", "text", "l1", "flow", "flow head.insulate=true")
+SEEDS = 1_000_000
+"""The first of the evaluation, far from those of the demonstrations."""
+EXECUTE = 3
+TIMED = 20
+
+
+def bench_heads(
+    data: str | None = None,
+    heads: Sequence[str] = HEADS,
+    episodes: int = 400,
+    steps: int = 400,
+    batch_size: int = 48,
+    evaluations: int = 50,
+) -> Table:
+    """Success, loss, held-out error [rad], tokens and passes a chunk, and the latency of one chunk, for each head.
+
+    `data` is a store of the task pick; where none is given one of `episodes` is recorded. Losses of heads of tokens and
+    of numbers are no measure of each other. The options are those of `vla train`, without visual questions.
+    """
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="vla-bench-") as folder:
+        if data is None:
+            data = str(Path(folder) / "demos.zarr")
+            record_demonstrations(TASK, episodes, data, seed=0, noise=0.03, randomize=True, workers=2)
+        for number, head in enumerate(heads):
+            run = Path(folder) / str(number)
+            plan = {"steps": steps, "batch_size": batch_size, "evaluate_every": steps}
+            options = [f"head={head}", f"data={data}", "mixture.vqa=0", f"out={run}"]
+            config = compose("train", [*" ".join(options).split(), *(f"plan.{k}={v}" for k, v in plan.items())])
+            start = time.perf_counter()
+            outcome = bind(train, config)()
+            seconds = time.perf_counter() - start
+            assert outcome.best is not None
+            policy = VlaPolicy(VLA.load(outcome.best))
+            losses = [value for _, value in read_losses(run).get("robot", [])]
+            rows.append(
+                {"head": head.replace(" head.", ", ")}
+                | _success(policy, evaluations)
+                | {"loss": float(np.mean(losses[-5:])) if losses else float("nan")}
+                | {"error rad": outcome.evaluations[-1]["action_error"]}
+                | _cost(policy, _observations(data, policy))
+                | {"train s": seconds}
+            )
+    return Table(rows, ())
+
+
+def _success(policy: VlaPolicy, evaluations: int) -> dict[str, Any]:
+    trials = trials_for(range(SEEDS, SEEDS + evaluations), swap=False)
+    make = partial(make_env, TASK, phrasing="heldout")
+    numbers = summarize(rollout(make, lambda _: policy, trials, parallel=25, execute=EXECUTE))
+    low, high = numbers["success_ci95"]
+    return {"success": numbers["success_rate"], "low": low, "high": high, "invalid": numbers["invalid_chunks"]}
+
+
+def _observations(data: str, policy: VlaPolicy) -> list[Observation]:
+    one = Demonstrations.open(data)
+    windows = Windows(one.store, 1, episodes=one.heldout_episodes or one.train_episodes)
+    examples = (windows[int(i)] for i in np.linspace(0, len(windows) - 1, TIMED))
+    return [Observation(e.images, e.state, e.prompt, 0.0) for e in examples if e.state is not None]
+
+
+def _cost(policy: VlaPolicy, observations: Sequence[Observation]) -> dict[str, Any]:
+    """What a chunk takes after its prompt and its points: tokens, and passes of the backbone over them."""
+    backbone: Any = policy.model.backbone
+    counted: list[int] = []
+    hidden = backbone.hidden
+
+    def counting(embeds: Any, *rest: Any, **named: Any) -> Any:
+        counted.append(embeds.shape[1])
+        return hidden(embeds, *rest, **named)
+
+    said = 1 + policy.model.processor.robot().point_tokens  # passes before the action: the prompt's, each coordinate's
+    tokens, passes, times = [], [], []
+    for observation in observations:
+        counted.clear()
+        backbone.hidden = counting
+        try:
+            policy.predict(observation)
+        finally:
+            backbone.hidden = hidden
+        tokens.append(sum(counted[said:]))
+        passes.append(len(counted) - said)
+        start = time.perf_counter()
+        policy.predict(observation)
+        times.append(time.perf_counter() - start)
+    return {"tokens": float(np.mean(tokens)), "passes": float(np.mean(passes)), "ms": 1000 * float(np.median(times))}

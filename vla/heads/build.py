@@ -1,0 +1,36 @@
+"""Which head a name stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vla.errors import InputError
+from vla.heads.bins import BinsHead
+from vla.heads.fast import FastHead
+from vla.heads.flow import FlowMatchingHead
+from vla.heads.l1 import RegressionHead
+from vla.heads.parallel import ParallelHead
+from vla.heads.protocol import Head, Vocabulary
+from vla.heads.text import TextHead
+
+HEADS: dict[str, Callable[..., Head]] = {
+    "parallel": ParallelHead,
+    "bins": BinsHead,
+    "fast": FastHead,
+    "text": TextHead,
+    "l1": RegressionHead,
+    "flow": FlowMatchingHead,
+}
+
+
+def build_head(settings: Mapping[str, Any], vocabulary: Vocabulary) -> Head:
+    """The head of `settings`: its "kind" and its arguments. Raises InputError when they are not of this version."""
+    arguments = dict(settings)
+    kind = arguments.pop("kind", None)
+    if kind not in HEADS:
+        raise InputError(f"there is no head {kind}: choose of {', '.join(HEADS)}")
+    try:
+        return HEADS[kind](vocabulary, **arguments)
+    except TypeError as error:
+        raise InputError(f"the head {kind} is not made of these settings: {error}") from error

@@ -1,0 +1,132 @@
+"""Numbers that an expert of its own moves to from noise, reading what the backbone cached (pi0, Black et al. 2024,
+arXiv 2410.24164); insulated: pi0.5 + KI, Driess et al. 2025, arXiv 2505.23705."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from vla.actions.expert import Expert
+from vla.actions.flow import FlowHead
+from vla.batch import Batch
+from vla.errors import InputError
+from vla.heads.bins import BinsHead
+from vla.heads.decoding import KeysValues, keys_values
+from vla.heads.fast import FastHead
+from vla.heads.protocol import Asked, Chunks, Regression, Target, Vocabulary, finite
+from vla.robot_spec import RobotSpec
+
+REPEATS = 4
+"""Times and noises a row: the expert costs little beside the backbone, whose pass they share."""
+
+
+class FlowMatchingHead:
+    """The numbers that a model is told are the suffix's first token; actions are those of the widest robot.
+
+    `insulate`: the expert's loss does not reach the backbone, which learns to say the same chunk in `tokens` ("fast",
+    with its `tokenizer`, or "bins"); the expert reads what comes before them. `width` is the expert's, 3/4 of the
+    backbone's where none is given (SmolVLA). `adaptive`: time enters through the expert's norms (pi0.5); if not, into
+    each action (pi0), which learns faster at the start.
+    """
+
+    reads_cache, weight = True, 4.0
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        insulate: bool = False,
+        tokens: str = "fast",
+        tokenizer: Mapping[str, Any] | None = None,
+        width: int | None = None,
+        adaptive: bool = False,
+    ) -> None:
+        settings: dict[str, Any] = {"kind": "flow", "insulate": insulate, "width": width, "adaptive": adaptive}
+        self._insulate, self._width, self._adaptive, self._vocabulary = insulate, width, adaptive, vocabulary
+        self._tokens: BinsHead | FastHead | None = None
+        if insulate:
+            if tokens not in ("fast", "bins"):
+                raise InputError(f"the backbone of an insulated flow learns tokens fast or bins, not {tokens}")
+            self._tokens = FastHead(vocabulary, tokenizer) if tokens == "fast" else BinsHead(vocabulary)
+            settings |= {"tokens": tokens} | ({"tokenizer": tokenizer} if tokens == "fast" else {})
+        self.settings: Mapping[str, Any] = settings
+        said = self._tokens
+        self.rows, self.ordered, self.slots = (said.rows, said.ordered, said.slots) if said else (0, 0, 0)
+        self.tells_given = said is not None and said.tells_given
+
+    @property
+    def regression(self) -> Regression:
+        return self
+
+    def target(
+        self,
+        robot: RobotSpec,
+        actions: Float[np.ndarray, "h a"],
+        inside: Bool[np.ndarray, "h"],
+        given: int,
+        rng: np.random.Generator | None,
+    ) -> Target:
+        """Actions under way are learned like the others: in decoding they are put where the flow would have them."""
+        said = Target([], []) if self._tokens is None else self._tokens.target(robot, actions, inside, given, rng)
+        return Target(said.inputs, said.labels, inside)
+
+    def places(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
+        return order if self._tokens is None else self._tokens.places(order, width)
+
+    def module(self, backbone: Any, told: int) -> FlowHead:
+        layers, heads, size = _shape_of_cache(backbone)
+        width = self._width or backbone.hidden_size * 3 // 8 * 2
+        expert = Expert(width, layers, heads, heads, size, 3 * width, self._adaptive, _rope_theta(backbone))
+        return FlowHead(expert, self._vocabulary.horizon, self._vocabulary.width, told)
+
+    def loss(
+        self,
+        module: FlowHead,
+        batch: Batch,
+        hidden: Float[Tensor, "b l d"],
+        told: Float[Tensor, "b n"],
+        cached: KeysValues,
+    ) -> Float[Tensor, "k"]:
+        """The mean over `REPEATS` times and noises."""
+        length = int(batch.prefix.max())
+        before = torch.arange(length) < batch.prefix[:, None]
+        prefix = [(_repeated(keys[:, :, :length]), _repeated(values[:, :, :length])) for keys, values in cached]
+        actions, before, mask, told = (_repeated(x) for x in (batch.actions, before, batch.regressed, told))
+        losses = module.loss(actions, prefix, before, mask, told, self._insulate)
+        return losses.unflatten(0, (REPEATS, -1)).mean(0)
+
+    def decode(self, asked: Asked) -> Chunks:
+        """From the same noise each time: a policy's chunks do not jump between ways that are equally good."""
+        robot, rows, module = asked.robot, len(asked.told), cast(FlowHead, asked.module)
+        mask = (torch.arange(module.action_width) < robot.width).expand(rows, robot.horizon, -1)
+        noise = torch.randn(mask.shape[1:], generator=torch.Generator().manual_seed(0)).expand(mask.shape)
+        given = None
+        if asked.given is not None:
+            given = torch.zeros(rows, asked.given.shape[1], module.action_width)
+            given[..., : robot.width] = torch.from_numpy(asked.given)
+        prefix = keys_values(asked.decoding.cache)
+        chunks = module.sample(prefix, asked.decoding.mask, mask, asked.told, given, noise)
+        return finite(chunks[..., : robot.width])
+
+
+def _repeated(x: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "r ..."]:
+    """The rows one after the other, `REPEATS` times."""
+    return x.repeat(REPEATS, *[1] * (x.ndim - 1))
+
+
+@torch.no_grad()
+def _shape_of_cache(backbone: Any) -> tuple[int, int, int]:
+    """How many layers, heads and numbers a head a backbone keeps of each token."""
+    one = backbone.embed_tokens(torch.zeros(1, 1, dtype=torch.long))
+    _, cache = backbone.hidden(one, torch.ones(1, 1, dtype=torch.bool), backbone.new_cache())
+    kept = keys_values(cache)
+    return len(kept), kept[0][0].shape[1], kept[0][0].shape[3]
+
+
+def _rope_theta(backbone: Any) -> float:
+    config = getattr(backbone.parts()["language"], "config", None)
+    return float((getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10000.0))

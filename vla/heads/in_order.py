@@ -1,0 +1,33 @@
+"""Saying tokens one after the other, up to an end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from vla.heads.protocol import Asked
+
+
+def say(
+    asked: Asked, blank: int, known: Sequence[list[int]], allowed: Int[Tensor, "r"], end: int, most: int
+) -> list[list[int]]:
+    """The likeliest tokens among `allowed` and `end`, after those that are `known`: at most `most`, `end` left out."""
+    choice = torch.cat([allowed, torch.tensor([end])])
+    common = min(map(len, known))
+    said = torch.tensor([[blank, *row[:common]] for row in known])
+    hidden = asked.ask(said, 0)
+    done = torch.zeros(len(known), dtype=torch.bool)
+    while (place := said.shape[1] - 1) < most:
+        token = choice[asked.decoding.backbone.logits(hidden[:, -1])[:, choice].argmax(-1)]
+        forced = torch.tensor([row[place] if place < len(row) else -1 for row in known])
+        token = torch.where(forced >= 0, forced, torch.where(done, end, token))
+        said = torch.cat([said, token[:, None]], 1)
+        done |= token == end
+        if done.all():
+            break
+        hidden = asked.ask(token[:, None], place + 1)
+    rows = said[:, 1:].tolist()
+    return [row[: row.index(end)] if end in row else row for row in rows]

@@ -1,0 +1,66 @@
+"""Numbers, all at once, from empty slots (OpenVLA-OFT, Kim et al. 2025, arXiv 2502.19645, sec. 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from vla.actions.l1 import L1Head
+from vla.batch import IGNORE, Batch
+from vla.heads.decoding import KeysValues
+from vla.heads.protocol import Asked, Chunks, Regression, Target, Vocabulary, finite
+from vla.robot_spec import RobotSpec
+
+
+class RegressionHead:
+    """A blank for each number of the widest robot's chunk; a slot sees those before it, the backbone being causal."""
+
+    settings: Mapping[str, Any] = {"kind": "l1"}
+    rows, ordered, tells_given, weight, reads_cache = 0, 0, True, 4.0, False
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._horizon, self._width = vocabulary.horizon, vocabulary.width
+        self.slots = vocabulary.horizon * vocabulary.width
+        self.blank, self.eos = vocabulary.text, vocabulary.eos
+
+    @property
+    def regression(self) -> Regression:
+        return self
+
+    def target(
+        self,
+        robot: RobotSpec,
+        actions: Float[np.ndarray, "h a"],
+        inside: Bool[np.ndarray, "h"],
+        given: int,
+        rng: np.random.Generator | None,
+    ) -> Target:
+        inputs = [self.blank] * self.slots + [self.eos]
+        return Target(inputs, [IGNORE] * len(inputs), inside & (np.arange(len(actions)) >= given))
+
+    def places(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
+        return order
+
+    def module(self, backbone: Any, told: int) -> L1Head:
+        return L1Head(backbone.hidden_size, self._horizon, self._width)
+
+    def loss(
+        self,
+        module: L1Head,
+        batch: Batch,
+        hidden: Float[Tensor, "b l d"],
+        told: Float[Tensor, "b n"],
+        cached: KeysValues,
+    ) -> Float[Tensor, "k"]:
+        slots = hidden[batch.input_ids == self.blank].unflatten(0, (len(hidden), self.slots))
+        return module.loss(slots, batch.actions, batch.regressed)
+
+    def decode(self, asked: Asked) -> Chunks:
+        hidden = asked.ask(torch.full((len(asked.told), self.slots), self.blank), 0)
+        assert asked.module is not None
+        return finite(asked.module(hidden)[..., : asked.robot.width])
