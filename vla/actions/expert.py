@@ -135,10 +135,12 @@ class AdaptiveNorm(nn.Module):
         self, x: Float[Tensor, "b n w"], condition: Float[Tensor, "b w"] | None
     ) -> tuple[Float[Tensor, "b n w"], Float[Tensor, "b 1 w"] | float]:
         """The norm, and what to multiply the branch after it with."""
+        # In the weights' precision: autocast leaves it to the tokens', and takes a slow path.
+        normed = self.norm(x if self.norm.weight is None else x.to(self.norm.weight.dtype))
         if self.modulation is None or condition is None:
-            return self.norm(x), 1.0
+            return normed, 1.0
         scale, shift, gate = self.modulation(condition)[:, None].chunk(3, -1)
-        return self.norm(x) * (1 + scale) + shift, gate
+        return normed * (1 + scale) + shift, gate
 
 
 def time_features(time: Float[Tensor, "b"], width: int) -> Float[Tensor, "b w"]:

@@ -21,8 +21,9 @@ from vla.robot_spec import RobotSpec
 
 
 class FastHead:
-    """As many tokens as the chunk needs, then `<eos>`. A chunk is told whole, so actions under way are told as numbers.
+    """As many tokens as the chunk needs, then `<eos>`; those of our tokenizer always spell a whole chunk.
 
+    A chunk is told whole, so actions under way are told as numbers.
     `tokenizer` is what `to_json` gives.
     """
 
@@ -34,6 +35,10 @@ class FastHead:
         self.settings: Mapping[str, Any] = {"kind": "fast", "tokenizer": tokenizer}
         self.fast = _of_json(tokenizer)
         self.rows = self.fast.vocab_size
+        # How many numbers each token spells, where it is one of our tokenizer: its characters.
+        ours = (tokenizer["bpe"].get("decoder") or {}).get("type") == "Fuse"
+        words = [self.fast.bpe.id_to_token(i) for i in range(self.rows)]
+        self._sizes = torch.tensor([len(word) for word in words]) if ours else None
         self.slots = vocabulary.horizon * vocabulary.width + 1
         self.text, self.blank, self.eos = vocabulary.text, vocabulary.text + self.rows, vocabulary.eos
 
@@ -53,8 +58,9 @@ class FastHead:
 
     def decode(self, asked: Asked) -> Chunks:
         robot, rows = asked.robot, torch.arange(self.text, self.blank)
-        # Twice the numbers of a chunk: a published tokenizer may take two tokens for one.
-        said = say(asked, self.blank, [[] for _ in asked.told], rows, self.eos, 2 * robot.action_tokens + 1)
+        # Of a published tokenizer, which may take two tokens for one number, it is not known what one spells.
+        most = robot.action_tokens if self._sizes is not None else 2 * robot.action_tokens + 1
+        said = say(asked, self.blank, [[] for _ in asked.told], rows, self.eos, most, self._sizes)
         return [self.fast.decode(np.array(row, np.int64) - self.text, robot.horizon, robot.width) for row in said]
 
 

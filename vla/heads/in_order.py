@@ -12,16 +12,33 @@ from vla.heads.protocol import Asked
 
 
 def say(
-    asked: Asked, blank: int, known: Sequence[list[int]], allowed: Int[Tensor, "r"], end: int, most: int
+    asked: Asked,
+    blank: int,
+    known: Sequence[list[int]],
+    allowed: Int[Tensor, "r"],
+    end: int,
+    most: int,
+    sizes: Int[Tensor, "r"] | None = None,
 ) -> list[list[int]]:
-    """The likeliest tokens among `allowed` and `end`, after those that are `known`: at most `most`, `end` left out."""
+    """The likeliest tokens among `allowed` and `end`, after those that are `known`: at most `most`, `end` left out.
+
+    Where their `sizes` are given, `most` is what they add up to: none is said that goes beyond it, and no end before.
+    """
     choice = torch.cat([allowed, torch.tensor([end])])
     common = min(map(len, known))
     said = torch.tensor([[blank, *row[:common]] for row in known])
     hidden = asked.ask(said, 0)
     done = torch.zeros(len(known), dtype=torch.bool)
-    while (place := said.shape[1] - 1) < most:
-        token = choice[asked.decoding.backbone.logits(hidden[:, -1])[:, choice].argmax(-1)]
+    left = torch.full((len(known),), most)
+    while (place := said.shape[1] - 1) < most + (sizes is not None):
+        scores = asked.decoding.backbone.logits(hidden[:, -1])[:, choice]
+        if sizes is not None:
+            fits = torch.cat([sizes <= left[:, None], left[:, None] == 0], 1)
+            scores = scores.masked_fill(~fits, -torch.inf)
+        at = scores.argmax(-1)
+        token = choice[at]
+        if sizes is not None:
+            left = left - torch.nn.functional.pad(sizes, (0, 1))[at]
         forced = torch.tensor([row[place] if place < len(row) else -1 for row in known])
         token = torch.where(forced >= 0, forced, torch.where(done, end, token))
         said = torch.cat([said, token[:, None]], 1)
