@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from vla.vlm.connectors import build_connector
-from vla.vlm.masks import mask_and_positions, order_of
+from vla.vlm.masks import run_decoder
 from vla.vlm.vision import build_vision
 
 Config = Mapping[str, Any]
@@ -110,16 +110,7 @@ class ComposedVLM(nn.Module):
         segments: Int[Tensor, "b l"] | None = None,
     ) -> tuple[Float[Tensor, "b l d"], Any]:
         """See `Backbone.hidden`."""
-        order = order_of(attention_mask)
-        mask, positions = mask_and_positions(attention_mask, order, segments, embeds.shape[1], embeds.dtype)
-        out = self.language.base_model(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=positions[:, -embeds.shape[1] :],
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
-        return out.last_hidden_state, out.past_key_values
+        return run_decoder(self.language.base_model, embeds, attention_mask, cache, segments), cache
 
     def new_cache(self) -> DynamicCache:
         return DynamicCache(config=self.language.config)

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vla.vlm.cache import PlacedCache, Vision, image_places
-from vla.vlm.masks import mask_and_positions, order_of
+from vla.vlm.masks import run_decoder
 from vla.vlm.released import CrossAttending, by_row, grow
 
 
@@ -70,17 +70,9 @@ class Idefics(CrossAttending):
         latest = places.long().cumsum(1)[:, -length:, None]
         looks = latest == torch.arange(1, features.shape[1] + 1, device=latest.device)
         resampled = self.model.config.use_resampler
-        mask, positions = mask_and_positions(attention_mask, order_of(attention_mask), segments, length, embeds.dtype)
-        out = self.model.model(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=positions[:, -length:],
-            past_key_values=cache,
-            use_cache=cache is not None,
-            image_attention_mask=looks.to(embeds.dtype),
-            **{"perceiver_embeddings" if resampled else "image_encoder_embeddings": features.to(embeds.dtype)},
-        )
-        return out.last_hidden_state, cache
+        told = {"perceiver_embeddings" if resampled else "image_encoder_embeddings": features.to(embeds.dtype)}
+        told["image_attention_mask"] = looks.to(embeds.dtype)
+        return run_decoder(self.model.model, embeds, attention_mask, cache, segments, **told), cache
 
     def _no_image(self, embeds: Float[Tensor, "b l d"]) -> Float[Tensor, "b 1 1 e"]:
         """The classes want an image: one that nobody looks at."""

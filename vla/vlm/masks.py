@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -64,3 +66,28 @@ def mask_and_positions(
     shared = torch.zeros_like(order) if segments is None else segments
     whole = additive(segment_mask(mask, shared, bidirectional), dtype)
     return whole, segment_positions(order, shared) if told else order
+
+
+def run_decoder(
+    decoder: Any,
+    embeds: Float[Tensor, "b l d"],
+    mask: Bool[Tensor, "b m"],
+    cache: Any | None,
+    segments: Int[Tensor, "b l"] | None,
+    **told: Any,
+) -> Float[Tensor, "b l d"]:
+    """The last hidden states of a causal decoder of transformers for the last l of m tokens, the others in `cache`.
+
+    `told` is what a family's own decoder takes besides. Raises InputError when segments come after earlier tokens.
+    """
+    length = embeds.shape[1]
+    seen, positions = mask_and_positions(mask, order_of(mask), segments, length, embeds.dtype)
+    out = decoder(
+        inputs_embeds=embeds,
+        attention_mask=seen,
+        position_ids=positions[:, -length:],
+        past_key_values=cache,
+        use_cache=cache is not None,
+        **told,
+    )
+    return out.last_hidden_state

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vla.vlm.cache import PlacedCache, Vision, image_places
-from vla.vlm.masks import additive, mask_and_positions, order_of
+from vla.vlm.cross_attention import latest_run
+from vla.vlm.masks import additive, run_decoder
 from vla.vlm.released import CrossAttending, by_row, grow, with_unsaid
 
 SPECIAL_ROWS = 8
@@ -91,20 +92,12 @@ class Mllama(CrossAttending):
             states = nn.functional.pad(vision.features.flatten(1, 2), (0, 0, 0, 1)).to(embeds.dtype)
         keys = self._cached_keys(cache) if states is None else states.shape[1]
         looks, rows = self._looks(places, keys, length, embeds.dtype) if keys else (None, None)
-        mask, positions = mask_and_positions(attention_mask, order_of(attention_mask), segments, length, embeds.dtype)
-        out = self.model.model.language_model(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=positions[:, -length:],
-            cross_attention_states=states,
-            cross_attention_mask=looks,
-            full_text_row_masked_out_mask=rows,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
+        told = {"cross_attention_states": states, "cross_attention_mask": looks, "full_text_row_masked_out_mask": rows}
+        language = self.model.model.language_model
+        hidden = run_decoder(language, embeds, attention_mask, cache, segments, **told)
         if cache is not None:
             cache.places = places
-        return out.last_hidden_state, cache
+        return hidden, cache
 
     def _cached_keys(self, cache: PlacedCache | None) -> int:
         layer = self.model.model.language_model.cross_attention_layers[0]
@@ -115,13 +108,7 @@ class Mllama(CrossAttending):
     ) -> tuple[Float[Tensor, "b 1 l k"], Float[Tensor, "b 1 l 1"]]:
         """What is added to the last `length` tokens' cross-attention scores, and 0 where a token sees no image."""
         patches = self.model.model.vision_model.num_patches
-        starts = places & ~nn.functional.pad(places, (1, 0))[:, :-1]
-        runs, count = starts.long().cumsum(1), places.long().cumsum(1)
-        images = torch.arange(1, (keys - 1) // patches + 1, device=places.device)
-        # The run of each image: that of the token where it is counted.
-        at = (count[:, :, None] == images).long().argmax(1)
-        seen = (count[:, :, None] >= images) & (runs[:, :, None] == runs.gather(1, at)[:, None])
-        seen = seen[:, -length:]
+        seen = latest_run(places, (keys - 1) // patches)[:, -length:]
         some = seen.any(-1, keepdim=True)
         allowed = torch.cat([seen.repeat_interleave(patches, 2), ~some], 2)
         return additive(allowed, dtype), some[:, None].to(dtype)

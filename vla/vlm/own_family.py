@@ -19,7 +19,7 @@ from transformers.modeling_utils import local_torch_dtype
 
 from vla.errors import InputError
 from vla.vlm.cache import PlacedCache, Vision
-from vla.vlm.masks import mask_and_positions, order_of
+from vla.vlm.masks import run_decoder
 from vla.vlm.released import Released, note_places
 
 
@@ -75,16 +75,7 @@ class OwnFamily(Released):
         segments: Int[Tensor, "b l"] | None = None,
     ) -> tuple[Float[Tensor, "b l d"], PlacedCache | None]:
         """See `Backbone.hidden`."""
-        length = embeds.shape[1]
-        mask, positions = mask_and_positions(attention_mask, order_of(attention_mask), segments, length, embeds.dtype)
-        out = self.model.model(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=positions[:, -length:],
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
-        return out.last_hidden_state, cache
+        return run_decoder(self.model.model, embeds, attention_mask, cache, segments), cache
 
 
 def whole(weight: Tensor) -> Sequence[Tensor]:
