@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -100,6 +101,7 @@ def check_backbone(make: Callable[[], Backbone], images: bool = True) -> None:
         if images:
             _images(backbone, rows, expected, segmented)
         _saved(backbone, rows, expected, segmented)
+        _device(backbone, rows, segmented)
     _gradients(backbone, rows, images, segmented)
     with torch.no_grad():
         _added_rows(backbone, rows, expected, segmented)
@@ -194,6 +196,15 @@ def _saved(backbone: Any, rows: Rows, expected: Tensor, segmented: bool) -> None
     for name in ("hidden_size", "vocab_size", "image_size", "tokens_per_image", "image_token_id", "mean", "std"):
         assert getattr(again, name) == getattr(backbone, name), name
     torch.testing.assert_close(uncached(again, rows, segmented)[rows.mask], expected[rows.mask], rtol=0, atol=0)
+
+
+def _device(backbone: Backbone, rows: Rows, segmented: bool) -> None:
+    """What is made without a device is made on another here, and does not mix with the model's."""
+    segments = (torch.arange(rows.ids.shape[1]) >= rows.prompt).long().expand(rows.ids.shape)
+    with torch.device("meta"), suppress(NotImplementedError):  # of what transformers makes elsewhere, and moves
+        embeds, vision = embed(backbone, rows)
+        hidden, _ = backbone.hidden(embeds, rows.mask, backbone.new_cache(), vision, segments if segmented else None)
+        backbone.logits(hidden)
 
 
 def _gradients(backbone: Any, rows: Rows, images: bool, segmented: bool) -> None:

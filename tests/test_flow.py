@@ -132,9 +132,10 @@ def test_insulation_keeps_the_gradient_from_the_backbone_and_changes_no_loss(ada
     model, (prefix, mask), actions = head(adaptive, state), context(), torch.randn(3, HORIZON, WIDTH)
     told = torch.randn(3, state) if state else None
     leaves = [tensor.requires_grad_() for pair in prefix for tensor in pair]
+    drawn = torch.randn_like(actions), sample_time(3)
 
     def loss(insulate: bool) -> Tensor:
-        return model.loss(actions, prefix, mask, everything(), told, insulate, seed())
+        return model.loss(actions, prefix, mask, everything(), told, insulate, drawn)
 
     open_, closed = loss(False), loss(True)
     assert torch.equal(open_, closed)
@@ -150,10 +151,11 @@ def test_what_the_mask_leaves_out_contributes_nothing(adaptive: bool) -> None:
     model, (prefix, prefix_mask), actions = head(adaptive), context(), torch.randn(3, HORIZON, WIDTH)
     mask = everything()
     mask[0, 2:], mask[1, :, 1] = False, False  # past an episode's end; a narrower robot
-    losses = model.loss(actions, prefix, prefix_mask, mask, generator=seed())
+    drawn = torch.randn_like(actions), sample_time(3)
+    losses = model.loss(actions, prefix, prefix_mask, mask, drawn=drawn)
     assert len(losses) == mask.sum()
     spoilt = torch.where(mask, actions, torch.nan)
-    assert torch.equal(losses, model.loss(spoilt, prefix, prefix_mask, mask, generator=seed()))
+    assert torch.equal(losses, model.loss(spoilt, prefix, prefix_mask, mask, drawn=drawn))
     losses.sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     samples = model.sample(prefix, prefix_mask, mask)

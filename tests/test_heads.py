@@ -163,7 +163,9 @@ def test_words_that_are_no_chunk_hold(make_model: Models, name: str, monkeypatch
         ),
     )
     assert VlaPolicy(model).predict(observed(demonstrations()[0])) is None
-    favourite = model.processor.answer  # which may not be said: so the first that may is, without an end
+    favourite = model.processor.tokenizer.token_to_id(
+        "<answer>"
+    )  # which may not be said: so the first that may is, without an end
     assert VlaPolicy(model).predict(observed(demonstrations()[0])) is None
 
 
@@ -244,17 +246,17 @@ def test_the_expert_does_not_see_the_tokens(make_model: Models) -> None:
 def test_some_digits_are_hidden_in_training_and_all_are_asked_for(make_model: Models) -> None:
     processor = make_model(head="text").processor
     plain = processor.batch(demonstrations("", 0))
-    masked = processor.batch(demonstrations("", 0), np.random.default_rng(0))
+    examples = demonstrations("", 0)
+    masked = processor.batch(examples, [np.random.default_rng(row) for row in range(len(examples))])
     assert torch.equal(plain.labels, masked.labels)
     changed = plain.input_ids != masked.input_ids
     digits = (plain.labels >= 0) & (plain.labels != processor.eos)
     assert (masked.input_ids[changed] == processor.pad).all()
     assert 0.2 < changed.sum() / digits.sum() < 0.5
     # Split or not, a batch is masked alike.
-    rng = np.random.default_rng(0)
-    halves = [processor.batch([example], rng).input_ids[0] for example in demonstrations("", 0)]
-    for row, half in zip(masked.input_ids, halves, strict=True):
-        assert torch.equal(row[: len(half)], half)
+    for row, example in enumerate(examples):
+        half = processor.batch([example], [np.random.default_rng(row)]).input_ids[0]
+        assert torch.equal(masked.input_ids[row, : len(half)], half)
 
 
 def test_a_state_can_be_told_as_text(make_model: Models, tmp_path: Path) -> None:
@@ -267,7 +269,7 @@ def test_a_state_can_be_told_as_text(make_model: Models, tmp_path: Path) -> None
     assert batch.state.shape == (1, 0)
     assert processor.robot_prompt([observed(example)]).input_ids.shape[1] + 13 == batch.input_ids.shape[1]
     ids = batch.input_ids[0].tolist()
-    words = processor.tokenizer.decode(ids[: ids.index(processor.answer)])
+    words = processor.tokenizer.decode(ids[: ids.index(processor.tokenizer.token_to_id("<answer>"))])
     state = processor.robot().encode_state(observed(example).state)
     assert words.endswith("state " + " ".join(str(int((value + 1) * 128)) for value in state))
     processor.save(tmp_path)

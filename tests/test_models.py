@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vla import cli
+from vla.chat import ChatFormat
 from vla.errors import InputError
 from vla.vlm.catalog import CATALOG, Family, family
 from vla.vlm.hosted import Hosted, Price
@@ -32,6 +33,8 @@ def test_configuration_says_what_loading_needs(row: Family) -> None:
         model = Hosted(config.pop("model"), price=Price(**config.pop("price")), **config)
         assert model.cost == 0.0
         return
+    if row.role == "backbone" and row.name != "nano":
+        ChatFormat(**config.pop("chat"))
     assert set(config) == {"checkpoint", "image_size", "attention"}
     assert config["attention"] in ("sdpa", "eager")
     assert row.name == "composed" or config["image_size"] % 4 == 0 or row.name == "align"

@@ -85,8 +85,8 @@ def test_every_weight_has_its_place(tmp_path: Path, language: str, every: int) -
     name = f"lang_encoder.{layers}.{every - 1}.gated_cross_attn_layer"
     x, media = torch.randn(2, 3, HIDDEN), torch.randn(2, 1, LATENTS, MEDIA)
     block = backbone.blocks[0]
-    block.keys, block.allowed = block.attention.keys(media[:, 0]), None
-    torch.testing.assert_close(block(x), gated(x, media[:, 0], weights, name), atol=1e-4, rtol=1e-4)
+    keys = block.attention.keys(media[:, 0])
+    torch.testing.assert_close(block(x, keys, None), gated(x, media[:, 0], weights, name), atol=1e-4, rtol=1e-4)
     features = torch.randn(2, 4, MEDIA)
     torch.testing.assert_close(backbone.connector(features), resampled(features, weights), atol=1e-4, rtol=1e-4)
 

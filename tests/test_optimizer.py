@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vla.model import VLA
+from vla.training.muon import Muon
 from vla.training.optimizer import Ema, Optimizers, learning_rate
 
 Models = Callable[..., VLA]
@@ -35,6 +36,45 @@ def test_the_optimizers_decay_matrices_only_and_scale_by_part(make_model: Models
         still = name.startswith("backbone.vision.") or parameter.ndim == 1 or decay == 0
         assert torch.equal(parameter, before[name]) == still, name
         assert (parameter.abs() <= before[name].abs() + 1e-12).all(), name
+
+
+def test_muon_is_that_of_torch() -> None:
+    torch.manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in ((5, 9), (12, 4))]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    one = Muon([{"params": ours, "lr": 0.1, "weight_decay": 0.2}])
+    other = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.2, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        one.step()
+        other.step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_the_head_has_a_rate_of_its_own_and_adamw_can_have_all(make_model: Models) -> None:
+    model = make_model()
+    optimizer = Optimizers(model, 0.5, {"head": 0.0}, "adamw")
+    assert set(optimizer.kinds.values()) == {"adamw"}
+    assert set(Optimizers(model, 0.5, {}).kinds.values()) == {"adamw", "muon"}
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step(0.1)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == (not name.startswith("backbone.")), name
+
+
+def test_without_an_average_the_weights_are_what_is_evaluated(make_model: Models) -> None:
+    model = make_model()
+    ema = Ema(model, 0.0)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    ema.update(model, step=3)
+    ema.swap(model)
+    assert ema.weights == {}
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
 def test_swapping_the_average_twice_changes_nothing(make_model: Models) -> None:

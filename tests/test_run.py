@@ -94,7 +94,7 @@ def test_robots_train_together_and_resume_to_the_bit(
     assert (cut.step, cut.finished) == (1, False)
     resumed = train(**options(data, tmp_path / "b"))
     assert resumed.finished and straight.finished
-    for name in ("training.safetensors", "model.safetensors"):
+    for name in ("training/shard-00001-model-00001-of-00001.safetensors", "model.safetensors"):
         equal_files(tmp_path / "a/step-00000002" / name, tmp_path / "b/step-00000002" / name)
     saved = [json.loads((tmp_path / run / "step-00000002/training.json").read_text()) for run in "ab"]
     # Each third of the rows has its tokens: three actions of three or of four components, where inside the episode.

@@ -22,6 +22,7 @@ from vla.policies.vla import VlaPolicy
 from vla.training import checkpoint
 from vla.training.augment import augment
 from vla.training.checkpoint import Progress
+from vla.training.distributed import World
 from vla.training.loop import Diverged, Plan, train
 from vla.training.optimizer import Ema, Optimizers
 from vla.training.run import evaluator, spread
@@ -68,8 +69,16 @@ def plan(**fields: Any) -> Plan:
     return Plan(**(values | fields))
 
 
-def equal_files(one: Path, other: Path) -> None:
-    ours, theirs = load_file(one), load_file(other)
+ALONE = World(torch.device("cpu"))
+
+
+def saved_state(found: Path) -> dict[str, torch.Tensor]:
+    """What a resumed run needs; of one process, in one file."""
+    (file,) = (found / "training").iterdir()
+    return load_file(file)
+
+
+def equal_states(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), name
@@ -104,7 +113,7 @@ def test_accumulation_equals_the_large_batch(make_model: Models, tmp_path: Path)
         found = checkpoint.latest(run)
         assert found is not None
         # After one step the first moments are the gradients, but for a factor.
-        saved = load_file(found / "training.safetensors")
+        saved = saved_state(found)
         moments.append({k: v for k, v in saved.items() if k.endswith(("exp_avg", "momentum_buffer"))})
     assert max(float(m.abs().max()) for m in moments[0].values()) > 1e-3
     for split in moments[1:]:
@@ -127,9 +136,9 @@ def test_a_resumed_run_equals_a_straight_one_to_the_bit(make_model: Models, tmp_
     resumed = train(resumed_model, mixture(), whole, tmp_path / "b", lambda _: {"vqa": 0.5})
     assert resumed.finished
     assert resumed.evaluations == straight.evaluations
-    for name in ("training.safetensors", "model.safetensors"):
-        equal_files(tmp_path / "a/step-00000006" / name, tmp_path / "b/step-00000006" / name)
-    weights = load_file(tmp_path / "b/step-00000006/model.safetensors")
+    equal_states(*(saved_state(tmp_path / run / "step-00000006") for run in ("a", "b")))
+    weights, resumed_weights = (load_file(tmp_path / run / "step-00000006/model.safetensors") for run in ("a", "b"))
+    equal_states(weights, resumed_weights)
     for name, value in resumed_model.state_dict().items():
         assert torch.equal(value, weights[name]), name
 
@@ -233,7 +242,7 @@ def test_a_kill_while_saving_leaves_the_previous_checkpoint(
 ) -> None:
     model = make_model()
     ema, optimizer = Ema(model, 0.9), Optimizers(model, 0.05, {})
-    checkpoint.save(tmp_path, Progress(1), model, ema, optimizer)
+    checkpoint.save(tmp_path, Progress(1), model, ema, optimizer, ALONE)
 
     def killed(*_: Any, **__: Any) -> None:
         raise SystemExit("killed")
@@ -247,13 +256,13 @@ def test_a_kill_while_saving_leaves_the_previous_checkpoint(
             rmtree = shutil.rmtree
             patch.setattr(shutil, "rmtree", lambda path, **kw: rmtree(path, **kw) if kw else killed())
         with pytest.raises(SystemExit):
-            checkpoint.save(tmp_path, Progress(2), model, ema, optimizer)
+            checkpoint.save(tmp_path, Progress(2), model, ema, optimizer, ALONE)
     expected = 2 if broken == "rmtree" else 1
     found = checkpoint.latest(tmp_path)
     assert found == tmp_path / f"step-{expected:08d}"
     VLA.load(found)
     assert checkpoint.restore(found, make_model(), ema, optimizer).step == expected
-    checkpoint.save(tmp_path, Progress(3), model, ema, optimizer)
+    checkpoint.save(tmp_path, Progress(3), model, ema, optimizer, ALONE)
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-00000003"]
 
 
@@ -275,7 +284,7 @@ def test_evaluation_sees_the_average_in_evaluation_mode(make_model: Models, tmp_
 
     train(make_model(), mixture(), plan(steps=2, evaluate_every=2), tmp_path, evaluate)
     saved = load_file(tmp_path / "step-00000002/model.safetensors")
-    raw = load_file(tmp_path / "step-00000002/training.safetensors")
+    raw = saved_state(tmp_path / "step-00000002")
     assert all(torch.equal(saved[name], value) for name, value in seen[0].items())
     assert any(not torch.equal(raw[f"weight/{name}"], value) for name, value in seen[0].items())
 
@@ -311,7 +320,9 @@ def test_a_run_of_another_model_or_of_other_data_is_refused(make_model: Models, 
         {"steps": 1, "batch_size": 5, "accumulate": 2},
         {"steps": 1, "evaluate_every": 0},
         {"steps": 1, "freeze": ("head",)},
-        {"steps": 1, "lr_scales": {"head": 0.1}},
+        {"steps": 1, "lr_scales": {"nose": 0.1}},
+        {"steps": 1, "ema": 1.0},
+        {"steps": 1, "gradient_report": -1},
     ],
 )
 def test_a_bad_plan_is_refused_before_anything_is_written(

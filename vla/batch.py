@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -31,6 +31,7 @@ class Batch:
     `segments` is 0 for what a whole row sees, and n for its n-th independent turn, which sees 0 and itself.
     `actions` are a row's chunk, normalised, of which the first `given` are under way already; `regressed` are those of
     its numbers that a head learns as numbers; `prefix` is how many tokens come before it.
+    `seed` is what each row's random numbers in training come from, -1 for those of torch's own generator.
     """
 
     images: UInt8[Tensor, "b k h w 3"]
@@ -47,11 +48,19 @@ class Batch:
     regressed: Bool[Tensor, "b t a"]
     given: Int[Tensor, "b"]
     prefix: Int[Tensor, "b"]
+    seed: Int[Tensor, "b"]
     source: tuple[str, ...]
 
     def rows(self, chosen: Int[Tensor, "c"]) -> Batch:
-        tensors = {f.name: getattr(self, f.name)[chosen] for f in fields(self) if f.name != "source"}
-        return Batch(**tensors, source=tuple(self.source[i] for i in chosen.tolist()))
+        return self.each(lambda tensor: tensor[chosen], tuple(self.source[i] for i in chosen.tolist()))
+
+    def to(self, device: torch.device) -> Batch:
+        """Copied while the device computes, where the batch lies in pinned memory."""
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True), self.source)
+
+    def each(self, change: Callable[[Tensor], Tensor], source: tuple[str, ...]) -> Batch:
+        tensors = {f.name: change(getattr(self, f.name)) for f in fields(self) if f.name != "source"}
+        return Batch(**tensors, source=source)
 
 
 @dataclass
@@ -70,6 +79,7 @@ class Row:
     regressed: Bool[np.ndarray, "t"] | None = None
     given: int = 0
     prefix: int = 0
+    seed: int = -1
 
     def add(
         self, ids: Sequence[int], labels: Sequence[int] | None = None, shared: bool = False, weight: float = 1.0
@@ -91,8 +101,11 @@ def collate(
     points_width: int,
     chunk: tuple[int, int],
     left: bool,
+    segmented: bool,
 ) -> Batch:
-    """The rows as tensors, padded on the right or on the `left`; `chunk` is the shape of the largest."""
+    """The rows as tensors, padded on the right or on the `left`; `chunk` is the shape of the largest.
+
+    A row of one turn is all of one segment, unless the backbone must be told (`segmented`)."""
     length = max(len(row.ids) for row in rows)
     input_ids = np.full((len(rows), length), pad)
     labels = np.full((len(rows), length), IGNORE)
@@ -107,7 +120,7 @@ def collate(
         span = slice(length - len(row.ids), length) if left else slice(0, len(row.ids))
         input_ids[i, span], labels[i, span], attention[i, span] = row.ids, row.labels, True
         weights[i, span] = row.weights
-        segments[i, span] = row.segments if row.segment > 1 else 0
+        segments[i, span] = row.segments if segmented or row.segment > 1 else 0
         if row.state is not None:
             state[i, : len(row.state)] = row.state
         if row.points is not None:
@@ -138,6 +151,7 @@ def collate(
         regressed=torch.from_numpy(regressed),
         given=torch.tensor([row.given for row in rows]),
         prefix=torch.tensor([row.prefix for row in rows]),
+        seed=torch.tensor([row.seed for row in rows]),
         source=source,
     )
 

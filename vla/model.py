@@ -6,6 +6,7 @@ Shapes: b rows, l tokens, d hidden size, v vocabulary rows; the last of v are th
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from vla.batch import IGNORE, Batch, point_features
 from vla.errors import InputError
 from vla.heads.decoding import Decoding, keys_values
 from vla.heads.protocol import Asked, Chunks
+from vla.hub import card, checkpoint_of, fetch, write_config
 from vla.processor import Processor
 from vla.scene import POINT_SCALE
 from vla.vlm.backbone import Backbone
@@ -82,6 +84,11 @@ class VLA(nn.Module):
         if head.regression is not None:
             self.regressor = head.regression.module(backbone, told)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; batches that it generates from may be anywhere."""
+        return next(self.parameters()).device
+
     def _soft_rows(self, name: str, rows: Int[Tensor, "n"], smoothing: float) -> None:
         """Rows that are values on a line: their targets are Gaussians, `smoothing` rows wide."""
         at = torch.arange(len(rows))
@@ -119,7 +126,7 @@ class VLA(nn.Module):
         weights = batch.weights[rows, columns + 1]
         if self.processor.head is not None and (regression := self.processor.head.regression) is not None:
             numbers = torch.nonzero(batch.regressed)[:, 0]
-            weights = torch.cat([weights, torch.full((len(numbers),), regression.weight)])
+            weights = torch.cat([weights, weights.new_full((len(numbers),), regression.weight)])
             rows = torch.cat([rows, numbers])
         return rows, weights
 
@@ -142,8 +149,9 @@ class VLA(nn.Module):
     @torch.inference_mode()
     def generate_text(self, batch: Batch, max_tokens: int = 16) -> list[str]:
         """Greedy answers, up to `<eos>`; action rows cannot be chosen."""
+        batch = batch.to(self.device)
         decoding = self._decoding(batch)
-        done = torch.zeros(len(batch.input_ids), dtype=torch.bool)
+        done = torch.zeros(len(batch.input_ids), dtype=torch.bool, device=self.device)
         tokens: list[Tensor] = []
         for _ in range(max_tokens):
             token = decoding.next_logits()[:, : self.text_vocab].argmax(-1)
@@ -171,15 +179,15 @@ class VLA(nn.Module):
             raise InputError("this model has no action head: train it on demonstrations first")
         if len(numbers := set(batch.robot.tolist())) != 1 or -1 in numbers:
             raise InputError("actions are decoded for rows of one robot at a time")
-        robot = processor.robots[numbers.pop()]
+        robot, batch = processor.robots[numbers.pop()], batch.to(self.device)
         decoding = self._decoding(batch)
         # The coordinates, and `<eos>` for what is not in the image.
-        sayable = torch.tensor([*processor.points, processor.eos] if robot.points else [])
+        sayable = torch.tensor([*processor.points, processor.eos] if robot.points else [], device=self.device)
         values: list[Tensor] = []
         for _ in range(robot.point_tokens):
             values.append(decoding.next_logits()[:, sayable].argmax(-1))
             decoding.extend(self.backbone.embed_tokens(sayable[values[-1]][:, None]))
-        said = torch.stack(values, 1).float() if values else torch.zeros(len(batch.input_ids), 0)
+        said = torch.stack(values, 1).float() if values else batch.state.new_zeros(len(batch.input_ids), 0)
         points = said.unflatten(1, (-1, 2))
         points = torch.where((points < POINT_SCALE).all(-1, keepdim=True), points, -1)
         unsaid = processor.points_width - robot.points
@@ -191,7 +199,7 @@ class VLA(nn.Module):
         situation = self.situation(told)[:, None] if processor.head.slots else None
         ask = partial(self._ask, decoding, batch, situation)
         chunks = processor.head.decode(Asked(decoding, robot, told, ask, given, getattr(self, "regressor", None)))
-        return chunks, ((points + 0.5) / POINT_SCALE).numpy()
+        return chunks, ((points + 0.5) / POINT_SCALE).cpu().numpy()
 
     def _decoding(self, batch: Batch) -> Decoding:
         embeds, vision = self._prefix(batch)
@@ -206,7 +214,7 @@ class VLA(nn.Module):
         first: int,
     ) -> Float[Tensor, "b n d"]:
         """The hidden states of further tokens of an action, the first of them its `first`-th."""
-        order = torch.arange(first, first + ids.shape[1]).expand_as(ids)
+        order = torch.arange(first, first + ids.shape[1], device=ids.device).expand_as(ids)
         words = self.backbone.embed_tokens(ids)
         embeds = words + self.slots(self._places(order, batch)) + situation
         return decoding.extend(torch.where((ids >= self.text_vocab)[..., None], embeds, words))
@@ -217,7 +225,8 @@ class VLA(nn.Module):
         if self.told_robots:
             numbers.append(F.one_hot(batch.robot.clamp(min=0), self.told_robots).to(points.dtype))
         if self.processor.head is not None and self.processor.head.tells_given:
-            under_way = (torch.arange(batch.actions.shape[1]) < batch.given[:, None])[..., None]
+            steps = torch.arange(batch.actions.shape[1], device=batch.given.device)
+            under_way = (steps < batch.given[:, None])[..., None]
             numbers.append(torch.cat([batch.actions * under_way, under_way], -1).flatten(1))
         told = torch.cat(numbers, 1)
         return told if told.shape[1] else told.new_zeros(len(told), 1)  # where there is nothing to tell
@@ -242,12 +251,33 @@ class VLA(nn.Module):
         chosen = self.slots(places) + self.situation(self._told(batch, batch.points))[rows]
         return embeds.index_put((rows, columns), chosen.to(embeds.dtype), accumulate=True), vision
 
-    def save(self, folder: Path) -> None:
-        """Weights (safetensors), configuration and processor into `folder`, which must exist."""
-        config = {"backbone": self.backbone.config, "smoothing": self.smoothing}
-        (folder / "config.json").write_text(json.dumps(config, indent=1))
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Weights (safetensors), configuration and processor into `folder`, which must exist.
+
+        `weights` stand for the model's own (`state_dict`): those of a model of which each process holds a part.
+        """
+        write_config(folder, {"backbone": self.backbone.config, "smoothing": self.smoothing})
         self.processor.save(folder)
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+        # Of weights that are tied, safetensors holds one.
+        once = {place(v): (k, v) for k, v in reversed(list((weights or self.state_dict()).items()))}
+        save_file({k: v.contiguous() for k, v in once.values()}, folder / "model.safetensors")
+
+    def save_pretrained(self, folder: str | Path, license: str = "other") -> None:
+        """`save` into a new folder, with a model card (README.md): what `vla push` uploads.
+
+        Raises InputError when there is something at `folder`.
+        """
+        folder = Path(folder)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder} is not empty: remove it, or name another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.save(folder)
+        (folder / "README.md").write_text(card(folder, license))
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, revision: str | None = None) -> VLA:
+        """`load` from a folder, or from the hub ("user/model"). Raises InputError when it is nowhere to be had."""
+        return cls.load(checkpoint_of(fetch(name, revision)))
 
     @classmethod
     def load(cls, folder: Path) -> VLA:
@@ -260,10 +290,19 @@ class VLA(nn.Module):
             config = json.loads((folder / "config.json").read_text())
             model = cls(build(config["backbone"]), Processor.load(folder), config["smoothing"])
             weights = load_file(folder / "model.safetensors")
-            model.load_state_dict({k: v.float() for k, v in weights.items()})
+            lacking = model.load_state_dict({k: v.float() for k, v in weights.items()}, strict=False)
+            state = model.state_dict()
+            known = {place(state[name]) for name in state.keys() - lacking.missing_keys}
+            if lost := [n for n in lacking.missing_keys if place(state[n]) not in known] + lacking.unexpected_keys:
+                raise ValueError(f"{', '.join(lost)} in one of weights and configuration alone")
         except Exception as error:
             raise InputError(f"the checkpoint {folder} is damaged, or its files are not of one: {error}") from error
         return model.eval()
+
+
+def place(tensor: Tensor) -> tuple[int, torch.Size]:
+    """Where a tensor lies: tied weights lie in one place."""
+    return (tensor.data_ptr() if tensor.numel() else id(tensor)), tensor.shape
 
 
 @torch.no_grad()
@@ -271,6 +310,5 @@ def smooth_rows(backbone: Backbone, rows: Int[Tensor, "n"]) -> None:
     """Gives neighbouring rows neighbouring embeddings: random curves of a few low frequencies."""
     at = torch.linspace(0, 1, len(rows))[:, None] * torch.arange(1, 9) * torch.pi
     basis = torch.cat([at.sin(), at.cos()], 1) / 8**0.5
-    language: Any = backbone.parts()["language"]
-    for weight in (language.get_input_embeddings().weight, language.get_output_embeddings().weight):
-        weight[rows] = basis @ (torch.randn(basis.shape[1], weight.shape[1]) * weight.std())
+    for weight in backbone.row_weights():
+        weight[rows - backbone.vocab_size] = basis @ (torch.randn(basis.shape[1], weight.shape[1]) * weight.std())

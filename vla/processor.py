@@ -1,6 +1,6 @@
 """From examples and observations to token batches and back: the one path, saved with the weights.
 
-A row is `<bos> image… image… prompt <answer> target <eos> [prompt <answer> target <eos> …]`.
+A row is a conversation as `ChatFormat` says: of nano `<bos> image… image… prompt <answer> target <eos> [prompt …]`.
 Each image is `tokens_per_image` placeholders; the rows beyond the text vocabulary are the head's, a blank the last.
 An action target is first where what the prompt names is in the images, if the data know it, one
 coordinate after the other (as MolmoAct and embodied chain-of-thought reason before they act); then what the model's
@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
-from itertools import groupby
+from itertools import groupby, repeat
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from vla.actions.bins import UniformBins
 from vla.batch import IGNORE, Batch, Image, Row, Views, collate
+from vla.chat import ChatFormat, Part, encode_whole, token_id
 from vla.errors import InputError
 from vla.heads.build import build_head
 from vla.heads.parallel import ParallelHead
@@ -33,6 +34,7 @@ from vla.heads.protocol import Head, Vocabulary
 from vla.robot_spec import RobotSpec, check_together
 from vla.scene import POINT_SCALE
 from vla.types import Example, Observation
+from vla.vlm import tiling
 
 PAD, BOS, EOS, IMAGE, ANSWER = SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<image>", "<answer>")
 POINT_WEIGHT = 10.0
@@ -56,7 +58,9 @@ class Processor:
     `robots` are those that the model drives, told apart by their embodiments' names; a pure VLM has none. They share
     the action rows and the horizon, each has its own normalisation. Raises InputError when they cannot.
     `head` is the settings of how actions are said; `state_as` says whether a robot's state is told as "numbers" or
-    written out as "text" in the prompt (pi0.5).
+    written out as "text" in the prompt (pi0.5). `chat` is the format of the backbone's conversations, `image` and
+    `pad` are its tokens for these, and `text_vocab` its rows without those of the head; without them they are the
+    tokenizer's own. Of an image that comes with questions up to `tiles` pieces are seen, and the whole (`tiles`).
     """
 
     def __init__(
@@ -69,19 +73,32 @@ class Processor:
         std: Sequence[float] = (0.25, 0.25, 0.25),
         head: Mapping[str, Any] = ParallelHead.settings,
         state_as: str = "numbers",
+        chat: ChatFormat | None = None,
+        image: int | None = None,
+        pad: int | None = None,
+        text_vocab: int | None = None,
+        tiles: int = 1,
     ) -> None:
         check_together(robots)
         if state_as not in ("numbers", "text"):
             raise InputError(f"a state is told as numbers or as text, not as {state_as}")
+        if tiles < 1:
+            raise InputError(f"an image is seen in at least one piece: tiles is {tiles}")
         self.tokenizer, self.robots = tokenizer, tuple(robots)
         self.image_size, self.tokens_per_image = image_size, tokens_per_image
         self.mean, self.std = tuple(mean), tuple(std)
-        self.pad, self.bos, self.eos, self.image, self.answer = (tokenizer.token_to_id(t) for t in SPECIAL_TOKENS)
-        self.text_vocab: int = tokenizer.get_vocab_size()
-        self.state_as = state_as
+        self.chat = chat = chat or ChatFormat()
+        self.pad = token_id(tokenizer, PAD) if pad is None else pad
+        self.image = token_id(tokenizer, IMAGE) if image is None else image
+        self.eos = token_id(tokenizer, chat.end)
+        self._begin = encode_whole(tokenizer, chat.begin)
+        self._question, self._again = (Part.before(tokenizer, text) for text in (chat.question, chat.again))
+        self._answer_part = Part.after(tokenizer, chat.answer)
+        self.text_vocab: int = tokenizer.get_vocab_size() if text_vocab is None else text_vocab
+        self.state_as, self.tiles = state_as, tiles
         self.head: Head | None = None
         if robots:
-            self.head = build_head(head, Vocabulary(tokenizer, self.robots, self.pad, self.eos))
+            self.head = build_head(head, Vocabulary(tokenizer, self.text_vocab, self.robots, self.pad, self.eos))
         # What asks for an action: the row after those of the head.
         self.blank = self.text_vocab + (self.head.rows if self.head else 0)
         # "<image>" in a user's text is text: it must not open a place for an image.
@@ -101,17 +118,17 @@ class Processor:
             raise InputError(f"this model drives {', '.join(known)}, not {name}")
         return known[name] if name else self.robots[0]
 
-    def _encode_text(self, text: str) -> tuple[int, ...]:
-        """Tokens of the text, a space before it; each pair of numbers below 100 in it is a point."""
+    def _encode_text(self, text: str, behind: str = "") -> tuple[int, ...]:
+        """Tokens of the text and of what is `behind` it; each pair of numbers below 100 in the text is a point."""
         if not self.has_points:
-            return tuple(self.tokenizer.encode(" " + text, add_special_tokens=False).ids)
+            return tuple(self.tokenizer.encode(text + behind, add_special_tokens=False).ids)
         ids: list[int] = []
         for part in POINT.split(text):
             if match := POINT.fullmatch(part):
                 ids += (self.points[int(value)] for value in match[0].split())
             elif part.strip():
                 ids += self.tokenizer.encode(" " + part.strip(), add_special_tokens=False).ids
-        return tuple(ids)
+        return (*ids, *self.tokenizer.encode(behind, add_special_tokens=False).ids)
 
     @property
     def state_width(self) -> int:
@@ -124,22 +141,26 @@ class Processor:
     def points_width(self) -> int:
         return max((robot.points for robot in self.robots), default=0)
 
-    def batch(self, examples: Sequence[Example], rng: np.random.Generator | None = None) -> Batch:
+    def batch(self, examples: Sequence[Example], rngs: Sequence[np.random.Generator] = ()) -> Batch:
         """Training rows, padded on the right. Raises InputError when an example does not fit its embodiment.
 
-        A head that hides some of its targets from the model draws them from `rng`, row by row.
+        What is drawn in training for a row comes from its own of `rngs`, where there are any.
         """
-        images = [e.images if e.state is None else _views(self.robot(e.embodiment), e.images) for e in examples]
+        images = [
+            self._pieces(e.images) if e.state is None else _views(self.robot(e.embodiment), e.images) for e in examples
+        ]
         rows = []
-        for example, views in zip(examples, images, strict=True):
+        for example, views, rng in zip(examples, images, rngs or repeat(None), strict=bool(rngs)):
             row = self._opening(len(views))
+            if rng is not None:
+                row.seed = int(rng.integers(2**62))
             if isinstance(example.target, str):
                 self._turn(row, example.prompt)
                 self._answer(row, example.target)
             else:
                 self._act(row, example, rng)
             for prompt, target in example.turns:
-                self._turn(row, prompt, shared=example.conversation)
+                self._turn(row, prompt, later=example.conversation)
                 self._answer(row, target)
             rows.append(row)
         return self._collate(rows, images, tuple(e.source for e in examples), left=False)
@@ -159,7 +180,7 @@ class Processor:
 
     def question_prompt(self, questions: Sequence[str], images: Sequence[Views]) -> Batch:
         """Rows that end where the answer is to be decoded; padded on the left."""
-        rows = []
+        rows, images = [], [self._pieces(views) for views in images]
         for question, views in zip(questions, images, strict=True):
             rows.append(self._opening(len(views)))
             self._turn(rows[-1], question)
@@ -175,18 +196,29 @@ class Processor:
             parts.append(" ".join(values[i] for i in run_ids) if is_point else str(text).strip())
         return " ".join(part for part in parts if part)
 
+    def _pieces(self, images: Views) -> Views:
+        """Each image as its tiles, where there may be several."""
+        if self.tiles == 1:
+            return images
+        cut = {name: tiling.tiles(image, self.image_size, self.tiles) for name, image in images.items()}
+        return {f"{name}/{i}": piece for name, pieces in cut.items() for i, piece in enumerate(pieces)}
+
     def _opening(self, images: int) -> Row:
         row = Row()
-        row.add([self.bos] + [self.image] * (images * self.tokens_per_image), shared=True)
+        row.add([*self._begin, *[self.image] * (images * self.tokens_per_image)], shared=True)
         return row
 
-    def _turn(self, row: Row, prompt: str, shared: bool = False, more: Sequence[int] = ()) -> None:
-        """Adds a prompt, with `more` tokens at its end; not `shared`, the turn is a segment of its own."""
-        row.segment += not shared
-        row.add([*self._encode(prompt.strip()), *more, self.answer])
+    def _turn(self, row: Row, prompt: str, later: bool = False, more: str = "") -> None:
+        """Adds a prompt, with `more` at its end; a turn that is not `later` in a conversation is its own segment."""
+        if self.chat.prefix_lm and row.segment:
+            raise InputError("a prefix-LM sees its whole prompt at once, so a row asks it one question: set turns=1")
+        before = self._again if later else self._question
+        words = self._encode(before.text + prompt.strip(), more + self._answer_part.text)
+        row.segment += not later
+        row.add([*before.ids, *words, *self._answer_part.ids], shared=self.chat.prefix_lm)
 
     def _answer(self, row: Row, text: str) -> None:
-        answer = [*self._encode(text.strip()), self.eos]
+        answer = [*self._encode(self.chat.reply + text.strip()), self.eos]
         row.add(answer, answer)
 
     def _ask(self, row: Row, robot: RobotSpec, prompt: str, state: Float[np.ndarray, "s"]) -> None:
@@ -196,9 +228,7 @@ class Processor:
             row.state = told
             self._turn(row, prompt)
             return
-        # Not as `_encode` has it: these numbers are no points.
-        text = " ".join(map(str, STATE_TEXT.encode(told[None])))
-        self._turn(row, prompt, more=self.tokenizer.encode(f" state {text}", add_special_tokens=False).ids)
+        self._turn(row, prompt, more=" state " + " ".join(map(str, STATE_TEXT.encode(told[None]))))
 
     def _act(self, row: Row, example: Example, rng: np.random.Generator | None) -> None:
         """Adds what a robot is asked to do, its points and its actions."""
@@ -229,6 +259,7 @@ class Processor:
             points_width=self.points_width,
             chunk=(self.robots[0].horizon, max(r.width for r in self.robots)) if self.robots else (0, 0),
             left=left,
+            segmented=self.chat.prefix_lm,
         )
 
     def pixels(self, images: UInt8[Tensor, "*b h w 3"]) -> Float[Tensor, "*b 3 h w"]:
@@ -245,6 +276,11 @@ class Processor:
             "std": self.std,
             "robots": [asdict(robot) for robot in self.robots],
             "state_as": self.state_as,
+            "chat": asdict(self.chat),
+            "image": self.image,
+            "pad": self.pad,
+            "text_vocab": self.text_vocab,
+            "tiles": self.tiles,
         }
         if self.head is not None:
             values["head"] = self.head.settings
@@ -257,7 +293,28 @@ class Processor:
             robot = values.pop("robot")
             values["robots"] = [] if robot is None else [robot | {"statistics_hash": ""}]
         robots = [RobotSpec.from_dict(robot) for robot in values.pop("robots")]
-        return cls(Tokenizer.from_file(str(folder / "tokenizer.json")), robots=robots, **values)
+        chat = ChatFormat(**values.pop("chat", {}))
+        return cls(Tokenizer.from_file(str(folder / "tokenizer.json")), robots=robots, chat=chat, **values)
+
+    def with_robots(
+        self, robots: Sequence[RobotSpec], head: Mapping[str, Any], state_as: str, tiles: int = 1
+    ) -> Processor:
+        """The same for a model that drives these robots."""
+        return Processor(
+            self.tokenizer,
+            self.image_size,
+            self.tokens_per_image,
+            robots,
+            self.mean,
+            self.std,
+            head,
+            state_as,
+            self.chat,
+            self.image,
+            self.pad,
+            self.text_vocab,
+            tiles,
+        )
 
 
 def _views(robot: RobotSpec, images: Views) -> dict[str, Image]:

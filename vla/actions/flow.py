@@ -82,9 +82,10 @@ class FlowHead(nn.Module):
         mask: Bool[Tensor, "b h a"],
         state: Float[Tensor, "b s"] | None = None,
         insulate: bool = False,
-        generator: torch.Generator | None = None,
+        drawn: tuple[Float[Tensor, "b h a"], Float[Tensor, "b"]] | None = None,
     ) -> Float[Tensor, "k"]:
-        """Squared error of the velocity, of each of the k components where `mask` is True, row by row.
+        """Squared error of the velocity, of each of the k components where `mask` is True, row by row, at the noise and
+        the times that were `drawn`, or at new ones.
 
         `insulate`: no gradient reaches the backbone through `prefix`; what trains it are its own tokens. The prefix
         must then not hold the actions' tokens, from which the expert would read what it is to find.
@@ -92,8 +93,7 @@ class FlowHead(nn.Module):
         if insulate:
             prefix = [(keys.detach(), values.detach()) for keys, values in prefix]
         actions = torch.where(mask, actions, 0.0)
-        noise = torch.randn(actions.shape, device=actions.device, generator=generator)
-        time = sample_time(len(actions), actions.device, generator)
+        noise, time = drawn or (torch.randn_like(actions), sample_time(len(actions), actions.device))
         at = time[:, None, None]
         velocity = self(at * noise + (1 - at) * actions, time, prefix, prefix_mask, mask, state)
         return (velocity - (noise - actions)).square()[mask]

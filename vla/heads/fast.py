@@ -57,7 +57,7 @@ class FastHead:
         return order.clamp(max=self.slots - 1)
 
     def decode(self, asked: Asked) -> Chunks:
-        robot, rows = asked.robot, torch.arange(self.text, self.blank)
+        robot, rows = asked.robot, torch.arange(self.text, self.blank, device=asked.told.device)
         # Of a published tokenizer, which may take two tokens for one number, it is not known what one spells.
         most = robot.action_tokens if self._sizes is not None else 2 * robot.action_tokens + 1
         said = say(asked, self.blank, [[] for _ in asked.told], rows, self.eos, most, self._sizes)

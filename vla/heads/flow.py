@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from vla.actions.expert import Expert
-from vla.actions.flow import FlowHead
+from vla.actions.flow import FlowHead, sample_time
 from vla.batch import Batch
 from vla.errors import InputError
 from vla.heads.bins import BinsHead
@@ -93,24 +93,36 @@ class FlowMatchingHead:
     ) -> Float[Tensor, "k"]:
         """The mean over `REPEATS` times and noises."""
         length = int(batch.prefix.max())
-        before = torch.arange(length) < batch.prefix[:, None]
+        before = torch.arange(length, device=batch.prefix.device) < batch.prefix[:, None]
         prefix = [(_repeated(keys[:, :, :length]), _repeated(values[:, :, :length])) for keys, values in cached]
         actions, before, mask, told = (_repeated(x) for x in (batch.actions, before, batch.regressed, told))
-        losses = module.loss(actions, prefix, before, mask, told, self._insulate)
+        losses = module.loss(actions, prefix, before, mask, told, self._insulate, _drawn(batch))
         return losses.unflatten(0, (REPEATS, -1)).mean(0)
 
     def decode(self, asked: Asked) -> Chunks:
         """From the same noise each time: a policy's chunks do not jump between ways that are equally good."""
-        robot, rows, module = asked.robot, len(asked.told), cast(FlowHead, asked.module)
-        mask = (torch.arange(module.action_width) < robot.width).expand(rows, robot.horizon, -1)
-        noise = torch.randn(mask.shape[1:], generator=torch.Generator().manual_seed(0)).expand(mask.shape)
+        robot, rows, module, device = asked.robot, len(asked.told), cast(FlowHead, asked.module), asked.told.device
+        mask = (torch.arange(module.action_width, device=device) < robot.width).expand(rows, robot.horizon, -1)
+        drawn = torch.randn(mask.shape[1:], device="cpu", generator=torch.Generator().manual_seed(0))
+        noise = drawn.to(device).expand(mask.shape)
         given = None
         if asked.given is not None:
-            given = torch.zeros(rows, asked.given.shape[1], module.action_width)
+            given = torch.zeros(rows, asked.given.shape[1], module.action_width, device=device)
             given[..., : robot.width] = torch.from_numpy(asked.given)
         prefix = keys_values(asked.decoding.cache)
         chunks = module.sample(prefix, asked.decoding.mask, mask, asked.told, given, noise)
         return finite(chunks[..., : robot.width])
+
+
+def _drawn(batch: Batch) -> tuple[Float[Tensor, "r h a"], Float[Tensor, "r"]] | None:
+    """The noise and the times of `REPEATS` copies of the rows, as each row's seed says; None where one has no seed."""
+    if (batch.seed < 0).any():
+        return None
+    shape, device = (REPEATS, *batch.actions.shape[1:]), batch.actions.device
+    own = [torch.Generator().manual_seed(seed) for seed in batch.seed.tolist()]
+    noise = torch.stack([torch.randn(shape, device="cpu", generator=generator) for generator in own], 1)
+    time = torch.stack([sample_time(REPEATS, "cpu", generator) for generator in own], 1)
+    return noise.flatten(0, 1).to(device), time.flatten().to(device)
 
 
 def _repeated(x: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "r ..."]:

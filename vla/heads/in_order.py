@@ -24,12 +24,14 @@ def say(
 
     Where their `sizes` are given, `most` is what they add up to: none is said that goes beyond it, and no end before.
     """
-    choice = torch.cat([allowed, torch.tensor([end])])
+    device = asked.told.device
+    choice = torch.cat([allowed.to(device), torch.tensor([end], device=device)])
+    sizes = None if sizes is None else sizes.to(device)
     common = min(map(len, known))
-    said = torch.tensor([[blank, *row[:common]] for row in known])
+    said = torch.tensor([[blank, *row[:common]] for row in known], device=device)
     hidden = asked.ask(said, 0)
-    done = torch.zeros(len(known), dtype=torch.bool)
-    left = torch.full((len(known),), most)
+    done = torch.zeros(len(known), dtype=torch.bool, device=device)
+    left = torch.full((len(known),), most, device=device)
     while (place := said.shape[1] - 1) < most + (sizes is not None):
         scores = asked.decoding.backbone.logits(hidden[:, -1])[:, choice]
         if sizes is not None:
@@ -39,7 +41,7 @@ def say(
         token = choice[at]
         if sizes is not None:
             left = left - torch.nn.functional.pad(sizes, (0, 1))[at]
-        forced = torch.tensor([row[place] if place < len(row) else -1 for row in known])
+        forced = torch.tensor([row[place] if place < len(row) else -1 for row in known], device=device)
         token = torch.where(forced >= 0, forced, torch.where(done, end, token))
         said = torch.cat([said, token[:, None]], 1)
         done |= token == end

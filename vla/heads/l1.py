@@ -61,6 +61,6 @@ class RegressionHead:
         return module.loss(slots, batch.actions, batch.regressed)
 
     def decode(self, asked: Asked) -> Chunks:
-        hidden = asked.ask(torch.full((len(asked.told), self.slots), self.blank), 0)
+        hidden = asked.ask(torch.full((len(asked.told), self.slots), self.blank, device=asked.told.device), 0)
         assert asked.module is not None
         return finite(asked.module(hidden)[..., : asked.robot.width])

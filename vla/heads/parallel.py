@@ -52,7 +52,7 @@ class ParallelHead:
 
     def decode(self, asked: Asked) -> Chunks:
         robot, known = asked.robot, self.encode_given(asked)
-        ids = torch.full((len(known), robot.action_tokens), self.blank)
+        ids = torch.full((len(known), robot.action_tokens), self.blank, device=known.device)
         ids[:, : known.shape[1]] = known
         hidden = asked.ask(ids, 0)
         values = median_bins(asked.decoding.backbone.logits(hidden)[..., self.text : self.blank].float())
@@ -61,8 +61,9 @@ class ParallelHead:
     def encode_given(self, asked: Asked) -> Int[Tensor, "b n"]:
         """Tokens of the actions under way; none where there are none."""
         if asked.given is None:
-            return torch.zeros(len(asked.told), 0, dtype=torch.long)
-        return self.text + torch.from_numpy(np.stack([self.bins.encode(chunk) for chunk in asked.given]))
+            return torch.zeros(len(asked.told), 0, dtype=torch.long, device=asked.told.device)
+        known = np.stack([self.bins.encode(chunk) for chunk in asked.given])
+        return self.text + torch.from_numpy(known).to(asked.told.device)
 
     def chunks(self, asked: Asked, values: Float[Tensor, "b n"]) -> Chunks:
-        return [self.bins.decode(row, asked.robot.horizon, asked.robot.width) for row in values.numpy()]
+        return [self.bins.decode(row, asked.robot.horizon, asked.robot.width) for row in values.cpu().numpy()]

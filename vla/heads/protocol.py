@@ -21,14 +21,11 @@ class Vocabulary:
     """What a head builds on: the tokens of text, and the robots that the model drives."""
 
     tokenizer: Tokenizer
+    text: int
+    """Rows of text: those of a head come after them, the blank last."""
     robots: tuple[RobotSpec, ...]
     pad: int
     eos: int
-
-    @property
-    def text(self) -> int:
-        """Rows of text: those of a head come after them, the blank last."""
-        return int(self.tokenizer.get_vocab_size())
 
     @property
     def horizon(self) -> int:
@@ -136,4 +133,4 @@ class Head(Protocol):
 
 def finite(actions: Float[Tensor, "b h a"]) -> Chunks:
     """A chunk that holds a number that is not finite says nothing."""
-    return [chunk if np.isfinite(chunk).all() else None for chunk in actions.float().numpy()]
+    return [chunk if np.isfinite(chunk).all() else None for chunk in actions.float().cpu().numpy()]

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
+import numpy as np
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
+
+
+def jitter(seeds: Int[Tensor, "b"], images: int, strength: float) -> Float[Tensor, "b k 3"]:
+    """What `augment` is to do to `images` of each row, within `strength`; drawn from the row's seed alone."""
+    drawn = np.stack([np.random.default_rng(seed).random((images, 3), np.float32) for seed in seeds.tolist()])
+    return torch.from_numpy(2 * drawn - 1) * strength
 
 
 def augment(pixels: Float[Tensor, "b k 3 h w"], jitter: Float[Tensor, "b k 3"]) -> Float[Tensor, "b k 3 h w"]:

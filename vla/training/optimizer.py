@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from vla.errors import InputError
 from vla.model import VLA
+from vla.training.muon import Muon
+from vla.training.plan import Optimizer
 
 
 def freeze(model: VLA, parts: tuple[str, ...]) -> None:
@@ -27,33 +29,43 @@ MUON_LR = 2.0
 """Muon's learning rate in units of AdamW's, its updates scaled to the size of AdamW's (Moonlight, sec. 2.2)."""
 
 
+HEAD = "head"
+"""In `lr_scales`, everything that is not the backbone."""
+
+
 class Optimizers:
-    """Muon for the matrices of linear layers, AdamW for everything else (Jordan et al. 2024).
+    """Muon for the matrices of linear layers, AdamW for everything else (Jordan et al. 2024); or AdamW for all.
 
     On the nano backbone Muon leaves the plateau at which no word is bound to what it names after 160 steps;
     AdamW alone had not after 600. Groups carry `lr_scale`, which includes that of the backbone's part.
     """
 
-    def __init__(self, model: VLA, weight_decay: float, lr_scales: Mapping[str, float]) -> None:
+    def __init__(
+        self, model: VLA, weight_decay: float, lr_scales: Mapping[str, float], optimizer: Optimizer = "muon"
+    ) -> None:
         named = model.backbone.parts()
-        if unknown := set(lr_scales) - set(named):
-            raise InputError(f"lr_scales names {sorted(unknown)}: the backbone's parts are {sorted(named)}")
+        if unknown := set(lr_scales) - {*named, HEAD}:
+            raise InputError(f"lr_scales names {sorted(unknown)}: there are {sorted(named)} and {HEAD}")
         part_of = {id(p): name for name, part in named.items() for p in part.parameters()}
-        language: Any = named["language"]
-        head = language.get_output_embeddings()
-        matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear) and m is not head}
+        backbone = {id(p) for n, p in model.named_parameters() if n.startswith("backbone.")}
+        matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+        matrices -= {id(weight) for weight in model.backbone.row_weights()}
         groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                muon, decay = id(parameter) in matrices, weight_decay if parameter.ndim > 1 else 0.0
-                scale = lr_scales.get(part_of.get(id(parameter), ""), 1.0) * (MUON_LR if muon else 1.0)
-                groups.setdefault((muon, scale, decay), []).append(parameter)
+        self._trained: dict[str, nn.Parameter] = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.kinds: dict[str, Optimizer] = {}
+        """Which optimizer each trained parameter has."""
+        for name, parameter in self._trained.items():
+            muon, decay = optimizer == "muon" and id(parameter) in matrices, weight_decay if parameter.ndim > 1 else 0.0
+            self.kinds[name] = "muon" if muon else "adamw"
+            part = part_of.get(id(parameter), "" if id(parameter) in backbone else HEAD)
+            scale = lr_scales.get(part, 1.0) * (MUON_LR if muon else 1.0)
+            groups.setdefault((muon, scale, decay), []).append(parameter)
         kinds: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
         for (muon, scale, decay), parameters in groups.items():
             kinds[muon].append({"params": parameters, "weight_decay": decay, "lr_scale": scale})
         self._parts: list[torch.optim.Optimizer] = []
         if kinds[True]:
-            self._parts.append(torch.optim.Muon(kinds[True], adjust_lr_fn="match_rms_adamw"))
+            self._parts.append(Muon(kinds[True]))
         if kinds[False]:
             self._parts.append(torch.optim.AdamW(kinds[False], betas=(0.9, 0.98), fused=True))
 
@@ -68,28 +80,22 @@ class Optimizers:
             part.zero_grad()
 
     def state(self) -> dict[str, Tensor]:
-        """The moments by "<optimizer>/<parameter>/<name>", as `load_state` takes them."""
+        """The moments by "<parameter>/<name>"; a parameter that no batch has reached has none."""
+        states = {id(p): values for part in self._parts for p, values in part.state.items()}
         return {
-            f"{i}/{j}/{name}": value
-            for i, part in enumerate(self._parts)
-            for j, values in part.state_dict()["state"].items()
-            for name, value in values.items()
+            f"{name}/{key}": value
+            for name, parameter in self._trained.items()
+            for key, value in states.get(id(parameter), {}).items()
         }
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Raises InputError when the moments are of other parameters. One that no batch reached has none."""
-        loaded: list[dict[int, dict[str, Tensor]]] = [{} for _ in self._parts]
-        for key, value in state.items():
-            i, j, name = key.split("/")
-            if int(i) >= len(loaded):
-                raise InputError("it was trained with other frozen parts")
-            loaded[int(i)].setdefault(int(j), {})[name] = value
-        for part, values in zip(self._parts, loaded, strict=True):
-            trained = dict(enumerate(p for group in part.param_groups for p in group["params"]))
-            for index, moments in values.items():
-                if index not in trained or any(m.ndim and m.shape != trained[index].shape for m in moments.values()):
-                    raise InputError("it was trained with other frozen parts")
-            part.load_state_dict({"state": values, "param_groups": part.state_dict()["param_groups"]})
+    def make_state(self, keys: Iterable[str]) -> None:
+        """Makes the moments of these keys of `state`, for a checkpoint to be loaded into."""
+        owner = {id(p): part for part in self._parts for group in part.param_groups for p in group["params"]}
+        for key in keys:
+            name, _, moment = key.rpartition("/")
+            parameter = self._trained[name]
+            made = torch.zeros((), device=parameter.device) if moment == "step" else torch.zeros_like(parameter)
+            owner[id(parameter)].state[parameter][moment] = made.detach()
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
@@ -101,23 +107,25 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
 
 
 class Ema:
-    """Exponential moving average of the trainable weights; young averages forget faster."""
+    """Exponential moving average of the trainable weights; young averages forget faster. A decay of 0 keeps none."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.weights: dict[str, Tensor] = {n: p.detach().clone() for n, p in model.named_parameters()}
+        trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad and decay]
+        self.weights: dict[str, Tensor] = {n: p.detach().clone() for n, p in trained}
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        averages = [self.weights[n] for n, _ in trainable]
-        torch._foreach_lerp_(averages, [p.detach() for _, p in trainable], 1 - decay)
+        raw = dict(model.named_parameters())
+        if self.weights:
+            torch._foreach_lerp_(list(self.weights.values()), [raw[n].detach() for n in self.weights], 1 - decay)
 
     @torch.no_grad()
     def swap(self, model: nn.Module) -> None:
         """Exchanges the model's weights with the average; a second call undoes it."""
-        for name, parameter in model.named_parameters():
-            held = parameter.detach().clone()
-            parameter.copy_(self.weights[name])
+        raw = dict(model.named_parameters())
+        for name, average in self.weights.items():
+            held = raw[name].detach().clone()
+            raw[name].copy_(average)
             self.weights[name] = held

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,16 @@ from vla.datasets.vqa import VqaStore
 from vla.datasets.windows import Windows
 from vla.envs.instructions import every_instruction
 from vla.errors import InputError
-from vla.model import VLA, smooth_rows
-from vla.processor import Processor
-from vla.robot_spec import RobotSpec, check_same
+from vla.model import VLA
+from vla.robot_spec import RobotSpec
 from vla.training.action_head import head_settings
 from vla.training.demonstrations import Demonstrations, robot_specs
 from vla.training.heldout import action_error, vqa_accuracy
 from vla.training.loop import Evaluate, Outcome, Plan
 from vla.training.loop import train as run_plan
+from vla.training.lora import adapt
+from vla.training.start import build
 from vla.types import Example
-from vla.vlm.backbone import Backbone
-from vla.vlm.nano import nano, train_tokenizer
 
 HELD_OUT_WINDOWS = 128
 
@@ -38,7 +36,7 @@ def train(
     data: str | Mapping[str, str] | None,
     vqa: Mapping[str, str],
     out: str,
-    backbone: str,
+    backbone: str | Mapping[str, Any],
     mixture: Mapping[str, float],
     temperature: float | None = None,
     horizon: int,
@@ -47,15 +45,20 @@ def train(
     plan: Mapping[str, Any],
     head: str | Mapping[str, Any] = "parallel",
     state_as: str = "numbers",
+    tiles: int = 1,
+    lora: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Trains on the episodes of `data` (None: no robot) and the question stores `vqa`, into the folder `out`.
 
     `data` is a store, the source "robot", or several by name; those of one embodiment share its normalisation.
     `task` is there for the options, where it names the default of `data`.
     `backbone` is "nano" (pretrained, shipped), "scratch" (nano with random weights and a new tokenizer, trained whole
-    whatever `plan` freezes), or a checkpoint's folder. `mixture` weighs the sources by their names in `data` and `vqa`,
-    with `temperature` also by their size; a store of `data` that it does not name weighs what it says of "robot".
+    whatever `plan` freezes), a checkpoint's folder, or what `vla.vlm.pretrained` opens. `mixture` weighs the sources
+    by their names in `data` and `vqa`, with `temperature` also by their size; a store of `data` that it does not name
+    weighs what it says of "robot".
     `head` says how actions are said (`vla.heads`), by its name or with its options; `state_as` how a state is told.
+    `lora` are the options of `vla.training.lora.adapt`, where adapters are to train in place of the backbone.
+    Images of questions are seen in up to `tiles` pieces. A prefix-LM is asked one question a row, whatever `turns` is.
     Raises InputError, before anything is written, when a path is missing or the parts do not fit together.
     """
     settings = Plan(**{**plan, "freeze": tuple(plan.get("freeze", ()))})
@@ -70,51 +73,21 @@ def train(
         every = weights.pop("robot", 0.0)
         weights = {name: every for name in paths} | weights
     stores = {name: VqaStore(path) for name, path in vqa.items() if weights.get(name, 0) > 0}
-    sources: dict[str, Source] = {name: Conversations(s, "train", turns) for name, s in stores.items()}
     demonstrations = {name: Demonstrations.open(path) for name, path in paths.items()}
     robots = robot_specs(list(demonstrations.values()), horizon)
+    said = head_settings(head, list(demonstrations.values()), robots)
+    model = build(backbone, robots, _texts(stores, [d.store for d in demonstrations.values()]), said, state_as, tiles)
+    if lora is not None:
+        if backbone == "scratch":
+            raise InputError("lora adapts a pretrained backbone, and scratch is not: set lora=null")
+        adapt(model, **lora)
+    turns = 1 if model.processor.chat.prefix_lm else turns
+    sources: dict[str, Source] = {name: Conversations(s, "train", turns) for name, s in stores.items()}
     sources |= {name: d.windows(horizon) for name, d in demonstrations.items()}
     mixed = Mixture(sources, weights, settings.seed, temperature)
-    said = head_settings(head, list(demonstrations.values()), robots)
-    model = build(backbone, robots, _texts(stores, [d.store for d in demonstrations.values()]), said, state_as)
     questions = {n: heldout_by_kind(s, heldout_questions) for n, s in stores.items()}
     heldout = {name: spread(d.heldout(horizon), HELD_OUT_WINDOWS) for name, d in demonstrations.items()}
     return run_plan(model, mixed, settings, Path(out), evaluator(questions, heldout))
-
-
-def build(
-    backbone: str,
-    robots: Sequence[RobotSpec],
-    texts: Iterator[str],
-    head: Mapping[str, Any],
-    state_as: str = "numbers",
-) -> VLA:
-    """A model on the named backbone; its tokenizer is the backbone's, or for "scratch" trained on `texts`.
-
-    A backbone that drives robots already goes on with all its weights, if they are those of the data and its head is
-    of that kind: where they are not, InputError names the component whose statistics differ.
-    """
-    body: Backbone
-    if backbone == "scratch":
-        body, processor = nano(train_tokenizer(sorted(set(texts))))
-        smooth_rows(body, torch.tensor(processor.points))
-    else:
-        base = VLA.load(Path(str(files("vla") / "assets" / "nano")) if backbone == "nano" else Path(backbone))
-        body, processor = base.backbone, base.processor
-    if not processor.has_points:  # it has no words for them
-        robots = [replace(robot, points=0) for robot in robots]
-    if processor.robots and robots:
-        try:
-            check_same(processor.robots, robots)
-        except InputError as error:
-            raise InputError(
-                f"{backbone} drives robots already, and not those of data: {error}; give a vision-language model"
-            ) from None
-        if processor.head and (has := processor.head.settings["kind"]) != head["kind"]:
-            raise InputError(f"{backbone} says actions as {has}, not as {head['kind']}: give a vision-language model")
-        return base
-    arguments = (processor.tokenizer, body.image_size, body.tokens_per_image, robots, processor.mean, processor.std)
-    return VLA(body, Processor(*arguments, head, state_as))
 
 
 def evaluator(

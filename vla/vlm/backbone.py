@@ -78,6 +78,10 @@ class Backbone(Protocol):
         """Grows the vocabulary by exactly `count` rows behind the present ones."""
         ...
 
+    def row_weights(self) -> tuple[Float[Tensor, "_r d"], Float[Tensor, "_r d"]]:
+        """The matrices that hold the last rows of the vocabulary as their last: of the embedding, and of the output."""
+        ...
+
     def parts(self) -> dict[str, nn.Module]:
         """The modules that a training stage freezes by name: vision, connector, language."""
         ...

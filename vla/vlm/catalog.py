@@ -52,20 +52,15 @@ class Family:
 
     @property
     def load(self) -> str:
-        """How to get it, in Python."""
+        """How to get it."""
         config = self.config()
         if self.role == "hosted":
             return f'vla.vlm.hosted.Hosted("{config["model"]}", "{config["base_url"]}", "{config["key_env"]}")'
         if self.role == "dual encoder":
             return f'vla.vlm.dual.DualEncoder.load("{config["checkpoint"]}")'
         if config["checkpoint"] is None:
-            return "vla.vlm.composed.ComposedVLM(vision, language, …)"
-        if self.name == "nano":
-            return "vla train backbone=nano"
-        if self.name == "smollm2-dinov2":
-            return "vla.vlm.wheels.smollm2_dinov2()"
-        checkpoint = "FOLDER" if self.source else config["checkpoint"]
-        return f'vla.vlm.families.load("{checkpoint}")'
+            return "vla train backbone='{vision: ID, language: ID, connector: mlp}'"
+        return f"vla train backbone={'FOLDER' if self.source else self.name}"
 
 
 def _released(name: str, title: str, connector: str, freezes: tuple[str, ...] = (), source: str = "") -> Family:

@@ -78,6 +78,9 @@ class ComposedVLM(nn.Module):
         self.language.resize_token_embeddings(self.vocab_size + count, mean_resizing=False)
         self.config["language"]["vocab_size"] = self.vocab_size
 
+    def row_weights(self) -> tuple[Float[Tensor, "_r d"], Float[Tensor, "_r d"]]:
+        return self.language.get_input_embeddings().weight, self.language.get_output_embeddings().weight
+
     def see(
         self, pixel_values: Float[Tensor, "b k 3 h w"], image_mask: Bool[Tensor, "b k"]
     ) -> Float[Tensor, "n t d"] | None:

@@ -37,15 +37,17 @@ class CrossBlock(nn.Module):
     def before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The hook of a decoder layer: its input passes this block."""
         if args:
-            return (self(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": self(kwargs["hidden_states"])}
+            return (self(args[0], self.keys, self.allowed), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": self(kwargs["hidden_states"], self.keys, self.allowed)}
 
-    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        if self.keys is not None:
-            x = x + self.attention_gate.tanh() * self.attention(self.norm(x), self.keys, self.allowed)
-        return x + self.ff_gate.tanh() * self._feed(x)
+    def forward(
+        self, x: Float[Tensor, "b l d"], keys: Float[Tensor, "b s w"] | None, allowed: Bool[Tensor, "b l s"] | None
+    ) -> Float[Tensor, "b l d"]:
+        if keys is not None:
+            x = x + self.attention_gate.tanh() * self.attention(self.norm(x), keys, allowed)
+        return x + self.ff_gate.tanh() * self._feed(x, allowed)
 
-    def _feed(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+    def _feed(self, x: Float[Tensor, "b l d"], allowed: Bool[Tensor, "b l s"] | None) -> Float[Tensor, "b l d"]:
         return self.ff(x)
 
 
@@ -76,10 +78,10 @@ class AdapterBlock(CrossBlock):
         self.attention = CrossAttention(width, media_width, heads, width // heads, key_heads, normalized=True)
         self.ff = SwiGLU(width, inner)
 
-    def _feed(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        if self.allowed is None:
+    def _feed(self, x: Float[Tensor, "b l d"], allowed: Bool[Tensor, "b l s"] | None) -> Float[Tensor, "b l d"]:
+        if allowed is None:
             return torch.zeros_like(x)
-        return self.ff(x).masked_fill(~self.allowed.any(-1, keepdim=True), 0)
+        return self.ff(x).masked_fill(~allowed.any(-1, keepdim=True), 0)
 
 
 BLOCKS: dict[str, type[CrossBlock]] = {"flamingo": FlamingoBlock, "adapter": AdapterBlock}

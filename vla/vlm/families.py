@@ -69,14 +69,14 @@ def load(
     image_token_id: Any = getattr(config, "image_token_id", None)
     if image_token_id is None:
         image_token_id = tokenizer.convert_tokens_to_ids("<image>")
-    pixels = _pixels(name)
+    normalised = pixels(name)
     run = RUNS.get("minigpt-4" if family == "blip-2" and text.model_type == "llama" else family, {})
     backbone: Any = CLASSES[family](
         config.to_dict(),
         image_token_id=image_token_id,
-        image_size=image_size or _image_size(config),
-        mean=pixels["image_mean"],
-        std=pixels["image_std"],
+        image_size=image_size or side_of(config.vision_config),
+        mean=normalised["image_mean"],
+        std=normalised["image_std"],
         **{where: tokenizer.encode(mark, add_special_tokens=False) for where, mark in run.items()},
         weights=weights,
     )
@@ -85,12 +85,13 @@ def load(
     return backbone, tokenizer
 
 
-def _image_size(config: Any) -> int:
-    size = getattr(config.vision_config, "image_size", NATIVE_SIZE)
+def side_of(vision_config: Any) -> int:
+    """The side of the images that a vision encoder was trained on [pixels]."""
+    size = getattr(vision_config, "image_size", NATIVE_SIZE)
     return int(size if isinstance(size, int) else size[0])
 
 
-def _pixels(name: str | Path) -> dict[str, Any]:
+def pixels(name: str | Path) -> dict[str, Any]:
     """Mean and standard deviation that the checkpoint's images are normalised with; CLIP's, where it does not say."""
     for file in ("processor_config.json", "preprocessor_config.json"):
         path = cached_file(

@@ -17,7 +17,7 @@ from vla.errors import InputError
 from vla.vlm.cache import PlacedCache, Vision, image_places
 from vla.vlm.connectors import build_connector
 from vla.vlm.cross_attention import CrossAttentionBlocks
-from vla.vlm.masks import mask_and_positions, order_of
+from vla.vlm.masks import mask_and_positions, order_of, takes_blocks
 from vla.vlm.released import by_row, note_places
 from vla.vlm.vision import VisionEncoder
 
@@ -89,6 +89,9 @@ class CrossAttentionVLM(nn.Module):
         self.language.resize_token_embeddings(self.vocab_size + count, mean_resizing=False)
         self.config["language"]["vocab_size"] = self.vocab_size
 
+    def row_weights(self) -> tuple[Float[Tensor, "_r d"], Float[Tensor, "_r d"]]:
+        return self.language.get_input_embeddings().weight, self.language.get_output_embeddings().weight
+
     def see(self, pixel_values: Float[Tensor, "b k 3 h w"], image_mask: Bool[Tensor, "b k"]) -> Vision | None:
         if not image_mask.any():
             return None
@@ -125,7 +128,8 @@ class CrossAttentionVLM(nn.Module):
         if cache is not None:
             cache.places, cache.features = places, keys
         self.blocks.look(keys, places, length)
-        mask, positions = mask_and_positions(attention_mask, order_of(attention_mask), segments, length, embeds.dtype)
+        order, blocks = order_of(attention_mask), takes_blocks(self.language)
+        mask, positions = mask_and_positions(attention_mask, order, segments, length, embeds.dtype, blocks=blocks)
         out = self.language.base_model(
             inputs_embeds=embeds,
             attention_mask=mask,
@@ -133,9 +137,7 @@ class CrossAttentionVLM(nn.Module):
             use_cache=cache is not None,
             **({"position_ids": positions[:, -length:]} if self._told_positions else {}),
         )
-        # With checkpointing, the layers are run again in the backward pass.
-        if not self.language.is_gradient_checkpointing:
-            self.blocks.forget()
+        self.blocks.forget()
         return out.last_hidden_state, cache
 
     def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:

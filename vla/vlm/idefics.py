@@ -39,6 +39,12 @@ class Idefics(CrossAttending):
         embedding.num_additional_embeddings = head.out_additional_features = config.additional_vocab_size
         self.model.tie_weights()
 
+    def row_weights(self) -> tuple[Float[Tensor, "_r d"], Float[Tensor, "_r d"]]:
+        embedding, head = self.model.model.embed_tokens, self.model.lm_head
+        if self.model.config.additional_vocab_size == 0:
+            return embedding.weight, head.weight
+        return embedding.additional_embedding.weight, head.additional_fc.weight
+
     def see(self, pixel_values: Float[Tensor, "b k 3 h w"], image_mask: Bool[Tensor, "b k"]) -> Vision | None:
         if not image_mask.any():
             return None

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from vla.errors import InputError
 
@@ -41,7 +42,33 @@ def segment_mask(
 def additive(allowed: Bool[Tensor, "b q k"], dtype: torch.dtype) -> Float[Tensor, "b 1 q k"]:
     """What is added to the attention scores: 0 where allowed, the least finite number elsewhere."""
     zeros = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-    return zeros.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
+    # Finite also where autocast makes bfloat16 of it: a row of infinities has no softmax.
+    return zeros.masked_fill(~allowed, max(torch.finfo(dtype).min, torch.finfo(torch.bfloat16).min))[:, None]
+
+
+def block_mask(mask: Bool[Tensor, "b l"], segments: Int[Tensor, "b l"], bidirectional: bool = False) -> BlockMask:
+    """`segment_mask` as flex attention takes it: blocks in which nothing is allowed are not computed (Dong et al. 2024,
+    arXiv 2412.05496). Its backward pass needs a GPU; a CPU runs it forward only."""
+    rows, length = mask.shape
+    return create_block_mask(
+        lambda b, _, q, k: (
+            mask[b, k]
+            & (
+                ((segments[b, k] == 0) & ((k <= q) | (bidirectional & (segments[b, q] == 0))))
+                | ((segments[b, k] == segments[b, q]) & (k <= q))
+            )
+        ),
+        rows,
+        None,
+        length,
+        length,
+        device=mask.device,
+    )
+
+
+def takes_blocks(decoder: Any) -> bool:
+    """Whether a decoder of transformers attends with flex attention."""
+    return bool(decoder.config._attn_implementation == "flex_attention")
 
 
 def mask_and_positions(
@@ -51,11 +78,12 @@ def mask_and_positions(
     length: int,
     dtype: torch.dtype,
     bidirectional: bool = False,
-) -> tuple[Tensor, Int[Tensor, "b m"]]:
+    blocks: bool = False,
+) -> tuple[Tensor | BlockMask, Int[Tensor, "b m"]]:
     """What a decoder of transformers is given for `length` new of m tokens, `order` their positions without segments.
 
-    The mask is the padding's (b m) for a causal row, or the whole of it (b 1 l l) for one with segments or a
-    `bidirectional` prompt. Raises InputError when segments come after earlier tokens.
+    The mask is the padding's (b m) for a causal row, or the whole of it (b 1 l l; `blocks`: a `block_mask`) for one
+    with segments or a `bidirectional` prompt. Raises InputError when segments come after earlier tokens.
     """
     earlier = mask.shape[1] > length
     told = segments is not None and bool(segments.any())
@@ -64,7 +92,11 @@ def mask_and_positions(
     if earlier or not (told or bidirectional):
         return mask.long(), order
     shared = torch.zeros_like(order) if segments is None else segments
-    whole = additive(segment_mask(mask, shared, bidirectional), dtype)
+    whole: Tensor | BlockMask
+    if blocks:
+        whole = block_mask(mask, shared, bidirectional)
+    else:
+        whole = additive(segment_mask(mask, shared, bidirectional), dtype)
     return whole, segment_positions(order, shared) if told else order
 
 
@@ -81,7 +113,8 @@ def run_decoder(
     `told` is what a family's own decoder takes besides. Raises InputError when segments come after earlier tokens.
     """
     length = embeds.shape[1]
-    seen, positions = mask_and_positions(mask, order_of(mask), segments, length, embeds.dtype)
+    blocks = takes_blocks(decoder)
+    seen, positions = mask_and_positions(mask, order_of(mask), segments, length, embeds.dtype, blocks=blocks)
     out = decoder(
         inputs_embeds=embeds,
         attention_mask=seen,

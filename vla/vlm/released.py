@@ -115,6 +115,9 @@ class Released(nn.Module, ABC):
     def add_rows(self, count: int) -> None:
         self.model.resize_token_embeddings(self.vocab_size + count, mean_resizing=False)
 
+    def row_weights(self) -> tuple[Float[Tensor, "_r d"], Float[Tensor, "_r d"]]:
+        return self.model.get_input_embeddings().weight, self.model.get_output_embeddings().weight
+
 
 class CrossAttending(Released):
     """A family whose images stay beside the text: one token stands for each, and others look at its features."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vla.errors import InputError
 from vla.vlm.cache import PlacedCache, Vision, image_places
-from vla.vlm.masks import mask_and_positions, order_of
+from vla.vlm.masks import mask_and_positions, order_of, takes_blocks
 from vla.vlm.released import Released, note_places
 
 
@@ -104,8 +104,10 @@ class TokenFamily(Released):
             )
         places = image_places(vision, cache, attention_mask, length)
         order, offsets = self._order(attention_mask, places)
-        mask, positions = mask_and_positions(attention_mask, order, segments, length, embeds.dtype, prefix)
-        out = _at(self.model, LAYOUTS[self.family].text)(
+        decoder = _at(self.model, LAYOUTS[self.family].text)
+        told = (length, embeds.dtype, prefix, takes_blocks(decoder))
+        mask, positions = mask_and_positions(attention_mask, order, segments, *told)
+        out = decoder(
             inputs_embeds=embeds,
             attention_mask=mask,
             position_ids=(positions + offsets)[..., -length:],

@@ -1,0 +1,35 @@
+"""Nothing is made on a device but the model's: here every tensor that is made without one is made on another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from vla.model import VLA
+from vla.training.batches import spare
+from vla.training.distributed import World
+from vla.training.loop import Plan
+from vla.training.step import backward
+from vla.types import Observation
+
+HEADS = ("parallel", "bins", "fast", "text", "l1", "flow")
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_stays_on_the_models_device(make_model: Callable[..., VLA], head: str) -> None:
+    from test_heads import options
+
+    model = make_model(points=2, **options(head))
+    processor, robot = model.processor, model.processor.robots[0]
+    batch = processor.batch([spare(processor)] * 2, [np.random.default_rng(i) for i in range(2)])
+    black = np.zeros((32, 32, 3), np.uint8)
+    seen = Observation(dict.fromkeys(robot.embodiment.cameras, black), np.zeros(2), "lift", 0.0)
+    prompt, question = processor.robot_prompt([seen, seen]), processor.question_prompt(["where is it?"], [{}])
+    with torch.device("meta"):
+        backward(model, [batch], Plan(steps=1, precision="fp32"), 0, World(torch.device("cpu")), [])
+        for given in (None, np.zeros((2, 1, 3))):
+            model.generate_actions(prompt, given)
+        model.generate_text(question, 2)

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from vla.datasets.mixture import Mixture
+from vla.model import VLA
+from vla.training.batches import micro_batches
+from vla.training.distributed import World
+from vla.training.gradients import gradient_report
+from vla.training.loop import Plan
+from vla.types import Example
+
+ALONE = World(torch.device("cpu"))
+
+
+class Question:
+    def __init__(self, answer: str) -> None:
+        self.answer = answer
+
+    def __len__(self) -> int:
+        return 3
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        image = np.full((32, 32, 3), 80 * index, np.uint8)
+        return Example({"front": image}, "what color is the cube?", self.answer)
+
+
+def test_the_report_is_that_of_gradients_by_hand(make_model: Callable[..., VLA]) -> None:
+    model, sources = make_model(robot=False), {name: Question(name) for name in ("red", "blue", "rare")}
+    mixture = Mixture(sources, {"red": 4.0, "blue": 2.0, "rare": 0.01}, 0)
+    plan = Plan(steps=1, batch_size=6, accumulate=2, augment=0.0, precision="fp32", loss_weights={"red": 3.0})
+    micro = micro_batches(model.processor, mixture, plan, 1, ALONE)
+    report = gradient_report(model, micro, plan, 1, ALONE, list(mixture.shares))
+    assert all(p.grad is None for p in model.parameters())
+    # By hand: all rows at once, each element weighed, over the weights of all.
+    examples = mixture.batch(1, 6)
+    losses, rows, weights = model(model.processor.batch(examples))
+    weighed = weights * torch.tensor([3.0 if examples[row].source == "red" else 1.0 for row in rows])
+    by_hand = {}
+    for name in ("red", "blue"):
+        own = torch.tensor([examples[row].source == name for row in rows])
+        loss = (losses * weighed)[own].sum() / weighed.sum()
+        found = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True, materialize_grads=True)
+        by_hand[name] = torch.cat([g.flatten() for g in found])
+    assert report.keys() == {"gradient/red", "gradient/blue", "gradient_cosine/blue·red"}  # of rare there is no row
+    for name, gradient in by_hand.items():
+        assert report[f"gradient/{name}"] == pytest.approx(float(gradient.norm()), rel=1e-4)
+    cosine = torch.cosine_similarity(by_hand["red"], by_hand["blue"], dim=0)
+    assert report["gradient_cosine/blue·red"] == pytest.approx(float(cosine), abs=1e-4)

@@ -1,0 +1,187 @@
+"""Any released family as a backbone of `vla train`: its conversations, a policy on it, and the folder that is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TOY
+from tiny_families import MODELS, save_checkpoint
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from vla.batch import IGNORE
+from vla.errors import InputError
+from vla.model import VLA
+from vla.normalize import QuantileNormalizer
+from vla.robot_spec import RobotSpec
+from vla.training.start import build
+from vla.types import Example, Observation
+from vla.vlm import catalog
+from vla.vlm.pretrained import open_backbone, speak
+
+MARKS = ("<pad>", "<s>", "</s>", "<bos>", "<eos>", "<image>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "[INST]")
+MARKS += ("[/INST]", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<end_of_utterance>")
+MARKS += ("<img>", "</img>", "[IMG_BREAK]", "[IMG_END]", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+MARKS += ("<fake_token_around_image>", "<global-img>", "<Img>", "</Img>", "<|endoftext|>")
+ROBOT = RobotSpec(
+    embodiment=TOY,
+    horizon=4,
+    state=QuantileNormalizer((-2.0, -2.5), (2.0, 1.5)),
+    action=QuantileNormalizer((-2.0, -2.0, 0.0), (2.0, 2.0, 1.0)),
+    statistics_hash="none",
+    points=0,
+)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes, and the tokens that the families write around what is said."""
+    words = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens([AddedToken(mark, special=True) for mark in MARKS])
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>")
+
+
+def released(name: str, folder: Path) -> Path:
+    """A tiny checkpoint of a family, with a tokenizer that has the family's tokens."""
+    words = tokenizer()
+    image = words.convert_tokens_to_ids("<image>")
+    values = MODELS[name]
+    changes: dict[str, Any] = {k: image for k in ("image_token_id", "image_token_index") if k in values}
+    if "text_config" in values:
+        changes["text_config"] = {**values["text_config"], "vocab_size": 320}
+    else:
+        changes["vocab_size"] = 320
+    save_checkpoint(name, folder, **changes)
+    words.save_pretrained(folder)
+    return folder
+
+
+def example(seed: int = 0, **fields: Any) -> Example:
+    rng = np.random.default_rng(seed)
+    images = {name: rng.integers(0, 256, (32, 32, 3), np.uint8) for name in TOY.cameras}
+    values: dict[str, Any] = {"images": images, "prompt": "lift the <image> ring", "source": "robot"}
+    return Example(**(values | {"target": rng.uniform(0, 0.5, (4, 3)), "state": np.zeros(2)} | fields))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_family_learns_actions_and_answers_and_is_loaded_as_it_was_saved(name: str, tmp_path: Path) -> None:
+    folder = released(name, tmp_path / "released")
+    model = build(str(folder), [ROBOT], [], {"kind": "parallel"})
+    processor = model.processor
+    view = {"front": example().images["front"]}
+    batch = processor.batch([example(), example(1, images=view, target="red", state=None)])
+    # A name of a token in what a user writes opens no place for an image.
+    assert (batch.input_ids == processor.image).sum(1).tolist() == [processor.tokens_per_image * n for n in (2, 1)]
+    for row, end in ((0, None), (1, processor.eos)):
+        labels = batch.labels[row][batch.labels[row] != IGNORE].tolist()
+        assert end is None or (labels[-1] == end and processor.text(labels[:-1]) == "red")
+    losses, _, _ = model(batch)
+    losses.mean().backward()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    optimizer.step()
+    model.eval()
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    model.save(saved)
+    again = VLA.load(saved)
+    observation = Observation(example().images, np.zeros(2), "lift the ring", 0.0)
+    prompt = processor.robot_prompt([observation])
+    (expected,), _ = model.generate_actions(prompt)
+    (found,), _ = again.generate_actions(again.processor.robot_prompt([observation]))
+    assert expected is not None and found is not None
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    asked = processor.question_prompt(["what is it?"], [view])
+    assert again.generate_text(asked, 4) == model.generate_text(asked, 4)
+
+
+@pytest.mark.parametrize("name", ["llava-1.5", "paligemma", "qwen2-vl", "mllama"])
+def test_what_is_said_step_by_step_is_what_was_trained(name: str, tmp_path: Path) -> None:
+    """The logits behind a prompt, with a cache and padding, are those of the whole row in training."""
+    model = build(str(released(name, tmp_path)), [], [], {"kind": "parallel"}).eval()
+    rows = [example(1, target="red", state=None), example(2, target="red", state=None, prompt="what?")]
+    batch = model.processor.batch(rows)
+    with torch.inference_mode():
+        losses, where, _ = model(batch)
+        asked = model.processor.question_prompt([r.prompt for r in rows], [r.images for r in rows])
+        logp = model._decoding(asked).next_logits().log_softmax(-1)
+    first = [int(torch.nonzero(where == i)[0]) for i in range(2)]
+    start = batch.labels[:, 1:].ge(0).int().argmax(1) + 1
+    expected = logp.gather(1, batch.labels.gather(1, start[:, None])).squeeze(1)
+    torch.testing.assert_close(-losses[first], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_prefix_lm_has_one_turn_a_row(tmp_path: Path) -> None:
+    processor = build(str(released("paligemma", tmp_path)), [], [], {"kind": "parallel"}).processor
+    with pytest.raises(InputError, match="turns=1"):
+        processor.batch([example(target="red", state=None, turns=(("and?", "blue"),))])
+
+
+@pytest.mark.parametrize("row", [r for r in catalog.CATALOG if "chat" in r.config()], ids=lambda r: r.name)
+def test_every_format_of_conversations_says_prompt_and_answer(
+    row: catalog.Family, make_model: Callable[..., VLA]
+) -> None:
+    backbone: Any = make_model(robot=False).backbone
+    words = tokenizer()
+    words.add_special_tokens({"additional_special_tokens": ["<|endofchunk|>"]})
+    backbone.image_token_id = words.convert_tokens_to_ids("<image>")
+    processor = speak(backbone, words, row.config()["chat"])
+    turns = () if processor.chat.prefix_lm else (("shape?", "cube"),)
+    asked = example(target="red", state=None, prompt="colour?", turns=turns, conversation=True)
+    ids = processor.batch([asked]).input_ids[0].tolist()
+    text = processor.tokenizer.decode(ids, skip_special_tokens=False)
+    chat, images = processor.chat, "<image>" * (2 * processor.tokens_per_image)
+    wanted = f"{chat.begin}{images}{chat.question}colour?{chat.answer}{chat.reply}red{chat.end}"
+    assert text == wanted + "".join(f"{chat.again}{p}{chat.answer}{chat.reply}{a}{chat.end}" for p, a in turns)
+
+
+def test_a_backbone_of_two_pretrained_parts(tmp_path: Path) -> None:
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    seeing: Any = CLIPVisionModel(CLIPVisionConfig(image_size=28, patch_size=14, **size))
+    seeing.save_pretrained(tmp_path / "vision")
+    words = tokenizer()
+    language = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), tie_word_embeddings=True, **size))
+    language.save_pretrained(tmp_path / "language")
+    words.save_pretrained(tmp_path / "language")
+    parts = {"vision": str(tmp_path / "vision"), "language": str(tmp_path / "language"), "connector": "linear"}
+    backbone, processor = open_backbone(parts)
+    assert (backbone.image_size, backbone.tokens_per_image) == (28, 4)
+    loaded: Any = backbone.parts()["language"]
+    torch.testing.assert_close(loaded.model.layers[1].mlp.up_proj.weight, language.model.layers[1].mlp.up_proj.weight)
+    first = next(iter(seeing.state_dict()))
+    assert torch.equal(backbone.parts()["vision"].state_dict()[first], seeing.state_dict()[first])
+    model = VLA(backbone, processor)
+    model.save(tmp_path)  # tied weights are written once
+    batch = processor.question_prompt(["what?"], [example().images])
+    assert VLA.load(tmp_path).generate_text(batch, 4) == model.eval().generate_text(batch, 4)
+    with pytest.raises(InputError, match="see language"):
+        open_backbone({"vision": "x"})
+
+
+def test_large_images_of_questions_are_seen_in_pieces(tmp_path: Path) -> None:
+    folder = str(released("internvl-3", tmp_path))
+    model = build(folder, [ROBOT], [], {"kind": "parallel"}, tiles=4)
+    wide = np.random.default_rng(0).integers(0, 256, (28, 56, 3), np.uint8)
+    batch = model.processor.batch([example(target="red", state=None, images={"page": wide}), example()])
+    assert batch.image_mask.sum(1).tolist() == [3, 2]  # two pieces and the whole; a robot's cameras as they are
+    assert np.array_equal(batch.images[0, 0].numpy(), wide[:, :28])
+    assert model(batch)[0].isfinite().all()
+    with pytest.raises(InputError, match="tiles"):
+        build(folder, [ROBOT], [], {"kind": "parallel"}, tiles=0)
+
+
+def test_names_that_cannot_be_opened_say_why() -> None:
+    with pytest.raises(InputError, match="choose of .*paligemma"):
+        open_backbone("no-such-family")
+    with pytest.raises(InputError, match="converted first"):
+        open_backbone("molmo")
+    with pytest.raises(InputError, match="hosted"):
+        open_backbone("gpt-4o")
+    with pytest.raises(InputError, match="not a checkpoint"):
+        open_backbone("no/such-hub-id")

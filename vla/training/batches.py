@@ -1,0 +1,94 @@
+"""The rows of a step as micro-batches. What is drawn for a row depends on the seed, the step and the row alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from vla.batch import Batch
+from vla.datasets.mixture import Mixture
+from vla.processor import Processor
+from vla.training.distributed import World
+from vla.training.plan import Plan
+from vla.types import Example
+
+SPARE = ""
+"""The source of a row that has no weight in the loss."""
+
+
+@contextmanager
+def prefetch(
+    processor: Processor, mixture: Mixture, plan: Plan, start: int, world: World
+) -> Iterator[Iterator[list[Batch]]]:
+    """Micro-batches of this rank, made two steps ahead by a thread; in memory that a GPU reads while it computes."""
+
+    def make(step: int) -> list[Batch]:
+        micro = micro_batches(processor, mixture, plan, step, world)
+        if world.device.type != "cuda":
+            return micro
+        return [batch.each(lambda tensor: tensor.pin_memory(), batch.source) for batch in micro]
+
+    def stream() -> Iterator[list[Batch]]:
+        ahead: list[Future[list[Batch]]] = [pool.submit(make, start + i) for i in range(2)]
+        for step in range(start + 2, plan.steps + 2):
+            yield ahead.pop(0).result()
+            ahead.append(pool.submit(make, step))
+
+    with ThreadPoolExecutor(1) as pool:
+        yield stream()
+
+
+def micro_batches(processor: Processor, mixture: Mixture, plan: Plan, step: int, world: World) -> list[Batch]:
+    """The rows of this rank, in `plan.accumulate` micro-batches; with several, rows of like length stand together, so
+    that less is padded."""
+    examples = mixture.batch(step, plan.batch_size, world.rank, world.size)
+    rows = list(range(world.rank, plan.batch_size, world.size))
+    if world.size > 1:
+        examples.append(spare(processor))
+        rows.append(plan.batch_size)
+    batch = processor.batch(examples, [np.random.default_rng((plan.seed, step, row)) for row in rows])
+    length = batch.attention_mask.sum(1)[: plan.rows(world.size) * plan.accumulate]
+    order = torch.arange(len(length)) if plan.accumulate == 1 else torch.argsort(length, stable=True)
+    groups = list(order.split(plan.rows(world.size)))
+    if world.size > 1:
+        groups = [torch.cat([g, torch.tensor([len(length)])]) if _lacks(batch, g) else g for g in groups]
+    return [trimmed(batch.rows(group)) for group in groups]
+
+
+def spare(processor: Processor) -> Example:
+    """A row with images, and with actions where there is a robot, of no weight in the loss.
+
+    Ranks gather a module's weights together, and so must all run the same modules: a micro-batch that has no image, or
+    no robot where the model drives one, gets this row."""
+    if not processor.robots:
+        return Example({"black": _black(processor)}, "", "", source=SPARE)
+    robot = processor.robots[0]
+    state = robot.state.denormalize(np.zeros((1, len(robot.embodiment.state))))[0]
+    actions = robot.denormalize_actions(np.zeros((robot.horizon, robot.width)), state)
+    images = dict.fromkeys(robot.embodiment.cameras, _black(processor))
+    return Example(images, "", actions, state, source=SPARE, embodiment=robot.name)
+
+
+def _black(processor: Processor) -> UInt8[np.ndarray, "h w 3"]:
+    return np.zeros((processor.image_size, processor.image_size, 3), np.uint8)
+
+
+def _lacks(batch: Batch, rows: Int[Tensor, "n"]) -> bool:
+    drives = bool((batch.robot >= 0).any())
+    return not batch.image_mask[rows].any() or (drives and not (batch.robot[rows] >= 0).any())
+
+
+def trimmed(batch: Batch) -> Batch:
+    """Without the columns, and the images, that no row has."""
+    length, images = int(batch.attention_mask.sum(1).max()), max(1, int(batch.image_mask.sum(1).max()))
+    tokens = {
+        n: getattr(batch, n)[:, :length] for n in ("input_ids", "attention_mask", "labels", "weights", "segments")
+    }
+    return replace(batch, images=batch.images[:, :images], image_mask=batch.image_mask[:, :images], **tokens)

@@ -1,0 +1,55 @@
+"""Whether the sources of a mixture pull the weights the same way (as PCGrad asks of tasks: Yu et al. 2020,
+arXiv 2001.06782, sec. 2.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from vla.batch import Batch
+from vla.model import VLA
+from vla.training.distributed import World
+from vla.training.plan import Plan
+from vla.training.step import backward
+
+
+def gradient_report(
+    model: VLA, micro: Sequence[Batch], plan: Plan, step: int, world: World, sources: Sequence[str]
+) -> dict[str, float]:
+    """`gradient/<source>`, the norm of that source's part of the step's gradient, and `gradient_cosine/<a>·<b>`.
+
+    The parts add up to the gradient that the step takes, before it is clipped. A source without rows is left out.
+    It takes a pass over the batch and the memory of a gradient for each source.
+    """
+    found = {source: _gradient(model, micro, plan, step, world, sources, source) for source in sources}
+    model.zero_grad()
+    pairs = [(s, s) for s in sources] + list(combinations(sources, 2))
+    products = dict(zip(pairs, world.sum(_product(found[a], found[b]) for a, b in pairs), strict=True))
+    norms = {s: products[s, s] ** 0.5 for s in sources if products[s, s] > 0}
+    cosines = {(a, b): products[a, b] / (norms[a] * norms[b]) for a, b in combinations(norms, 2)}
+    return {f"gradient/{s}": n for s, n in norms.items()} | {
+        f"gradient_cosine/{a}·{b}": cosine for (a, b), cosine in cosines.items()
+    }
+
+
+def _gradient(
+    model: VLA,
+    micro: Sequence[Batch],
+    plan: Plan,
+    step: int,
+    world: World,
+    sources: Sequence[str],
+    source: str,
+) -> dict[str, Tensor]:
+    """This rank's slice of the gradient of one source."""
+    model.zero_grad()
+    backward(model, micro, plan, step, world, sources, only={source})
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {name: grad.to_local() if isinstance(grad, DTensor) else grad for name, grad in grads.items()}
+
+
+def _product(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    return float(sum((one[name].double() * other[name].double()).sum() for name in one.keys() & other.keys()))

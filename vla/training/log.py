@@ -1,0 +1,40 @@
+"""How training goes: a line in the terminal and TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Log:
+    """Of the first rank; the others have none and say nothing."""
+
+    bar: Any
+    writer: SummaryWriter | None
+
+    def scalars(self, values: Mapping[str, float], step: int, prefix: str = "") -> None:
+        if self.writer is not None:
+            for name, value in values.items():
+                self.writer.add_scalar(prefix + name, value, step)
+
+    def say(self, line: str) -> None:
+        if self.writer is not None:
+            self.bar.write(line)
+
+
+@contextmanager
+def log(run: Path, start: int, steps: int, first: bool) -> Iterator[Log]:
+    """Goes on from step `start`: what was written of later ones is dropped."""
+    with tqdm(total=steps, initial=start, desc="train", unit="step", smoothing=0.05, disable=not first) as bar:
+        if not first:
+            yield Log(bar, None)
+            return
+        with SummaryWriter(str(run / "tensorboard"), purge_step=start) as writer:
+            yield Log(bar, writer)

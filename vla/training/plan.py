@@ -1,0 +1,61 @@
+"""What a training run is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from vla.errors import InputError
+
+Precision = Literal["auto", "fp32", "bf16"]
+Optimizer = Literal["muon", "adamw"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train. `batch_size` rows are one step, split over the ranks, and on each into `accumulate` micro-batches
+    of equal effect. configs/train.yaml says what each key is."""
+
+    steps: int
+    batch_size: int = 64
+    accumulate: int = 1
+    optimizer: Optimizer = "muon"
+    lr: float = 1e-3
+    warmup: int = 100
+    weight_decay: float = 0.05
+    ema: float = 0.999
+    clip: float = 1.0
+    augment: float = 0.15
+    seed: int = 0
+    evaluate_every: int = 500
+    freeze: tuple[str, ...] = ()
+    lr_scales: Mapping[str, float] = field(default_factory=dict)
+    loss_weights: Mapping[str, float] = field(default_factory=dict)
+    precision: Precision = "auto"
+    checkpointing: bool = False
+    compile: bool = False
+    vqa_margin: float = 0.02
+    gradient_report: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1 or self.accumulate < 1:
+            raise InputError(f"steps, batch_size and accumulate must be positive: {self}")
+        if self.evaluate_every < 1:
+            raise InputError(f"evaluate_every must be positive, not {self.evaluate_every}")
+        if self.gradient_report < 0:
+            raise InputError(f"gradient_report must be 0 or more, not {self.gradient_report}")
+        if not 0 <= self.ema < 1:
+            raise InputError(f"ema must be at least 0 and below 1, not {self.ema}")
+        if self.precision not in get_args(Precision):
+            raise InputError(f"precision {self.precision} is none of {get_args(Precision)}")
+        if self.optimizer not in get_args(Optimizer):
+            raise InputError(f"optimizer {self.optimizer} is none of {get_args(Optimizer)}")
+        self.rows(1)
+
+    def rows(self, ranks: int) -> int:
+        """Rows of a micro-batch on each of `ranks`. Raises InputError when the batch does not split evenly."""
+        if self.batch_size % (self.accumulate * ranks):
+            of = f" x {ranks} ranks" if ranks > 1 else ""
+            raise InputError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}{of}")
+        return self.batch_size // (self.accumulate * ranks)
