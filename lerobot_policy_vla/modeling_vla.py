@@ -1,0 +1,139 @@
+"""A checkpoint of vla as a LeRobot policy.
+
+States, images and actions are passed on as they are: LeRobot's numbers are those of a dataset that `vla convert` read,
+component by component in the dataset's order. Images come as fractions and become bytes again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lerobot.configs.types import FeatureType, PolicyFeature
+from lerobot.policies.pretrained import PreTrainedPolicy
+from torch import Tensor
+
+from lerobot_policy_vla.configuration_vla import VlaConfig
+from vla.errors import InputError
+from vla.model import VLA
+from vla.policies.vla import VlaPolicy as Driver
+from vla.types import Observation
+
+IMAGES, STATE, ACTION = "observation.images.", "observation.state", "action"
+
+
+class VlaPolicy(PreTrainedPolicy):
+    """b robots of one kind. A chunk that does not decode repeats the last command, and at first the present state."""
+
+    config_class = VlaConfig
+    name = "vla"
+
+    def __init__(
+        self,
+        config: VlaConfig,
+        dataset_stats: Any = None,
+        dataset_meta: Any = None,
+        *,
+        model: VLA | None = None,
+        **_: Any,
+    ) -> None:
+        """Raises InputError without a model, and when it drives no robot or several and `config.robot` names none."""
+        super().__init__(config)
+        if model is None:
+            raise InputError("LeRobot does not make this policy: train one with `vla train`, and give --policy.path")
+        self.model = model
+        self._driver = Driver(model, config.robot)
+        body, size = self._driver.embodiment, model.processor.image_size
+        config.input_features = {
+            STATE: PolicyFeature(FeatureType.STATE, (len(body.state),)),
+            **{IMAGES + camera: PolicyFeature(FeatureType.VISUAL, (3, size, size)) for camera in body.cameras},
+        }
+        config.output_features = {ACTION: PolicyFeature(FeatureType.ACTION, (len(body.action),))}
+        self.reset()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_name_or_path: str | Path,
+        *,
+        config: Any = None,
+        revision: str | None = None,
+        cli_overrides: Any = (),
+        **kwargs: Any,
+    ) -> VlaPolicy:
+        """From a folder of `vla train` or `VLA.save_pretrained`, or from the hub."""
+        model = VLA.from_pretrained(pretrained_name_or_path, revision)
+        return cls(config or VlaConfig(), model=model).eval()
+
+    def _save_pretrained(self, save_directory: Path, state_dict: Any = None) -> None:
+        self.model.save_pretrained(save_directory)
+
+    def get_optim_params(self) -> Any:
+        return self.parameters()
+
+    def reset(self) -> None:
+        self._queue: deque[Tensor] = deque()
+        self._last: Tensor | None = None
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Any]]:
+        raise NotImplementedError("LeRobot does not train this policy: use `vla train`")
+
+    def select_action(self, batch: dict[str, Any], **_: Any) -> Tensor:
+        """The next action of each robot (b, a), in the embodiment's units; plans when there is none left."""
+        if not self._queue:
+            self._queue.extend(self.predict_action_chunk(batch)[:, : self.config.n_action_steps].unbind(1))
+        self._last = self._queue.popleft()
+        return self._last
+
+    def predict_action_chunk(self, batch: dict[str, Any], **_: Any) -> Tensor:
+        """A chunk for each robot (b, h, a). Raises InputError when the batch is not of this robot."""
+        chunks = self._driver.predict_batch(observations := self._observations(batch))
+        horizon = self.model.processor.robots[0].horizon
+        rows = [
+            np.tile(self._held(i, one), (horizon, 1)) if chunk is None else chunk.actions
+            for i, (chunk, one) in enumerate(zip(chunks, observations, strict=True))
+        ]
+        return torch.from_numpy(np.stack(rows)).float()
+
+    def _held(self, row: int, observation: Observation) -> Any:
+        """What holds a robot still: its last command, or where it is."""
+        if self._last is not None and row < len(self._last):
+            return self._last[row].numpy()
+        body = self._driver.embodiment
+        if lacking := [name for name in body.action if name not in body.state]:
+            raise InputError(f"no chunk could be decoded, and the state does not say what holds {', '.join(lacking)}")
+        return body.anchor(observation.state)
+
+    def _observations(self, batch: dict[str, Any]) -> list[Observation]:
+        body = self._driver.embodiment
+        _check_units(body, batch.get("robot_type") or "")
+        if lacking := [key for key in (STATE, *(IMAGES + c for c in body.cameras)) if key not in batch]:
+            raise InputError(f"{', '.join(lacking)} is missing from LeRobot's observation: name it with --rename_map")
+        states = batch[STATE].cpu().double().numpy()
+        tasks = [batch.get("task") or ""] * len(states) if isinstance(batch.get("task"), str | None) else batch["task"]
+        images = {camera: _bytes(batch[IMAGES + camera]) for camera in body.cameras}
+        return [
+            Observation({camera: rows[i] for camera, rows in images.items()}, state, tasks[i], 0.0)
+            for i, state in enumerate(states)
+        ]
+
+
+def _bytes(images: Tensor) -> np.ndarray:
+    """Fractions (b, 3, h, w) as bytes (b, h, w, 3)."""
+    return (images.cpu() * 255).round().clamp(0, 255).byte().movedim(1, -1).contiguous().numpy()
+
+
+def _check_units(body: Any, robot_type: str) -> None:
+    """Raises InputError for a robot of LeRobot, which tells degrees and percent, where the model knows radians."""
+    if (
+        isinstance(robot_type, str)
+        and robot_type not in ("", body.name)
+        and any("[rad]" in name for name in body.state)
+    ):
+        raise InputError(
+            f"this policy knows {body.name} in radians, and LeRobot's {robot_type} tells other units: "
+            "train on demonstrations that `vla convert` read from this robot's dataset"
+        )

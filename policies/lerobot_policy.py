@@ -1,0 +1,159 @@
+"""A policy of LeRobot (ACT, diffusion, SmolVLA, ...) as one of ours, on the same scenes.
+
+| LeRobot feature         | observation                                                                    |
+|-------------------------|--------------------------------------------------------------------------------|
+| observation.images.NAME | images[NAME], as fractions of 255, channels first; `observation.image`, if one |
+| observation.state       | state                                                                          |
+| task                    | instruction                                                                    |
+| action                  | the chunk's actions                                                            |
+
+Numbers are passed on as they are: the policy must have been trained in the embodiment's units, on a dataset of
+`vla convert` for instance. Names are changed as the checkpoint's own `rename_observations_processor` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import copy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vla.embodiment import Embodiment
+from vla.errors import InputError
+from vla.hub import fetch
+from vla.types import ActionChunk, Observation
+
+STATE, ACTION, IMAGE, IMAGES = "observation.state", "action", "observation.image", "observation.images."
+PLACES = ("pretrained_model", "checkpoints/last/pretrained_model")
+"""Where LeRobot's trainer puts the checkpoint in its folders."""
+
+
+class LeRobotPolicy:
+    """Chunks of a LeRobot policy for one embodiment, clipped to its limits; None for numbers that are not finite.
+
+    A policy that looks back (n_obs_steps > 1) must see every step: its chunks are one action long, and it plans as
+    many as its n_action_steps say. Raises InputError when cameras or widths are not the embodiment's.
+    """
+
+    def __init__(self, policy: Any, before: Any, after: Any, embodiment: Embodiment) -> None:
+        """`policy` is a PreTrainedPolicy; `before` and `after` its pre- and post-processor."""
+        self._policy, self._before, self._after, self._embodiment = policy, before, after, embodiment
+        self._keys = _image_keys(policy.config, before, embodiment)
+        self.reset()
+
+    @property
+    def embodiment(self) -> Embodiment:
+        return self._embodiment
+
+    def reset(self) -> None:
+        for part in (self._policy, self._before, self._after):
+            part.reset()
+
+    @torch.inference_mode()
+    def predict(
+        self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
+    ) -> ActionChunk | None:
+        """See `Policy.predict`. Raises InputError for a prefix, and for images of another size than trained on."""
+        if prefix is not None:
+            raise InputError("a policy of LeRobot cannot start a chunk with given actions")
+        batch = self._before(self._batch(observation))
+        if self._policy.config.n_obs_steps > 1:
+            said = self._after(self._policy.select_action(batch))[:, None]
+        else:
+            said = self._after(self._policy.predict_action_chunk(batch))
+        actions = said[0].double().cpu().numpy()
+        if not np.isfinite(actions).all():
+            return None
+        actions = np.clip(actions, self._embodiment.action_low, self._embodiment.action_high)
+        return ActionChunk(actions, observation.time, 1 / self._embodiment.control_hz)
+
+    def _batch(self, observation: Observation) -> dict[str, Any]:
+        """A batch of one, as LeRobot's own rollouts make it."""
+        state = torch.from_numpy(np.asarray(observation.state, np.float32))[None]
+        batch: dict[str, Any] = {STATE: state, "task": [observation.instruction], "robot_type": self._embodiment.name}
+        for camera, (key, shape) in self._keys.items():
+            if camera not in observation.images:
+                raise InputError(f"camera {camera} is missing from the observation, which has {[*observation.images]}")
+            image: Tensor = torch.from_numpy(np.ascontiguousarray(observation.images[camera])).permute(2, 0, 1)
+            if tuple(image.shape) != shape:
+                raise InputError(
+                    f"the policy was trained on images of {camera} of {shape[2]} x {shape[1]} pixels, "
+                    f"these have {image.shape[2]} x {image.shape[1]}: train it on this robot's images"
+                )
+            batch[key] = image[None].float() / 255
+        return batch
+
+
+def load_lerobot(name: str) -> Callable[[gymnasium.Env[Any, Any]], LeRobotPolicy]:
+    """What gives each environment its policy: the weights are loaded once, what is remembered is each one's own.
+
+    `name` is a checkpoint of LeRobot's trainer, the folder of one of its runs, or a model of the hub. Raises InputError
+    when it cannot be loaded.
+    """
+    folder = fetch(name)
+    folder = next((folder / place for place in PLACES if (folder / place).is_dir()), folder)
+    load = cache(lambda: _load(folder))
+
+    def serve(env: gymnasium.Env[Any, Any]) -> LeRobotPolicy:
+        policy, before, after = load()
+        return LeRobotPolicy(copy(policy), before, after, env.unwrapped.embodiment)  # type: ignore[attr-defined]
+
+    return serve
+
+
+def _load(folder: Path) -> tuple[Any, Any, Any]:
+    """The policy, its pre- and its post-processor."""
+    if not (folder / "config.json").exists():
+        raise InputError(f"{folder} is no policy of LeRobot: config.json is missing")
+    import lerobot.policies  # noqa: F401 its policies register themselves
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+    from lerobot.utils.import_utils import register_third_party_plugins
+
+    register_third_party_plugins()
+    try:
+        config = PreTrainedConfig.from_pretrained(folder)
+        policy = get_policy_class(config.type).from_pretrained(folder, config=config, strict=True)
+        device = {"device_processor": {"device": config.device}}
+        before, after = make_pre_post_processors(config, str(folder), preprocessor_overrides=device)
+    except ImportError as error:
+        raise InputError(f"this policy needs more of LeRobot: {error}") from error
+    except Exception as error:
+        raise InputError(f"LeRobot cannot load {folder}: {error}") from error
+    return policy.eval(), before, after
+
+
+def _image_keys(config: Any, before: Any, embodiment: Embodiment) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The key and the shape (3, h, w) under which the policy wants each camera.
+
+    Raises InputError that says in what the policy's features are not the embodiment's.
+    """
+    renamed: Mapping[str, str] = {}
+    for step in before.steps:
+        renamed = getattr(step, "rename_map", renamed)
+    wanted = {name: feature for name, feature in config.input_features.items() if "empty_camera" not in name}
+    for kind, features in ((STATE, wanted), (ACTION, config.output_features)):
+        names = embodiment.state if kind == STATE else embodiment.action
+        if kind in features and tuple(features[kind].shape) != (len(names),):
+            width = features[kind].shape
+            raise InputError(f"the policy's {kind} has the shape {width}, {embodiment.name} has {len(names)}: {names}")
+    wanted.pop(STATE, None)
+    keys = {}
+    for camera in embodiment.cameras:
+        for key in (IMAGES + camera, IMAGE):
+            if renamed.get(key, key) in wanted and (key != IMAGE or len(embodiment.cameras) == 1):
+                keys[camera] = key, tuple(wanted.pop(renamed.get(key, key)).shape)
+    if wanted:
+        raise InputError(
+            f"the policy wants {', '.join(sorted(wanted))}, {embodiment.name} has cameras "
+            f"{', '.join(embodiment.cameras)} and the state: name the policy's features for the robot's "
+            f"(such as {IMAGES}{embodiment.cameras[0]}) in rename_map, in the checkpoint's policy_preprocessor.json"
+        )
+    return keys

@@ -1,0 +1,26 @@
+"""A tiny model for the simulated SO-101, with random weights."""
+
+from __future__ import annotations
+
+from vla.envs.make import make_env
+from vla.model import VLA
+from vla.normalize import QuantileNormalizer
+from vla.processor import Processor
+from vla.robot_spec import RobotSpec
+
+
+def so101_model(plain: VLA) -> VLA:
+    """The weights of `make_model(robot=False)`, driving another robot."""
+    env = make_env("pick")
+    body = env.unwrapped.embodiment  # type: ignore[attr-defined]
+    env.close()
+    spec = RobotSpec(
+        embodiment=body,
+        horizon=4,
+        state=QuantileNormalizer(body.action_low, body.action_high),
+        action=QuantileNormalizer((-0.2,) * 6, (0.2,) * 6),
+        statistics_hash="none",
+    )
+    old = plain.processor
+    processor = Processor(old.tokenizer, old.image_size, old.tokens_per_image, (spec,))
+    return VLA(plain.backbone, processor).eval()

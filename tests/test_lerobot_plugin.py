@@ -1,0 +1,265 @@
+"""Our checkpoints in LeRobot: its own commands load them through the plug-in, and see the same numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from so101_checkpoints import so101_model
+
+from vla.envs.make import make_env
+from vla.errors import InputError
+from vla.hub import LEROBOT_FILES
+from vla.model import VLA
+from vla.policies.vla import VlaPolicy
+from vla.types import Observation
+
+ROOT = Path(__file__).resolve().parents[1]
+TOY_ROBOT = '''
+import json, os
+from dataclasses import dataclass
+import numpy as np
+from lerobot.robots import Robot, RobotConfig
+
+@RobotConfig.register_subclass("toy")
+@dataclass
+class ToyConfig(RobotConfig):
+    log: str = ""
+
+class Toy(Robot):
+    """Goes at once where it is told to."""
+    config_class, name = ToyConfig, "toy"
+    is_connected = is_calibrated = True
+    observation_features = {"lift.pos": float, "turn.pos": float, "front": (8, 10, 3), "wrist": (8, 10, 3)}
+    action_features = {"lift.pos": float, "turn.pos": float, "grip.pos": float}
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.config, self.at, self.sent = config, {"lift.pos": 0.1, "turn.pos": -0.2}, []
+
+    def connect(self, calibrate=True): ...
+    def calibrate(self): ...
+    def configure(self): ...
+
+    def get_observation(self):
+        return {**self.at, **{name: np.full((8, 10, 3), 7, np.uint8) for name in ("front", "wrist")}}
+
+    def send_action(self, action):
+        self.sent.append(action)
+        self.at = {name: action[name] for name in self.at}
+        return action
+
+    def disconnect(self):
+        with open(self.config.log, "w") as file:
+            json.dump(self.sent, file)
+'''
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the plug-in's wheel unpacked, as an installer leaves it, and a robot without hardware."""
+    folder = tmp_path_factory.mktemp("plugin")
+    command = [sys.executable, "-c", f"import setuptools.build_meta as b; b.build_wheel({str(folder)!r})"]
+    source = folder / "source"
+    source.mkdir()
+    for file in (ROOT / "lerobot_policy_vla").glob("*.*"):
+        (source / file.name).write_text(file.read_text())
+    subprocess.run(command, cwd=source, check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    target = folder / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(target)
+    (target / "lerobot_robot_toy.py").write_text(TOY_ROBOT)
+    about = target / "lerobot_robot_toy-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: lerobot_robot_toy\nVersion: 1\n")
+    return target
+
+
+@pytest.fixture
+def plugin(site: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(site))
+    import lerobot_policy_vla.modeling_vla as modeling
+    import lerobot_policy_vla.processor_vla  # noqa: F401
+
+    return modeling
+
+
+def command(site: Path, name: str, *arguments: str) -> None:
+    """One of LeRobot's commands, as its console script starts it."""
+    (script,) = entry_points(group="console_scripts", name=name)
+    assert isinstance(script, EntryPoint)
+    code = f"import sys; from {script.module} import {script.attr} as main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "PYTHONPATH": str(site)},
+        cwd=site,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow  # LeRobot's command needs ten seconds and more to start
+def test_lerobot_eval_rolls_a_checkpoint_out(site: Path, tmp_path: Path, make_model: Callable[..., VLA]) -> None:
+    so101_model(make_model(robot=False)).save_pretrained(tmp_path / "policy")
+    command(
+        site,
+        "lerobot-eval",
+        f"--policy.path={tmp_path / 'policy'}",
+        "--env.type=vla",
+        "--eval.n_episodes=2",
+        "--eval.batch_size=2",
+        "--eval.use_async_envs=false",
+        f"--output_dir={tmp_path / 'out'}",
+    )
+    results = json.loads((tmp_path / "out" / "eval_info.json").read_text())
+    assert results["overall"]["n_episodes"] == 2
+
+
+def test_the_environment_is_ours_under_lerobots_names(plugin: ModuleType) -> None:
+    """The same seed is the same scene and instruction, as LeRobot hands it to a policy."""
+    from lerobot.envs.configs import EnvConfig
+    from lerobot.envs.factory import make_env as make_theirs
+    from lerobot.envs.utils import preprocess_observation
+
+    config = EnvConfig.get_choice_class("vla")(task="place", randomize=False)
+    theirs, ours = make_theirs(config)["vla"][0], make_env("place", randomize=False, phrasing="heldout")
+    values, told = ours.reset(seed=4)
+    seen = preprocess_observation(theirs.reset(seed=[4])[0])
+    assert seen.keys() == {"observation.state", "observation.images.front", "observation.images.wrist"}
+    assert list(theirs.call("task_description")) == [told["instruction"]]
+    np.testing.assert_allclose(seen["observation.state"][0], values["state"], atol=1e-6)
+    np.testing.assert_array_equal(plugin._bytes(seen["observation.images.wrist"])[0], values["images"]["wrist"])
+    assert theirs.call("_max_episode_steps") == (150,)
+    theirs.close()
+    ours.close()
+
+
+def test_lerobot_rollout_drives_a_robot(site: Path, tmp_path: Path, make_model: Callable[..., VLA]) -> None:
+    model = make_model()
+    model.save_pretrained(tmp_path / "policy")
+    command(
+        site,
+        "lerobot-rollout",
+        f"--policy.path={tmp_path / 'policy'}",
+        "--robot.type=toy",
+        f"--robot.log={tmp_path / 'sent.json'}",
+        "--task=lift the ring",
+        "--fps=10",
+        "--duration=1",
+        "--return_to_initial_position=false",
+        "--play_sounds=false",
+    )
+    sent = json.loads((tmp_path / "sent.json").read_text())
+    images = {name: np.full((8, 10, 3), 7, np.uint8) for name in ("front", "wrist")}
+    state = np.array([0.1, -0.2], np.float32).astype(np.float64)
+    chunk = VlaPolicy(model).predict(Observation(images, state, "lift the ring", 0.0))
+    assert chunk is not None
+    np.testing.assert_allclose(list(sent[0].values()), chunk.actions[0], atol=1e-5)
+    assert list(sent[0]) == ["lift.pos", "turn.pos", "grip.pos"]
+
+
+def observation(seed: int) -> Observation:
+    rng = np.random.default_rng(seed)
+    images = {name: rng.integers(0, 256, (8, 10, 3), np.uint8) for name in ("front", "wrist")}
+    return Observation(images, rng.normal(size=2).astype(np.float32).astype(np.float64), "lift the ring", 0.0)
+
+
+def batch_of(*observations: Observation) -> dict[str, object]:
+    """As LeRobot hands observations to a policy."""
+    images = {
+        f"observation.images.{camera}": torch.stack(
+            [torch.from_numpy(o.images[camera]).permute(2, 0, 1).float() / 255 for o in observations]
+        )
+        for camera in ("front", "wrist")
+    }
+    state = torch.from_numpy(np.stack([o.state for o in observations])).float()
+    return {"observation.state": state, "task": [o.instruction for o in observations], **images}
+
+
+def test_the_policy_sees_the_numbers_that_ours_sees(plugin: ModuleType, make_model: Callable[..., VLA]) -> None:
+    from lerobot_policy_vla import VlaConfig
+
+    model = make_model()
+    config = VlaConfig(n_action_steps=2)
+    policy = plugin.VlaPolicy(config, model=model)
+    observations = [observation(0), observation(1)]
+    expected = [chunk.actions for chunk in VlaPolicy(model).predict_batch(observations) if chunk is not None]
+    batch = batch_of(*observations)
+    torch.testing.assert_close(policy.predict_action_chunk(batch).double().numpy(), np.stack(expected))
+    assert {name: tuple(f.shape) for name, f in config.input_features.items()} == {
+        "observation.state": (2,),
+        "observation.images.front": (3, 32, 32),
+        "observation.images.wrist": (3, 32, 32),
+    }
+    steps = [policy.select_action(batch).double().numpy() for _ in range(3)]
+    torch.testing.assert_close(np.stack(steps), np.stack(expected, 1)[[0, 1, 0]])
+
+
+def test_what_does_not_decode_holds_the_robot(
+    plugin: ModuleType, make_model: Callable[..., VLA], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lerobot_policy_vla import VlaConfig
+
+    model = so101_model(make_model(robot=False))
+    policy = plugin.VlaPolicy(VlaConfig(), model=model)
+    state = torch.full((1, 6), 0.3)
+    images = {f"observation.images.{camera}": torch.zeros(1, 3, 9, 9) for camera in ("front", "wrist")}
+    batch = {"observation.state": state, "task": "pick it up", **images}
+    said = [None]
+    monkeypatch.setattr(model, "generate_actions", lambda *_: (said, np.zeros((1, 0, 2))))
+    torch.testing.assert_close(policy.predict_action_chunk(batch), state[:, None].expand(1, 4, 6))
+    said[0] = np.full((4, 6), 0.5)  # type: ignore[call-overload]
+    commanded = policy.select_action(batch)
+    said[0] = None
+    policy._queue.clear()
+    torch.testing.assert_close(policy.select_action({**batch, "observation.state": state + 1}), commanded)
+    policy.reset()
+    torch.testing.assert_close(policy.select_action(batch), state)
+
+
+def test_mistakes_are_named(plugin: ModuleType, make_model: Callable[..., VLA]) -> None:
+    from lerobot_policy_vla import VlaConfig
+
+    model = make_model()
+    with pytest.raises(InputError, match="vla train"):
+        plugin.VlaPolicy(VlaConfig())
+    with pytest.raises(InputError, match="drives toy, not so101"):
+        plugin.VlaPolicy(VlaConfig(robot="so101"), model=model)
+    policy = plugin.VlaPolicy(VlaConfig(), model=model)
+    batch = batch_of(observation(0))
+    with pytest.raises(InputError, match="observation.images.wrist is missing.*--rename_map"):
+        policy.select_action({k: v for k, v in batch.items() if "wrist" not in k})
+    with pytest.raises(InputError, match="radians.*so101_follower tells other units"):
+        policy.select_action({**batch, "robot_type": "so101_follower"})
+    with pytest.raises(NotImplementedError, match="vla train"):
+        policy.forward(batch)
+
+
+def test_a_checkpoint_saved_by_lerobot_is_one_of_ours(
+    plugin: ModuleType, make_model: Callable[..., VLA], tmp_path: Path
+) -> None:
+    """The processors that are written down are those that the plug-in makes."""
+    from lerobot_policy_vla import VlaConfig
+    from lerobot_policy_vla.processor_vla import make_vla_pre_post_processors
+
+    model = make_model()
+    config = VlaConfig()
+    plugin.VlaPolicy(config, model=model).save_pretrained(tmp_path / "policy")
+    again = VLA.from_pretrained(tmp_path / "policy")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    for pipeline in make_vla_pre_post_processors(config):
+        pipeline.save_pretrained(tmp_path / "lerobot")
+    for name, values in LEROBOT_FILES.items():
+        assert json.loads((tmp_path / "lerobot" / name).read_text()) == values
