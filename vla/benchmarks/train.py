@@ -1,0 +1,182 @@
+"""`vla bench train`: `vla train`'s loop and LeRobot's own, turn by turn, on the same demonstrations and shapes.
+
+Each side trains in a process of its own, which stands still while another has its turn; a figure is the median over
+turns. Both train all weights with AdamW, in the same precision, with the same batch size, images and chunks and one
+noise for each row of a flow; LeRobot has its loader of four processes, `vla train` its augmentation and moving average.
+`vla train` as by default, with Muon and four noises for each row, is measured besides.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from vla.benchmarks import train_ours
+from vla.benchmarks.table import Table, Target
+from vla.benchmarks.train_contestant import Contestant
+from vla.benchmarks.train_shapes import REAL, TINY, Shape, save_for_lerobot
+from vla.convert import convert
+from vla.datasets.episodes import EpisodeStore
+from vla.envs.make import make_env
+from vla.options import bind, compose
+from vla.record import demonstrate
+from vla.training.plan import Precision
+from vla.training.step import uses_bf16
+
+RATIO, MFU = 1.3, 0.45
+H100 = 989e12
+"""FLOP/s of an H100 or H200 in bfloat16, dense (NVIDIA's data sheet)."""
+WARM = 32
+"""Steps that do not count: twice as many batches as LeRobot reads ahead while its first steps are slow."""
+BIG = "3 B"
+"""The shape whose utilisation has a target."""
+
+
+def bench_train(
+    shapes: Sequence[Shape] | None = None,
+    stored: Sequence[str] = ("video", "images"),
+    episodes: int = 40,
+    batch_size: int = 32,
+    steps: int = 10,
+    turns: int = 7,
+    workers: int = 4,
+    precision: Precision = "auto",
+) -> Table:
+    """Samples/s, milliseconds a step with those waiting for data, and utilisation of each side.
+
+    `stored` says how the LeRobotDataset keeps its images; a side has `turns` turns of `steps` steps each.
+    Without `shapes`: real ones where there is a CUDA device, tiny ones elsewhere.
+    """
+    device = torch.device("cuda" if (real := torch.cuda.is_available()) else "cpu")
+    shapes = shapes or (REAL if real else TINY)
+    bf16 = uses_bf16(precision, device)
+    peak = H100 if real else gemm_peak(torch.bfloat16 if bf16 else torch.float32)
+    rows: list[dict[str, Any]] = []
+    targets: list[Target] = []
+    for shape in shapes:
+        with tempfile.TemporaryDirectory(prefix="vla-bench-") as folder:
+            entries = _entries(shape, Path(folder), stored, episodes, batch_size, precision, bf16, workers)
+            measured = _measure(entries, steps, turns, Path(folder), together=shape in TINY)
+        mine = median(turn["s"] for turn in measured["vla"])
+        for name, of in measured.items():
+            seconds, waited = median(turn["s"] for turn in of), median(turn["waited"] for turn in of)
+            rate, flops = batch_size * steps / seconds, of[0]["flops"]
+            rows.append(
+                {
+                    "policy": f"{shape.policy} {shape.parameters}",
+                    "loop": name,
+                    "samples/s": rate,
+                    "step ms": 1000 * seconds / steps,
+                    "of it data ms": 1000 * waited / steps,
+                    "CPU ms": 1000 * median(turn["cpu"] for turn in of) / steps,
+                    "GFLOP/sample": flops / 1e9,
+                    "MFU": rate * flops / peak,
+                    "vla / it": seconds / mine,
+                }
+            )
+            if name.startswith("lerobot"):
+                targets.append(Target(f"samples/s of vla / {name}, {shape.policy}", seconds / mine, RATIO))
+            elif name == "vla" and shape.parameters == BIG and real:
+                targets.append(Target(f"MFU of a {BIG} backbone", rate * flops / peak, MFU))
+    tqdm.write(f"peak {peak / 1e12:.3g} TFLOP/s in {'bf16' if bf16 else 'fp32'}, {torch.get_num_threads()} thread(s)")
+    return Table(rows, targets)
+
+
+def gemm_peak(dtype: torch.dtype, size: int = 1024, seconds: float = 2.0) -> float:
+    """FLOP/s of this processor on square matrices, with as many threads as training has; the best of many products."""
+    left, right = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
+    best, stop = float("inf"), time.perf_counter() + seconds
+    while (start := time.perf_counter()) < stop:
+        left @ right
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+Entry = tuple[Callable[..., None], tuple[Any, ...]]
+
+
+def _entries(
+    shape: Shape,
+    folder: Path,
+    stored: Sequence[str],
+    episodes: int,
+    batch_size: int,
+    precision: Precision,
+    bf16: bool,
+    workers: int,
+) -> dict[str, Entry]:
+    """The loop of each side and its arguments: the same episodes, recorded once and converted."""
+    data = str(folder / "demos.zarr")
+    _record(data, episodes, shape.image_size)
+    (folder / "sizes").mkdir()
+    save_for_lerobot(shape, data, folder / "sizes")
+    entries: dict[str, Entry] = {}
+    for name, default in (("vla", False), ("vla as by default", True)):
+        entries[name] = (train_ours.loop, (shape, data, batch_size, precision, default, folder / f"run-{default}"))
+    for kind in stored:
+        written = folder / kind
+        with redirect_stdout(io.StringIO()):
+            bind(convert, compose("convert", [f"src={data}", f"dst={written}", f"use_videos={kind == 'video'}"]))()
+        arguments = (shape, written, batch_size, bf16, folder / "sizes", workers, folder / f"run-{kind}")
+        entries[f"lerobot {kind}"] = (_lerobot, arguments)
+    return entries
+
+
+def _lerobot(*arguments: Any) -> None:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from vla.benchmarks.train_lerobot import loop
+
+    loop(*arguments)
+
+
+def _record(path: str, episodes: int, size: int) -> None:
+    env = make_env("pick", image_size=size, randomize=True)
+    with EpisodeStore.create(path, env.unwrapped.embodiment) as store:  # type: ignore[attr-defined]
+        for seed in tqdm(range(episodes), desc="record", unit="episode"):
+            store.append(demonstrate(env, "pick", seed, 0.0))
+    env.close()
+
+
+def _measure(
+    entries: dict[str, Entry], steps: int, turns: int, folder: Path, together: bool
+) -> dict[str, list[dict[str, float]]]:
+    """The turns of each side, in turn where all fit into memory `together`."""
+    measured: dict[str, list[dict[str, float]]] = {name: [] for name in entries}
+    groups = [list(entries)] if together else [[name] for name in entries]
+    for group in groups:
+        with ExitStack() as stack:
+            # A side that stands still would outlive this process.
+            stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)))
+            sides = {}
+            for name in group:
+                loop, arguments = entries[name]
+                sides[name] = stack.enter_context(_running(loop, steps, folder / f"{name}.log", arguments))
+            warm = math.ceil(WARM / steps)
+            for number in tqdm(range(warm + turns), desc=", ".join(group), unit="turn"):
+                for name, side in sides.items():
+                    turn = side.turn()
+                    if number >= warm:
+                        measured[name].append(turn)
+    return measured
+
+
+@contextmanager
+def _running(loop: Callable[..., None], steps: int, log: Path, arguments: Sequence[Any]) -> Iterator[Contestant]:
+    side = Contestant(loop, steps, log, *arguments)
+    try:
+        yield side
+    finally:
+        side.close()

@@ -1,0 +1,78 @@
+"""`vla train`'s loop as a contestant of `vla bench train`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.flop_counter import FlopCounterMode
+
+from vla.batch import Batch
+from vla.benchmarks.train_contestant import Turns
+from vla.benchmarks.train_shapes import Shape, ours
+from vla.heads import flow
+from vla.model import VLA
+from vla.training.loop import train
+from vla.training.plan import Plan, Precision
+
+
+def loop(
+    turns: Turns, shape: Shape, data: str, batch_size: int, precision: Precision, default: bool, folder: Path
+) -> None:
+    """Trains for ever. Unless as by `default`, with AdamW, and one time and noise a row for its flow head."""
+    torch.manual_seed(0)
+    if not default:
+        flow.REPEATS = 1
+    model, mixture = ours(shape, data)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    flops = _flops(model.to(device), model.processor.batch(mixture.batch(0, batch_size)).to(torch.device(device)))
+    _Clock(model, turns, flops / batch_size)
+    settings: dict[str, Any] = {} if default else {"optimizer": "adamw"}
+    if device == "cuda":  # LeRobot keeps no average, for which there is no room beside 3 B weights and their moments
+        settings |= {"compile": True, "ema": 0.0}
+    plan = Plan(10**6, batch_size, evaluate_every=10**6, lr=1e-4, precision=precision, **settings)
+    train(model, mixture, plan, folder)
+
+
+class _Clock:
+    """Ends a turn when the steps of it are done: the next forward pass begins.
+
+    A step waits for data from the end of the one before until its batch is made.
+    """
+
+    def __init__(self, model: VLA, turns: Turns, flops: float) -> None:
+        self.turns, self.flops = turns, flops
+        self.step, self.ended, self.waited = 0, 0.0, 0.0
+        self.made: list[float] = []
+        processor: Any = model.processor
+        self._make, processor.batch = processor.batch, self._batch
+        model.register_forward_pre_hook(self._begins)
+        register_optimizer_step_post_hook(self._ends)
+
+    def _batch(self, *arguments: Any) -> Batch:
+        batch: Batch = self._make(*arguments)
+        self.made.append(time.perf_counter())
+        return batch
+
+    def _ends(self, *_: Any) -> None:
+        self.ended = time.perf_counter()
+
+    def _begins(self, *_: Any) -> None:
+        if self.step:
+            self.waited += max(0.0, self.made[self.step] - self.ended)
+            if self.step % self.turns.steps == 0:
+                self.turns.end(waited=self.waited, flops=self.flops)
+                self.waited = 0.0
+        self.step += 1
+
+
+def _flops(model: VLA, batch: Batch) -> float:
+    """Of a forward and a backward pass; of attention all products, those that a mask hides too."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(batch)[0].sum().backward()
+    model.zero_grad()
+    return float(counter.get_total_flops())

@@ -1,0 +1,204 @@
+"""The models that `vla bench train` compares, as `vla train` and as LeRobot builds them, with random weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+from vla.actions.fast import FastTokenizer
+from vla.chat import ChatFormat
+from vla.datasets.mixture import Mixture
+from vla.model import VLA
+from vla.processor import PAD, SPECIAL_TOKENS, Processor
+from vla.training.action_head import head_settings
+from vla.training.demonstrations import Demonstrations, robot_specs
+from vla.vlm.build import build
+
+MARKS = ("<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
+"""What SmolVLM's tokenizer has to have besides ours."""
+FAST_ROWS = 1025
+"""Rows of the vocabulary for FAST's tokens and the blank."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """`model` is a configuration of transformers; its vocabulary without the rows for actions."""
+
+    policy: Literal["smolvla", "pi0_fast"]
+    parameters: str
+    model: Mapping[str, Any]
+    image_size: int
+    chunk: int
+
+    @property
+    def words(self) -> int:
+        return int(self.model["text_config"]["vocab_size"])
+
+
+def _smolvlm(text: Mapping[str, Any], vision: Mapping[str, Any], scale: int) -> dict[str, Any]:
+    text = {"model_type": "llama", "max_position_embeddings": 8192, "pad_token_id": 0, "head_dim": 64, **text}
+    return {
+        "model_type": "smolvlm",
+        "text_config": text,
+        "vision_config": vision,
+        "scale_factor": scale,
+        "image_token_id": 3,
+        "pad_token_id": 0,
+    }
+
+
+def _paligemma(text: Mapping[str, Any], vision: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "model_type": "paligemma",
+        "text_config": {"model_type": "gemma", "num_key_value_heads": 1, "pad_token_id": 0, **text},
+        "vision_config": {"model_type": "siglip_vision_model", "vision_use_head": False, **vision},
+        "image_token_index": 3,
+        "projection_dim": text["hidden_size"],
+    }
+
+
+def _sizes(width: int, inner: int, layers: int, heads: int, **more: int) -> dict[str, int]:
+    sizes = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers}
+    return sizes | {"num_attention_heads": heads} | more
+
+
+TINY = (
+    Shape(
+        "smolvla",
+        "tiny",
+        _smolvlm(
+            _sizes(192, 512, 4, 6, num_key_value_heads=2, head_dim=32, vocab_size=1024),
+            _sizes(128, 512, 4, 4, image_size=96, patch_size=16),
+            2,
+        ),
+        image_size=96,
+        chunk=16,
+    ),
+    Shape(
+        "pi0_fast",
+        "tiny",
+        _paligemma(
+            _sizes(192, 768, 4, 4, head_dim=48, vocab_size=1024),
+            _sizes(128, 512, 4, 4, image_size=96, patch_size=16),
+        ),
+        image_size=96,
+        chunk=16,
+    ),
+)
+"""What a CPU trains."""
+REAL = (
+    Shape(
+        "smolvla",
+        "0.5 B",
+        _smolvlm(
+            _sizes(960, 2560, 16, 15, num_key_value_heads=5, vocab_size=49280),
+            _sizes(768, 3072, 12, 12, image_size=512, patch_size=16),
+            4,
+        ),
+        image_size=512,
+        chunk=50,
+    ),
+    Shape(
+        "pi0_fast",
+        "3 B",
+        _paligemma(
+            _sizes(2048, 16384, 18, 8, head_dim=256, vocab_size=256127),
+            _sizes(1152, 4304, 27, 16, image_size=224, patch_size=14),
+        ),
+        image_size=224,
+        chunk=50,
+    ),
+)
+"""SmolVLA (SmolVLM2-500M's first 16 layers) and pi0-FAST (PaliGemma 3B at 224 pixels)."""
+
+
+def words(count: int) -> Tokenizer:
+    """A tokenizer with `count` tokens: one for each word, whatever it is."""
+    names = [*SPECIAL_TOKENS, *MARKS]
+    names += [f"w{i}" for i in range(count - len(names))]
+    tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token=names[-1]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = [AddedToken(name, special=True) for name in (*SPECIAL_TOKENS, *MARKS)]
+    tokenizer.add_special_tokens(special)
+    return tokenizer
+
+
+def ours(shape: Shape, data: str) -> tuple[VLA, Mixture]:
+    """The model that `vla train` makes of the shape, for the robot of the store `data`, and what it is trained on."""
+    demonstrations = Demonstrations.open(data)
+    # LeRobot's models say no points.
+    robots = [replace(robot, points=0) for robot in robot_specs([demonstrations], shape.chunk)]
+    backbone = build(
+        {
+            "family": shape.model["model_type"],
+            "model": shape.model,
+            "image_token_id": 3,
+            "image_size": shape.image_size,
+            "mean": [0.5] * 3,
+            "std": [0.5] * 3,
+        }
+    )
+    fast = shape.policy == "pi0_fast"
+    processor = Processor(
+        words(shape.words),
+        shape.image_size,
+        backbone.tokens_per_image,
+        robots,
+        head=head_settings("fast" if fast else "flow", [demonstrations], robots),
+        state_as="text" if fast else "numbers",
+        chat=ChatFormat(prefix_lm=fast),
+    )
+    model = VLA(backbone, processor)
+    return model, Mixture({"robot": demonstrations.windows(shape.chunk)}, {"robot": 1.0}, seed=0)
+
+
+def save_for_lerobot(shape: Shape, data: str, folder: Path) -> None:
+    """What LeRobot loads from a hub otherwise: the configuration, the tokenizer of text and that of actions."""
+    from transformers import AutoConfig, PreTrainedTokenizerFast
+
+    fast = shape.policy == "pi0_fast"
+    rows = shape.words + (FAST_ROWS if fast else 0)
+    text = dict(shape.model["text_config"]) | {"vocab_size": rows}
+    AutoConfig.for_model(**{**shape.model, "text_config": text}).save_pretrained(folder)
+    named = dict(zip(("fake_image_token", "global_image_token", "end_of_utterance_token"), MARKS, strict=True))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words(rows),
+        pad_token=PAD,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        extra_special_tokens={"image_token": "<image>", **named},
+    )
+    if fast:
+        tokenizer.save_pretrained(folder)
+        _train_fast(shape, data, folder)
+        return
+    from transformers import SmolVLMImageProcessor, SmolVLMProcessor
+    from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
+
+    parts: dict[str, Any] = {"image_processor": SmolVLMImageProcessor(), "video_processor": SmolVLMVideoProcessor()}
+    SmolVLMProcessor(tokenizer=tokenizer, **parts).save_pretrained(folder)
+
+
+def _train_fast(shape: Shape, data: str, folder: Path) -> None:
+    """FAST of the chunks as LeRobot normalises them, by mean and spread; and how long the longest is."""
+    demonstrations = Demonstrations.open(data)
+    store, spec = demonstrations.store, robot_specs([demonstrations], shape.chunk)[0]
+    mean, spread = store.action[:].mean(0), store.action[:].std(0)
+
+    def chunks() -> Iterator[Any]:
+        for record in store.records:
+            actions = store.action[record.frames]
+            wanted = np.minimum(np.arange(len(actions))[:, None] + np.arange(spec.horizon), len(actions) - 1)
+            yield (actions[wanted] - mean) / (spread + 1e-8)
+
+    tokenizer = FastTokenizer.train(chunks)
+    tokenizer.save(folder)
+    longest = max(len(tokenizer.encode(chunk)) for some in chunks() for chunk in some)
+    # With <bos>, "Action", ":" and "|" around them.
+    (folder / "lengths.json").write_text(json.dumps({"actions": longest + 4}))
