@@ -1,7 +1,7 @@
 """Gymnasium environments on MuJoCo. Importing this registers them and loads neither MuJoCo nor a model.
 
 >>> import gymnasium, vla.envs
->>> env = gymnasium.make("vla/SO101Pick-v1")
+>>> env = gymnasium.make("vla/SO101-Pick-v1")
 """
 
 from __future__ import annotations
@@ -17,12 +17,31 @@ if sys.platform == "linux":
 # One software-rendering thread a process: these scenes are too small to share out.
 os.environ.setdefault("LP_NUM_THREADS", "1")
 
-MAX_STEPS = {"pick": 100, "place": 150, "push": 150}
+MAX_STEPS = {
+    "pick": 100,
+    "place": 150,
+    "push": 150,
+    "stack": 200,
+    "sort": 400,
+    "press": 100,
+    "drawer-open": 150,
+    "drawer-close": 150,
+    "order": 450,
+    "count": 250,
+    "relation": 100,
+    "bimanual-lift": 150,
+}
 """Control steps after which an episode is truncated, by task."""
+
+
+def env_id(task: str) -> str:
+    """The Gymnasium id of a task: that of "drawer-open" is "vla/SO101-DrawerOpen-v1"."""
+    return f"vla/SO101-{''.join(word.capitalize() for word in task.split('-'))}-v1"
+
 
 for _task in MAX_STEPS:
     register(
-        id=f"vla/SO101{_task.capitalize()}-v1",
+        id=env_id(_task),
         entry_point="vla.envs.so101:SO101Env",
         kwargs={"task": _task},
         max_episode_steps=MAX_STEPS[_task],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -11,14 +12,60 @@ from vla.errors import InputError
 
 
 def make_env(name: str, **kwargs: Any) -> gym.Env[Any, Any]:
-    """The environment of a task ("pick") or of a Gymnasium id ("vla/SO101Pick-v1"), with its step limit.
+    """The environment of a task ("pick"), of a Gymnasium id ("vla/SO101-Pick-v1"), or of another suite
+    ("metaworld/reach-v3", "my.yaml": `vla.envs.suites`), with its step limit.
 
-    Raises InputError for a name that is neither, listing the tasks.
+    Raises InputError for a name that is none of these, listing the tasks.
     """
-    tasks = {task: f"vla/SO101{task.capitalize()}-v1" for task in vla.envs.MAX_STEPS}
-    known = set(tasks.values())
-    name = tasks.get(name, name)
-    if name not in known:
-        raise InputError(f"unknown task {name!r}; known: {', '.join(tasks)}")
+    ids = _ids()
+    if name not in ids and name not in ids.values():
+        return _of_suite(name, **kwargs)
     # Gymnasium's checker repeats on every environment what the tests check once.
-    return gym.make(name, disable_env_checker=True, **kwargs)
+    return gym.make(ids.get(name, name), disable_env_checker=True, **kwargs)
+
+
+def check_task(name: str, axes: Sequence[str], *, swap: bool) -> None:
+    """Raises InputError for an unknown task, and for an axis or a swap of instructions that it does not have."""
+    ids = _ids()
+    name = next((task for task, env_id in ids.items() if env_id == name), name)
+    if name in ids:
+        from vla.envs.axes import check_axes
+        from vla.envs.tasks import get_task
+
+        check_axes(axes, get_task(name))
+        return
+    _read(name)
+    if axes or swap:
+        raise InputError(
+            f"{name} has neither axes nor other instructions to a scene: axes=[] axes_report=[] swap=false"
+        )
+
+
+def _ids() -> dict[str, str]:
+    return {task: vla.envs.env_id(task) for task in vla.envs.MAX_STEPS}
+
+
+def _read(name: str) -> Any:
+    from vla.envs.suites.config import is_suite, read_suite, suites
+
+    if not is_suite(name):
+        others = ", ".join(f"{suite}/TASK" for suite in suites())
+        raise InputError(f"unknown task {name!r}; known: {', '.join(_ids())}; {others}, or a FILE.yaml")
+    return read_suite(name)
+
+
+def _of_suite(
+    name: str,
+    *,
+    axes: Sequence[str] = (),
+    image_size: int | None = None,
+    images: bool = True,
+    randomize: bool = True,
+    phrasing: str = "train",
+    holdout: bool = False,
+) -> gym.Env[Any, Any]:
+    """Scenes and wordings are the suite's own: of what changes ours, only the images can be told."""
+    check_task(name, axes, swap=False)
+    from vla.envs.suites.env import SuiteEnv
+
+    return SuiteEnv(_read(name), image_size, images)

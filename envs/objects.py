@@ -1,4 +1,4 @@
-"""What can lie on the table: objects of every colour and shape, bowls and zones."""
+"""What can lie on the table: objects of every colour and shape, bowls and zones, buttons and drawers."""
 
 from __future__ import annotations
 
@@ -21,10 +21,29 @@ SIZES: dict[str, tuple[float, float, float]] = {
     "cylinder": (0.0165, 0.0165, 0.021),
     "brick": (0.030, 0.014, 0.012),
     "cone": (0.021, 0.021, 0.023),
+    "bar": (0.012, 0.11, 0.017),
+    "egg": (0.024, 0.016, 0.016),
+    "disc": (0.022, 0.022, 0.008),
 }
 """Half extents [m] of each shape at scale 1: x, y, z, standing on the table. The brick's long side is x."""
-SHAPES = tuple(SIZES)
+SHAPES = ("cube", "ball", "cylinder", "brick", "cone")
+"""What the tasks and the questions draw from; a bar takes two arms, the rest are distractors."""
+ODD_SHAPES = ("egg", "disc")
+ODD_COLORS = {"white": (0.95, 0.95, 0.95), "black": (0.08, 0.08, 0.08), "pink": (0.98, 0.55, 0.70)}
+"""The distractors' shapes and colours: no instruction names them."""
+HELD_OUT = {
+    "cube": "purple",
+    "ball": "orange",
+    "cylinder": "yellow",
+    "brick": "blue",
+    "cone": "red",
+    "bar": "green",
+    "button": "purple",
+    "drawer": "orange",
+}
+"""The colour of each kind of thing that training leaves out, so that evaluation can ask for a new combination."""
 SLOTS = 6
+ODD_SLOTS = 3
 GOALS = 2
 BOWL_RADIUS, BOWL_HEIGHT = 0.050, 0.028
 ZONE_SIZE = (0.075, 0.045)
@@ -44,6 +63,10 @@ class ObjectSpec:
     y: float
     yaw: float = 0.0
     scale: float = 1.0
+
+    @property
+    def kind(self) -> str:
+        return self.shape
 
     @property
     def name(self) -> str:
@@ -66,10 +89,52 @@ class GoalSpec:
     y: float
 
 
+@dataclass(frozen=True)
+class FixtureSpec:
+    """A button or a drawer whose front is at `x`, `y` [m]; `opening` [m] is how far the drawer is out at the start."""
+
+    kind: str
+    color: str
+    x: float
+    y: float
+    opening: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.color} {self.kind}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What lies where on the table at the start of an episode."""
+
+    objects: tuple[ObjectSpec, ...] = ()
+    goals: tuple[GoalSpec, ...] = ()
+    fixtures: tuple[FixtureSpec, ...] = ()
+
+    @property
+    def things(self) -> tuple[ObjectSpec | FixtureSpec, ...]:
+        """What has a colour and a kind: the objects, then the fixtures."""
+        return (*self.objects, *self.fixtures)
+
+
+@dataclass(frozen=True)
+class Furniture:
+    """What a task's model is compiled with: only what it needs, so that a frame stays cheap."""
+
+    shapes: tuple[str, ...] = SHAPES
+    goals: int = GOALS
+    fixture: str = ""
+    """The kind of its fixtures: button or drawer; empty for none."""
+    fixtures: int = 0
+    arms: int = 1
+    distractors: bool = False
+
+
 def geom_size(shape: str, half: Float[np.ndarray, "3"]) -> tuple[float, float, float]:
     """MuJoCo's size of a shape from its half extents [m]."""
     if shape == "ball":
         return (float(half[0]), 0.0, 0.0)
-    if shape == "cylinder":
+    if shape in ("cylinder", "disc"):
         return (float(half[0]), float(half[2]), 0.0)
     return (float(half[0]), float(half[1]), float(half[2]))

@@ -8,12 +8,12 @@ import mujoco
 import numpy as np
 from jaxtyping import UInt8
 
-from vla.envs.arm import ARM_CONTYPE
+from vla.envs.arm import ARM_CONTYPE, arm_spec
 from vla.envs.ik import ArmIK, azimuth
 from vla.envs.objects import COLORS, SHAPES, SLOTS, ObjectSpec
 from vla.envs.randomize import Looks, jitter_sizes
 from vla.envs.scene import CAMERAS, TableScene
-from vla.envs.tasks import scatter
+from vla.envs.tasks.task import scatter
 from vla.envs.truth import table_truth
 from vla.scene import Scene
 
@@ -28,7 +28,7 @@ class SceneSampler:
 
     def __init__(self, image_size: int = 96, randomize: bool = True, model: str = "light") -> None:
         self._scene = TableScene(image_size, model)
-        self._ik = ArmIK(self._scene.model)
+        self._ik = ArmIK(arm_spec(model).compile())
         self._looks = Looks(self._scene)
         self._randomize = randomize
 

@@ -34,7 +34,7 @@ class Looks:
         self._materials = model.mat_rgba.copy()
         self._table = model.geom("table").id
         names = [model.material(i).name for i in range(model.nmat)]
-        self._printed = [i for i, name in enumerate(names) if name.startswith("printed")]
+        self._printed = [i for i, name in enumerate(names) if name.endswith("printed")]
 
     def apply(self, rng: np.random.Generator | None) -> None:
         """Draws the appearance, the nominal one where `rng` is None. Call after `TableScene.place`."""
@@ -49,6 +49,26 @@ class Looks:
         self._randomize_light(rng)
         self._randomize_colors(rng)
         self._randomize_cameras(rng)
+
+    def relight(self, rng: np.random.Generator) -> None:
+        """Light outside of what `apply` draws: about half or one and a half of it, tinted, from the side."""
+        model = self._scene.model
+        strength = rng.choice([rng.uniform(0.35, 0.55), rng.uniform(1.55, 1.8)]) * rng.uniform(0.85, 1.15, 3)
+        model.light_diffuse[:], model.light_dir[:] = self._light[0] * strength, self._light[1]
+        model.light_dir[:, :2] += rng.uniform(0.5, 0.9, 2) * rng.choice([-1, 1], 2)
+        model.vis.headlight.ambient[:] = self._ambient * strength
+        model.vis.headlight.diffuse[:] = self._headlight * strength
+
+    def move_cameras(self, rng: np.random.Generator) -> None:
+        """Camera poses outside of what `apply` draws, along and about every axis."""
+        model, (pos, quat, _) = self._scene.model, self._camera
+        for name in self._scene.cameras:
+            shift, turn = (0.03, 0.04) if name == "front" else (0.005, 0.04)
+            camera = model.camera(name).id
+            model.cam_pos[camera] = pos[camera] + rng.uniform(0.6, 1.0, 3) * rng.choice([-1, 1], 3) * shift
+            angles = rng.uniform(0.6, 1.0, 3) * rng.choice([-1, 1], 3) * turn
+            model.cam_quat[camera] = quat[camera]
+            mujoco.mju_quatIntegrate(model.cam_quat[camera], angles, 1.0)
 
     def _set_table(self, texture: str, tone: Float[np.ndarray, "3"]) -> None:
         material = self._scene.model.material(f"table_{texture}").id
@@ -76,7 +96,8 @@ class Looks:
 
     def _randomize_cameras(self, rng: np.random.Generator) -> None:
         model = self._scene.model
-        for name, shift, turn in (("front", 0.012, 0.02), ("wrist", 0.002, 0.015)):
+        for name in self._scene.cameras:
+            shift, turn = (0.012, 0.02) if name == "front" else (0.002, 0.015)
             camera = model.camera(name).id
             model.cam_pos[camera] += rng.uniform(-shift, shift, 3)
             angles = rng.uniform(-turn, turn, 3)

@@ -6,10 +6,14 @@
 | action                  | (6,) absolute joint targets [rad], 10 a second                        |
 | reward                  | 1 at the step that meets the task, else 0                             |
 | info                    | success, is_success, instruction, target, wrong_object, seed, points  |
+
+With two arms state and action are (12,), the left arm's joints first, and the wrist cameras left_wrist, right_wrist.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -19,12 +23,13 @@ from gymnasium import spaces
 from jaxtyping import Float, UInt8
 
 from vla.embodiment import Embodiment
-from vla.envs.arm import JOINTS
+from vla.envs.arm import JOINTS, arm_spec
+from vla.envs.axes import arrange, check_axes, distractors, stream
 from vla.envs.ik import ArmIK, azimuth
 from vla.envs.instructions import CHARACTERS, MAX_LENGTH, check_phrasing, instruction
-from vla.envs.objects import GoalSpec
+from vla.envs.objects import Layout
 from vla.envs.randomize import Looks, jitter_sizes
-from vla.envs.scene import CAMERAS, TableScene
+from vla.envs.scene import TableScene
 from vla.envs.tasks import get_task
 from vla.envs.truth import points
 from vla.errors import InputError
@@ -40,10 +45,13 @@ HOLD_STEPS = 3
 class SO101Env(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
     """One language task on the table. A seed fixes the episode to the bit.
 
-    `reset(options=...)` takes `{"target": i}` (name object i) or `{"swap": True}` (name another object than the
-    seed alone would): the scene stays that of the seed, and success is judged by the named object. `{"perturb":
-    True}` starts the arm from a random pose. Raises InputError for an unknown task, phrasing set or arm model, and
-    for an action that is not finite.
+    `axes` (`vla.envs.axes`) are the ways in which episodes differ from those of training. With `holdout` no thing has
+    a colour that is held out for its shape, as training data should be. `images=False` draws none: they are black.
+
+    `reset(options=...)` takes `{"target": i}` (name thing i) or `{"swap": True}` (name another than the seed alone
+    would): the scene stays that of the seed, and success is judged by what is named. `{"perturb": True}` starts the
+    arm from a random pose. Raises InputError for an unknown task, phrasing set, axis or arm model, and for an action
+    that is not finite.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_HZ)}
@@ -56,18 +64,24 @@ class SO101Env(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
         phrasing: str = "train",
         model: str = "light",
         render_mode: str | None = "rgb_array",
+        axes: Sequence[str] = (),
+        holdout: bool = False,
+        images: bool = True,
     ) -> None:
         check_phrasing(phrasing)
-        self.task = get_task(task)
-        self.randomize, self.phrasing, self.render_mode = randomize, phrasing, render_mode
-        self.scene = TableScene(image_size, model)
-        self.ik = ArmIK(self.scene.model)
+        self.task, self.axes, self.holdout = get_task(task), frozenset(axes), holdout
+        check_axes(axes, self.task)
+        self.randomize, self.render_mode = randomize, render_mode
+        self._templates = self.task.templates["heldout" if "phrasing" in axes else phrasing]
+        self.scene = TableScene(image_size, model, replace(self.task.furniture, distractors="distractors" in axes))
+        self.ik = ArmIK(arm_spec(model).compile())
         self.target, self.goal = 0, 0
         self._looks = Looks(self.scene)
         self._home = home_joints(self.ik)
-        self._instruction, self._seed = "", 0
+        self._instruction, self._target_name, self._seed = "", "", 0
         self._met, self._wrong = 0, False
-        self.embodiment = so101_embodiment(self.scene.model)
+        self.draws, self._blank = images, np.zeros((image_size, image_size, 3), np.uint8)
+        self.embodiment = so101_embodiment(self.scene)
         self._substeps = round(1 / CONTROL_HZ / self.scene.model.opt.timestep)
         low, high = np.array(self.embodiment.action_low), np.array(self.embodiment.action_high)
         self.action_space = spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
@@ -75,7 +89,7 @@ class SO101Env(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
         # A joint may be pressed a little past its limit.
         state = spaces.Box((low - 0.5).astype(np.float32), (high + 0.5).astype(np.float32), dtype=np.float32)
         self.observation_space = spaces.Dict(
-            images=spaces.Dict({camera: image for camera in CAMERAS}),
+            images=spaces.Dict({camera: image for camera in self.scene.cameras}),
             state=state,
             instruction=spaces.Text(MAX_LENGTH, charset=CHARACTERS),
         )
@@ -88,53 +102,57 @@ class SO101Env(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
         # Streams of their own: neither the start pose nor the naming of an object changes the scene.
         scene_rng, word_rng, start_rng = (np.random.default_rng([self._seed, i]) for i in range(3))
         options = options or {}
-        self._lay_out(scene_rng)
-        self._name_target(word_rng, options)
-        self._pose_arm(start_rng, bool(options.get("perturb", False)))
+        layout = self.task.layout(scene_rng)
+        self._choose(layout, word_rng, options)
+        layout = arrange(self.task, layout, self.target, self.goal, self.axes, self._seed, holdout=self.holdout)
+        self._lay_out(layout, scene_rng)
+        words = self.task.words(self.scene, self.target, self.goal)
+        self._target_name = next(iter(words.values()))[0]
+        self._instruction = instruction(self._templates, words, word_rng)
+        self._pose_arms(start_rng, bool(options.get("perturb", False)))
         self._met, self._wrong = 0, False
         mujoco.mj_forward(self.scene.model, self.scene.data)
         return self._observe(), self._info()
 
-    def _lay_out(self, rng: np.random.Generator) -> None:
-        objects, goals = self.task.layout(rng)
-        self.scene.reset()
-        self.scene.place(jitter_sizes(objects, rng) if self.randomize else objects, goals)
-        self._looks.apply(rng if self.randomize else None)
-
-    def _name_target(self, rng: np.random.Generator, options: dict[str, Any]) -> None:
-        objects, goals = self.scene.objects, self.scene.goals
-        named, other = int(rng.integers(len(objects))), int(rng.integers(1, len(objects)))
-        self.goal = int(rng.integers(max(len(goals), 1)))
+    def _choose(self, layout: Layout, rng: np.random.Generator, options: dict[str, Any]) -> None:
+        targets, goals = self.task.choices(layout)
+        named, other = int(rng.integers(targets)), int(rng.integers(1, targets))
+        self.goal = int(rng.integers(goals))
         if options.get("swap"):
-            named = (named + other) % len(objects)
+            named = (named + other) % targets
         self.target = int(options.get("target", named))
-        if not 0 <= self.target < len(objects):
-            raise InputError(f"target {self.target} names no object: this scene has {len(objects)}")
-        self._instruction = instruction(self.task.name, objects[self.target], self.target_goal, self.phrasing, rng)
+        if not 0 <= self.target < targets:
+            raise InputError(f"target {self.target} names no object: this scene has {targets}")
 
-    def _pose_arm(self, rng: np.random.Generator, perturb: bool) -> None:
-        joints = self._home.copy()
-        if perturb:
-            position = np.array([rng.uniform(0.15, 0.28), rng.uniform(-0.14, 0.14), rng.uniform(0.07, 0.15)])
-            arm, _ = self.ik.solve(position, rng.uniform(0.95, 1.25), azimuth(position) - np.pi / 2)
-            joints = np.append(arm + rng.uniform(-0.1, 0.1, 5), rng.uniform(0.0, 0.9))
-        elif self.randomize:
-            joints += rng.uniform(-0.06, 0.06, 6)
-        self.scene.data.qpos[:6] = joints
-        self.scene.data.ctrl[:6] = joints
+    def _lay_out(self, layout: Layout, rng: np.random.Generator) -> None:
+        objects = jitter_sizes(layout.objects, rng) if self.randomize else layout.objects
+        odd = distractors(self.task, layout, stream(self._seed, "distractors")) if "distractors" in self.axes else ()
+        self.scene.reset()
+        self.scene.place(objects, layout.goals, layout.fixtures, odd)
+        self._looks.apply(rng if self.randomize else None)
+        if "light" in self.axes:
+            self._looks.relight(stream(self._seed, "light"))
+        if "camera" in self.axes:
+            self._looks.move_cameras(stream(self._seed, "camera"))
 
-    @property
-    def target_goal(self) -> GoalSpec | None:
-        """Where the named object belongs; None for a task without goals."""
-        return self.scene.goals[self.goal] if self.scene.goals else None
+    def _pose_arms(self, rng: np.random.Generator, perturb: bool) -> None:
+        for arm in self.scene.arms:
+            joints = self._home.copy()
+            if perturb:
+                position = np.array([rng.uniform(0.15, 0.28), rng.uniform(-0.14, 0.14), rng.uniform(0.07, 0.15)])
+                solved, _ = self.ik.solve(position, rng.uniform(0.95, 1.25), azimuth(position) - np.pi / 2)
+                joints = np.append(solved + rng.uniform(-0.1, 0.1, 5), rng.uniform(0.0, 0.9))
+            elif self.randomize:
+                joints += rng.uniform(-0.06, 0.06, 6)
+            self.scene.data.qpos[arm.joints] = self.scene.data.ctrl[arm.joints] = joints
 
     def step(self, action: Float[np.ndarray, "a"]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         action = np.asarray(action, dtype=np.float64)
         self.embodiment.check_action(action)
         data = self.scene.data
-        start, goal = data.ctrl[:6].copy(), np.clip(action, self.embodiment.action_low, self.embodiment.action_high)
+        start, goal = data.ctrl.copy(), np.clip(action, self.embodiment.action_low, self.embodiment.action_high)
         for substep in range(1, self._substeps + 1):
-            data.ctrl[:6] = start + (goal - start) * (substep / self._substeps)
+            data.ctrl[:] = start + (goal - start) * (substep / self._substeps)
             mujoco.mj_step(self.scene.model, data)
         # `mj_step` ends on new positions; the images need the kinematics that belong to them.
         mujoco.mj_forward(self.scene.model, data)
@@ -143,19 +161,21 @@ class SO101Env(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
         return self._observe(), float(success), success, False, self._info()
 
     def _judge(self) -> None:
-        scene, done = self.scene, self.task.done
-        self._met = self._met + 1 if done(scene, self.target, self.target_goal) else 0
-        for index in range(len(scene.objects)):
-            for goal in range(max(len(scene.goals), 1)):
-                if (index, goal) != (self.target, self.goal):
-                    self._wrong |= done(scene, index, scene.goals[goal] if scene.goals else None)
+        which = self.scene, self.target, self.goal
+        self._met = self._met + 1 if self.task.done(*which) else 0
+        self._wrong |= self.task.wrong(*which)
 
     def _observe(self) -> dict[str, Any]:
+        scene = self.scene
         return {
-            "images": {camera: self.scene.render(camera) for camera in CAMERAS},
-            "state": self.scene.data.qpos[:6].astype(np.float32),
+            "images": self.capture() if self.draws else dict.fromkeys(scene.cameras, self._blank),
+            "state": scene.data.qpos[: scene.joints].astype(np.float32),
             "instruction": self._instruction,
         }
+
+    def capture(self) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
+        """Each camera's image of the present scene, for who makes the environment with `images=False`."""
+        return {camera: self.scene.render(camera) for camera in self.scene.cameras}
 
     def _info(self) -> dict[str, Any]:
         success = self._met >= HOLD_STEPS
@@ -163,18 +183,11 @@ class SO101Env(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
             "success": success,
             "is_success": success,
             "instruction": self._instruction,
-            "target": self.scene.objects[self.target].name,
+            "target": self._target_name,
             "wrong_object": self._wrong,
             "seed": self._seed,
-            "points": self._points(),
+            "points": points(self.scene, np.stack(self.task.points(self.scene, self.target, self.goal))),
         }
-
-    def _points(self) -> Float[np.ndarray, "p 2"]:
-        """Where the named object, and its goal where there is one, are in each camera's image."""
-        places = [self.scene.object_position(self.target)]
-        if goal := self.target_goal:
-            places.append(np.array([goal.x, goal.y, 0.0]))
-        return points(self.scene, np.stack(places))
 
     @property
     def time(self) -> float:
@@ -195,11 +208,12 @@ def home_joints(ik: ArmIK) -> Float[np.ndarray, "6"]:
     return np.append(arm, HOME_GRIPPER)
 
 
-def so101_embodiment(model: mujoco.MjModel) -> Embodiment:
-    """The interface of the simulated arm, its limits those of the model's actuators."""
-    names = tuple(f"{joint} [rad]" for joint in JOINTS)
-    low, high = model.actuator_ctrlrange[:6].T
-    return Embodiment("so101", CAMERAS, names, names, tuple(low.tolist()), tuple(high.tolist()), CONTROL_HZ)
+def so101_embodiment(scene: TableScene) -> Embodiment:
+    """The interface of the simulated arms, their limits those of the model's actuators."""
+    names = tuple(f"{arm.prefix}{joint} [rad]" for arm in scene.arms for joint in JOINTS)
+    low, high = scene.model.actuator_ctrlrange.T
+    name = "so101" if len(scene.arms) == 1 else "so101_pair"
+    return Embodiment(name, scene.cameras, names, names, tuple(low.tolist()), tuple(high.tolist()), CONTROL_HZ)
 
 
 def to_observation(observation: dict[str, Any], time: float) -> Observation:

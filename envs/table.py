@@ -1,4 +1,4 @@
-"""The tabletop as a MuJoCo specification: the arm, a table, a pool of objects, bowls, zones, a lamp and two cameras."""
+"""The tabletop as a MuJoCo specification: arms, a table, a pool of objects, bowls, zones, fixtures, a lamp, cameras."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from vla.envs.arm import arm_spec
+from vla.envs.fixtures import add_button, add_drawer
 from vla.envs.objects import (
     BOWL_HEIGHT,
     BOWL_RADIUS,
-    GOALS,
     MAX_SCALE,
     OBJECT_MASS,
-    SHAPES,
+    ODD_SHAPES,
+    ODD_SLOTS,
     SIZES,
     SLOTS,
     ZONE_SIZE,
+    Furniture,
     geom_size,
 )
 
@@ -28,12 +30,20 @@ _GEOM = {
     "ball": mujoco.mjtGeom.mjGEOM_SPHERE,
     "cylinder": mujoco.mjtGeom.mjGEOM_CYLINDER,
     "cone": mujoco.mjtGeom.mjGEOM_MESH,
+    "bar": mujoco.mjtGeom.mjGEOM_BOX,
+    "egg": mujoco.mjtGeom.mjGEOM_ELLIPSOID,
+    "disc": mujoco.mjtGeom.mjGEOM_CYLINDER,
 }
+ARM_SPACING = 0.36
+"""[m] between the bases of two arms, which face the same way."""
+ARM_PREFIXES = {1: ("",), 2: ("left_", "right_")}
+ARM_BASES = {1: (0.0,), 2: (ARM_SPACING / 2, -ARM_SPACING / 2)}
+"""y of each arm's base [m]."""
 
 
-def build_spec(image_size: int, model: str) -> mujoco.MjSpec:
-    """The specification of the arm, the table, the object pool, the goals, the light and the cameras."""
-    spec = arm_spec(model)
+def build_spec(image_size: int, model: str, furniture: Furniture) -> mujoco.MjSpec:
+    """The specification of the arms, the table, the object pool, the goals, the fixtures, the light and the cameras."""
+    spec = arm_spec(model) if furniture.arms == 1 else _two_arms(model)
     spec.modelname = "so101_tabletop"
     option = spec.option
     option.timestep, option.integrator, option.cone = 0.005, mujoco.mjtIntegrator.mjINT_IMPLICITFAST, 1
@@ -46,15 +56,29 @@ def build_spec(image_size: int, model: str) -> mujoco.MjSpec:
     visual.headlight.ambient, visual.headlight.diffuse = (0.46, 0.46, 0.46), (0.25, 0.25, 0.25)
     visual.headlight.specular = (0, 0, 0)
     _add_surroundings(spec)
-    _add_cameras(spec)
-    cone = spec.add_mesh(name="cone")
-    cone.uservert, cone.inertia = _cone_vertices().flatten(), mujoco.mjtMeshInertia.mjMESH_INERTIA_CONVEX
-    for slot in range(SLOTS):
-        _add_object(spec, slot)
-    for index in range(GOALS):
+    _add_cameras(spec, ARM_PREFIXES[furniture.arms])
+    if "cone" in furniture.shapes:
+        cone = spec.add_mesh(name="cone")
+        cone.uservert, cone.inertia = _cone_vertices().flatten(), mujoco.mjtMeshInertia.mjMESH_INERTIA_CONVEX
+    for slot in range(SLOTS if furniture.shapes else 0):
+        _add_object(spec, f"object{slot}", furniture.shapes)
+    for index in range(furniture.goals):
         _add_bowl(spec, index)
         _add_zone(spec, index)
+    for index in range(furniture.fixtures):
+        (add_button if furniture.fixture == "button" else add_drawer)(spec, index)
+    for slot in range(ODD_SLOTS if furniture.distractors else 0):
+        _add_object(spec, f"odd{slot}", ODD_SHAPES)
     return spec
+
+
+def _two_arms(model: str) -> mujoco.MjSpec:
+    """Two arms side by side, their names prefixed; the left one first. They do not collide with each other."""
+    both = mujoco.MjSpec()
+    both.compiler.degree = False
+    for prefix, y in zip(ARM_PREFIXES[2], ARM_BASES[2], strict=True):
+        both.attach(arm_spec(model), prefix=prefix, frame=both.worldbody.add_frame(pos=(0, y, 0)))
+    return both
 
 
 def _add_surroundings(spec: mujoco.MjSpec) -> None:
@@ -77,8 +101,8 @@ def _add_surroundings(spec: mujoco.MjSpec) -> None:
     light.type, light.diffuse, light.specular = mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, (0.46,) * 3, (0.15,) * 3
 
 
-def _add_cameras(spec: mujoco.MjSpec) -> None:
-    """`front` looks back at the robot from ahead and above; `wrist` sits on Menagerie's camera mount."""
+def _add_cameras(spec: mujoco.MjSpec, arms: tuple[str, ...]) -> None:
+    """`front` looks back at the robot from ahead and above; `wrist` sits on each arm's camera mount, as Menagerie's."""
     eye, target = np.array([0.47, 0.0, 0.45]), np.array([0.20, 0.0, 0.03])
     back = (eye - target) / np.linalg.norm(eye - target)
     right = np.array([0.0, 1.0, 0.0])
@@ -86,20 +110,22 @@ def _add_cameras(spec: mujoco.MjSpec) -> None:
     quat = np.zeros(4)
     mujoco.mju_mat2Quat(quat, rotation.flatten())
     spec.worldbody.add_camera(name="front", pos=eye, quat=quat, fovy=40)
-    mount = spec.body("camera_mount")
-    mount.add_camera(name="wrist", pos=(0.0, 0.055, -0.045), quat=(np.cos(0.285), -np.sin(0.285), 0, 0), fovy=70)
+    for arm in arms:
+        mount, turn = spec.body(f"{arm}camera_mount"), (np.cos(0.285), -np.sin(0.285), 0, 0)
+        mount.add_camera(name=f"{arm}wrist", pos=(0.0, 0.055, -0.045), quat=turn, fovy=70)
 
 
-def _add_object(spec: mujoco.MjSpec, slot: int) -> None:
-    body = spec.worldbody.add_body(name=f"object{slot}", pos=(5 + slot, 5, 0))
-    body.add_freejoint(name=f"object{slot}")
+def _add_object(spec: mujoco.MjSpec, name: str, shapes: tuple[str, ...]) -> None:
+    body = spec.worldbody.add_body(name=name, pos=(5, 5, 0))
+    body.add_freejoint(name=name)
     body.gravcomp = 1.0  # compiled in for all, then switched by slot
-    # One mass and inertia for all shapes: they differ little, and it can stay fixed when the shape changes.
-    body.mass, body.inertia, body.explicitinertial = OBJECT_MASS, (6e-6,) * 3, True
+    # One mass and inertia for all shapes but the bar: they differ little, and it can stay fixed when the shape changes.
+    inertia = (1.2e-4, 6e-6, 1.2e-4) if shapes == ("bar",) else (6e-6,) * 3
+    body.mass, body.inertia, body.explicitinertial = OBJECT_MASS, inertia, True
     body.ipos, body.iquat = (0, 0, 0), (1, 0, 0, 0)
-    for shape in SHAPES:
+    for shape in shapes:
         half = np.asarray(SIZES[shape]) * MAX_SCALE
-        geom = body.add_geom(name=f"object{slot}_{shape}", type=_GEOM[shape], size=geom_size(shape, half))
+        geom = body.add_geom(name=f"{name}_{shape}", type=_GEOM[shape], size=geom_size(shape, half))
         if shape == "cone":
             geom.meshname = "cone"
         geom.contype, geom.conaffinity, geom.group, geom.condim = 1, 3, HIDDEN, 6

@@ -8,8 +8,8 @@ import gymnasium as gym
 import numpy as np
 from jaxtyping import Float, Int
 
-from vla.envs.objects import SIZES
-from vla.envs.scene import CAMERAS, TableScene
+from vla.envs.objects import SHAPES
+from vla.envs.scene import TableScene
 from vla.scene import Scene, SceneObject
 
 CLEAR_PIXELS, CLEAR_FRACTION = 12, 0.30
@@ -31,7 +31,7 @@ def table_truth(scene: TableScene) -> Scene:
     centers: list[dict[str, tuple[float, float]]] = [{} for _ in scene.objects]
     gripper: dict[str, tuple[float, float]] = {}
     ambiguous: dict[str, frozenset[str]] = {}
-    for camera in CAMERAS:
+    for camera in scene.cameras:
         labels = scene.segment(camera)
         for index, spec in enumerate(scene.objects):
             mask = labels == scene.object_geom(index)
@@ -78,7 +78,7 @@ def points(scene: TableScene, places: Float[np.ndarray, "n 3"]) -> Float[np.ndar
 
     A place outside the image is outside [0, 1), one behind the camera at -1.
     """
-    return np.nan_to_num(np.concatenate([project(scene, camera, places) for camera in CAMERAS]), nan=-1.0)
+    return np.nan_to_num(np.concatenate([project(scene, camera, places) for camera in scene.cameras]), nan=-1.0)
 
 
 def _visibility(mask: np.ndarray, outline: Float[np.ndarray, "n 2"]) -> bool | None:
@@ -119,6 +119,7 @@ def _outline_points() -> dict[str, Float[np.ndarray, "n 3"]]:
     return {
         "cube": box,
         "brick": box,
+        "bar": box,
         "cylinder": np.concatenate(disc),
         "cone": np.concatenate([disc[0], poles[1:]]),
         "ball": np.concatenate([*rings, poles]),
@@ -126,7 +127,7 @@ def _outline_points() -> dict[str, Float[np.ndarray, "n 3"]]:
 
 
 _OUTLINES = _outline_points()
-assert set(_OUTLINES) == set(SIZES)
+assert set(SHAPES) <= set(_OUTLINES)
 
 
 def _corners(scene: TableScene, index: int) -> Float[np.ndarray, "n 3"]:

@@ -1,0 +1,102 @@
+"""Open or close the named one of two drawers."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+from vla.envs.fixtures import DRAWER_TRAVEL
+from vla.envs.objects import COLORS, FixtureSpec, Furniture, Layout
+from vla.envs.primitives import CLOSED, Command, close_on, contacts, direction, present_yaw, tip_of
+from vla.envs.scene import TableScene
+from vla.envs.tasks.task import Span, Task, shifted
+
+DRAWERS = tuple(f"{color} drawer" for color in COLORS)
+WIDE = 0.6
+"""[rad] to which the jaws open before they close on a handle."""
+ALMOST, PRESS = 0.3, 0.005
+"""A handle does not give way sideways: below this gripper angle [rad] the fixed finger is pressed on it, so far [m]."""
+EMPTY = 0.02
+"""[rad]. Jaws that close this far have missed the handle: up, and again."""
+PULL = 0.03
+"""[m] that the hand aims ahead along the drawer."""
+
+
+class _Drawer(Task):
+    furniture = Furniture(shapes=(), goals=0, fixture="drawer", fixtures=2)
+    vocabulary = {"drawer": DRAWERS}
+    OPENING: tuple[float, float]
+    AHEAD: float
+
+    def layout(self, rng: np.random.Generator) -> Layout:
+        colors = rng.permutation(list(COLORS))
+        x, y = float(rng.uniform(0.290, 0.302)), float(rng.uniform(-0.012, 0.012))
+        openings = rng.uniform(*self.OPENING, 2)
+        looks = zip(colors, (y + 0.058, y - 0.058), openings, strict=False)
+        return Layout(fixtures=tuple(FixtureSpec("drawer", str(c), x, side, float(o)) for c, side, o in looks))
+
+    def elsewhere(self, layout: Layout, named: tuple[int, ...], rng: np.random.Generator) -> Layout:
+        return shifted(layout, 0.0, 0.035 * rng.choice([-1, 1]))
+
+    def busy(self, layout: Layout) -> list[Span]:
+        # From where the handle comes out to the back of the case.
+        return [(f.x + dx, f.y) for f in layout.fixtures for dx in (-0.11, -0.06, 0.0, 0.045, 0.09)]
+
+    def choices(self, layout: Layout) -> tuple[int, int]:
+        return len(layout.fixtures), 1
+
+    def words(self, scene: TableScene, target: int, goal: int) -> dict[str, tuple[str, ...]]:
+        return {"drawer": (scene.fixtures[target].name,)}
+
+    def points(self, scene: TableScene, target: int, goal: int) -> list[Float[np.ndarray, "3"]]:
+        handle, out = scene.fixture_position(target), scene.fixture_travel(target)
+        return [handle, handle + (out - (DRAWER_TRAVEL if self.AHEAD < 0 else 0.0), 0, 0)]
+
+    def plan(self, scene: TableScene, target: int, goal: int) -> Command:
+        handle, yaw = scene.fixture_position(target), -np.pi / 2
+        if contacts(scene, scene.fixture_geom(target)) < 2:
+            if scene.data.qpos[5] < EMPTY:
+                return Command(tip_of(scene) + (0, 0, PULL), yaw, WIDE)
+            if scene.data.qpos[5] < ALMOST:
+                handle[:2] += PRESS * direction(yaw)
+            return close_on(scene, scene.arms[0], handle, yaw, WIDE)
+        tip = tip_of(scene)
+        return Command(np.array([tip[0] + self.AHEAD, tip[1], tip[2]]), present_yaw(scene), CLOSED)
+
+
+class DrawerOpen(_Drawer):
+    """The drawer is out by more than three quarters of its travel; both were shut."""
+
+    name = "drawer-open"
+    OPENING, AHEAD = (0.0, 0.004), -PULL
+    templates = {
+        "train": (
+            "open the {drawer}",
+            "pull the {drawer} open",
+            "pull out the {drawer}",
+            "please open the {drawer}",
+        ),
+        "heldout": ("could you pull the {drawer} out", "the {drawer} should be open"),
+    }
+
+    def done(self, scene: TableScene, target: int, goal: int) -> bool:
+        return scene.fixture_travel(target) > 0.75 * DRAWER_TRAVEL
+
+
+class DrawerClose(_Drawer):
+    """The drawer is in but for a tenth of its travel; both were open."""
+
+    name = "drawer-close"
+    OPENING, AHEAD = (0.062, 0.076), PULL
+    templates = {
+        "train": (
+            "close the {drawer}",
+            "shut the {drawer}",
+            "push the {drawer} shut",
+            "please close the {drawer}",
+        ),
+        "heldout": ("could you push the {drawer} in", "the {drawer} should be closed"),
+    }
+
+    def done(self, scene: TableScene, target: int, goal: int) -> bool:
+        return scene.fixture_travel(target) < 0.1 * DRAWER_TRAVEL

@@ -1,0 +1,64 @@
+"""Pick up the one of two objects alike that stands in a relation to a third."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Float
+
+from vla.envs.objects import COLORS, SHAPES, Layout
+from vla.envs.scene import TableScene
+from vla.envs.tasks.pick import Pick
+from vla.envs.tasks.task import NOUNS, shifted, turned
+
+RELATIONS = ("left of", "right of")
+HELD_OUT_RELATIONS = ("farther from the robot than", "closer to the robot than")
+"""Never in training: the axis "relation". Left and right are the robot's own; the questions of `vla record
+task=scenes` ask which of two objects is closer to the robot."""
+
+
+class Relation(Pick):
+    """The object in that relation is lifted."""
+
+    name = "relation"
+    relates = True
+    vocabulary = {
+        "object": tuple(f"{noun} {relation}" for relation in RELATIONS for noun in NOUNS),
+        "reference": NOUNS,
+    }
+    templates = {
+        split: tuple(t.replace("{object}", "{object} the {reference}") for t in phrasings)
+        for split, phrasings in Pick.templates.items()
+    }
+
+    def layout(self, rng: np.random.Generator) -> Layout:
+        colors, shapes = rng.permutation(list(COLORS))[:2], rng.permutation(SHAPES)[:2]
+        x, y = rng.uniform(0.232, 0.242), rng.uniform(-0.02, 0.02)
+        spots = [(rng.uniform(-0.008, 0.008), side * rng.uniform(0.074, 0.085)) for side in (1, -1)] + [(0.0, 0.0)]
+        looks = zip((0, 0, 1), spots, strict=True)
+        return Layout(tuple(turned(rng, str(colors[i]), str(shapes[i]), x + dx, y + dy) for i, (dx, dy) in looks))
+
+    def unfamiliar(self, layout: Layout) -> Layout:
+        # A quarter turn about the third object puts the other two farther and closer.
+        middle = layout.objects[2]
+        twins = (replace(o, x=middle.x + o.y - middle.y, y=middle.y - o.x + middle.x) for o in layout.objects[:2])
+        return replace(layout, objects=(*twins, middle))
+
+    def choices(self, layout: Layout) -> tuple[int, int]:
+        return 2, 1
+
+    def named(self, layout: Layout, target: int, goal: int) -> tuple[int, ...]:
+        return 0, 1
+
+    def words(self, scene: TableScene, target: int, goal: int) -> dict[str, tuple[str, ...]]:
+        one, third = scene.objects[target], scene.objects[2]
+        across = abs(one.y - third.y) > abs(one.x - third.x)
+        relation = (RELATIONS if across else HELD_OUT_RELATIONS)[target]
+        return {"object": (f"{one.name} {relation}",), "reference": (third.name,)}
+
+    def points(self, scene: TableScene, target: int, goal: int) -> list[Float[np.ndarray, "3"]]:
+        return [scene.object_position(target), scene.object_position(2)]
+
+    def elsewhere(self, layout: Layout, named: tuple[int, ...], rng: np.random.Generator) -> Layout:
+        return shifted(layout, 0.0, 0.06 * rng.choice([-1, 1]))
