@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from vla.actions.fast import FastTokenizer
@@ -142,6 +143,8 @@ def ours(shape: Shape, data: str) -> tuple[VLA, Mixture]:
             "image_size": shape.image_size,
             "mean": [0.5] * 3,
             "std": [0.5] * 3,
+            # On a CPU, at these lengths, the eager one trains faster (as nano's).
+            "attention": "sdpa" if torch.cuda.is_available() else "eager",
         }
     )
     fast = shape.policy == "pi0_fast"

@@ -41,11 +41,15 @@ CLIP = {
 
 
 def load(
-    name: str | Path, image_size: int | None = None, dtype: torch.dtype = torch.float32
+    name: str | Path,
+    image_size: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    attention: str | None = None,
 ) -> tuple[Backbone, PreTrainedTokenizerFast]:
     """The backbone of a released checkpoint, a hub's id or a folder, and its tokenizer.
 
-    `image_size` is the side of the square images [pixels], by default the checkpoint's own. The vocabulary has at
+    `image_size` is the side of the square images [pixels], by default the checkpoint's own; `attention` is as in
+    `Released`. The vocabulary has at
     least the tokenizer's rows; spare ones stay. Raises InputError when there is no such checkpoint, or when its family
     is not one of `CLASSES`.
     """
@@ -65,7 +69,7 @@ def load(
     text = config.get_text_config()
     if text.is_encoder_decoder:
         raise InputError(f"{name} answers with an encoder-decoder ({text.model_type}): choose one with a decoder")
-    weights = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
+    weights = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, attn_implementation=attention)
     image_token_id: Any = getattr(config, "image_token_id", None)
     if image_token_id is None:
         image_token_id = tokenizer.convert_tokens_to_ids("<image>")
@@ -78,6 +82,7 @@ def load(
         mean=normalised["image_mean"],
         std=normalised["image_std"],
         **{where: tokenizer.encode(mark, add_special_tokens=False) for where, mark in run.items()},
+        attention=attention,
         weights=weights,
     )
     if (missing := max(len(tokenizer), image_token_id + 1) - backbone.vocab_size) > 0:

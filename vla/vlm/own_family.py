@@ -38,7 +38,8 @@ class OwnFamily(Released):
         self.vision_config = dict(vision)  # `image_grid` needs it before there is a module
         config = AutoConfig.for_model(model["model_type"], **{k: v for k, v in model.items() if k != "model_type"})
         config.dtype = torch.get_default_dtype()
-        super().__init__(model, weights=AutoModelForCausalLM.from_config(config), **kwargs)
+        weights = AutoModelForCausalLM.from_config(config, attn_implementation=kwargs.get("attention"))
+        super().__init__(model, weights=weights, **kwargs)
         self.family = self.name
 
     @property

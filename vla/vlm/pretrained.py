@@ -51,7 +51,7 @@ def open_backbone(name: str | Mapping[str, Any]) -> tuple[Backbone, Processor]:
     if row.role != "backbone" or row.source or config["checkpoint"] is None:
         why = f"its released files must be converted first ({row.source})" if row.source else f"it is {row.role}"
         raise InputError(f"{name} cannot be trained by its name: {why}; give a folder, or another of `vla models`")
-    backbone, tokenizer = families.load(config["checkpoint"], config["image_size"])
+    backbone, tokenizer = families.load(config["checkpoint"], config["image_size"], attention=config["attention"])
     return backbone, speak(backbone, tokenizer, config["chat"])
 
 

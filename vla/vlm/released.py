@@ -27,8 +27,9 @@ class Released(nn.Module, ABC):
     """A vision-language model of transformers behind `Backbone`, with its own weights.
 
     `model` is its transformers configuration as a dict with `model_type`; `weights` a model made of it, random ones
-    without. An image stands in the text as a run of tokens: those of `begin`, its features row by row with `between`
-    after each row but the last, and those of `end`; all are written as `image_token_id` and put right by `embed`.
+    without; `attention` is how it attends (sdpa, eager …; None: as transformers chooses). An image stands in the text as
+    a run of tokens: those of `begin`, its features row by row with `between` after each row but the last, and those of
+    `end`; all are written as `image_token_id` and put right by `embed`.
     """
 
     pattern: Int[Tensor, "p"]
@@ -44,13 +45,14 @@ class Released(nn.Module, ABC):
         begin: Sequence[int] = (),
         between: Sequence[int] = (),
         end: Sequence[int] = (),
+        attention: str | None = None,
         weights: PreTrainedModel | None = None,
     ) -> None:
         super().__init__()
         if weights is None:
             rest = {k: v for k, v in model.items() if k != "model_type"}
             config = AutoConfig.for_model(model["model_type"], **rest)
-            weights = AutoModelForImageTextToText.from_config(config)
+            weights = AutoModelForImageTextToText.from_config(config, attn_implementation=attention)
         self.model: Any = weights
         self.family = family_of(weights.config)
         self.image_token_id, self.image_size = image_token_id, image_size
@@ -63,6 +65,7 @@ class Released(nn.Module, ABC):
             "begin": list(begin),
             "between": list(between),
             "end": list(end),
+            "attention": attention,
         }
         self.register_buffer("pattern", self.run(*self.image_grid()), persistent=False)
         self.tokens_per_image = len(self.pattern)
