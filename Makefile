@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint type bench lock clean
+.PHONY: help demo test test-all test-mujoco lint type bench lock clean
 
 BIN := .venv/bin
 READY := .venv/.installed
@@ -12,7 +12,7 @@ PYTHONS := $(shell printf '%s:' $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.1[2-9]*
 PYTEST := OMP_NUM_THREADS=1 LP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 8
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: $(READY)  ## demonstrations -> co-trained VLA -> success rate in MuJoCo -> outputs/demo/report.html
 	$(BIN)/vla demo
@@ -22,6 +22,13 @@ test: $(READY)  ## the default tests
 
 test-all: $(READY)  ## every test, also the slow ones
 	$(PYTEST) -m "" --timeout 1800
+
+# What the environments import, and no more: the rest of the project pins MuJoCo.
+test-mujoco: | $(filter .uv/bin/uv,$(UV))  ## our own environments on the newest MuJoCo, in .venv-mujoco
+	PATH="$(PYTHONS)$$PATH" $(UV) venv --quiet --clear --python '>=3.12' .venv-mujoco
+	$(UV) pip install --quiet --python .venv-mujoco/bin/python mujoco gymnasium hydra-core jaxtyping \
+		beartype hypothesis pytest pytest-timeout
+	OMP_NUM_THREADS=1 LP_NUM_THREADS=1 .venv-mujoco/bin/python -m pytest --quiet tests/test_envs.py tests/test_axes.py
 
 lint: $(READY)  ## ruff: rules and format
 	$(BIN)/ruff check .

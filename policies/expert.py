@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vla.embodiment import Embodiment
-from vla.envs.expert import Expert
+from vla.envs.expert import expert_of
 from vla.types import ActionChunk, Observation
 
 
@@ -17,7 +17,7 @@ class ExpertPolicy:
     """Chunks of one action, from the environment's privileged state; the observation is not looked at."""
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
-        self._expert = Expert(env)
+        self._expert = expert_of(env)
         self.embodiment: Embodiment = env.unwrapped.embodiment  # type: ignore[attr-defined]
 
     def reset(self) -> None:

@@ -1,0 +1,1 @@
+"""Environments that others wrote, behind our observation and `Embodiment`: a file of configs/env/ describes each."""
