@@ -8,9 +8,9 @@ import gymnasium as gym
 import numpy as np
 from jaxtyping import Float
 
-from vla.envs.ik import radius
+from vla.envs.ik import ArmIK, radius
 from vla.envs.primitives import Command
-from vla.envs.scene import Arm
+from vla.envs.scene import Arm, TableScene
 from vla.envs.so101 import SO101Env
 from vla.envs.suites.env import SuiteEnv, SuiteExpert
 
@@ -34,18 +34,21 @@ class Expert:
         env = self._env
         plan = env.task.plan(env.scene, env.target, env.goal)
         commands = (plan,) if isinstance(plan, Command) else plan
-        targets = [self._step(arm, command) for arm, command in zip(env.scene.arms, commands, strict=True)]
+        pairs = zip(env.scene.arms, commands, strict=True)
+        targets = [step_towards(env.ik, env.scene, arm, command) for arm, command in pairs]
         return np.clip(np.concatenate(targets), env.embodiment.action_low, env.embodiment.action_high)
 
-    def _step(self, arm: Arm, command: Command) -> Float[np.ndarray, "6"]:
-        position = command.position - (0.0, arm.base_y, 0.0)
-        solved, _ = self._env.ik.solve(position, comfortable_pitch(position), command.closing_yaw)
-        joints = self._env.scene.data.qpos[arm.joints]
-        step = solved - joints[:5]
-        # One scale for all five joints keeps the path straight in joint space.
-        step *= min(1.0, MAX_STEP / max(float(np.abs(step).max()), 1e-9))
-        gripper = np.clip(command.gripper - joints[5], -GRIPPER_STEP, GRIPPER_STEP)
-        return joints + np.append(step, gripper)
+
+def step_towards(ik: ArmIK, scene: TableScene, arm: Arm, command: Command) -> Float[np.ndarray, "6"]:
+    """Joint targets [rad] a limited step from an arm's present joints on the way to a command."""
+    position = command.position - (0.0, arm.base_y, 0.0)
+    solved, _ = ik.solve(position, comfortable_pitch(position), command.closing_yaw)
+    joints = scene.data.qpos[arm.joints]
+    step = solved - joints[:5]
+    # One scale for all five joints keeps the path straight in joint space.
+    step *= min(1.0, MAX_STEP / max(float(np.abs(step).max()), 1e-9))
+    gripper = np.clip(command.gripper - joints[5], -GRIPPER_STEP, GRIPPER_STEP)
+    return joints + np.append(step, gripper)
 
 
 def expert_of(env: gym.Env[Any, Any]) -> Expert | SuiteExpert:

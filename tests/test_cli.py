@@ -131,7 +131,6 @@ def test_cfg_prints_the_options_and_runs_nothing(calls: Calls, capsys: pytest.Ca
         (["record", "pick"], "pick"),
         (["record", "-x"], "-x"),
         (["record", "--task"], "--task"),
-        (["view"], "path"),
         (["view", "one.zarr", "two.zarr"], "two.zarr"),
         (["view", "one.zarr", "+speed=2"], "speed"),
         (["train", "+extra={_target_: vla.nowhere.Thing}"], "vla.nowhere.Thing"),
@@ -141,7 +140,7 @@ def test_cfg_prints_the_options_and_runs_nothing(calls: Calls, capsys: pytest.Ca
 def test_mistake_is_one_line_and_exit_code_2(
     arguments: list[str], named: str, stub: Callable[..., None], calls: Calls, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def view(path: str, episodes: str | None, side_by_side: bool, save: str | None) -> None:
+    def view(path: str, episodes: str, side_by_side: bool, save: str, task: str, seed: int) -> None:
         raise AssertionError("ran")
 
     stub("view", view)

@@ -1,4 +1,4 @@
-"""`vla view`: episodes in Rerun, of our stores and of any format that we read."""
+"""`vla view`: episodes in Rerun, of our stores and of any format that we read; or a scene of a task."""
 
 from __future__ import annotations
 
@@ -19,13 +19,34 @@ ABREAST = 4
 """Episodes that can stand side by side."""
 
 
-def view(*, path: str, episodes: str | int | None, side_by_side: bool, save: str | None) -> None:
+def view(
+    *,
+    path: str | None,
+    episodes: str | int | None,
+    side_by_side: bool,
+    save: str | None,
+    task: str | None = None,
+    seed: int = 0,
+) -> None:
     """Shows episodes of a store, of a run's folder that holds one, or of any format that `vla convert` reads, in the
-    viewer or as the file `save` (.rrd).
+    viewer or as the file `save` (.rrd). With `task`, in place of a path, the scene of `seed` in MuJoCo's viewer, or as
+    the picture `save` (.png), which without a screen is outputs/TASK-SEED.png.
 
     `episodes` is FIRST:END with END left out; either may be missing. Raises InputError, before anything is written,
     when there is nothing to show, no such episode, too many for `side_by_side`, or no screen for the viewer.
     """
+    if (path is None) == (task is None):
+        raise InputError("say what to view: path=STORE, or task=TASK seed=0")
+    if task is not None:
+        from vla.envs.viewer import look
+
+        picture = None if has_screen() else f"outputs/{Path(task).stem}-{seed}.png"
+        look(task, seed, picture if save is None else save)
+    else:
+        _replay(str(path), episodes, side_by_side, save)
+
+
+def _replay(path: str, episodes: str | int | None, side_by_side: bool, save: str | None) -> None:
     from vla.recording.replay import replay
 
     path = path if "://" in path else str(find_store(Path(path)))

@@ -27,8 +27,8 @@ class Released(nn.Module, ABC):
     """A vision-language model of transformers behind `Backbone`, with its own weights.
 
     `model` is its transformers configuration as a dict with `model_type`; `weights` a model made of it, random ones
-    without; `attention` is how it attends (sdpa, eager …; None: as transformers chooses). An image stands in the text as
-    a run of tokens: those of `begin`, its features row by row with `between` after each row but the last, and those of
+    without; `attention` is how it attends (sdpa, eager …; None: transformers chooses). An image stands in the text as a
+    run of tokens: those of `begin`, its features row by row with `between` after each row but the last, and those of
     `end`; all are written as `image_token_id` and put right by `embed`.
     """
 

@@ -1,0 +1,119 @@
+"""An environment for a person to look at: in MuJoCo's viewer, or as its cameras' images side by side."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from vla.envs.make import make_env
+from vla.envs.so101 import SO101Env
+from vla.errors import InputError
+from vla.recording.view import has_screen
+
+SIZE = 480
+"""Pixels of an image's side."""
+FRAME = 0.05
+"""[s] between two pictures of a scene at rest."""
+BEHIND = {"azimuth": 0.0, "elevation": -40.0, "distance": 0.9, "lookat": (0.2, 0.0, 0.05)}
+"""The first view of the arm: over its shoulder, so that left is its left [degrees, m]."""
+
+
+class Window:
+    """MuJoCo's viewer on an environment that was reset; a context manager. `press` gets GLFW's code of each key.
+
+    It shows a copy of the state: what is dragged or reset in the viewer never reaches the simulation.
+    Raises InputError where no window can open, saying what to do `instead`.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], instead: str, press: Callable[[int], None] | None = None) -> None:
+        inner: Any = env.unwrapped
+        self._scene = getattr(inner, "scene", inner)  # both hold `model` and `data`
+        self._copy = mujoco.MjData(self._scene.model)
+        _check_screen(instead)
+        from mujoco import viewer
+
+        try:
+            self._viewer = viewer.launch_passive(
+                self._scene.model, self._copy, key_callback=press, show_left_ui=False, show_right_ui=False
+            )
+        except RuntimeError as error:  # on a Mac, outside mjpython
+            raise InputError(f"the viewer cannot open: {error}; or {instead}") from error
+        if isinstance(inner, SO101Env):
+            for name, value in BEHIND.items():
+                setattr(self._viewer.cam, name, value)
+
+    def show(self, text: str = "") -> bool:
+        """Shows the present state under a line of text; false once the window is closed."""
+        with self._viewer.lock():
+            mujoco.mj_copyData(self._copy, self._scene.model, self._scene.data)
+        self._viewer.set_texts((mujoco.mjtFontScale.mjFONTSCALE_150, mujoco.mjtGridPos.mjGRID_TOPLEFT, text, ""))
+        self._viewer.sync()
+        return bool(self._viewer.is_running())
+
+    def __enter__(self) -> Window:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._viewer.close()
+
+
+def _check_screen(instead: str) -> None:
+    """The viewer's thread would die, and who waits for it wait for ever, where GLFW finds no screen."""
+    if has_screen():
+        import glfw
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if glfw.init():
+                return
+    raise InputError(f"there is no screen for the viewer: {instead}")
+
+
+def look(task: str, seed: int, save: str | None) -> None:
+    """Opens the viewer on the scene of `seed`, or writes the .png file `save`: its cameras side by side.
+
+    Raises InputError for an unknown task, a negative seed, and a file of another kind, before anything is written.
+    """
+    if save is not None and not save.endswith(".png"):
+        raise InputError(f"an environment is saved as a picture: --save x.png, not {save}")
+    if seed < 0:
+        raise InputError(f"the seed must be 0 or more, not {seed}")
+    env = make_env(task, image_size=SIZE)
+    try:
+        observation, _ = env.reset(seed=seed)
+        print(f"{task}, seed {seed}: {observation['instruction']}")
+        if save is None:
+            with Window(env, "write a picture with --save x.png") as window:
+                while window.show(observation["instruction"]):
+                    time.sleep(FRAME)
+            return
+        _write(beside(observation["images"]), Path(save))
+        print(f"wrote {save}: {', '.join(observation['images'])}")
+    finally:
+        env.close()
+
+
+def beside(images: Mapping[str, UInt8[np.ndarray, "_h _w 3"]]) -> UInt8[np.ndarray, "height width 3"]:
+    """The images from left to right, black below those that are less high."""
+    height = max(image.shape[0] for image in images.values())
+    return np.concatenate([np.pad(i, ((0, height - len(i)), (0, 0), (0, 0))) for i in images.values()], axis=1)
+
+
+def _write(picture: UInt8[np.ndarray, "h w 3"], path: Path) -> None:
+    unfinished = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(unfinished, format="PNG")
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error}") from error
