@@ -20,12 +20,12 @@ MAX_LINES = 400
 
 # From the top down. A module imports from its own layer and from those below, never from above.
 LAYERS = (
-    ("cli", "options", "bench", "benchmarks", "convert", "data", "datatools", "demo", "doctor", "record", "scenes")
-    + ("models", "train_tokenizer"),
-    ("control", "evaluation", "serving", "training"),
+    ("cli", "options", "bench", "benchmarks", "compare", "convert", "data", "datatools", "demo", "doctor", "record")
+    + ("scenes", "__main__", "launch", "models", "play", "push", "train_tokenizer"),
+    ("control", "evaluation", "serving", "teleop", "training"),
     ("datasets", "envs", "policies", "recording"),
-    ("actions", "batch", "heads", "images", "inference", "model", "normalize", "page", "processor", "robot_spec")
-    + ("vlm",),
+    ("actions", "batch", "chat", "heads", "hub", "images", "inference", "model", "normalize", "page", "processor")
+    + ("robot_spec", "vlm"),
     ("configs", "embodiment", "errors", "scene", "types"),
 )
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}

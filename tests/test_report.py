@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from vla.errors import InputError
 from vla.evaluation.plots import panels, read_losses, running_mean, training_curve
 from vla.evaluation.report import Sample, write_report
-from vla.evaluation.rollout import Result
+from vla.evaluation.trial import Result
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 SUMMARY: dict[str, Any] = {

@@ -1,101 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium import spaces
 from jaxtyping import Float
+from toy_env import LENGTHS, ROBOT, Bad, BadEnv, BatchEcho, Counting, Echo, ToyEnv
 
-from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.evaluation.rollout import Result, Trial, rollout
+from vla.evaluation.rollout import rollout
+from vla.evaluation.trial import Result, Trial
 from vla.types import ActionChunk, Observation
-
-ROBOT = Embodiment("toy", ("front",), ("x [m]", "y [m]"), ("x [m]", "y [m]"), (-99.0, -99.0), (99.0, 99.0), 10.0)
-LENGTHS = (3, 5, 4)
-
-
-class ToyEnv(gymnasium.Env[dict[str, Any], Float[np.ndarray, "a"]]):
-    """Tells a number in its instruction; succeeds if every action's first component is that number."""
-
-    def __init__(self) -> None:
-        self.embodiment = ROBOT
-        self.action_space = spaces.Box(-99, 99, (2,), np.float32)
-        self.observation_space = spaces.Dict(
-            images=spaces.Dict(front=spaces.Box(0, 255, (4, 4, 3), np.uint8)),
-            state=spaces.Box(-99, 99, (2,), np.float32),
-            instruction=spaces.Text(20),
-        )
-        self.actions: list[Float[np.ndarray, "a"]] = []
-        self.closed = False
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        super().reset(seed=seed)
-        assert seed is not None
-        self.number = seed + int((options or {}).get("add", 0))
-        self.end, self.actions = LENGTHS[seed % 3], []
-        return self._observe(), self._info()
-
-    def step(self, action: Float[np.ndarray, "a"]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        self.actions.append(np.array(action))
-        ended = len(self.actions) == self.end
-        # An even seed meets its end as success, an odd one by the limit of its steps.
-        return self._observe(), 0.0, ended and self.number % 2 == 0, ended and self.number % 2 == 1, self._info()
-
-    def _observe(self) -> dict[str, Any]:
-        steps = len(self.actions)
-        return {
-            "images": {"front": np.full((4, 4, 3), self.number % 256, np.uint8)},
-            "state": np.array([self.number, steps], np.float32),
-            "instruction": f"go to {self.number}",
-        }
-
-    def _info(self) -> dict[str, Any]:
-        right = [a[0] == self.number for a in self.actions]
-        return {
-            "success": bool(right) and all(right),
-            "wrong_object": self.number % 5 == 0,
-            "instruction": f"go to {self.number}",
-        }
-
-    def close(self) -> None:
-        self.closed = True
-
-
-class Echo:
-    """Answers with the number of the instruction, and the step in the second component."""
-
-    def __init__(self, embodiment: Embodiment = ROBOT, horizon: int = 3, invalid: Sequence[int] = ()) -> None:
-        self.embodiment, self.horizon, self.invalid = embodiment, horizon, set(invalid)
-        self.asked: list[int] = []
-
-    def reset(self) -> None:
-        """Nothing is remembered."""
-
-    def predict(
-        self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
-    ) -> ActionChunk | None:
-        number, step = int(observation.instruction.split()[-1]), int(observation.state[1])
-        assert observation.state[0] == number
-        assert observation.time == step / 10
-        if step in self.invalid:
-            return None
-        rows = [[number, step + i] for i in range(self.horizon)]
-        return ActionChunk(np.array(rows, np.float64), observation.time, 0.1)
-
-
-class BatchEcho(Echo):
-    def predict_batch(
-        self, observations: Sequence[Observation], *, prefix: Float[np.ndarray, "b k a"] | None = None
-    ) -> list[ActionChunk | None]:
-        self.asked.append(len(observations))
-        return [self.predict(o) for o in observations]
 
 
 class Log:
@@ -121,8 +39,11 @@ TRIALS = tuple(Trial(seed, {"add": 100 * (seed % 4)}, "odd" if seed % 2 else "ev
 
 
 def expected(trial: Trial) -> Result:
-    number = trial.seed + trial.options["add"]
-    return Result(trial.seed, trial.group, f"go to {number}", True, number % 5 == 0, LENGTHS[trial.seed % 3], invalid=0)
+    number, length = trial.seed + trial.options["add"], LENGTHS[trial.seed % 3]
+    # At 99 and beyond every command is at a limit of the toy.
+    hits = length if number >= 99 else 0
+    told = (trial.seed, trial.group, f"go to {number}", True, number % 5 == 0, length)
+    return Result(*told, invalid=0, seconds=length / 10, limit_hits=hits)
 
 
 @pytest.mark.parametrize("parallel", [1, 2, 3, 16])
@@ -216,7 +137,7 @@ def test_a_policy_of_another_embodiment_names_the_component_and_closes_the_envir
     other = replace(ROBOT, action=("x [m]", "grip [rad]"))
     with pytest.raises(InputError, match=r"grip \[rad\].*y \[m\]"):
         rollout(make_env, lambda _: Echo(other), TRIALS, parallel=2)
-    assert [env.closed for env in envs] == [True, True]
+    assert [env.closed for env in envs] == [True]
 
 
 def test_an_error_closes_the_environments() -> None:
@@ -232,6 +153,38 @@ def test_an_error_closes_the_environments() -> None:
     with pytest.raises(KeyboardInterrupt):
         rollout(make_env, lambda _: Echo(), TRIALS, parallel=2, done=stop)
     assert [env.closed for env in envs] == [True, True]
+
+
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_what_raises_in_one_trial_leaves_the_others_alone(parallel: int) -> None:
+    envs: list[ToyEnv] = []
+    episodes: list[dict[str, Any]] = []
+
+    def make_env() -> ToyEnv:
+        envs.append(BadEnv())
+        return envs[-1]
+
+    class Forgiving(Log):
+        def abort(self) -> None:
+            """Dropped."""
+
+    trials = [Trial(seed) for seed in (4, 6, 14, 9, 10, 11)]
+    bad = Bad()
+    results = rollout(make_env, lambda _: bad, trials, parallel=parallel, recorder=lambda: Forgiving(episodes))
+    assert [r.seed for r in results if r.crash] == [6, 14]
+    assert "I do not like 6" in results[1].crash and "out of order" in results[2].crash
+    assert [r.success for r in results if not r.crash] == [True] * 4
+    assert sorted(e["info"]["seed"] for e in episodes) == [4, 9, 10, 11]
+    # An environment that raised is not used again.
+    assert all(env.closed for env in envs) and len(envs) == parallel + 2
+
+
+def test_a_policy_that_remembers_is_reset_and_its_own() -> None:
+    episodes: list[dict[str, Any]] = []
+    rollout(ToyEnv, lambda _: Counting(), TRIALS, parallel=4, execute=2, recorder=lambda: Log(episodes))
+    for episode in episodes:
+        said = [action[1] for _, action, _ in episode["steps"]]
+        assert said == [1, 1, 2, 2, 3][: len(said)]
 
 
 def test_nothing_to_do_and_nothing_to_do_it_with() -> None:

@@ -11,6 +11,9 @@ BENCHMARKS = {
     "env": "vla.benchmarks.env:bench_env",
     "loader": "vla.benchmarks.loader:bench_loader",
     "heads": "vla.benchmarks.heads:bench_heads",
+    "rollout": "vla.benchmarks.rollout:bench_rollout",
+    "train": "vla.benchmarks.train:bench_train",
+    "memory": "vla.benchmarks.memory:bench_memory",
 }
 
 
@@ -25,6 +28,6 @@ def bench(*, name: str, json: str | None) -> None:
     table = getattr(import_module(module), function)()
     print(table.to_text())
     if json is not None:
-        from vla.evaluation.run import write_json
+        from vla.evaluation.summary import write_json
 
         write_json(Path(json), table.to_dict())

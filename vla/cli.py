@@ -48,6 +48,7 @@ COMMANDS = {
             "vla train task=pick out=outputs/train",
             "vla train task=place mixture.vqa=0.3 out=outputs/place",
             "vla train -m plan.seed=0,1,2 'out=outputs/train-${plan.seed}'",
+            "vla train -m hydra/launcher=submitit_slurm hydra.launcher.gpus_per_node=1 out=outputs/train",
             "vla train recipe=backbone out=outputs/backbone",
         ),
     ),
@@ -64,21 +65,48 @@ COMMANDS = {
     "eval": Command(
         "success rate of a policy in simulation, with its interval",
         "vla.evaluation.run:evaluate",
-        "Rolls a checkpoint or a scripted policy out on the given seeds, records the episodes, and writes eval.json:\n"
-        "seed, instruction, success and length of each episode, and the success rate with its Wilson interval.",
+        "Rolls a checkpoint or a scripted policy out on the given seeds, records the episodes, and writes eval.json,\n"
+        "with each episode's outcome and the success rate with its Wilson interval, and report.html, with films.\n"
+        "The same command again goes on where it was cut off; one with more seeds adds them.",
         (
             "vla eval policy=outputs/train seeds=1000:1060 task=pick phrasing=heldout",
             "vla eval policy=expert seeds=0:20 task=place",
+            "vla eval policy=lerobot:outputs/act/checkpoints/last/pretrained_model",
+            "vla eval policy=outputs/train 'axes_report=[object,light]' swap=true out=outputs/axes",
+            "vla eval policy=outputs/train 'delay=[0,0.1,0.2,0.4]' 'execution=[naive,chunked,rtc]' out=outputs/late",
+            "vla eval policy=outputs/train seeds=0:200 'merge=[outputs/a,outputs/b]' out=outputs/all",
         ),
     ),
+    "compare": Command(
+        "two evaluations on the same scenes: which policy is better, if one is",
+        "vla.compare:compare",
+        "Pairs the episodes by seed, and prints both rates, the interval of their difference and McNemar's exact p.\n"
+        "Writes compare.json and compare.png.",
+        ("vla compare outputs/eval-a outputs/eval-b",),
+        positional=("a", "b"),
+    ),
     "view": Command(
-        "replay recorded episodes in Rerun",
+        "replay recorded episodes in Rerun, or look at a scene of a task in MuJoCo's viewer",
         "vla.recording.view:view",
         "Images, joint curves and predicted chunks over executed actions on one timeline. Opens the viewer, or writes\n"
-        "a file that the viewer opens elsewhere.",
-        ("vla view outputs/pick.zarr", "vla view outputs/eval --save outputs/rollouts.rrd"),
+        "a file that the viewer opens elsewhere. task=TASK shows a scene, or writes a picture of its cameras.",
+        (
+            "vla view outputs/pick.zarr",
+            "vla view outputs/eval --save outputs/rollouts.rrd",
+            "vla view task=stack seed=3 --save outputs/stack.png",
+        ),
         positional=("path",),
         verbatim=("save",),
+    ),
+    "play": Command(
+        "move a simulated arm by hand, and record it",
+        "vla.play:play",
+        "Keyboard or gamepad in MuJoCo's viewer, or a script without a screen. An episode is kept when its task is\n"
+        "met, or when it is saved as it is; what is discarded leaves nothing.\n\n"
+        "up, down, left, right, page up, page down: move the fingertips    6, 7: close, open    8, 9: turn\n"
+        "enter: save    backspace: discard, and again    home: next scene    end: quit",
+        ("vla play task=pick seed=0", "vla play task=stack device=gamepad out=outputs/by-hand.zarr"),
+        verbatim=("joystick", "script"),
     ),
     "data": Command(
         "say what a store holds and whether it is sound; merge, split and edit stores",
@@ -120,6 +148,13 @@ COMMANDS = {
         "Prints every family: its role (backbone, dual encoder, hosted), connector, released checkpoint, the test\n"
         "that verifies it, and what finetuning freezes. family=NAME tells more of one, with its configuration.",
         ("vla models", "vla models family=qwen2.5-vl"),
+    ),
+    "push": Command(
+        "put a checkpoint on the hub, with its model card",
+        "vla.push:push",
+        "Uploads weights, configuration, processor and tokenizer, LeRobot's files and a card of what it drives; what\n"
+        "resumes a training stays here. dry_run=true prints the files and the card, and uploads nothing.",
+        ("vla push policy=outputs/train repo=user/name dry_run=true", "vla push repo=user/name license=apache-2.0"),
     ),
     "doctor": Command(
         "say what this machine lacks and how to get it",
@@ -224,13 +259,17 @@ def _verbatim(name: str, override: str) -> str:
 
 
 def execute(name: str, arguments: Sequence[str]) -> None:
-    """Runs one command, or every run of a sweep, in order."""
+    """Runs one command, or every run of a sweep: in order, or where options of Hydra's own say."""
     overrides, flags = parse(name, arguments)
     if "help" in flags:
         print(help_of(name))
         return
     from vla import options  # Hydra takes a third of a second to import.
 
+    where = [override for override in overrides if override.startswith(("hydra/", "hydra."))]
+    if where and "multirun" not in flags:
+        raise InputError(f"{where[0]} is of the runs of a sweep: add -m")
+    overrides = [override for override in overrides if override not in where]
     runs = options.sweep(name, overrides) if "multirun" in flags else [overrides]
     configs = [options.compose(name, run) for run in runs]
     options.check_outputs_differ(configs)
@@ -239,6 +278,11 @@ def execute(name: str, arguments: Sequence[str]) -> None:
         return
     module, _, function = COMMANDS[name].function.partition(":")
     target = getattr(import_module(module), function)
+    if where:
+        from vla.launch import launch
+
+        launch(name, runs, where, target)
+        return
     for number, (run, config) in enumerate(zip(runs, configs, strict=True), start=1):
         if len(runs) > 1:
             print(f"[{number}/{len(runs)}] {' '.join(run)}", flush=True)

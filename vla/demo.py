@@ -23,8 +23,9 @@ from vla.envs.make import make_env
 from vla.errors import InputError
 from vla.evaluation.plots import read_losses, training_curve
 from vla.evaluation.report import Sample, write_report
-from vla.evaluation.rollout import Result, rollout
-from vla.evaluation.run import summarize, trials_for, write_json
+from vla.evaluation.rollout import rollout
+from vla.evaluation.summary import summarize, write_json
+from vla.evaluation.trial import Result, trials_for
 from vla.model import VLA
 from vla.policies.vla import VlaPolicy
 from vla.record import record_demonstrations

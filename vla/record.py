@@ -33,6 +33,8 @@ def record(
 
     A new store's images are coded as `codec` (`vla.datasets.codecs`).
 
+    Demonstrations leave out the pairs of colour and shape that evaluation holds out (`vla.envs.axes`).
+
     A store that a cut-off run left is continued with the seeds that it lacks. Raises InputError for an unknown
     task, a negative seed and a store of something else, before anything is written.
     """
@@ -43,13 +45,25 @@ def record(
 
         record_scenes(out, episodes, seed, randomize, workers, codec)
     else:
-        record_demonstrations(task, episodes, out, seed, noise, randomize, workers, codec)
+        record_demonstrations(task, episodes, out, seed, noise, randomize, workers, codec, holdout=True)
 
 
 def record_demonstrations(
-    task: str, episodes: int, out: str, seed: int, noise: float, randomize: bool, workers: int, codec: str = "zstd"
+    task: str,
+    episodes: int,
+    out: str,
+    seed: int,
+    noise: float,
+    randomize: bool,
+    workers: int,
+    codec: str = "zstd",
+    *,
+    holdout: bool = False,
 ) -> None:
-    """See `record`. Failed attempts are left out, and the next seed is tried."""
+    """See `record`. Failed attempts are left out, and the next seed is tried.
+
+    Without `holdout` scenes are of all pairs of colour and shape, as those that the demo is measured on.
+    """
     from vla.datasets.episodes import EpisodeStore
     from vla.datasets.folder import open_folder
     from vla.envs.make import make_env
@@ -73,17 +87,17 @@ def record_demonstrations(
             chunks = ([s, s + 8] for s in count(following, 8))
             while len(store) < episodes:
                 ahead = list(islice(chunks, 4 * workers))
-                jobs = zip(*([task, *c, noise, randomize] for c in ahead), strict=True)
+                jobs = zip(*([task, *c, noise, randomize, holdout] for c in ahead), strict=True)
                 for found in pool.map(_demonstrations, *jobs):
                     for episode in found[: episodes - len(store)]:
                         store.append(episode)
                         bar.update()
 
 
-def _demonstrations(task: str, first: int, end: int, noise: float, randomize: bool) -> list[Episode]:
+def _demonstrations(task: str, first: int, end: int, noise: float, randomize: bool, holdout: bool) -> list[Episode]:
     from vla.envs.make import make_env
 
-    env = make_env(task, randomize=randomize)
+    env = make_env(task, randomize=randomize, holdout=holdout)
     try:
         return list(_successes(env, task, range(first, end), noise))
     finally:
@@ -100,16 +114,17 @@ def _successes(env: gymnasium.Env, task: str, seeds: range, noise: float) -> Ite
 def demonstrate(env: gymnasium.Env, task: str, seed: int, noise: float) -> Episode:
     """One attempt of the expert at the episode of `seed`.
 
-    `noise` [rad] is the standard deviation of what is added to the executed action, correlated in time; the
-    recorded action is the clean one, so the data shows how to come back (DART, Laskey et al. 2017).
+    `noise` [rad, or the action's own unit] is the standard deviation of what is added to the executed action,
+    correlated in time; the recorded action is the clean one, so the data shows how to come back (DART, Laskey et al.
+    2017).
     """
-    from vla.envs.expert import Expert
+    from vla.envs.expert import expert_of
     from vla.envs.so101 import to_observation
 
     rng = np.random.default_rng([seed, 23])
     perturb, quiet = rng.random() < PERTURBED, rng.random() < QUIET
     values, info = env.reset(seed=seed, options={"perturb": bool(perturb)})
-    expert, embodiment = Expert(env), env.unwrapped.embodiment  # type: ignore[attr-defined]
+    expert, embodiment = expert_of(env), env.unwrapped.embodiment  # type: ignore[attr-defined]
     observations: list[Observation] = []
     actions: list[Float[np.ndarray, "a"]] = []
     points: list[Float[np.ndarray, "p 2"]] = []

@@ -16,7 +16,8 @@ from vla.datasets.windows import Windows
 from vla.envs.make import make_env
 from vla.evaluation.plots import read_losses
 from vla.evaluation.rollout import rollout
-from vla.evaluation.run import summarize, trials_for
+from vla.evaluation.summary import summarize
+from vla.evaluation.trial import trials_for
 from vla.model import VLA
 from vla.options import bind, compose
 from vla.policies.vla import VlaPolicy

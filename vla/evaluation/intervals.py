@@ -1,8 +1,11 @@
-"""Confidence intervals of a success rate."""
+"""What can be said of success rates: intervals, also under peeking, and the comparison of two policies."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+from scipy.optimize import brentq
 
 Z95 = 1.959963984540054
 
@@ -18,3 +21,69 @@ def wilson(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
     low, high = (centre - spread) / scale, (centre + spread) / scale
     # At the ends rounding may leave the interval a hair short of the rate itself.
     return max(0.0, min(low, rate)), min(1.0, max(high, rate))
+
+
+def always_valid(successes: int, trials: int, alpha: float = 0.05) -> tuple[float, float]:
+    """A confidence sequence: with probability 1 - alpha it holds the rate after every number of trials at once.
+
+    So one may look after each trial and stop when it suits. The rates that a gambler cannot refute: betting against
+    the rate p with the Beta(1/2, 1/2) mixture of all fixed bets, wealth is M(p) = B(s + 1/2, n - s + 1/2) /
+    (B(1/2, 1/2) p^s (1 - p)^(n - s)), a martingale from 1 if p is the rate, and by Ville's inequality it ever reaches
+    1 / alpha with probability alpha at most (Robbins 1970; Waudby-Smith and Ramdas 2024, section 4).
+    """
+    rate = successes / trials if trials else 0.5
+
+    def excess(p: float) -> float:
+        return _log_wealth(successes, trials, p) + math.log(alpha)
+
+    # Wealth is convex in p, and least at the observed rate.
+    low = float(brentq(excess, 1e-300, rate)) if successes else 0.0
+    high = float(brentq(excess, rate, 1 - 1e-16)) if successes < trials else 1.0
+    return low, high
+
+
+def _log_wealth(successes: int, trials: int, rate: float) -> float:
+    failures = trials - successes
+    mixture = math.lgamma(successes + 0.5) + math.lgamma(failures + 0.5) - math.lgamma(trials + 1) - math.log(math.pi)
+    bets = (successes * math.log(rate) if successes else 0.0) + (failures * math.log1p(-rate) if failures else 0.0)
+    return mixture - bets
+
+
+def decided_after(outcomes: Sequence[bool], rate: float, alpha: float = 0.05) -> int | None:
+    """After how many of the outcomes `always_valid` first leaves `rate` out; None where it never does."""
+    successes = 0
+    for trials, outcome in enumerate(outcomes, start=1):
+        successes += outcome
+        if _log_wealth(successes, trials, rate) > -math.log(alpha):
+            return trials
+    return None
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """The exact two-sided p-value of McNemar's test (1947), from the pairs in which one of two succeeded."""
+    pairs = only_first + only_second
+    return min(1.0, 2 * sum(math.comb(pairs, k) for k in range(min(only_first, only_second) + 1)) / 2**pairs)
+
+
+def paired_difference(both: int, only_first: int, only_second: int, neither: int) -> tuple[float, float]:
+    """A 95 % interval of the first rate minus the second's, of paired outcomes (Newcombe 1998, method 10).
+
+    Wilson's intervals squared and added, with the correlation of the pairs; (-1, 1) without pairs.
+    """
+    n = both + only_first + only_second + neither
+    if n == 0:
+        return -1.0, 1.0
+    first, second = (both + only_first) / n, (both + only_second) / n
+    (low1, high1), (low2, high2) = wilson(both + only_first, n), wilson(both + only_second, n)
+    margins = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
+    product = float(both * neither - only_first * only_second)
+    if product > 0:  # the correction for continuity
+        product = max(product - n / 2, 0.0)
+    phi = product / math.sqrt(margins) if margins else 0.0
+
+    def reach(one: float, other: float) -> float:
+        return math.sqrt(max(one**2 - 2 * phi * one * other + other**2, 0.0))
+
+    down = reach(first - low1, high2 - second)
+    up = reach(high1 - first, second - low2)
+    return max(-1.0, first - second - down), min(1.0, first - second + up)

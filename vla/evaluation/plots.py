@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,15 +83,20 @@ def training_curve(losses: Mapping[str, Points], history: Sequence[Mapping[str, 
     found = panels(losses, history)
     if not found:
         raise InputError(f"there is nothing to draw in {path}: the run logged neither a loss nor an evaluation")
+    png(path, (4.0 * len(found), 2.8), *(partial(draw, panel=panel) for panel in found))
+
+
+def png(path: Path, size: tuple[float, float], *paint: Callable[[Axes], None]) -> None:
+    """Writes what each of `paint` draws, side by side on a figure of that size [inch], to the PNG file `path`."""
     unfinished = path.with_name(f".{path.name}.partial")
 
     def save(figure: Figure, axes: Sequence[Axes]) -> None:
-        for axis, panel in zip(axes, found, strict=True):
-            draw(axis, panel)
+        for axis, work in zip(axes, paint, strict=True):
+            work(axis)
         figure.savefig(unfinished, format="png", dpi=150, facecolor="white")
 
     try:
-        _with_axes(len(found), (4.0 * len(found), 2.8), save)
+        _with_axes(len(paint), size, save)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

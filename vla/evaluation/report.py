@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vla.evaluation.plots import panel_svg, panels
-from vla.evaluation.rollout import Result
+from vla.evaluation.trial import Key, Result
 from vla.evaluation.vqa import POINT_TOLERANCE, parse_point, score
 from vla.page import bar, file_uri, image_uri, percent, section, tile, write_page
 
@@ -54,7 +54,7 @@ def write_report(
         section("Two episodes", _clips(videos, results)),
         section("Training", _curves(losses, history)),
         section("Visual questions", _bars(summary) + _samples(samples)),
-        section("Episodes", _episodes(results)),
+        section("Episodes", episodes(results)),
         section("How it was made", _made(summary)),
         section("Look further", _commands(out)),
     )
@@ -113,16 +113,21 @@ def _clips(videos: Mapping[str, Path], results: Sequence[Result]) -> str:
         path = videos.get(kind)
         count = sum(result.success is happened for result in results)
         if path is not None:
-            media = (
-                f'<video src="{file_uri(path)}" autoplay loop muted playsinline controls></video>'
-                if path.suffix == ".mp4"
-                else f'<img src="{file_uri(path)}" alt="a {kind}">'
-            )
-            figures.append(f'<figure class="card">{media}<figcaption>a {kind}, one of {count}</figcaption></figure>')
+            figures.append(clip(path, f"a {kind}, one of {count}"))
         else:
             reason = "was recorded as a film" if count else f"happened in {len(results)} episodes"
             figures.append(f'<div class="card none">no {kind} {reason}</div>')
     return f'<div class="clips">{"".join(figures)}</div>'
+
+
+def clip(path: Path, caption: str) -> str:
+    """A film as part of the page; the caption is HTML."""
+    media = (
+        f'<video src="{file_uri(path)}" autoplay loop muted playsinline controls></video>'
+        if path.suffix == ".mp4"
+        else f'<img src="{file_uri(path)}" alt="a film">'
+    )
+    return f'<figure class="card">{media}<figcaption>{caption}</figcaption></figure>'
 
 
 def _curves(losses: Mapping[str, Sequence[tuple[int, float]]], history: Sequence[Mapping[str, float]]) -> str:
@@ -176,30 +181,36 @@ def _markers(sample: Sample) -> str:
     return f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" fill="none">{drawn}</svg>'
 
 
-def _episodes(results: Sequence[Result]) -> str:
+def episodes(results: Sequence[Result], places: Mapping[Key, int] | None = None) -> str:
+    """The episodes as tables, failures first; `places` says at which index of the store each is."""
     failures = [result for result in results if not result.success]
     successes = [result for result in results if result.success]
     text = f"{len(failures)} of {len(results)} episodes failed." if failures else "No episode failed."
     parts = [f"<p>{text} Swapped: the instruction names another object of the scene of that seed.</p>"]
     if failures:
-        parts.append(_table(failures))
+        parts.append(_table(failures, places))
     if successes:
         folded = f"{len(successes)} successful episodes" if len(successes) > 1 else "1 successful episode"
-        parts.append(f"<details><summary>{folded}</summary>{_table(successes)}</details>")
+        parts.append(f"<details><summary>{folded}</summary>{_table(successes, places)}</details>")
     return "\n".join(parts)
 
 
-def _table(results: Sequence[Result]) -> str:
-    head = "".join(f"<th>{name}</th>" for name in ("seed", "group", "instruction", "outcome", "steps"))
+def _table(results: Sequence[Result], places: Mapping[Key, int] | None) -> str:
+    names = ("seed", "group", "instruction", "outcome", "steps", *(("episode",) if places is not None else ()))
+    head = "".join(f"<th>{name}</th>" for name in names)
     rows = "".join(
         f"<tr><td>{r.seed}</td><td>{'swapped' if r.group == 'swap' else escape(r.group)}</td>"
-        f"<td>{escape(r.instruction)}</td><td>{_outcome(r)}</td><td>{r.length}</td></tr>"
+        f"<td>{escape(r.instruction)}</td><td>{_outcome(r)}</td><td>{r.length}</td>"
+        + (f"<td>{places.get(r.key, '')}</td>" if places is not None else "")
+        + "</tr>"
         for r in results
     )
     return f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def _outcome(result: Result) -> str:
+    if result.crash:
+        return f'<span class="bad">crash</span>: {escape(result.crash.strip().splitlines()[-1])}'
     outcome = '<span class="good">success</span>' if result.success else '<span class="bad">failure</span>'
     also = ["wrong object"] * result.wrong_object + [f"{result.invalid} invalid chunks"] * bool(result.invalid)
     return ", ".join((outcome, *also))

@@ -1,106 +1,29 @@
-"""Closed-loop episodes in simulation: many environments in step, one batched policy."""
+"""Closed-loop episodes in simulation: many environments in step, one batched policy, in one process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from traceback import format_exc
 from typing import Any
 
 import gymnasium
 import numpy as np
-from jaxtyping import Float
 from tqdm import tqdm
 
-from vla.envs.so101 import to_observation
 from vla.errors import InputError
+from vla.evaluation.intervals import wilson
+from vla.evaluation.slot import Slot
+from vla.evaluation.trial import Result, Trial, crashed
 from vla.policies.protocol import BatchPolicy, Policy
 from vla.recording.protocol import Recorder
-from vla.types import ActionChunk, Observation
 
-
-@dataclass(frozen=True)
-class Trial:
-    """One episode to run: the scene's seed and reset options, and which group of the report it belongs to."""
-
-    seed: int
-    options: Mapping[str, Any] = field(default_factory=dict)
-    group: str = ""
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a trial ended. `length` in steps; `invalid` counts chunks that did not decode and were held."""
-
-    seed: int
-    group: str
-    instruction: str
-    success: bool
-    wrong_object: bool
-    length: int
-    invalid: int
-
-
-class _Slot:
-    """One environment with its policy, its chunk in force and its recorder."""
-
-    def __init__(self, env: gymnasium.Env[Any, Any], policy: Policy, recorder: Recorder | None, execute: int) -> None:
-        self.env, self.policy, self.recorder, self.execute = env, policy, recorder, execute
-        self.trial: Trial | None = None
-
-    def start(self, trial: Trial) -> None:
-        self.trial = trial
-        values, info = self.env.reset(seed=trial.seed, options=dict(trial.options))
-        self.instruction: str = info["instruction"]
-        self.length = self.invalid = self.used = 0
-        self.chunk: ActionChunk | None = None
-        self.observe(values)
-        self.hold = self.observation.state
-        self.policy.reset()
-        if self.recorder is not None:
-            self.recorder.start(self.instruction, seed=trial.seed, group=trial.group)
-
-    def observe(self, values: dict[str, Any]) -> None:
-        self.observation = to_observation(values, self.length / self.policy.embodiment.control_hz)
-
-    @property
-    def wants_chunk(self) -> bool:
-        return self.chunk is None or self.used >= min(self.execute, len(self.chunk.actions))
-
-    def take(self, chunk: ActionChunk | None) -> None:
-        self.chunk, self.used = chunk, 0
-        self.invalid += chunk is None
-
-    def step(self) -> Result | None:
-        """Acts once; the result where that ended the episode. Without a valid chunk the arm holds still."""
-        assert self.trial is not None
-        rest = self.hold[None] if self.chunk is None else self.chunk.actions[self.used :]
-        action: Float[np.ndarray, "a"] = rest[0]
-        if self.recorder is not None:
-            said = {} if self.chunk is None else {"chunk": rest, "points": self.chunk.points}
-            self.recorder.step(self.observation, action, **said)
-        values, _, terminated, truncated, info = self.env.step(action)
-        self.hold, self.used, self.length = action, self.used + 1, self.length + 1
-        self.observe(values)
-        if not (terminated or truncated):
-            return None
-        if self.recorder is not None:
-            self.recorder.finish(bool(info["success"]))
-        result = Result(
-            seed=self.trial.seed,
-            group=self.trial.group,
-            instruction=self.instruction,
-            success=bool(info["success"]),
-            wrong_object=bool(info["wrong_object"]),
-            length=self.length,
-            invalid=self.invalid,
-        )
-        self.trial = None
-        return result
+MakeEnv = Callable[..., gymnasium.Env[Any, Any]]
+PolicyFor = Callable[[gymnasium.Env[Any, Any]], Policy]
 
 
 def rollout(
-    make_env: Callable[[], gymnasium.Env[Any, Any]],
-    policy_for: Callable[[gymnasium.Env[Any, Any]], Policy],
+    make_env: MakeEnv,
+    policy_for: PolicyFor,
     trials: Sequence[Trial],
     *,
     parallel: int = 16,
@@ -108,60 +31,158 @@ def rollout(
     recorder: Callable[[], Recorder] | None = None,
     done: Callable[[Result], None] | None = None,
 ) -> list[Result]:
-    """Runs every trial to its end and returns the results in the order of `trials`.
+    """Runs every trial to its end and returns the results in the order of `trials`. See `run_trials`."""
+    results = {}
+    found = run_trials(make_env, policy_for, iter(trials), parallel=parallel, execute=execute, recorder=recorder)
+    for result in progress(found, len(trials)):
+        results[result.key] = result
+        if done is not None:
+            done(result)
+    return [results[trial.key] for trial in trials]
 
-    Up to `execute` actions of each chunk are carried out before the policy is asked again. Raises InputError
-    when a policy is of another embodiment than its environment.
+
+def run_trials(
+    make_env: MakeEnv,
+    policy_for: PolicyFor,
+    trials: Iterator[Trial],
+    *,
+    parallel: int,
+    execute: int,
+    recorder: Callable[[], Recorder] | None = None,
+    every_frame: bool = True,
+) -> Iterator[Result]:
+    """Runs every trial to its end, up to `parallel` at once; yields the results as they come.
+
+    The environment of a trial is `make_env(**trial.env)`. Up to `execute` actions of each chunk are carried out before
+    the policy is asked again; `every_frame` as in `Slot`. What raises in a trial is its result, and the others go on in
+    environments of their own. Raises InputError when a policy is of another embodiment than its environment.
     """
     if parallel < 1 or execute < 1:
         raise InputError(f"parallel and execute must be at least 1, not {parallel} and {execute}")
-    waiting: Iterator[tuple[int, Trial]] = iter(enumerate(trials))
-    slots: list[tuple[_Slot, int]] = []
-    results: dict[int, Result] = {}
-    envs = [make_env() for _ in range(min(parallel, len(trials)))]
+    seats: list[_Seat] = []
     try:
-        for env in envs:
-            slot = _Slot(env, policy_for(env), None if recorder is None else recorder(), execute)
-            slot.policy.embodiment.check(env.unwrapped.embodiment)  # type: ignore[attr-defined]
-            index, trial = next(waiting)
-            slot.start(trial)
-            slots.append((slot, index))
-        with tqdm(total=len(trials), desc="evaluate", unit="episode") as bar:
-            while slots:
-                _predict([slot for slot, _ in slots if slot.wants_chunk])
-                active = []
-                for slot, index in slots:
-                    result = slot.step()
-                    if result is not None:
-                        results[index] = result
-                        if done is not None:
-                            done(result)
-                        bar.update()
-                        bar.set_postfix(success=f"{np.mean([r.success for r in results.values()]):.2f}")
-                        following = next(waiting, None)
-                        if following is None:
-                            continue
-                        index, trial = following
-                        slot.start(trial)
-                    active.append((slot, index))
-                slots = active
+        for _ in range(parallel):
+            seat = _Seat(make_env, policy_for, None if recorder is None else recorder(), execute, every_frame)
+            yield from seat.seat_next(trials)
+            if seat.trial is None:
+                break
+            seats.append(seat)
+        while active := [seat for seat in seats if seat.trial is not None]:
+            crashes = _predict([seat.slot for seat in active if seat.slot.wants_chunk])
+            for seat in active:
+                result = seat.step(crashes.get(id(seat.slot)))
+                if result is not None:
+                    yield result
+                    yield from seat.seat_next(trials)
     finally:
-        for env in envs:
-            env.close()
-    return [results[i] for i in range(len(trials))]
+        for seat in seats:
+            seat.close()
 
 
-def _predict(slots: Sequence[_Slot]) -> None:
-    """Asks each policy for a chunk; a batch policy that serves several slots is asked once."""
-    shared: dict[int, list[_Slot]] = {}
+class _Seat:
+    """A place for one trial after another: the environment is made anew where the next one needs another."""
+
+    def __init__(
+        self, make_env: MakeEnv, policy_for: PolicyFor, recorder: Recorder | None, execute: int, every_frame: bool
+    ) -> None:
+        self._make_env, self._policy_for = make_env, policy_for
+        self._recorder, self._execute, self._every_frame = recorder, execute, every_frame
+        self._env: gymnasium.Env[Any, Any] | None = None
+        self.trial: Trial | None = None
+        self._of: Any = None
+
+    def seat_next(self, trials: Iterator[Trial]) -> Iterator[Result]:
+        """Begins the next trial; yields those that crash at their start."""
+        self.trial = None
+        for trial in trials:
+            if self._env is None or self._of != trial.env:
+                self._furnish(trial)
+            try:
+                self.slot.start(trial)
+            except Exception:
+                yield self._crash(trial, format_exc())
+                continue
+            self.trial = trial
+            return
+
+    def _furnish(self, trial: Trial) -> None:
+        self.close()
+        self._env, self._of = self._make_env(**trial.env), trial.env
+        try:
+            policy = self._policy_for(self._env)
+            self.slot = Slot(self._env, policy, self._recorder, self._execute, self._every_frame)
+            policy.embodiment.check(self._env.unwrapped.embodiment)  # type: ignore[attr-defined]
+        except BaseException:
+            self.close()
+            raise
+
+    def step(self, crash: str | None) -> Result | None:
+        assert self.trial is not None
+        if crash is not None:
+            return self._crash(self.trial, crash)
+        try:
+            return self.slot.step()
+        except Exception:
+            return self._crash(self.trial, format_exc())
+
+    def _crash(self, trial: Trial, traceback: str) -> Result:
+        """An environment that raised is in no known state: the next trial gets another."""
+        self.slot.abort()
+        self.close()
+        return crashed(trial, traceback)
+
+    def close(self) -> None:
+        if self._env is not None:
+            self._env.close()
+        self._env = None
+
+
+def _predict(slots: Sequence[Slot]) -> dict[int, str]:
+    """Asks each policy for a chunk; a batch policy that serves several slots is asked once. The tracebacks by slot."""
+    shared: dict[tuple[int, int], list[Slot]] = {}
+    crashes: dict[int, str] = {}
     for slot in slots:
-        shared.setdefault(id(slot.policy), []).append(slot)
+        prefix = slot.prefix
+        shared.setdefault((id(slot.policy), 0 if prefix is None else len(prefix)), []).append(slot)
     for group in shared.values():
         policy = group[0].policy
-        observations: list[Observation] = [slot.observation for slot in group]
+        batches = [group] if isinstance(policy, BatchPolicy) else [[slot] for slot in group]
+        for batch in batches:
+            _ask(policy, batch, crashes)
+    return crashes
+
+
+def _ask(policy: Policy, slots: Sequence[Slot], crashes: dict[int, str]) -> None:
+    prefixes = [prefix for slot in slots if (prefix := slot.prefix) is not None]
+    try:
         if isinstance(policy, BatchPolicy):
-            chunks = policy.predict_batch(observations)
+            given = np.stack(prefixes) if prefixes else None
+            chunks = policy.predict_batch([slot.observation for slot in slots], prefix=given)
         else:
-            chunks = [policy.predict(observation) for observation in observations]
-        for slot, chunk in zip(group, chunks, strict=True):
-            slot.take(chunk)
+            chunks = [policy.predict(slots[0].observation, prefix=prefixes[0] if prefixes else None)]
+    except Exception:
+        if len(slots) == 1:
+            crashes[id(slots[0])] = format_exc()
+        for slot in slots if len(slots) > 1 else ():  # one at a time, to see whose fault it is
+            _ask(policy, [slot], crashes)
+        return
+    for slot, chunk in zip(slots, chunks, strict=True):
+        slot.take(chunk)
+
+
+def progress(results: Iterator[Result], total: int, before: Sequence[Result] = ()) -> Iterator[Result]:
+    """The same results, under a bar with the success rate so far and its Wilson interval; `before` counts too."""
+    outcomes = [result.success for result in before if not result.crash]
+    crashes = len(before) - len(outcomes)
+    with tqdm(total=total, initial=len(before), desc="evaluate", unit="episode") as bar:
+        for result in results:
+            if result.crash:
+                crashes += 1
+            else:
+                outcomes.append(result.success)
+            bar.update()
+            if outcomes:
+                low, high = wilson(sum(outcomes), len(outcomes))
+                said = f"{np.mean(outcomes):.2f} [{low:.2f}, {high:.2f}]"
+                bar.set_postfix(success=said, **({"crashed": crashes} if crashes else {}))
+            yield result

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
-from vla.datasets.episodes import EpisodeStore
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.types import Episode, Observation
 
 
+@runtime_checkable
+class Sink(Protocol):
+    """Where finished episodes of one embodiment go: a store, or what stands for one in another process."""
+
+    embodiment: Embodiment
+
+    def append(self, episode: Episode) -> None: ...
+
+
 class ZarrRecorder:
     """Holds one episode in memory and appends it to `store` when it finishes."""
 
-    def __init__(self, store: EpisodeStore) -> None:
+    def __init__(self, store: Sink) -> None:
         self.store = store
         self._unfinished: _Unfinished | None = None
 

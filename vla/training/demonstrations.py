@@ -32,6 +32,8 @@ class Demonstrations:
         store = EpisodeStore.open(path)
         if len(store) == 0:
             raise InputError(f"{store.path} has no episodes to train on: record some first (vla record)")
+        if any(record.info.get("frames") == "asked" for record in store.records):
+            raise InputError(f"{store.path} repeats images between decisions: evaluate with frames=all to train on it")
         return cls(store, *split(len(store), HELD_OUT_EPISODES))
 
     def windows(self, horizon: int) -> Windows:

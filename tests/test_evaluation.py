@@ -1,0 +1,107 @@
+"""`vla eval` on the table, from the command line: what it writes, resumes, and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vla import cli
+from vla.datasets.episodes import EpisodeStore
+from vla.envs.make import make_env
+from vla.errors import InputError
+from vla.evaluation.contacts import touched
+from vla.evaluation.run import headline, measure, parse_seeds
+from vla.policies.hold import HoldPolicy
+from vla.training.demonstrations import Demonstrations
+
+
+def run(out: Path, *options: str) -> dict[str, Any]:
+    """The expert on a few seeds, in this process."""
+    arguments = ["policy=expert", "seeds=0:2", "parallel=2", "workers=1", f"out={out}", *options]
+    assert cli.main(["eval", *arguments]) == 0
+    return dict(json.loads((out / "eval.json").read_text()))
+
+
+def test_an_evaluation_writes_its_numbers_its_page_and_its_episodes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "eval"
+    report = run(out, "axes_report=[position]", "delay=[0,0.2]", "execution=[naive,chunked]")
+    # Two seeds: named three times (no delay, and late in two ways), and once on the axis.
+    assert len(report["results"]) == 8 and report["episodes"] == 2 and report["success_rate"] == 1.0
+    assert [row["axis"] for row in report["by_axis"]] == ["position"]
+    assert {(row["execution"], row["delay"]) for row in report["latency"]} == {
+        ("naive", 0.0), ("chunked", 0.0), ("naive", 0.2), ("chunked", 0.2)
+    }  # fmt: skip
+    page = (out / "report.html").read_text()
+    assert page.count("<video") == 3 + sum(not r["success"] for r in report["results"]) and "position" in page
+    assert (out / "latency.png").stat().st_size > 1000
+    assert "success 1.000 [0.342, 1.000] in 2 episodes" in capsys.readouterr().out
+    # The expert's chunks have one action: what comes late has nothing for the present, and the arm stays.
+    assert all((r["jerk"] > 0) == (r["execution"] == "naive") for r in report["results"])
+    assert all(r["seconds"] == r["length"] / 10 for r in report["results"])
+    # Images that the policy did not see are repeated, and such episodes are not trained on. The expert looks always.
+    with EpisodeStore.open(out / "rollouts.zarr") as store:
+        assert len(store) == 8 and {record.info["frames"] for record in store.records} == {"asked"}
+    with pytest.raises(InputError, match="frames=all"):
+        Demonstrations.open(str(out / "rollouts.zarr"))
+
+    # More seeds are added to what is there; other settings are refused.
+    lines = (out / "results.jsonl").read_text().splitlines()
+    more = run(out, "seeds=0:3", "frames=all")
+    assert more["episodes"] == 3 and (out / "results.jsonl").read_text().splitlines()[:8] == lines
+    assert len((out / "results.jsonl").read_text().splitlines()) == 9
+    assert cli.main(["eval", "policy=expert", "execute=2", f"out={out}"]) == 2
+    assert "other settings (execute)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["execution=[eager]"], "execution is a list of naive, chunked, rtc"),
+        (["delay=[-1]"], "delay is a list of seconds"),
+        (["delay=[soon]"], "delay is a list of seconds"),
+        (["frames=some"], "frames is one of asked, all"),
+        (["crashes=never"], "crashes is one of apart, failures"),
+        (["stop=0.5", "swap=true"], "stop is a rate"),
+        (["axes_report=[weather]"], "unknown axis weather"),
+        (["vqa=outputs/scenes.zarr"], "answers no questions"),
+        (["workers=0"], "at least 1"),
+        (["seeds=4:4"], "seeds must be FIRST:END"),
+        (["merge=[nowhere]"], "nowhere"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_written(
+    tmp_path: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["eval", f"out={tmp_path / 'x'}", *options]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "x").exists()
+
+
+def test_seeds_are_a_range() -> None:
+    assert parse_seeds("3:6") == range(3, 6)
+
+
+def test_the_headline_tells_of_crashes_and_of_a_rate_that_was_told(tmp_path: Path) -> None:
+    report = {"success_rate": None, "crashed": 3, "crashes": "apart", "stopped_after": None, "by_axis": [],
+              "instruction_swap_success": None, "latency": [], "vqa": {"color": 0.5}}  # fmt: skip
+    said = headline(report, tmp_path)
+    assert "3 crashed, counted as neither" in said and "color 0.50" in said
+    told = {"success_rate": 0.9, "success_ci95": [0.8, 0.95], "episodes": 20, "stopped_after": 20, "stop": 0.5}
+    assert "told from 0.5 after 20 episodes" in headline(report | told, tmp_path)
+
+
+def test_contacts_count_but_those_with_what_is_named() -> None:
+    env = make_env("pick", images=False, randomize=False)
+    env.reset(seed=0)
+    inner: Any = env.unwrapped
+    assert touched(env) == frozenset() and measure(env, HoldPolicy(inner.embodiment)) < 1
+    low = inner.scene.data.qpos[:6].copy()
+    low[2] += 0.9  # the elbow bends until the hand meets the table
+    for _ in range(8):
+        env.step(low)
+    assert "table" in touched(env)
+    env.close()

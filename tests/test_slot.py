@@ -1,0 +1,169 @@
+"""Time that passes while the policy thinks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from jaxtyping import Float
+from toy_env import ROBOT, ToyEnv
+
+from vla.evaluation.rollout import run_trials
+from vla.evaluation.slot import Slot
+from vla.evaluation.summary import summarize
+from vla.evaluation.trial import Result, Trial, trials_for
+from vla.types import ActionChunk, Observation
+
+
+class Long(ToyEnv):
+    """Twelve steps."""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        found = super().reset(seed=seed, options=options)
+        self.end = 12
+        return found
+
+
+class Clock:
+    """Says (when it was asked, the step that the action is for), and keeps the prefixes that it was given."""
+
+    def __init__(self, horizon: int = 6) -> None:
+        self.embodiment, self.horizon = ROBOT, horizon
+        self.asked: list[int] = []
+        self.prefixes: list[list[list[float]] | None] = []
+
+    def reset(self) -> None:
+        """Nothing is remembered."""
+
+    def predict(self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None) -> ActionChunk:
+        now = round(observation.time * 10)
+        self.asked.append(now)
+        self.prefixes.append(None if prefix is None else prefix.tolist())
+        rows = np.array([[now, now + i] for i in range(self.horizon)], np.float64)
+        return ActionChunk(rows, observation.time, 0.1)
+
+
+def actions(delay: float, execution: str, execute: int = 3, horizon: int = 6) -> tuple[list[tuple[float, ...]], Clock]:
+    env, clock = Long(), Clock(horizon)
+    made: list[gymnasium.Env[Any, Any]] = []
+
+    def make(**_: Any) -> Long:
+        made.append(env)
+        return env
+
+    trial = Trial(50, delay=delay, execution=execution)
+    (result,) = run_trials(make, lambda _: clock, iter([trial]), parallel=1, execute=execute)
+    assert (result.delay, result.execution, result.length) == (delay, execution, 12) and made
+    return [tuple(action) for action in env.actions], clock
+
+
+REST = (50, 0)
+
+
+def test_a_policy_that_is_waited_for_is_late_by_its_delay() -> None:
+    said, clock = actions(0.2, "naive")
+    assert said[:2] == [REST, REST]
+    # What it saw at step 0 is done at steps 2 to 4; it is asked at 5, and the arm holds while it thinks.
+    assert said[2:5] == [(0, 0), (0, 1), (0, 2)] and said[5:7] == [(0, 2)] * 2 and said[7] == (5, 5)
+    assert clock.asked == [0, 5, 10] and clock.prefixes == [None] * 3
+
+
+@pytest.mark.parametrize("execution", ["chunked", "rtc"])
+def test_old_chunks_go_on_and_new_ones_begin_at_the_present(execution: str) -> None:
+    said, clock = actions(0.2, execution)
+    assert said[:2] == [REST, REST]
+    assert clock.asked == [0, 3, 6, 9]
+    # Every action is the one for its own step, from the chunk that had arrived by then.
+    assert [step for _, step in said[2:]] == list(range(2, 12))
+    assert [origin for origin, _ in said[2:]] == [0, 0, 0, 3, 3, 3, 6, 6, 6, 9]
+    if execution == "rtc":
+        committed = [[list(REST)] * 2, [[0, 3], [0, 4]], [[3, 6], [3, 7]], [[6, 9], [6, 10]]]
+        assert clock.prefixes == committed
+    else:
+        assert clock.prefixes == [None] * 4
+
+
+def test_a_chunk_that_ends_before_the_next_one_comes_is_held() -> None:
+    said, clock = actions(0.3, "rtc", horizon=5)
+    # Asked at 0 (there at 3), 3 (there at 6), 6: the chunk of step 0 has actions up to step 4.
+    assert said[3:6] == [(0, 3), (0, 4), (0, 4)] and clock.prefixes[1] == [[0, 3], [0, 4], [0, 4]]
+    assert said[6] == (3, 6)
+
+
+@pytest.mark.parametrize("execution", ["naive", "chunked", "rtc"])
+def test_without_a_delay_all_executions_are_one(execution: str) -> None:
+    said, clock = actions(0.0, execution)
+    assert said == [(3 * (i // 3), i) for i in range(12)] and clock.asked == [0, 3, 6, 9]
+
+
+def test_a_delay_of_whole_periods_is_not_a_period_longer() -> None:
+    assert actions(0.1 * 3, "chunked")[0] == actions(0.3, "chunked")[0]
+
+
+class Drawn(Long):
+    """Draws when it is told to, as the table does without images."""
+
+    draws = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[int] = []
+
+    def capture(self) -> dict[str, Any]:
+        self.drawn.append(len(self.actions))
+        return {"front": np.full((4, 4, 3), len(self.actions), np.uint8)}
+
+
+@pytest.mark.parametrize("every_frame", [False, True])
+def test_images_are_drawn_when_the_policy_looks(every_frame: bool) -> None:
+    seen: list[int] = []
+
+    class Look(Clock):
+        def predict(self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None) -> ActionChunk:
+            seen.append(int(observation.images["front"][0, 0, 0]))
+            return super().predict(observation)
+
+    env = Drawn()
+    list(run_trials(lambda: env, lambda _: Look(), iter([Trial(50)]), parallel=1, execute=4, every_frame=every_frame))
+    assert seen == [0, 4, 8]
+    assert env.drawn == (list(range(12)) if every_frame else seen)
+
+
+def test_numbers_of_the_motion() -> None:
+    class Cubic(Clock):
+        def predict(self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None) -> ActionChunk:
+            steps = observation.time * 10 + np.arange(6)
+            return ActionChunk(np.stack([steps**3 / 6, np.minimum(9 * steps, 99.0)], 1), observation.time, 0.1)
+
+    slot = Slot(Long(), Cubic(), None, execute=6)
+    slot.start(Trial(50))
+    result = None
+    while result is None:
+        if slot.wants_chunk:
+            slot.take(slot.policy.predict(slot.observation))
+        result = slot.step()
+    # x has a third derivative of 1 per step^3, so 1000 a second^3, and is beyond its limit from step 9; y has none.
+    assert result.jerk == pytest.approx(np.sqrt(1000.0**2 / 2))
+    assert (result.limit_hits, result.seconds) == (3, 1.2)
+
+
+def test_trials_of_curves_and_axes() -> None:
+    trials = trials_for([1, 2], True, alone=["light"], delays=[0.0, 0.2], executions=["naive", "rtc"])
+    cells = [(t.group, t.execution, t.delay) for t in trials[::2]]
+    assert cells == [("named", "naive", 0.0), ("named", "naive", 0.2), ("named", "rtc", 0.2), ("swap", "naive", 0.0),
+                     ("light", "naive", 0.0)]  # fmt: skip
+    assert trials[-1].env == {"axes": ("light",)} and len({t.key for t in trials}) == len(trials)
+    blank = Result(0, "", "", True, False, 5, 0)
+    results = [replace(blank, seed=t.seed, group=t.group, delay=t.delay, execution=t.execution,
+                       success=t.delay == 0 and (t.group != "light" or t.seed == 1)) for t in trials]  # fmt: skip
+    summary = summarize(results)
+    assert (summary["success_rate"], summary["instruction_swap_success"]) == (1.0, 1.0)
+    (row,) = summary["by_axis"]
+    assert (row["axis"], row["success_rate"], row["lost"], row["verdict"]) == ("light", 0.5, 1, "cannot tell apart")
+    rates = {(r["execution"], r["delay"]): r["success_rate"] for r in summary["latency"]}
+    assert rates == {("naive", 0.0): 1.0, ("naive", 0.2): 0.0, ("rtc", 0.0): 1.0, ("rtc", 0.2): 0.0}

@@ -1,0 +1,129 @@
+"""`vla bench rollout`: episodes a minute of `vla eval`, beside LeRobot's evaluation of the same scenes and policy.
+
+LeRobot's own `rollout` runs on the vector environments that its `make_env` builds; it records nothing here. Ours
+records every episode. The bundled backbone with an untrained action head drives both, and an episode ends after as many
+steps as one of a trained policy would (`Ends`): LeRobot's batches end with their longest one.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from vla.benchmarks.table import Table, Target
+from vla.envs import MAX_STEPS
+from vla.envs.make import make_env
+from vla.errors import InputError
+from vla.evaluation.ledger import Ledger
+from vla.evaluation.trial import Trial
+from vla.evaluation.workers import Job, run_in_workers
+from vla.model import VLA
+from vla.normalize import QuantileNormalizer
+from vla.policies.load import load_policy
+from vla.processor import Processor
+from vla.robot_spec import RobotSpec
+
+TASK, EXECUTE, HORIZON = "pick", 3, 6
+ENVS, WORKERS, WAVES, ROUNDS = 8, 2, 3, 3
+"""Environments of each, processes of ours, episodes that an environment runs, and how often all is timed."""
+SUCCESS, LENGTHS = 0.8, (25, 60)
+"""How many episodes end early, and after how many steps those do."""
+
+
+class Ends(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Ends an episode at a step that its seed draws, as a success; the others take all their steps."""
+
+    task_description = property(lambda self: self.env.task_description)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        rng = np.random.default_rng([seed or 0, 7])
+        self._left = int(rng.integers(*LENGTHS)) if rng.random() < SUCCESS else MAX_STEPS[TASK]
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        values, reward, terminated, truncated, info = super().step(action)
+        self._left -= 1
+        return values, reward, terminated or self._left <= 0, truncated, info
+
+
+def ours() -> gymnasium.Env[Any, Any]:
+    return Ends(make_env(TASK, phrasing="heldout", images=False))
+
+
+def bench_rollout() -> Table:
+    """Median episodes a minute and control steps a second over rounds in which the contestants take turns."""
+    try:
+        lerobot = import_module("vla.benchmarks.rollout_lerobot").contestant
+    except ImportError as error:
+        raise InputError(f"vla bench rollout needs LeRobot and the package lerobot_policy_vla: {error}") from error
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        untrained_policy().save_pretrained(folder / "policy")
+        contestants: dict[str, Callable[[int], tuple[int, int, float]]] = {
+            "lerobot, SyncVectorEnv": lerobot(folder / "policy", use_async=False),
+            "lerobot, AsyncVectorEnv": lerobot(folder / "policy", use_async=True),
+            "vla eval": partial(_ours, folder, "asked"),
+            "vla eval frames=all": partial(_ours, folder, "all"),
+        }
+        rates: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
+        for turn in range(ROUNDS):
+            for name, contestant in contestants.items():
+                episodes, steps, seconds = contestant(turn)
+                rates[name].append((60 * episodes / seconds, steps / seconds))
+        rows = [
+            {
+                "what": name,
+                "episodes/min": statistics.median(minute for minute, _ in found),
+                "steps/s": statistics.median(second for _, second in found),
+            }
+            for name, found in rates.items()
+        ]
+    # Within a round, for another job on the machine slows all of a round down.
+    others = zip(rates["lerobot, SyncVectorEnv"], rates["lerobot, AsyncVectorEnv"], strict=True)
+    ratios = [ours[0] / max(sync[0], apart[0]) for ours, (sync, apart) in zip(rates["vla eval"], others, strict=True)]
+    return Table(rows, [Target("episodes a minute, over LeRobot's better one", statistics.median(ratios), 3.0)])
+
+
+def untrained_policy() -> VLA:
+    """The bundled backbone with an action head of random weights."""
+    env = make_env(TASK, images=False)
+    body = env.unwrapped.embodiment  # type: ignore[attr-defined]
+    env.close()
+    plain = VLA.load(Path(str(files("vla") / "assets" / "nano")))
+    old = plain.processor
+    spec = RobotSpec(
+        embodiment=body,
+        horizon=HORIZON,
+        state=QuantileNormalizer(body.action_low, body.action_high),
+        action=QuantileNormalizer((-0.05,) * len(body.action), (0.05,) * len(body.action)),
+        statistics_hash="none",
+    )
+    return VLA(plain.backbone, Processor(old.tokenizer, old.image_size, old.tokens_per_image, (spec,))).eval()
+
+
+def _ours(folder: Path, frames: str, turn: int) -> tuple[int, int, float]:
+    """Episodes, control steps and seconds, from the moment at which as many have ended as there are environments."""
+    env = ours()
+    body = env.unwrapped.embodiment  # type: ignore[attr-defined]
+    env.close()
+    load = partial(load_policy, str(folder / "policy"))
+    job = Job(ours, load, body, ENVS // WORKERS, EXECUTE, every_frame=frames == "all")
+    trials = [Trial(seed) for seed in range(ENVS * (WAVES + 1))]
+    ended: list[tuple[float, int]] = []
+    with Ledger(folder / f"{frames}-{turn}", {}, body) as ledger:
+        for result in run_in_workers(job, trials, WORKERS, ledger):
+            if result.crash:
+                raise RuntimeError(result.crash)
+            ended.append((time.perf_counter(), result.length))
+    timed = ended[ENVS:]
+    return len(timed), sum(length for _, length in timed), ended[-1][0] - ended[ENVS - 1][0]

@@ -1,0 +1,64 @@
+"""LeRobot's evaluation as a contestant of `vla bench rollout`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import torch
+from lerobot.envs.configs import EnvConfig
+from lerobot.envs.factory import make_env
+from lerobot.scripts.lerobot_eval import rollout
+
+from lerobot_policy_vla.configuration_vla import VlaConfig
+from lerobot_policy_vla.environment_vla import VlaEnvConfig, make
+from lerobot_policy_vla.modeling_vla import VlaPolicy
+from lerobot_policy_vla.processor_vla import make_vla_pre_post_processors
+from vla.benchmarks import rollout as bench
+from vla.model import VLA
+
+GYM_ID = "vla/bench-rollout-v1"
+
+
+def ending(**options: Any) -> gymnasium.Env[Any, Any]:
+    return bench.Ends(make(**options))
+
+
+gymnasium.register(GYM_ID, entry_point="vla.benchmarks.rollout_lerobot:ending")
+
+
+@EnvConfig.register_subclass("vla-bench")
+@dataclass
+class EndingConfig(VlaEnvConfig):
+    """The plug-in's environment, with episodes that end as those of a trained policy."""
+
+    @property
+    def gym_id(self) -> str:
+        return GYM_ID
+
+
+def contestant(policy: Path, *, use_async: bool) -> Callable[[int], tuple[int, int, float]]:
+    """LeRobot's `rollout` on vector environments of its own making, made once: episodes, control steps, seconds.
+
+    With one thread of torch, as in each of our processes: a batch this small is not faster with more.
+    """
+    torch.set_num_threads(1)
+    config = VlaConfig(n_action_steps=bench.EXECUTE)
+    driver = VlaPolicy(config, model=VLA.load(policy))
+    described = EndingConfig(task=bench.TASK)
+    (envs,) = make_env(described, n_envs=bench.ENVS, use_async_envs=use_async)[described.type].values()
+    pipelines: tuple[Any, ...] = (*described.get_env_processors(), *make_vla_pre_post_processors(config))
+    seeds = iter(range(10**6))
+
+    def once(_: int) -> tuple[int, int, float]:
+        start, steps = time.perf_counter(), 0
+        for _ in range(bench.WAVES):
+            done = rollout(envs, driver, *pipelines, seeds=[next(seeds) for _ in range(bench.ENVS)])
+            steps += int((~done["done"]).sum()) + bench.ENVS  # of each episode, until it ended
+        return bench.ENVS * bench.WAVES, steps, time.perf_counter() - start
+
+    return once

@@ -1,0 +1,38 @@
+"""The tasks of a group (`metaworld/mt10`), evaluated one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vla.envs.make import check_task
+from vla.errors import InputError
+from vla.evaluation.summary import write_json
+
+
+def evaluate_each(tasks: Sequence[str], evaluate: Callable[..., dict[str, Any]], **options: Any) -> dict[str, Any]:
+    """`evaluate` of each task, into `out`/TASK; `out`/eval.json has their rates, and the mean over tasks.
+
+    Raises InputError, before anything is written, as `evaluate` does, and for what does not go with several tasks.
+    """
+    out = Path(options["out"])
+    if options["merge"]:
+        raise InputError(f"{options['task']} is several tasks: merge folders of one of them")
+    for task in tasks:
+        check_task(task, (*options["axes"], *options["axes_report"]), swap=options["swap"])
+    found = {t: evaluate(**options | {"task": t, "out": str(out / t.rpartition("/")[2])}) for t in tasks}
+    rates = {task: report["success_rate"] for task, report in found.items()}
+    known = [rate for rate in rates.values() if rate is not None]
+    report = {
+        "policy": options["policy"],
+        "task": options["task"],
+        "success_rate": sum(known) / len(known) if known else None,
+        "episodes": sum(report["episodes"] for report in found.values()),
+        "by_task": {task: {k: report[k] for k in ("success_rate", "success_ci95", "episodes", "mean_length")}
+                    for task, report in found.items()},
+    }  # fmt: skip
+    write_json(out / "eval.json", report)
+    width = max(map(len, tasks))
+    print("\n".join(f"{task:{width}}  {'none' if rate is None else f'{rate:.3f}'}" for task, rate in rates.items()))
+    return report
