@@ -11,6 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from importlib import import_module
 from importlib.resources import files
@@ -66,12 +67,12 @@ def bench_rollout() -> Table:
         lerobot = import_module("vla.benchmarks.rollout_lerobot").contestant
     except ImportError as error:
         raise InputError(f"vla bench rollout needs LeRobot and the package lerobot_policy_vla: {error}") from error
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, ExitStack() as closing:
         folder = Path(place)
         untrained_policy().save_pretrained(folder / "policy")
         contestants: dict[str, Callable[[int], tuple[int, int, float]]] = {
-            "lerobot, SyncVectorEnv": lerobot(folder / "policy", use_async=False),
-            "lerobot, AsyncVectorEnv": lerobot(folder / "policy", use_async=True),
+            "lerobot, SyncVectorEnv": lerobot(folder / "policy", closing, use_async=False),
+            "lerobot, AsyncVectorEnv": lerobot(folder / "policy", closing, use_async=True),
             "vla eval": partial(_ours, folder, "asked"),
             "vla eval frames=all": partial(_ours, folder, "all"),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,16 +42,18 @@ class EndingConfig(VlaEnvConfig):
         return GYM_ID
 
 
-def contestant(policy: Path, *, use_async: bool) -> Callable[[int], tuple[int, int, float]]:
+def contestant(policy: Path, closing: ExitStack, *, use_async: bool) -> Callable[[int], tuple[int, int, float]]:
     """LeRobot's `rollout` on vector environments of its own making, made once: episodes, control steps, seconds.
 
-    With one thread of torch, as in each of our processes: a batch this small is not faster with more.
+    With one thread of torch, as in each of our processes: a batch this small is not faster with more. `closing` ends
+    the environments.
     """
     torch.set_num_threads(1)
     config = VlaConfig(n_action_steps=bench.EXECUTE)
     driver = VlaPolicy(config, model=VLA.load(policy))
     described = EndingConfig(task=bench.TASK)
     (envs,) = make_env(described, n_envs=bench.ENVS, use_async_envs=use_async)[described.type].values()
+    closing.callback(envs.close)
     pipelines: tuple[Any, ...] = (*described.get_env_processors(), *make_vla_pre_post_processors(config))
     seeds = iter(range(10**6))
 
