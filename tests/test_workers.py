@@ -57,7 +57,8 @@ def test_processes_and_environments_do_not_change_the_result(tmp_path: Path, kin
 
 
 def test_a_process_that_dies_takes_its_trials_along_and_no_others(tmp_path: Path) -> None:
-    trials = [Trial(seed, {}, "named") for seed in range(4, 20)]
+    # The one that kills comes last, so that it takes neither of the other two that crash along.
+    trials = [Trial(seed, {}, "named") for seed in (*range(4, 7), *range(8, 20), 7)]
     run_all(tmp_path, job(Bad, BadEnv), 2, trials)
     results, episodes = outcome(tmp_path)
     crashes = {r.seed: r.crash for r in results.values() if r.crash}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from importlib import import_module
@@ -66,11 +66,11 @@ def bench_rollout() -> Table:
     try:
         lerobot = import_module("vla.benchmarks.rollout_lerobot").contestant
     except ImportError as error:
-        raise InputError(f"vla bench rollout needs LeRobot and the package lerobot_policy_vla: {error}") from error
+        raise InputError(f"vla bench rollout needs LeRobot and pip install ./lerobot_policy_vla: {error}") from error
     with tempfile.TemporaryDirectory() as place, ExitStack() as closing:
         folder = Path(place)
         untrained_policy().save_pretrained(folder / "policy")
-        contestants: dict[str, Callable[[int], tuple[int, int, float]]] = {
+        contestants: dict[str, Callable[[int], tuple[float, float, float]]] = {
             "lerobot, SyncVectorEnv": lerobot(folder / "policy", closing, use_async=False),
             "lerobot, AsyncVectorEnv": lerobot(folder / "policy", closing, use_async=True),
             "vla eval": partial(_ours, folder, "asked"),
@@ -112,19 +112,29 @@ def untrained_policy() -> VLA:
     return VLA(plain.backbone, Processor(old.tokenizer, old.image_size, old.tokens_per_image, (spec,))).eval()
 
 
-def _ours(folder: Path, frames: str, turn: int) -> tuple[int, int, float]:
-    """Episodes, control steps and seconds, from the moment at which as many have ended as there are environments."""
+def _ours(folder: Path, frames: str, turn: int) -> tuple[float, float, float]:
+    """Episodes, control steps and seconds, from the moment at which as many have ended as there are environments.
+
+    An episode that was under way by then counts for the part of its time that it ran after.
+    """
     env = ours()
     body = env.unwrapped.embodiment  # type: ignore[attr-defined]
     env.close()
     load = partial(load_policy, str(folder / "policy"))
     job = Job(ours, load, body, ENVS // WORKERS, EXECUTE, every_frame=frames == "all")
-    trials = [Trial(seed) for seed in range(ENVS * (WAVES + 1))]
-    ended: list[tuple[float, int]] = []
+    begun: list[float] = []
+    ended: list[tuple[float, float, int]] = []
+
+    def trials() -> Iterator[Trial]:
+        for seed in range(ENVS * (WAVES + 1)):
+            begun.append(time.perf_counter())
+            yield Trial(seed)
+
     with Ledger(folder / f"{frames}-{turn}", {}, body) as ledger:
-        for result in run_in_workers(job, trials, WORKERS, ledger):
+        for result in run_in_workers(job, trials(), WORKERS, ledger):
             if result.crash:
                 raise RuntimeError(result.crash)
-            ended.append((time.perf_counter(), result.length))
-    timed = ended[ENVS:]
-    return len(timed), sum(length for _, length in timed), ended[-1][0] - ended[ENVS - 1][0]
+            ended.append((time.perf_counter(), begun[result.seed], result.length))
+    start = ended[ENVS - 1][0]
+    parts = [((end - max(begin, start)) / (end - begin), length) for end, begin, length in ended[ENVS:]]
+    return sum(part for part, _ in parts), sum(part * length for part, length in parts), ended[-1][0] - start

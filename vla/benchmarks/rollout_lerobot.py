@@ -42,7 +42,7 @@ class EndingConfig(VlaEnvConfig):
         return GYM_ID
 
 
-def contestant(policy: Path, closing: ExitStack, *, use_async: bool) -> Callable[[int], tuple[int, int, float]]:
+def contestant(policy: Path, closing: ExitStack, *, use_async: bool) -> Callable[[int], tuple[float, float, float]]:
     """LeRobot's `rollout` on vector environments of its own making, made once: episodes, control steps, seconds.
 
     With one thread of torch, as in each of our processes: a batch this small is not faster with more. `closing` ends
@@ -57,7 +57,7 @@ def contestant(policy: Path, closing: ExitStack, *, use_async: bool) -> Callable
     pipelines: tuple[Any, ...] = (*described.get_env_processors(), *make_vla_pre_post_processors(config))
     seeds = iter(range(10**6))
 
-    def once(_: int) -> tuple[int, int, float]:
+    def once(_: int) -> tuple[float, float, float]:
         start, steps = time.perf_counter(), 0
         for _ in range(bench.WAVES):
             done = rollout(envs, driver, *pipelines, seeds=[next(seeds) for _ in range(bench.ENVS)])

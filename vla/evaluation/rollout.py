@@ -1,4 +1,4 @@
-"""Closed-loop episodes in simulation: many environments in step, one batched policy, in one process."""
+"""Closed-loop episodes in simulation: many environments, one batched policy, in one process."""
 
 from __future__ import annotations
 
@@ -70,7 +70,10 @@ def run_trials(
         while active := [seat for seat in seats if seat.trial is not None]:
             crashes = _predict([seat.slot for seat in active if seat.slot.wants_chunk])
             for seat in active:
+                # On to where it must be asked again, so that all are asked together however they are out of step.
                 result = seat.step(crashes.get(id(seat.slot)))
+                while result is None and not seat.slot.wants_chunk:
+                    result = seat.step(None)
                 if result is not None:
                     yield result
                     yield from seat.seat_next(trials)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
@@ -55,7 +55,7 @@ class Job:
         )
 
 
-def run_in_workers(job: Job, trials: Sequence[Trial], workers: int, sink: Sink) -> Generator[Result]:
+def run_in_workers(job: Job, trials: Iterable[Trial], workers: int, sink: Sink) -> Generator[Result]:
     """Runs every trial in `workers` processes; an episode is in `sink` before its result is yielded.
 
     With one worker it all happens here. Raises InputError as `run_trials` does.
