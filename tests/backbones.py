@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vla.errors import InputError
-from vla.images import resize
+from vla.images import resize, sides
 from vla.vlm.backbone import Backbone
 from vla.vlm.build import build
 
@@ -59,8 +59,7 @@ def make_rows(backbone: Backbone, images: bool = True) -> Rows:
     rows = [[0] * (longest - len(p)) + p + text(ANSWER) for p in prompts]
     mask = [[False] * (longest - len(p)) + [True] * (len(p) + ANSWER) for p in prompts]
     image_mask = torch.tensor([[True, True], [True, False], [False, False]]) & images
-    size = backbone.image_size
-    pixels = torch.randn(3, 2, 3, size, size, generator=generator) * image_mask[..., None, None, None]
+    pixels = torch.randn(3, 2, 3, *sides(backbone.image_size), generator=generator) * image_mask[..., None, None, None]
     return Rows(torch.tensor(rows), torch.tensor(mask), pixels, image_mask, longest)
 
 

@@ -11,6 +11,8 @@ import torch
 from backbones import check_backbone
 from safetensors.torch import load_file
 
+from vla.errors import InputError
+from vla.images import Size
 from vla.model import VLA
 from vla.vlm.composed import ComposedVLM
 
@@ -43,15 +45,28 @@ CONNECTORS: list[dict[str, Any]] = [
 ]
 
 
-def composed(vision: dict[str, Any], language: dict[str, Any], connector: dict[str, Any]) -> ComposedVLM:
+def composed(
+    vision: dict[str, Any], language: dict[str, Any], connector: dict[str, Any], size: Size = 32
+) -> ComposedVLM:
     torch.manual_seed(0)
-    return ComposedVLM(vision, language, 32, image_token_id=2, attention="eager", connector=connector)
+    return ComposedVLM(vision, language, size, image_token_id=2, attention="eager", connector=connector)
 
 
 @pytest.mark.parametrize("connector", CONNECTORS, ids=lambda c: c["kind"])
 @pytest.mark.parametrize("vision", ENCODERS)
 def test_any_encoder_with_any_connector(vision: str, connector: dict[str, Any]) -> None:
     check_backbone(lambda: composed(ENCODERS[vision], LLAMA, connector))
+
+
+@pytest.mark.parametrize("connector", CONNECTORS, ids=lambda c: c["kind"])
+@pytest.mark.parametrize("vision", ENCODERS)
+def test_images_of_the_cameras_own_shape(vision: str, connector: dict[str, Any]) -> None:
+    check_backbone(lambda: composed(ENCODERS[vision], LLAMA, connector, (32, 48)))
+
+
+def test_an_encoder_that_cannot_see_a_size_says_so() -> None:
+    with pytest.raises(InputError, match="ViTModel cannot see"):
+        composed({"model_type": "vit", **VIT}, LLAMA, {"kind": "linear"}, (4, 48))
 
 
 @pytest.mark.parametrize("language", [QWEN, GPT2, NEOX], ids=lambda c: c["model_type"])

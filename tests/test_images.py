@@ -9,10 +9,17 @@ from vla.images import resize
 SIZES = st.integers(1, 60)
 
 
-@given(SIZES, SIZES, SIZES)
-def test_resize_gives_a_square_of_the_size(height: int, width: int, size: int) -> None:
+@given(SIZES, SIZES, SIZES, SIZES)
+def test_resize_gives_the_size(height: int, width: int, tall: int, wide: int) -> None:
     image = np.full((height, width, 3), 255, np.uint8)
-    assert resize(image, size).shape == (size, size, 3)
+    assert resize(image, tall).shape == (tall, tall, 3)
+    assert resize(image, (tall, wide)).shape == (tall, wide, 3)
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 4))
+def test_a_frame_of_the_images_own_shape_has_no_bars(height: int, width: int, factor: int) -> None:
+    image = np.full((height * factor, width * factor, 3), 255, np.uint8)
+    assert resize(image, (height, width)).all()
 
 
 @given(st.integers(8, 60), st.integers(8, 60))

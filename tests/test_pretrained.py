@@ -160,6 +160,12 @@ def test_a_backbone_of_two_pretrained_parts(tmp_path: Path) -> None:
     model.save(tmp_path)  # tied weights are written once
     batch = processor.question_prompt(["what?"], [example().images])
     assert VLA.load(tmp_path).generate_text(batch, 4) == model.eval().generate_text(batch, 4)
+    wide, asking = open_backbone(parts | {"image_size": [28, 42]})
+    assert (wide.tokens_per_image, tuple(asking.image_size)) == (6, (28, 42))
+    seen = asking.question_prompt(["what?"], [{"front": np.full((56, 84, 3), 9, np.uint8)}])
+    assert seen.images.shape == (1, 1, 28, 42, 3) and seen.images.all()
+    VLA(wide, asking).save(tmp_path)
+    assert VLA.load(tmp_path).generate_text(seen, 4) == VLA(wide, asking).eval().generate_text(seen, 4)
     with pytest.raises(InputError, match="see language"):
         open_backbone({"vision": "x"})
 

@@ -67,6 +67,13 @@ def test_one_color_stays_that_color(height: int, width: int, most: int) -> None:
     assert len(found) == 1 or 3 <= len(found) <= most + 1
 
 
+def test_tiles_may_have_another_shape() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (48, 128, 3), np.uint8)
+    found = tiles(image, (24, 32))
+    assert found.shape == (2 * 4 + 1, 24, 32, 3)
+    np.testing.assert_array_equal(found[5], image[24:, 32:64])
+
+
 @pytest.mark.parametrize("bounds", [(0, 0), (3, 4)])
 def test_impossible_numbers_of_tiles_are_named(bounds: tuple[int, int]) -> None:
     with pytest.raises(InputError, match=f"not {bounds[1]} to {bounds[0]}"):

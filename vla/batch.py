@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from vla.images import resize
+from vla.images import Size, resize, sides
 from vla.scene import POINT_SCALE
 
 IGNORE = -100
@@ -96,7 +96,7 @@ def collate(
     source: tuple[str, ...],
     *,
     pad: int,
-    image_size: int,
+    image_size: Size,
     state_width: int,
     points_width: int,
     chunk: tuple[int, int],
@@ -131,7 +131,7 @@ def collate(
             if row.regressed is not None:
                 regressed[i, :steps, :width] = row.regressed[:, None]
     most = max(1, max(len(views) for views in images))
-    pixels = np.zeros((len(rows), most, image_size, image_size, 3), np.uint8)
+    pixels = np.zeros((len(rows), most, *sides(image_size), 3), np.uint8)
     image_mask = np.zeros((len(rows), most), bool)
     for i, views in enumerate(images):
         for j, image in enumerate(views.values()):

@@ -12,6 +12,7 @@ from typing import Any
 
 from vla import __version__
 from vla.errors import InputError
+from vla.images import sides
 
 FILES = ("config.json", "model.safetensors", "processor.json", "tokenizer.json")
 """What a checkpoint needs."""
@@ -88,7 +89,7 @@ def card(folder: Path, license: str = "other") -> str:
     facts = {
         "parameters": f"{parameters(folder / 'model.safetensors') / 1e6:.1f} M",
         "backbone": ", ".join([backbone.get("family", "composed"), *parts]),
-        "images": f"{processor['image_size']} x {processor['image_size']} pixels",
+        "images": "{} x {} pixels".format(*sides(processor["image_size"])),
     }
     if robots:
         head = processor.get("head", {"kind": "parallel"})

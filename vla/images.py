@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+Size = int | Sequence[int]
+"""The side of a square, or height and width [pixels]."""
 
-def resize(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """Fits the image into a `size` x `size` square, black bars filling what its aspect ratio leaves.
+
+def sides(size: Size) -> tuple[int, int]:
+    """Height and width [pixels]."""
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def resize(image: UInt8[np.ndarray, "_h _w 3"], size: Size) -> UInt8[np.ndarray, "h w 3"]:
+    """Fits the image into a frame of `size`, black bars filling what its aspect ratio leaves.
 
     Bilinear with antialiasing (Pillow); an image that already has the size is returned as it is.
     """
-    height, width = image.shape[:2]
-    if (height, width) == (size, size):
+    (height, width), (tall, wide) = image.shape[:2], sides(size)
+    if (height, width) == (tall, wide):
         return image
-    scale = size / max(height, width)
+    scale = min(tall / height, wide / width)
     new = (max(1, round(width * scale)), max(1, round(height * scale)))
     scaled = Image.fromarray(image).resize(new, Image.Resampling.BILINEAR)
-    square = Image.new("RGB", (size, size))
-    square.paste(scaled, ((size - new[0]) // 2, (size - new[1]) // 2))
-    return np.asarray(square)
+    frame = Image.new("RGB", (wide, tall))
+    frame.paste(scaled, ((wide - new[0]) // 2, (tall - new[1]) // 2))
+    return np.asarray(frame)

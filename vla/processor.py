@@ -31,6 +31,7 @@ from vla.errors import InputError
 from vla.heads.build import build_head
 from vla.heads.parallel import ParallelHead
 from vla.heads.protocol import Head, Vocabulary
+from vla.images import Size
 from vla.robot_spec import RobotSpec, check_together
 from vla.scene import POINT_SCALE
 from vla.types import Example, Observation
@@ -66,7 +67,7 @@ class Processor:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        image_size: int,
+        image_size: Size,
         tokens_per_image: int,
         robots: Sequence[RobotSpec] = (),
         mean: Sequence[float] = (0.5, 0.5, 0.5),

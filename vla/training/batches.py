@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vla.batch import Batch
 from vla.datasets.mixture import Mixture
+from vla.images import sides
 from vla.processor import Processor
 from vla.training.distributed import World
 from vla.training.plan import Plan
@@ -77,7 +78,7 @@ def spare(processor: Processor) -> Example:
 
 
 def _black(processor: Processor) -> UInt8[np.ndarray, "h w 3"]:
-    return np.zeros((processor.image_size, processor.image_size, 3), np.uint8)
+    return np.zeros((*sides(processor.image_size), 3), np.uint8)
 
 
 def _lacks(batch: Batch, rows: Int[Tensor, "n"]) -> bool:

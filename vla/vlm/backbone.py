@@ -7,6 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from vla.images import Size
+
 
 @runtime_checkable
 class Backbone(Protocol):
@@ -20,12 +22,15 @@ class Backbone(Protocol):
     config: dict[str, Any]
     """JSON, with the name of the "family": `vla.vlm.build.build` makes the same module of it, with random weights."""
     hidden_size: int
-    image_size: int
-    """The side of the square images."""
     tokens_per_image: int
     image_token_id: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    @property
+    def image_size(self) -> Size:
+        """The side of the images where they are square, or their height and width [pixels]."""
+        ...
 
     @property
     def vocab_size(self) -> int:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
+from vla.images import Size
 from vla.vlm.connectors import build_connector
 from vla.vlm.masks import run_decoder
 from vla.vlm.vision import build_vision
@@ -31,7 +32,7 @@ class ComposedVLM(nn.Module):
         self,
         vision: Config,
         language: Config,
-        image_size: int,
+        image_size: Size,
         image_token_id: int,
         attention: str = "sdpa",
         connector: Config = MLP,
@@ -43,7 +44,7 @@ class ComposedVLM(nn.Module):
             "family": "composed",
             "vision": dict(vision),
             "language": dict(language),
-            "image_size": image_size,
+            "image_size": image_size if isinstance(image_size, int) else list(image_size),
             "image_token_id": image_token_id,
             "attention": attention,
             "connector": dict(connector),
@@ -53,7 +54,7 @@ class ComposedVLM(nn.Module):
         self.mean, self.std = (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
         self.vision = build_vision(vision)
         self.language = AutoModelForCausalLM.from_config(_config(language), attn_implementation=attention)
-        self.image_size, self.image_token_id = image_size, image_token_id
+        self.image_size, self.image_token_id = self.config["image_size"], image_token_id
         self.hidden_size: int = self.language.config.hidden_size
         rows, columns = self.vision.grid(image_size)
         made = build_connector(

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer,
 from transformers.utils import cached_file
 
 from vla.errors import InputError
+from vla.images import Size
 from vla.vlm import molmo, qwen_vl
 from vla.vlm.backbone import Backbone
 from vla.vlm.idefics import Idefics
@@ -42,7 +43,7 @@ CLIP = {
 
 def load(
     name: str | Path,
-    image_size: int | None = None,
+    image_size: Size | None = None,
     dtype: torch.dtype = torch.float32,
     attention: str | None = None,
 ) -> tuple[Backbone, PreTrainedTokenizerFast]:
@@ -53,6 +54,8 @@ def load(
     least the tokenizer's rows; spare ones stay. Raises InputError when there is no such checkpoint, or when its family
     is not one of `CLASSES`.
     """
+    if not isinstance(image_size, int | None):
+        raise InputError(f"{name} takes square images: give image_size as one number")
     file = Path(name) / "config.json"
     if file.is_file() and (own := OWN.get(json.loads(file.read_text()).get("model_type"))):
         return own(name, image_size, dtype)

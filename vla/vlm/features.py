@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vla.images import sides
+
 PENULTIMATE = ("clip", "clip_vision_model")
 """Families whose last layer serves their class token only; LLaVA reads the one before."""
 
@@ -28,7 +30,8 @@ def feature_map(
     if config.model_type.startswith("siglip2"):
         out = encoder(*patches(pixel_values, config.patch_size), output_hidden_states=layer is not None)
     else:
-        native = getattr(config, "image_size", None) in (None, pixel_values.shape[2])
+        own = getattr(config, "image_size", None)
+        native = own is None or sides(own) == tuple(pixel_values.shape[2:])
         told = "interpolate_pos_encoding" in inspect.signature(encoder.forward).parameters
         sizes = {"interpolate_pos_encoding": True} if told and not native else {}
         out = encoder(pixel_values=pixel_values, output_hidden_states=layer is not None, **sizes)

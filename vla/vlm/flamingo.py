@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from vla.errors import InputError
+from vla.images import Size
 from vla.vlm.cache import PlacedCache, Vision, image_places
 from vla.vlm.connectors import build_connector
 from vla.vlm.cross_attention import CrossAttentionBlocks
@@ -38,7 +39,7 @@ class CrossAttentionVLM(nn.Module):
         self,
         vision: Config,
         language: Config,
-        image_size: int,
+        image_size: Size,
         image_token_id: int,
         connector: Config,
         blocks: Config,
@@ -52,7 +53,7 @@ class CrossAttentionVLM(nn.Module):
             "family": "flamingo",
             "vision": dict(vision),
             "language": dict(language),
-            "image_size": image_size,
+            "image_size": image_size if isinstance(image_size, int) else list(image_size),
             "image_token_id": image_token_id,
             "connector": dict(connector),
             "blocks": dict(blocks),
@@ -60,7 +61,7 @@ class CrossAttentionVLM(nn.Module):
             "std": list(std),
             "attention": attention,
         }
-        self.image_size, self.image_token_id = image_size, image_token_id
+        self.image_size, self.image_token_id = self.config["image_size"], image_token_id
         self.mean, self.std = tuple(mean), tuple(std)
         self.vision = VisionEncoder(vision)
         if weights is None:

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 from vla.chat import ChatFormat
 from vla.errors import InputError
+from vla.images import Size
 from vla.processor import IMAGE, Processor
 from vla.vlm import catalog, families, wheels
 from vla.vlm.backbone import Backbone
@@ -32,7 +33,8 @@ PARTS = ("vision", "language", "connector", "image_size")
 
 def open_backbone(name: str | Mapping[str, Any]) -> tuple[Backbone, Processor]:
     """The backbone that is the name of a family (`vla models`), a hub's id or a folder of released files; or one made
-    of parts: {"vision": id or folder, "language": id or folder, "connector": kind with its options, "image_size": n}.
+    of parts: {"vision": id or folder, "language": id or folder, "connector": kind with its options, "image_size": n,
+    or [height, width] of cameras that are not square}.
 
     Raises InputError when there is no such checkpoint, or it cannot be had from here.
     """
@@ -79,7 +81,7 @@ def speak(backbone: Backbone, tokenizer: PreTrainedTokenizerFast, chat: Mapping[
 
 
 def compose(
-    vision: str, language: str, connector: str | Mapping[str, Any] = "mlp", image_size: int | None = None
+    vision: str, language: str, connector: str | Mapping[str, Any] = "mlp", image_size: Size | None = None
 ) -> tuple[ComposedVLM, PreTrainedTokenizerFast]:
     """A pretrained vision encoder and a pretrained causal language model, ids or folders, joined by a new connector.
 

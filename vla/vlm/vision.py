@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoBackbone, AutoConfig, AutoModel
 
 from vla.errors import InputError
+from vla.images import Size, sides
 from vla.vlm.features import feature_map
 
 
@@ -40,12 +41,20 @@ class VisionEncoder(nn.Module):
     def width(self) -> int:
         return int(self.model.channels[-1] if self.maps else self.model.config.hidden_size)
 
-    def grid(self, image_size: int) -> tuple[int, int]:
-        """Rows and columns of features of a square image."""
+    def grid(self, image_size: Size) -> tuple[int, int]:
+        """Rows and columns of features of an image.
+
+        Raises InputError for a size that the encoder cannot take: it has places for its own alone, or patches that
+        do not divide it.
+        """
         parameter = next(self.parameters())
         with torch.no_grad():
-            blank = torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
-            rows, columns = self(blank).shape[1:3]
+            blank = torch.zeros(1, 3, *sides(image_size), device=parameter.device, dtype=parameter.dtype)
+            try:
+                rows, columns = self(blank).shape[1:3]
+            except (RuntimeError, ValueError) as error:
+                kind = type(self.model).__name__
+                raise InputError(f"{kind} cannot see images of {sides(image_size)} pixels: {error}") from error
         return rows, columns
 
     def forward(self, pixel_values: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n r k c"]:
