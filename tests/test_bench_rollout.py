@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from toy_env import ToyEnv
 
 from vla.benchmarks import rollout
+from vla.evaluation.trial import Result, Trial
 
 
 def lengths(seeds: range) -> Iterator[int]:
@@ -29,6 +31,22 @@ def test_episodes_end_as_their_seeds_say() -> None:
     assert found == list(lengths(range(60)))
     early = [length for length in found if length < 100]
     assert 0.6 < len(early) / len(found) < 0.95 and rollout.LENGTHS[0] <= min(early) <= max(early) < rollout.LENGTHS[1]
+
+
+def test_our_episodes_of_a_round_are_those_of_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ran: list[int] = []
+
+    def fake(_: object, trials: Iterable[Trial], *others: object) -> Iterator[Result]:
+        for trial in trials:
+            ran.append(trial.seed)
+            yield Result(trial.seed, "", "", True, False, 30, 0)
+
+    monkeypatch.setattr(rollout, "run_in_workers", fake)
+    for turn in range(2):
+        ran.clear()
+        rollout._ours(tmp_path, "asked", turn)
+        assert ran[rollout.ENVS :] == list(rollout.seeds(turn)) and not {*ran[: rollout.ENVS]} & {*rollout.seeds(turn)}
+    assert not {*rollout.seeds(0)} & {*rollout.seeds(1)}
 
 
 @pytest.mark.slow

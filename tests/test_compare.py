@@ -32,7 +32,7 @@ def write(tmp_path: Path) -> Write:
             for s in range(first, first + count)
         ]
         report = {"policy": name, "task": "pick", "phrasing": "train", "axes": [], "randomize": True} | settings
-        report = {"crashes": "apart"} | report | {"results": [asdict(r) for r in results]}
+        report = {"stopped_after": None, "measured": None} | report | {"results": [asdict(r) for r in results]}
         (folder / "eval.json").write_text(json.dumps(report))
         return str(folder)
 
@@ -75,6 +75,8 @@ def test_other_scenes_are_refused_and_nothing_is_written(write: Write, tmp_path:
         (write("task", 5, task="place"), "not of the same scenes: task: 'pick' and 'place'"),
         (write("axes", 5, axes=["light"]), "axes"),
         (write("seeds", 5, first=100), "no seed in common"),
+        (write("stopped", 5, stopped_after=12), "stopped early"),
+        (write("group", 5, by_task={}), "holds several tasks"),
         (str(tmp_path), "holds no eval.json"),
     ):
         with pytest.raises(InputError, match=said):
@@ -85,3 +87,14 @@ def test_other_scenes_are_refused_and_nothing_is_written(write: Write, tmp_path:
     with pytest.raises(InputError, match="seed 3 is another scene"):
         compare(a=base, b=str(tmp_path / "task"), out=out)
     assert not Path(out).exists()
+
+
+def test_each_policy_is_as_late_as_it_was_measured(write: Write, tmp_path: Path) -> None:
+    folders = [write(name, 30, measured=late) for name, late in (("quick", 0.05), ("slow", 0.31))]
+    for folder, late in zip(folders, (0.05, 0.31), strict=True):
+        path = Path(folder) / "eval.json"
+        report = json.loads(path.read_text())
+        path.write_text(json.dumps(report | {"results": [r | {"delay": late} for r in report["results"]]}))
+    compare(a=folders[0], b=folders[1], out=str(tmp_path / "out"))
+    row = rows(tmp_path / "out")[0]
+    assert (row["pairs"], row["delay"], row["a"]["delay"], row["b"]["delay"]) == (40, "measured", 0.05, 0.31)

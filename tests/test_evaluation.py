@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vla import cli
+from vla.benchmarks.rollout import untrained_policy
 from vla.datasets.episodes import EpisodeStore
 from vla.envs.make import make_env
 from vla.errors import InputError
 from vla.evaluation.contacts import touched
-from vla.evaluation.run import headline, measure, parse_seeds
+from vla.evaluation.run import _weights, headline, measure, parse_seeds
 from vla.policies.hold import HoldPolicy
 from vla.training.demonstrations import Demonstrations
 
@@ -65,7 +67,10 @@ def test_an_evaluation_writes_its_numbers_its_page_and_its_episodes(
         (["delay=[-1]"], "delay is a list of seconds"),
         (["delay=[soon]"], "delay is a list of seconds"),
         (["frames=some"], "frames is one of asked, all"),
-        (["crashes=never"], "crashes is one of apart, failures"),
+        (["delay=0.2"], "delay takes a list"),
+        (["delay=[inf]"], "delay is a list of seconds"),
+        (["axes=light"], "axes takes a list"),
+        (["questions=0"], "at least 1"),
         (["stop=0.5", "swap=true"], "stop is a rate"),
         (["axes_report=[weather]"], "unknown axis weather"),
         (["vqa=outputs/scenes.zarr"], "answers no questions"),
@@ -81,12 +86,57 @@ def test_mistakes_are_said_before_anything_is_written(
     assert said in capsys.readouterr().err and not (tmp_path / "x").exists()
 
 
+def test_a_store_of_questions_must_be_there_before_the_rollouts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    untrained_policy().save_pretrained(tmp_path / "policy")
+    options = [f"policy={tmp_path / 'policy'}", f"vqa={tmp_path / 'none.zarr'}", "seeds=0:1", f"out={tmp_path / 'x'}"]
+    assert cli.main(["eval", *options]) == 2
+    assert "no VQA store" in capsys.readouterr().err and not (tmp_path / "x").exists()
+
+
+def test_weights_are_known_by_what_they_are(tmp_path: Path) -> None:
+    places = {"a/best": b"one", "b": b"one", "act/checkpoints/last/pretrained_model": b"two"}
+    for place, content in places.items():
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "model.safetensors").write_bytes(content)
+    os.utime(tmp_path / "b/model.safetensors", (0, 0))  # a copy on another machine
+    assert _weights(str(tmp_path / "a")) == _weights(str(tmp_path / "b")) is not None
+    assert _weights(f"lerobot:{tmp_path / 'act'}") not in (None, _weights(str(tmp_path / "b")))
+    assert _weights("expert") is None
+
+
+def test_a_measured_delay_is_that_of_the_folders_that_are_merged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    late = ["delay=[measured]", "execution=[chunked]"]
+    for seed in range(2):
+        run(tmp_path / str(seed), *late, f"seeds={seed}:{seed + 1}")
+        settings = json.loads((path := tmp_path / str(seed) / "settings.json").read_text())
+        told = json.loads((tmp_path / str(seed) / "results.jsonl").read_text()) | {"delay": 0.2}
+        path.write_text(json.dumps(settings | {"measured": 0.2}))
+        (tmp_path / str(seed) / "results.jsonl").write_text(json.dumps(told) + "\n")
+    merged = f"merge=[{tmp_path / '0'},{tmp_path / '1'}]"
+    assert run(tmp_path / "all", *late, merged)["measured"] == 0.2
+    assert len((tmp_path / "all/results.jsonl").read_text().splitlines()) == 2  # nothing was run again
+    path.write_text(json.dumps(settings | {"measured": 0.3}))
+    capsys.readouterr()
+    assert cli.main(["eval", "policy=expert", *late, merged, f"out={tmp_path / 'more'}"]) == 2
+    assert "measured other delays (0.2, 0.3 s)" in capsys.readouterr().err and not (tmp_path / "more").exists()
+
+
+def test_a_group_of_tasks_does_not_write_over_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "settings.json").write_text("{}")
+    assert cli.main(["eval", "policy=hold", "task=metaworld/mt10", f"out={tmp_path}"]) == 2
+    assert "holds the evaluation of one task" in capsys.readouterr().err
+
+
 def test_seeds_are_a_range() -> None:
     assert parse_seeds("3:6") == range(3, 6)
 
 
 def test_the_headline_tells_of_crashes_and_of_a_rate_that_was_told(tmp_path: Path) -> None:
-    report = {"success_rate": None, "crashed": 3, "crashes": "apart", "stopped_after": None, "by_axis": [],
+    report: dict[str, Any] = {"success_rate": None, "crashed": 3, "stopped_after": None, "by_axis": [],
               "instruction_swap_success": None, "latency": [], "vqa": {"color": 0.5}}  # fmt: skip
     said = headline(report, tmp_path)
     assert "3 crashed, counted as neither" in said and "color 0.50" in said

@@ -105,6 +105,16 @@ def test_a_delay_of_whole_periods_is_not_a_period_longer() -> None:
     assert actions(0.1 * 3, "chunked")[0] == actions(0.3, "chunked")[0]
 
 
+def test_the_prefix_of_steps_ends_with_no_step() -> None:
+    # A step is over when it is done: past the end of its chunk the robot stays, and so the policy is told.
+    steps = replace(ROBOT, action=("x [m]", "dy [m]"))
+    env, clock = Long(), Clock(horizon=4)
+    env.embodiment = clock.embodiment = steps
+    list(run_trials(lambda: env, lambda _: clock, iter([Trial(50, delay=0.3, execution="rtc")]), parallel=1, execute=3))
+    assert clock.prefixes[1] == [[0, 3], [0, 0], [0, 0]]
+    assert [tuple(action) for action in env.actions[3:7]] == [(0, 3), (0, 0), (0, 0), (3, 6)]
+
+
 class Drawn(Long):
     """Draws when it is told to, as the table does without images."""
 
@@ -158,6 +168,9 @@ def test_trials_of_curves_and_axes() -> None:
     assert cells == [("named", "naive", 0.0), ("named", "naive", 0.2), ("named", "rtc", 0.2), ("swap", "naive", 0.0),
                      ("light", "naive", 0.0)]  # fmt: skip
     assert trials[-1].env == {"axes": ("light",)} and len({t.key for t in trials}) == len(trials)
+    # What is named twice, such as a measured delay of 0 beside 0, is no further evidence.
+    named = trials_for([1, 2], False, alone=["light"] * 2, delays=[0.0, 0.0, 0.2, 0.2], executions=["naive"] * 2)
+    assert len({t.key for t in named}) == len(named) == 6
     blank = Result(0, "", "", True, False, 5, 0)
     results = [replace(blank, seed=t.seed, group=t.group, delay=t.delay, execution=t.execution,
                        success=t.delay == 0 and (t.group != "light" or t.seed == 1)) for t in trials]  # fmt: skip

@@ -16,7 +16,7 @@ from vla.datasets.easy_questions import read_easy_vqa
 from vla.datasets.questions import KINDS, Question
 from vla.datasets.vqa import VqaItem, VqaStore
 from vla.errors import InputError
-from vla.evaluation.vqa import accuracy_by_kind, score
+from vla.evaluation.vqa import score
 
 SIZE = 16
 
@@ -245,10 +245,3 @@ def test_scoring_never_raises(kind: str, prediction: str, answer: str) -> None:
 @given(st.integers(0, 99), st.integers(0, 99), st.integers(0, 99), st.integers(0, 99))
 def test_a_point_is_right_within_five_percent(x: int, y: int, u: int, v: int) -> None:
     assert score("point", f"{x} {y}", f"{u} {v}") == ((x - u) ** 2 + (y - v) ** 2 <= 25)
-
-
-def test_accuracy_is_the_mean_of_each_kind() -> None:
-    rows = [("point", "1 1", "1 2"), ("color", "red", "red"), ("color", "blue", "red")]
-    records = [dict(zip(("kind", "prediction", "answer"), row, strict=True)) for row in rows]
-    assert accuracy_by_kind(records) == {"color": 0.5, "point": 1.0}
-    assert accuracy_by_kind([]) == {}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from toy_env import ROBOT, Bad, BadEnv, BatchEcho, Counting, Echo, Elsewhere, ToyEnv, load
+from toy_env import ROBOT, Bad, BadEnv, BatchEcho, Counting, Echo, Elsewhere, Rude, ToyEnv, load
 
 from vla.datasets.episodes import EpisodeStore
 from vla.errors import InputError
@@ -16,7 +18,7 @@ from vla.evaluation.ledger import Ledger, key_of, read_results
 from vla.evaluation.run import _decided, run
 from vla.evaluation.summary import summarize
 from vla.evaluation.trial import Key, Result, Trial
-from vla.evaluation.workers import Job
+from vla.evaluation.workers import Job, _Worker
 from vla.types import Episode
 
 TRIALS = [Trial(seed, {"add": 10 * (seed % 2)}, "named") for seed in range(12, 25)]
@@ -29,7 +31,7 @@ def job(kind: type[Echo], env: type[ToyEnv] = ToyEnv, parallel: int = 2) -> Job:
 def outcome(folder: Path) -> tuple[dict[Key, Result], dict[Key, Episode]]:
     with EpisodeStore.open(folder / "rollouts.zarr") as store:
         episodes = {key_of(episode.info): episode for episode in store}
-    return {result.key: result for result in read_results(folder)}, episodes
+    return read_results(folder), episodes
 
 
 def run_all(folder: Path, work: Job, workers: int, trials: list[Trial] = TRIALS) -> None:
@@ -67,7 +69,21 @@ def test_a_process_that_dies_takes_its_trials_along_and_no_others(tmp_path: Path
     assert len(episodes) == 16 - len(crashes)
     summary = summarize(list(results.values()))
     assert (summary["episodes"], summary["crashed"]) == (len(episodes), len(crashes))
-    assert summarize(list(results.values()), crashes_fail=True)["episodes"] == 16
+
+
+def test_a_process_that_ends_badly_after_its_last_trial_has_done_its_work(tmp_path: Path) -> None:
+    run_all(tmp_path, job(Rude), 2)
+    assert len(outcome(tmp_path)[1]) == len(TRIALS)
+
+
+def test_a_process_may_die_at_any_moment() -> None:
+    worker = object.__new__(_Worker)
+    worker.connection, theirs = Pipe()
+    worker.begun, worker.told_all = {}, False
+    os.write(theirs.fileno(), b"\0\0\1\0, of which this is the begin")
+    theirs.close()
+    worker.send(TRIALS[0])
+    assert worker.receive() == ("gone", None) and [*worker.begun.values()] == TRIALS[:1]
 
 
 def test_a_refusal_reaches_the_parent(tmp_path: Path) -> None:
@@ -113,14 +129,24 @@ def test_a_crash_is_run_again(tmp_path: Path) -> None:
     assert [r.crash for r in results.values()] == ["", ""] and len(episodes) == 2
 
 
+def test_an_episode_is_that_of_its_result_whatever_the_execution(tmp_path: Path) -> None:
+    run_all(tmp_path, job(BatchEcho), 1, [Trial(12, {}, "named", execution="rtc")])
+    results, episodes = outcome(tmp_path)
+    assert results.keys() == episodes.keys()
+
+
 def test_folders_are_merged(tmp_path: Path) -> None:
     run_all(tmp_path / "straight", job(BatchEcho), 1)
     run_all(tmp_path / "a", job(BatchEcho), 1, TRIALS[:5])
     run_all(tmp_path / "b", job(BatchEcho), 1, TRIALS[3:])
+    with (tmp_path / "b/results.jsonl").open("a") as lines:
+        lines.write('{"seed": 17, "gro')
     with Ledger(tmp_path / "all", {"policy": "toy"}, ROBOT) as ledger:
         for name in "ab":
             ledger.copy_from(tmp_path / name)
         assert ledger.missing(TRIALS) == []
+    # Another process may be writing that line.
+    assert (tmp_path / "b/results.jsonl").read_text().endswith('{"seed": 17, "gro')
     assert_same(tmp_path / "straight", tmp_path / "all")
 
 
@@ -140,8 +166,16 @@ def test_it_stops_when_the_rate_is_told_in_the_order_of_the_trials() -> None:
         return {r.key: r for r in (Result(s, "named", success=success, **values) for s in seeds)}
 
     # Successes end first: they say nothing until the trials before them have ended too.
-    assert not _decided(trials, ended(range(1, 40), True), 0.5, False)
-    assert _decided(trials, ended(range(40), True), 0.5, False)
-    assert not _decided(trials, ended(range(40), True), 0.97, False)
+    assert not _decided(trials, ended(range(1, 40), True), 0.5)
+    assert _decided(trials, ended(range(40), True), 0.5)
+    assert not _decided(trials, ended(range(40), True), 0.97)
     summary = summarize(list(ended(range(40), True).values()), stop=0.5)
     assert summary["stopped_after"] == summary["episodes"] < 12
+
+
+def test_what_is_left_of_late_chunks_fits_the_store_of_whole_ones(tmp_path: Path) -> None:
+    late = [Trial(seed, {}, "named", delay=delay, execution="chunked") for delay in (0.2, 0.0) for seed in (12, 13)]
+    run_all(tmp_path, job(BatchEcho), 1, late)
+    _, episodes = outcome(tmp_path)
+    chunks = [episode.chunks for episode in episodes.values()]
+    assert {c.shape[1:] for c in chunks if c is not None} == {(3, 2)} and len(chunks) == 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from multiprocessing.util import Finalize
 from typing import Any
 
 import gymnasium
@@ -124,6 +125,14 @@ class Bad(BatchEcho):
         if number == 7:
             os._exit(3)
         return super().predict(observation)
+
+
+class Rude(BatchEcho):
+    """Its process ends badly once all is done, as one whose renderer cannot be torn down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        Finalize(None, os._exit, args=(5,), exitpriority=0)
 
 
 class Elsewhere(Echo):

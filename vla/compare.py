@@ -9,39 +9,47 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla.errors import InputError
-from vla.evaluation.intervals import wilson
 from vla.evaluation.plots import COLORS, png, style
-from vla.evaluation.summary import paired, write_json
-from vla.evaluation.trial import Key, Result
+from vla.evaluation.summary import paired, rate, write_json
+from vla.evaluation.trial import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SAME = ("task", "phrasing", "axes", "randomize", "crashes")
+SAME = ("task", "phrasing", "axes", "randomize")
 """What both must have in common; policies, seeds and `execute` may differ: only the seeds of both are compared."""
 MEASURES = ("seconds", "jerk", "collisions", "limit_hits")
+Place = tuple[str, str, float | str, int]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One folder of `vla eval`."""
+    """One folder of `vla eval`, its results without the crashes; a delay that was measured is "measured"."""
 
     name: str
     settings: Mapping[str, Any]
-    results: Mapping[Key, Result]
+    results: Mapping[Place, Result]
 
     @classmethod
     def read(cls, folder: str) -> Evaluation:
-        """Raises InputError when `folder` holds no evaluation, or one of an older version."""
+        """Raises InputError when `folder` holds no evaluation, or one that cannot be held against another."""
         path = Path(folder) / "eval.json"
         if not path.is_file():
             raise InputError(f"{folder} holds no eval.json: run vla eval out={folder} first")
         report = json.loads(path.read_text())
-        if "crashes" not in report:
+        if "by_task" in report:
+            raise InputError(f"{folder} holds several tasks: compare the folders in it, one by one")
+        if not {"stopped_after", "measured"} <= report.keys():
             raise InputError(f"{path} was written by an older version: run that evaluation again")
-        results = [Result(**result) for result in report["results"]]
-        counted = [r for r in results if report["crashes"] == "failures" or not r.crash]
-        return cls(folder, report, {result.key: result for result in counted})
+        if report["stopped_after"]:
+            raise InputError(f"{folder} was stopped early, which biases its rate: finish it with stop=null")
+        results: dict[Place, Result] = {}
+        for result in (Result(**values) for values in report["results"]):
+            delay = "measured" if result.delay and result.delay == report["measured"] else result.delay
+            execution = result.execution if delay else "naive"  # without a delay all are the same
+            if not result.crash:
+                results[result.group, execution, delay, result.seed] = result
+        return cls(folder, report, results)
 
 
 def compare(*, a: str, b: str, out: str) -> None:
@@ -68,47 +76,40 @@ def table(first: Evaluation, second: Evaluation) -> list[dict[str, Any]]:
     if different := [k for k in SAME if first.settings[k] != second.settings[k]]:
         said = "; ".join(f"{k}: {first.settings[k]!r} and {second.settings[k]!r}" for k in different)
         raise InputError(f"{first.name} and {second.name} are not of the same scenes: {said}")
-    shared = [key for key in first.results if key in second.results]
-    if not shared:
+    groups: dict[Any, list[tuple[Result, Result]]] = {}
+    for place, one in first.results.items():
+        if (other := second.results.get(place)) is not None:
+            groups.setdefault(place[:3], []).append((one, other))
+            if one.instruction != other.instruction:
+                said = f"{one.instruction!r} and {other.instruction!r}"
+                raise InputError(f"seed {one.seed} is another scene in each: {said}")
+    if not groups:
         raise InputError(f"{first.name} and {second.name} have no seed in common: evaluate both on the same seeds=")
-    for key in shared:
-        if (said_a := first.results[key].instruction) != (said_b := second.results[key].instruction):
-            both = first.results[key].crash or second.results[key].crash
-            if not both:
-                raise InputError(f"seed {key[3]} is another scene in each: {said_a!r} and {said_b!r}")
-    groups = dict.fromkeys(key[:3] for key in shared)
-    return [_row(first, second, [key for key in shared if key[:3] == group]) for group in groups]
+    return [_row(*place, *zip(*pairs, strict=True)) for place, pairs in groups.items()]
 
 
-def _row(first: Evaluation, second: Evaluation, keys: Sequence[Key]) -> dict[str, Any]:
-    group, execution, delay, _ = keys[0]
-    ours, theirs = ([e.results[key] for key in keys] for e in (first, second))
-    row: dict[str, Any] = {"group": group, "execution": execution, "delay": delay, **paired(ours, theirs)}
-    for name, results in (("a", ours), ("b", theirs)):
-        successes = sum(r.success for r in results)
-        ended = [r for r in results if not r.crash]
-        row[name] = {
-            "success_rate": successes / len(results),
-            "success_ci95": list(wilson(successes, len(results))),
-            "wrong_object_rate": sum(r.wrong_object for r in results) / len(results),
-            **{m: sum(getattr(r, m) for r in ended) / max(len(ended), 1) for m in MEASURES},
-        }
+def _row(group: str, execution: str, delay: float | str, a: Sequence[Result], b: Sequence[Result]) -> dict[str, Any]:
+    row: dict[str, Any] = {"group": group, "execution": execution, "delay": delay, **paired(a, b)}
+    for name, results in (("a", a), ("b", b)):
+        means = {m: sum(getattr(r, m) for r in results) / len(results) for m in ("wrong_object", *MEASURES)}
+        row[name] = rate(results) | {"wrong_object_rate": means.pop("wrong_object"), "delay": results[0].delay, **means}
     return row
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    return row["group"] + (f", {row['execution']} {row['delay']:g} s" if row["delay"] else "")
+    slow = [f"{row['execution']} {one:g} s" for one in dict.fromkeys((row["a"]["delay"], row["b"]["delay"])) if one]
+    return ", ".join((row["group"], *slow))
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    def rate(name: str) -> str:
+    def told(name: str) -> str:
         low, high = row[name]["success_ci95"]
         return f"{row[name]['success_rate']:.3f} [{low:.3f}, {high:.3f}]"
 
     low, high = row["difference_ci95"]
     verdict = {"better": "b is better", "worse": "a is better"}.get(row["verdict"], row["verdict"])
     return (
-        f"{_name(row)}: a {rate('a')}, b {rate('b')}, b - a {row['difference']:+.3f} [{low:+.3f}, {high:+.3f}], "
+        f"{_name(row)}: a {told('a')}, b {told('b')}, b - a {row['difference']:+.3f} [{low:+.3f}, {high:+.3f}], "
         f"p {row['p']:.2g} in {row['pairs']} pairs (b alone {row['won']}, a alone {row['lost']}): {verdict}"
     )
 

@@ -19,7 +19,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vla.errors import InputError
@@ -97,7 +97,12 @@ def _check_types(defaults: DictConfig, config: DictConfig, overrides: Sequence[s
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         before = OmegaConf.select(defaults, override.key_or_group, throw_on_missing=False)
         after = OmegaConf.select(config, override.key_or_group, throw_on_missing=False)
-        kinds = {bool: ((bool,), "true or false"), int: ((int,), "a whole number"), float: ((int, float), "a number")}
+        kinds: dict[type, tuple[tuple[type, ...], str]] = {
+            bool: ((bool,), "true or false"),
+            int: ((int,), "a whole number"),
+            float: ((int, float), "a number"),
+            ListConfig: ((ListConfig,), "a list, such as [A,B]"),
+        }
         accepted, expected = kinds.get(type(before), ((), ""))
         if accepted and type(after) not in accepted:
             raise InputError(f"{override.input_line}: {override.key_or_group} takes {expected} (default {before})")

@@ -37,6 +37,8 @@ from vla.robot_spec import RobotSpec
 TASK, EXECUTE, HORIZON = "pick", 3, 6
 ENVS, WORKERS, WAVES, ROUNDS = 8, 2, 3, 3
 """Environments of each, processes of ours, episodes that an environment runs, and how often all is timed."""
+WARM_UP = 10**6
+"""The first seed of the episodes that only fill our environments."""
 SUCCESS, LENGTHS = 0.8, (25, 60)
 """How many episodes end early, and after how many steps those do."""
 
@@ -55,6 +57,11 @@ class Ends(gymnasium.Wrapper[Any, Any, Any, Any]):
         values, reward, terminated, truncated, info = super().step(action)
         self._left -= 1
         return values, reward, terminated or self._left <= 0, truncated, info
+
+
+def seeds(turn: int) -> range:
+    """Those of a round: the same for every contestant, for their episodes differ in length."""
+    return range(turn * ENVS * WAVES, (turn + 1) * ENVS * WAVES)
 
 
 def ours() -> gymnasium.Env[Any, Any]:
@@ -122,12 +129,12 @@ def _ours(folder: Path, frames: str, turn: int) -> tuple[float, float, float]:
     env.close()
     load = partial(load_policy, str(folder / "policy"))
     job = Job(ours, load, body, ENVS // WORKERS, EXECUTE, every_frame=frames == "all")
-    begun: list[float] = []
+    begun: dict[int, float] = {}
     ended: list[tuple[float, float, int]] = []
 
     def trials() -> Iterator[Trial]:
-        for seed in range(ENVS * (WAVES + 1)):
-            begun.append(time.perf_counter())
+        for seed in (*range(WARM_UP, WARM_UP + ENVS), *seeds(turn)):
+            begun[seed] = time.perf_counter()
             yield Trial(seed)
 
     with Ledger(folder / f"{frames}-{turn}", {}, body) as ledger:

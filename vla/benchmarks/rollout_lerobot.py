@@ -55,12 +55,11 @@ def contestant(policy: Path, closing: ExitStack, *, use_async: bool) -> Callable
     (envs,) = make_env(described, n_envs=bench.ENVS, use_async_envs=use_async)[described.type].values()
     closing.callback(envs.close)
     pipelines: tuple[Any, ...] = (*described.get_env_processors(), *make_vla_pre_post_processors(config))
-    seeds = iter(range(10**6))
 
-    def once(_: int) -> tuple[float, float, float]:
-        start, steps = time.perf_counter(), 0
-        for _ in range(bench.WAVES):
-            done = rollout(envs, driver, *pipelines, seeds=[next(seeds) for _ in range(bench.ENVS)])
+    def once(turn: int) -> tuple[float, float, float]:
+        start, steps, seeds = time.perf_counter(), 0, bench.seeds(turn)
+        for first in range(0, len(seeds), bench.ENVS):
+            done = rollout(envs, driver, *pipelines, seeds=list(seeds[first : first + bench.ENVS]))
             steps += int((~done["done"]).sum()) + bench.ENVS  # of each episode, until it ended
         return bench.ENVS * bench.WAVES, steps, time.perf_counter() - start
 

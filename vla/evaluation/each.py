@@ -19,6 +19,8 @@ def evaluate_each(tasks: Sequence[str], evaluate: Callable[..., dict[str, Any]],
     out = Path(options["out"])
     if options["merge"]:
         raise InputError(f"{options['task']} is several tasks: merge folders of one of them")
+    if (out / "settings.json").exists():
+        raise InputError(f"{out} holds the evaluation of one task: name another folder with out=")
     for task in tasks:
         check_task(task, (*options["axes"], *options["axes_report"]), swap=options["swap"])
     found = {t: evaluate(**options | {"task": t, "out": str(out / t.rpartition("/")[2])}) for t in tasks}

@@ -31,17 +31,20 @@ STORE = "rollouts.zarr"
 class Ledger:
     """Use it as a context manager. `append` makes it a place for finished episodes (`zarr_recorder.Sink`)."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], embodiment: Embodiment, codec: str = "zstd") -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any], embodiment: Embodiment) -> None:
         """Raises InputError when `folder` holds something else, or an evaluation with other settings."""
         check_folder(folder, settings)
         self.folder, self.embodiment = folder, embodiment
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "settings.json", settings)
         path = folder / STORE
-        self._store = EpisodeStore.open(path, "a") if path.exists() else EpisodeStore.create(path, embodiment, codec)
+        self._store = EpisodeStore.open(path, "a") if path.exists() else EpisodeStore.create(path, embodiment)
         self._recorded = {key_of(record.info) for record in self._store.records}
-        self.results = {result.key: result for result in read_results(folder)}
-        self._lines = (folder / "results.jsonl").open("a")
+        self.results = read_results(folder)
+        path = folder / "results.jsonl"
+        cut = path.exists() and path.read_text()[-1:] not in ("", "\n")
+        self._lines = path.open("a")
+        self._lines.write("\n" * cut)
 
     def __enter__(self) -> Ledger:
         return self
@@ -71,8 +74,8 @@ class Ledger:
                 if (key := key_of(record.info)) not in self._recorded:
                     self._store.append_from(other, index)
                     self._recorded.add(key)
-        for result in read_results(folder):
-            if result.key not in self.results or self.results[result.key].crash:
+        for key, result in read_results(folder).items():
+            if key not in self.results or self.results[key].crash:
                 self.note(result)
 
 
@@ -87,18 +90,14 @@ def check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
         raise InputError(f"{folder} is not empty and holds no evaluation: remove it, or name another folder with out=")
 
 
-def read_results(folder: Path) -> list[Result]:
-    """The results noted in `folder`, the last one of each trial; a line that was cut off is dropped from the file."""
+def read_results(folder: Path) -> dict[Key, Result]:
+    """The results noted in `folder`, the last one of each trial; lines that were cut off are passed over."""
     path, found = folder / "results.jsonl", dict[Key, Result]()
-    text = path.read_text() if path.exists() else ""
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole)
-    for line in whole.splitlines():
+    for line in path.read_text().splitlines() if path.exists() else ():
         with suppress(json.JSONDecodeError):
             result = Result(**json.loads(line))
             found[result.key] = result
-    return list(found.values())
+    return found
 
 
 def key_of(info: Mapping[str, Any]) -> Key:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import partial
 from html import escape
 from itertools import cycle, islice
 from pathlib import Path
@@ -34,8 +35,9 @@ def evaluation_page(folder: Path, report: Mapping[str, Any], results: Sequence[R
     if report["by_axis"]:
         sections.append(section("What differs from training", _axes(report)))
     if report["latency"]:
-        png(folder / "latency.png", LATENCY_SIZE, lambda axes: _paint_latency(axes, report["latency"]))
-        sections.append(section("When the policy is slow", _latency(report["latency"])))
+        paint = partial(_paint_latency, rows=report["latency"])
+        png(folder / "latency.png", LATENCY_SIZE, paint)
+        sections.append(section("When the policy is slow", f'<figure class="card">{svg(LATENCY_SIZE, paint)}</figure>'))
     if report["vqa"]:
         rows = [bar(kind, value, percent(value)) for kind, value in report["vqa"].items()]
         sections.append(section("Visual questions", f'<div class="bars">{"".join(rows)}</div>'))
@@ -53,8 +55,7 @@ def _head(report: Mapping[str, Any]) -> str:
     interval = f"95\N{NO-BREAK SPACE}% interval {100 * low:.0f}–{percent(high)}"
     lead = f"<b>{rate}</b> in {report['episodes']} episodes ({interval})"
     if report["crashed"]:
-        how = "failures" if report["crashes"] == "failures" else "neither success nor failure"
-        lead += f"; {report['crashed']} crashed and count as {how}"
+        lead += f"; {report['crashed']} crashed and count as neither success nor failure"
     about = f"{report['policy']}, task {report['task']}, seeds {report['seeds']}, phrasing {report['phrasing']}"
     if report["axes"]:
         about += f", axes {', '.join(report['axes'])}"
@@ -117,10 +118,6 @@ def _paint_latency(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.set_ylim(-2, 102)
     axes.legend(frameon=False, labelcolor=GREY, fontsize=9)
     style(axes, "success [%], 95 % interval", "delay [s]")
-
-
-def _latency(rows: Sequence[Mapping[str, Any]]) -> str:
-    return f'<figure class="card">{svg(LATENCY_SIZE, lambda axes: _paint_latency(axes, rows))}</figure>'
 
 
 def _shown(results: Sequence[Result]) -> list[Result]:

@@ -102,13 +102,8 @@ def png(path: Path, size: tuple[float, float], *paint: Callable[[Axes], None]) -
         unfinished.unlink(missing_ok=True)
 
 
-def panel_svg(panel: Panel) -> str:
-    """The panel as an `<svg>` element, its text left to the page's font."""
-    return svg((3.8, 2.7), lambda axes: draw(axes, panel))
-
-
 def svg(size: tuple[float, float], paint: Callable[[Axes], None]) -> str:
-    """What `paint` draws on axes of that size [inch], as an `<svg>` element."""
+    """What `paint` draws on axes of that size [inch], as an `<svg>` element, its text left to the page's font."""
     buffer = io.StringIO()
 
     def save(figure: Figure, axes: Sequence[Axes]) -> None:

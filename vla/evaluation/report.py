@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from vla.evaluation.plots import panel_svg, panels
+from vla.evaluation.plots import draw, panels, svg
 from vla.evaluation.trial import Key, Result
 from vla.evaluation.vqa import POINT_TOLERANCE, parse_point, score
 from vla.page import bar, file_uri, image_uri, percent, section, tile, write_page
@@ -134,7 +135,7 @@ def _curves(losses: Mapping[str, Sequence[tuple[int, float]]], history: Sequence
     found = panels(losses, history)
     if not found:
         return '<p class="soft">This run has no training log.</p>'
-    figures = "".join(f'<figure class="card">{panel_svg(panel)}</figure>' for panel in found)
+    figures = "".join(f'<figure class="card">{svg((3.8, 2.7), partial(draw, panel=panel))}</figure>' for panel in found)
     text = "Bold: the running mean of the loss of each source, and accuracy averaged over kinds. Faint: the values."
     return f'<div class="curves">{figures}</div><p class="soft">{text}</p>'
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from traceback import format_exc
 from typing import Any
 
@@ -29,15 +31,10 @@ def rollout(
     parallel: int = 16,
     execute: int = 8,
     recorder: Callable[[], Recorder] | None = None,
-    done: Callable[[Result], None] | None = None,
 ) -> list[Result]:
     """Runs every trial to its end and returns the results in the order of `trials`. See `run_trials`."""
-    results = {}
     found = run_trials(make_env, policy_for, iter(trials), parallel=parallel, execute=execute, recorder=recorder)
-    for result in progress(found, len(trials)):
-        results[result.key] = result
-        if done is not None:
-            done(result)
+    results = {result.key: result for result in progress(found, len(trials))}
     return [results[trial.key] for trial in trials]
 
 
@@ -62,11 +59,11 @@ def run_trials(
     seats: list[_Seat] = []
     try:
         for _ in range(parallel):
-            seat = _Seat(make_env, policy_for, None if recorder is None else recorder(), execute, every_frame)
+            place = partial(Slot, recorder=recorder and recorder(), execute=execute, every_frame=every_frame)
+            seats.append(seat := _Seat(make_env, policy_for, place))
             yield from seat.seat_next(trials)
             if seat.trial is None:
                 break
-            seats.append(seat)
         while active := [seat for seat in seats if seat.trial is not None]:
             crashes = _predict([seat.slot for seat in active if seat.slot.wants_chunk])
             for seat in active:
@@ -85,11 +82,8 @@ def run_trials(
 class _Seat:
     """A place for one trial after another: the environment is made anew where the next one needs another."""
 
-    def __init__(
-        self, make_env: MakeEnv, policy_for: PolicyFor, recorder: Recorder | None, execute: int, every_frame: bool
-    ) -> None:
-        self._make_env, self._policy_for = make_env, policy_for
-        self._recorder, self._execute, self._every_frame = recorder, execute, every_frame
+    def __init__(self, make_env: MakeEnv, policy_for: PolicyFor, place: Callable[..., Slot]) -> None:
+        self._make_env, self._policy_for, self._place = make_env, policy_for, place
         self._env: gymnasium.Env[Any, Any] | None = None
         self.trial: Trial | None = None
         self._of: Any = None
@@ -113,7 +107,7 @@ class _Seat:
         self._env, self._of = self._make_env(**trial.env), trial.env
         try:
             policy = self._policy_for(self._env)
-            self.slot = Slot(self._env, policy, self._recorder, self._execute, self._every_frame)
+            self.slot = self._place(self._env, policy)
             policy.embodiment.check(self._env.unwrapped.embodiment)  # type: ignore[attr-defined]
         except BaseException:
             self.close()
@@ -129,15 +123,16 @@ class _Seat:
             return self._crash(self.trial, format_exc())
 
     def _crash(self, trial: Trial, traceback: str) -> Result:
-        """An environment that raised is in no known state: the next trial gets another."""
+        """An environment that raised is in no known state, and may not close either: the next trial gets another."""
         self.slot.abort()
-        self.close()
+        with suppress(Exception):
+            self.close()
         return crashed(trial, traceback)
 
     def close(self) -> None:
-        if self._env is not None:
-            self._env.close()
-        self._env = None
+        env, self._env = self._env, None
+        if env is not None:
+            env.close()
 
 
 def _predict(slots: Sequence[Slot]) -> dict[int, str]:
@@ -149,8 +144,7 @@ def _predict(slots: Sequence[Slot]) -> dict[int, str]:
         shared.setdefault((id(slot.policy), 0 if prefix is None else len(prefix)), []).append(slot)
     for group in shared.values():
         policy = group[0].policy
-        batches = [group] if isinstance(policy, BatchPolicy) else [[slot] for slot in group]
-        for batch in batches:
+        for batch in [group] if isinstance(policy, BatchPolicy) else [[slot] for slot in group]:
             _ask(policy, batch, crashes)
     return crashes
 
@@ -175,17 +169,14 @@ def _ask(policy: Policy, slots: Sequence[Slot], crashes: dict[int, str]) -> None
 
 def progress(results: Iterator[Result], total: int, before: Sequence[Result] = ()) -> Iterator[Result]:
     """The same results, under a bar with the success rate so far and its Wilson interval; `before` counts too."""
-    outcomes = [result.success for result in before if not result.crash]
-    crashes = len(before) - len(outcomes)
+    ended = list(before)
     with tqdm(total=total, initial=len(before), desc="evaluate", unit="episode") as bar:
         for result in results:
-            if result.crash:
-                crashes += 1
-            else:
-                outcomes.append(result.success)
+            ended.append(result)
             bar.update()
-            if outcomes:
+            if outcomes := [r.success for r in ended if not r.crash]:
                 low, high = wilson(sum(outcomes), len(outcomes))
+                crashes = len(ended) - len(outcomes)
                 said = f"{np.mean(outcomes):.2f} [{low:.2f}, {high:.2f}]"
                 bar.set_postfix(success=said, **({"crashed": crashes} if crashes else {}))
             yield result

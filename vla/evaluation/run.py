@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 
+from vla.datasets.vqa import VqaStore
+from vla.embodiment import Embodiment
 from vla.envs.instructions import check_phrasing
 from vla.envs.make import check_task, make_env
 from vla.envs.so101 import to_observation
@@ -23,15 +28,18 @@ from vla.evaluation.each import evaluate_each
 from vla.evaluation.intervals import decided_after
 from vla.evaluation.ledger import Ledger, check_folder
 from vla.evaluation.page import evaluation_page
-from vla.evaluation.rollout import progress
+from vla.evaluation.rollout import PolicyFor, progress
 from vla.evaluation.summary import summarize, write_json
 from vla.evaluation.trial import EXECUTIONS, Key, Result, Trial, trials_for
 from vla.evaluation.workers import Job, run_in_workers
-from vla.policies.load import load_policy
+from vla.hub import fetch
+from vla.policies.load import HUB, LEROBOT, load_policy
 from vla.policies.protocol import Policy
 
 MEASURED = "measured"
-CHOICES = {"frames": ("asked", "all"), "crashes": ("apart", "failures")}
+FRAMES = ("asked", "all")
+PLACES = ("best", "pretrained_model", "checkpoints/last/pretrained_model", "")
+"""Where the weights are in the folder of a run or a checkpoint, of ours or LeRobot's."""
 
 
 def evaluate(
@@ -51,7 +59,6 @@ def evaluate(
     workers: int,
     execute: int,
     frames: str,
-    crashes: str,
     stop: float | None,
     vqa: str | None,
     questions: int,
@@ -72,54 +79,51 @@ def evaluate(
     folder = Path(out)
     check_phrasing(phrasing)
     check_task(task, (*axes, *axes_report), swap=swap)
-    _check_names(frames=frames, crashes=crashes, execution=execution, delay=delay)
-    _check_numbers(parallel, workers, execute, stop, alone=not (swap or axes_report or len(delay) * len(execution) > 1))
-    make = partial(
-        make_env, task, randomize=randomize, phrasing=phrasing, axes=tuple(axes), holdout=True, images=False
-    )  # fmt: skip
+    if frames not in FRAMES:
+        raise InputError(f"frames is one of {', '.join(FRAMES)}, not {frames!r}")
+    if set(execution) - set(EXECUTIONS) or not execution:
+        raise InputError(f"execution is a list of {', '.join(EXECUTIONS)}, not {execution}")
+    if not delay or not all(map(_is_delay, delay)):
+        raise InputError(f"delay is a list of seconds, or of {MEASURED}, not {delay}")
+    if min(parallel, workers, execute, questions) < 1:
+        raise InputError("parallel, workers, execute and questions must be at least 1")
+    several = swap or axes_report or len(delay) * len(execution) > 1
+    if stop is not None and (several or not isinstance(stop, float) or not 0 < stop < 1):
+        raise InputError("stop is a rate between 0 and 1, of one group: leave out swap, axes_report and delays")
+    numbers = parse_seeds(seeds)
+    scenes: dict[str, Any] = {"randomize": randomize, "phrasing": phrasing, "axes": tuple(axes)}
+    make = partial(make_env, task, **scenes, holdout=True, images=False)
     load = partial(load_policy, policy)
     settings: dict[str, Any] = {
         "policy": policy,
         "weights": _weights(policy),
         "task": task,
-        "phrasing": phrasing,
-        "axes": list(axes),
-        "randomize": randomize,
+        **scenes | {"axes": list(axes)},
         "execute": execute,
-        "measured": _saved(folder).get("measured"),
     }
-    check_folder(folder, settings)
     for other in merge:
-        if not _saved(Path(other)):
+        if not (Path(other) / "settings.json").exists():
             raise InputError(f"merge takes folders of vla eval: {other} holds no evaluation")
-        check_folder(Path(other), settings)
-    env = make()
-    try:
-        embodiment = env.unwrapped.embodiment  # type: ignore[attr-defined]
-        driver = load()(env)
-        driver.embodiment.check(embodiment)
-        if MEASURED in delay and settings["measured"] is None:
-            settings["measured"] = measure(env, driver)
-    finally:
-        env.close()
-    model = getattr(driver, "model", None)
-    if vqa is not None and model is None:
-        raise InputError(f"{policy} answers no questions: leave vqa out, or give a checkpoint of vla train")
+    for place in (out, *merge):
+        check_folder(Path(place), settings)
+    settings["measured"] = _measured([folder, *map(Path, merge)], asked=MEASURED in delay)
+    embodiment, model, settings["measured"] = _look(make, load, settings["measured"], asked=MEASURED in delay)
+    if vqa is None:
+        model = None  # the rollouts load their own
+    else:
+        if model is None:
+            raise InputError(f"{policy} answers no questions: leave vqa out, or give a checkpoint of vla train")
+        VqaStore(vqa)
     delays = [float(settings["measured"] if d == MEASURED else d) for d in delay]
-    trials = trials_for(
-        parse_seeds(seeds), swap, axes=axes, alone=axes_report, delays=delays, executions=execution
-    )  # fmt: skip
+    trials = trials_for(numbers, swap, axes=axes, alone=axes_report, delays=delays, executions=execution)
     job = Job(make, load, embodiment, parallel, execute, every_frame=frames == "all")
     with Ledger(folder, settings, embodiment) as ledger:
         for other in merge:
             ledger.copy_from(Path(other))
-        fail = crashes == "failures"
-        run(
-            job, trials, workers, ledger, None if stop is None else lambda: _decided(trials, ledger.results, stop, fail)
-        )
+        run(job, trials, workers, ledger, None if stop is None else lambda: _decided(trials, ledger.results, stop))
         results = [ledger.results[trial.key] for trial in trials if trial.key in ledger.results]
-    report = settings | {"seeds": seeds, "swap": swap, "stop": stop, "crashes": crashes}
-    report |= summarize(results, crashes_fail=fail, stop=stop)
+    report = settings | {"seeds": seeds, "swap": swap, "stop": stop}
+    report |= summarize(results, stop=stop)
     report["vqa"] = None if vqa is None else answer(model, vqa, questions)
     write_json(folder / "eval.json", report | {"results": [asdict(r) for r in results]})
     evaluation_page(folder, report, results)
@@ -146,19 +150,29 @@ def run(
             return
 
 
-def _decided(trials: Sequence[Trial], results: Mapping[Key, Result], rate: float, crashes_fail: bool) -> bool:
+def _decided(trials: Sequence[Trial], results: Mapping[Key, Result], rate: float) -> bool:
     """Whether the outcomes of the first trials, as far as all of those are done, tell their rate from `rate`.
 
     In the order of the trials, for those that end first are the successes.
     """
-    outcomes = []
-    for trial in trials:
-        result = results.get(trial.key)
-        if result is None:
-            break
-        if crashes_fail or not result.crash:
-            outcomes.append(result.success)
-    return decided_after(outcomes, rate) is not None
+    ended = takewhile(lambda result: result is not None, (results.get(trial.key) for trial in trials))
+    return decided_after([r.success for r in ended if r is not None and not r.crash], rate) is not None
+
+
+def _look(
+    make: Callable[[], gymnasium.Env[Any, Any]], load: Callable[[], PolicyFor], measured: float | None, *, asked: bool
+) -> tuple[Embodiment, Any, float | None]:
+    """The embodiment, which must be the policy's too, the policy's model, if it has one, and the time that it takes."""
+    env = make()
+    try:
+        embodiment: Embodiment = env.unwrapped.embodiment  # type: ignore[attr-defined]
+        policy = load()(env)
+        policy.embodiment.check(embodiment)
+        if asked and measured is None:
+            measured = measure(env, policy)
+    finally:
+        env.close()
+    return embodiment, getattr(policy, "model", None), measured
 
 
 def measure(env: gymnasium.Env[Any, Any], policy: Policy, times: int = 5) -> float:
@@ -176,7 +190,6 @@ def measure(env: gymnasium.Env[Any, Any], policy: Policy, times: int = 5) -> flo
 
 def answer(model: Any, store: str, questions: int) -> dict[str, float]:
     """Accuracy on up to so many held-out questions of each kind."""
-    from vla.datasets.vqa import VqaStore
     from vla.training.heldout import vqa_accuracy
     from vla.training.run import heldout_by_kind
 
@@ -189,8 +202,7 @@ def headline(report: Mapping[str, Any], folder: Path) -> str:
         low, high = report["success_ci95"]
         lines.append(f"success {report['success_rate']:.3f} [{low:.3f}, {high:.3f}] in {report['episodes']} episodes")
     if report["crashed"]:
-        counted = "counted as failures" if report["crashes"] == "failures" else "counted as neither"
-        lines.append(f"{report['crashed']} crashed, {counted}: see eval.json")
+        lines.append(f"{report['crashed']} crashed, counted as neither: see eval.json")
     if report["stopped_after"]:
         lines.append(f"told from {report['stop']} after {report['stopped_after']} episodes")
     if report["instruction_swap_success"] is not None:
@@ -217,33 +229,30 @@ def parse_seeds(text: str) -> range:
     return seeds
 
 
-def _check_names(*, execution: Sequence[str], delay: Sequence[float | str], **chosen: str) -> None:
-    for name, value in chosen.items():
-        if value not in CHOICES[name]:
-            raise InputError(f"{name} is one of {', '.join(CHOICES[name])}, not {value!r}")
-    if not execution or set(execution) - set(EXECUTIONS):
-        raise InputError(f"execution is a list of {', '.join(EXECUTIONS)}, not {list(execution)}")
-    bad = [d for d in delay if d != MEASURED and (isinstance(d, str) or d < 0)]
-    if not delay or bad:
-        raise InputError(f"delay is a list of seconds, or of {MEASURED}, not {list(delay)}")
+def _is_delay(delay: Any) -> bool:
+    number = isinstance(delay, int | float) and not isinstance(delay, bool)
+    return delay == MEASURED or (number and 0 <= delay < math.inf)
 
 
-def _check_numbers(parallel: int, workers: int, execute: int, stop: float | None, *, alone: bool) -> None:
-    if min(parallel, workers, execute) < 1:
-        raise InputError(f"parallel, workers and execute must be at least 1, not {parallel}, {workers} and {execute}")
-    if stop is not None and not (alone and 0 < stop < 1):
-        raise InputError(
-            "stop is a rate between 0 and 1, and looks at one rate: leave out swap, axes_report and delays"
-        )
+def _measured(folders: Sequence[Path], *, asked: bool) -> float | None:
+    """The time of a prediction that was measured for these folders, if it was.
 
-
-def _saved(folder: Path) -> dict[str, Any]:
-    path = folder / "settings.json"
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+    Raises InputError where it is asked for and they differ: their trials are not of one delay.
+    """
+    paths = [folder / "settings.json" for folder in folders]
+    saved = [json.loads(path.read_text()).get("measured") if path.exists() else None for path in paths]
+    found = list(dict.fromkeys(value for value in saved if value is not None))
+    if asked and len(found) > 1:
+        raise InputError(f"the folders measured other delays ({', '.join(map(str, found))} s): give delay=[SECONDS]")
+    return saved[0] if saved[0] is not None or not asked else next(iter(found), None)
 
 
 def _weights(policy: str) -> str | None:
-    """What changes when the weights in a checkpoint's folder do: a resumed evaluation is of one policy."""
-    folder = Path(policy) / "best" if (Path(policy) / "best").exists() else Path(policy)
-    path = folder / "model.safetensors"
-    return f"{path.stat().st_size} {path.stat().st_mtime_ns}" if path.is_file() else None
+    """The SHA-256 of the weights of a checkpoint: a resumed evaluation is of one policy, wherever its folder lies."""
+    name = policy.removeprefix(HUB).removeprefix(LEROBOT)
+    folder = Path(name) if name == policy else fetch(name)
+    paths = (folder / place / "model.safetensors" for place in PLACES)
+    if (path := next(filter(Path.is_file, paths), None)) is None:
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -74,7 +74,9 @@ class Slot:
         self.policy.reset()
         if self.recorder is not None:
             repeats = {"frames": "asked"} if self._capture is not None and not self._every_frame else {}
-            self.recorder.start(self.instruction, **_told(trial), **repeats)
+            plain = trial.execution == "naive" and not trial.delay
+            late = {} if plain else {"delay": trial.delay, "execution": trial.execution}
+            self.recorder.start(self.instruction, seed=trial.seed, group=trial.group, **late, **repeats)
 
     def abort(self) -> None:
         if self.recorder is not None:
@@ -100,7 +102,8 @@ class Slot:
         if self.trial.execution != "rtc" or not self._late:
             return None
         rest = self._rest()[: self._late]
-        return np.concatenate([rest, np.repeat(rest[-1:], self._late - len(rest), axis=0)])
+        held = np.where(self._stays, rest[-1], 0.0)
+        return np.concatenate([rest, np.repeat(held[None], self._late - len(rest), axis=0)])
 
     def take(self, chunk: ActionChunk | None) -> None:
         """What the policy says to the present observation."""
@@ -131,7 +134,11 @@ class Slot:
         rest = self._rest()
         action: Float[np.ndarray, "a"] = rest[0]
         if self.recorder is not None:
-            said = {} if self.chunk is None or self._spent else {"chunk": rest, "points": self.chunk.points}
+            said: dict[str, Any] = {}
+            if self.chunk is not None and not self._spent:
+                # As many rows as the whole chunk has: an episode store has one height for all.
+                rows = np.pad(rest, ((0, len(self.chunk.actions) - len(rest)), (0, 0)), constant_values=np.nan)
+                said = {"chunk": rows, "points": self.chunk.points}
             self.recorder.step(self.observation, action, **said)
         values, _, terminated, truncated, info = self.env.step(action)
         self._hold, self.length = np.where(self._stays, action, 0.0), self.length + 1
@@ -167,9 +174,3 @@ class Slot:
             delay=self.trial.delay,
             execution=self.trial.execution,
         )
-
-
-def _told(trial: Trial) -> dict[str, Any]:
-    """What the recorder is told: seed and group, and the delay where there is one."""
-    late = {"delay": trial.delay, "execution": trial.execution} if trial.delay else {}
-    return {"seed": trial.seed, "group": trial.group, **late}

@@ -14,38 +14,41 @@ from vla.evaluation.intervals import always_valid, decided_after, mcnemar, paire
 from vla.evaluation.trial import Result
 
 
-def summarize(results: Sequence[Result], *, crashes_fail: bool = False, stop: float | None = None) -> dict[str, Any]:
+def summarize(results: Sequence[Result], *, stop: float | None = None) -> dict[str, Any]:
     """Rates over the group "named" (its first execution and delay), and the success of the group "swap".
 
-    A crash is neither a success nor a failure, unless `crashes_fail`. With `stop` the outcomes count up to the first,
-    in the order of `results`, at which their `always_valid` interval leaves that rate out. What there is none of is
-    None.
+    A crash is neither a success nor a failure. With `stop` the outcomes count up to the first, in the order of
+    `results`, at which their `always_valid` interval leaves that rate out. What there is none of is None.
     """
-    counted = [r for r in results if crashes_fail or not r.crash]
+    counted = [r for r in results if not r.crash]
     cells = list(dict.fromkeys((r.execution, r.delay) for r in results if r.group == "named"))
     named = [r for r in counted if r.group == "named" and (r.execution, r.delay) == cells[0]]
     decided = None if stop is None else decided_after([r.success for r in named], stop)
     named = named[:decided]
-    swapped = [r for r in counted if r.group == "swap"]
     others = dict.fromkeys(r.group for r in results if r.group not in ("named", "swap"))
-    successes = sum(r.success for r in named)
+    means = {name: _mean(getattr(r, name) for r in named) for name in ("jerk", "collisions", "limit_hits")}
     return {
-        "success_rate": _mean(r.success for r in named),
-        "success_ci95": list(wilson(successes, len(named))),
-        "success_always_valid95": list(always_valid(successes, len(named))),
-        "episodes": len(named),
+        **rate(named),
+        "success_always_valid95": list(always_valid(sum(r.success for r in named), len(named))),
         "crashed": sum(bool(r.crash) for r in results),
         "stopped_after": decided,
         "wrong_object_rate": _mean(r.wrong_object for r in named),
-        "instruction_swap_success": _mean(r.success for r in swapped),
+        "instruction_swap_success": _mean(r.success for r in counted if r.group == "swap"),
         "mean_length": _mean(r.length for r in named),
         "seconds_to_success": _mean(r.seconds for r in named if r.success),
-        "jerk": _mean(r.jerk for r in named),
-        "collisions": _mean(r.collisions for r in named),
-        "limit_hits": _mean(r.limit_hits for r in named),
+        **means,
         "invalid_chunks": sum(r.invalid for r in results),
         "by_axis": [beside(axis, named, [r for r in counted if r.group == axis]) for axis in others],
         "latency": _latency([r for r in counted if r.group == "named"], cells) if len(cells) > 1 else [],
+    }
+
+
+def rate(results: Sequence[Result]) -> dict[str, Any]:
+    """How many there are, the share of successes, and its Wilson interval."""
+    return {
+        "episodes": len(results),
+        "success_rate": _mean(r.success for r in results),
+        "success_ci95": list(wilson(sum(r.success for r in results), len(results))),
     }
 
 
@@ -70,31 +73,16 @@ def paired(first: Iterable[Result], second: Iterable[Result]) -> dict[str, Any]:
 
 def beside(name: str, nominal: Sequence[Result], results: Sequence[Result]) -> dict[str, Any]:
     """A row of the table of axes: a group, held against the nominal scenes of the same seeds."""
-    successes = sum(r.success for r in results)
-    return {
-        "axis": name,
-        "episodes": len(results),
-        "success_rate": _mean(r.success for r in results),
-        "success_ci95": list(wilson(successes, len(results))),
-        **paired(nominal, results),
-    }
+    return {"axis": name, **rate(results), **paired(nominal, results)}
 
 
 def _latency(named: Sequence[Result], cells: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
     """Success of each execution and delay; without a delay all executions are the one that was run."""
     rows = []
     for execution, delay in cells:
+        found = rate([r for r in named if (r.execution, r.delay) == (execution, delay)])
         for said in dict.fromkeys(e for e, _ in cells) if delay == 0 else (execution,):
-            outcomes = [r.success for r in named if (r.execution, r.delay) == (execution, delay)]
-            rows.append(
-                {
-                    "execution": said,
-                    "delay": delay,
-                    "episodes": len(outcomes),
-                    "success_rate": _mean(outcomes),
-                    "success_ci95": list(wilson(sum(outcomes), len(outcomes))),
-                }
-            )
+            rows.append({"execution": said, "delay": delay, **found})
     return sorted(rows, key=lambda row: (row["execution"], row["delay"]))
 
 

@@ -79,10 +79,12 @@ def trials_for(
 
     Beside it, without the other delays: group "swap" with another object named, and a group for each axis of `alone`,
     whose environments have that axis and `axes`. Without a delay the executions are one, and only the first is run.
+    What is named twice is run once.
     """
-    cells = [(e, d) for e in executions for d in delays if d > 0 or e == executions[0]]
+    cells = list(dict.fromkeys((e, d) for e in executions for d in delays if d > 0 or e == executions[0]))
     trials = [Trial(seed, {}, "named", delay=d, execution=e) for e, d in cells for seed in seeds]
     first: dict[str, Any] = {"execution": cells[0][0], "delay": cells[0][1]}
     if swap:
         trials += [Trial(seed, {"swap": True}, "swap", **first) for seed in seeds]
-    return trials + [Trial(seed, {}, axis, {"axes": (*axes, axis)}, **first) for axis in alone for seed in seeds]
+    groups = dict.fromkeys(alone)
+    return trials + [Trial(seed, {}, axis, {"axes": (*axes, axis)}, **first) for axis in groups for seed in seeds]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import string
-from collections.abc import Iterable, Mapping
 
 from vla.datasets.questions import POINT_SCALE
 
@@ -43,12 +42,3 @@ def normalize_answer(text: str) -> str:
     # "A" alone is an option's letter, not an article.
     words = [word for word in words if word not in _ARTICLES] or words
     return " ".join(_NUMBERS.get(word, word) for word in words) or text.strip()
-
-
-def accuracy_by_kind(records: Iterable[Mapping[str, str]]) -> dict[str, float]:
-    """Mean score per kind, sorted by kind; each record has the strings kind, prediction and answer."""
-    scores: dict[str, list[float]] = {}
-    for record in records:
-        value = score(record["kind"], record["prediction"], record["answer"])
-        scores.setdefault(record["kind"], []).append(value)
-    return {kind: sum(values) / len(values) for kind, values in sorted(scores.items())}

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
@@ -98,29 +99,33 @@ class _Worker:
         context = get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.begun: dict[Key, Trial] = {}
+        self.told_all = False
         self.process: BaseProcess = context.Process(target=_work, args=(theirs, job), daemon=True)
         self.process.start()
         theirs.close()
 
     def send(self, trial: Trial | None) -> None:
-        if trial is not None:
+        if trial is None:
+            self.told_all = True
+        else:
             self.begun[trial.key] = trial
-        self.connection.send(trial)
+        with suppress(ConnectionError):  # it has died since it asked, which `receive` says next
+            self.connection.send(trial)
 
     def receive(self) -> tuple[str, Any]:
         try:
             kind, content = self.connection.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # also in the middle of a message
             return "gone", None
         return kind, content
 
     def left_behind(self) -> Iterator[Result]:
         """The trials that the process had begun when it ended, as crashes.
 
-        Raises RuntimeError when there are none and it did not end well: then another would fare no better.
+        Raises RuntimeError when it ended before any was done, and not well: then another would fare no better.
         """
         self.process.join()
-        if self.process.exitcode and not self.begun:
+        if self.process.exitcode and not (self.begun or self.told_all):
             raise RuntimeError(f"a process of the evaluation ended early: code {self.process.exitcode}")
         for trial in self.begun.values():
             said = f"the process that ran it, with {len(self.begun) - 1} others, ended: code {self.process.exitcode}"
