@@ -1,0 +1,134 @@
+"""Reference and result files of the benchmarks, as rows: JSON, JSON lines, TSV, parquet, or a folder of such."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vla.errors import InputError
+
+type Entry = Mapping[str, Any]
+"""One row of an official file, its fields named as there."""
+type Answers = Mapping[str, str]
+"""What was answered, by question id."""
+
+LISTS = ("data", "questions", "annotations")
+IDS = ("question_id", "questionId", "q_id", "index", "pid", "image_id", "id")
+# Result files carry the truth as `answer` beside what the model said, so `answer` comes late.
+SAID = ("extraction", "prediction", "predict", "response", "caption", "answer", "text")
+
+
+def entries(path: Path) -> dict[str, Entry]:
+    """The rows of a reference by question id: the first of `IDS` that a row has, else its place from 0.
+
+    Raises InputError for a file that cannot be read, is empty, or names a question twice.
+    """
+    return by_id(path, [(name(row) or str(place), row) for place, row in enumerate(rows(path))])
+
+
+def answers(path: Path, questions: Mapping[str, Entry]) -> dict[str, str]:
+    """The answers of a result file by question id; without ids, in the order of `questions`.
+
+    Raises InputError for a row without an answer, and for another number of rows where there are no ids.
+    """
+    found = rows(path)
+    ids = [name(row) for row in found]
+    if found and not any(ids):
+        if len(found) != len(questions):
+            raise InputError(
+                f"{path} has {len(found)} answers without ids to {len(questions)} questions: add question_id"
+            )
+        ids = list(questions)
+    if None in ids:
+        raise InputError(f"{path}: row {ids.index(None)} has no question_id")
+    pairs = [(str(i), _said(path, place, row)) for place, (i, row) in enumerate(zip(ids, found, strict=True))]
+    return by_id(path, pairs)
+
+
+def by_id[T](path: Path, pairs: list[tuple[str, T]]) -> dict[str, T]:
+    """Raises InputError where an id comes twice, or nothing does."""
+    table = dict(pairs)
+    if not table:
+        raise InputError(f"{path} holds nothing to score")
+    if len(table) != len(pairs):
+        twice = Counter(i for i, _ in pairs).most_common(1)[0][0]
+        raise InputError(f"{path} has two rows of the id {twice!r}: keep one")
+    return table
+
+
+def name(row: Entry) -> str | None:
+    return next((str(row[key]) for key in IDS if row.get(key) is not None), None)
+
+
+def rows(path: Path) -> list[Entry]:
+    """Raises InputError for what is not there, cannot be read, or is no list of rows."""
+    if path.is_dir():
+        return [row for file in sorted(path.iterdir()) if file.suffix in READERS for row in rows(file)]
+    if not path.is_file() or path.suffix not in READERS:
+        raise InputError(f"{path}: a folder or a file {', '.join(READERS)} is needed")
+    try:
+        found = READERS[path.suffix](path)
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    if not all(isinstance(row, Mapping) for row in found):
+        raise InputError(f"{path} is no list of objects")
+    return found
+
+
+def _said(path: Path, place: int, row: Entry) -> str:
+    if row.get("losses"):  # SEED-Bench ranks the loss of each choice
+        losses = list(row["losses"])
+        return chr(ord("A") + losses.index(min(losses)))
+    key = next((key for key in SAID if key in row), None)
+    if key is None:
+        raise InputError(f"{path}: row {place} has no answer (one of {', '.join(SAID)})")
+    return "" if row[key] is None else str(row[key])
+
+
+def _json(path: Path) -> list[Any]:
+    text = path.read_text(encoding="utf-8-sig")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":
+            raise
+        return _lines(path)  # POPE's .json are JSON lines
+    if isinstance(value, Mapping):
+        value = value.get("imgToEval", value)
+        listed = next((value[key] for key in LISTS if isinstance(value.get(key), list)), None)
+        if listed is None and not any(key in value for key in IDS):
+            return [{"id": i, **(v if isinstance(v, Mapping) else {"answer": v})} for i, v in value.items()]
+        value = [value] if listed is None else listed
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _lines(path: Path) -> list[Any]:
+    # Not splitlines(): an answer may hold other line ends than \n, unescaped.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+
+
+def _tsv(path: Path) -> list[Any]:
+    csv.field_size_limit(2**31 - 1)  # images are columns, in base64
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return [{k: v for k, v in row.items() if k != "image"} for row in csv.DictReader(file, delimiter="\t")]
+
+
+def _parquet(path: Path) -> list[Any]:
+    from pyarrow import parquet, types
+
+    schema = parquet.read_schema(path)
+    plain = [f.name for f in schema if not types.is_struct(f.type) or f.name == "metadata"]
+    found: list[Any] = parquet.read_table(path, columns=plain).to_pylist()
+    return found
+
+
+READERS: dict[str, Callable[[Path], list[Any]]] = {
+    ".json": _json,
+    ".jsonl": _lines,
+    ".tsv": _tsv,
+    ".parquet": _parquet,
+}
