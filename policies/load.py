@@ -15,13 +15,16 @@ from vla.policies.protocol import Policy
 
 SCRIPTED = ("expert", "hold")
 HUB, LEROBOT = "hub:", "lerobot:"
+REMOTE = ("ws://", "wss://")
+PATIENCE = 60.0
+"""[s] that a simulation, which stands still meanwhile, waits for a server's answer."""
 
 
 def load_policy(name: str) -> Callable[[gymnasium.Env[Any, Any]], Policy]:
     """What gives each environment its policy; a checkpoint is loaded once and shared by all.
 
-    `hub:` before a name loads it from the hub, `lerobot:` a policy of LeRobot from a folder or the hub. Raises
-    InputError when `name` is neither scripted nor a checkpoint.
+    `hub:` before a name loads it from the hub, `lerobot:` a policy of LeRobot from a folder or the hub; `ws://HOST:PORT`
+    asks a server (`vla serve`). Raises InputError when `name` is neither scripted nor a checkpoint.
     """
     if name == "expert":
         from vla.policies.expert import ExpertPolicy
@@ -35,16 +38,28 @@ def load_policy(name: str) -> Callable[[gymnasium.Env[Any, Any]], Policy]:
         from vla.policies.lerobot_policy import load_lerobot
 
         return load_lerobot(name.removeprefix(LEROBOT))
-    folder = fetch(name.removeprefix(HUB)) if name.startswith(HUB) else Path(name)
-    if not folder.is_dir():
-        known = ", ".join((f"{HUB}user/model", f"{LEROBOT}FOLDER", *SCRIPTED))
-        raise InputError(f"no policy {name!r}: give a checkpoint's folder, or one of {known}")
+    if name.startswith(REMOTE):
+        from vla.policies.remote import RemotePolicy
+
+        return lambda env: RemotePolicy(name, timeout=PATIENCE, embodiment=env.unwrapped.embodiment)  # type: ignore[attr-defined]
     from vla.model import VLA
     from vla.policies.vla import VlaPolicy
 
-    model = VLA.load(folder / "best" if (folder / "best").exists() else folder)
+    model = VLA.load(checkpoint(name))
     serve = cache(partial(VlaPolicy, model))
     if len(model.processor.robots) < 2:
         policy = serve()
         return lambda env: policy
     return lambda env: serve(env.unwrapped.embodiment.name)  # type: ignore[attr-defined]
+
+
+def checkpoint(name: str) -> Path:
+    """The folder of a checkpoint's files: of a training run the best, of `hub:user/model` the download.
+
+    Raises InputError where there is none.
+    """
+    folder = fetch(name.removeprefix(HUB)) if name.startswith(HUB) else Path(name)
+    if not folder.is_dir():
+        known = ", ".join((f"{HUB}user/model", f"{LEROBOT}FOLDER", "ws://HOST:PORT", *SCRIPTED))
+        raise InputError(f"no policy {name!r}: give a checkpoint's folder, or one of {known}")
+    return folder / "best" if (folder / "best").exists() else folder

@@ -77,6 +77,31 @@ COMMANDS = {
             "vla eval policy=outputs/train seeds=0:200 'merge=[outputs/a,outputs/b]' out=outputs/all",
         ),
     ),
+    "serve": Command(
+        "a policy for robots elsewhere, over openpi's WebSocket protocol",
+        "vla.serve:serve",
+        "Robots with openpi-client, and policy=ws://HOST:PORT here, ask it for chunks; /healthz and /metrics on the\n"
+        "same port. A key (VLA_API_KEY or key_file) is needed for a host that others reach. SIGTERM or ctrl-C answers\n"
+        "what waits, then ends.",
+        (
+            "vla serve policy=outputs/train",
+            "vla serve policy=hub:user/model host=0.0.0.0 port=8000 key_file=secrets/key",
+            "vla serve policy=outputs/aloha 'cameras={top: images/cam_high}' 'state=[state]'",
+        ),
+        verbatim=("key_file",),
+    ),
+    "score": Command(
+        "scores of a vision-language benchmark from answers that are there already",
+        "vla.score:score",
+        "VQAv2, TextVQA, DocVQA, ChartQA, MME, MMBench (CircularEval), SEED-Bench, MMMU, MathVista, OCRBench, CHAIR\n"
+        "and POPE by the rules of their official code, with a table of categories and 95 % bootstrap intervals.",
+        (
+            "vla score pope --predictions answers.jsonl --references coco_pope_random.json --json pope.json",
+            "vla score mme predictions=results/mme references=data/mme",
+        ),
+        positional=("benchmark",),
+        verbatim=("predictions", "references", "json"),
+    ),
     "compare": Command(
         "two evaluations on the same scenes: which policy is better, if one is",
         "vla.compare:compare",

@@ -1,0 +1,129 @@
+"""The client as a policy: the same bits as at home, None rather than waiting, and no other robot's server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from serving import ROBOT, Mark, served
+
+from vla.errors import InputError
+from vla.policies.load import load_policy
+from vla.policies.remote import RemotePolicy, api_key
+from vla.types import ActionChunk, Observation
+
+
+def seen(number: int = 1, instruction: str = "go") -> Observation:
+    return Observation({"top": np.full((4, 6, 3), number, np.uint8)}, np.array([number, 2.0]), instruction, number / 10)
+
+
+@contextmanager
+def remote(url: str, **options: Any) -> Iterator[RemotePolicy]:
+    policy = RemotePolicy(url, **({"timeout": 30.0} | options))
+    try:
+        yield policy
+    finally:
+        policy.close()
+
+
+def test_served_chunks_are_the_local_ones_to_the_bit(
+    make_model: Callable[..., Any], make_episode: Callable[..., Any]
+) -> None:
+    from vla.policies.vla import VlaPolicy
+
+    local = VlaPolicy(make_model())
+    episode = make_episode(steps=4)
+    with served(local) as url, remote(url, embodiment=local.embodiment) as policy:
+        for t in range(4):
+            images = {name: frames[t] for name, frames in episode.images.items()}
+            observation = Observation(images, episode.state[t], episode.instruction, float(episode.time[t]))
+            for prefix in (None, episode.action[:2]):
+                here, there = (p.predict(observation, prefix=prefix) for p in (local, policy))
+                assert here is not None and there is not None
+                assert (here.actions.dtype, here.actions.tobytes()) == (there.actions.dtype, there.actions.tobytes())
+                assert (here.start, here.dt) == (there.start, there.dt)
+
+
+def test_another_embodiment_and_other_statistics_are_refused_naming_both() -> None:
+    with served(Mark(), statistics_hash="aaa") as url:
+        with pytest.raises(InputError, match="embodiment mine does not match arm: control_hz: 20.0, there 10.0"):
+            RemotePolicy(url, embodiment=replace(ROBOT, name="mine", control_hz=20.0))
+        with pytest.raises(InputError, match="statistics aaa, not by bbb"):
+            RemotePolicy(url, statistics_hash="bbb")
+        with remote(url, embodiment=ROBOT, statistics_hash="aaa") as policy:
+            assert policy.embodiment == ROBOT
+
+
+def test_no_answer_in_time_is_none_and_a_late_one_is_not_taken_for_the_next() -> None:
+    served_policy = Mark()
+    served_policy.gate.clear()
+    with served(served_policy) as url, remote(url, timeout=0.05) as policy:
+        assert policy.predict(seen(1)) is None
+        policy._timeout = 30.0
+        assert served_policy.entered.acquire(timeout=30)
+        served_policy.gate.set()
+        chunk = policy.predict(seen(2))
+        assert chunk is not None and chunk.actions[0, 0] == 2 and chunk.start == 0.2
+
+
+def test_what_the_policy_cannot_say_is_none_and_what_it_cannot_read_an_error() -> None:
+    with served(Mark()) as url, remote(url) as policy:
+        assert policy.predict(seen(instruction="none")) is None
+        with pytest.raises(InputError, match="images/top: missing"):
+            policy.predict(replace(seen(), images={}))
+        assert answer(policy) is not None
+
+
+def answer(policy: RemotePolicy) -> ActionChunk | None:
+    """The first answer once the line stands again: each None has waited for the timeout."""
+    return next((chunk for _ in range(300) if (chunk := policy.predict(seen()))), None)
+
+
+def test_it_holds_while_the_server_is_gone_and_comes_back() -> None:
+    with served(Mark(), statistics_hash="aaa") as url:
+        port = int(url.rsplit(":", 1)[1])
+        policy = RemotePolicy(url, timeout=30.0)
+        assert policy.predict(seen()) is not None
+    try:
+        policy._timeout = 0.1
+        assert policy.predict(seen()) is None
+        with served(Mark(), port=port, statistics_hash="aaa"):
+            assert answer(policy) is not None
+        with served(Mark(), port=port, statistics_hash="bbb"), pytest.raises(InputError, match="bbb, not by aaa"):
+            answer(policy)
+    finally:
+        policy.close()
+
+
+def test_no_server_and_a_wrong_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with served(Mark(), key="secret") as url:
+        with pytest.raises(InputError, match="wrong or missing key"):
+            RemotePolicy(url)
+        (tmp_path / "key").write_text("secret\n")
+        with remote(url, key_file=str(tmp_path / "key")) as policy:
+            assert policy.predict(seen()) is not None
+        monkeypatch.setenv("VLA_API_KEY", "secret")
+        remote(url).__enter__().close()
+    for wrong in (url, "ws://", "http://127.0.0.1"):
+        with pytest.raises(InputError, match="no policy server"):
+            RemotePolicy(wrong)
+    (tmp_path / "key").write_text("")
+    for name in ("key", "none"):
+        with pytest.raises(InputError, match="key_file"):
+            api_key(str(tmp_path / name))
+
+
+def test_a_url_is_the_name_of_a_policy() -> None:
+    env: Any = SimpleNamespace(unwrapped=SimpleNamespace(embodiment=ROBOT))
+    with served(Mark()) as url:
+        policy = load_policy(url)(env)
+        assert isinstance(policy, RemotePolicy)
+        with suppress(InputError):
+            assert policy.predict(seen()) is not None
+        policy.close()

@@ -1,0 +1,62 @@
+"""`vla serve`: a checkpoint for robots elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Mapping, Sequence
+
+from vla.errors import InputError
+from vla.policies.load import checkpoint
+from vla.policies.remote import api_key
+from vla.serving.observation import Keys
+from vla.serving.server import PolicyServer, check_host
+
+
+def serve(
+    *,
+    policy: str,
+    robot: str | None,
+    host: str,
+    port: int,
+    key_file: str | None,
+    cameras: Mapping[str, str],
+    state: Sequence[str],
+    prompt: str,
+    max_clients: int,
+    max_mb: int,
+) -> None:
+    """Serves until SIGTERM or SIGINT. Raises InputError for options that do not fit, and for an address in use."""
+    if not 0 <= port < 65536 or max_clients < 1 or max_mb < 1:
+        raise InputError(
+            f"port={port} max_clients={max_clients} max_mb={max_mb}: a port below 65536, the others from 1"
+        )
+    key = api_key(key_file)
+    check_host(host, key)
+    from vla.policies.vla import VlaPolicy
+
+    loaded = VlaPolicy.load(checkpoint(policy), robot or "")
+    spec = loaded.model.processor.robot(robot or "")
+    keys = Keys.of(loaded.embodiment, cameras, state, prompt)
+
+    async def run() -> None:
+        server = PolicyServer(
+            loaded,
+            keys,
+            statistics_hash=spec.statistics_hash,
+            key=key,
+            max_clients=max_clients,
+            max_bytes=max_mb * 2**20,
+        )
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        async with server.listen(host, port) as bound:
+            print(f"serving {policy} for {spec.name} at ws://{host}:{bound}", flush=True)
+            await stop.wait()
+            print("answering what waits", flush=True)
+
+    try:
+        asyncio.run(run())
+    except OSError as error:
+        raise InputError(f"cannot listen at host={host} port={port}: {error.strerror or error}") from error

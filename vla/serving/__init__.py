@@ -1,0 +1,1 @@
+"""A policy for robots elsewhere, over openpi's WebSocket protocol."""

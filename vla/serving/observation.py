@@ -1,0 +1,120 @@
+"""Which keys of a robot's message are the cameras and the state of our embodiment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from vla.embodiment import Embodiment
+from vla.errors import InputError
+from vla.types import Observation
+
+PREFIX, TIME, ID = "vla/prefix", "vla/time", "vla/id"
+"""What a client may send beside openpi's keys: the actions under way (k, a), the time of capture [s], an id."""
+MAX_SIDE, MAX_ID = 4096, 64
+
+
+@dataclass(frozen=True)
+class Keys:
+    """`cameras`: the key of each camera's image; `state`: keys whose values, in order, are the state.
+
+    A key is looked up as it is, then as a path: `images/top` is also `{"images": {"top": ...}}`.
+    """
+
+    cameras: Mapping[str, str]
+    state: Sequence[str]
+    prompt: str = "prompt"
+
+    @classmethod
+    def of(
+        cls, embodiment: Embodiment, cameras: Mapping[str, str], state: Sequence[str], prompt: str = "prompt"
+    ) -> Keys:
+        """Cameras not named are `images/CAMERA`, no state is `state`. Raises InputError for a camera it has not."""
+        if unknown := sorted(set(cameras) - set(embodiment.cameras)):
+            raise InputError(f"cameras.{unknown[0]}: {embodiment.name} has the cameras {', '.join(embodiment.cameras)}")
+        named = {camera: cameras.get(camera, f"images/{camera}") for camera in embodiment.cameras}
+        return cls(named, tuple(state) or ("state",), prompt)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One message of a client: `id` is what it wants back with the answer, None where it sent none."""
+
+    observation: Observation
+    prefix: Float[np.ndarray, "k a"] | None
+    id: int | str | None
+
+
+def read_request(
+    message: Any, keys: Keys, embodiment: Embodiment, clock: Callable[[], float] = time.monotonic
+) -> Request:
+    """The observation in a message. Raises InputError that names the key that is missing or does not fit."""
+    if not isinstance(message, dict):
+        raise InputError(f"an observation is a map of keys, not {type(message).__name__}")
+    prompt = _find(message, keys.prompt)
+    if not isinstance(prompt, str):
+        raise InputError(f"{keys.prompt}: the instruction must be text, not {type(prompt).__name__}")
+    images = {camera: _image(key, _find(message, key)) for camera, key in keys.cameras.items()}
+    parts = [_numbers(key, np.atleast_1d(_as_array(key, _find(message, key)))) for key in keys.state]
+    if any(part.ndim != 1 for part in parts) or sum(map(len, parts)) != len(embodiment.state):
+        shapes = ", ".join(f"{key} {part.shape}" for key, part in zip(keys.state, parts, strict=True))
+        raise InputError(
+            f"state: {shapes} are not the {len(embodiment.state)} of {embodiment.name}: {embodiment.state}"
+        )
+    given, captured, name = message.get(PREFIX), message.get(TIME), message.get(ID)
+    if given is not None:
+        given = _numbers(PREFIX, _as_array(PREFIX, given))
+        if given.ndim != 2 or given.shape[1] != len(embodiment.action) or not len(given):
+            raise InputError(f"{PREFIX}: shape {given.shape}, not (k, {len(embodiment.action)})")
+    if captured is None:
+        captured = clock()
+    elif not isinstance(captured, int | float) or not np.isfinite(captured):
+        raise InputError(f"{TIME}: not a finite number of seconds")
+    if not (name is None or isinstance(name, int) or isinstance(name, str) and len(name) <= MAX_ID):
+        raise InputError(f"{ID}: neither a whole number nor text of at most {MAX_ID} characters")
+    return Request(Observation(images, np.concatenate(parts), str(prompt), float(captured)), given, name)
+
+
+def _find(message: Mapping[Any, Any], key: str) -> Any:
+    if key in message:
+        return message[key]
+    value: Any = message
+    for part in key.split("/"):
+        if not isinstance(value, dict) or part not in value:
+            raise InputError(f"{key}: missing; sent are {', '.join(sorted(map(str, message)))[:500] or 'no keys'}")
+        value = value[part]
+    return value
+
+
+def _as_array(key: str, value: Any) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise InputError(f"{key}: lists of different lengths") from error
+    if array.dtype.kind not in "iuf":
+        raise InputError(f"{key}: must hold numbers, not {type(value).__name__} of {array.dtype}")
+    return array
+
+
+def _numbers(key: str, array: np.ndarray) -> Float[np.ndarray, "*n"]:
+    """A copy (the message is read-only) in a float of the machine's byte order, of its own width where it is one."""
+    width = np.promote_types(array.dtype.newbyteorder("="), np.float32)
+    if not np.isfinite(array).all():
+        raise InputError(f"{key}: holds a number that is not finite")
+    return array.astype(np.float64 if width.itemsize > 8 else width)
+
+
+def _image(key: str, value: Any) -> UInt8[np.ndarray, "h w 3"]:
+    """An image of (h, w, 3), or (3, h, w) as ALOHA's robots send it."""
+    shape: tuple[int, ...] = value.shape if isinstance(value, np.ndarray) else ()
+    if len(shape) == 3 and value.dtype == np.uint8 and 3 in (shape[0], shape[2]):
+        image = value if shape[2] == 3 else value.transpose(1, 2, 0)
+        if min(image.shape[:2]) > 0 and max(image.shape[:2]) <= MAX_SIDE:
+            return np.array(image, order="C")
+    what = f"{value.dtype} of shape {shape}" if isinstance(value, np.ndarray) else type(value).__name__
+    raise InputError(f"{key}: an image is uint8 of shape (h, w, 3), sides at most {MAX_SIDE}, not {what}")

@@ -1,0 +1,241 @@
+"""openpi's policy server: one policy, several robots, each answered in turn from its latest observation.
+
+Protocol: `../wire.py` over WebSocket. On connection the server sends its metadata; each observation is then answered
+by a result, or by a text that says what is wrong, after which the connection is closed with 1011.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
+from http import HTTPStatus
+from ipaddress import ip_address
+from typing import Any
+
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request as HttpRequest
+from websockets.http11 import Response
+
+from vla import __version__
+from vla.errors import InputError
+from vla.policies.protocol import BatchPolicy, Policy
+from vla.serving.metrics import Metrics
+from vla.serving.observation import ID, PREFIX, TIME, Keys, read_request
+from vla.types import ActionChunk
+from vla.wire import pack, unpack
+
+LOG = logging.getLogger(__name__)
+
+
+def check_host(host: str, key: str) -> None:
+    """Raises InputError for a host that others reach where no key protects it."""
+    try:
+        local = ip_address(host).is_loopback
+    except ValueError:
+        local = host == "localhost"
+    if not local and not key:
+        raise InputError(f"host={host} is open to others: set a key (VLA_API_KEY or key_file=), or serve on 127.0.0.1")
+
+
+class _Client:
+    """The latest observation of one robot; an older one that nobody has looked at is dropped."""
+
+    def __init__(self) -> None:
+        self.latest: bytes | str | None = None
+        self.arrived = asyncio.Event()
+        self.total_ms: float | None = None
+
+    def take(self) -> bytes | str:
+        assert self.latest is not None
+        message, self.latest = self.latest, None
+        self.arrived.clear()
+        return message
+
+
+class PolicyServer:
+    """Serves `policy`, which must remember nothing between chunks (a BatchPolicy); else InputError.
+
+    Observations wait as they came until the policy's one thread takes them, so reading never blocks and a flood costs
+    no decoding. The lock is first come, first served: a robot that sends more has no more turns than the others.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        keys: Keys,
+        *,
+        statistics_hash: str = "",
+        key: str = "",
+        max_clients: int = 16,
+        max_bytes: int = 32 * 2**20,
+    ) -> None:
+        if not isinstance(policy, BatchPolicy):
+            raise InputError(f"{type(policy).__name__} remembers between chunks, so several robots would mix")
+        self._policy, self._keys, self._key = policy, keys, key.encode()
+        self._max_clients, self._max_bytes = max_clients, max_bytes
+        self.metrics = Metrics()
+        self._turn, self._idle = asyncio.Lock(), asyncio.Event()
+        self._idle.set()
+        self._owed, self._draining = 0, False
+        self._thread = ThreadPoolExecutor(1, "policy")
+        self.metadata: dict[str, Any] = {
+            "server": f"vla {__version__}",
+            "embodiment": policy.embodiment.to_dict(),
+            "statistics_hash": statistics_hash,
+            "keys": asdict(keys),
+            "extras": [PREFIX, TIME, ID],
+        }
+
+    @asynccontextmanager
+    async def listen(self, host: str, port: int) -> AsyncIterator[int]:
+        """Serves inside the block, which is given the port (of the system's choice for 0).
+
+        At its end no observation is taken any more, those that wait are answered, then connections close with 1001.
+        """
+        check_host(host, self._key.decode())
+        server: Server = await serve(
+            self._robot,
+            host,
+            port,
+            process_request=self._request,
+            origins=[None],  # a page in a browser always names its origin: none may drive a robot
+            compression=None,
+            max_size=self._max_bytes,
+            max_queue=2,
+            server_header=None,
+        )
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            self._draining = True
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), 30)
+            server.close()
+            await server.wait_closed()
+            self._thread.shutdown(wait=False)
+
+    def _request(self, connection: ServerConnection, request: HttpRequest) -> Response | None:
+        """Answers HTTP; None lets the WebSocket handshake go on."""
+        path = request.path.partition("?")[0]
+        if path == "/healthz":
+            if self._draining:
+                return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "draining\n")
+            return connection.respond(HTTPStatus.OK, "OK\n")
+        sent = "".join(request.headers.get_all("Authorization")).encode()
+        if self._key and not hmac.compare_digest(sent, b"Api-Key " + self._key):
+            self.metrics.refused += 1
+            return connection.respond(HTTPStatus.UNAUTHORIZED, "wrong or missing key: Authorization: Api-Key KEY\n")
+        if path == "/metrics":
+            return connection.respond(HTTPStatus.OK, self.metrics.text())
+        if self._draining or self.metrics.clients >= self._max_clients:
+            self.metrics.refused += 1
+            return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "no place for another robot\n")
+        return None
+
+    async def _robot(self, socket: ServerConnection) -> None:
+        """One robot, from its metadata to its end."""
+        client = _Client()
+        self.metrics.clients += 1
+        reader = asyncio.create_task(self._read(socket, client))
+        answerer = asyncio.create_task(self._answers(socket, client))
+        try:
+            done, _ = await asyncio.wait((reader, answerer), return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                with suppress(ConnectionClosed):
+                    await task
+        finally:
+            self.metrics.clients -= 1
+            for task in (reader, answerer):
+                task.cancel()
+            await asyncio.gather(reader, answerer, return_exceptions=True)
+            if client.latest is not None:
+                self._settle()
+
+    async def _read(self, socket: ServerConnection, client: _Client) -> None:
+        async for message in socket:
+            if self._draining:
+                continue
+            if client.latest is None:
+                self._owed += 1
+                self._idle.clear()
+            else:
+                self.metrics.replaced += 1
+            client.latest = message
+            client.arrived.set()
+
+    def _settle(self) -> None:
+        """One observation less that an answer is owed for."""
+        self._owed -= 1
+        if not self._owed:
+            self._idle.set()
+
+    async def _answers(self, socket: ServerConnection, client: _Client) -> None:
+        await socket.send(pack(self.metadata))
+        while True:
+            await client.arrived.wait()
+            started = time.perf_counter()
+            async with self._turn:
+                message = client.take()
+                loop = asyncio.get_running_loop()
+                # What runs in the thread goes on when its robot leaves: the next must still wait for it.
+                work = loop.run_in_executor(self._thread, self._predict, message, client.total_ms)
+                try:
+                    answer, outcome, seconds = await asyncio.shield(work)
+                except asyncio.CancelledError:
+                    self._settle()
+                    raise
+            try:
+                self.metrics.answers[outcome] += 1
+                self.metrics.inferences += 1
+                self.metrics.seconds += seconds
+                await socket.send(answer)
+                client.total_ms = 1e3 * (time.perf_counter() - started)
+                if isinstance(answer, str):
+                    await socket.close(1011, "see the text before")
+                    return
+            finally:
+                self._settle()
+
+    def _predict(self, message: bytes | str, total_ms: float | None) -> tuple[bytes | str, str, float]:
+        """In the policy's thread: the answer, its outcome as counted, and the time the policy took [s]."""
+        started = time.perf_counter()
+        try:
+            if isinstance(message, str):
+                raise InputError("an observation is a binary message, not text")
+            request = read_request(unpack(message), self._keys, self._policy.embodiment)
+            started = time.perf_counter()
+            chunk = self._policy.predict(request.observation, prefix=request.prefix)
+            seconds = time.perf_counter() - started
+            if chunk is None and request.id is None:
+                return "the policy has no valid chunk: hold the robot still", "none", seconds
+            result = self._result(chunk, request.id, 1e3 * seconds, total_ms)
+            return pack(result), "none" if chunk is None else "chunk", seconds
+        except InputError as error:
+            return str(error), "input_error", time.perf_counter() - started
+        except Exception as error:  # one robot's observation must not end the others' service
+            LOG.exception("the policy failed")
+            return f"the policy failed: {type(error).__name__}", "failure", time.perf_counter() - started
+
+    def _result(
+        self, chunk: ActionChunk | None, name: int | str | None, infer_ms: float, total_ms: float | None
+    ) -> Mapping[str, Any]:
+        """openpi's result; for a client that sent an id, with that and the chunk's times, and none is no actions.
+
+        No array but the actions: openpi's ActionChunkBroker slices every array along the horizon.
+        """
+        timing = {"infer_ms": infer_ms} | ({} if total_ms is None else {"prev_total_ms": total_ms})
+        result: dict[str, Any] = {"policy_timing": {"infer_ms": infer_ms}, "server_timing": timing}
+        if name is not None:
+            result |= {ID: name}
+        if chunk is None:
+            return result | {"actions": None}
+        if name is not None:
+            result |= {"vla/start": chunk.start, "vla/dt": chunk.dt}
+        return result | {"actions": chunk.actions}
