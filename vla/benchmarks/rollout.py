@@ -26,7 +26,7 @@ from vla.envs import MAX_STEPS
 from vla.envs.make import make_env
 from vla.errors import InputError
 from vla.evaluation.ledger import Ledger
-from vla.evaluation.trial import Trial
+from vla.evaluation.trial import Result, Trial
 from vla.evaluation.workers import Job, run_in_workers
 from vla.model import VLA
 from vla.normalize import QuantileNormalizer
@@ -120,9 +120,10 @@ def untrained_policy() -> VLA:
 
 
 def _ours(folder: Path, frames: str, turn: int) -> tuple[float, float, float]:
-    """Episodes, control steps and seconds, from the moment at which as many have ended as there are environments.
+    """Episodes, control steps and seconds of the time in which no environment is idle, as in a long evaluation.
 
-    An episode that was under way by then counts for the part of its time that it ran after.
+    That is from the moment at which as many episodes have ended as there are environments to that at which the last one
+    begins. An episode's steps count by the part of its time within; how many episodes they make, by the mean length.
     """
     env = ours()
     body = env.unwrapped.embodiment  # type: ignore[attr-defined]
@@ -130,7 +131,7 @@ def _ours(folder: Path, frames: str, turn: int) -> tuple[float, float, float]:
     load = partial(load_policy, str(folder / "policy"))
     job = Job(ours, load, body, ENVS // WORKERS, EXECUTE, every_frame=frames == "all")
     begun: dict[int, float] = {}
-    ended: list[tuple[float, float, int]] = []
+    ended: list[tuple[float, Result]] = []
 
     def trials() -> Iterator[Trial]:
         for seed in (*range(WARM_UP, WARM_UP + ENVS), *seeds(turn)):
@@ -141,7 +142,11 @@ def _ours(folder: Path, frames: str, turn: int) -> tuple[float, float, float]:
         for result in run_in_workers(job, trials(), WORKERS, ledger):
             if result.crash:
                 raise RuntimeError(result.crash)
-            ended.append((time.perf_counter(), begun[result.seed], result.length))
-    start = ended[ENVS - 1][0]
-    parts = [((end - max(begin, start)) / (end - begin), length) for end, begin, length in ended[ENVS:]]
-    return sum(part for part, _ in parts), sum(part * length for part, length in parts), ended[-1][0] - start
+            ended.append((time.perf_counter(), result))
+    start, stop = ended[ENVS - 1][0], max(begun.values())
+    steps = 0.0
+    for end, result in ended:
+        begin = begun[result.seed]
+        steps += result.length * max(0.0, min(end, stop) - max(begin, start)) / (end - begin)
+    length = statistics.mean(result.length for _, result in ended if result.seed in seeds(turn))
+    return steps / length, steps, stop - start
