@@ -131,6 +131,4 @@ def _film(folder: Path, store: EpisodeStore, index: int, result: Result) -> str:
     if not path.exists():
         write_video(path, compose(store[index]), store.embodiment.control_hz)
     outcome = "success" if result.success else "failure"
-    group = "" if result.group == "named" else f", {result.group}"
-    late = f", {result.execution} {result.delay:g} s late" if result.delay else ""
-    return clip(path, escape(f"{outcome}: seed {result.seed}{group}{late}, episode {index}"))
+    return clip(path, escape(f"{outcome}: seed {result.seed}, {result.kind}, episode {index}"))

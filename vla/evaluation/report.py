@@ -200,7 +200,7 @@ def _table(results: Sequence[Result], places: Mapping[Key, int] | None) -> str:
     names = ("seed", "group", "instruction", "outcome", "steps", *(("episode",) if places is not None else ()))
     head = "".join(f"<th>{name}</th>" for name in names)
     rows = "".join(
-        f"<tr><td>{r.seed}</td><td>{'swapped' if r.group == 'swap' else escape(r.group)}</td>"
+        f"<tr><td>{r.seed}</td><td>{escape(r.kind)}</td>"
         f"<td>{escape(r.instruction)}</td><td>{_outcome(r)}</td><td>{r.length}</td>"
         + (f"<td>{places.get(r.key, '')}</td>" if places is not None else "")
         + "</tr>"

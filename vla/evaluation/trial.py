@@ -60,6 +60,12 @@ class Result:
         """That of its trial."""
         return self.group, self.execution, self.delay, self.seed
 
+    @property
+    def kind(self) -> str:
+        """Its group in words, and how late the policy was."""
+        group = {"swap": "swapped"}.get(self.group, self.group)
+        return f"{group}, {self.execution} {self.delay:g} s late" if self.delay else group
+
 
 def crashed(trial: Trial, traceback: str) -> Result:
     return Result(trial.seed, trial.group, "", False, False, 0, 0, delay=trial.delay, execution=trial.execution,
