@@ -18,6 +18,13 @@ def test_the_runs_of_a_sweep_are_jobs(
     assert "nonsense" in capsys.readouterr().err  # what a job refuses, the command does
 
 
+def test_a_launcher_without_ranks_runs_the_jobs_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["models", "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "hydra.sweep.dir=jobs"]
+    assert cli.main([*command, "family=pixtral,molmo"]) == 0
+    assert {folder.name for folder in tmp_path.glob("jobs/*") if folder.is_dir()} == {"0", "1"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -15,6 +15,7 @@ from PIL import Image
 from rerun.experimental import RrdReader
 
 from vla.datasets.episodes import EpisodeStore
+from vla.datasets.formats.video_frames import VideoReader
 from vla.errors import InputError
 from vla.recording.protocol import Recorder
 from vla.recording.replay import drive, replay
@@ -285,6 +286,15 @@ def test_composed_frames_ring_the_point_in_its_camera_alone(make_episode: Make) 
     width = changed.shape[1] // 2
     assert columns.max() < width
     assert abs(columns.mean() - width / 2) < 2 and abs(rows.mean() - changed.shape[0] / 2) < 2
+
+
+def test_a_folder_with_a_colon_is_no_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("part-0:4/film.mp4")
+    write_video(path, np.zeros((2, 16, 16, 3), np.uint8), fps=10)
+    film = VideoReader(path)
+    assert film.read(np.array([0.1]), tolerance=0.01).shape == (1, 16, 16, 3)
+    film.close()
 
 
 def test_mp4_holds_the_frames(tmp_path: Path) -> None:

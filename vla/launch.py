@@ -9,6 +9,7 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import HydraContext
@@ -42,8 +43,9 @@ def launch(command: str, runs: Sequence[Sequence[str]], where: Sequence[str], fu
 
 
 def _job(function: Callable[..., Any], config: DictConfig) -> None:
-    import submitit
+    if "submitit" in HydraConfig.get().launcher._target_:
+        import submitit
 
-    if submitit.JobEnvironment().num_tasks > 1:
-        submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        if submitit.JobEnvironment().num_tasks > 1:
+            submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
     bind(function, config)()

@@ -26,7 +26,7 @@ class VideoReader:
         self.path = path
         self._pixels = pixels
         try:
-            self._container = av.open(str(path))
+            self._container = av.open(str(path.absolute()))
             self._stream = self._container.streams.video[0]
         except (OSError, IndexError, av.error.FFmpegError) as error:
             raise InputError(f"{path} is no readable video: {error}") from error

@@ -70,7 +70,7 @@ def write_video(path: str | Path, frames: Iterable[UInt8[np.ndarray, "h w 3"]], 
 def _write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
     import av
 
-    with av.open(str(path), "w") as container:
+    with av.open(str(path.absolute()), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.pix_fmt, stream.options = "yuv420p", {"crf": "18"}
         for frame in frames:
