@@ -14,6 +14,7 @@ BENCHMARKS = {
     "rollout": "vla.benchmarks.rollout:bench_rollout",
     "train": "vla.benchmarks.train:bench_train",
     "memory": "vla.benchmarks.memory:bench_memory",
+    "ablation": "vla.benchmarks.ablation:bench_ablation",
 }
 
 

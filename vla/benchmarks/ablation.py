@@ -1,0 +1,113 @@
+"""`vla bench ablation`: what robot fine-tuning does to what the backbone knew, and what each recipe keeps of it."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import t as student
+
+from vla.benchmarks.table import Table
+from vla.datasets.vqa import VqaStore
+from vla.envs.make import make_env
+from vla.evaluation.rollout import rollout
+from vla.evaluation.summary import summarize, write_json
+from vla.evaluation.trial import trials_for
+from vla.model import VLA
+from vla.options import bind, compose
+from vla.policies.vla import VlaPolicy
+from vla.record import record_demonstrations
+from vla.scenes import record_scenes
+from vla.training.heldout import vqa_accuracy
+from vla.training.run import heldout_by_kind, train
+
+TASK, HEAD = "pick", "head=flow"
+RECIPES: Mapping[str, Sequence[str]] = {
+    "robot only": ("mixture.vqa=0",),
+    "co-trained": (),
+    "frozen backbone": ("mixture.vqa=0", "plan.freeze=[vision,connector,language]"),
+    "knowledge insulation": ("head.insulate=true",),
+}
+"""Options of `vla train`, apart from which all train alike: the flow head on nano, with questions by default."""
+SEEDS = (0, 1, 2)
+EVALUATION_SEEDS = 1_000_000
+"""The first seed of the rollouts, far from those of the demonstrations."""
+EXECUTE = 3
+
+
+def bench_ablation(
+    out: str = "outputs/ablation",
+    seeds: Sequence[int] = SEEDS,
+    episodes: int = 400,
+    scenes: int = 1500,
+    steps: int = 400,
+    batch_size: int = 48,
+    evaluations: int = 50,
+    questions: int = 100,
+) -> Table:
+    """Success, success with the instruction swapped, and held-out answers, of each recipe and of the backbone before.
+
+    Means over training runs of several seeds, with the half width of their 95 % interval (Student's t). What is in the
+    folder `out` is gone on with.
+    """
+    folder = Path(out)
+    record_demonstrations(TASK, episodes, str(folder / "demos.zarr"), seed=0, noise=0.03, randomize=True, workers=2)
+    record_scenes(str(folder / "scenes.zarr"), scenes, 0, True, 2)
+    measure = partial(_measure, folder=folder, evaluations=evaluations, questions=questions)
+    plan = {"steps": steps, "batch_size": batch_size, "evaluate_every": steps}
+    before = _kept(folder / "before.json", lambda: measure(VLA.load(Path(str(files("vla") / "assets" / "nano")))))
+    rows = [{"recipe": "before"} | _spread([before])]
+    for recipe, options in RECIPES.items():
+        found = []
+        for seed in seeds:
+            run = folder / f"{recipe.replace(' ', '-')}-{seed}"
+            common = [HEAD, f"data={folder / 'demos.zarr'}", f"vqa.vqa={folder / 'scenes.zarr'}", f"out={run}"]
+            chosen = [*common, *options, f"plan.seed={seed}", *(f"plan.{k}={v}" for k, v in plan.items())]
+            train_it = partial(_trained, chosen, measure)
+            found.append(_kept(run / "measured.json", train_it))
+        rows.append({"recipe": recipe} | _spread(found))
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    return Table([{column: row.get(column, "") for column in columns} for row in rows], ())
+
+
+def _trained(options: Sequence[str], measure: Any) -> dict[str, float]:
+    outcome = bind(train, compose("train", list(options)))()
+    if not outcome.finished:
+        raise SystemExit(0)  # SIGTERM: the next start goes on from its checkpoint
+    return dict(measure(VLA.load(outcome.best)))
+
+
+def _kept(path: Path, measure: Any) -> dict[str, float]:
+    if not path.exists():
+        write_json(path, measure())
+    return dict(json.loads(path.read_text()))
+
+
+def _measure(model: VLA, *, folder: Path, evaluations: int, questions: int) -> dict[str, float]:
+    """Every number of one model; a backbone without a head is not rolled out."""
+    numbers: dict[str, float] = {}
+    if model.processor.robots:
+        policy = VlaPolicy(model)
+        trials = trials_for(range(EVALUATION_SEEDS, EVALUATION_SEEDS + evaluations), swap=True)
+        make = partial(make_env, TASK, phrasing="heldout")
+        found = summarize(rollout(make, lambda _: policy, trials, parallel=25, execute=EXECUTE))
+        numbers = {"success": found["success_rate"], "swap": found["instruction_swap_success"]}
+    answers = vqa_accuracy(model, heldout_by_kind(VqaStore(folder / "scenes.zarr"), questions))
+    return numbers | {"VQA": statistics.mean(answers.values())} | answers
+
+
+def _spread(found: Sequence[Mapping[str, float]]) -> dict[str, str]:
+    """The mean of each number, and half the width of its interval where there are several."""
+    cells = {}
+    for name in found[0]:
+        values = [one[name] for one in found]
+        cells[name] = f"{statistics.mean(values):.2f}"
+        if len(values) > 1:
+            half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+            cells[name] += f" ±{half:.2f}"
+    return cells
