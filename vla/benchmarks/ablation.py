@@ -45,8 +45,8 @@ def bench_ablation(
     seeds: Sequence[int] = SEEDS,
     episodes: int = 400,
     scenes: int = 1500,
-    steps: int = 400,
-    batch_size: int = 48,
+    steps: int = 300,
+    batch_size: int = 32,
     evaluations: int = 50,
     questions: int = 100,
 ) -> Table:
