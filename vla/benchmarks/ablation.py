@@ -47,7 +47,7 @@ def bench_ablation(
     scenes: int = 1500,
     steps: int = 300,
     batch_size: int = 32,
-    evaluations: int = 50,
+    evaluations: int = 30,
     questions: int = 100,
 ) -> Table:
     """Success, success with the instruction swapped, and held-out answers, of each recipe and of the backbone before.
