@@ -1,0 +1,51 @@
+"""Time as the control loop sees it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Clock(Protocol):
+    def now(self) -> float:
+        """[s], never going back."""
+
+    def sleep_until(self, moment: float) -> None:
+        """Returns at `moment`, or at once where that is past."""
+
+
+class WallClock:
+    """The machine's monotonic clock, the one by which robots and policies tell time too."""
+
+    SPIN = 0.0004
+    """[s] before the moment in which it watches the clock, since a sleeping thread wakes late by that much."""
+
+    now = staticmethod(time.monotonic)
+
+    def sleep_until(self, moment: float) -> None:
+        if (rest := moment - time.monotonic() - self.SPIN) > 0:
+            time.sleep(rest)
+        while time.monotonic() < moment:
+            pass
+
+    @contextmanager
+    def priority(self) -> Iterator[None]:
+        """This thread goes before all others (Linux SCHED_FIFO), where the system lets it; those it starts do not."""
+        if sys.platform != "linux":
+            yield
+            return
+        before = os.sched_getscheduler(0), os.sched_getparam(0)
+        try:
+            os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(10))
+        except PermissionError:
+            yield
+            return
+        try:
+            yield
+        finally:
+            os.sched_setscheduler(0, *before)

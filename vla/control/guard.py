@@ -1,0 +1,117 @@
+"""What stands between a policy and the motors."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from vla.control.limits import Limits
+from vla.embodiment import Embodiment
+from vla.errors import InputError
+
+
+class Guard:
+    """Turns targets, whatever they are, into commands within position, velocity and acceleration limits.
+
+    Every command can be followed by a stop within the limits too. With d the distance to a limit, dt the period and a
+    the acceleration, a velocity of at most sqrt(2 a d) - a dt / 2 can: braking by a dt a tick then covers less than d,
+    and keeps the bound at each tick on the way. The same rule towards the target keeps it from being overshot.
+
+    `command` proposes, and `sent` makes it what the next one is told from: what did not reach the motors never was.
+    """
+
+    def __init__(self, body: Embodiment, limits: Limits, period: float) -> None:
+        limits.check(body)
+        self._body, self._workspace, self._dt = body, limits.workspace, period
+        self._low, self._high = np.array(body.action_low, float), np.array(body.action_high, float)
+        self._fastest = np.array(limits.velocity, float)
+        self._per_tick = np.array(limits.acceleration, float) * period
+        self._accel = np.array(limits.acceleration, float)
+        self._places: Bool[np.ndarray, "a"] = np.isin(body.action, body.state)
+        # What is a step, not a place, is dealt out over the ticks of one step of the policy.
+        share = np.where(self._places, 1.0, period * body.control_hz)
+        self._low, self._high = self._low * share, self._high * share
+        self.clamps: Counter[str] = Counter()
+        """How many commands each limit changed: finite, position, velocity, acceleration, workspace."""
+
+    def start(self, position: Float[np.ndarray, "a"]) -> None:
+        """The arm stands still at `position`. Raises InputError where that is outside the workspace."""
+        if self._workspace is not None and not self._workspace(position):
+            raise InputError("the arm stands outside its workspace: move it there by hand, with torque off")
+        self.position = np.where(self._places, position, 0.0)
+        self.velocity = np.zeros_like(self.position)
+        self._target = self.position
+        self._next = self.position, self.velocity
+
+    @property
+    def at_rest(self) -> bool:
+        return not self.velocity.any()
+
+    def command(self, target: Float[np.ndarray, "_"] | None) -> tuple[Float[np.ndarray, "a"], tuple[str, ...]]:
+        """The command for this tick, and which limits changed it. None brakes and then holds.
+
+        So does a target of a wrong width or that is not finite.
+        """
+        if target is None:
+            return self._propose(self._braking()), ()
+        if target.shape != self.position.shape or not np.isfinite(target).all():
+            self.clamps["finite"] += 1
+            return self._propose(self._braking()), ("finite",)
+        inside = np.clip(target, self._low, self._high)
+        hit = ["position"] if (inside != target).any() else []
+        velocity = self._towards(inside, hit)
+        if self._workspace is not None and not self._stops_inside(velocity):
+            velocity = self._braking()
+            hit.append("workspace")
+        self._target = inside
+        self.clamps.update(hit)
+        safe = self._propose(velocity)
+        return np.where(self._places, safe, inside), tuple(hit)
+
+    def sent(self) -> None:
+        """The last command has reached the motors."""
+        self.position, self.velocity = self._next
+
+    def stood_still(self) -> None:
+        """The arm has come to its last command: a tick has passed without one."""
+        self.velocity = np.zeros_like(self.position)
+
+    def _propose(self, velocity: Float[np.ndarray, "a"]) -> Float[np.ndarray, "a"]:
+        self._next = self.position + velocity * self._dt, velocity
+        return self._next[0]
+
+    def _braking(self) -> Float[np.ndarray, "a"]:
+        return np.sign(self.velocity) * np.maximum(np.abs(self.velocity) - self._per_tick, 0)
+
+    def _towards(self, target: Float[np.ndarray, "a"], hit: list[str]) -> Float[np.ndarray, "a"]:
+        """The velocity that comes nearest to the target at this tick; step-like components stand still."""
+        wanted = (target - self.position) / self._dt
+        slowed = np.clip(wanted, -self._fastest, self._fastest)
+        # A moving target is met at its own speed.
+        speed = np.clip((target - self._target) / self._dt, -self._fastest, self._fastest)
+        closing = self._closing(np.abs(target - self.position))
+        ahead = np.sign(target - self.position)
+        slowed = np.where(ahead > 0, np.minimum(slowed, np.maximum(speed, 0) + closing), slowed)
+        slowed = np.where(ahead < 0, np.maximum(slowed, np.minimum(speed, 0) - closing), slowed)
+        if (np.abs(wanted) > self._fastest)[self._places].any():
+            hit.append("velocity")
+        eased = np.clip(slowed, self.velocity - self._per_tick, self.velocity + self._per_tick)
+        eased = np.clip(eased, -self._closing(self.position - self._low), self._closing(self._high - self.position))
+        if (np.abs(eased - np.clip(wanted, -self._fastest, self._fastest)) > 1e-9)[self._places].any():
+            hit.append("acceleration")
+        return np.where(self._places, eased, 0.0)
+
+    def _closing(self, distance: Float[np.ndarray, "a"]) -> Float[np.ndarray, "a"]:
+        """The fastest velocity towards a place at `distance` that can still stop there; 0 beyond it."""
+        left = np.maximum(distance, 0)
+        in_one_tick = np.minimum(left / self._dt, self._per_tick)
+        return np.maximum(in_one_tick, np.sqrt(2 * self._accel * left) - self._per_tick / 2)
+
+    def _stops_inside(self, velocity: Float[np.ndarray, "a"]) -> bool:
+        assert self._workspace is not None
+        ahead = self.position + velocity * self._dt
+        ticks = np.floor(np.abs(velocity) / self._per_tick)
+        path = ticks * np.abs(velocity) - self._per_tick * ticks * (ticks + 1) / 2
+        return self._workspace(ahead) and self._workspace(ahead + np.sign(velocity) * path * self._dt)

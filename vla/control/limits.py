@@ -1,0 +1,40 @@
+"""How fast an arm may move, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from vla.embodiment import Embodiment
+from vla.errors import InputError
+
+Workspace = Callable[[Float[np.ndarray, "a"]], bool]
+"""Whether an arm at these joint targets is where it may be."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Beside the embodiment's own `action_low` and `action_high`, per component of the action.
+
+    `velocity` is in the component's unit a second, `acceleration` in its unit a second squared. Components that are
+    steps, not places (those without a state of their name), are not bound by them.
+    """
+
+    velocity: Sequence[float]
+    acceleration: Sequence[float]
+    workspace: Workspace | None = None
+
+    def check(self, body: Embodiment) -> None:
+        """Raises InputError when a limit is missing or not above zero."""
+        for name in ("velocity", "acceleration"):
+            values = getattr(self, name)
+            if len(values) != len(body.action):
+                raise InputError(
+                    f"limits: {name} has {len(values)} values for {len(body.action)} actions: {body.action}"
+                )
+            for component, value in zip(body.action, values, strict=True):
+                if not 0 < value < float("inf"):
+                    raise InputError(f"limits: {name} of {component} must be above 0, not {value}")
