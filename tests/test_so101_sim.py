@@ -1,0 +1,87 @@
+"""`vla so101-sim`: what it offers is there for LeRobot's own port and camera."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vla.envs.make import make_env
+from vla.envs.scene import TableScene
+from vla.errors import InputError
+from vla.feetech.arm import ServoArm
+from vla.feetech.port import ServoPort
+from vla.so101_sim import obey
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_lerobot_moves_the_arm_and_sees_it(tmp_path: Path) -> None:
+    from lerobot.cameras.zmq import ZMQCameraConfig
+    from lerobot.robots.so_follower import SO101Follower, SO101FollowerConfig
+
+    zmq = free_port()
+    command = [sys.executable, "-m", "vla", "so101-sim", f"out={tmp_path / 'arm'}", f"camera_port={zmq}"]
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process,
+        ExitStack() as stack,
+    ):
+        stack.callback(process.kill)
+        assert process.stdout and process.stdin
+        printed = ""
+        while "ctrl-C" not in printed:
+            line = process.stdout.readline()
+            assert line, printed
+            printed += line
+        assert f"--robot.port={tmp_path / 'arm' / 'port'}" in printed
+        cameras = {
+            name: ZMQCameraConfig("127.0.0.1", zmq, camera_name=name, width=96, height=96, fps=30)
+            for name in ("front", "wrist")
+        }
+        config = SO101FollowerConfig(
+            port=str(tmp_path / "arm" / "port"), id="so101", calibration_dir=tmp_path / "arm", num_read_retries=5
+        )
+        config.cameras = cameras
+        robot = SO101Follower(config)
+        robot.connect(calibrate=False)
+        try:
+            seen = robot.get_observation()
+            robot.send_action({"shoulder_pan.pos": 10.0})
+        finally:
+            robot.disconnect()
+        env = make_env("pick", image_size=96)
+        drawn = env.reset(seed=0)[0]["images"]["front"].astype(float)
+        env.close()
+        assert seen["front"].shape == seen["wrist"].shape == (96, 96, 3)
+        # The arm has moved, but red is where red was, and blue where blue was.
+        assert np.abs(seen["front"] - drawn).mean() < np.abs(seen["front"][..., ::-1] - drawn).mean()
+        process.send_signal(signal.SIGTERM)
+        rest, _ = process.communicate(timeout=20)
+        assert process.returncode == 0 and "ended" in rest
+    assert not (tmp_path / "arm" / "port").exists()
+
+
+def test_faults_by_their_names(tmp_path: Path) -> None:
+    scene = TableScene(32)
+    scene.reset()
+    with ServoPort(ServoArm(scene), tmp_path / "port") as port:
+        for line in ("mute 3", "corrupt 0.5", "drop 0.25", "slow 0.02", "overload 2", "", "unplug", "plug"):
+            obey(port, line)
+        faults = port.bus.faults
+        assert (faults.mute, faults.corrupt, faults.drop, faults.delay) == ({3}, 0.5, 0.25, 0.02)
+        obey(port, "heal")
+        assert not faults.mute and faults.corrupt == faults.drop == faults.delay == 0
+        for wrong in ("mute 7", "mute", "corrupt 2", "slow -1", "slow x", "burn"):
+            with pytest.raises(InputError, match="known: mute"):
+                obey(port, wrong)
+    scene.close()

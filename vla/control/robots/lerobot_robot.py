@@ -1,0 +1,259 @@
+"""Any LeRobot robot behind the control loop's `Robot`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from vla.control.limits import Limits
+from vla.control.robot import RobotFault
+from vla.embodiment import Embodiment
+from vla.errors import InputError
+from vla.types import Observation
+
+LOG = logging.getLogger(__name__)
+CAMERA_AGE = 0.5
+"""An image older than this [s] is a fault of the camera."""
+
+
+class LeRobotRobot:
+    """The robot that LeRobot builds from `type` and `options` (the fields of its config, cameras included).
+
+    `keys` are LeRobot's, in the order of the actions; their values are `offset + scale * ours`. The state is that of
+    the same keys. A robot with a serial bus is read and written there in one transfer each, without retries, which
+    are the control loop's to make within its deadline; any other by `get_observation` and `send_action`. One thread
+    owns it. `relax_on_exit` turns torque off on leaving; otherwise it stays as `hold` or `relax` left it.
+
+    Connecting raises InputError for a robot that is not calibrated and for keys or cameras that it does not have,
+    and RobotFault where it does not answer. Torque comes on in LeRobot's own `connect`.
+    """
+
+    def __init__(
+        self,
+        *,
+        type: str,
+        options: Mapping[str, Any],
+        embodiment: Embodiment,
+        limits: Limits,
+        keys: Sequence[str],
+        scale: Sequence[float],
+        offset: Sequence[float],
+        relax_on_exit: bool = False,
+    ) -> None:
+        limits.check(embodiment)
+        self.embodiment, self.limits, self.keys = embodiment, limits, tuple(keys)
+        self._scale, self._offset = np.array(scale, dtype=float), np.array(offset, dtype=float)
+        if not len(keys) == len(scale) == len(offset) == len(embodiment.action) == len(embodiment.state):
+            raise InputError(f"keys, scale and offset must have a value for each of {embodiment.action}")
+        if not np.all(np.isfinite(self._offset)) or not np.all(np.isfinite(self._scale) & (self._scale != 0)):
+            raise InputError("scale and offset must be finite, and scale not 0")
+        self._type, self._options, self._relax_on_exit = type, dict(options), relax_on_exit
+        self._low, self._high = np.array(embodiment.action_low), np.array(embodiment.action_high)
+        self._robot: Any = None
+        self._bus: Any = None
+
+    def __enter__(self) -> LeRobotRobot:
+        robot = build(self._type, self._options)
+        lacking = [f"action {key}" for key in self.keys if key not in robot.action_features]
+        lacking += [f"camera {camera}" for camera in self.embodiment.cameras if camera not in robot.cameras]
+        if lacking:
+            raise InputError(f"LeRobot's {self._type} has no {', '.join(lacking)}: name them in robot.options")
+        bus = getattr(robot, "bus", None)
+        if bus is not None and not robot.calibration:
+            raise InputError(f"{robot.calibration_fpath} is missing: calibrate the arm first (docs/arm.md)")
+        try:
+            robot.connect(calibrate=False)
+            if not robot.is_calibrated:
+                raise InputError(f"the servos differ from {robot.calibration_fpath}: calibrate anew (docs/arm.md)")
+        except InputError:
+            _leave(robot)
+            raise
+        except Exception as error:
+            _leave(robot)
+            raise RobotFault(f"{self._type} does not connect: {error}", transient=False) from error
+        self._robot, self._bus = robot, bus
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._robot is None:
+            return
+        if self._relax_on_exit:
+            self.relax()
+        _leave(self._robot)
+        self._robot = self._bus = None
+
+    def state(self) -> tuple[Float[np.ndarray, "s"], float]:
+        asked = time.monotonic()
+        values = self._do("read", self._read)
+        # The servos answer one after the other: the middle of the transfer is the best guess.
+        measured = (asked + time.monotonic()) / 2
+        try:
+            told = np.array([values[key] for key in self.keys], dtype=float)
+        except KeyError as error:
+            raise RobotFault(f"the robot did not tell {error}", transient=True) from error
+        return (told - self._offset) / self._scale, measured
+
+    def observe(self, instruction: str) -> Observation:
+        state, oldest = self.state()
+        images = {}
+        for name in self.embodiment.cameras:
+            images[name], captured = self._look(name)
+            oldest = min(oldest, captured)
+        return Observation(images, state, instruction, oldest)
+
+    def command(self, action: Float[np.ndarray, "a"]) -> None:
+        if action.shape != self._low.shape or not np.all(np.isfinite(action)):
+            raise RobotFault(f"a command must be {len(self._low)} finite numbers: {action}", transient=False)
+        # LeRobot does not clamp degrees: 400 of them would be written as they are.
+        goal = np.clip(action, self._low, self._high) * self._scale + self._offset
+        self._do("write", lambda: self._write(dict(zip(self.keys, goal.tolist(), strict=True))))
+
+    def hold(self, last: Float[np.ndarray, "a"]) -> None:
+        self.command(last)
+
+    def relax(self) -> None:
+        """Torque off at each motor by itself: one that does not answer, or reports overload, keeps none on."""
+        if self._bus is None:
+            return
+        for motor in self._bus.motors:
+            try:
+                self._clear()
+                self._bus.write("Torque_Enable", motor, 0, num_retry=2)
+            except Exception as error:  # an overloaded servo obeys, and the driver raises all the same
+                LOG.warning("torque of %s: %s", motor, error)
+
+    def _read(self) -> dict[str, float]:
+        if self._bus is None:
+            return dict(self._robot.get_observation())
+        return {f"{motor}.pos": value for motor, value in self._bus.sync_read("Present_Position").items()}
+
+    def _write(self, goal: dict[str, float]) -> None:
+        if self._bus is None:
+            self._robot.send_action(goal)
+        else:
+            self._bus.sync_write("Goal_Position", {key.removesuffix(".pos"): value for key, value in goal.items()})
+
+    def _look(self, name: str) -> tuple[Any, float]:
+        camera = self._robot.cameras[name]
+        image = self._do(f"camera {name}", lambda: camera.read_latest(max_age_ms=int(CAMERA_AGE * 1e3)))
+        # LeRobot stamps images by perf_counter, whose zero need not be that of monotonic.
+        stamp = getattr(camera, "latest_timestamp", None)
+        age = 0.0 if stamp is None else max(0.0, time.perf_counter() - stamp)
+        return image, time.monotonic() - age
+
+    def _do(self, what: str, call: Any) -> Any:
+        if self._robot is None:
+            raise RobotFault(f"{what}: the robot is not connected", transient=False)
+        try:
+            return call()
+        except (ConnectionError, TimeoutError) as error:
+            self._clear()
+            raise RobotFault(f"{what}: {error}", transient=True) from error
+        except Exception as error:
+            # An unplugged port raises what pyserial and the operating system make of it.
+            self._clear()
+            raise RobotFault(f"{what}: {error}", transient=False) from error
+
+    def _clear(self) -> None:
+        """Drops late answers, which the next transfer would take for its own, and a port left marked as in use."""
+        handler = getattr(self._bus, "port_handler", None)
+        if handler is not None and handler.ser is not None:
+            handler.is_using = False
+            try:
+                handler.ser.reset_input_buffer()
+            except Exception as error:
+                LOG.warning("the port is gone: %s", error)
+
+
+def build(type: str, options: Mapping[str, Any]) -> Any:
+    """LeRobot's robot of this type. Raises InputError for an unknown type and for options that its config refuses."""
+    from lerobot.robots import RobotConfig, make_robot_from_config
+    from lerobot.utils.import_utils import register_third_party_plugins
+
+    register_third_party_plugins()
+    _import(f"lerobot.robots.{type}", "lerobot.robots.so_follower")
+    return make_robot_from_config(_config(RobotConfig, type, options))
+
+
+def _config(kind: Any, type: str, options: Mapping[str, Any]) -> Any:
+    import draccus
+
+    for camera in dict(options.get("cameras") or {}).values():
+        _import(f"lerobot.cameras.{camera.get('type')}")
+    try:
+        known = kind.get_choice_class(type)
+        values = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
+        return draccus.decode(known, values)
+    except KeyError as error:
+        raise InputError(f"LeRobot has no {type!r}; it knows {', '.join(sorted(kind.get_known_choices()))}") from error
+    except Exception as error:
+        raise InputError(f"LeRobot's {type} does not take these options: {error}") from error
+
+
+def _import(*modules: str) -> None:
+    """What registers a config by its import; there need not be all of them."""
+    from importlib import import_module
+
+    for module in modules:
+        try:
+            import_module(module)
+        except ModuleNotFoundError as error:
+            if not (error.name or "").startswith("lerobot"):
+                raise InputError(f"{module} needs the package {error.name}: install it") from error
+
+
+def _leave(robot: Any) -> None:
+    """Closes port and cameras whatever state they are in; torque stays as it is."""
+    bus = getattr(robot, "bus", None)
+    closing = [lambda: bus.disconnect(disable_torque=False)] if bus is not None else [robot.disconnect]
+    if bus is not None:
+        closing += [camera.disconnect for camera in robot.cameras.values()]
+    for close in closing:
+        try:
+            close()
+        except Exception as error:
+            LOG.debug("closing %s: %s", robot, error)
+
+
+def so101(
+    *,
+    port: str,
+    id: str,
+    calibration_dir: str | None,
+    cameras: Mapping[str, Mapping[str, Any]],
+    control_hz: float,
+    velocity: float,
+    acceleration: float,
+    relax_on_exit: bool,
+) -> LeRobotRobot:
+    """A SO-101 in the units of the simulated one: radians, zero in the middle of each calibrated range.
+
+    The gripper, which LeRobot tells in percent of its calibrated range, is the simulated one's angle. The limits of
+    the joints are the simulated arm's. Raises InputError for limits that are not above 0.
+    """
+    from vla.envs.arm import JOINTS, LINKS
+
+    ranges = {link.joint: link.range for link in LINKS if link.joint}
+    low, high = (tuple(float(ranges[joint][end]) for joint in JOINTS) for end in (0, 1))
+    names = tuple(f"{joint} [rad]" for joint in JOINTS)
+    opening = high[-1] - low[-1]
+    joints = len(JOINTS)
+    return LeRobotRobot(
+        type="so101_follower",
+        options={"port": port, "id": id, "calibration_dir": calibration_dir, "cameras": cameras, "use_degrees": True},
+        embodiment=Embodiment("so101", tuple(cameras), names, names, low, high, float(control_hz)),
+        limits=Limits((velocity,) * joints, (acceleration,) * joints),
+        keys=tuple(f"{joint}.pos" for joint in JOINTS),
+        scale=(*[float(np.degrees(1.0))] * (joints - 1), 100 / opening),
+        offset=(*[0.0] * (joints - 1), -100 * low[-1] / opening),
+        relax_on_exit=relax_on_exit,
+    )
