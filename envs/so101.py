@@ -79,7 +79,7 @@ class SO101Env(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
         self._looks = Looks(self.scene)
         self._home = home_joints(self.ik)
         self._instruction, self._target_name, self._seed = "", "", 0
-        self._met, self._wrong = 0, False
+        self._met, self._wrong, self._driven = 0, False, 0
         self.draws, self._blank = images, np.zeros((image_size, image_size, 3), np.uint8)
         self.embodiment = so101_embodiment(self.scene)
         self._substeps = round(1 / CONTROL_HZ / self.scene.model.opt.timestep)
@@ -110,7 +110,7 @@ class SO101Env(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
         self._target_name = next(iter(words.values()))[0]
         self._instruction = instruction(self._templates, words, word_rng)
         self._pose_arms(start_rng, bool(options.get("perturb", False)))
-        self._met, self._wrong = 0, False
+        self._met, self._wrong, self._driven = 0, False, 0
         mujoco.mj_forward(self.scene.model, self.scene.data)
         return self._observe(), self._info()
 
@@ -159,6 +159,22 @@ class SO101Env(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
         self._judge()
         success = self._met >= HOLD_STEPS
         return self._observe(), float(success), success, False, self._info()
+
+    def drive(self, targets: Float[np.ndarray, "a"], seconds: float) -> bool:
+        """Simulates so many seconds [s] with the arms told to be at `targets` [rad], as a robot's own loop tells them.
+
+        Whether the task is met: as `step` judges it, at the same rate.
+        """
+        data, timestep = self.scene.data, self.scene.model.opt.timestep
+        data.ctrl[:] = np.clip(targets, self.embodiment.action_low, self.embodiment.action_high)
+        for _ in range(round(seconds / timestep)):
+            mujoco.mj_step(self.scene.model, data)
+            self._driven += 1
+            if self._driven % self._substeps == 0:
+                mujoco.mj_forward(self.scene.model, data)
+                self._judge()
+        mujoco.mj_forward(self.scene.model, data)
+        return self._met >= HOLD_STEPS
 
     def _judge(self) -> None:
         which = self.scene, self.target, self.goal

@@ -95,12 +95,12 @@ class Guard:
         ahead = np.sign(target - self.position)
         slowed = np.where(ahead > 0, np.minimum(slowed, np.maximum(speed, 0) + closing), slowed)
         slowed = np.where(ahead < 0, np.maximum(slowed, np.minimum(speed, 0) - closing), slowed)
-        if (np.abs(wanted) > self._fastest)[self._places].any():
-            hit.append("velocity")
         eased = np.clip(slowed, self.velocity - self._per_tick, self.velocity + self._per_tick)
         eased = np.clip(eased, -self._closing(self.position - self._low), self._closing(self._high - self.position))
-        if (np.abs(eased - np.clip(wanted, -self._fastest, self._fastest)) > 1e-9)[self._places].any():
-            hit.append("acceleration")
+        changed = (np.abs(eased - wanted) > 1e-9) & self._places
+        at_most = np.abs(eased) >= self._fastest - 1e-9
+        hit += ["velocity"] if (changed & at_most).any() else []
+        hit += ["acceleration"] if (changed & ~at_most).any() else []
         return np.where(self._places, eased, 0.0)
 
     def _closing(self, distance: Float[np.ndarray, "a"]) -> Float[np.ndarray, "a"]:

@@ -1,9 +1,9 @@
 """The loop that owns the robot: at a fixed rate, from the first state to the standstill at the end.
 
 A tick: take the policy's answer; where a step of the policy begins, take the next action; move the target on towards
-it; let the guard make it safe; send it; measure; where a step ends, ask the policy if it is due. Ticks have absolute
-deadlines. One that would come too late is skipped, and the arm goes on from a standstill after it, for that is what a
-gap means to the motors.
+it; let the guard make it safe; send it; measure; where a step ends, observe, and ask the policy if it is due. Ticks
+have absolute deadlines. One that would come too late is skipped, and the arm goes on from a standstill after it, for
+that is what a gap means to the motors.
 
 However a run ends (its time, a stop, a fault, an exception), the arm first brakes within its limits.
 """
@@ -65,7 +65,7 @@ class Tick:
     state: Float[np.ndarray, "s"]
     """The last that was measured."""
     observation: Observation | None
-    """What the policy was asked with in this tick, if it was."""
+    """What was seen in this tick, at the end of a step of the policy; the policy may have been asked with it."""
     desired: Float[np.ndarray, "a"] | None
     """What the policy wants, between its last action and its next; None to stand still."""
     sent: Float[np.ndarray, "a"] | None
@@ -256,11 +256,11 @@ class _Run:
         return self._tally.infer[-1]
 
     def _sense(self, deadline: float) -> tuple[Observation | None, float | None]:
-        """After the command, so that this is on time: at a step's end what the policy is asked with, else the state."""
+        """After the command, so that this is on time: at a step's end all that is seen, else the state."""
         if self.reason is not None:
             return None, None
         now = self._clock.now()
-        if self._phase or self._inference.busy or not self._buffer.due(now):
+        if self._phase:
             self._measure(deadline)
             return None, None
         observation = self._try(lambda: self._robot.observe(self._instruction), deadline)
@@ -268,6 +268,8 @@ class _Run:
             return None, None
         took = self._clock.now() - now
         self._tally.observe.append(took)
+        if self._inference.busy or not self._buffer.due(now):
+            return observation, took
         request = self._buffer.request(observation, self._guard.position, now)
         self._request = request, now
         try:

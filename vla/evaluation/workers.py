@@ -21,14 +21,12 @@ from multiprocessing.shared_memory import SharedMemory
 from traceback import format_exc
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
-
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.evaluation.rollout import MakeEnv, PolicyFor, run_trials
 from vla.evaluation.trial import Key, Result, Trial, crashed
 from vla.recording.zarr_recorder import Sink, ZarrRecorder
+from vla.shared_images import views
 from vla.types import Episode
 
 
@@ -173,7 +171,7 @@ class Outbox:
     def append(self, episode: Episode) -> None:
         shapes = {camera: frames.shape for camera, frames in episode.images.items()}
         memory = SharedMemory(create=True, size=max(1, sum(frames.nbytes for frames in episode.images.values())))
-        for camera, view in _views(memory, shapes).items():
+        for camera, view in views(memory, shapes).items():
             view[:] = episode.images[camera]
         del view
         memory.close()
@@ -183,17 +181,7 @@ class Outbox:
 def _received(name: str, shapes: dict[str, tuple[int, ...]], episode: Episode) -> Episode:
     memory = SharedMemory(name)
     try:
-        return replace(episode, images={camera: view.copy() for camera, view in _views(memory, shapes).items()})
+        return replace(episode, images={camera: view.copy() for camera, view in views(memory, shapes).items()})
     finally:
         memory.close()
         memory.unlink()
-
-
-def _views(memory: SharedMemory, shapes: dict[str, tuple[int, ...]]) -> dict[str, UInt8[np.ndarray, "_t _h _w 3"]]:
-    """The images of each camera in the memory, one after the other."""
-    views: dict[str, UInt8[np.ndarray, "_t _h _w 3"]] = {}
-    offset = 0
-    for camera, shape in shapes.items():
-        views[camera] = np.ndarray(shape, np.uint8, memory.buf, offset)
-        offset += views[camera].nbytes
-    return views

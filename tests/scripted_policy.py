@@ -1,0 +1,41 @@
+"""A policy that another process can load."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import numpy as np
+from control_fakes import BODY
+
+from vla.embodiment import Embodiment
+from vla.errors import InputError
+from vla.types import ActionChunk, Observation
+
+
+class Scripted:
+    """Says what it sees: the brightness of the image, and the first action of the prefix."""
+
+    def __init__(self, body: Embodiment = BODY) -> None:
+        self.embodiment = body
+
+    def reset(self) -> None:
+        """Nothing is remembered."""
+
+    def predict(self, observation: Observation, *, prefix: np.ndarray | None = None) -> ActionChunk | None:
+        words = observation.instruction.split()
+        if words[0] == "silent":
+            return None
+        if words[0] == "wrong":
+            raise InputError("no such object")
+        if words[0] == "broken":
+            raise ZeroDivisionError("division by zero")
+        if words[0] == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        seen = float(observation.images["front"].mean())
+        rows = np.array([[seen, len(words)]]) if prefix is None else np.concatenate([prefix, [[seen, 0.0]]])
+        return ActionChunk(rows, observation.time, 0.1)
+
+
+def unloadable() -> Scripted:
+    raise InputError("no policy 'x': give a checkpoint's folder")

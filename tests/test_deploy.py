@@ -1,0 +1,210 @@
+"""A policy in a process of its own, on the simulated arm in wall-clock time, written down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scripted_policy import Scripted, unloadable
+from so101_checkpoints import so101_model
+
+from vla import cli
+from vla.control.inference import Answer, Inference, InferenceDied, Request
+from vla.control.loop import Tick
+from vla.control.process_inference import ProcessInference
+from vla.control.recording import Recording
+from vla.control.robots.sim import SimRobot
+from vla.control.thread_inference import ThreadInference
+from vla.datasets.episodes import EpisodeStore
+from vla.envs.make import make_env
+from vla.errors import InputError
+from vla.model import VLA
+from vla.types import Observation
+
+
+def request(instruction: str, shade: int = 7, size: int = 4, prefix: np.ndarray | None = None) -> Request:
+    image = np.full((size, size, 3), shade, np.uint8)
+    return Request(Observation({"front": image}, np.zeros(2), instruction, 1.5), prefix, 3)
+
+
+def wait(inference: Inference) -> Answer:
+    while (said := inference.answer()) is None:
+        pass
+    return said
+
+
+@pytest.mark.parametrize("make", [partial(ProcessInference, Scripted), lambda: ThreadInference(Scripted())])
+def test_a_policy_elsewhere_says_what_it_would_here(make: Callable[[], Inference]) -> None:
+    inference = make()
+    try:
+        for shade, size in ((7, 4), (9, 64), (3, 8)):
+            asked = request("pick it up", shade, size, np.array([[0.1, 0.2]]))
+            inference.ask(asked)
+            said = wait(inference)
+            assert said.chunk is not None and said.chunk.actions.tolist() == [[0.1, 0.2], [shade, 0.0]]
+            assert said.request is asked and said.answered >= said.asked and not inference.busy
+        for instruction, reason in (
+            ("silent", "no valid chunk"),
+            ("wrong", "no such object"),
+            ("broken", "ZeroDivisionError: division by zero"),
+        ):
+            inference.ask(request(instruction))
+            said = wait(inference)
+            assert said.chunk is None and said.reason == reason
+        assert inference.answer() is None
+    finally:
+        inference.close()
+
+
+def test_of_requests_that_wait_the_latest_is_answered() -> None:
+    inference = ProcessInference(Scripted)
+    try:
+        for words in ("one", "one two", "one two three"):
+            inference.ask(request(words))
+        first, second = wait(inference), wait(inference)
+        assert [said.request.observation.instruction for said in (first, second)] == ["one", "one two three"]
+    finally:
+        inference.close()
+
+
+def test_the_death_of_the_process_is_told() -> None:
+    inference = ProcessInference(Scripted)
+    inference.ask(request("die"))
+    with pytest.raises(InferenceDied, match="exit code -9"):
+        wait(inference)
+    inference.close()
+    with pytest.raises(InputError, match="no policy 'x'"):
+        ProcessInference(unloadable)
+
+
+class Failing:
+    def start(self, instruction: str, **info: object) -> None:
+        """Fine so far."""
+
+    def step(self, observation: Observation, action: np.ndarray, **info: object) -> None:
+        raise OSError("no space left on device")
+
+    def finish(self, success: bool) -> None:
+        raise AssertionError
+
+    abort = start
+
+
+class Kept:
+    def __init__(self) -> None:
+        self.steps: list[tuple[float, float]] = []
+        self.ended: bool | None = None
+
+    def start(self, instruction: str, **info: object) -> None:
+        self.instruction = instruction
+
+    def step(self, observation: Observation, action: np.ndarray, **info: object) -> None:
+        self.steps.append((observation.time, float(action[0])))
+
+    def finish(self, success: bool) -> None:
+        self.ended = success
+
+    def abort(self) -> None:
+        self.ended = None
+
+
+def test_a_step_is_what_was_seen_and_what_was_told_by_the_next() -> None:
+    kept = Kept()
+    recording = Recording([Failing(), kept], 2)  # type: ignore[list-item]
+    recording.start("pick", seed=1)
+    for index in range(10):
+        time = index / 10
+        seen = Observation({}, np.zeros(2), "pick", time) if index % 3 == 2 else None
+        sent = None if index == 5 else np.array([float(index), 0.0])
+        recording(Tick(time, time, np.zeros(2), seen, sent, sent, (), "chunk", None, None, 0.001))
+    recording.finish(True)
+    assert kept.steps == [(0.2, 4.0), (0.5, 8.0)] and kept.ended is True
+    assert recording.failed == ["Failing: no space left on device"]
+    assert len(recording.trace.time) == 10 and np.isnan(recording.trace.sent[5]).all()
+
+
+def test_the_simulated_arm_keeps_the_clocks_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("vla.control.robots.sim.time.monotonic", lambda: now)
+    robot = SimRobot(task="pick", seed=3, velocity=3.0, acceleration=30.0)
+    with robot:
+        start, measured = robot.state()
+        assert measured == now
+        robot.command(start + 0.1)
+        for _ in range(50):
+            now += 0.02
+            state, _ = robot.state()
+        np.testing.assert_allclose(state[:5], start[:5] + 0.1, atol=0.03)
+        simulated = robot._env.time
+        now += 10.0  # a gap is not made up for
+        robot.state()
+        assert robot._env.time - simulated == pytest.approx(0.2, abs=0.006)
+        seen = robot.observe("pick up the cube")
+        assert set(seen.images) == set(robot.embodiment.cameras) and not robot.success
+    with pytest.raises(InputError, match="on the table"):
+        SimRobot(task="metaworld/reach-v3", seed=0, velocity=1.0, acceleration=1.0)
+
+
+def test_driving_is_judged_as_steps_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = make_env("pick", images=False).unwrapped
+    for met in (True, False):
+        env.reset(seed=0)
+        monkeypatch.setattr(type(env.task), "done", lambda *_, met=met: met)
+        held = env.scene.data.qpos[: env.scene.joints].copy()
+        judged = [env.drive(held, 0.05) for _ in range(6)]
+        assert judged == [False] * 5 + [met]  # three steps of a tenth of a second
+    env.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_model: Callable[..., VLA]) -> Path:
+    so101_model(make_model(robot=False)).save_pretrained(tmp_path / "policy")
+    return tmp_path
+
+
+def test_a_deployment_leaves_its_numbers_its_page_and_its_episode(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ["deploy", f"policy={folder / 'policy'}", "seconds=1.5", f"out={folder / 'out'}", "robot.seed=5"]
+    assert cli.main(command) == 0, capfd.readouterr()
+    told = json.loads((folder / "out" / "deploy.json").read_text())
+    assert told["reason"] == "done" and told["ticks"] > 20 and told["chunks"] + told["invalid"] > 0
+    assert "Told and measured" in (folder / "out" / "report.html").read_text()
+    assert (folder / "out" / "episode.rrd").stat().st_size > 0
+    with EpisodeStore.open(folder / "out" / "episodes.zarr") as store:
+        (episode,) = list(store)
+        assert len(episode) == told["steps"] and episode.instruction == told["instruction"]
+        assert (np.diff(episode.time) > 0.05).all()
+    assert "commands a second" in capfd.readouterr().out
+
+
+def test_a_dry_run_tells_the_arm_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[np.ndarray] = []
+    monkeypatch.setattr(SimRobot, "command", lambda self, action: told.append(action))
+    command = ["deploy", "policy=hold", "seconds=0.5", f"out={tmp_path / 'out'}", "dry_run=true"]
+    assert cli.main(command) == 0 and told == []
+    with EpisodeStore.open(tmp_path / "out" / "episodes.zarr") as store:
+        assert len(store) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["policy=expert"], "deploy a checkpoint"),
+        (["policy=nowhere"], "no policy 'nowhere'"),
+        (["policy=hold", "loop.hz=25"], "multiple"),
+        (["policy=hold", "loop.execution=slow"], "naive, chunked"),
+        (["policy=hold", "seconds=0"], "above 0"),
+        (["policy=hold", "robot=so101", "robot.port=/dev/nowhere"], "say what to do"),
+        (["policy=hold", "robot=walker"], "robot"),
+    ],
+)
+def test_mistakes_are_said_before_anything_moves(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["deploy", *options, f"out={tmp_path / 'out'}"]) == 2
+    assert said in capsys.readouterr().err

@@ -1,0 +1,145 @@
+"""`vla deploy`: a policy on a robot, or on a simulated one in wall-clock time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vla.control.loop import ControlLoop, LoopConfig
+from vla.control.page import control_page
+from vla.control.process_inference import ProcessInference
+from vla.control.recording import Recording
+from vla.control.robot import Robot
+from vla.control.robots.dry_run import DryRun
+from vla.control.stop import EmergencyStop, any_key
+from vla.datasets.episodes import EpisodeStore
+from vla.datasets.folder import open_folder
+from vla.errors import InputError
+from vla.evaluation.summary import write_json
+from vla.policies.load import policy_for
+from vla.recording.protocol import Recorder
+from vla.recording.zarr_recorder import ZarrRecorder
+
+if TYPE_CHECKING:
+    import rerun as rr
+
+    from vla.control.stats import ControlStats
+
+STORE, RRD, NUMBERS = "episodes.zarr", "episode.rrd", "deploy.json"
+
+
+def deploy(
+    *,
+    robot: Robot,
+    policy: str,
+    instruction: str | None,
+    seconds: float,
+    loop: Mapping[str, Any],
+    dry_run: bool,
+    view: bool,
+    out: str,
+) -> None:
+    """Runs the loop for `seconds` [s], then writes numbers, page, episode and Rerun file into the folder `out`.
+
+    The enter key, SIGINT, SIGTERM and SIGUSR1 stop the arm. With `dry_run` nothing is sent to it. The embodiments are
+    compared before the robot is connected. Raises InputError where they differ, for options that do not fit, for a
+    policy that cannot be loaded, and for a store of another embodiment.
+    """
+    told = instruction or getattr(robot, "instruction", None)
+    if not told:
+        raise InputError("say what to do: instruction='pick up the red cube'")
+    if seconds <= 0:
+        raise InputError(f"seconds must be above 0, not {seconds:g}")
+    config, body, folder = LoopConfig(**loop), robot.embodiment, Path(out)
+    moved: Robot = robot
+    if dry_run:
+        # An arm that is told nothing does not stay behind.
+        moved, config = DryRun(robot), replace(config, stall=float("inf"))
+    with ExitStack() as stack:
+        inference = ProcessInference(partial(policy_for, policy, body))
+        stack.callback(inference.close)
+        store = _store(folder, robot, stack)
+        stream = _stream(folder, view, stack)
+        recorders: list[Recorder] = [ZarrRecorder(store), _rerun(stream, robot)]
+        recording = Recording([] if dry_run else recorders, len(body.action))
+        recording.start(told, policy=policy, robot=type(robot).__name__)
+        success = False
+        try:
+            stop = EmergencyStop([any_key, lambda: "the task is met" if getattr(robot, "success", False) else None])
+            stats = ControlLoop(moved, inference, config, stop=stop, watch=recording).run(told, seconds)
+            success = bool(getattr(robot, "success", False))
+        finally:
+            recording.finish(success)
+    report = _report(stats, robot, policy, told, recording)
+    write_json(folder / NUMBERS, report)
+    page = control_page(folder, report, recording.trace, body)
+    print(_text(report))
+    print(f"open {page}, or: vla view {folder / STORE}")
+
+
+def _store(folder: Path, robot: Robot, stack: ExitStack) -> EpisodeStore:
+    path = str(folder / STORE)
+    if not open_folder(path).exists(""):
+        return stack.enter_context(EpisodeStore.create(path, robot.embodiment))
+    store = stack.enter_context(EpisodeStore.open(path, "a"))
+    store.embodiment.check(robot.embodiment)
+    return store
+
+
+def _stream(folder: Path, view: bool, stack: ExitStack) -> rr.RecordingStream:
+    """Rerun's viewer, or a file for it, which has its name when it is whole."""
+    import rerun as rr
+
+    stream = rr.RecordingStream("vla")
+    if view:
+        stream.spawn()
+        return stream
+    unfinished = folder / f".{RRD}.partial"
+    stream.save(unfinished)
+
+    def close() -> None:
+        stream.flush()
+        stream.disconnect()
+        unfinished.rename(folder / RRD)
+
+    stack.callback(close)
+    return stream
+
+
+def _rerun(stream: rr.RecordingStream, robot: Robot) -> Recorder:
+    from vla.recording.rerun_recorder import RerunRecorder
+
+    return RerunRecorder(stream, robot.embodiment)
+
+
+def _report(stats: ControlStats, robot: Robot, policy: str, instruction: str, recording: Recording) -> dict[str, Any]:
+    return {
+        "policy": policy,
+        "robot": type(robot).__name__,
+        "instruction": instruction,
+        "success": getattr(robot, "success", None),
+        "steps": recording.steps,
+        "recorders_failed": recording.failed,
+        **stats.to_dict(),
+    }
+
+
+def _text(report: Mapping[str, Any]) -> str:
+    lines = [f"{report['instruction']}: {report['reason']}"]
+    if report["success"] is False:
+        lines[0] += ", the task is not met"
+    lines.append(f"{report['rate']:.1f} commands a second, {report['missed']} missed deadlines")
+    lines.append(f"{'ms':10}{'median':>9}{'99 %':>9}{'most':>9}")
+    for name in ("observe", "infer", "command", "jitter"):
+        values = (1000 * report[name][key] for key in ("p50", "p99", "max"))
+        lines.append(f"{name:10}" + "".join(f"{value:9.2f}" for value in values))
+    clamps = ", ".join(f"{name} {count}" for name, count in report["clamps"].items()) or "none"
+    lines.append(
+        f"{report['chunks']} chunks, {report['invalid']} invalid; stale {100 * report['stale']:.0f} %, "
+        f"held {report['holds']} of {report['ticks']} ticks; clamps: {clamps}; faults: {report['faults']}"
+    )
+    return "\n".join(lines + [f"not recorded: {reason}" for reason in report["recorders_failed"]])
