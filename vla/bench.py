@@ -14,7 +14,9 @@ BENCHMARKS = {
     "rollout": "vla.benchmarks.rollout:bench_rollout",
     "train": "vla.benchmarks.train:bench_train",
     "memory": "vla.benchmarks.memory:bench_memory",
+    "inference": "vla.benchmarks.inference:bench_inference",
     "ablation": "vla.benchmarks.ablation:bench_ablation",
+    "control": "vla.benchmarks.control:bench_control",
 }
 
 

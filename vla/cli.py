@@ -77,6 +77,18 @@ COMMANDS = {
             "vla eval policy=outputs/train seeds=0:200 'merge=[outputs/a,outputs/b]' out=outputs/all",
         ),
     ),
+    "deploy": Command(
+        "a policy on a robot, or on a simulated one in wall-clock time",
+        "vla.deploy:deploy",
+        "The arm is kept within position, velocity and acceleration limits, and comes to rest however the run ends.\n"
+        "Enter, ctrl-C, SIGTERM and SIGUSR1 stop it.",
+        (
+            "vla deploy policy=outputs/train",
+            "vla deploy robot=so101 robot.port=/dev/ttyACM0 policy=outputs/train instruction='pick up the red cube'",
+            "vla deploy policy=ws://gpu-host:8000 dry_run=true",
+        ),
+        verbatim=("instruction",),
+    ),
     "serve": Command(
         "a policy for robots elsewhere, over openpi's WebSocket protocol",
         "vla.serve:serve",
@@ -101,6 +113,32 @@ COMMANDS = {
         ),
         positional=("benchmark",),
         verbatim=("predictions", "references", "json"),
+    ),
+    "benchmark": Command(
+        "a model's answers to a vision-language benchmark, and their scores",
+        "vla.benchmark:benchmark",
+        "Asks the official prompts over the official files of VQAv2, TextVQA, DocVQA, ChartQA, MME, MMBench,\n"
+        "SEED-Bench, MMMU, MathVista, OCRBench, CHAIR and POPE, and scores the answers as `vla score` does. A run\n"
+        "that was cut off goes on.",
+        (
+            "vla benchmark pope data=data/pope policy=outputs/train",
+            "vla benchmark docvqa data=data/docvqa policy=hosted:gpt-4o limit=200 out=outputs/gpt-4o",
+        ),
+        positional=("benchmark",),
+        verbatim=("data", "policy"),
+    ),
+    "probe": Command(
+        "what a model sees, counts and makes up, against the simulator's truth",
+        "vla.probe:probe",
+        "Objects that are there and that are not, captions, counting, spatial relations, fine detail, and the gap\n"
+        "between images and texts: a table with 95 % bootstrap intervals beside the same without a picture, and a\n"
+        "page with curves and the worst answers.",
+        (
+            "vla probe policy=outputs/train",
+            "vla probe policy=nano 'probes=[pope-sim,counting]' n=200 json=outputs/probe.json",
+            "vla probe policy=hosted:gpt-4o n=50",
+        ),
+        verbatim=("policy", "json"),
     ),
     "compare": Command(
         "two evaluations on the same scenes: which policy is better, if one is",
@@ -180,6 +218,15 @@ COMMANDS = {
         "Uploads weights, configuration, processor and tokenizer, LeRobot's files and a card of what it drives; what\n"
         "resumes a training stays here. dry_run=true prints the files and the card, and uploads nothing.",
         ("vla push policy=outputs/train repo=user/name dry_run=true", "vla push repo=user/name license=apache-2.0"),
+    ),
+    "so101-sim": Command(
+        "a simulated SO-101 on a serial port, for LeRobot's own driver and tools",
+        "vla.so101_sim:so101_sim",
+        "Six servos as LeRobot's SO101Follower drives them, in real time, and cameras for its zmq reader. Prints the\n"
+        "arguments for LeRobot's tools. Lines typed while it runs bring faults: mute 3, overload 2, corrupt 0.1,\n"
+        "drop 0.1, slow 0.02, unplug, plug, heal.",
+        ("vla so101-sim", "vla so101-sim task=stack seed=3 out=outputs/arm image_size=256 camera_port=5600"),
+        verbatim=("out",),
     ),
     "doctor": Command(
         "say what this machine lacks and how to get it",

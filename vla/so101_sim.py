@@ -23,7 +23,7 @@ FAULTS = "mute ID | overload ID | corrupt P | drop P | slow SECONDS | unplug | p
 
 
 def so101_sim(
-    *, task: str, seed: int, out: str, calibrated: bool, image_size: int, camera_port: int | None, fps: float
+    *, task: str, seed: int, out: str, calibrated: bool, image_size: int, camera_port: int, fps: float
 ) -> None:
     """Runs the arm in the scene of `seed` until ctrl-C or SIGTERM; lines on the standard input bring faults (FAULTS).
 
@@ -47,7 +47,7 @@ def so101_sim(
         folder.mkdir(parents=True, exist_ok=True)
         if calibrated:
             _write(folder / f"{NAME}.json", json.dumps(arm.calibrate(), indent=4))
-        if camera_port is not None:
+        if camera_port:
             stack.enter_context(CameraStream(arm, camera_port, fps))
         port = stack.enter_context(ServoPort(arm, folder / "port"))
         print(f"scene {seed}: {info['instruction']}")
@@ -64,7 +64,7 @@ def so101_sim(
             print(f"ended; {port.skipped:.2f} s of simulation left out for want of time")
 
 
-def connection(folder: Path, cameras: tuple[str, ...], size: int, camera_port: int | None, fps: float) -> str:
+def connection(folder: Path, cameras: tuple[str, ...], size: int, camera_port: int, fps: float) -> str:
     """The arguments by which LeRobot's tools find the arm."""
     lines = [
         "--robot.type=so101_follower",
@@ -72,7 +72,7 @@ def connection(folder: Path, cameras: tuple[str, ...], size: int, camera_port: i
         f"--robot.id={NAME}",
         f"--robot.calibration_dir={folder.absolute()}",
     ]
-    if camera_port is not None:
+    if camera_port:
         each = (
             f"{name}: {{type: zmq, server_address: 127.0.0.1, port: {camera_port}, camera_name: {name}, "
             f"width: {size}, height: {size}, fps: {fps:.0f}}}"
