@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 
+from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.hub import fetch
 from vla.policies.protocol import Policy
@@ -51,6 +53,37 @@ def load_policy(name: str) -> Callable[[gymnasium.Env[Any, Any]], Policy]:
         policy = serve()
         return lambda env: policy
     return lambda env: serve(env.unwrapped.embodiment.name)  # type: ignore[attr-defined]
+
+
+def policy_for(name: str, body: Embodiment) -> Policy:
+    """The policy `name` for a robot; a checkpoint decodes by its engine, in bf16 on a GPU.
+
+    Raises InputError for the expert, which only knows simulations, and for a policy of another embodiment.
+    """
+    if name == "expert":
+        raise InputError("the expert knows simulated scenes only: deploy a checkpoint")
+    if name == "hold" or name.startswith((LEROBOT, *REMOTE)):
+        policy = load_policy(name)(_Robot(body))  # type: ignore[arg-type]
+    else:
+        folder = checkpoint(name)
+        import torch
+
+        from vla.policies.vla import VlaPolicy
+
+        policy = VlaPolicy.load(folder, body.name, "bfloat16" if torch.cuda.is_available() else "float32")
+    policy.embodiment.check(body)
+    return policy
+
+
+@dataclass(frozen=True)
+class _Robot:
+    """As much of an environment as a policy is made for."""
+
+    embodiment: Embodiment
+
+    @property
+    def unwrapped(self) -> _Robot:
+        return self
 
 
 def checkpoint(name: str) -> Path:

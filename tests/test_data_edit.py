@@ -219,7 +219,8 @@ def test_rename_of_robot_and_cameras_keeps_the_pictures(build: Callable[..., Pat
     path = build(codec="jpeg")
     before = list(EpisodeStore.open(path))
     assert (
-        run("rename", path, "robot=left arm", "cameras={front: wrist, wrist: front}", "instructions={reach: go}") == 0
+        run("rename", path, "embodiment=left arm", "cameras={front: wrist, wrist: front}", "instructions={reach: go}")
+        == 0
     )
     store = EpisodeStore.open(path)
     assert (store.embodiment.name, store.embodiment.cameras) == ("left arm", ("wrist", "front"))

@@ -86,7 +86,7 @@ TYPES: dict[str, tuple[Any, str]] = {
     "max_steps": (int, "a whole number"),
     "parts": (dict[str, float], "names with their shares: 'parts={train: 0.9, test: 0.1}'"),
     "seed": (int, "a whole number"),
-    "robot": (str, "a name"),
+    "embodiment": (str, "a name"),
     "cameras": (dict[str, str], "names: 'cameras={old: new}'"),
     "instructions": (dict[str, str], "texts: 'instructions={old words: new words}'"),
     "repair": (bool, "true or false"),

@@ -16,11 +16,11 @@ from vla.serving.server import PolicyServer, check_host
 def serve(
     *,
     policy: str,
-    robot: str | None,
+    embodiment: str | None,
     host: str,
     port: int,
     key_file: str | None,
-    cameras: Mapping[str, str],
+    cameras: Mapping[str, str] | None,
     state: Sequence[str],
     prompt: str,
     max_clients: int,
@@ -35,9 +35,9 @@ def serve(
     check_host(host, key)
     from vla.policies.vla import VlaPolicy
 
-    loaded = VlaPolicy.load(checkpoint(policy), robot or "")
-    spec = loaded.model.processor.robot(robot or "")
-    keys = Keys.of(loaded.embodiment, cameras, state, prompt)
+    loaded = VlaPolicy.load(checkpoint(policy), embodiment or "")
+    spec = loaded.model.processor.robot(embodiment or "")
+    keys = Keys.of(loaded.embodiment, cameras or {}, state, prompt)
 
     async def run() -> None:
         server = PolicyServer(

@@ -51,25 +51,25 @@ def edit(
 def rename(
     path: str,
     *,
-    robot: str | None = None,
+    embodiment: str | None = None,
     cameras: Mapping[str, str] | None = None,
     instructions: Mapping[str, str] | None = None,
 ) -> None:
-    """Gives the embodiment of the store at `path` another name (`robot`), and others, {old: new}, to cameras and to
-    instructions wherever they stand: of episodes, paraphrases and sub-tasks.
+    """Gives the embodiment of the store at `path` another name (`embodiment`), and others, {old: new}, to cameras and
+    to instructions wherever they stand: of episodes, paraphrases and sub-tasks.
 
     Raises InputError when an old name is not there or a new camera is taken.
     """
-    if not (robot or cameras or instructions):
-        raise InputError("say what to rename: robot=…, cameras={old: new}, instructions={old: new}")
-    if robot or cameras:
+    if not (embodiment or cameras or instructions):
+        raise InputError("say what to rename: embodiment=…, cameras={old: new}, instructions={old: new}")
+    if embodiment or cameras:
         with changing(path) as (old, new):
-            embodiment = renamed(old.embodiment, robot or old.embodiment.name, cameras or {})
+            body = renamed(old.embodiment, embodiment or old.embodiment.name, cameras or {})
             changes = reworded(old.records, instructions or {})
-            with EpisodeStore.create(new, embodiment, old.codec, old.provenance) as store:
+            with EpisodeStore.create(new, body, old.codec, old.provenance) as store:
                 for index in tqdm(range(len(old)), desc="copy", unit="episode", leave=False):
                     store.append_from(old, index, cameras, **changes.get(index, {}))
-        print(f"{path}: {embodiment.name} with cameras {', '.join(embodiment.cameras)}")
+        print(f"{path}: {body.name} with cameras {', '.join(body.cameras)}")
     else:
         # What is said of episodes is in the index alone.
         with EpisodeStore.open(path, "a") as store:

@@ -39,7 +39,7 @@ class LeRobotRobot:
         self,
         *,
         type: str,
-        options: Mapping[str, Any],
+        options: Mapping[str, Any] | None,
         embodiment: Embodiment,
         limits: Limits,
         keys: Sequence[str],
@@ -54,7 +54,7 @@ class LeRobotRobot:
             raise InputError(f"keys, scale and offset must have a value for each of {embodiment.action}")
         if not np.all(np.isfinite(self._offset)) or not np.all(np.isfinite(self._scale) & (self._scale != 0)):
             raise InputError("scale and offset must be finite, and scale not 0")
-        self._type, self._options, self._relax_on_exit = type, dict(options), relax_on_exit
+        self._type, self._options, self._relax_on_exit = type, dict(options or {}), relax_on_exit
         self._low, self._high = np.array(embodiment.action_low), np.array(embodiment.action_high)
         self._robot: Any = None
         self._bus: Any = None
@@ -229,7 +229,7 @@ def so101(
     port: str,
     id: str,
     calibration_dir: str | None,
-    cameras: Mapping[str, Mapping[str, Any]],
+    cameras: Mapping[str, Mapping[str, Any]] | None,
     control_hz: float,
     velocity: float,
     acceleration: float,
@@ -246,7 +246,7 @@ def so101(
     low, high = (tuple(float(ranges[joint][end]) for joint in JOINTS) for end in (0, 1))
     names = tuple(f"{joint} [rad]" for joint in JOINTS)
     opening = high[-1] - low[-1]
-    joints = len(JOINTS)
+    joints, cameras = len(JOINTS), cameras or {}
     return LeRobotRobot(
         type="so101_follower",
         options={"port": port, "id": id, "calibration_dir": calibration_dir, "cameras": cameras, "use_degrees": True},

@@ -43,6 +43,7 @@ class SimRobot:
     def __enter__(self) -> SimRobot:
         self._env.reset(seed=self._seed)
         self._targets = self._env.scene.data.qpos[: self._env.scene.joints].copy()
+        self._env.capture()  # the first picture takes long
         self._until, self._ahead = time.monotonic(), 0.0
         return self
 
