@@ -13,7 +13,6 @@ from vla.types import ActionChunk, Observation
 
 
 @runtime_checkable
-@runtime_checkable
 class Policy(Protocol):
     """A policy for one embodiment. `reset` forgets the episode; `predict` is called once a chunk."""
 
@@ -40,4 +39,23 @@ class BatchPolicy(Protocol):
         self, observations: Sequence[Observation], *, prefix: Float[np.ndarray, "b k a"] | None = None
     ) -> list[ActionChunk | None]:
         """`predict` for each observation; `prefix` as there, of one length k for all."""
+        ...
+
+
+@runtime_checkable
+class GuidedPolicy(BatchPolicy, Protocol):
+    """One whose chunks can be drawn to the old ones also beyond the prefix (real-time chunking's soft mask)."""
+
+    @property
+    def guides(self) -> bool: ...
+
+    def predict_batch(
+        self,
+        observations: Sequence[Observation],
+        *,
+        prefix: Float[np.ndarray, "b k a"] | None = None,
+        beyond: Float[np.ndarray, "b m a"] | None = None,
+        vjp: bool = False,
+    ) -> list[ActionChunk | None]:
+        """`beyond` are the old chunk's m actions after the prefix; `vjp` as in `vla.actions.guidance.Guide`."""
         ...

@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from vla.embodiment import Embodiment
 from vla.errors import InputError
+from vla.inference.engine import Engine
 from vla.model import VLA
 from vla.types import ActionChunk, Observation
 
@@ -19,16 +20,19 @@ class VlaPolicy:
 
     `embodiment` names which of the checkpoint's robots it drives. Raises InputError, naming those that there are, when
     it drives none of that name, or several and none is named.
+
+    `engine` is the precision of a `vla.inference.engine.Engine` that decodes; None: the model itself does.
     """
 
-    def __init__(self, model: VLA, embodiment: str = "") -> None:
+    def __init__(self, model: VLA, embodiment: str = "", engine: str | None = None) -> None:
         if not model.processor.robots:
             raise InputError("this checkpoint has no action head: train it on demonstrations first (vla train)")
         self._model, self._robot = model.eval(), model.processor.robot(embodiment)
+        self._decoder = model if engine is None else Engine(model, engine)
 
     @classmethod
-    def load(cls, checkpoint: str | Path, embodiment: str = "") -> VlaPolicy:
-        return cls(VLA.load(Path(checkpoint)), embodiment)
+    def load(cls, checkpoint: str | Path, embodiment: str = "", engine: str | None = None) -> VlaPolicy:
+        return cls(VLA.load(Path(checkpoint)), embodiment, engine)
 
     @property
     def embodiment(self) -> Embodiment:
@@ -37,6 +41,12 @@ class VlaPolicy:
     @property
     def model(self) -> VLA:
         return self._model
+
+    @property
+    def guides(self) -> bool:
+        """Whether its chunks come from a flow, which can be guided."""
+        head = self._model.processor.head
+        return head is not None and head.regression is not None and head.regression.reads_cache
 
     def reset(self) -> None:
         """Nothing is remembered between chunks."""
@@ -48,18 +58,21 @@ class VlaPolicy:
         return self.predict_batch([observation], prefix=None if prefix is None else prefix[None])[0]
 
     def predict_batch(
-        self, observations: Sequence[Observation], *, prefix: Float[np.ndarray, "b k a"] | None = None
+        self,
+        observations: Sequence[Observation],
+        *,
+        prefix: Float[np.ndarray, "b k a"] | None = None,
+        beyond: Float[np.ndarray, "b m a"] | None = None,
+        vjp: bool = False,
     ) -> list[ActionChunk | None]:
-        """See `BatchPolicy.predict_batch`."""
+        """See `BatchPolicy` and `GuidedPolicy`."""
         processor = self._model.processor
         forced = 0 if prefix is None else prefix.shape[1]
         if forced >= self._robot.horizon:
             raise InputError(f"a prefix of {forced} actions leaves nothing of a chunk of {self._robot.horizon}")
-        given = None
-        if prefix is not None:
-            pairs = zip(prefix, observations, strict=True)
-            given = np.stack([self._robot.normalize_actions(actions, o.state) for actions, o in pairs])
-        said, points = self._model.generate_actions(processor.robot_prompt(observations, self._robot.name), given)
+        given, rest = (self._normalized(part, observations) for part in (prefix, beyond))
+        batch = processor.robot_prompt(observations, self._robot.name)
+        said, points = self._decoder.generate_actions(batch, given, beyond=rest, vjp=vjp)
         chunks: list[ActionChunk | None] = []
         for i, (normalized, observation) in enumerate(zip(said, observations, strict=True)):
             if normalized is None:
@@ -71,3 +84,11 @@ class VlaPolicy:
             where = points[i] if self._robot.points else None
             chunks.append(ActionChunk(actions, observation.time, 1 / self.embodiment.control_hz, where))
         return chunks
+
+    def _normalized(
+        self, actions: Float[np.ndarray, "b k a"] | None, observations: Sequence[Observation]
+    ) -> Float[np.ndarray, "b k a"] | None:
+        if actions is None:
+            return None
+        pairs = zip(actions, observations, strict=True)
+        return np.stack([self._robot.normalize_actions(row, o.state) for row, o in pairs])

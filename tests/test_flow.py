@@ -104,8 +104,8 @@ def test_ten_euler_steps_from_noise_to_the_actions(monkeypatch: pytest.MonkeyPat
     noise = torch.randn(3, HORIZON, WIDTH, generator=seed(7))
 
     def exact(x: Tensor, time: Tensor, *rest: object) -> Tensor:
-        times.append(time[0].item())
-        at = time[:, None, None]
+        times.append(time[0, -1].item())
+        at = time[..., None]
         torch.testing.assert_close(x, at * noise + (1 - at) * actions)  # the straight path
         return noise - actions
 
@@ -161,7 +161,7 @@ def test_what_the_mask_leaves_out_contributes_nothing(adaptive: bool) -> None:
     samples = model.sample(prefix, prefix_mask, mask)
     assert (samples[~mask] == 0).all() and (samples[mask] != 0).all()
     # The steps before an episode's end see nothing of those after it.
-    noisy, time = torch.randn(3, HORIZON, WIDTH), torch.rand(3)
+    noisy, time = torch.randn(3, HORIZON, WIDTH), torch.rand(3, 1).expand(-1, HORIZON)
     other = torch.where(mask, noisy, 9.0)
     ours, theirs = (model(x, time, prefix, prefix_mask, mask) for x in (noisy, other))
     assert torch.equal(ours[mask], theirs[mask])
@@ -169,7 +169,7 @@ def test_what_the_mask_leaves_out_contributes_nothing(adaptive: bool) -> None:
 
 def test_padding_of_the_prefix_changes_nothing() -> None:
     model, (prefix, mask) = head(), context()
-    noisy, time = torch.randn(3, HORIZON, WIDTH), torch.rand(3)
+    noisy, time = torch.randn(3, HORIZON, WIDTH), torch.rand(3, 1).expand(-1, HORIZON)
     plain = model(noisy, time, prefix, mask, everything())
     padded = [tuple(torch.cat([torch.randn(3, GROUPS, 2, HEAD) * 9, t], 2) for t in pair) for pair in prefix]
     left = torch.nn.functional.pad(mask, (2, 0), value=False)
@@ -190,7 +190,7 @@ def test_adaptive_layers_start_by_adding_nothing() -> None:
     expert = Expert(24, LAYERS, heads=4, kv_heads=GROUPS, head_dim=HEAD, mlp_size=48, adaptive=True)
     prefix, mask = context()
     tokens, seen = torch.randn(3, HORIZON, 24), torch.ones(3, HORIZON, dtype=torch.bool)
-    hidden = expert(tokens, seen, torch.ones(HORIZON, dtype=torch.long), prefix, mask, torch.randn(3, 24))
+    hidden = expert(tokens, seen, torch.ones(HORIZON, dtype=torch.long), prefix, mask, torch.randn(3, HORIZON, 24))
     torch.testing.assert_close(hidden, torch.nn.functional.rms_norm(tokens, (24,), eps=1e-6))
 
 

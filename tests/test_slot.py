@@ -11,6 +11,7 @@ import pytest
 from jaxtyping import Float
 from toy_env import ROBOT, ToyEnv
 
+from vla.errors import InputError
 from vla.evaluation.rollout import run_trials
 from vla.evaluation.slot import Slot
 from vla.evaluation.summary import summarize
@@ -113,6 +114,27 @@ def test_the_prefix_of_steps_ends_with_no_step() -> None:
     list(run_trials(lambda: env, lambda _: clock, iter([Trial(50, delay=0.3, execution="rtc")]), parallel=1, execute=3))
     assert clock.prefixes[1] == [[0, 3], [0, 0], [0, 0]]
     assert [tuple(action) for action in env.actions[3:7]] == [(0, 3), (0, 0), (0, 0), (3, 6)]
+
+
+def test_a_guided_policy_is_told_what_comes_after_the_prefix() -> None:
+    class Guided(Clock):
+        guides = True
+        told: list[tuple[int, int, bool]] = []
+
+        def predict_batch(
+            self, observations: Any, *, prefix: Any = None, beyond: Any = None, vjp: bool = False
+        ) -> list[ActionChunk | None]:
+            if beyond is not None:
+                self.told.append((prefix.shape[1], *beyond[0, :, 1].astype(int)[[0, -1]]))
+            return [self.predict(observation, prefix=None) for observation in observations]
+
+    policy = Guided(horizon=8)
+    trial = Trial(50, delay=0.2, execution="guided-vjp")
+    list(run_trials(Long, lambda _: policy, iter([trial]), parallel=1, execute=3))
+    # Asked at step 3 with the old chunk of 0 to 7: two are committed, and 5 to 7 come after them.
+    assert policy.told[0] == (2, 5, 7)
+    with pytest.raises(InputError, match="for flows"):
+        list(run_trials(Long, lambda _: Clock(), iter([trial]), parallel=1, execute=3))
 
 
 class Drawn(Long):

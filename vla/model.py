@@ -146,6 +146,11 @@ class VLA(nn.Module):
             losses = losses.masked_scatter(chosen, soft)
         return losses
 
+    def read(self, batch: Batch) -> Float[Tensor, "b l d"]:
+        """The last hidden states of prompts, which are on the model's device."""
+        embeds, vision = self._prefix(batch)
+        return self.backbone.hidden(embeds, batch.attention_mask, None, vision, batch.segments)[0]
+
     @torch.inference_mode()
     def generate_text(self, batch: Batch, max_tokens: int = 16) -> list[str]:
         """Greedy answers, up to `<eos>`; action rows cannot be chosen."""
@@ -166,13 +171,17 @@ class VLA(nn.Module):
 
     @torch.inference_mode()
     def generate_actions(
-        self, batch: Batch, given: Float[np.ndarray, "b k a"] | None = None
+        self,
+        batch: Batch,
+        given: Float[np.ndarray, "b k a"] | None = None,
+        beyond: Float[np.ndarray, "b m a"] | None = None,
+        vjp: bool = False,
     ) -> tuple[Chunks, Float[np.ndarray, "b p 2"]]:
         """The normalised chunk of each row, None where it is invalid, and the points that were said before: fractions
         of the image, below 0 for one not in it.
 
         Points are greedy, one coordinate after the other; actions are said as the head says them, the first k of them
-        `given`, normalised. All rows are of one robot (`Processor.robot_prompt`).
+        `given`, normalised; `beyond` and `vjp` as in `Asked`. All rows are of one robot (`Processor.robot_prompt`).
         """
         processor = self.processor
         if processor.head is None:
@@ -198,7 +207,8 @@ class VLA(nn.Module):
         told = self._told(batch, point_features(F.pad(points, (0, 0, 0, unsaid), value=-1)))
         situation = self.situation(told)[:, None] if processor.head.slots else None
         ask = partial(self._ask, decoding, batch, situation)
-        chunks = processor.head.decode(Asked(decoding, robot, told, ask, given, getattr(self, "regressor", None)))
+        module = getattr(self, "regressor", None)
+        chunks = processor.head.decode(Asked(decoding, robot, told, ask, given, module, beyond, vjp))
         return chunks, ((points + 0.5) / POINT_SCALE).cpu().numpy()
 
     def _decoding(self, batch: Batch) -> Decoding:

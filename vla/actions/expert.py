@@ -55,7 +55,7 @@ class Expert(nn.Module):
         blocks: Int[Tensor, "n"],
         prefix: Sequence[tuple[Float[Tensor, "b g m e"], Float[Tensor, "b g m e"]]],
         prefix_mask: Bool[Tensor, "b m"],
-        condition: Float[Tensor, "b w"] | None = None,
+        condition: Float[Tensor, "b n w"] | None = None,
     ) -> Float[Tensor, "b n w"]:
         """A token looks at the prefix, and at the tokens that are `seen` of its own block and those before.
 
@@ -102,7 +102,7 @@ class ExpertLayer(nn.Module):
         values: Float[Tensor, "b g m e"],
         mask: Bool[Tensor, "b 1 n k"],
         rotation: tuple[Float[Tensor, "b 1 n e"], Float[Tensor, "b 1 n e"]],
-        condition: Float[Tensor, "b w"] | None,
+        condition: Float[Tensor, "b n w"] | None,
     ) -> Float[Tensor, "b n w"]:
         x, gate = self.before_attention(tokens, condition)
         query, key, value = (
@@ -132,14 +132,14 @@ class AdaptiveNorm(nn.Module):
             nn.init.zeros_(self.modulation.bias)
 
     def forward(
-        self, x: Float[Tensor, "b n w"], condition: Float[Tensor, "b w"] | None
-    ) -> tuple[Float[Tensor, "b n w"], Float[Tensor, "b 1 w"] | float]:
+        self, x: Float[Tensor, "b n w"], condition: Float[Tensor, "b n w"] | None
+    ) -> tuple[Float[Tensor, "b n w"], Float[Tensor, "b n w"] | float]:
         """The norm, and what to multiply the branch after it with."""
         # In the weights' precision: autocast leaves it to the tokens', and takes a slow path.
         normed = self.norm(x if self.norm.weight is None else x.to(self.norm.weight.dtype))
         if self.modulation is None or condition is None:
             return normed, 1.0
-        scale, shift, gate = self.modulation(condition)[:, None].chunk(3, -1)
+        scale, shift, gate = self.modulation(condition).chunk(3, -1)
         return normed * (1 + scale) + shift, gate
 
 

@@ -161,8 +161,8 @@ def ours(shape: Shape, data: str) -> tuple[VLA, Mixture]:
     return model, Mixture({"robot": demonstrations.windows(shape.chunk)}, {"robot": 1.0}, seed=0)
 
 
-def save_for_lerobot(shape: Shape, data: str, folder: Path) -> None:
-    """What LeRobot loads from a hub otherwise: the configuration, the tokenizer of text and that of actions."""
+def save_for_lerobot(shape: Shape, data: str | None, folder: Path) -> None:
+    """What LeRobot loads from a hub otherwise: the configuration, the tokenizer of text and, of `data`, of actions."""
     from transformers import AutoConfig, PreTrainedTokenizerFast
 
     fast = shape.policy == "pi0_fast"
@@ -179,7 +179,8 @@ def save_for_lerobot(shape: Shape, data: str, folder: Path) -> None:
     )
     if fast:
         tokenizer.save_pretrained(folder)
-        _train_fast(shape, data, folder)
+        if data is not None:
+            _train_fast(shape, data, folder)
         return
     from transformers import SmolVLMImageProcessor, SmolVLMProcessor
     from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor

@@ -16,7 +16,7 @@ from vla.errors import InputError
 from vla.evaluation.intervals import wilson
 from vla.evaluation.slot import Slot
 from vla.evaluation.trial import Result, Trial, crashed
-from vla.policies.protocol import BatchPolicy, Policy
+from vla.policies.protocol import BatchPolicy, GuidedPolicy, Policy
 from vla.recording.protocol import Recorder
 
 MakeEnv = Callable[..., gymnasium.Env[Any, Any]]
@@ -109,6 +109,8 @@ class _Seat:
             policy = self._policy_for(self._env)
             self.slot = self._place(self._env, policy)
             policy.embodiment.check(self._env.unwrapped.embodiment)  # type: ignore[attr-defined]
+            if "guided" in trial.execution and not (isinstance(policy, GuidedPolicy) and policy.guides):
+                raise InputError(f"execution {trial.execution} is for flows: this policy's chunks come from none")
         except BaseException:
             self.close()
             raise
@@ -137,11 +139,12 @@ class _Seat:
 
 def _predict(slots: Sequence[Slot]) -> dict[int, str]:
     """Asks each policy for a chunk; a batch policy that serves several slots is asked once. The tracebacks by slot."""
-    shared: dict[tuple[int, int], list[Slot]] = {}
+    shared: dict[tuple[Any, ...], list[Slot]] = {}
     crashes: dict[int, str] = {}
     for slot in slots:
-        prefix = slot.prefix
-        shared.setdefault((id(slot.policy), 0 if prefix is None else len(prefix)), []).append(slot)
+        prefix, guide = slot.prefix, slot.guide
+        alike = 0 if prefix is None else len(prefix), len(guide.get("beyond", ())), guide.get("vjp")
+        shared.setdefault((id(slot.policy), *alike), []).append(slot)
     for group in shared.values():
         policy = group[0].policy
         for batch in [group] if isinstance(policy, BatchPolicy) else [[slot] for slot in group]:
@@ -154,7 +157,9 @@ def _ask(policy: Policy, slots: Sequence[Slot], crashes: dict[int, str]) -> None
     try:
         if isinstance(policy, BatchPolicy):
             given = np.stack(prefixes) if prefixes else None
-            chunks = policy.predict_batch([slot.observation for slot in slots], prefix=given)
+            guides = [slot.guide for slot in slots]
+            more = guides[0] and guides[0] | {"beyond": np.stack([guide["beyond"] for guide in guides])}
+            chunks = policy.predict_batch([slot.observation for slot in slots], prefix=given, **more)
         else:
             chunks = [policy.predict(slots[0].observation, prefix=prefixes[0] if prefixes else None)]
     except Exception:

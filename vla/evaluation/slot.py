@@ -8,9 +8,12 @@ Simulated time goes on for the d = ceil(delay / period) steps that the policy th
 | chunked   | the old chunk goes on, then is held      | at the action of the present step: d are skipped   |
 | rtc       | the same                                 | there too, after d actions that it was given: the  |
 |           |                                          | committed ones, as `predict(prefix=...)`           |
+| guided,   | the same                                 | the same; those after are drawn to the old chunk's |
+| guided-vjp|                                          | (a flow's: `vla.actions.guidance`)                 |
 
-rtc is real-time chunking (Black et al. 2025, arXiv 2506.07339) as far as the policy honours a prefix. Without a delay
-the three are one. The policy is asked `execute` steps after it was asked last, or as soon as it is free again.
+rtc and guided are real-time chunking (Black et al. 2025, arXiv 2506.07339), as far as the policy honours a prefix.
+Without a delay all are one. The policy is asked `execute` steps after it was asked last, or as soon as it is free
+again.
 """
 
 from __future__ import annotations
@@ -99,11 +102,18 @@ class Slot:
     @property
     def prefix(self) -> Float[np.ndarray, "k a"] | None:
         """The actions that are carried out before the chunk asked for now can begin."""
-        if self.trial.execution != "rtc" or not self._late:
+        if self.trial.execution in ("naive", "chunked") or not self._late:
             return None
         rest = self._rest()[: self._late]
         held = np.where(self._stays, rest[-1], 0.0)
         return np.concatenate([rest, np.repeat(held[None], self._late - len(rest), axis=0)])
+
+    @property
+    def guide(self) -> dict[str, Any]:
+        """The old chunk's actions after the prefix, where the new one is to be guided by them and there are any."""
+        if "guided" not in self.trial.execution or not self._late or not len(beyond := self._rest()[self._late :]):
+            return {}
+        return {"beyond": beyond, "vjp": self.trial.execution == "guided-vjp"}
 
     def take(self, chunk: ActionChunk | None) -> None:
         """What the policy says to the present observation."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-EXECUTIONS = ("naive", "chunked", "rtc")
+EXECUTIONS = ("naive", "chunked", "rtc", "guided", "guided-vjp")
 Key = tuple[str, str, float, int]
 
 

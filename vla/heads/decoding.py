@@ -20,7 +20,8 @@ class Decoding:
         self.backbone, self.mask, self._vision = backbone, mask, vision
         self.hidden, self.cache = backbone.hidden(embeds, mask, backbone.new_cache(), vision)
 
-    def next_logits(self) -> Float[Tensor, "b v"]:
+    def next_logits(self) -> Any:
+        """(b v) of the next token; to be indexed by row, as an engine computes only what is chosen."""
         return self.backbone.logits(self.hidden[:, -1])
 
     def extend(self, embeds: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vla.actions.expert import Expert
 from vla.actions.flow import FlowHead, sample_time
+from vla.actions.guidance import Guide
 from vla.batch import Batch
 from vla.errors import InputError
 from vla.heads.bins import BinsHead
@@ -31,7 +32,8 @@ class FlowMatchingHead:
     `insulate`: the expert's loss does not reach the backbone, which learns to say the same chunk in `tokens` ("fast",
     with its `tokenizer`, or "bins"); the expert reads what comes before them. `width` is the expert's, 3/4 of the
     backbone's where none is given (SmolVLA). `adaptive`: time enters through the expert's norms (pi0.5); if not, into
-    each action (pi0), which learns faster at the start.
+    each action (pi0), which learns faster at the start. `continues`: it learns to go on from actions under way that
+    it is told as they are (training-time real-time chunking), where other flows are put right at each step.
     """
 
     reads_cache, weight = True, 4.0
@@ -44,8 +46,11 @@ class FlowMatchingHead:
         tokenizer: Mapping[str, Any] | None = None,
         width: int | None = None,
         adaptive: bool = False,
+        continues: bool = False,
     ) -> None:
         settings: dict[str, Any] = {"kind": "flow", "insulate": insulate, "width": width, "adaptive": adaptive}
+        settings |= {"continues": True} if continues else {}
+        self._continues = continues
         self._insulate, self._width, self._adaptive, self._vocabulary = insulate, width, adaptive, vocabulary
         self._tokens: BinsHead | FastHead | None = None
         if insulate:
@@ -70,7 +75,7 @@ class FlowMatchingHead:
         given: int,
         rng: np.random.Generator | None,
     ) -> Target:
-        """Actions under way are learned like the others: in decoding they are put where the flow would have them."""
+        """Actions under way are learned like the others, but where the head `continues`."""
         said = Target([], []) if self._tokens is None else self._tokens.target(robot, actions, inside, given, rng)
         return Target(said.inputs, said.labels, inside)
 
@@ -81,7 +86,7 @@ class FlowMatchingHead:
         layers, heads, size = _shape_of_cache(backbone)
         width = self._width or backbone.hidden_size * 3 // 8 * 2
         expert = Expert(width, layers, heads, heads, size, 3 * width, self._adaptive, _rope_theta(backbone))
-        return FlowHead(expert, self._vocabulary.horizon, self._vocabulary.width, told)
+        return FlowHead(expert, self._vocabulary.horizon, self._vocabulary.width, told, self._continues)
 
     def loss(
         self,
@@ -96,7 +101,8 @@ class FlowMatchingHead:
         before = torch.arange(length, device=batch.prefix.device) < batch.prefix[:, None]
         prefix = [(_repeated(keys[:, :, :length]), _repeated(values[:, :, :length])) for keys, values in cached]
         actions, before, mask, told = (_repeated(x) for x in (batch.actions, before, batch.regressed, told))
-        losses = module.loss(actions, prefix, before, mask, told, self._insulate, _drawn(batch))
+        given = _repeated(batch.given)
+        losses = module.loss(actions, prefix, before, mask, told, self._insulate, _drawn(batch), given)
         return losses.unflatten(0, (REPEATS, -1)).mean(0)
 
     def decode(self, asked: Asked) -> Chunks:
@@ -105,13 +111,23 @@ class FlowMatchingHead:
         mask = (torch.arange(module.action_width, device=device) < robot.width).expand(rows, robot.horizon, -1)
         drawn = torch.randn(mask.shape[1:], device="cpu", generator=torch.Generator().manual_seed(0))
         noise = drawn.to(device).expand(mask.shape)
-        given = None
-        if asked.given is not None:
-            given = torch.zeros(rows, asked.given.shape[1], module.action_width, device=device)
-            given[..., : robot.width] = torch.from_numpy(asked.given)
-        prefix = keys_values(asked.decoding.cache)
-        chunks = module.sample(prefix, asked.decoding.mask, mask, asked.told, given, noise)
-        return finite(chunks[..., : robot.width])
+
+        def wide(actions: Float[np.ndarray, "b k _"]) -> Float[Tensor, "b k a"]:
+            padding = ((0, 0), (0, 0), (0, module.action_width - robot.width))
+            return torch.from_numpy(np.pad(actions, padding)).to(device, torch.float32)
+
+        given = None if asked.given is None else wide(asked.given)
+        cached, before, told = keys_values(asked.decoding.cache), asked.decoding.mask, asked.told
+        if asked.beyond is None or not asked.vjp:
+            guide = None if asked.beyond is None else Guide(wide(asked.beyond), False)
+            return finite(module.sample(cached, before, mask, told, given, noise, guide=guide)[..., : robot.width])
+        with torch.inference_mode(False):
+            # Tensors of inference mode have no gradients; copies that are made outside of it may have.
+            cached = [(keys.clone(), values.clone()) for keys, values in cached]
+            given = None if asked.given is None else wide(asked.given)
+            guide, fresh = Guide(wide(asked.beyond), True), [x.clone() for x in (before, mask, told, noise)]
+            chunks = module.sample(cached, fresh[0], fresh[1], fresh[2], given, fresh[3], guide=guide)
+            return finite(chunks[..., : robot.width])
 
 
 def _drawn(batch: Batch) -> tuple[Float[Tensor, "r h a"], Float[Tensor, "r"]] | None:

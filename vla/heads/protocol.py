@@ -60,6 +60,9 @@ class Asked:
     ask: Callable[[Int[Tensor, "b m"], int], Float[Tensor, "b m d"]]
     given: Float[np.ndarray, "b k a"] | None
     module: nn.Module | None
+    beyond: Float[np.ndarray, "b m a"] | None = None
+    """The old chunk's actions after those given; only a flow is drawn to them (`vla.actions.guidance`)."""
+    vjp: bool = False
 
 
 Chunks = list[Float[np.ndarray, "h a"] | None]

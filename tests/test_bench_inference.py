@@ -1,0 +1,41 @@
+"""The benchmark of inference, small."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vla.benchmarks import inference
+from vla.benchmarks.inference import PARTS, Machine, bench_inference
+
+LEROBOT = {"nano": (), "smolvla tiny": ("lerobot smolvla",), "pi0 tiny": ("lerobot pi0_fast",)}
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow one, so that bounds are above what is measured, and nothing is measured for long."""
+    monkeypatch.setattr(Machine, "of", lambda *_: Machine(1e9, 1e12))
+    monkeypatch.setattr(inference, "WARM", 1)
+
+
+@pytest.mark.parametrize("name", LEROBOT)
+def test_each_part_is_measured_and_bounded(name: str) -> None:
+    table = bench_inference([name], calls=2)
+    ours = {row["part"]: row for row in table.rows if row["by"] == "vla float32"}
+    assert tuple(ours) == PARTS
+    assert all(0 < row["p50 ms"] <= row["p99 ms"] and row["bound ms"] > 0 for row in ours.values())
+    assert ours["total"]["bound ms"] == pytest.approx(sum(ours[part]["bound ms"] for part in PARTS[:-1]))
+    others = {row["by"] for row in table.rows} - {"vla float32"}
+    assert others == {"vla without an engine", "generate", *LEROBOT[name]}
+    assert [target.name for target in table.targets] == (["nano: time of generate / ours"] if name == "nano" else [])
+
+
+def test_bound_is_that_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With operations for nothing, int8 weights take a quarter of the time of float32 ones."""
+    monkeypatch.setattr(Machine, "of", lambda *_: Machine(1e9, 1e30))
+    bounds = {}
+    for precision in ("float32", "int8"):
+        rows = bench_inference(["nano bins"], precision, calls=1, others=False).rows
+        bounds[precision] = next(row["bound ms"] for row in rows if row["part"] == "decode")
+    assert 3.5 < bounds["float32"] / bounds["int8"] <= 4.0
+    assert torch.get_default_dtype() == torch.float32

@@ -1,0 +1,147 @@
+"""The models that `vla bench inference` measures: sizes of published ones, with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from vla.actions.expert import Expert
+from vla.actions.flow import FlowHead
+from vla.benchmarks.train_shapes import REAL, TINY, words
+from vla.benchmarks.train_shapes import Shape as Sizes
+from vla.chat import ChatFormat
+from vla.embodiment import Embodiment
+from vla.model import VLA
+from vla.normalize import QuantileNormalizer
+from vla.processor import Processor
+from vla.robot_spec import RobotSpec
+from vla.types import Observation
+from vla.vlm.backbone import Backbone
+from vla.vlm.build import build
+from vla.vlm.nano import nano, train_tokenizer
+
+TEXT = "pick up the red cube and put it into the bowl"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model for a robot of `cameras` cameras and `width` components, of chunks of `horizon` steps.
+
+    `tokens` are what transformers' `generate` and pi0-FAST say for a chunk. `expert` are the arguments of the expert's
+    layers where the published model's are not those of `head`. `lerobot` names LeRobot's policies of the same sizes.
+    """
+
+    name: str
+    head: Mapping[str, Any]
+    cameras: int
+    horizon: int
+    width: int
+    tokens: int
+    sizes: Sizes | None = None
+    backbone: Mapping[str, Any] = field(default_factory=dict)
+    expert: Mapping[str, int] = field(default_factory=dict)
+    lerobot: Sequence[str] = ()
+
+
+def _openvla() -> dict[str, Any]:
+    """SigLIP So400m at 224 pixels and Llama 2 7B (OpenVLA has DINOv2 besides, whose features go beside SigLIP's)."""
+    vision = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
+    language = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+    return {
+        "family": "composed",
+        "vision": {"model_type": "siglip_vision_model", "image_size": 224, "patch_size": 14, **vision},
+        "language": {"model_type": "llama", "vocab_size": 32064, "tie_word_embeddings": False, **language},
+        "image_size": 224,
+        "image_token_id": 3,
+        "attention": "sdpa",
+    }
+
+
+FLOW = {"kind": "flow"}
+PI0 = {"width": 1024, "heads": 8, "mlp_size": 4096}
+SHAPES = {
+    shape.name: shape
+    for shape in (
+        # As `vla train` makes it for the SO-101: 6 steps of 6 joints; both ways to say their bins.
+        Shape("nano", {"kind": "parallel"}, 2, 6, 6, 36),
+        Shape("nano bins", {"kind": "bins"}, 2, 6, 6, 36),
+        # A flow says no tokens: `generate` is given those that FAST takes for such a chunk, about one a step.
+        Shape("smolvla", FLOW, 2, 50, 6, 50, REAL[0], lerobot=("smolvla",)),
+        Shape("pi0", FLOW, 2, 50, 32, 50, REAL[1], expert=PI0, lerobot=("pi0", "pi0_fast")),
+        Shape("openvla", {"kind": "bins"}, 1, 1, 7, 7, backbone=_openvla()),
+        # For tests.
+        Shape("smolvla tiny", FLOW, 2, 16, 6, 8, TINY[0], lerobot=("smolvla",)),
+        Shape(
+            "pi0 tiny",
+            FLOW,
+            2,
+            16,
+            6,
+            8,
+            TINY[1],
+            expert={"width": 96, "heads": 4, "mlp_size": 192},
+            lerobot=("pi0_fast",),
+        ),
+    )
+}
+
+
+def make(shape: Shape, device: torch.device) -> VLA:
+    """The model on `device`, in float32."""
+    with torch.device(device):
+        torch.manual_seed(0)
+        robot = _robot(shape)
+        backbone, processor = _backbone(shape, robot)
+        model = VLA(backbone, processor)
+        if shape.expert:
+            flow: Any = model.regressor
+            plain, told = flow.expert, flow.state_width
+            sizes: dict[str, Any] = {
+                "layers": len(plain.layers),
+                "kv_heads": plain.kv_heads,
+                "head_dim": plain.head_dim,
+            }
+            model.regressor = FlowHead(Expert(**(sizes | dict(shape.expert))), shape.horizon, shape.width, told)
+    return model.to(device).eval()
+
+
+def _robot(shape: Shape) -> RobotSpec:
+    joints = tuple(f"joint{i} [rad]" for i in range(shape.width))
+    low, high = (-1.0,) * shape.width, (1.0,) * shape.width
+    cameras = tuple(f"camera{i}" for i in range(shape.cameras))
+    embodiment = Embodiment("bench", cameras, joints, joints, low, high, 20.0)
+    spread = QuantileNormalizer(low, high)
+    return RobotSpec(embodiment, shape.horizon, spread, spread, "none")
+
+
+def _backbone(shape: Shape, robot: RobotSpec) -> tuple[Backbone, Processor]:
+    if shape.sizes is None and not shape.backbone:
+        backbone, processor = nano(train_tokenizer([TEXT]))
+        return backbone, processor.with_robots([robot], shape.head, "numbers")
+    settings = dict(shape.backbone)
+    if (sizes := shape.sizes) is not None:
+        settings = {"family": sizes.model["model_type"], "model": sizes.model, "image_size": sizes.image_size}
+        settings |= {"image_token_id": 3, "mean": [0.5] * 3, "std": [0.5] * 3, "attention": "sdpa"}
+    made, tokenizer = build(settings), words(_words(settings))
+    chat = ChatFormat(prefix_lm=settings["family"] == "paligemma")
+    processor = Processor(tokenizer, made.image_size, made.tokens_per_image, [robot], head=shape.head, chat=chat)
+    return made, processor
+
+
+def _words(settings: Mapping[str, Any]) -> int:
+    """Rows of the vocabulary."""
+    text = settings["language"] if settings["family"] == "composed" else settings["model"]["text_config"]
+    return int(text["vocab_size"])
+
+
+def observation(model: VLA) -> Observation:
+    """Random images of the size that the model takes, and an instruction."""
+    rng, robot = np.random.default_rng(0), model.processor.robot()
+    side = model.processor.image_size
+    size = (side, side) if isinstance(side, int) else tuple(side)
+    images = {name: rng.integers(0, 256, (*size, 3), dtype=np.uint8) for name in robot.embodiment.cameras}
+    return Observation(images, np.zeros(robot.width, np.float32), TEXT, 0.0)
