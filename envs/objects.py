@@ -129,6 +129,8 @@ class Furniture:
     fixtures: int = 0
     arms: int = 1
     distractors: bool = False
+    slots: int = SLOTS
+    """How many objects there may be at once."""
 
 
 def geom_size(shape: str, half: Float[np.ndarray, "3"]) -> tuple[float, float, float]:

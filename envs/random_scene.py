@@ -6,16 +6,19 @@ from typing import NamedTuple
 
 import mujoco
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 
 from vla.envs.arm import ARM_CONTYPE, arm_spec
 from vla.envs.ik import ArmIK, azimuth
-from vla.envs.objects import COLORS, SHAPES, SLOTS, ObjectSpec
+from vla.envs.objects import COLORS, SHAPES, SLOTS, Furniture, ObjectSpec
 from vla.envs.randomize import Looks, jitter_sizes
 from vla.envs.scene import CAMERAS, TableScene
 from vla.envs.tasks.task import scatter
 from vla.envs.truth import table_truth
 from vla.scene import Scene
+
+AWAY = 9.0
+"""[m]. Nothing that far is in sight."""
 
 
 class SceneSample(NamedTuple):
@@ -26,8 +29,8 @@ class SceneSample(NamedTuple):
 class SceneSampler:
     """Draws scenes by seed, with the looks of the tasks and no physics in between. `close()` when done."""
 
-    def __init__(self, image_size: int = 96, randomize: bool = True, model: str = "light") -> None:
-        self._scene = TableScene(image_size, model)
+    def __init__(self, image_size: int = 96, randomize: bool = True, model: str = "light", slots: int = SLOTS) -> None:
+        self._scene = TableScene(image_size, model, Furniture(slots=slots))
         self._ik = ArmIK(arm_spec(model).compile())
         self._looks = Looks(self._scene)
         self._randomize = randomize
@@ -35,12 +38,23 @@ class SceneSampler:
     def sample(self, seed: int) -> SceneSample:
         """The scene of that seed, to the bit: 1 to 6 objects, which may share colours, shapes or both."""
         rng = np.random.default_rng([seed, 7])
+        return self.show(random_objects(rng), rng)
+
+    def show(
+        self, objects: tuple[ObjectSpec, ...], rng: np.random.Generator, without: int | None = None
+    ) -> SceneSample:
+        """These objects, at most as many as there are slots; all else is drawn. `without` takes one of them out of
+        sight at the end, so that nothing else in the picture is another than with it."""
         scene = self._scene
         scene.reset()
-        objects = _random_objects(rng)
         scene.place(jitter_sizes(objects, rng) if self._randomize else objects, ())
         self._looks.apply(rng if self._randomize else None)
         self._pose_arm(rng)
+        if without is not None:
+            joint = scene.model.body_jntadr[scene.object_bodies[without]]
+            at = int(scene.model.jnt_qposadr[joint])
+            scene.data.qpos[at : at + 2] = AWAY
+            mujoco.mj_kinematics(scene.model, scene.data)
         # What a picture needs of mj_forward, which _pose_arm has called up to the kinematics.
         mujoco.mj_comPos(scene.model, scene.data)
         mujoco.mj_camlight(scene.model, scene.data)
@@ -61,11 +75,18 @@ class SceneSampler:
             if not (scene.model.geom_contype[touching] == ARM_CONTYPE).any():
                 return
 
+    def masks(self, camera: str) -> Bool[np.ndarray, "n h w"]:
+        """The pixels in which that camera shows each object of the last scene."""
+        labels = self._scene.segment(camera)
+        geoms = [self._scene.object_geom(index) for index in range(len(self._scene.objects))]
+        return labels == np.array(geoms, dtype=int).reshape(-1, 1, 1)
+
     def close(self) -> None:
         self._scene.close()
 
 
-def _random_objects(rng: np.random.Generator) -> tuple[ObjectSpec, ...]:
+def random_objects(rng: np.random.Generator) -> tuple[ObjectSpec, ...]:
+    """1 to 6 of them, apart from each other and within reach."""
     count = int(rng.integers(1, SLOTS + 1))
     points = scatter(rng, count, (0.15, 0.32), (-0.15, 0.15), spacing=0.055)
     if count <= len(SHAPES) and rng.random() < 0.6:

@@ -18,7 +18,6 @@ from vla.envs.objects import (
     ODD_COLORS,
     ODD_SHAPES,
     ODD_SLOTS,
-    SLOTS,
     FixtureSpec,
     Furniture,
     GoalSpec,
@@ -60,7 +59,7 @@ class TableScene:
         self.arms = tuple(self._arm(i, furniture.arms) for i in range(furniture.arms))
         self.cameras = ("front", *(f"{arm.prefix}wrist" for arm in self.arms))
         self.tip = self.arms[0].tip
-        slots = range(SLOTS if furniture.shapes else 0)
+        slots = range(furniture.slots if furniture.shapes else 0)
         self.object_bodies: Int[np.ndarray, "k"] = np.array([self._body(f"object{i}") for i in slots], dtype=int)
         self.slot_geoms = [{s: self.model.geom(f"object{i}_{s}").id for s in furniture.shapes} for i in slots]
         self._odd = range(ODD_SLOTS if furniture.distractors else 0)

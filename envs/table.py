@@ -16,7 +16,6 @@ from vla.envs.objects import (
     ODD_SHAPES,
     ODD_SLOTS,
     SIZES,
-    SLOTS,
     ZONE_SIZE,
     Furniture,
     geom_size,
@@ -60,7 +59,7 @@ def build_spec(image_size: int, model: str, furniture: Furniture) -> mujoco.MjSp
     if "cone" in furniture.shapes:
         cone = spec.add_mesh(name="cone")
         cone.uservert, cone.inertia = _cone_vertices().flatten(), mujoco.mjtMeshInertia.mjMESH_INERTIA_CONVEX
-    for slot in range(SLOTS if furniture.shapes else 0):
+    for slot in range(furniture.slots if furniture.shapes else 0):
         _add_object(spec, f"object{slot}", furniture.shapes)
     for index in range(furniture.goals):
         _add_bowl(spec, index)

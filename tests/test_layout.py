@@ -20,12 +20,14 @@ MAX_LINES = 400
 
 # From the top down. A module imports from its own layer and from those below, never from above.
 LAYERS = (
-    ("cli", "options", "bench", "benchmarks", "compare", "convert", "data", "datatools", "demo", "doctor", "record")
-    + ("scenes", "__main__", "launch", "models", "play", "push", "score", "serve", "train_tokenizer"),
-    ("control", "evaluation", "scoring", "serving", "teleop", "training"),
+    ("cli", "options", "bench", "benchmark", "benchmarks", "compare", "convert", "data", "datatools")
+    + ("demo", "deploy", "doctor", "record", "scenes", "__main__", "launch", "models", "play", "probe", "push")
+    + ("score", "serve", "so101_sim", "train_tokenizer"),
+    ("contrastive", "control", "evaluation", "feetech", "preference", "probes", "scoring", "serving")
+    + ("teleop", "training"),
     ("datasets", "envs", "policies", "recording"),
     ("actions", "batch", "chat", "heads", "hub", "images", "inference", "model", "normalize", "page", "processor")
-    + ("robot_spec", "vlm"),
+    + ("robot_spec", "shared_images", "vlm"),
     ("configs", "embodiment", "errors", "scene", "types", "wire"),
 )
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}

@@ -60,26 +60,31 @@ class Benchmark:
             units = self.units({i: questions[i] for i in sorted(said)}, said)
         except KeyError as error:
             raise InputError(f"the references have no field {error}: are they of this benchmark?") from error
-        sums = np.array([unit.sums for unit in units], dtype=float)
-        groups: dict[tuple[str, str], list[int]] = {}
-        for place, unit in enumerate(units):
-            for group in dict.fromkeys(unit.groups):
-                groups.setdefault(group, []).append(place)
-        ordered = sorted(groups)
-        values = self.rates(np.stack([sums.sum(0), *(sums[groups[group]].sum(0) for group in ordered)]))
-        drawn = self.rates(resampled(sums))
-        main = next(iter(values))
-        return {
-            "units": len(units),
-            "scores": {
-                k: {"value": float(v[0]), "ci95": [float(x) for x in np.quantile(drawn[k], (0.025, 0.975))]}
-                for k, v in values.items()
-            },
-            "categories": [
-                {"kind": kind, "name": name, "units": len(groups[kind, name]), main: float(values[main][place])}
-                for place, (kind, name) in enumerate(ordered, start=1)
-            ],
-        }
+        return report(units, self.rates)
+
+
+def report(units: Sequence[Unit], rates: Rates) -> dict[str, Any]:
+    """What `Benchmark.score` returns, of these units."""
+    sums = np.array([unit.sums for unit in units], dtype=float)
+    groups: dict[tuple[str, str], list[int]] = {}
+    for place, unit in enumerate(units):
+        for group in dict.fromkeys(unit.groups):
+            groups.setdefault(group, []).append(place)
+    ordered = sorted(groups)
+    values = rates(np.stack([sums.sum(0), *(sums[groups[group]].sum(0) for group in ordered)]))
+    drawn = rates(resampled(sums))
+    main = next(iter(values))
+    return {
+        "units": len(units),
+        "scores": {
+            k: {"value": float(v[0]), "ci95": [float(x) for x in np.quantile(drawn[k], (0.025, 0.975))]}
+            for k, v in values.items()
+        },
+        "categories": [
+            {"kind": kind, "name": name, "units": len(groups[kind, name]), main: float(values[main][place])}
+            for place, (kind, name) in enumerate(ordered, start=1)
+        ],
+    }
 
 
 def resampled(sums: Float[np.ndarray, "n d"], seed: int = 0) -> Float[np.ndarray, "r d"]:

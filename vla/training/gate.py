@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 
-def choose(evaluations: Sequence[Mapping[str, float]], margin: float, candidates: Sequence[int] | None = None) -> int:
+def choose(
+    evaluations: Sequence[Mapping[str, float]], margin: float, candidates: Sequence[int] | None = None
+) -> int | None:
     """Index of the lowest `action_error` among the candidates whose `vqa` is within `margin` of the best seen.
 
     The candidates (default: all) are those whose checkpoint still exists; where none is within the margin, all
     of them are compared. Either score may be absent, when there is nothing of that kind to evaluate: then the
-    other decides.
+    other decides. One whose `retention` is below 0 (`vla.training.retention`) is rejected: None where all are.
     """
     floor = max(e.get("vqa", 0.0) for e in evaluations) - margin
     among = range(len(evaluations)) if candidates is None else candidates
+    among = [i for i in among if evaluations[i].get("retention", 0.0) >= 0]
     able = [i for i in among if evaluations[i].get("vqa", 0.0) >= floor] or among
-    return min(able, key=lambda i: (evaluations[i].get("action_error", 0.0), -evaluations[i].get("vqa", 0.0), -i))
+    key = {i: (evaluations[i].get("action_error", 0.0), -evaluations[i].get("vqa", 0.0), -i) for i in able}
+    return min(able, key=key.__getitem__, default=None)

@@ -29,6 +29,7 @@ from vla.errors import InputError
 ROLES = {
     "vqa": "Answer the question about the image with one word or a short phrase.",
     "annotator": "Describe what is asked for, exactly as it is seen in the image, and nothing else.",
+    "plain": "",
     "planner": "List the steps of the robot that the task takes, one short command on each line, and nothing else.",
 }
 
@@ -146,7 +147,7 @@ class Hosted:
     def _ask(self, client: httpx.Client, question: str, images: Sequence[RGBImage], role: str) -> Answer:
         """Tries until there is an answer, and accounts for it."""
         # The role is part of the question, since some chat templates take no system message.
-        text = f"{ROLES[role]}\n\n{question}"
+        text = f"{ROLES[role]}\n\n{question}".lstrip("\n")
         pictures = [{"type": "image_url", "image_url": {"url": data_url(i, self.image_format)}} for i in images]
         content = [*pictures, {"type": "text", "text": text}] if pictures else text
         body = {

@@ -1,0 +1,27 @@
+"""`vla benchmark BENCHMARK`: a model's answers to a vision-language benchmark, and their scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def benchmark(*, benchmark: str, data: str, policy: str, limit: int | None, out: str) -> None:
+    """Asks the backbone of `policy` (`vla.evaluation.answerer.open_answerer`) the official prompts of the benchmark.
+
+    `data` is a folder with its official files and images, `limit` the number of questions (None: all). Into
+    `out`/`benchmark` go answers.jsonl, as they come, and scores.json; the same command again goes on where it was cut
+    off. Prints the scores with 95 % bootstrap intervals and a table of categories. Raises InputError for files that
+    are not the benchmark's, and for a folder with the answers of another model or to other questions.
+    """
+    from vla.evaluation.answerer import open_answerer
+    from vla.evaluation.benchmark import Files, check_settings
+    from vla.evaluation.summary import write_json
+    from vla.score import table
+
+    files = Files.open(benchmark, Path(data), limit)
+    settings = {"benchmark": benchmark, "data": data, "policy": policy, "limit": limit}
+    folder = Path(out) / benchmark
+    check_settings(folder, settings)
+    report = files.run(open_answerer(policy), folder / "answers.jsonl")
+    write_json(folder / "scores.json", settings | report)
+    print(table(benchmark, report))

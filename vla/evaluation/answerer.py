@@ -1,0 +1,113 @@
+"""Who answers questions about images: the backbone of a checkpoint, or a hosted model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import batched
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from vla.batch import Views
+from vla.errors import InputError
+
+if TYPE_CHECKING:
+    from vla.model import VLA
+    from vla.vlm.hosted import Hosted
+
+HOSTED, HUB = "hosted:", "hub:"
+ROWS = 32
+"""Questions that a backbone is asked at once."""
+
+
+@runtime_checkable
+class Answerer(Protocol):
+    def __call__(self, questions: Sequence[str], images: Sequence[Views], tokens: int, role: str) -> list[str]:
+        """An answer of up to so many tokens to each question about its images, in order.
+
+        `role` (`vla.vlm.hosted.ROLES`) is what a hosted model is told beside the question; a backbone is told none.
+        """
+        ...
+
+
+class BackboneAnswerer:
+    """Greedy answers of a model's backbone."""
+
+    def __init__(self, model: VLA) -> None:
+        self.model = model
+
+    def __call__(self, questions: Sequence[str], images: Sequence[Views], tokens: int, role: str) -> list[str]:
+        answers = []
+        for rows in batched(zip(questions, images, strict=True), ROWS):
+            batch = self.model.processor.question_prompt([q for q, _ in rows], [views for _, views in rows])
+            answers += self.model.generate_text(batch, tokens)
+        return answers
+
+    def embed(
+        self, images: Sequence[Views], texts: Sequence[str]
+    ) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n d"]]:
+        """The mean of the last hidden states over the tokens of each image, and over those of each text alone."""
+        import torch
+
+        model, found = self.model, list[tuple[np.ndarray, np.ndarray]]()
+        for rows in batched(zip(images, texts, strict=True), ROWS):
+            # Both in one batch: to no family is a batch without any image given.
+            asked = [" "] * len(rows) + [text for _, text in rows]
+            batch = model.processor.question_prompt(asked, [views for views, _ in rows] + [{}] * len(rows))
+            with torch.inference_mode():
+                hidden = model.read(batch.to(model.device))
+            seen = batch.input_ids == model.processor.image
+            chosen = torch.cat([seen[: len(rows)], batch.attention_mask[len(rows) :]]).to(hidden.device)[..., None]
+            means = ((hidden * chosen).sum(1) / chosen.sum(1)).float().cpu().numpy()
+            found.append((means[: len(rows)], means[len(rows) :]))
+        return np.concatenate([x for x, _ in found]), np.concatenate([y for _, y in found])
+
+
+class HostedAnswerer:
+    """Raises what `Hosted.answer` does."""
+
+    def __init__(self, hosted: Hosted) -> None:
+        self.hosted = hosted
+
+    def __call__(self, questions: Sequence[str], images: Sequence[Views], tokens: int, role: str) -> list[str]:
+        self.hosted.max_tokens = tokens
+        found = self.hosted.answer(questions, [list(views.values()) for views in images], role)
+        return [answer.text for answer in found]
+
+
+def open_answerer(name: str) -> Answerer:
+    """A checkpoint's folder, `hub:user/model`, what `vla train backbone=` takes by name, or a hosted model:
+    `hosted:FAMILY` of `vla models`, or `hosted:MODEL@URL` of any server, with the key in OPENAI_API_KEY if it is set.
+
+    Raises InputError where there is no such model.
+    """
+    if name.startswith(HOSTED):
+        return HostedAnswerer(open_hosted(name.removeprefix(HOSTED)))
+    from vla.model import VLA
+    from vla.policies.load import checkpoint
+
+    if name.startswith(HUB) or (Path(name).is_dir() and name != "nano"):
+        folder = checkpoint(name)
+        if (folder / "processor.json").is_file():
+            return BackboneAnswerer(VLA.load(folder))
+    from vla.training.start import build
+
+    return BackboneAnswerer(build(name, (), (), {}).eval())
+
+
+def open_hosted(name: str) -> Hosted:
+    """FAMILY of `vla models`, or MODEL@URL of any server. Raises InputError where it is none."""
+    from vla.vlm.catalog import family
+    from vla.vlm.hosted import Hosted, Price
+
+    model, at, url = name.partition("@")
+    if at:
+        return Hosted(model, url, "OPENAI_API_KEY" if os.environ.get("OPENAI_API_KEY") else None)
+    known = family(name)
+    if known.role != "hosted":
+        raise InputError(f"{name} is no hosted model: give policy={name} without {HOSTED}")
+    config = known.config()
+    return Hosted(config["model"], config["base_url"], config["key_env"], Price(**config["price"]))

@@ -1,0 +1,1 @@
+"""Probes: what a model says of pictures of which the simulator knows the truth."""
