@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import accumulate
@@ -34,22 +34,23 @@ class Conversations:
 
     Most draws of an item with several views show the first alone, with the questions about it: images are most
     of a row. One of an item's recorded conversations keeps its order and its beginning, since later turns refer to
-    earlier ones.
+    earlier ones. With `kinds`, of these alone.
     """
 
-    def __init__(self, store: VqaStore, split: Split | None, turns: int) -> None:
+    def __init__(self, store: VqaStore, split: Split | None, turns: int, kinds: Sequence[str] | None = None) -> None:
         if turns < 1:
             raise InputError(f"a conversation has at least one turn, not {turns}")
-        self._store, self._turns = store, turns
+        self._store, self._turns, self._kinds = store, turns, kinds
         items: list[int] = list(range(len(store))) if split is None else store.split(split).tolist()
-        self._items = [item for item in items if store.asks(item)]
+        self._items = [item for item in items if store.asks(item, kinds)]
 
     def __len__(self) -> int:
         return len(self._items)
 
     def example(self, index: int, rng: np.random.Generator) -> Example:
         item = self._store[self._items[index]]
-        images, questions = item.images, item.questions
+        images = item.images
+        questions = tuple(q for q in item.questions if self._kinds is None or q.kind in self._kinds)
         alone = tuple(question for question in questions if question.kind != CONVERSATION)
         talks = sorted({question.talk for question in questions if question.kind == CONVERSATION})
         # Each conversation is as likely as all the questions that stand alone.

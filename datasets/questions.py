@@ -312,9 +312,9 @@ def _relation(view: View, rng: np.random.Generator) -> tuple[str, str] | None:
         for b, b_queries in named
         if a is not b
         for ask, gap in (
-            (_side, _lateral_gap(view, a, b)),
-            (_side_choice, _lateral_gap(view, a, b)),
-            (_depth, _depth_gap(a, b)),
+            (_side, lateral_gap(view, a, b)),
+            (_side_choice, lateral_gap(view, a, b)),
+            (_depth, depth_gap(a, b)),
         )
         if gap != 0
     ]
@@ -325,13 +325,13 @@ def _relation(view: View, rng: np.random.Generator) -> tuple[str, str] | None:
     return template.format(a=_pick(rng, a_queries).noun(rng), b=_pick(rng, b_queries).noun(rng)), answer
 
 
-def _lateral_gap(view: View, a: SceneObject, b: SceneObject) -> float:
+def lateral_gap(view: View, a: SceneObject, b: SceneObject) -> float:
     """How far `a` is right of `b` in the image [fraction of its width]; 0 within the margin."""
     gap = a.centers[view.camera][0] - b.centers[view.camera][0]
     return gap if abs(gap) > LATERAL_MARGIN else 0.0
 
 
-def _depth_gap(a: SceneObject, b: SceneObject) -> float:
+def depth_gap(a: SceneObject, b: SceneObject) -> float:
     """How much farther than `b` `a` is along the robot's x [m]; 0 within the margin, or if the distance disagrees."""
     gap = a.position[0] - b.position[0]
     radial = math.hypot(*a.position[:2]) - math.hypot(*b.position[:2])

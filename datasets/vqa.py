@@ -166,9 +166,13 @@ class VqaStore:
         held_out = np.array([self._record(i)["key"] % 10_000 < HELD_OUT * 10_000 for i in range(len(self))], bool)
         return np.flatnonzero(held_out == (split == "held-out"))
 
-    def asks(self, index: int) -> bool:
-        """Whether the item has a question."""
-        return bool(self._record(index)["questions"])
+    def asks(self, index: int, kinds: Sequence[str] | None = None) -> bool:
+        """Whether the item has a question (of these kinds)."""
+        return any(kinds is None or values[0] in kinds for values in self._record(index)["questions"])
+
+    def asked(self, index: int) -> tuple[Question, ...]:
+        """The item's questions; its images are not read."""
+        return tuple(Question.from_json(values) for values in self._record(index)["questions"])
 
     def questions(self, split: Split | None = None) -> Iterator[Question]:
         """Every question of a split, in the store's order."""

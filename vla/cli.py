@@ -186,7 +186,7 @@ COMMANDS = {
             "vla data filter all.zarr out=red.zarr success=true 'instruction=*red*' min_steps=20",
             "vla data delete all.zarr episodes=3,7,9:12",
             "vla data edit all.zarr episodes=5 'instruction=lift it, slowly' 'paraphrases=[take it, raise it]'",
-            "vla data rename all.zarr robot=so101 'cameras={top: front}' 'instructions={old words: new words}'",
+            "vla data rename all.zarr embodiment=so101 'cameras={top: front}' 'instructions={old words: new words}'",
         ),
         positional=("action", "path", "*others"),
         verbatim=("episodes", "instruction"),

@@ -27,11 +27,21 @@ QUIET = 0.2
 
 
 def record(
-    *, task: str, episodes: int, out: str, codec: str, seed: int, noise: float, randomize: bool, workers: int
+    *,
+    task: str,
+    episodes: int,
+    out: str,
+    codec: str,
+    seed: int,
+    noise: float,
+    randomize: bool,
+    workers: int,
+    questions: str = "short",
 ) -> None:
     """Records until the store `out` holds `episodes` successes of the expert, or as many scenes (task "scenes").
 
-    A new store's images are coded as `codec` (`vla.datasets.codecs`).
+    A new store's images are coded as `codec` (`vla.datasets.codecs`); `questions` says what is asked of scenes
+    (`vla.scenes`).
 
     Demonstrations leave out the pairs of colour and shape that evaluation holds out (`vla.envs.axes`).
 
@@ -43,7 +53,7 @@ def record(
     if task == "scenes":
         from vla.scenes import record_scenes
 
-        record_scenes(out, episodes, seed, randomize, workers, codec)
+        record_scenes(out, episodes, seed, randomize, workers, codec, questions)
     else:
         record_demonstrations(task, episodes, out, seed, noise, randomize, workers, codec, holdout=True)
 

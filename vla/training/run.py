@@ -19,6 +19,7 @@ from vla.errors import InputError
 from vla.model import VLA
 from vla.robot_spec import RobotSpec
 from vla.training.action_head import head_settings
+from vla.training.chain import chain
 from vla.training.demonstrations import Demonstrations, robot_specs
 from vla.training.heldout import action_error, vqa_accuracy
 from vla.training.loop import Evaluate, Outcome, Plan
@@ -47,6 +48,11 @@ def train(
     state_as: str = "numbers",
     tiles: int = 1,
     lora: Mapping[str, Any] | None = None,
+    retain: Mapping[str, Mapping[str, Any]] | None = None,
+    kinds: Mapping[str, Sequence[str]] | None = None,
+    contrastive: Mapping[str, Any] | None = None,
+    preference: Mapping[str, Any] | None = None,
+    stages: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Outcome:
     """Trains on the episodes of `data` (None: no robot) and the question stores `vqa`, into the folder `out`.
 
@@ -58,9 +64,17 @@ def train(
     weighs what it says of "robot".
     `head` says how actions are said (`vla.heads`), by its name or with its options; `state_as` how a state is told.
     `lora` are the options of `vla.training.lora.adapt`, where adapters are to train in place of the backbone.
+    `retain` names what a checkpoint must keep of the model it starts from (`vla.training.retention`).
+    `kinds` names which kinds of question a store gives, all where none. `contrastive` are the options of
+    `vla.contrastive.train`, where images and captions alone are to train, `preference` those of
+    `vla.preference.train`, where pairs of answers are; `stages` runs of this one after another, by
+    what each changes (`vla.training.chain`).
     Images of questions are seen in up to `tiles` pieces. A prefix-LM is asked one question a row, whatever `turns` is.
     Raises InputError, before anything is written, when a path is missing or the parts do not fit together.
     """
+    if stages:
+        given = {name: value for name, value in locals().items() if name not in ("stages", "given")}
+        return chain(train, given, stages)
     settings = Plan(**{**plan, "freeze": tuple(plan.get("freeze", ()))})
     if backbone == "scratch":  # there is nothing yet to keep
         settings = replace(settings, freeze=(), lr_scales={})
@@ -68,7 +82,7 @@ def train(
     paths = {} if data is None else {"robot": data} if isinstance(data, str) else data
     if both := sorted(paths.keys() & vqa.keys()):
         raise InputError(f"{', '.join(both)} names a store in data and one in vqa: choose another name")
-    weights = dict(mixture)
+    weights, kinds = dict(mixture), kinds or {}
     if paths and "robot" not in paths:
         every = weights.pop("robot", 0.0)
         weights = {name: every for name in paths} | weights
@@ -81,13 +95,30 @@ def train(
         if backbone == "scratch":
             raise InputError("lora adapts a pretrained backbone, and scratch is not: set lora=null")
         adapt(model, **lora)
+    if contrastive is not None:
+        from vla.contrastive.train import train_contrastive
+
+        return train_contrastive(model, stores, settings, Path(out), **contrastive)
     turns = 1 if model.processor.chat.prefix_lm else turns
-    sources: dict[str, Source] = {name: Conversations(s, "train", turns) for name, s in stores.items()}
+    sources: dict[str, Source] = {name: Conversations(s, "train", turns, kinds.get(name)) for name, s in stores.items()}
     sources |= {name: d.windows(horizon) for name, d in demonstrations.items()}
     mixed = Mixture(sources, weights, settings.seed, temperature)
-    questions = {n: heldout_by_kind(s, heldout_questions) for n, s in stores.items()}
+    questions = {n: heldout_by_kind(s, heldout_questions, kinds.get(n)) for n, s in stores.items()}
     heldout = {name: spread(d.heldout(horizon), HELD_OUT_WINDOWS) for name, d in demonstrations.items()}
-    return run_plan(model, mixed, settings, Path(out), evaluator(questions, heldout))
+    evaluate = evaluator(questions, heldout)
+    if retain:
+        from vla.training.retention import Retention
+
+        kept, told = Retention(model, retain), evaluate
+
+        def evaluate(trained: VLA) -> dict[str, float]:
+            return told(trained) | kept(trained)
+
+    if preference is not None:
+        from vla.preference.train import train_preference
+
+        return train_preference(model, stores, settings, Path(out), evaluate, **preference)
+    return run_plan(model, mixed, settings, Path(out), evaluate)
 
 
 def evaluator(
@@ -124,11 +155,12 @@ def _span(robot: RobotSpec) -> float:
     return float(np.mean(np.subtract(robot.action.high, robot.action.low)))
 
 
-def heldout_by_kind(store: VqaStore, count: int) -> dict[str, list[Example]]:
-    """Up to `count` held-out questions of each kind that has any, spread over the store."""
+def heldout_by_kind(store: VqaStore, count: int, among: Sequence[str] | None = None) -> dict[str, list[Example]]:
+    """Up to `count` held-out questions of each kind (of those `among`) that has any, spread over the store."""
     if count < 1:
         return {}
     kinds = sorted({question.kind for question in store.questions("held-out")})
+    kinds = [kind for kind in kinds if among is None or kind in among]
     return {kind: spread(store.examples("held-out", kinds=[kind]), count) for kind in kinds}
 
 

@@ -1,0 +1,53 @@
+"""Instruction data that a hosted model writes from a picture's facts as text, as LLaVA's was (Liu et al. 2023, arXiv
+2304.08485, sec. 3): it sees no image, but a caption and where each object stands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from vla.datasets.instructions import caption
+from vla.datasets.questions import MAIN_CAMERA, Question, View, point_answer
+from vla.datasets.vqa import CONVERSATION
+from vla.errors import InputError
+from vla.scene import Scene
+from vla.vlm.hosted import Hosted
+
+FORMAT = (
+    "Write it as one who looks at the picture; never mention the caption or the list. Ask and tell only what follows "
+    "from them for certain. Each turn is a line 'Q: …' and a line 'A: …', and nothing else is written."
+)
+ASKED = {
+    CONVERSATION: "Write a conversation of three to five turns about what is there, how many, and where.",
+    "detail": "Write one turn: a request to describe the picture in detail, and the description.",
+    "reasoning": "Write one turn: a question that needs reasoning about the objects, and the reasons, then the answer.",
+}
+"""By kind: what the model is asked to write."""
+TURN = re.compile(r"^Q:[ \t]*(\S.*)\n+A:[ \t]*(\S.*)$", re.MULTILINE)
+
+
+def facts(scene: Scene, camera: str = MAIN_CAMERA) -> str:
+    """The caption, and each object with its centre in percent of the image's width and height."""
+    view = View.of(scene, camera)
+    places = [f"{thing.name}: {point_answer(thing.centers[camera])}" for thing in view.seen]
+    return "\n".join((f"Caption: {caption(view)}", "Objects (x right, y down, percent of the image):", *places))
+
+
+def hosted_instructions(
+    scenes: Sequence[Scene], hosted: Hosted, camera: str = MAIN_CAMERA
+) -> list[tuple[Question, ...]]:
+    """What the model wrote of each scene, in lower case; none where an answer is not in the format that was asked for.
+
+    Raises InputError where not one answer is, and what `Hosted.answer` does.
+    """
+    prompts = [f"{facts(scene, camera)}\n\n{task} {FORMAT}" for scene in scenes for task in ASKED.values()]
+    told = iter(hosted.answer(prompts, role="plain"))
+    made = [tuple(q for kind in ASKED for q in _read(kind, next(told).text, camera)) for _ in scenes]
+    if scenes and not any(made):
+        raise InputError(f"{hosted.model} wrote no turn of the form 'Q: …', 'A: …': choose another model")
+    return made
+
+
+def _read(kind: str, text: str, camera: str) -> list[Question]:
+    turns = [(q.strip().lower(), a.strip().lower()) for q, a in TURN.findall(text)]
+    return [Question(kind, q, a, camera) for q, a in (turns if kind == CONVERSATION else turns[:1])]

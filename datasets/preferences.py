@@ -1,0 +1,214 @@
+"""Pairs of answers, of which one is to be preferred: from truth, and from the files of RLHF-V and LLaVA-RLHF.
+
+Where a store's answers are the simulator's truth, the rejected answer is the true one with one span made false:
+
+| what     | in a description ("detail", or "caption" beside one), or a short answer              |
+|----------|--------------------------------------------------------------------------------------|
+| object   | an object is one that is not there; of "existence", the opposite                     |
+| color    | an object has a colour with which it is not there; of "color", another colour        |
+| count    | another number of objects                                                            |
+| relation | another object is closest to the robot; of "relation", the opposite                   |
+
+| file       | fields                                                                              |
+|------------|-------------------------------------------------------------------------------------|
+| RLHF-V     | parquet: image {bytes, path}, text: JSON {question, chosen, rejected}               |
+|            | (Yu et al. 2024, arXiv 2312.00849)                                                  |
+| LLaVA-RLHF | JSON: image, conversations, output_1, output_2 {value}, preference: 1 or 2          |
+|            | (Sun et al. 2023, arXiv 2309.14525)                                                 |
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from vla.datasets.formats.json_stream import read_list
+from vla.datasets.formats.vqa_entries import BadEntry, path_inside
+from vla.datasets.instructions import NUMBERS
+from vla.datasets.questions import COLORS, SHAPES, Question
+from vla.datasets.vqa import Split, VqaStore
+from vla.errors import InputError
+from vla.types import Example
+
+OBJECT = re.compile(r"\b(an?|another) (\w+) (?!table\b)(\w+)")
+COUNT = re.compile(r"^there (is|are) (\w+) objects?")
+CLOSEST = re.compile(r"the (\w+ \w+) is closest")
+OPPOSITE = {"yes": "no", "no": "yes", "left": "right", "right": "left"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt with what was said before it, and two answers. `kind` says what is wrong in the rejected one."""
+
+    images: Callable[[], Mapping[str, UInt8[np.ndarray, "_h _w 3"]]]
+    prompt: str
+    chosen: str
+    rejected: str
+    kind: str
+    history: tuple[tuple[str, str], ...] = ()
+
+    def examples(self) -> tuple[Example, Example]:
+        """The chosen and the rejected answer, each in its conversation."""
+        images = self.images()
+        first, second = (self._example(images, answer) for answer in (self.chosen, self.rejected))
+        return first, second
+
+    def _example(self, images: Mapping[str, UInt8[np.ndarray, "_h _w 3"]], answer: str) -> Example:
+        (prompt, target), *turns = (*self.history, (self.prompt, answer))
+        return Example(images, prompt, target, turns=tuple(turns), conversation=True, source=self.kind)
+
+
+def pairs_of(store: VqaStore, split: Split, seed: int = 0) -> list[Pair]:
+    """Up to one pair a question of the split of which a false answer is known; the same for the same seed."""
+    made: list[Pair] = []
+    for i in store.split(split).tolist():
+        questions = store.asked(i)
+        # A detailed description is there only where it is known what all the objects are: a caption alone may be short.
+        complete = any(question.kind == "detail" for question in questions)
+        for j, question in enumerate(questions):
+            if question.kind == "caption" and not complete:
+                continue
+            false = corrupted(question, np.random.default_rng([seed, i, j]))
+            if false is not None:
+                kind, rejected = false
+                made.append(Pair(_reader(store, i), question.text, question.answer, rejected, kind))
+    return made
+
+
+def corrupted(question: Question, rng: np.random.Generator) -> tuple[str, str] | None:
+    """What is made wrong in the question's true answer, and that answer; None where nothing is known to be false."""
+    answer = question.answer
+    if question.kind in ("caption", "detail"):
+        ways = {"object": _object, "color": _color, "count": _count, "relation": _relation}
+        for name in rng.permutation(list(ways)).tolist():
+            if (false := ways[name](answer, rng)) is not None:
+                return name, false
+    elif question.kind in ("existence", "relation") and answer in OPPOSITE:
+        return "object" if question.kind == "existence" else "relation", OPPOSITE[answer]
+    elif question.kind == "color" and answer in COLORS:
+        return "color", _other(rng, COLORS, {answer})
+    elif question.kind == "count" and answer.isdecimal():
+        return "count", str(max(0, int(answer) + (1 if answer == "0" else int(rng.choice([-1, 1])))))
+    return None
+
+
+def _object(answer: str, rng: np.random.Generator) -> str | None:
+    """One object is another, of neither its colour nor its shape."""
+    found, there = _objects(answer)
+    if not found:
+        return None
+    color, shape = (one := _pick(rng, found)).group(2, 3)
+    absent = [f"{c} {s}" for c in COLORS for s in SHAPES if c != color and s != shape and f"{c} {s}" not in there]
+    return _renamed(answer, one, _pick(rng, absent)) if absent else None
+
+
+def _color(answer: str, rng: np.random.Generator) -> str | None:
+    found, there = _objects(answer)
+    if not found:
+        return None
+    shape = (one := _pick(rng, found)).group(3)
+    absent = [f"{color} {shape}" for color in COLORS if f"{color} {shape}" not in there]
+    return _renamed(answer, one, _pick(rng, absent)) if absent else None
+
+
+def _count(answer: str, rng: np.random.Generator) -> str | None:
+    if (told := COUNT.search(answer)) is None or told[2] not in NUMBERS:
+        return None
+    number = NUMBERS.index(_other(rng, NUMBERS[1:], {told[2]}))
+    new = f"there {'is' if number == 1 else 'are'} {NUMBERS[number]} object{'s' if number > 1 else ''}"
+    return new + answer[told.end() :]
+
+
+def _relation(answer: str, rng: np.random.Generator) -> str | None:
+    """Another object is closest, where one clearly is."""
+    told = CLOSEST.search(answer)
+    others = sorted(_objects(answer)[1] - {told[1]}) if told else []
+    return answer[: told.start(1)] + _pick(rng, others) + answer[told.end(1) :] if told and others else None
+
+
+def _objects(answer: str) -> tuple[list[re.Match[str]], set[str]]:
+    found = list(OBJECT.finditer(answer))
+    return found, {f"{one[2]} {one[3]}" for one in found}
+
+
+def _renamed(answer: str, one: re.Match[str], name: str) -> str:
+    """With another name for one of the objects, and for it alone: it is still what was closest, if it was."""
+    article = "an" if name[0] in "aeiou" else "a"
+    return f"{answer[: one.start()]}{article} {name}{answer[one.end() :]}"
+
+
+def _other(rng: np.random.Generator, options: Sequence[str], but: set[str]) -> str:
+    return _pick(rng, [option for option in options if option not in but])
+
+
+def _pick[T](rng: np.random.Generator, options: Sequence[T]) -> T:
+    return options[int(rng.integers(len(options)))]
+
+
+def _reader(store: VqaStore, index: int) -> Callable[[], Mapping[str, UInt8[np.ndarray, "_h _w 3"]]]:
+    return lambda: store[index].images
+
+
+def read_pairs(path: str | Path, images: str | Path | None = None) -> list[Pair]:
+    """The pairs of a file of RLHF-V (.parquet) or LLaVA-RLHF (.json), images of the latter in the folder `images`
+    (None: beside it). Raises InputError, with the entry's number, where an entry is malformed."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no file of preferences at {path}")
+    folder = path.parent if images is None else Path(images)
+    entries, read = (_rows(path), _rlhf_v) if path.suffix == ".parquet" else (read_list(path), _llava_rlhf)
+    made: list[Pair] = []
+    for number, entry in enumerate(entries):
+        try:
+            pair = read(entry, folder)
+        except (KeyError, TypeError, ValueError, BadEntry) as error:
+            raise InputError(f"{path}, entry {number} is no pair of RLHF-V or LLaVA-RLHF: {error!r}") from error
+        if pair.chosen.strip() != pair.rejected.strip():
+            made.append(pair)
+    return made
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=64):
+                yield from batch.to_pylist()
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path} is no parquet file: {error}") from error
+
+
+def _rlhf_v(entry: Mapping[str, Any], folder: Path) -> Pair:
+    text = json.loads(entry["text"]) if isinstance(entry["text"], str) else entry["text"]
+    image = entry["image"]
+    content: bytes | Path = image["bytes"] or path_inside(folder, image["path"])
+    return Pair(lambda: {"image": _decoded(content)}, text["question"], text["chosen"], text["rejected"], "rlhf-v")
+
+
+def _llava_rlhf(entry: Mapping[str, Any], folder: Path) -> Pair:
+    said = [str(turn["value"]).replace("<image>", "").strip() for turn in entry["conversations"]]
+    if len(said) % 2 == 0 or entry["preference"] not in (1, 2):
+        raise ValueError("the conversation does not end in a question, or preference is neither 1 nor 2")
+    outputs = [str(entry[name]["value"]) for name in ("output_1", "output_2")]
+    better = outputs[entry["preference"] - 1]
+    worse = outputs[2 - entry["preference"]]
+    history = tuple(zip(said[:-1:2], said[1::2], strict=True))
+    file = path_inside(folder, entry["image"])
+    return Pair(lambda: {"image": _decoded(file)}, said[-1], better, worse, "llava-rlhf", history)
+
+
+def _decoded(source: bytes | Path) -> UInt8[np.ndarray, "_h _w 3"]:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        return np.asarray(image.convert("RGB"))

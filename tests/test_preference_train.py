@@ -1,0 +1,170 @@
+"""The preference stage on a small model, and its losses against trl's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vla.datasets.preferences import Pair, pairs_of
+from vla.datasets.questions import Question
+from vla.datasets.vqa import VqaItem, VqaStore
+from vla.errors import InputError
+from vla.model import VLA
+from vla.preference.losses import Objective, preference_loss, token_logps
+from vla.preference.train import pair_loss, train_preference
+from vla.training.plan import Plan
+
+COLORS = {"red": (220, 20, 20), "blue": (20, 20, 220)}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> VqaStore:
+    made = VqaStore.create(tmp_path_factory.mktemp("vqa") / "s.zarr", ("front",), 32, 32)
+    rng, items = np.random.default_rng(0), []
+    for i in range(80):
+        color = ("red", "blue")[i % 2]
+        image = np.clip(COLORS[color] + rng.integers(-20, 20, (32, 32, 3)), 0, 255).astype(np.uint8)
+        asked = Question("color", "what color is the cube?", color, "front")
+        items.append(VqaItem({"front": image}, (asked,), "test"))
+    made.append(items)
+    return made
+
+
+def plan(**changes: Any) -> Plan:
+    defaults: dict[str, Any] = {"steps": 30, "batch_size": 8, "lr": 3e-3, "warmup": 2, "weight_decay": 0.0}
+    defaults |= {"ema": 0.5, "augment": 0.0, "evaluate_every": 15, "optimizer": "adamw", "precision": "fp32"}
+    return Plan(**defaults | changes)
+
+
+def nothing(_: VLA) -> dict[str, float]:
+    return {}
+
+
+def test_the_true_answer_becomes_the_preferred(store: VqaStore, make_model: Callable[..., VLA], tmp_path: Path) -> None:
+    model = make_model(robot=False)
+    outcome = train_preference(model, {"vqa": store}, plan(), tmp_path, nothing, weight=5, average=True, beta=0.5)
+    first, last = outcome.evaluations
+    assert last["preference_accuracy"] > 0.9 and last["preference_margin"] > first["preference_margin"] > 0
+    assert last["preference_accuracy/color"] == last["preference_accuracy"]
+    assert outcome.best is not None and VLA.load(outcome.best).backbone.config == model.backbone.config
+
+
+def test_a_run_that_was_cut_off_goes_on(store: VqaStore, make_model: Callable[..., VLA], tmp_path: Path) -> None:
+    whole, cut = make_model(robot=False), make_model(robot=False)
+    train_preference(whole, {"vqa": store}, plan(steps=4, evaluate_every=2), tmp_path / "a", nothing)
+
+    def killed(_: VLA) -> dict[str, float]:
+        if (tmp_path / "b" / "step-00000002").exists():
+            raise KeyboardInterrupt
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):
+        train_preference(cut, {"vqa": store}, plan(steps=4, evaluate_every=2), tmp_path / "b", killed)
+    again = make_model(robot=False)
+    train_preference(again, {"vqa": store}, plan(steps=4, evaluate_every=2), tmp_path / "b", nothing)
+    torch.testing.assert_close(again.state_dict(), whole.state_dict(), rtol=0, atol=0)
+
+
+def test_micro_batches_have_the_gradient_of_the_whole(store: VqaStore, make_model: Callable[..., VLA]) -> None:
+    pairs, models = pairs_of(store, "train")[:4], [make_model(robot=False) for _ in range(2)]
+    reference = make_model(robot=False, seed=1)
+    pair_loss(models[0], reference, pairs, Objective())[0].backward()
+    for part in (pairs[:2], pairs[2:]):
+        (pair_loss(models[1], reference, part, Objective())[0] / 2).backward()
+    for whole, parts in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        if whole.grad is not None:
+            torch.testing.assert_close(parts.grad, whole.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_log_probabilities_are_those_of_the_loss(make_model: Callable[..., VLA]) -> None:
+    model, images = make_model(robot=False), {"front": np.full((32, 32, 3), 90, np.uint8)}
+    pair = Pair(lambda: images, "what color is the cube?", "red", "blue", "color", (("where is it?", "lift"),))
+    batch = model.processor.batch(pair.examples())
+    alone = Pair(lambda: images, "what color is the cube?", "red", "blue", "color")
+    short = model.processor.batch(alone.examples())
+    losses, rows, _ = model(short)
+    summed = -token_logps(model, short).sum(1)
+    torch.testing.assert_close(summed, torch.stack([losses[rows == row].sum() for row in range(2)]))
+    # What was said before is given: it has no part in the log-probability, and is seen.
+    found = token_logps(model, batch)
+    assert (found != 0).sum() == (token_logps(model, short) != 0).sum()
+    assert not torch.allclose(found.sum(1), -summed)
+
+
+def test_pairs_are_the_same_for_the_same_seed(store: VqaStore) -> None:
+    first, again = ([(p.prompt, p.chosen, p.rejected) for p in pairs_of(store, "train", 3)] for _ in range(2))
+    assert first == again and all(chosen != rejected for _, chosen, rejected in first)
+
+
+@pytest.mark.parametrize("kind, pairs", [("detail", False), ("existence", False), ("detail", True)])
+def test_a_caption_makes_a_pair_only_beside_a_detailed_description(kind: str, pairs: bool, tmp_path: Path) -> None:
+    store = VqaStore.create(tmp_path / "s.zarr", ("front",), 8, 8)
+    asked = [Question("caption", "describe the image", "a red cube", "front")]
+    if pairs:
+        asked.append(Question(kind, "describe it in detail", "there is one object. a red cube", "front"))
+    store.append([VqaItem({"front": np.zeros((8, 8, 3), np.uint8)}, tuple(asked), "test")])
+    made = [*pairs_of(store, "train"), *pairs_of(store, "held-out")]
+    assert ("describe the image" in {pair.prompt for pair in made}) == pairs
+
+
+def test_too_few_pairs_are_refused_before_anything_is_written(
+    store: VqaStore, make_model: Callable[..., VLA], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="pairs to train on"):
+        train_preference(make_model(robot=False), {"vqa": store}, plan(batch_size=500), tmp_path / "run", nothing)
+    assert not (tmp_path / "run").exists()
+
+
+MPO = {"sigmoid": 0.8, "bco_pair": 0.2, "sft": 1.0}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("losses", [{"sigmoid": 1.0}, {"bco_pair": 1.0}, MPO])
+def test_the_loss_is_trls(losses: dict[str, float], tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = Tokenizer(
+        models.WordLevel({w: i for i, w in enumerate(["[PAD]", "[EOS]", "is", "it", "red", "blue", "green", "a"])})
+    )
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", eos_token="[EOS]")
+    shape = {"vocab_size": 8, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    policy, reference = (
+        LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2, initializer_range=0.5)) for _ in range(2)
+    )
+    rows = [("is it", " red", " a blue"), ("is it a", " green green", " red")]
+    data = Dataset.from_list([dict(zip(("prompt", "chosen", "rejected"), row, strict=True)) for row in rows])
+    settings = trl.DPOConfig(
+        output_dir=str(tmp_path),
+        loss_type=list(losses),
+        loss_weights=list(losses.values()),
+        beta=0.3,
+        per_device_train_batch_size=2,
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        gradient_checkpointing=False,
+    )
+    trainer = trl.DPOTrainer(policy, reference, settings, train_dataset=data, processing_class=tokenizer)
+    inputs = next(iter(trainer.get_train_dataloader()))
+    told = trainer.compute_loss(policy, inputs).item()
+
+    ids, answered = inputs["input_ids"], inputs["completion_mask"][:, 1:].float()
+    logps = [
+        model(input_ids=ids, attention_mask=inputs["attention_mask"])
+        .logits[:, :-1]
+        .log_softmax(-1)
+        .gather(2, ids[:, 1:, None])[..., 0]
+        for model in (policy, reference)
+    ]
+    ours, _ = preference_loss(logps[0], logps[1], answered, Objective(losses, beta=0.3))
+    assert math.isclose(ours.item(), told, rel_tol=1e-4)
