@@ -26,6 +26,8 @@ SMALL = {
     ],
     "eval": ["seeds=1000:1002", "parallel=2", "workers=1"],
     "view": ["episodes=0:1"],
+    "probe": ["n=2", "probes=[pope-sim]"],
+    "deploy": ["seconds=0.5"],
 }
 DEMO = [
     "backbone=scratch",
