@@ -218,7 +218,7 @@ def test_what_does_not_decode_holds_the_robot(
     images = {f"observation.images.{camera}": torch.zeros(1, 3, 9, 9) for camera in ("front", "wrist")}
     batch = {"observation.state": state, "task": "pick it up", **images}
     said = [None]
-    monkeypatch.setattr(model, "generate_actions", lambda *_: (said, np.zeros((1, 0, 2))))
+    monkeypatch.setattr(model, "generate_actions", lambda *_, **__: (said, np.zeros((1, 0, 2))))
     torch.testing.assert_close(policy.predict_action_chunk(batch), state[:, None].expand(1, 4, 6))
     said[0] = np.full((4, 6), 0.5)  # type: ignore[call-overload]
     commanded = policy.select_action(batch)

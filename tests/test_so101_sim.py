@@ -35,8 +35,9 @@ def connected(config: Any) -> Any:
         robot = SO101Follower(config)
         try:
             robot.connect(calibrate=False)
-        except ConnectionError:
-            robot.bus.disconnect(disable_torque=False)
+        except (ConnectionError, RuntimeError):  # also: not all servos answered in time
+            if robot.bus.is_connected:
+                robot.bus.disconnect(disable_torque=False)
             for camera in robot.cameras.values():
                 if camera.is_connected:
                     camera.disconnect()

@@ -19,6 +19,8 @@ from vla.errors import InputError
 from vla.types import Observation
 
 LOG = logging.getLogger(__name__)
+CONNECTS = 3
+"""How often it is tried: LeRobot writes each servo's settings once, and one lost answer ends that."""
 CAMERA_AGE = 0.5
 """An image older than this [s] is a fault of the camera."""
 
@@ -68,16 +70,19 @@ class LeRobotRobot:
         bus = getattr(robot, "bus", None)
         if bus is not None and not robot.calibration:
             raise InputError(f"{robot.calibration_fpath} is missing: calibrate the arm first (docs/arm.md)")
-        try:
-            robot.connect(calibrate=False)
-            if not robot.is_calibrated:
-                raise InputError(f"the servos differ from {robot.calibration_fpath}: calibrate anew (docs/arm.md)")
-        except InputError:
-            _leave(robot)
-            raise
-        except Exception as error:
-            _leave(robot)
-            raise RobotFault(f"{self._type} does not connect: {error}", transient=False) from error
+        for left in reversed(range(CONNECTS)):
+            try:
+                robot.connect(calibrate=False)
+                if not robot.is_calibrated:
+                    raise InputError(f"the servos differ from {robot.calibration_fpath}: calibrate anew (docs/arm.md)")
+                break
+            except InputError:
+                _leave(robot)
+                raise
+            except Exception as error:
+                _leave(robot)
+                if not left:
+                    raise RobotFault(f"{self._type} does not connect: {error}", transient=False) from error
         self._robot, self._bus = robot, bus
         return self
 
