@@ -35,7 +35,7 @@ def connected(config: Any) -> Any:
         robot = SO101Follower(config)
         try:
             robot.connect(calibrate=False)
-        except (ConnectionError, RuntimeError):  # also: not all servos answered in time
+        except (ConnectionError, RuntimeError, IndexError):  # not all in time; a late answer taken for the next one
             if robot.bus.is_connected:
                 robot.bus.disconnect(disable_torque=False)
             for camera in robot.cameras.values():
