@@ -23,7 +23,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ OPPOSITE = {"yes": "no", "no": "yes", "left": "right", "right": "left"}
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt with what was said before it, and two answers. `kind` says what is wrong in the rejected one."""
+    """A prompt with what was said before it, and two answers. `kind` says what is wrong in the rejected one, and
+    `facts` what a simulator knows of the image, where it does."""
 
     images: Callable[[], Mapping[str, UInt8[np.ndarray, "_h _w 3"]]]
     prompt: str
@@ -54,6 +55,11 @@ class Pair:
     rejected: str
     kind: str
     history: tuple[tuple[str, str], ...] = ()
+    facts: str = ""
+
+    def informed(self) -> Pair:
+        """The same with the facts in its prompt (LLaVA-RLHF: Sun et al. 2023, arXiv 2309.14525, sec. 2.3)."""
+        return replace(self, prompt=f"{self.prompt} facts: {self.facts}") if self.facts else self
 
     def examples(self) -> tuple[Example, Example]:
         """The chosen and the rejected answer, each in its conversation."""
@@ -73,13 +79,15 @@ def pairs_of(store: VqaStore, split: Split, seed: int = 0) -> list[Pair]:
         questions = store.asked(i)
         # A detailed description is there only where it is known what all the objects are: a caption alone may be short.
         complete = any(question.kind == "detail" for question in questions)
+        told = {question.kind: question.answer for question in questions}
+        facts = told.get("detail", told.get("caption", ""))
         for j, question in enumerate(questions):
             if question.kind == "caption" and not complete:
                 continue
             false = corrupted(question, np.random.default_rng([seed, i, j]))
             if false is not None:
                 kind, rejected = false
-                made.append(Pair(_reader(store, i), question.text, question.answer, rejected, kind))
+                made.append(Pair(_reader(store, i), question.text, question.answer, rejected, kind, facts=facts))
     return made
 
 
@@ -134,9 +142,13 @@ def _relation(answer: str, rng: np.random.Generator) -> str | None:
     return answer[: told.start(1)] + _pick(rng, others) + answer[told.end(1) :] if told and others else None
 
 
+def objects_named(answer: str) -> list[str]:
+    """The objects of a description ("red cube"), as often as it lists each."""
+    return [f"{one[2]} {one[3]}" for one in OBJECT.finditer(answer)]
+
+
 def _objects(answer: str) -> tuple[list[re.Match[str]], set[str]]:
-    found = list(OBJECT.finditer(answer))
-    return found, {f"{one[2]} {one[3]}" for one in found}
+    return list(OBJECT.finditer(answer)), set(objects_named(answer))
 
 
 def _renamed(answer: str, one: re.Match[str], name: str) -> str:

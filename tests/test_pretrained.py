@@ -110,7 +110,7 @@ def test_what_is_said_step_by_step_is_what_was_trained(name: str, tmp_path: Path
     with torch.inference_mode():
         losses, where, _ = model(batch)
         asked = model.processor.question_prompt([r.prompt for r in rows], [r.images for r in rows])
-        logp = model._decoding(asked).next_logits().log_softmax(-1)
+        logp = model.decoding(asked).next_logits().log_softmax(-1)
     first = [int(torch.nonzero(where == i)[0]) for i in range(2)]
     start = batch.labels[:, 1:].ge(0).int().argmax(1) + 1
     expected = logp.gather(1, batch.labels.gather(1, start[:, None])).squeeze(1)

@@ -155,7 +155,7 @@ class VLA(nn.Module):
     def generate_text(self, batch: Batch, max_tokens: int = 16) -> list[str]:
         """Greedy answers, up to `<eos>`; action rows cannot be chosen."""
         batch = batch.to(self.device)
-        decoding = self._decoding(batch)
+        decoding = self.decoding(batch)
         done = torch.zeros(len(batch.input_ids), dtype=torch.bool, device=self.device)
         tokens: list[Tensor] = []
         for _ in range(max_tokens):
@@ -189,7 +189,7 @@ class VLA(nn.Module):
         if len(numbers := set(batch.robot.tolist())) != 1 or -1 in numbers:
             raise InputError("actions are decoded for rows of one robot at a time")
         robot, batch = processor.robots[numbers.pop()], batch.to(self.device)
-        decoding = self._decoding(batch)
+        decoding = self.decoding(batch)
         # The coordinates, and `<eos>` for what is not in the image.
         sayable = torch.tensor([*processor.points, processor.eos] if robot.points else [], device=self.device)
         values: list[Tensor] = []
@@ -211,7 +211,8 @@ class VLA(nn.Module):
         chunks = processor.head.decode(Asked(decoding, robot, told, ask, given, module, beyond, vjp))
         return chunks, ((points + 0.5) / POINT_SCALE).cpu().numpy()
 
-    def _decoding(self, batch: Batch) -> Decoding:
+    def decoding(self, batch: Batch) -> Decoding:
+        """Prompts, which are on the model's device, with what is to be said after them."""
         embeds, vision = self._prefix(batch)
         return Decoding(self.backbone, embeds, batch.attention_mask, vision)
 
