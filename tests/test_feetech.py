@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -21,7 +22,8 @@ from vla.envs.arm import JOINTS
 from vla.envs.scene import TableScene
 from vla.errors import InputError
 from vla.feetech.arm import ServoArm
-from vla.feetech.packets import Error, Instruction, Packet, Parser, encode
+from vla.feetech.bus import Bus
+from vla.feetech.packets import BROADCAST, Error, Instruction, Packet, Parser, encode
 from vla.feetech.port import ServoPort
 from vla.feetech.servo import TICK, Register, Servo
 
@@ -241,3 +243,24 @@ def test_the_port_is_never_put_over_a_file(arm: ServoArm, tmp_path: Path) -> Non
     with pytest.raises(InputError, match="no link"):
         ServoPort(arm, tmp_path / "port")
     assert not any(thread.name == "servo bus" for thread in threading.enumerate())
+
+
+def test_the_log_has_each_write_of_goal_positions(arm: ServoArm) -> None:
+    bus, file = Bus(arm.servos), io.StringIO()
+    bus.log = file
+
+    def told(instruction: Instruction, id: int, *data: int) -> None:
+        bus.answer(encode(Packet(id, instruction, bytes(data))))
+
+    goal = int(Register.GOAL_POSITION)
+    told(Instruction.WRITE, 2, goal, 0, 4)
+    told(Instruction.WRITE, 2, goal + 4, 1, 0)
+    told(Instruction.SYNC_WRITE, BROADCAST, goal, 2, 1, 5, 0, 3, 7, 0)
+    told(Instruction.READ, 1, goal, 2)
+    told(Instruction.REG_WRITE, 4, goal - 1, 9, 1, 1)
+    told(Instruction.ACTION, BROADCAST)
+    bus.faults.mute = {2}
+    told(Instruction.WRITE, 2, goal, 1, 4)
+    lines = [json.loads(line) for line in file.getvalue().splitlines()]
+    assert [line["goals"] for line in lines] == [{"2": 1024}, {"1": 5, "3": 7}, {"4": 257}]
+    assert sorted(line["t"] for line in lines) == [line["t"] for line in lines]

@@ -19,16 +19,19 @@ from vla.feetech.port import ServoPort
 
 NAME = "so101"
 """The id under which LeRobot finds the calibration."""
+LOG_BUFFER = 1 << 20
 FAULTS = "mute ID | overload ID | corrupt P | drop P | slow SECONDS | unplug | plug | heal"
 
 
 def so101_sim(
-    *, task: str, seed: int, out: str, calibrated: bool, image_size: int, camera_port: int, fps: float
+    *, task: str, seed: int, out: str, calibrated: bool, image_size: int, camera_port: int, fps: float, log: str | None
 ) -> None:
     """Runs the arm in the scene of `seed` until ctrl-C or SIGTERM; lines on the standard input bring faults (FAULTS).
 
     The folder `out` gets `port`, a link to the pseudo-terminal, and so101.json, LeRobot's calibration. Without
     `calibrated` the servos are as from the factory, and no file is written.
+
+    `log` is a file that gets each write of goal positions, as `Bus.log` says; it is whole once this has returned.
 
     Raises InputError for an unknown task, one without a single SO-101, and a camera port that is taken.
     """
@@ -49,7 +52,11 @@ def so101_sim(
             _write(folder / f"{NAME}.json", json.dumps(arm.calibrate(), indent=4))
         if camera_port:
             stack.enter_context(CameraStream(arm, camera_port, fps))
-        port = stack.enter_context(ServoPort(arm, folder / "port"))
+        servos = ServoPort(arm, folder / "port")
+        if log:
+            Path(log).parent.mkdir(parents=True, exist_ok=True)
+            servos.bus.log = stack.enter_context(open(log, "w", buffering=LOG_BUFFER))
+        port = stack.enter_context(servos)
         print(f"scene {seed}: {info['instruction']}")
         print(connection(folder, env.scene.cameras, image_size, camera_port, fps))
         print(f"faults, one a line: {FAULTS}\nctrl-C ends", flush=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TextIO
 
 import numpy as np
 
 from vla.feetech.packets import BROADCAST, Instruction, Packet, Parser, encode
-from vla.feetech.servo import Servo
+from vla.feetech.servo import Register, Servo
 
 
 @dataclass
@@ -26,10 +29,15 @@ class Faults:
 
 
 class Bus:
-    """The servos of one wire. `answer` is all that a port needs."""
+    """The servos of one wire. `answer` is all that a port needs.
+
+    `log` gets a JSON line for each packet that wrote goal positions: `t`, when it had come [s, monotonic clock], and
+    `goals` [encoder steps] by the ids of the servos that heard it. Its buffer is to be large: the wire waits for it.
+    """
 
     def __init__(self, servos: Sequence[Servo], seed: int = 0) -> None:
         self.servos, self.faults = tuple(servos), Faults()
+        self.log: TextIO | None = None
         self._parser, self._rng = Parser(), np.random.default_rng(seed)
 
     def power_on(self) -> None:
@@ -40,8 +48,16 @@ class Bus:
 
     def answer(self, data: bytes) -> bytes:
         """What comes back for the next bytes on the wire; a request may come in pieces."""
-        answers = (reply for packet in self._parser.feed(data) for reply in self._serve(packet))
-        return b"".join(self._spoil(encode(reply)) for reply in answers)
+        at, answers = time.monotonic(), bytearray()
+        for packet in self._parser.feed(data):
+            before = [servo.told for servo in self.servos]
+            for reply in self._serve(packet):
+                answers += self._spoil(encode(reply))
+            told = [servo for servo, n in zip(self.servos, before, strict=True) if servo.told > n]
+            if told and self.log is not None:
+                goals = {servo.id: servo.get(Register.GOAL_POSITION) for servo in told}
+                self.log.write(json.dumps({"t": at, "goals": goals}) + "\n")
+        return bytes(answers)
 
     def _serve(self, packet: Packet) -> Iterable[Packet]:
         code, parameters = packet.code, packet.parameters

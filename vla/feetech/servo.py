@@ -95,6 +95,8 @@ class Servo:
             if register in WIDE:
                 self._memory[register + 1] = value >> 8
         self._memory[R.ID] = id
+        self.told = 0
+        """How often a goal position was written to it."""
         self._saved = bytes(self._memory)
         self._loaded, self._temperature = 0.0, ROOM
         self.power_on()
@@ -138,6 +140,7 @@ class Servo:
     def write(self, address: int, data: bytes) -> None:
         """What the bus writes; read-only registers keep their values."""
         enabled, lifted = self.torque, self.get(R.MAX_TORQUE)
+        self.told += address <= R.GOAL_POSITION < address + len(data)
         for cell, byte in enumerate(data, address):
             if cell >= SIZE or any(cell in cells for cells in READ_ONLY):
                 continue
