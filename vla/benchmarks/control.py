@@ -1,113 +1,207 @@
-"""`vla bench control`: deadlines of the control loop on the emulated SO-101, under LeRobot's own driver.
+"""`vla bench control`: what the motors of the emulated SO-101 are told by our control loop, and by `lerobot-rollout`.
 
-The arm (`vla so101-sim`) and the policy, which takes 150 ms, each run in a process of their own.
+Each contestant drives an arm of its own (`vla so101-sim`, a process of its own) through LeRobot's driver, with the same
+policy, which takes 150 ms for a chunk of one second; the arm's bus notes what is written to its servos, and when.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from vla.benchmarks.control_goals import measure, read_goals
 from vla.benchmarks.table import Table, Target
 from vla.control.loop import ControlLoop, LoopConfig
 from vla.control.process_inference import ProcessInference
-from vla.control.robots.lerobot_robot import so101
+from vla.control.robots.lerobot_robot import LeRobotRobot, so101
 from vla.control.stop import EmergencyStop
 from vla.embodiment import Embodiment
 from vla.envs.arm import JOINTS, LINKS
 from vla.errors import InputError
+from vla.hub import write_config
 from vla.types import ActionChunk, Observation
 
 SECONDS = 60.0
 RATES = (50.0, 200.0)
 DELAY = 0.15
-HORIZON = 10
+POLICY_HZ, HORIZON, EXECUTE = 50.0, 50, 20
+"""Actions a second, of a chunk, and after how many the next chunk is asked for: LeRobot's defaults for pi0."""
+SETTLE = 0.5
+"""The first seconds, in which a contestant gets going, are not measured [s]."""
 BOOT = 60.0
 """[s] that the emulated arm may take to start."""
+TRIES = 3
+"""Runs of `lerobot-rollout`: one lost answer while it connects ends it."""
+LOW, HIGH = (np.array([link.range[end] for joint in JOINTS for link in LINKS if link.joint == joint]) for end in (0, 1))
+"""Of each joint [rad]."""
+
+
+OWN = ("left out", "late p99 ms", "late max ms", "command p99 ms", "read p99 ms", "chunks", "ended")
+"""Columns of what only a loop itself can tell."""
+LOG = "goals.jsonl"
+Goals = tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n j"]]
+
+
+class Wave:
+    """From where the arm was at first 0.2 rad towards `middle` and back, and so on; `scale` is the unit's, in a rad."""
+
+    def __init__(self, middle: Float[np.ndarray, "a"], scale: Float[np.ndarray, "a"] | float = 1.0) -> None:
+        self._middle, self._scale = middle, scale
+        self._first: tuple[Float[np.ndarray, "a"], float] | None = None
+
+    def chunk(self, state: Float[np.ndarray, "a"], now: float) -> Float[np.ndarray, "h a"]:
+        """The actions from `now` [s] on."""
+        rest, began = self._first = self._first or (state.copy(), now)
+        at = now - began + np.arange(HORIZON)[:, None] / POLICY_HZ
+        return rest + 0.1 * self._scale * np.sign(self._middle - rest) * (1 - np.cos(2 * at))
 
 
 class Waving:
-    """Moves each joint to and fro by a tenth of a radian, and takes `DELAY` to say so."""
+    """The policy of the wave, in radians."""
 
     def __init__(self) -> None:
-        ranges = {link.joint: link.range for link in LINKS if link.joint}
-        low, high = (tuple(float(ranges[joint][end]) for joint in JOINTS) for end in (0, 1))
         names = tuple(f"{joint} [rad]" for joint in JOINTS)
-        self.embodiment = Embodiment("so101", (), names, names, low, high, 10.0)
-        self._rest: Float[np.ndarray, "a"] | None = None
+        self.embodiment = Embodiment("so101", (), names, names, tuple(LOW), tuple(HIGH), POLICY_HZ)
+        self.reset()
 
     def reset(self) -> None:
-        self._rest = None
+        self._wave = Wave((LOW + HIGH) / 2)
 
     def predict(self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None) -> ActionChunk:
         time.sleep(DELAY)
-        if self._rest is None:
-            self._rest = np.array(observation.state)
-        at = observation.time + np.arange(HORIZON)[:, None] / 10
-        return ActionChunk(self._rest + 0.1 * np.sin(2 * at), observation.time, 0.1)
+        actions = self._wave.chunk(observation.state, observation.time)
+        if prefix is not None:
+            actions[: len(prefix)] = prefix
+        return ActionChunk(actions, observation.time, 1 / POLICY_HZ)
 
 
-def bench_control(seconds: float = SECONDS) -> Table:
-    """Missed deadlines, jitter, and what the bus takes, at 50 and 200 ticks a second."""
+def bench_control(seconds: float = SECONDS, rates: Sequence[float] = RATES) -> Table:
+    """What the bus got of each contestant, and for ours what its loop says of itself.
+
+    Raises InputError where the arm does not start or a contestant does not run to its end.
+    """
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder, emulated(Path(folder)):
-        for hz in RATES:
-            robot = so101(
-                port=str(Path(folder) / "port"), id="so101", calibration_dir=folder, cameras={}, control_hz=10.0,
-                velocity=2.0, acceleration=15.0, relax_on_exit=False,
-            )  # fmt: skip
-            inference = ProcessInference(Waving)
-            try:
-                config = LoopConfig(hz=hz, execution="chunked", execute=3)
-                stats = ControlLoop(robot, inference, config, stop=EmergencyStop()).run("wave", seconds)
-            finally:
-                inference.close()
-            rows.append(
-                {
-                    "ticks/s": hz,
-                    "seconds": stats.seconds,
-                    "rate": stats.rate,
-                    "missed": stats.missed,
-                    "jitter p99 ms": 1000 * stats.jitter.p99,
-                    "jitter max ms": 1000 * stats.jitter.max,
-                    "command p50 ms": 1000 * stats.command.p50,
-                    "command p99 ms": 1000 * stats.command.p99,
-                    "read p99 ms": 1000 * stats.observe.p99,
-                    "chunks": stats.chunks,
-                    "ended": stats.reason,
-                }
-            )
-    at_50 = rows[0]
+    for hz in rates:
+        ours = len(rows)
+        for name, run in CONTESTANTS.items():
+            told, goals = run(hz, seconds)
+            row: dict[str, Any] = {"contestant": name, "Hz": hz, **measure(*goals, hz, SETTLE, seconds)}
+            rows.append(row)
+            for figure in ("jitter p99 ms", "missed %"):
+                row[f"{figure.split()[0]} x"] = _ratio(row[figure], rows[ours][figure])
+            row |= {**dict.fromkeys(OWN, "-"), **told}
+    ours_at = [row for row in rows if row["Hz"] == rates[0] and row["contestant"].startswith("vla")]
+    at = f"at {rates[0]:g} Hz"
     return Table(
         rows,
         [
-            Target("missed deadlines at 50 Hz", float(at_50["missed"]), 0.0, at_most=True),
-            Target("jitter p99 at 50 Hz [ms]", at_50["jitter p99 ms"], 1.0, at_most=True),
+            Target(f"missed deadlines {at}", float(max(row["left out"] for row in ours_at)), 0.0, at_most=True),
+            Target(f"jitter p99 {at} [ms]", max(row["late p99 ms"] for row in ours_at), 1.0, at_most=True),
         ],
     )
 
 
+def _ratio(value: float, ours: float) -> float | str:
+    return value / ours if ours else 1.0 if not value else "-"
+
+
+def _vla(execution: str, hz: float, seconds: float) -> tuple[dict[str, Any], Goals]:
+    """Our control loop, the policy in a process of its own."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with emulated(folder):
+            inference = ProcessInference(Waving)
+            try:
+                config = LoopConfig(hz=hz, execution=execution, execute=EXECUTE)
+                stats = ControlLoop(arm(folder), inference, config, stop=EmergencyStop()).run("wave", seconds)
+            finally:
+                inference.close()
+        late = 1e3 * stats.jitter.p99, 1e3 * stats.jitter.max
+        bus = 1e3 * stats.command.p99, 1e3 * stats.observe.p99
+        own = zip(OWN, (stats.missed, *late, *bus, stats.chunks, stats.reason), strict=True)
+        return dict(own), read_goals(folder / LOG)
+
+
+def _lerobot(inference: str, hz: float, seconds: float) -> tuple[dict[str, Any], Goals]:
+    """LeRobot's command with its defaults, and above the policy's rate with its interpolation."""
+    for attempt in range(1, TRIES + 1):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            _plug_in(folder)
+            command = (
+                Path(sys.executable).with_name("lerobot-rollout"),
+                f"--policy.path={folder}",
+                "--robot.type=so101_follower",
+                f"--robot.port={folder / 'port'}",
+                "--robot.id=so101",
+                f"--robot.calibration_dir={folder}",
+                f"--inference.type={inference}",
+                f"--fps={POLICY_HZ:g}",
+                f"--interpolation_multiplier={round(hz / POLICY_HZ)}",
+                f"--duration={seconds:g}",
+                "--task=wave",
+                "--return_to_initial_position=false",
+                "--play_sounds=false",
+            )
+            path = os.pathsep.join((name, *filter(None, sys.path)))
+            environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+            with emulated(folder):
+                done = subprocess.run(
+                    command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+                )
+            if done.returncode == 0:
+                return {"ended": "done" if attempt == 1 else f"done, try {attempt}"}, read_goals(folder / LOG)
+    raise InputError(f"lerobot-rollout did not run: {done.stderr.strip()[-500:]}")
+
+
+CONTESTANTS: dict[str, Callable[[float, float], tuple[dict[str, Any], Goals]]] = {
+    "vla rtc": partial(_vla, "rtc"),
+    "vla chunked": partial(_vla, "chunked"),
+    "lerobot rtc": partial(_lerobot, "rtc"),
+    "lerobot sync": partial(_lerobot, "sync"),
+}
+
+
+def _plug_in(folder: Path) -> None:
+    """What LeRobot finds of the policy: a checkpoint without weights, and an installed plug-in."""
+    write_config(folder, {"type": "waving", "device": "cpu"})
+    (folder / "lerobot_policy_waving.py").write_text("import vla.benchmarks.control_lerobot\n")
+    about = folder / "lerobot_policy_waving-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: lerobot_policy_waving\nVersion: 1\n")
+
+
+def arm(folder: Path) -> LeRobotRobot:
+    """The arm of `emulated` behind our protocol."""
+    return so101(
+        port=str(folder / "port"), id="so101", calibration_dir=str(folder), cameras={}, control_hz=POLICY_HZ,
+        velocity=2.0, acceleration=15.0, relax_on_exit=False,
+    )  # fmt: skip
+
+
 @contextmanager
 def emulated(folder: Path) -> Iterator[None]:
-    """`vla so101-sim` in a process of its own, its port and calibration in `folder`; without cameras."""
-    command = [sys.executable, "-m", "vla", "so101-sim", f"out={folder}", "camera_port=0"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as arm:
+    """`vla so101-sim` in a process of its own, its port, calibration and log in `folder`; without cameras."""
+    command = [sys.executable, "-m", "vla", "so101-sim", f"out={folder}", "camera_port=0", f"log={folder / LOG}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             deadline = time.monotonic() + BOOT
             while not (folder / "port").exists():
-                if arm.poll() is not None or time.monotonic() > deadline:
+                if process.poll() is not None or time.monotonic() > deadline:
                     raise InputError("vla so101-sim did not start: run it by itself to see why")
                 time.sleep(0.05)
             yield
         finally:
-            arm.terminate()
-            arm.communicate()
+            process.terminate()
+            process.communicate()
