@@ -33,11 +33,19 @@ class Command:
 
 COMMANDS = {
     "record": Command(
-        "record demonstrations, or scenes with questions, in simulation",
+        "record demonstrations, in simulation or on an arm, or scenes with questions",
         "vla.record:record",
         "Runs the expert of a task and appends its episodes to a zarr store. Noise moves the arm off the expert's\n"
-        "path while the clean action is recorded, so the data shows how to recover.",
-        ("vla record task=pick episodes=400 seed=0 noise=0.03 workers=2", "vla record task=scenes episodes=3000"),
+        "path while the clean action is recorded, so the data shows how to recover. With robot= an operator moves the\n"
+        "arm, by a leader, gamepad, keyboard or script; it is kept within its limits (docs/arm.md).\n\n"
+        "enter: begin; end and keep    backspace, r: discard, and again    q, ctrl-C: stop the arm, and end",
+        (
+            "vla record task=pick episodes=400 seed=0 noise=0.03 workers=2",
+            "vla record task=scenes episodes=3000",
+            "vla record robot=so101 robot.port=/dev/ttyACM0 leader_port=/dev/ttyACM1 instruction='lift it' "
+            "out=outputs/lift.zarr",
+        ),
+        verbatim=("instruction", "joystick", "script", "leader_port", "leader_calibration_dir"),
     ),
     "train": Command(
         "train a policy on demonstrations and visual questions",

@@ -17,11 +17,10 @@ from vla.errors import InputError
 from vla.recording.protocol import Recorder
 from vla.recording.zarr_recorder import ZarrRecorder
 from vla.teleop import gamepad, keyboard
+from vla.teleop.devices import open_device
 from vla.teleop.hand import Hand
 from vla.teleop.protocol import Event, Teleop
-from vla.teleop.script import Script
 
-DEVICES = ("keyboard", "gamepad", "script")
 HEADLESS = "use device=script script=FILE (vla play --help)"
 
 
@@ -38,7 +37,7 @@ def play(*, task: str, seed: int, device: str, joystick: str, script: str | None
     if seed < 0:
         raise InputError(f"the seed must be 0 or more, not {seed}")
     with ExitStack() as stack:
-        teleop = _teleop(device, joystick, script, stack)
+        teleop = open_device(device, joystick, script, stack)
         env = make_env(task, holdout=True).unwrapped
         stack.callback(env.close)
         if not isinstance(env, SO101Env) or len(env.scene.arms) > 1:
@@ -106,17 +105,3 @@ class _Desk:
         else:
             self.recorder.abort()
         return event
-
-
-def _teleop(device: str, joystick: str, script: str | None, stack: ExitStack) -> Teleop:
-    if device == "keyboard":
-        return keyboard.Keyboard()
-    if device == "gamepad":
-        pad = gamepad.Gamepad(joystick)
-        stack.callback(pad.close)
-        return pad
-    if device != "script":
-        raise InputError(f"unknown device {device!r}: choose from {', '.join(DEVICES)}")
-    if script is None:
-        raise InputError("device=script needs script=FILE, a text file of commands (vla play --help)")
-    return Script.from_file(script)

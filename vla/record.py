@@ -1,4 +1,4 @@
-"""`vla record`: demonstrations of a scripted expert, or scenes with questions, into a store."""
+"""`vla record`: demonstrations of a scripted expert or of an operator, or scenes with questions, into a store."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import count, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -17,6 +17,8 @@ from vla.types import Episode, Observation
 
 if TYPE_CHECKING:
     import gymnasium
+
+    from vla.control.robot import Robot
 
 PERTURBED = 0.5
 """The share of episodes that start from a random pose, in place of the arm's resting pose."""
@@ -37,17 +39,28 @@ def record(
     randomize: bool,
     workers: int,
     questions: str = "short",
+    robot: Robot | None = None,
+    **operated: Any,
 ) -> None:
     """Records until the store `out` holds `episodes` successes of the expert, or as many scenes (task "scenes").
 
     A new store's images are coded as `codec` (`vla.datasets.codecs`); `questions` says what is asked of scenes
     (`vla.scenes`).
 
+    With a `robot` they are an operator's, as `operated` says (`vla.record_robot`), and `task` counts for nothing.
+
     Demonstrations leave out the pairs of colour and shape that evaluation holds out (`vla.envs.axes`).
 
     A store that a cut-off run left is continued with the seeds that it lacks. Raises InputError for an unknown
     task, a negative seed and a store of something else, before anything is written.
     """
+    if robot is not None:
+        from vla.record_robot import record_robot
+
+        if out == f"outputs/{task}.zarr":
+            raise InputError("say where the demonstrations go: out=outputs/NAME.zarr")
+        record_robot(robot=robot, episodes=episodes, out=out, codec=codec, **operated)
+        return
     if seed < 0:
         raise InputError(f"the seed must be 0 or more, not {seed}")
     if task == "scenes":

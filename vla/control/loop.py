@@ -81,7 +81,7 @@ class Tick:
 
 
 class ControlLoop:
-    """Runs `inference`'s policy on `robot`. Connects the robot itself, and leaves `inference` open.
+    """Runs `inference`'s policy on `robot`, which it connects itself, if told to `connect`. Leaves `inference` open.
 
     `watch` is called in every tick and must not block.
     """
@@ -95,7 +95,9 @@ class ControlLoop:
         *,
         stop: EmergencyStop,
         watch: Callable[[Tick], None] | None = None,
+        connect: bool = True,
     ) -> None:
+        self._connect = connect
         self._robot, self._inference, self._config = robot, inference, config
         self._clock, self._stop, self._watch = clock or WallClock(), stop, watch
 
@@ -110,7 +112,7 @@ class ControlLoop:
         with self._stop.signals(), urgent:
             if reason := self._stop.poll():
                 return Tally().stats(reason, 0.0, 0.0, {})
-            with self._robot:
+            with self._robot if self._connect else nullcontext():
                 run = _Run(self._robot, self._inference, self._config, self._clock, self._stop)
                 try:
                     run.go(instruction, seconds, self._watch)

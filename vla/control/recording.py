@@ -61,11 +61,11 @@ class Recording:
     def __call__(self, tick: Tick) -> None:
         self._queue.put(tick)
 
-    def finish(self, success: bool) -> None:
-        """Waits until all is written; an episode without a step is dropped."""
+    def finish(self, success: bool, keep: bool = True) -> None:
+        """Waits until all is written; an episode without a step is dropped, and one that is not to be kept."""
         self._queue.put(None)
         self._thread.join()
-        self._each(lambda recorder: recorder.finish(success) if self.steps else recorder.abort())
+        self._each(lambda recorder: recorder.finish(success) if keep and self.steps else recorder.abort())
 
     def _write(self) -> None:
         last: Float[np.ndarray, "a"] | None = None

@@ -29,7 +29,7 @@ class Gamepad:
             self._device = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         except OSError as error:
             raise InputError(
-                f"there is no gamepad at {path} ({error.strerror}): connect one, or device=keyboard"
+                f"there is no gamepad at {path} ({error.strerror}): connect one, or use the keyboard"
             ) from None
 
     def read(self) -> Jog:

@@ -1,7 +1,7 @@
 """What teleoperates an arm by hand: a device that is read once a control step.
 
-A keyboard, a gamepad and a script jog the fingertips by small steps; an arm that leads another would give absolute
-joint targets, and stand behind the same `read`.
+A keyboard, a gamepad and a script jog the fingertips by small steps; an arm that leads another gives absolute joint
+targets.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class Jog:
     close: bool | None = None
     """Whether the gripper closes or opens; None leaves it."""
     event: Event | None = None
+    joints: tuple[float, ...] | None = None
+    """Where the joints are to be [rad]: then nothing but `event` counts beside it."""
 
     @property
     def moves(self) -> bool:

@@ -67,23 +67,8 @@ class LeRobotRobot:
         lacking += [f"camera {camera}" for camera in self.embodiment.cameras if camera not in robot.cameras]
         if lacking:
             raise InputError(f"LeRobot's {self._type} has no {', '.join(lacking)}: name them in robot.options")
-        bus = getattr(robot, "bus", None)
-        if bus is not None and not robot.calibration:
-            raise InputError(f"{robot.calibration_fpath} is missing: calibrate the arm first (docs/arm.md)")
-        for left in reversed(range(CONNECTS)):
-            try:
-                robot.connect(calibrate=False)
-                if not robot.is_calibrated:
-                    raise InputError(f"the servos differ from {robot.calibration_fpath}: calibrate anew (docs/arm.md)")
-                break
-            except InputError:
-                _leave(robot)
-                raise
-            except Exception as error:
-                _leave(robot)
-                if not left:
-                    raise RobotFault(f"{self._type} does not connect: {error}", transient=False) from error
-        self._robot, self._bus = robot, bus
+        connect(robot, self._type)
+        self._robot, self._bus = robot, getattr(robot, "bus", None)
         return self
 
     def __exit__(
@@ -93,7 +78,7 @@ class LeRobotRobot:
             return
         if self._relax_on_exit:
             self.relax()
-        _leave(self._robot)
+        leave(self._robot)
         self._robot = self._bus = None
 
     def state(self) -> tuple[Float[np.ndarray, "s"], float]:
@@ -131,7 +116,7 @@ class LeRobotRobot:
             return
         for motor in self._bus.motors:
             try:
-                self._clear()
+                clear(self._bus)
                 self._bus.write("Torque_Enable", motor, 0, num_retry=2)
             except Exception as error:  # an overloaded servo obeys, and the driver raises all the same
                 LOG.warning("torque of %s: %s", motor, error)
@@ -161,22 +146,12 @@ class LeRobotRobot:
         try:
             return call()
         except (ConnectionError, TimeoutError) as error:
-            self._clear()
+            clear(self._bus)
             raise RobotFault(f"{what}: {error}", transient=True) from error
         except Exception as error:
             # An unplugged port raises what pyserial and the operating system make of it.
-            self._clear()
+            clear(self._bus)
             raise RobotFault(f"{what}: {error}", transient=False) from error
-
-    def _clear(self) -> None:
-        """Drops late answers, which the next transfer would take for its own, and a port left marked as in use."""
-        handler = getattr(self._bus, "port_handler", None)
-        if handler is not None and handler.ser is not None:
-            handler.is_using = False
-            try:
-                handler.ser.reset_input_buffer()
-            except Exception as error:
-                LOG.warning("the port is gone: %s", error)
 
 
 def build(type: str, options: Mapping[str, Any]) -> Any:
@@ -216,17 +191,59 @@ def _import(*modules: str) -> None:
                 raise InputError(f"{module} needs the package {error.name}: install it") from error
 
 
-def _leave(robot: Any) -> None:
+def connect(device: Any, type: str) -> None:
+    """Connects a robot or teleoperator of LeRobot; see LeRobotRobot."""
+    if getattr(device, "bus", None) is not None and not device.calibration:
+        raise InputError(f"{device.calibration_fpath} is missing: calibrate the arm first (docs/arm.md)")
+    for left in reversed(range(CONNECTS)):
+        try:
+            device.connect(calibrate=False)
+            if not device.is_calibrated:
+                raise InputError(f"the servos differ from {device.calibration_fpath}: calibrate anew (docs/arm.md)")
+            return
+        except InputError:
+            leave(device)
+            raise
+        except Exception as error:
+            leave(device)
+            if not left:
+                raise RobotFault(f"{type} does not connect: {error}", transient=False) from error
+
+
+def clear(bus: Any) -> None:
+    """Drops late answers, which the next transfer would take for its own, and a port left marked as in use."""
+    handler = getattr(bus, "port_handler", None)
+    if handler is not None and handler.ser is not None:
+        handler.is_using = False
+        try:
+            handler.ser.reset_input_buffer()
+        except Exception as error:
+            LOG.warning("the port is gone: %s", error)
+
+
+def leave(device: Any) -> None:
     """Closes port and cameras whatever state they are in; torque stays as it is."""
-    bus = getattr(robot, "bus", None)
-    closing = [lambda: bus.disconnect(disable_torque=False)] if bus is not None else [robot.disconnect]
+    bus = getattr(device, "bus", None)
+    closing = [lambda: bus.disconnect(disable_torque=False)] if bus is not None else [device.disconnect]
     if bus is not None:
-        closing += [camera.disconnect for camera in robot.cameras.values()]
+        closing += [camera.disconnect for camera in getattr(device, "cameras", {}).values()]
     for close in closing:
         try:
             close()
         except Exception as error:
-            LOG.debug("closing %s: %s", robot, error)
+            LOG.debug("closing %s: %s", device, error)
+
+
+def so101_units() -> tuple[tuple[str, ...], tuple[float, ...], tuple[float, ...]]:
+    """Keys, scale and offset of LeRobotRobot for SO-101 arms, leaders too.
+
+    Degrees from the middle of each calibrated range; of the gripper, percent of its range.
+    """
+    from vla.envs.arm import JOINTS, LINKS
+
+    (low, high), joints = next(link.range for link in LINKS if link.joint == JOINTS[-1]), len(JOINTS)
+    scale = (*[float(np.degrees(1.0))] * (joints - 1), 100 / float(high - low))
+    return tuple(f"{joint}.pos" for joint in JOINTS), scale, (*[0.0] * (joints - 1), -scale[-1] * float(low))
 
 
 def so101(
@@ -250,15 +267,15 @@ def so101(
     ranges = {link.joint: link.range for link in LINKS if link.joint}
     low, high = (tuple(float(ranges[joint][end]) for joint in JOINTS) for end in (0, 1))
     names = tuple(f"{joint} [rad]" for joint in JOINTS)
-    opening = high[-1] - low[-1]
     joints, cameras = len(JOINTS), cameras or {}
+    keys, scale, offset = so101_units()
     return LeRobotRobot(
         type="so101_follower",
         options={"port": port, "id": id, "calibration_dir": calibration_dir, "cameras": cameras, "use_degrees": True},
         embodiment=Embodiment("so101", tuple(cameras), names, names, low, high, float(control_hz)),
         limits=Limits((velocity,) * joints, (acceleration,) * joints),
-        keys=tuple(f"{joint}.pos" for joint in JOINTS),
-        scale=(*[float(np.degrees(1.0))] * (joints - 1), 100 / opening),
-        offset=(*[0.0] * (joints - 1), -100 * low[-1] / opening),
+        keys=keys,
+        scale=scale,
+        offset=offset,
         relax_on_exit=relax_on_exit,
     )

@@ -36,13 +36,18 @@ class SimRobot:
         joints = len(self.embodiment.action)
         self.limits = Limits((velocity,) * joints, (acceleration,) * joints)
         self.limits.check(self.embodiment)
-        self.success = False
-        _, info = env.reset(seed=seed)
+        self.lay(0)
+
+    def lay(self, further: int) -> None:
+        """Lays the scene that is so many seeds after the first, the arm at rest in it."""
+        _, info = self._env.reset(seed=self._seed + further)
         self.instruction: str = info["instruction"]
+        self.success = False
+        self._targets = self._env.scene.data.qpos[: self._env.scene.joints].copy()
+        self._until, self._ahead = time.monotonic(), 0.0
 
     def __enter__(self) -> SimRobot:
-        self._env.reset(seed=self._seed)
-        self._targets = self._env.scene.data.qpos[: self._env.scene.joints].copy()
+        self.lay(0)
         self._env.capture()  # the first picture takes long
         self._until, self._ahead = time.monotonic(), 0.0
         return self

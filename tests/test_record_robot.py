@@ -1,0 +1,300 @@
+"""`vla record robot=…`: an operator's demonstrations, on the simulated arm and on the emulated bus."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vla import cli
+from vla.control.robot import RobotFault
+from vla.control.robots.lerobot_robot import LeRobotRobot
+from vla.control.robots.sim import SimRobot
+from vla.datasets.episodes import EpisodeStore
+from vla.embodiment import Embodiment
+from vla.envs.make import make_env
+from vla.envs.scene import TableScene
+from vla.envs.so101 import SO101Env
+from vla.errors import InputError
+from vla.feetech.arm import ServoArm
+from vla.feetech.port import ServoPort
+from vla.teleop.leader import Leader
+from vla.teleop.operator import FAULTS, Operator
+from vla.teleop.protocol import WORDS, Event, Jog
+from vla.teleop.terminal import Terminal
+from vla.types import Observation
+
+HOME = np.array([0.0, -1.2, 1.0, 0.8, 0.0, 0.5])
+AWAY = np.array([0.5, -0.7, 0.6, 0.4, 0.4, 1.2])
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def record(*options: str, robot: str = "sim") -> int:
+    return cli.main(["record", f"robot={robot}", "out=by-hand.zarr", "pause=0", *options])
+
+
+def scripted(text: str, *options: str) -> EpisodeStore:
+    Path("script.txt").write_text(text)
+    assert record("teleop=script", "script=script.txt", "robot.seed=3", *options) == 0
+    return EpisodeStore.open("by-hand.zarr")
+
+
+def test_the_script_keeps_discards_and_ends_and_the_same_command_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    store = scripted("x+ x+ discard z- close wait save", "episodes=2")
+    (episode,) = list(store)
+    assert episode.success and episode.info["scene"] == 0 and 1 <= len(episode) <= 6
+    assert (np.diff(episode.time) > 0.05).all() and not store.unfinished_frames
+    assert np.isfinite(episode.action).all() and np.ptp(episode.action[:, 5]) > 0
+    said = capsys.readouterr().out
+    assert (
+        "enter: begin" in said and "discarded" in said and "ended: quit" in said and "1 new episodes, 1 in all" in said
+    )
+    store = scripted("y+ y+ save y+ save", "episodes=2")
+    assert [r.info["scene"] for r in store.records] == [0, 1]
+
+
+def test_a_pause_is_not_recorded_and_counts_are_of_the_instruction() -> None:
+    store = scripted("x+ x+ x+ x+ x+ x+ save z+ z+ save", "pause=null", "instruction='wave, slowly'", "episodes=1")
+    assert [(r.instruction, r.length <= 4) for r in store.records] == [("wave, slowly", True)]
+    store = scripted("z+ save", "instruction=nod", "episodes=1")
+    assert [r.instruction for r in store.records] == ["wave, slowly", "nod"]
+
+
+def test_an_episode_lasts_so_long_at_most_and_is_kept() -> None:
+    (episode,) = list(scripted(" ".join(["wait"] * 50), "seconds=0.6", "episodes=1"))
+    assert not episode.success and episode.time[-1] - episode.time[0] < 0.6
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_a_signal_cuts_off_is_kept_or_not_as_told(
+    keep: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held: list[np.ndarray] = []
+    monkeypatch.setattr(SimRobot, "hold", lambda self, last: held.append(last))
+    device(monkeypatch, lambda count: os.kill(os.getpid(), signal.SIGTERM) if count == 5 else None)
+    assert record("teleop=script", f"keep_unfinished={keep}") == 0
+    store = EpisodeStore.open("by-hand.zarr")
+    assert len(store) == keep and not store.unfinished_frames and "ended: terminated" in capsys.readouterr().out
+    assert len(held) == 1 and np.isfinite(held[0]).all()
+
+
+def device(monkeypatch: pytest.MonkeyPatch, at: Callable[[int], object]) -> None:
+    """In place of a device: moves forward, and does `at` of how often it was read."""
+
+    class Device:
+        count = 0
+
+        def read(self) -> Jog:
+            self.count += 1
+            at(self.count)
+            return WORDS["x+"]
+
+    monkeypatch.setattr("vla.record_robot.open_device", lambda *_: Device())
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["teleop=script"], "script=FILE"),
+        (["teleop=mouse"], "leader, keyboard, gamepad, script"),
+        (["teleop=gamepad", "joystick=none"], "no gamepad at none"),
+        (["teleop=keyboard"], "terminal"),
+        (["teleop=leader"], "leader_port"),
+        (["teleop=leader", "leader_port=nowhere", "leader_calibration_dir=."], "calibrate"),
+        (["teleop=script", "episodes=0"], "above 0"),
+        (["teleop=script", "out=outputs/pick.zarr"], "out=outputs/NAME.zarr"),
+        (["teleop=script", "robot.task=bimanual-lift"], "one SO-101"),
+        (["robot=so101", "robot.port=nowhere", "teleop=script"], "instruction="),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_written(
+    options: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert record(*options) == 2
+    assert named in capsys.readouterr().err
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_a_store_of_another_arm_is_refused_before_anything_moves(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Embodiment("other", ("top",), ("x",), ("x",), (0.0,), (1.0,), 10.0)
+    EpisodeStore.create("by-hand.zarr", other).close()
+    monkeypatch.setattr(SimRobot, "__enter__", lambda self: pytest.fail("connected"))
+    Path("script.txt").write_text("x+ save")
+    assert record("teleop=script", "script=script.txt") == 2
+    assert "cameras" in capsys.readouterr().err
+
+
+@pytest.fixture
+def ports(tmp_path: Path) -> Iterator[dict[str, ServoPort]]:
+    """Two arms, each on a bus of its own: the follower at HOME, the leader held at AWAY by a hand."""
+    before, found, scenes = sys.getswitchinterval(), {}, []
+    sys.setswitchinterval(1e-4)
+    try:
+        for name in ("follower", "leader"):
+            scene = TableScene(32)
+            scene.reset()
+            scene.data.qpos[:6] = scene.data.ctrl[:6] = HOME if name == "follower" else AWAY
+            arm = ServoArm(scene)
+            (tmp_path / f"{name}.json").write_text(json.dumps(arm.calibrate()))
+            arm.hand = None if name == "follower" else AWAY
+            found[name] = ServoPort(arm, tmp_path / name).__enter__()
+            scenes.append(scene)
+        yield found
+    finally:
+        for port in found.values():
+            port.__exit__(None, None, None)
+        for scene in scenes:
+            scene.close()
+        sys.setswitchinterval(before)
+
+
+ON_BUS = ("robot.port=follower", "robot.id=follower", "robot.calibration_dir=.", "instruction=wave")
+LEAD = ("leader_port=leader", "leader_id=leader", "leader_calibration_dir=.")
+
+
+def test_a_leader_far_away_is_approached_within_the_limits(
+    ports: dict[str, ServoPort], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[np.ndarray] = []
+    command = LeRobotRobot.command
+
+    def listen(robot: LeRobotRobot, action: np.ndarray) -> None:
+        command(robot, action)
+        told.append(action)
+
+    monkeypatch.setattr(LeRobotRobot, "command", listen)
+    assert record(*ON_BUS, *LEAD, "robot.velocity=1.0", "seconds=3", "episodes=1", robot="so101") == 0
+    (episode,) = list(EpisodeStore.open("by-hand.zarr"))
+    assert np.abs(np.diff(told, axis=0)).max() <= 1.0 / 50 + 1e-6
+    np.testing.assert_allclose(told[0], episode.state[0], atol=0.1)
+    np.testing.assert_allclose(episode.action[-1], AWAY, atol=0.02)
+    np.testing.assert_allclose(ports["follower"].arm.joints[:5], AWAY[:5], atol=0.1)
+    assert all(servo.torque for servo in ports["follower"].bus.servos)
+    assert not any(servo.torque for servo in ports["leader"].bus.servos)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_an_arm_that_is_unplugged_leaves_no_half_an_episode(
+    keep: bool, ports: dict[str, ServoPort], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device(monkeypatch, lambda count: ports["follower"].unplug() if count == 6 else None)
+    assert record(*ON_BUS, "teleop=script", f"keep_unfinished={keep}", robot="so101") == 0
+    store = EpisodeStore.open("by-hand.zarr")
+    assert len(store) == keep and not store.unfinished_frames and all(not r.success for r in store.records)
+    assert "ended: robot: " in capsys.readouterr().out
+
+
+def test_a_leader_tells_its_joints_and_its_faults(ports: dict[str, ServoPort]) -> None:
+    leader, port = Leader("leader", "leader", "."), ports["leader"]
+    with leader:
+        operator = Operator(leader, ENV.embodiment, None)
+        for last in (False, False, False, True):
+            if (chunk := operator.predict(SEEN)) is not None or last:
+                break
+        assert chunk is not None and chunk.start == SEEN.time
+        np.testing.assert_allclose(chunk.actions, np.repeat(AWAY[None], len(chunk.actions), 0), atol=0.02)
+        port.bus.faults.corrupt = 1.0
+        with pytest.raises(RobotFault) as raised:
+            leader.read()
+        assert raised.value.transient
+        port.unplug()
+        assert operator.predict(SEEN) is None and operator.said and "leader" in operator.said
+    Path("leader.json").unlink()
+    with pytest.raises(InputError, match="calibrate"), Leader("leader", "leader", "."):
+        pass
+
+
+ENV = make_env("pick", images=False).unwrapped
+assert isinstance(ENV, SO101Env)
+ENV.reset(seed=0)
+SEEN = Observation({}, HOME, "wave", 7.0)
+
+
+class Words:
+    """A device that says what it is given: words, or what it raises."""
+
+    def __init__(self, *said: str | Exception) -> None:
+        self.said = list(said)
+
+    def read(self) -> Jog:
+        said = self.said.pop(0)
+        if isinstance(said, Exception):
+            raise said
+        return WORDS[said]
+
+
+def test_nothing_moves_before_the_first_jog_and_then_from_where_the_arm_is() -> None:
+    operator = Operator(Words("wait", "x+", "wait", "save", "x+"), ENV.embodiment, ENV)
+    assert operator.predict(SEEN) is None
+    first, second = operator.predict(SEEN), operator.predict(SEEN)
+    assert first is not None and second is not None
+    assert np.abs(first.actions[0] - HOME).max() < 0.3 and (first.actions == second.actions).all()
+    operator.predict(SEEN)
+    assert operator.said == "save" and operator.predict(SEEN) is None  # what follows is of the next episode
+    operator.reset()
+    assert operator.said is None and operator.predict(SEEN) is not None
+
+
+def test_a_device_may_fail_now_and_then_but_not_for_long() -> None:
+    silent = RobotFault("silent", transient=True)
+    operator = Operator(Words(*[silent] * FAULTS, "x+", *[silent] * (FAULTS + 1)), ENV.embodiment, ENV)
+    assert [operator.predict(SEEN) for _ in range(FAULTS)] == [None] * FAULTS and operator.said is None
+    assert operator.predict(SEEN) is not None
+    for _ in range(FAULTS + 1):
+        assert operator.predict(SEEN) is None
+    assert operator.said == "silent"
+    gone = Operator(Words(InputError("the gamepad is gone")), ENV.embodiment, ENV)
+    assert gone.predict(SEEN) is None and gone.said == "the gamepad is gone"
+
+
+def test_keys_of_a_terminal_even_in_pieces() -> None:
+    master, slave = pty.openpty()
+    pressed: list[int] = []
+    with Terminal(pressed.append, slave) as terminal:
+        for typed, event in (
+            (b"", None),
+            (b"\x1b[A6", None),
+            (b"\x1b[", None),
+            (b"5~w\x1bx\r", Event.SAVE),
+            (b"r", Event.DISCARD),
+            (b"\x7f", Event.DISCARD),
+            (b"\x1b[C\x1b[Hq", Event.QUIT),
+        ):
+            os.write(master, typed)
+            assert terminal.poll() is event, typed
+        assert pressed == [265, ord("6"), 266, 262]
+        os.close(master)
+        assert terminal.poll() is Event.QUIT and terminal.poll() is None
+    os.close(slave)
+
+
+def test_the_keyboard_of_the_terminal_moves_the_arm(monkeypatch: pytest.MonkeyPatch) -> None:
+    master, slave = pty.openpty()
+    monkeypatch.setattr("vla.record_robot.Terminal", lambda press: Terminal(press, slave))
+    os.write(master, b"\x1b[A")
+    command = SimRobot.command
+
+    def type_on(robot: SimRobot, action: np.ndarray) -> None:
+        command(robot, action)
+        robot.count = getattr(robot, "count", 0) + 1  # type: ignore[attr-defined]
+        os.write(master, {20: b"\x1b[A7", 60: b"\r"}.get(robot.count, b""))  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(SimRobot, "command", type_on)
+    assert record("teleop=keyboard", "episodes=1") == 0
+    (episode,) = list(EpisodeStore.open("by-hand.zarr"))
+    assert episode.success and episode.info["teleop"] == "keyboard" and np.ptp(episode.action[:, 5]) > 0.1
+    os.close(slave)
+    os.close(master)

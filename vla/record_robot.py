@@ -1,0 +1,199 @@
+"""`vla record robot=…`: demonstrations of an operator, on an arm in wall-clock time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import inf
+
+from vla.control.loop import ControlLoop, LoopConfig, Tick
+from vla.control.recording import Recording
+from vla.control.robot import Robot, RobotFault
+from vla.control.stats import ControlStats
+from vla.control.stop import EmergencyStop
+from vla.control.thread_inference import ThreadInference
+from vla.datasets.episodes import EpisodeStore
+from vla.datasets.folder import open_folder
+from vla.envs.make import make_env
+from vla.envs.so101 import SO101Env
+from vla.errors import InputError
+from vla.recording.zarr_recorder import ZarrRecorder
+from vla.teleop import gamepad, keyboard
+from vla.teleop.devices import DEVICES, open_device
+from vla.teleop.keyboard import Keyboard
+from vla.teleop.leader import Leader
+from vla.teleop.operator import LASTS, Operator
+from vla.teleop.protocol import Event, Teleop
+from vla.teleop.terminal import Terminal
+
+TICKS = 50
+"""About how many commands a second the arm gets: a multiple of its own rate."""
+MET, TIME = "the task is met", "done"
+AGAIN = (Event.DISCARD.value, Event.NEXT.value)
+KEYS = "enter: begin; end and keep     backspace, r: discard, and again     q, ctrl-C: stop the arm, and end"
+
+
+def record_robot(
+    *,
+    robot: Robot,
+    teleop: str,
+    instruction: str | None,
+    episodes: int,
+    seconds: float,
+    pause: float | None,
+    keep_unfinished: bool,
+    leader_port: str | None,
+    leader_id: str,
+    leader_calibration_dir: str | None,
+    joystick: str,
+    script: str | None,
+    out: str,
+    codec: str,
+) -> None:
+    """Records until the store `out` holds `episodes` of `instruction`, or the operator stops.
+
+    Before each there is a pause, in which the arm follows the operator and the scene is reset: until enter, and at
+    most `pause` [s]. An episode that enter ends, or that meets a simulated task, is a success; one that lasts
+    `seconds` is kept too. One that a stop or a fault ends is kept if and only if `keep_unfinished`. The control loop's
+    guard stands between the operator and the motors, and the arm holds after each.
+
+    Raises InputError, before anything moves, for options that do not fit, a device that is not there, a store of
+    another embodiment, and a robot that does not connect.
+    """
+    if episodes < 1 or seconds <= 0 or (pause is not None and pause < 0):
+        raise InputError(f"episodes and seconds must be above 0, pause 0 or more: {episodes}, {seconds}, {pause}")
+    if not instruction and not hasattr(robot, "instruction"):
+        raise InputError("say what is demonstrated: instruction='pick up the red cube'")
+    body = robot.embodiment
+    hz = body.control_hz * max(1, round(TICKS / body.control_hz))
+    config = LoopConfig(hz=hz, execution="chunked", execute=1, ttl=LASTS)
+    with ExitStack() as stack:
+        begun = open_folder(out).exists("")
+        if begun:
+            EpisodeStore.open(out).embodiment.check(body)
+        device, model = _device(teleop, robot, joystick, script, stack, leader_port, leader_id, leader_calibration_dir)
+        terminal = stack.enter_context(Terminal(device.press if isinstance(device, Keyboard) else None))
+        if teleop in ("leader", "keyboard") and not terminal.there and (teleop == "keyboard" or pause is None):
+            raise InputError(f"teleop={teleop} needs a terminal for its keys; a leader can do with pause=SECONDS")
+        store = stack.enter_context(EpisodeStore.open(out, "a") if begun else EpisodeStore.create(out, body, codec))
+        stop = EmergencyStop()
+        stack.enter_context(stop.signals())
+        try:
+            stack.enter_context(robot)
+        except RobotFault as fault:
+            raise InputError(str(fault)) from fault
+        print({"gamepad": gamepad.HELP, "keyboard": keyboard.HELP}.get(teleop, ""), KEYS, sep="\n")
+        desk = _Desk(robot, Operator(device, body, model), terminal, stop, config, store)
+        before = len(store)
+        try:
+            desk.session(teleop, instruction, episodes, seconds, inf if pause is None else pause, keep_unfinished)
+        finally:
+            print(f"{out}: {len(store) - before} new episodes, {len(store)} in all", flush=True)
+
+
+def _device(
+    teleop: str,
+    robot: Robot,
+    joystick: str,
+    script: str | None,
+    stack: ExitStack,
+    port: str | None,
+    id: str,
+    calibration_dir: str | None,
+) -> tuple[Teleop, SO101Env | None]:
+    """What the operator holds, and a model of the arm for what moves the fingertips."""
+    if teleop not in ("leader", *DEVICES):
+        raise InputError(f"unknown teleop {teleop!r}: choose from leader, {', '.join(DEVICES)}")
+    model = make_env("pick", images=False).unwrapped
+    stack.callback(model.close)
+    assert isinstance(model, SO101Env)
+    if robot.embodiment.action != model.embodiment.action or robot.embodiment.state != model.embodiment.state:
+        raise InputError(f"teleoperation is of one SO-101; the arm {robot.embodiment.name} is another")
+    if teleop != "leader":
+        model.reset(seed=0)
+        return open_device(teleop, joystick, script, stack), model
+    if port is None:
+        raise InputError("teleop=leader needs leader_port=…, its serial port: `vla doctor` lists those that there are")
+    try:
+        return stack.enter_context(Leader(port, id, calibration_dir)), None
+    except RobotFault as fault:
+        raise InputError(str(fault)) from fault
+
+
+@dataclass
+class _Desk:
+    """Where the operator sits."""
+
+    robot: Robot
+    operator: Operator
+    terminal: Terminal
+    stop: EmergencyStop
+    config: LoopConfig
+    store: EpisodeStore
+
+    def session(
+        self, teleop: str, instruction: str | None, episodes: int, seconds: float, pause: float, keep: bool
+    ) -> None:
+        scene, number = len(self.store), self._held(instruction)
+        while number < episodes:
+            self._lay(scene)
+            told = instruction or str(getattr(self.robot, "instruction", ""))
+            print(f"episode {number + 1} of {episodes}: {told}; enter begins", flush=True)
+            reason = self._run(told, pause, None).reason if pause else TIME
+            if reason in AGAIN:
+                continue
+            if reason in (TIME, Event.SAVE.value):
+                self._lay(scene)
+                print("  recording", flush=True)
+                reason, kept = self._episode(told, seconds, keep, teleop=teleop, scene=scene)
+                scene += kept or reason == Event.NEXT.value
+                number += kept
+            if reason not in (TIME, MET, Event.SAVE.value, *AGAIN):
+                print(f"ended: {reason}")
+                return
+
+    def _held(self, instruction: str | None) -> int:
+        return sum(instruction in (None, record.instruction) for record in self.store.records)
+
+    def _lay(self, scene: int) -> None:
+        """A simulated scene is laid here; a real one by the operator."""
+        if lay := getattr(self.robot, "lay", None):
+            lay(scene)
+
+    def _episode(self, told: str, seconds: float, keep: bool, **info: object) -> tuple[str, bool]:
+        """Why it ended, and whether it was kept."""
+        recording = Recording([ZarrRecorder(self.store)], len(self.robot.embodiment.action))
+        recording.start(told, robot=type(self.robot).__name__, policy="operator", **info)
+        before, success = len(self.store), False
+        try:
+            stats = self._run(told, seconds, recording)
+            success = stats.reason in (MET, Event.SAVE.value)
+            keep = success or stats.reason == TIME or (keep and stats.reason not in AGAIN)
+        finally:
+            recording.finish(success, keep)
+        if recording.failed:
+            raise InputError(f"the episode is not stored: {'; '.join(recording.failed)}")
+        kept = len(self.store) > before
+        print(f"  {'kept' if kept else 'discarded'}: {recording.steps} steps, {stats.missed} missed deadlines")
+        return stats.reason, kept
+
+    def _run(self, told: str, seconds: float, watch: Callable[[Tick], None] | None) -> ControlStats:
+        """The arm follows the operator, until something is decided or the time is over; then it holds."""
+
+        def said() -> str | None:
+            event = self.terminal.poll()
+            return event.value if event else self.operator.said
+
+        def met() -> str | None:
+            return MET if watch is not None and getattr(self.robot, "success", False) else None
+
+        if self.terminal.poll() is Event.QUIT:  # other keys from before do not count
+            self.stop.trip(Event.QUIT.value)
+        inference = ThreadInference(self.operator)
+        try:
+            stop = EmergencyStop([lambda: self.stop.reason, said, met])
+            loop = ControlLoop(self.robot, inference, self.config, stop=stop, watch=watch, connect=False)
+            return loop.run(told, seconds)
+        finally:
+            inference.close()

@@ -1,0 +1,28 @@
+"""The devices by their names."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from vla.errors import InputError
+from vla.teleop.gamepad import Gamepad
+from vla.teleop.keyboard import Keyboard
+from vla.teleop.protocol import Teleop
+from vla.teleop.script import Script
+
+DEVICES = ("keyboard", "gamepad", "script")
+
+
+def open_device(name: str, joystick: str, script: str | None, stack: ExitStack) -> Teleop:
+    """One of DEVICES; `stack` closes it. Raises InputError for another name, and for a device that is not there."""
+    if name == "keyboard":
+        return Keyboard()
+    if name == "gamepad":
+        pad = Gamepad(joystick)
+        stack.callback(pad.close)
+        return pad
+    if name != "script":
+        raise InputError(f"unknown device {name!r}: choose from {', '.join(DEVICES)}")
+    if script is None:
+        raise InputError("a script needs script=FILE, a text file of commands (vla play --help)")
+    return Script.from_file(script)

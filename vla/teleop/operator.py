@@ -1,0 +1,67 @@
+"""An operator in place of a policy: the control loop asks for the target, and keeps the arm within its limits."""
+
+from __future__ import annotations
+
+import math
+
+import mujoco
+import numpy as np
+from jaxtyping import Float
+
+from vla.control.robot import RobotFault
+from vla.embodiment import Embodiment
+from vla.envs.so101 import SO101Env
+from vla.errors import InputError
+from vla.teleop.hand import Hand
+from vla.teleop.protocol import Teleop
+from vla.types import ActionChunk, Observation
+
+FAULTS = 10
+"""Times one after the other that the device does not answer; then the run is to end."""
+LASTS = 1.0
+"""[s] for which a target is stood by while the next does not come."""
+
+
+class Operator:
+    """What `device` says of the arm, as chunks that stay at one target, asked anew at each step.
+
+    Jogs move the fingertips of `model`, which is put where the arm is measured; until the first one, and while the
+    device fails, there is no chunk, and the arm holds. `said` is what ends the run: an Event's value or a fault.
+    """
+
+    def __init__(self, device: Teleop, embodiment: Embodiment, model: SO101Env | None) -> None:
+        self.embodiment, self._device, self._model = embodiment, device, model
+        self.reset()
+
+    def reset(self) -> None:
+        self.said: str | None = None
+        self._hand: Hand | None = None
+        self._failed = 0
+
+    def predict(
+        self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
+    ) -> ActionChunk | None:
+        if self.said is not None:
+            return None
+        try:
+            jog = self._device.read()
+        except (RobotFault, InputError) as error:
+            self._failed += 1
+            if self._failed > FAULTS or not getattr(error, "transient", False):
+                self.said = str(error)
+            return None
+        self._failed = 0
+        self.said = jog.event and jog.event.value
+        if jog.joints is not None:
+            return self._stay(np.array(jog.joints), observation.time)
+        if self._model is None or (self._hand is None and not jog.moves):
+            return None
+        scene = self._model.scene
+        scene.data.qpos[scene.arms[0].joints] = observation.state
+        mujoco.mj_forward(scene.model, scene.data)
+        self._hand = self._hand or Hand(self._model)
+        return self._stay(self._hand.act(jog), observation.time)
+
+    def _stay(self, target: Float[np.ndarray, "a"], time: float) -> ActionChunk:
+        hz = self.embodiment.control_hz
+        return ActionChunk(np.repeat(target[None], math.ceil(LASTS * hz) + 1, axis=0), time, 1 / hz)
