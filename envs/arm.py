@@ -116,6 +116,8 @@ COLORS = {"printed": (0.93, 0.93, 0.90, 1), "motor": (0.13, 0.13, 0.15, 1), "fin
 
 SERVO_KP, SERVO_KV = 998.22, 2.731
 SERVO_TORQUE = 2.94
+SERVO_SPEED, SERVO_ACCELERATION = 4.7, 60.0
+"""[rad/s], [rad/s^2]. An STS3215 without load at 12 V."""
 GRIPPER_TORQUE = 0.735
 """[N m]. LeRobot limits the gripper's servo to a quarter of its torque under sustained load (Overload_Torque 25 %)."""
 

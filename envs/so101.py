@@ -23,7 +23,7 @@ from gymnasium import spaces
 from jaxtyping import Float, UInt8
 
 from vla.embodiment import Embodiment
-from vla.envs.arm import JOINTS, arm_spec
+from vla.envs.arm import JOINTS, SERVO_ACCELERATION, SERVO_SPEED, arm_spec
 from vla.envs.axes import arrange, check_axes, distractors, stream
 from vla.envs.ik import ArmIK, azimuth
 from vla.envs.instructions import CHARACTERS, MAX_LENGTH, check_phrasing, instruction
@@ -55,6 +55,7 @@ class SO101Env(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_HZ)}
+    servo = SERVO_SPEED, SERVO_ACCELERATION
 
     def __init__(
         self,

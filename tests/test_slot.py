@@ -184,6 +184,25 @@ def test_numbers_of_the_motion() -> None:
     assert (result.limit_hits, result.seconds) == (3, 1.2)
 
 
+@pytest.mark.parametrize(("servo", "guard"), [((4.7, 60.0), True), ((4.7, 60.0), False), (None, True)])
+def test_commands_are_kept_within_what_the_environment_says_of_its_servos(servo: Any, guard: bool) -> None:
+    class Jump(Clock):
+        def predict(self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None) -> ActionChunk:
+            return ActionChunk(np.array([[50.2, 0.1], [51.5, 0.1], [51.5, 0.1]]), observation.time, 0.1)
+
+    env = Long()
+    env.servo = servo  # type: ignore[attr-defined]
+    results = list(run_trials(lambda: env, lambda _: Jump(), iter([Trial(50)]), parallel=1, execute=3, guard=guard))
+    x = np.array([50.0, *(action[0] for action in env.actions)])
+    if servo is None or not guard:
+        assert results[0].clamped == 0 and x[1:4].tolist() == [50.2, 51.5, 51.5]
+    else:
+        assert results[0].clamped > 0 and np.abs(np.diff(x)).max() == pytest.approx(0.47)
+        # What is within the limits is passed on to the bit.
+        assert x[1] == 50.2 and x[2] < 51.5 and summarize(results)["clamped"] is None
+    assert results[0].limit_hits == 0
+
+
 def test_trials_of_curves_and_axes() -> None:
     trials = trials_for([1, 2], True, alone=["light"], delays=[0.0, 0.2], executions=["naive", "rtc"])
     cells = [(t.group, t.execution, t.delay) for t in trials[::2]]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import gymnasium
 import numpy as np
 from jaxtyping import Float
 
@@ -38,3 +40,12 @@ class Limits:
             for component, value in zip(body.action, values, strict=True):
                 if not 0 < value < float("inf"):
                     raise InputError(f"limits: {name} of {component} must be above 0, not {value}")
+
+
+def limits_of(env: gymnasium.Env[Any, Any]) -> Limits | None:
+    """Those of the simulated servos, the same for every joint; None where the environment tells of none (`servo`)."""
+    inner: Any = env.unwrapped
+    if (servo := getattr(inner, "servo", None)) is None:
+        return None
+    velocity, acceleration = ((value,) * len(inner.embodiment.action) for value in servo)
+    return Limits(velocity, acceleration)

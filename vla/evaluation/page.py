@@ -74,6 +74,7 @@ def _tiles(report: Mapping[str, Any]) -> str:
         ("jerk", _number(report["jerk"]), "rad/s³, of the commands"),
         ("collisions", _number(report["collisions"]), "an episode"),
         ("limit hits", _number(report["limit_hits"]), "steps an episode"),
+        ("clamped", _number(report["clamped"]), "steps an episode, by the guard" if report["guard"] else "no guard"),
     )
     return f'<div class="tiles">{"".join(tile(name, value or "–", below) for name, value, below in values)}</div>'
 

@@ -47,19 +47,22 @@ def run_trials(
     execute: int,
     recorder: Callable[[], Recorder] | None = None,
     every_frame: bool = True,
+    guard: bool = True,
 ) -> Iterator[Result]:
     """Runs every trial to its end, up to `parallel` at once; yields the results as they come.
 
     The environment of a trial is `make_env(**trial.env)`. Up to `execute` actions of each chunk are carried out before
-    the policy is asked again; `every_frame` as in `Slot`. What raises in a trial is its result, and the others go on in
-    environments of their own. Raises InputError when a policy is of another embodiment than its environment.
+    the policy is asked again; `every_frame` and `guard` as in `Slot`. What raises in a trial is its result, and the
+    others go on in environments of their own. Raises InputError when a policy is of another embodiment than its
+    environment.
     """
     if parallel < 1 or execute < 1:
         raise InputError(f"parallel and execute must be at least 1, not {parallel} and {execute}")
     seats: list[_Seat] = []
     try:
         for _ in range(parallel):
-            place = partial(Slot, recorder=recorder and recorder(), execute=execute, every_frame=every_frame)
+            place = partial(Slot, recorder=recorder and recorder(), execute=execute)
+            place = partial(place, every_frame=every_frame, guard=guard)
             seats.append(seat := _Seat(make_env, policy_for, place))
             yield from seat.seat_next(trials)
             if seat.trial is None:

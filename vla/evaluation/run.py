@@ -58,6 +58,7 @@ def evaluate(
     parallel: int,
     workers: int,
     execute: int,
+    guard: bool,
     frames: str,
     stop: float | None,
     vqa: str | None,
@@ -100,6 +101,7 @@ def evaluate(
         "task": task,
         **scenes | {"axes": list(axes)},
         "execute": execute,
+        "guard": guard,
     }
     for other in merge:
         if not (Path(other) / "settings.json").exists():
@@ -116,7 +118,7 @@ def evaluate(
         VqaStore(vqa)
     delays = [float(settings["measured"] if d == MEASURED else d) for d in delay]
     trials = trials_for(numbers, swap, axes=axes, alone=axes_report, delays=delays, executions=execution)
-    job = Job(make, load, embodiment, parallel, execute, every_frame=frames == "all")
+    job = Job(make, load, embodiment, parallel, execute, every_frame=frames == "all", guard=guard)
     with Ledger(folder, settings, embodiment) as ledger:
         for other in merge:
             ledger.copy_from(Path(other))

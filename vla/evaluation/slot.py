@@ -25,6 +25,8 @@ import gymnasium
 import numpy as np
 from jaxtyping import Float
 
+from vla.control.guard import Guard
+from vla.control.limits import limits_of
 from vla.envs.so101 import to_observation
 from vla.evaluation.contacts import touched
 from vla.evaluation.trial import Result, Trial
@@ -37,7 +39,8 @@ class Slot:
     """One environment with its policy, its chunk in force and its recorder.
 
     An environment that does not draw by itself is asked to `capture` its images when the policy is asked, or at every
-    step with `every_frame`; at other steps the recorder gets those of the last capture.
+    step with `every_frame`; at other steps the recorder gets those of the last capture. With `guard` an environment
+    that has limits (`limits_of`) gets what `Guard` makes of the actions, as a robot does.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Slot:
         recorder: Recorder | None = None,
         execute: int = 8,
         every_frame: bool = False,
+        guard: bool = True,
     ) -> None:
         self.env, self.policy, self.recorder, self.execute = env, policy, recorder, execute
         inner = env.unwrapped
@@ -55,6 +59,8 @@ class Slot:
         body = policy.embodiment
         self._stays = np.isin(body.action, body.state)  # what is a step, not a place, is over when it is done
         self._hz, self._low, self._high = body.control_hz, np.array(body.action_low), np.array(body.action_high)
+        limits = limits_of(env) if guard else None
+        self._guard = None if limits is None else Guard(body, limits, 1 / body.control_hz)
 
     observation: Observation
     trial: Trial
@@ -66,7 +72,8 @@ class Slot:
         # Slack against a delay of three periods that is a hair more than that.
         self._late = math.ceil(trial.delay * self._hz - 1e-6)
         self._ahead = trial.execution != "naive"
-        self.length = self.invalid = self._asked = self._begun = self._hits = self._collisions = 0
+        self.length = self.invalid = self._asked = self._begun = 0
+        self._hits = self._clamped = self._collisions = 0
         self.chunk: ActionChunk | None = None
         self._coming: ActionChunk | None = None
         self._waiting = False
@@ -74,6 +81,8 @@ class Slot:
         self._commands: list[Float[np.ndarray, "a"]] = []
         self._observe(values, fresh=True)
         self._hold = np.asarray(self.policy.embodiment.anchor(self.observation.state), np.float64)
+        if self._guard is not None:
+            self._guard.start(self._hold)
         self.policy.reset()
         if self.recorder is not None:
             repeats = {"frames": "asked"} if self._capture is not None and not self._every_frame else {}
@@ -142,7 +151,7 @@ class Slot:
         """Acts once; the result where that ended the episode. Without a valid chunk the arm holds still."""
         self._arrive()
         rest = self._rest()
-        action: Float[np.ndarray, "a"] = rest[0]
+        action = self._guarded(rest[0])
         if self.recorder is not None:
             said: dict[str, Any] = {}
             if self.chunk is not None and not self._spent:
@@ -152,15 +161,24 @@ class Slot:
             self.recorder.step(self.observation, action, **said)
         values, _, terminated, truncated, info = self.env.step(action)
         self._hold, self.length = np.where(self._stays, action, 0.0), self.length + 1
-        self._measure(action)
+        self._measure(rest[0], action)
         done = terminated or truncated
         self._arrive()
         self._observe(values, fresh=not done and (self._every_frame or self.wants_chunk))
         return self._finish(info) if done else None
 
-    def _measure(self, action: Float[np.ndarray, "a"]) -> None:
-        self._commands.append(np.array(action, np.float64))
-        self._hits += bool((action <= self._low).any() or (action >= self._high).any())
+    def _guarded(self, action: Float[np.ndarray, "a"]) -> Float[np.ndarray, "a"]:
+        if self._guard is None:
+            return action
+        self.policy.embodiment.check_action(action)  # a fault of the policy is to be seen, not held
+        safe, hit = self._guard.command(action)
+        self._guard.sent()
+        self._clamped += bool(hit)
+        return safe
+
+    def _measure(self, wanted: Float[np.ndarray, "a"], sent: Float[np.ndarray, "a"]) -> None:
+        self._commands.append(np.array(sent, np.float64))
+        self._hits += bool((wanted <= self._low).any() or (wanted >= self._high).any())
         now = touched(self.env)
         self._collisions += len(now - self._touching)
         self._touching = now
@@ -181,6 +199,7 @@ class Slot:
             jerk=float(np.sqrt(np.mean(third**2))) if len(third) else 0.0,
             collisions=self._collisions,
             limit_hits=self._hits,
+            clamped=self._clamped,
             delay=self.trial.delay,
             execution=self.trial.execution,
         )

@@ -26,7 +26,7 @@ def summarize(results: Sequence[Result], *, stop: float | None = None) -> dict[s
     decided = None if stop is None else decided_after([r.success for r in named], stop)
     named = named[:decided]
     others = dict.fromkeys(r.group for r in results if r.group not in ("named", "swap"))
-    means = {name: _mean(getattr(r, name) for r in named) for name in ("jerk", "collisions", "limit_hits")}
+    means = {name: _mean(getattr(r, name) for r in named) for name in ("jerk", "collisions", "limit_hits", "clamped")}
     return {
         **rate(named),
         "success_always_valid95": list(always_valid(sum(r.success for r in named), len(named))),

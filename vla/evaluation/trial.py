@@ -49,7 +49,9 @@ class Result:
     collisions: int = 0
     """How often the arm came to touch what it has no business with (`vla.evaluation.contacts`)."""
     limit_hits: int = 0
-    """Steps at which a command was at or beyond a limit of its component."""
+    """Steps at which the policy wanted a command at or beyond a limit of its component."""
+    clamped: int = 0
+    """Steps at which the guard changed the command."""
     delay: float = 0.0
     execution: str = "naive"
     crash: str = ""

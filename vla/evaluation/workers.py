@@ -40,6 +40,7 @@ class Job:
     parallel: int
     execute: int
     every_frame: bool
+    guard: bool = True
 
     def run(self, trials: Iterator[Trial], sink: Sink) -> Iterator[Result]:
         """`run_trials`, the episodes going to `sink`."""
@@ -51,6 +52,7 @@ class Job:
             execute=self.execute,
             recorder=partial(ZarrRecorder, sink),
             every_frame=self.every_frame,
+            guard=self.guard,
         )
 
 
