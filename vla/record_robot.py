@@ -31,6 +31,7 @@ TICKS = 50
 """About how many commands a second the arm gets: a multiple of its own rate."""
 MET, TIME = "the task is met", "done"
 AGAIN = (Event.DISCARD.value, Event.NEXT.value)
+HELPS = {"gamepad": gamepad.HELP, "keyboard": keyboard.HELP}
 KEYS = "enter: begin; end and keep     backspace, r: discard, and again     q, ctrl-C: stop the arm, and end"
 
 
@@ -83,7 +84,7 @@ def record_robot(
             stack.enter_context(robot)
         except RobotFault as fault:
             raise InputError(str(fault)) from fault
-        print({"gamepad": gamepad.HELP, "keyboard": keyboard.HELP}.get(teleop, ""), KEYS, sep="\n")
+        print(*(help for name, help in HELPS.items() if name == teleop), KEYS, sep="\n")
         desk = _Desk(robot, Operator(device, body, model), terminal, stop, config, store)
         before = len(store)
         try:
@@ -139,7 +140,7 @@ class _Desk:
         while number < episodes:
             self._lay(scene)
             told = instruction or str(getattr(self.robot, "instruction", ""))
-            print(f"episode {number + 1} of {episodes}: {told}; enter begins", flush=True)
+            print(f"episode {number + 1} of {episodes}: {told}{'; enter begins' * bool(pause)}", flush=True)
             reason = self._run(told, pause, None).reason if pause else TIME
             if reason in AGAIN:
                 continue
