@@ -32,13 +32,22 @@ def radius(position: Float[np.ndarray, "_"]) -> float:
 
 
 class ArmIK:
-    """Solves for the five arm joints. Owns scratch data: it never touches the simulation."""
+    """Solves for the five arm joints, and says where they bring the fingertips.
+
+    Owns scratch data: it never touches the simulation.
+    """
 
     def __init__(self, model: mujoco.MjModel) -> None:
         self._model = model
         self._data = mujoco.MjData(model)
         self._site = model.site(TIP_SITE).id
         self._low, self._high = model.jnt_range[:5, 0], model.jnt_range[:5, 1]
+
+    def tip(self, joints: Float[np.ndarray, "6"]) -> Float[np.ndarray, "3"]:
+        """Where the fingertips are [m] in the base's frame with these joints [rad]: forward kinematics."""
+        self._data.qpos[:] = joints
+        mujoco.mj_kinematics(self._model, self._data)
+        return self._data.site_xpos[self._site].copy()
 
     def solve(
         self, position: Float[np.ndarray, "3"], pitch: float, closing_yaw: float

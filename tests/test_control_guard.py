@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from control_fakes import BODY, LIMITS
+from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla.control.guard import Guard
-from vla.control.limits import Limits
+from vla.control.limits import Limits, gripper_box, limits_of
+from vla.embodiment import Embodiment
+from vla.envs.arm import JOINTS, LINKS, arm_spec
+from vla.envs.ik import ArmIK
+from vla.envs.make import make_env
 from vla.errors import InputError
+from vla.options import compose
 
 DT = 0.02
 LOW, HIGH = np.array(BODY.action_low), np.array(BODY.action_high)
@@ -70,6 +77,66 @@ def test_stops_before_it_leaves_the_workspace() -> None:
     assert made.clamps["workspace"] and made.at_rest
     with pytest.raises(InputError, match="workspace"):
         made.start(np.array([0.6, 0.0, 0.3]))
+
+
+CORNERS = {"low": [0.1, -0.12, 0.02], "high": [0.3, 0.12, 0.2]}
+RANGES = np.array([next(link.range for link in LINKS if link.joint == joint) for joint in JOINTS])
+ARM = Embodiment("so101", (), JOINTS, JOINTS, tuple(RANGES[:, 0].tolist()), tuple(RANGES[:, 1].tolist()), 10.0)
+REST = np.array([0.0, -0.6, 0.6, 1.15, 0.0, 0.5])
+
+
+@pytest.mark.parametrize("arms", [1, 2])
+@settings(max_examples=10)
+@given(st.integers(0, 2**31))
+def test_the_gripper_stays_in_its_box(arms: int, seed: int) -> None:
+    rng, ik, fastest, change = np.random.default_rng(seed), ArmIK(arm_spec().compile()), 2.0, 15.0 * DT
+    names = tuple(f"{arm} {joint}" for arm in range(arms) for joint in JOINTS)
+    body = replace(ARM, state=names, action=names, action_low=ARM.action_low * arms, action_high=ARM.action_high * arms)
+    limits = Limits((fastest,) * 6 * arms, (15.0,) * 6 * arms, gripper_box(CORNERS))
+    made, low, high = Guard(body, limits, DT), np.array(body.action_low), np.array(body.action_high)
+    made.start(target := np.tile(REST, arms))
+    before, velocity = target, np.zeros(6 * arms)
+    for _ in range(120):
+        if rng.random() < 0.1:
+            target = rng.uniform(low, high) if rng.random() < 0.5 else before + rng.uniform(-0.3, 0.3, 6 * arms)
+        command, _ = made.command(None if rng.random() < 0.02 else target)
+        if rng.random() < 0.05:
+            made.stood_still()
+            velocity = np.zeros(6 * arms)
+            continue
+        made.sent()
+        now = (command - before) / DT
+        assert (np.abs(now) <= fastest + 1e-9).all() and (np.abs(now - velocity) <= change + 1e-9).all()
+        assert (command >= low - 1e-9).all() and (command <= high + 1e-9).all()
+        for joints in command.reshape(-1, 6):
+            assert (ik.tip(joints) >= CORNERS["low"]).all() and (ik.tip(joints) <= CORNERS["high"]).all()
+        before, velocity = command, now
+
+
+def test_the_gripper_comes_to_the_edge_and_back() -> None:
+    ik = ArmIK(arm_spec().compile())
+    made = Guard(ARM, Limits((2.0,) * 6, (15.0,) * 6, gripper_box(CORNERS)), DT)
+    made.start(REST)
+    for target, count in (([1.0, *REST[1:]], 100), (REST, 100)):
+        for _ in range(count):
+            made.command(np.array(target))
+            made.sent()
+        if target is not REST:
+            assert abs(np.abs(ik.tip(made.position)[1]) - 0.12) < 1e-3 and made.clamps["workspace"]
+    np.testing.assert_allclose(made.position, REST, atol=1e-6)
+
+
+@pytest.mark.parametrize("box", [{}, {"low": [0, 0, 0]}, {"low": [0, 0, 1], "high": [1, 1, 1]},
+                                 {"low": [0, 0], "high": [1, 1]}, {"low": [0] * 3, "high": [1] * 3, "mid": []}])  # fmt: skip
+def test_a_box_has_two_corners(box: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="workspace"):
+        gripper_box(box)
+
+
+def test_simulation_has_the_limits_of_the_simulated_robot() -> None:
+    robot = instantiate(compose("deploy", ["policy=hold"]).robot, _convert_="all")
+    with robot:
+        assert robot.limits == limits_of(make_env("pick", images=False))
 
 
 @pytest.mark.parametrize("velocity", [(1.0, 1.0), (1.0, 0.0, 1.0), (1.0, np.nan, 1.0)])

@@ -11,6 +11,9 @@ from vla.control.limits import Limits
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 
+HALVINGS = 5
+"""Of the velocity at the workspace's edge: how closely the arm comes to it."""
+
 
 class Guard:
     """Turns targets, whatever they are, into commands within position, velocity and acceleration limits.
@@ -55,15 +58,15 @@ class Guard:
         So does a target of a wrong width or that is not finite.
         """
         if target is None:
-            return self._propose(self._braking()), ()
+            return self._propose(self._braked(self.velocity)), ()
         if target.shape != self.position.shape or not np.isfinite(target).all():
             self.clamps["finite"] += 1
-            return self._propose(self._braking()), ("finite",)
+            return self._propose(self._braked(self.velocity)), ("finite",)
         inside = _clip(target, self._low, self._high)
         hit = ["position"] if (inside != target).any() else []
         velocity = self._towards(inside, hit)
         if self._workspace is not None and not self._stops_inside(velocity):
-            velocity = self._braking()
+            velocity = self._up_to_the_edge(velocity)
             hit.append("workspace")
         self._target = inside
         self.clamps.update(hit)
@@ -85,8 +88,9 @@ class Guard:
         self._next = self.position + velocity * self._dt, velocity
         return self._next[0]
 
-    def _braking(self) -> Float[np.ndarray, "a"]:
-        return np.sign(self.velocity) * np.maximum(np.abs(self.velocity) - self._per_tick, 0)
+    def _braked(self, velocity: Float[np.ndarray, "a"]) -> Float[np.ndarray, "a"]:
+        """The velocity a tick later."""
+        return np.sign(velocity) * np.maximum(np.abs(velocity) - self._per_tick, 0)
 
     def _towards(self, target: Float[np.ndarray, "a"], hit: list[str]) -> Float[np.ndarray, "a"]:
         """The velocity that comes nearest to the target at this tick; step-like components stand still."""
@@ -111,11 +115,25 @@ class Guard:
         return np.maximum(in_one_tick, np.sqrt(2 * self._accel * left) - self._per_tick / 2)
 
     def _stops_inside(self, velocity: Float[np.ndarray, "a"]) -> bool:
+        """Whether all commands are in the workspace from this one to the standstill, if the arm brakes after it."""
         assert self._workspace is not None
-        ahead = self.position + velocity * self._dt
-        ticks = np.floor(np.abs(velocity) / self._per_tick)
-        path = ticks * np.abs(velocity) - self._per_tick * ticks * (ticks + 1) / 2
-        return self._workspace(ahead) and self._workspace(ahead + np.sign(velocity) * path * self._dt)
+        position = self.position + velocity * self._dt
+        while self._workspace(position):
+            if not (velocity := self._braked(velocity)).any():
+                return True
+            position = position + velocity * self._dt
+        return False
+
+    def _up_to_the_edge(self, velocity: Float[np.ndarray, "a"]) -> Float[np.ndarray, "a"]:
+        """The velocity nearest to this that stops inside; braking does, for the last command could be followed by it.
+
+        What lies between these two keeps all other limits, as both do.
+        """
+        braked, share = self._braked(self.velocity), 0.0
+        for step in 0.5 ** np.arange(1, HALVINGS + 1):
+            if self._stops_inside(braked + (share + step) * (velocity - braked)):
+                share += step
+        return braked + share * (velocity - braked)
 
 
 def _clip(

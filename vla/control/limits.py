@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,3 +49,30 @@ def limits_of(env: gymnasium.Env[Any, Any]) -> Limits | None:
         return None
     velocity, acceleration = ((value,) * len(inner.embodiment.action) for value in servo)
     return Limits(velocity, acceleration)
+
+
+def gripper_box(box: Mapping[str, Sequence[float]] | None) -> Workspace | None:
+    """A workspace in which the fingertips of a SO-101 are between the corners `low` and `high` [m].
+
+    In the frame of the arm's base (`vla.envs.arm`), by the model's forward kinematics; of two arms, each in its own.
+    Raises InputError for corners that are none.
+    """
+    if box is None:
+        return None
+    try:
+        low, high = (np.array(list(box[end]), float) for end in ("low", "high"))
+        sound = len(box) == 2 and low.shape == high.shape == (3,) and bool((low < high).all())
+    except (KeyError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise InputError("workspace: low and high must be three numbers each [m in the base's frame], low below high")
+    from vla.envs.arm import JOINTS, arm_spec
+    from vla.envs.ik import ArmIK
+
+    arm = ArmIK(arm_spec().compile())
+
+    def inside(joints: Float[np.ndarray, "a"]) -> bool:
+        tips = np.stack([arm.tip(each) for each in joints.reshape(-1, len(JOINTS))])
+        return bool(((low <= tips) & (tips <= high)).all())
+
+    return inside

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from vla.control.limits import Limits
+from vla.control.limits import Limits, gripper_box
 from vla.control.robot import RobotFault
 from vla.embodiment import Embodiment
 from vla.errors import InputError
@@ -256,11 +256,12 @@ def so101(
     velocity: float,
     acceleration: float,
     relax_on_exit: bool,
+    workspace: Mapping[str, Sequence[float]] | None = None,
 ) -> LeRobotRobot:
     """A SO-101 in the units of the simulated one: radians, zero in the middle of each calibrated range.
 
     The gripper, which LeRobot tells in percent of its calibrated range, is the simulated one's angle. The limits of
-    the joints are the simulated arm's. Raises InputError for limits that are not above 0.
+    the joints are the simulated arm's, `workspace` is `gripper_box`'s. Raises InputError for limits that are none.
     """
     from vla.envs.arm import JOINTS, LINKS
 
@@ -273,7 +274,7 @@ def so101(
         type="so101_follower",
         options={"port": port, "id": id, "calibration_dir": calibration_dir, "cameras": cameras, "use_degrees": True},
         embodiment=Embodiment("so101", tuple(cameras), names, names, low, high, float(control_hz)),
-        limits=Limits((velocity,) * joints, (acceleration,) * joints),
+        limits=Limits((velocity,) * joints, (acceleration,) * joints, gripper_box(workspace)),
         keys=keys,
         scale=scale,
         offset=offset,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 import numpy as np
 from jaxtyping import Float
 
-from vla.control.limits import Limits
+from vla.control.limits import Limits, gripper_box
 from vla.embodiment import Embodiment
 from vla.envs.make import make_env
 from vla.envs.so101 import SO101Env
@@ -23,10 +24,19 @@ class SimRobot:
     """The scene of `seed` as a robot. Whenever it is read or told something, the simulation catches up with the clock.
 
     `instruction` is what the scene asks for, and `success` whether that was done. `velocity` [rad/s] and `acceleration`
-    [rad/s^2] are limits of every joint. Raises InputError for a task that is not on our table.
+    [rad/s^2] are limits of every joint, `workspace` is `gripper_box`'s. Raises InputError for a task that is not on our
+    table, and for limits that are none.
     """
 
-    def __init__(self, *, task: str, seed: int, velocity: float, acceleration: float) -> None:
+    def __init__(
+        self,
+        *,
+        task: str,
+        seed: int,
+        velocity: float,
+        acceleration: float,
+        workspace: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
         env = make_env(task, phrasing="heldout", holdout=True, images=False).unwrapped
         if not isinstance(env, SO101Env):
             env.close()
@@ -34,7 +44,7 @@ class SimRobot:
         self._env, self._seed = env, seed
         self.embodiment: Embodiment = env.embodiment
         joints = len(self.embodiment.action)
-        self.limits = Limits((velocity,) * joints, (acceleration,) * joints)
+        self.limits = Limits((velocity,) * joints, (acceleration,) * joints, gripper_box(workspace))
         self.limits.check(self.embodiment)
         self.lay(0)
 
