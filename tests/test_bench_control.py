@@ -46,7 +46,8 @@ def test_a_log_is_read_from_when_every_servo_has_a_goal(tmp_path: Path) -> None:
         measure(time, goals, 50.0, 0.0, 9.0)
 
 
-@pytest.mark.slow  # four arms and LeRobot's command twice, each with some ten seconds to start
+@pytest.mark.slow  # four arms, and LeRobot's command twice: each takes some ten seconds to start
+@pytest.mark.timeout(600)
 def test_every_contestant_is_measured_on_the_same_bus() -> None:
     table = control.bench_control(2.0, (50.0,))
     assert [row["contestant"] for row in table.rows] == list(control.CONTESTANTS)

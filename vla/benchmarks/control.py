@@ -37,8 +37,8 @@ RATES = (50.0, 200.0)
 DELAY = 0.15
 POLICY_HZ, HORIZON, EXECUTE = 50.0, 50, 20
 """Actions a second, of a chunk, and after how many the next chunk is asked for: LeRobot's defaults for pi0."""
-SETTLE = 0.5
-"""The first seconds, in which a contestant gets going, are not measured [s]."""
+SETTLE = 1.0
+"""The first seconds, in which a contestant gets going, are not measured: two chunks [s]."""
 BOOT = 60.0
 """[s] that the emulated arm may take to start."""
 TRIES = 3
