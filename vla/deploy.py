@@ -45,9 +45,9 @@ def deploy(
 ) -> None:
     """Runs the loop for `seconds` [s], then writes numbers, page, episode and Rerun file into the folder `out`.
 
-    The enter key, SIGINT, SIGTERM and SIGUSR1 stop the arm. With `dry_run` nothing is sent to it. The embodiments are
-    compared before the robot is connected. Raises InputError where they differ, for options that do not fit, for a
-    policy that cannot be loaded, and for a store of another embodiment.
+    The enter key, SIGINT, SIGTERM and SIGUSR1 stop the arm. With `dry_run` nothing is sent to it, and what would be is
+    shown (`view`) but not recorded. The embodiments are compared before the robot is connected. Raises InputError where
+    they differ, for options that do not fit, for a policy that cannot be loaded, and for a store of another embodiment.
     """
     told = instruction or getattr(robot, "instruction", None)
     if not told:
@@ -62,10 +62,10 @@ def deploy(
     with ExitStack() as stack:
         inference = ProcessInference(partial(policy_for, policy, body))
         stack.callback(inference.close)
-        store = _store(folder, robot, stack)
-        stream = _stream(folder, view, stack)
-        recorders: list[Recorder] = [ZarrRecorder(store), _rerun(stream, robot)]
-        recording = Recording([] if dry_run else recorders, len(body.action))
+        recorders: list[Recorder] = [] if dry_run else [ZarrRecorder(_store(folder, robot, stack))]
+        if view or not dry_run:
+            recorders.append(_rerun(_stream(folder, view, stack), robot))
+        recording = Recording(recorders, len(body.action))
         recording.start(told, policy=policy, robot=type(robot).__name__)
         success = False
         try:
@@ -75,10 +75,11 @@ def deploy(
         finally:
             recording.finish(success)
     report = _report(stats, robot, policy, told, recording)
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / NUMBERS, report)
     page = control_page(folder, report, recording.trace, body)
     print(_text(report))
-    print(f"open {page}, or: vla view {folder / STORE}")
+    print(f"open {page}" if dry_run else f"open {page}, or: vla view {folder / STORE}")
 
 
 def _store(folder: Path, robot: Robot, stack: ExitStack) -> EpisodeStore:
