@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -145,17 +146,21 @@ def _filled(episode: Episode, example: Episode) -> Episode:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what the encoder, the container and Hugging Face's progress bars print for every episode."""
+    """Without what the encoder, the container and Hugging Face's progress bars print for every episode, and without the
+    priority over every other process that the AV1 encoder takes for good where it may (as root)."""
     import av
     import datasets
 
     os.environ.setdefault("SVT_LOG", "1")
     shown = datasets.is_progress_bar_enabled()
+    scheduling = (os.sched_getscheduler(0), os.sched_getparam(0)) if sys.platform == "linux" else None
     av.logging.set_libav_level(av.logging.ERROR)
     datasets.disable_progress_bars()
     try:
         yield
     finally:
+        if scheduling:
+            os.sched_setscheduler(0, *scheduling)
         if shown:
             datasets.enable_progress_bars()
 
