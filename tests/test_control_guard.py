@@ -126,8 +126,16 @@ def test_the_gripper_comes_to_the_edge_and_back() -> None:
     np.testing.assert_allclose(made.position, REST, atol=1e-6)
 
 
-@pytest.mark.parametrize("box", [{}, {"low": [0, 0, 0]}, {"low": [0, 0, 1], "high": [1, 1, 1]},
-                                 {"low": [0, 0], "high": [1, 1]}, {"low": [0] * 3, "high": [1] * 3, "mid": []}])  # fmt: skip
+@pytest.mark.parametrize(
+    "box",
+    [
+        {},
+        {"low": [0, 0, 0]},
+        {"low": [0, 0, 1], "high": [1, 1, 1]},
+        {"low": [0, 0], "high": [1, 1]},
+        {"low": [0] * 3, "high": [1] * 3, "mid": []},
+    ],
+)
 def test_a_box_has_two_corners(box: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="workspace"):
         gripper_box(box)

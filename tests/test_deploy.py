@@ -74,7 +74,7 @@ def test_of_requests_that_wait_the_latest_is_answered() -> None:
 def test_the_death_of_the_process_is_told() -> None:
     inference = ProcessInference(Scripted)
     inference.ask(request("die"))
-    with pytest.raises(InferenceDied, match="exit code -9"):
+    with pytest.raises(InferenceDied, match="has ended"):
         wait(inference)
     inference.close()
     with pytest.raises(InputError, match="no policy 'x'"):

@@ -61,6 +61,7 @@ class ProcessInference:
                 return None
             chunk, reason, answered = self._pipe.recv()
         except (EOFError, OSError) as error:
+            self._process.join(0.01)  # its pipe closes a moment before its exit code is there
             raise InferenceDied(f"the policy's process has ended (exit code {self._process.exitcode})") from error
         assert self._asked is not None
         (request, asked), self._asked = self._asked, None
@@ -119,7 +120,7 @@ def _serve(load: Callable[[], Policy], pipe: Connection) -> None:
         return
     pipe.send(policy.embodiment)
     memory: SharedMemory | None = None
-    with suppress(EOFError, BrokenPipeError):
+    with suppress(EOFError, ConnectionError):
         while True:
             name, shapes, request, asked = pipe.recv()
             if memory is None or memory.name != name:
