@@ -25,7 +25,12 @@ COLORS = {"red": (220, 20, 20), "blue": (20, 20, 220)}
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> VqaStore:
-    made = VqaStore.create(tmp_path_factory.mktemp("vqa") / "s.zarr", ("front",), 32, 32)
+    return colors(tmp_path_factory.mktemp("vqa") / "s.zarr")
+
+
+def colors(path: Path) -> VqaStore:
+    """Pictures of one color each, and the question which it is."""
+    made = VqaStore.create(path, ("front",), 32, 32)
     rng, items = np.random.default_rng(0), []
     for i in range(80):
         color = ("red", "blue")[i % 2]

@@ -40,17 +40,17 @@ def part_of(name: str) -> str:
 def test_every_stage_is_tried() -> None:
     stages = {Path(str(file)).stem for file in (files("vla.configs") / "stage").iterdir()}
     # Those with losses of their own have tests of their own.
-    assert stages == TRAINED.keys() | {"contrastive", "preference"}
+    assert stages == TRAINED.keys() | {"contrastive", "preference", "reward", "grpo"}
 
 
 def test_the_recipe_of_stages_holds_what_each_stage_says() -> None:
     config: Any = OmegaConf.to_container(compose("train", ["recipe=vlm-nano"]), resolve=True)
-    assert list(config["stages"]) == ["contrastive", "align", "instruct"]
+    assert list(config["stages"]) == ["contrastive", "align", "instruct", "preference"]
     for name, changes in config["stages"].items():
         alone: Any = OmegaConf.to_container(compose("train", [f"stage={name}"]), resolve=True)
         assert changes["plan"]["optimizer"] == alone["plan"]["optimizer"]
         assert changes["mixture"] == alone["mixture"] and changes["data"] is None
-        assert changes.get("contrastive") == alone["contrastive"]
+        assert all(changes.get(key) == alone[key] for key in ("contrastive", "preference"))
         if name != "contrastive":
             assert changes["plan"]["freeze"] == alone["plan"]["freeze"]
     bind(train, compose("train", ["recipe=vlm-nano"]))

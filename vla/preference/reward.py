@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import batched
 from pathlib import Path
-from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -61,7 +60,7 @@ class RewardModel(VLA):
         (folder / FILE).write_text(json.dumps({"facts": self.facts}))
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path) -> RewardModel:
         """From a checkpoint, or the best one of a run. Raises InputError where there is no reward model."""
         folder = Path(folder) / "best" if (Path(folder) / "best").is_dir() else Path(folder)
         if not (folder / FILE).is_file():

@@ -52,7 +52,10 @@ def train(
     kinds: Mapping[str, Sequence[str]] | None = None,
     contrastive: Mapping[str, Any] | None = None,
     preference: Mapping[str, Any] | None = None,
+    reward: Mapping[str, Any] | None = None,
+    grpo: Mapping[str, Any] | None = None,
     stages: Mapping[str, Mapping[str, Any]] | None = None,
+    probe_scenes: int = 0,
 ) -> Outcome:
     """Trains on the episodes of `data` (None: no robot) and the question stores `vqa`, into the folder `out`.
 
@@ -67,8 +70,9 @@ def train(
     `retain` names what a checkpoint must keep of the model it starts from (`vla.training.retention`).
     `kinds` names which kinds of question a store gives, all where none. `contrastive` are the options of
     `vla.contrastive.train`, where images and captions alone are to train, `preference` those of
-    `vla.preference.train`, where pairs of answers are; `stages` runs of this one after another, by
-    what each changes (`vla.training.chain`).
+    `vla.preference.train`, where pairs of answers are; `reward` and `grpo` those of the modules of that name, where a
+    reward model is to learn from pairs, or a model from rewards; `stages` runs of this one after another, by what each
+    changes, with `probe_scenes` scenes of each probe between them (`vla.training.chain`).
     Images of questions are seen in up to `tiles` pieces. A prefix-LM is asked one question a row, whatever `turns` is.
     Raises InputError, before anything is written, when a path is missing or the parts do not fit together.
     """
@@ -99,6 +103,10 @@ def train(
         from vla.contrastive.train import train_contrastive
 
         return train_contrastive(model, stores, settings, Path(out), **contrastive)
+    if reward is not None:
+        from vla.preference.reward import train_reward
+
+        return train_reward(model, stores, settings, Path(out), **reward)
     turns = 1 if model.processor.chat.prefix_lm else turns
     sources: dict[str, Source] = {name: Conversations(s, "train", turns, kinds.get(name)) for name, s in stores.items()}
     sources |= {name: d.windows(horizon) for name, d in demonstrations.items()}
@@ -118,6 +126,10 @@ def train(
         from vla.preference.train import train_preference
 
         return train_preference(model, stores, settings, Path(out), evaluate, **preference)
+    if grpo is not None:
+        from vla.preference.grpo import train_grpo
+
+        return train_grpo(model, stores, settings, Path(out), evaluate, **grpo)
     return run_plan(model, mixed, settings, Path(out), evaluate)
 
 

@@ -1,0 +1,47 @@
+"""What a recipe tells of its stages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_contrastive_stage import options
+from test_preference_train import colors
+
+from vla.model import VLA
+from vla.probes.registry import PROBES
+from vla.training.run import train
+from vla.training.stage_report import START
+
+
+def test_every_probe_is_put_before_and_after_each_stage(
+    make_model: Callable[..., VLA], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_model(robot=False).save_pretrained(tmp_path / "start")
+    stages = {"instruct": {"plan": {"freeze": ["vision"]}}, "preference": {"preference": {"beta": 0.5}}}
+    given = options(
+        colors(tmp_path / "s.zarr"),
+        tmp_path / "run",
+        backbone=str(tmp_path / "start"),
+        stages=stages,
+        probe_scenes=2,
+    )
+    train(**given)
+    told = json.loads((tmp_path / "run" / "stages.json").read_text())
+    assert list(told["stages"]) == [START, *stages]
+    for stage in told["stages"].values():
+        assert stage["probes"].keys() == {"vqa", *PROBES}
+        (accuracy,) = stage["probes"]["vqa"]["scores"].values()
+        low, high = accuracy["ci95"]
+        assert 0 <= low <= accuracy["value"] <= high <= 1
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "<svg" in page and all(f"<h2>{name}</h2>" in page for name in ("vqa", *PROBES))
+    for stage in told["stages"]:
+        assert f'href="{stage}/probes.html"' in page and (tmp_path / "run" / stage / "probes.html").is_file()
+
+    # The same again measures nothing, and tells the same.
+    monkeypatch.setattr("vla.training.stage_report.open_answerer", None)
+    train(**given)
+    assert json.loads((tmp_path / "run" / "stages.json").read_text()) == told

@@ -1,0 +1,121 @@
+"""What each stage of a recipe did to what the model sees: stages.json and report.html, in the run's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vla.datasets.questions import KINDS
+from vla.datasets.vqa import VqaStore
+from vla.evaluation.answerer import Answerer, open_answerer
+from vla.evaluation.plots import COLORS, GREY, style, svg
+from vla.evaluation.summary import write_json
+from vla.evaluation.vqa import score
+from vla.page import section, write_page
+from vla.probes.page import write_probe_page
+from vla.probes.probe import Found
+from vla.probes.registry import LOWER, chosen
+from vla.scoring.benchmark import Unit, mean, report
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+QUESTIONS = 100
+"""Held out, of each kind."""
+TOKENS = 8
+START = "start"
+
+
+class StageReport:
+    """The scores of a model after each stage: the probes (`vla probe`) on `scenes` scenes each, and held-out short
+    questions of `stores`. The scenes are the same for all stages, and of no recording."""
+
+    def __init__(self, out: Path, scenes: int, stores: Mapping[str, str]) -> None:
+        self.out, self.scenes, self.stores, self.file = out, scenes, stores, out / "stages.json"
+        read = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.stages: dict[str, dict[str, Any]] = read.get("stages", {}) if read.get("scenes") == scenes else {}
+
+    def add(self, stage: str, policy: str) -> None:
+        """Measures the model `policy` (`open_answerer`), unless its checkpoint has been, and writes both files."""
+        at = (Path(policy) / "best").resolve().name
+        if self.stages.get(stage, {}).get("checkpoint") != at:
+            answerer = open_answerer(policy)
+            found = {"vqa": held_out(answerer, self.stores)}
+            found |= {name: run(answerer, self.scenes, 0) for name, run in chosen(None, answerer).items()}
+            write_probe_page(self.out / stage / "probes.html", f"after {stage}", found)
+            figures = {name: {**one.report, "blank": one.blank} for name, one in found.items()}
+            self.stages[stage] = {"checkpoint": at, "probes": figures}
+            write_json(self.file, {"scenes": self.scenes, "stages": self.stages})
+        print(self._write())
+
+    def _write(self) -> Path:
+        lead = (
+            "<h1>What each stage did</h1>\n"
+            f'<p class="lead">{self.scenes} scenes a probe, {QUESTIONS} held-out questions of each kind.</p>\n'
+            '<p class="soft">Below each value its 95\N{NO-BREAK SPACE}% interval, a bootstrap over scenes; bold where '
+            "the value before is not in it.</p>"
+        )
+        links = [f'<a href="{escape(name)}/probes.html">{escape(name)}</a>' for name in self.stages]
+        return write_page(
+            self.out / "report.html",
+            "stages",
+            [
+                lead,
+                section("Main scores", f'<figure class="card">{svg((8, 3.8), self._paint)}</figure>'),
+                *(section(name, self._table(name)) for name in self._probes()),
+                section("Plots and worst cases", f"<p>{', '.join(links)}</p>"),
+            ],
+        )
+
+    def _probes(self) -> list[str]:
+        return list(dict.fromkeys(name for stage in self.stages.values() for name in stage["probes"]))
+
+    def _table(self, probe: str) -> str:
+        scores = {name: stage["probes"].get(probe, {"scores": {}})["scores"] for name, stage in self.stages.items()}
+        head = "".join(f"<th>{escape(name)}</th>" for name in ("score", *scores))
+        rows = ""
+        for label in dict.fromkeys(label for one in scores.values() for label in one):
+            cells, before = "", None
+            for one in scores.values():
+                value, (low, high) = (one[label]["value"], one[label]["ci95"]) if label in one else (None, (0.0, 0.0))
+                if value is None:
+                    cells, before = f"{cells}<td></td>", None
+                    continue
+                moved = before is not None and not low <= before <= high
+                told = f"<b>{value:.3f}</b>" if moved else f"{value:.3f}"
+                cells += f'<td>{told}<br><span class="soft">{low:.3f} – {high:.3f}</span></td>'
+                before = value
+            rows += f"<tr><td>{escape(label)}</td>{cells}</tr>"
+        return f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+    def _paint(self, axes: Axes) -> None:
+        """The main score of each probe, with its interval, over the stages."""
+        stages, probes = list(self.stages), self._probes()
+        for place, (probe, color) in enumerate(zip(probes, (*COLORS, GREY), strict=False)):
+            at = [i for i, name in enumerate(stages) if probe in self.stages[name]["probes"]]
+            main = [next(iter(self.stages[stages[i]]["probes"][probe]["scores"].values())) for i in at]
+            y = [one["value"] for one in main]
+            low, high = ([abs(one["ci95"][side] - one["value"]) for one in main] for side in (0, 1))
+            x = [i + 0.03 * (place - len(probes) / 2) for i in at]  # side by side, so that intervals are told apart
+            name = f"{probe} (less is better)" if probe in LOWER else probe
+            axes.errorbar(x, y, [low, high], color=color, marker="o", markersize=3.5, capsize=2, label=name)
+        axes.set_xticks(range(len(stages)), stages)
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, labelcolor=GREY, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        style(axes, "", "")
+
+
+def held_out(answerer: Answerer, stores: Mapping[str, str]) -> Found:
+    """The accuracy of held-out short questions, as evaluations in training tell it, with an interval."""
+    from vla.training.run import heldout_by_kind  # which imports this
+
+    units: list[Unit] = []
+    for path in stores.values():
+        for kind, examples in heldout_by_kind(VqaStore(path), QUESTIONS, KINDS).items():
+            said = answerer([e.prompt for e in examples], [e.images for e in examples], TOKENS, "vqa")
+            right = [score(kind, answer, str(e.target)) for answer, e in zip(said, examples, strict=True)]
+            units += [Unit((one, 1.0), (("kind", kind),)) for one in right]
+    return Found(report(units, mean("accuracy")), {})
