@@ -15,12 +15,14 @@ from scipy.stats import t as student
 from vla.benchmarks.table import Table
 from vla.datasets.vqa import VqaStore
 from vla.envs.make import make_env
+from vla.evaluation.answerer import BackboneAnswerer
 from vla.evaluation.rollout import rollout
 from vla.evaluation.summary import summarize, write_json
 from vla.evaluation.trial import trials_for
 from vla.model import VLA
 from vla.options import bind, compose
 from vla.policies.vla import VlaPolicy
+from vla.probes.registry import chosen
 from vla.record import record_demonstrations
 from vla.scenes import record_scenes
 from vla.training.heldout import vqa_accuracy
@@ -49,8 +51,10 @@ def bench_ablation(
     batch_size: int = 32,
     evaluations: int = 30,
     questions: int = 100,
+    probes: int = 100,
 ) -> Table:
-    """Success, success with the instruction swapped, and held-out answers, of each recipe and of the backbone before.
+    """Success, success with the instruction swapped, held-out answers (`questions` of each kind) and the main score of
+    every probe (on so many scenes), of each recipe and of the backbone before.
 
     Means over training runs of several seeds, with the half width of their 95 % interval (Student's t). What is in the
     folder `out` is gone on with.
@@ -58,7 +62,7 @@ def bench_ablation(
     folder = Path(out)
     record_demonstrations(TASK, episodes, str(folder / "demos.zarr"), seed=0, noise=0.03, randomize=True, workers=2)
     record_scenes(str(folder / "scenes.zarr"), scenes, 0, True, 2)
-    measure = partial(_measure, folder=folder, evaluations=evaluations, questions=questions)
+    measure = partial(_measure, folder=folder, evaluations=evaluations, questions=questions, probes=probes)
     plan = {"steps": steps, "batch_size": batch_size, "evaluate_every": steps}
     before = _kept(folder / "before.json", lambda: measure(VLA.load(Path(str(files("vla") / "assets" / "nano")))))
     rows = [{"recipe": "before"} | _spread([before])]
@@ -67,8 +71,8 @@ def bench_ablation(
         for seed in seeds:
             run = folder / f"{recipe.replace(' ', '-')}-{seed}"
             common = [HEAD, f"data={folder / 'demos.zarr'}", f"vqa.vqa={folder / 'scenes.zarr'}", f"out={run}"]
-            chosen = [*common, *options, f"plan.seed={seed}", *(f"plan.{k}={v}" for k, v in plan.items())]
-            train_it = partial(_trained, chosen, measure)
+            told = [*common, *options, f"plan.seed={seed}", *(f"plan.{k}={v}" for k, v in plan.items())]
+            train_it = partial(_trained, told, measure)
             found.append(_kept(run / "measured.json", train_it))
         rows.append({"recipe": recipe} | _spread(found))
     columns = list(dict.fromkeys(column for row in rows for column in row))
@@ -88,7 +92,7 @@ def _kept(path: Path, measure: Any) -> dict[str, float]:
     return dict(json.loads(path.read_text()))
 
 
-def _measure(model: VLA, *, folder: Path, evaluations: int, questions: int) -> dict[str, float]:
+def _measure(model: VLA, *, folder: Path, evaluations: int, questions: int, probes: int) -> dict[str, float]:
     """Every number of one model; a backbone without a head is not rolled out."""
     numbers: dict[str, float] = {}
     if model.processor.robots:
@@ -98,7 +102,11 @@ def _measure(model: VLA, *, folder: Path, evaluations: int, questions: int) -> d
         found = summarize(rollout(make, lambda _: policy, trials, parallel=25, execute=EXECUTE))
         numbers = {"success": found["success_rate"], "swap": found["instruction_swap_success"]}
     answers = vqa_accuracy(model, heldout_by_kind(VqaStore(folder / "scenes.zarr"), questions))
-    return numbers | {"VQA": statistics.mean(answers.values())} | answers
+    numbers["VQA"] = statistics.mean(answers.values())
+    answerer = BackboneAnswerer(model)
+    for name, probe in chosen(None, answerer).items():
+        numbers[name] = next(iter(probe(answerer, probes, 0, baseline=False).report["scores"].values()))["value"]
+    return numbers
 
 
 def _spread(found: Sequence[Mapping[str, float]]) -> dict[str, str]:

@@ -1,15 +1,19 @@
-"""Scoring VQA answers, by kind: a normalised exact match, and for a point its distance."""
+"""Scoring VQA answers, by kind: a normalised exact match, for a point its distance, for a description its words."""
 
 from __future__ import annotations
 
 import math
 import re
 import string
+from collections import Counter
 
 from vla.datasets.questions import POINT_SCALE
 
 POINT_TOLERANCE = 0.05
 """How far a point may be from the true one, as a fraction of the (square) image's width."""
+
+DESCRIPTIONS = ("caption", "detail", "reasoning", "conversation")
+"""Kinds whose answers are sentences, of which no two are alike."""
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBERS = {word: str(number) for number, word in enumerate(_WORDS)}
@@ -18,16 +22,20 @@ _STRIP = str.maketrans({mark: " " for mark in string.punctuation})
 
 
 def score(kind: str, prediction: str, answer: str) -> float:
-    """1 if `prediction` is right, else 0; a malformed prediction is wrong, never an error.
+    """1 if `prediction` is right, else 0, and between them for a description; a malformed one is wrong, never an error.
 
     A point "x y", in percent of the image's width and height, is right within `POINT_TOLERANCE` of the answer,
     euclidean. Anything else must equal the answer after lower-casing, dropping punctuation and articles, and writing
-    number words as digits (the normalisation of VQAv2's official script, without its contractions).
+    number words as digits (the normalisation of VQAv2's official script, without its contractions). Of a description
+    it is the F1 of its words, so normalised (SQuAD, Rajpurkar et al. 2016, section 5).
     """
     if kind == "point":
         predicted, true = parse_point(prediction), parse_point(answer)
         # The slack keeps a point that is off by just the tolerance right, after rounding.
         return float(bool(predicted and true and math.dist(predicted, true) <= POINT_TOLERANCE + 1e-9))
+    if kind in DESCRIPTIONS:
+        said, true = (Counter(normalize_answer(text).split()) for text in (prediction, answer))
+        return 2 * (said & true).total() / max(1, said.total() + true.total())
     return float(normalize_answer(prediction) == normalize_answer(answer))
 
 

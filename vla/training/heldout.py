@@ -7,9 +7,12 @@ from itertools import batched
 
 import numpy as np
 
-from vla.evaluation.vqa import score
+from vla.evaluation.vqa import DESCRIPTIONS, score
 from vla.model import VLA
 from vla.types import Example, Observation
+
+SHORT, LONG = 8, 64
+"""Tokens of an answer at most, and of a description."""
 
 
 def vqa_accuracy(model: VLA, questions: Mapping[str, Sequence[Example]], batch_size: int = 64) -> dict[str, float]:
@@ -19,7 +22,7 @@ def vqa_accuracy(model: VLA, questions: Mapping[str, Sequence[Example]], batch_s
         scores = []
         for group in batched(examples, batch_size):
             batch = model.processor.question_prompt([e.prompt for e in group], [e.images for e in group])
-            answers = model.generate_text(batch, max_tokens=8)
+            answers = model.generate_text(batch, max_tokens=LONG if kind in DESCRIPTIONS else SHORT)
             scores += [score(kind, a, str(e.target)) for a, e in zip(answers, group, strict=True)]
         accuracy[kind] = float(np.mean(scores))
     return accuracy

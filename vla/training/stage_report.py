@@ -19,13 +19,13 @@ from vla.probes.page import write_probe_page
 from vla.probes.probe import Found
 from vla.probes.registry import LOWER, chosen
 from vla.scoring.benchmark import Unit, mean, report
+from vla.training.heldout import SHORT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 QUESTIONS = 100
 """Held out, of each kind."""
-TOKENS = 8
 START = "start"
 
 
@@ -115,7 +115,7 @@ def held_out(answerer: Answerer, stores: Mapping[str, str]) -> Found:
     units: list[Unit] = []
     for path in stores.values():
         for kind, examples in heldout_by_kind(VqaStore(path), QUESTIONS, KINDS).items():
-            said = answerer([e.prompt for e in examples], [e.images for e in examples], TOKENS, "vqa")
+            said = answerer([e.prompt for e in examples], [e.images for e in examples], SHORT, "vqa")
             right = [score(kind, answer, str(e.target)) for answer, e in zip(said, examples, strict=True)]
             units += [Unit((one, 1.0), (("kind", kind),)) for one in right]
     return Found(report(units, mean("accuracy")), {})
