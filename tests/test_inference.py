@@ -12,6 +12,7 @@ import torch
 from vla.benchmarks.inference_shapes import SHAPES, make, observation
 from vla.benchmarks.train_shapes import TINY
 from vla.errors import InputError
+from vla.heads import bins
 from vla.inference.backbone import FusedBackbone, decoder_of
 from vla.inference.engine import Engine, padded
 from vla.inference.graphs import Graphs
@@ -62,6 +63,34 @@ def same(first: Any, second: Any, tolerance: float = 1e-4) -> None:
         assert (one is None) == (other is None)
         if one is not None:
             np.testing.assert_allclose(one, other, atol=tolerance)
+
+
+@pytest.mark.parametrize("rows", (1, 3))
+@pytest.mark.parametrize("fast", (False, True))
+def test_guessed_bins_are_those_said_one_by_one(
+    make_model: Make, fast: bool, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(make_model, "points")
+    batch = model.processor.robot_prompt(observe(rows), model.processor.robot().name)
+    passes = []
+    ask = VLA._ask
+    monkeypatch.setattr(VLA, "_ask", lambda self, *told: passes.append(told[-1]) or ask(self, *told))
+    for given in (None, np.random.default_rng(1).uniform(-1, 1, (rows, 2, 3))):
+        said = {}
+        for guessed in (1, 5, 8):
+            monkeypatch.setattr(bins, "GUESSED", guessed)
+            passes.clear()
+            decoder = Engine(model) if fast else model
+            said[guessed] = decoder.generate_actions(batch, given)[0]
+            assert len(passes) <= (12 if given is None else 6)
+        same(said[5], said[1])
+        same(said[8], said[1])
+    # A head that says the same bin again and again is guessed right: eight a pass.
+    for weight in model.backbone.row_weights():
+        weight.data.zero_()
+    passes.clear()
+    model.generate_actions(batch)
+    assert len(passes) == 2
 
 
 @pytest.mark.parametrize("rows", (1, 3))

@@ -34,8 +34,8 @@ def score(kind: str, prediction: str, answer: str) -> float:
         # The slack keeps a point that is off by just the tolerance right, after rounding.
         return float(bool(predicted and true and math.dist(predicted, true) <= POINT_TOLERANCE + 1e-9))
     if kind in DESCRIPTIONS:
-        said, true = (Counter(normalize_answer(text).split()) for text in (prediction, answer))
-        return 2 * (said & true).total() / max(1, said.total() + true.total())
+        said, told = (Counter(normalize_answer(text).split()) for text in (prediction, answer))
+        return 2 * (said & told).total() / max(1, said.total() + told.total())
     return float(normalize_answer(prediction) == normalize_answer(answer))
 
 

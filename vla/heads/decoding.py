@@ -30,6 +30,12 @@ class Decoding:
         self.hidden, self.cache = self.backbone.hidden(embeds, self.mask, self.cache, self._vision)
         return self.hidden
 
+    def back(self, count: int) -> None:
+        """Forgets the last `count` tokens."""
+        if count:
+            self.mask = self.mask[:, :-count]
+            self.cache = self.backbone.crop(self.cache, self.mask.shape[1])
+
 
 def keys_values(cache: Any) -> KeysValues:
     return [] if cache is None else [(layer.keys, layer.values) for layer in cache.layers]

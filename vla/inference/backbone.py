@@ -38,7 +38,7 @@ def decoder_of(backbone: Backbone) -> Any | None:
 
 
 class FusedBackbone(nn.Module):
-    """What decoding needs of `Backbone`, for rows that it goes on with: no segments, no `crop`, no `fork`.
+    """What decoding needs of `Backbone`, for rows that it goes on with: no segments, no `fork`.
 
     There is one cache: a new prompt writes over the last one's.
     """
@@ -115,6 +115,11 @@ class FusedBackbone(nn.Module):
             )
         cache.length = length
         return hidden.to(embeds.dtype), cache
+
+    def crop(self, cache: StaticCache, length: int) -> StaticCache:
+        """See `Backbone.crop`: what comes next is written over the rest."""
+        cache.length = length
+        return cache
 
     def _room(self, rows: int, length: int, prompt: bool) -> StaticCache:
         """The cache, with room for so many tokens: kept where it is if that is possible."""
