@@ -7,6 +7,7 @@ import pytest
 from vla.benchmarks import heads
 from vla.datasets.episodes import EpisodeStore
 from vla.envs.make import make_env
+from vla.heads.bins import BinsHead
 from vla.record import demonstrate
 
 
@@ -25,7 +26,9 @@ def test_every_head_is_measured(data: str, monkeypatch: pytest.MonkeyPatch) -> N
     chosen = ("parallel", "bins", "l1", "flow head.insulate=true head.tokens=bins")
     table = heads.bench_heads(data, chosen, steps=1, batch_size=2, evaluations=1)
     assert [row["head"] for row in table.rows] == ["parallel", "bins", "l1", "flow, insulate=true, tokens=bins"]
-    assert [(row["tokens"], row["passes"]) for row in table.rows] == [(36, 1), (36, 36), (36, 1), (0, 0)]
+    counts = {row["head"].split(",")[0]: (row["tokens"], row["passes"]) for row in table.rows}
+    assert (counts["parallel"], counts["l1"], counts["flow"]) == ((36, 1), (36, 1), (0, 0))
+    assert counts["bins"][0] >= 36 > counts["bins"][1] >= 36 / BinsHead.guessed  # some guesses are read for nothing
     for row in table.rows:
         assert row["error rad"] > 0 and row["ms"] > 0
         assert 0 <= row["low"] <= row["success"] <= row["high"] <= 1

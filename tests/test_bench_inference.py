@@ -35,7 +35,7 @@ def test_bound_is_that_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Machine, "of", lambda *_: Machine(1e9, 1e30))
     bounds = {}
     for precision in ("float32", "int8"):
-        rows = bench_inference(["nano bins"], precision, calls=1, others=False).rows
+        rows = bench_inference(["nano"], precision, calls=1, others=False).rows
         bounds[precision] = next(row["bound ms"] for row in rows if row["part"] == "decode")
     assert 3.5 < bounds["float32"] / bounds["int8"] <= 4.0
     assert torch.get_default_dtype() == torch.float32

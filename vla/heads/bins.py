@@ -12,19 +12,18 @@ from vla.heads.decoding import median_bins
 from vla.heads.parallel import ParallelHead
 from vla.heads.protocol import Asked, Chunks
 
-GUESSED = 8
-"""Tokens of a pass at the most: for a GPU or a CPU as quick as one, where a single robot's chunk is decoded."""
-
 
 class BinsHead(ParallelHead):
     """Each action is told those before it. A bin that is said is the median; the next is told the one that it is in.
 
     Decoding is Jacobi's (Santilli et al. 2023, arXiv 2305.10427; for actions Song et al. 2025, arXiv 2503.02310): every
-    pass reads the next `GUESSED` tokens as they were guessed, first as those of the action before, then as the last
+    pass reads the next `guessed` tokens as they were guessed, first as those of the action before, then as the last
     pass said them. The bins are those of one token a pass, up to rounding.
     """
 
     settings: Mapping[str, Any] = {"kind": "bins"}
+    guessed = 8
+    """Tokens of a pass at the most where one chunk is decoded, hardly slower than one token; 1: none are guessed."""
 
     def _inputs(self, ids: list[int], known: int) -> list[int]:
         return [self.blank, *ids[:-1]]
@@ -33,10 +32,12 @@ class BinsHead(ParallelHead):
         known = self.encode_given(asked)
         count, width, cached, sure = asked.robot.action_tokens, asked.robot.width, 0, known.shape[1]
         tokens = F.pad(known, (0, count - sure), value=self.text + self.rows // 2)
-        values, guessed = (tokens - self.text).float(), sure
+        values, told = (tokens - self.text).float(), sure
+        # Of a batch every row would wait for the row that is guessed worst, and wide passes take their time.
+        ahead = self.guessed if len(tokens) == 1 else 1
         while sure < count:
-            end = min(sure + GUESSED, count)
-            for place in range(max(guessed, width), end):
+            end = min(sure + ahead, count)
+            for place in range(max(told, width), end):
                 tokens[:, place] = tokens[:, place - width]
             hidden = asked.ask(F.pad(tokens, (1, 0), value=self.blank)[:, cached:end], cached)
             logits = asked.decoding.backbone.logits(hidden[:, sure - cached :])[..., self.text : self.blank]
@@ -46,6 +47,6 @@ class BinsHead(ParallelHead):
             tokens[:, sure:end] = said
             # The first token after the right ones was told the truth alone; what follows it was not.
             cached = sure = min(sure + int(right) + 1, end)
-            guessed = end
+            told = end
             asked.decoding.back(end - cached)
         return self.chunks(asked, values)
