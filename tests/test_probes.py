@@ -180,7 +180,7 @@ def test_a_gap_that_is_put_between_twins_is_measured(seed: int, apart: float) ->
     x[:, 0] = -1
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     away = np.eye(8)[0] * 4 * apart
-    report, nearest = measured(x, x + away)
+    report, _, nearest = measured(x, x + away)
     found = {name: score["value"] for name, score in report["scores"].items()}
     if apart == 0:
         assert found["gap"] < 1e-9 and found["recall_at_1"] == 1 and nearest == list(range(30))

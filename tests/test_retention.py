@@ -52,7 +52,7 @@ def says(monkeypatch: pytest.MonkeyPatch, name: str, values: Sequence[float]) ->
 
     def run(answerer: Answerer, n: int, seed: int, baseline: bool = True) -> Found:
         assert not baseline
-        return Found({"scores": {"main": {"value": next(left)}, "other": {"value": 0.0}}}, {})
+        return Found({"scores": {"main": {"value": next(left)}, "other": {"value": 0.0}}}, {}, {})
 
     monkeypatch.setitem(PROBES, name, run)  # type: ignore[arg-type]
 

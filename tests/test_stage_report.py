@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,12 @@ def test_every_probe_is_put_before_and_after_each_stage(
         (accuracy,) = stage["probes"]["vqa"]["scores"].values()
         low, high = accuracy["ci95"]
         assert 0 <= low <= accuracy["value"] <= high <= 1
+    for before, after in pairwise(told["stages"].values()):
+        for name, probe in after["probes"].items():
+            for label, score in probe["scores"].items():
+                was, (low, high) = before["probes"][name]["scores"][label]["value"], score["change"]["ci95"]
+                assert low <= (change := score["change"]["value"]) <= high or low == high
+                assert change == score["value"] - was
     page = (tmp_path / "run" / "report.html").read_text()
     assert "<svg" in page and all(f"<h2>{name}</h2>" in page for name in ("vqa", *PROBES))
     for stage in told["stages"]:

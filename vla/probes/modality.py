@@ -12,7 +12,7 @@ from vla.errors import InputError
 from vla.evaluation.answerer import Answerer, BackboneAnswerer
 from vla.probes.probe import Case, Found, blank
 from vla.probes.scenes import Picture, numbers, studio
-from vla.scoring.benchmark import Unit, ratio, report
+from vla.scoring.benchmark import Draws, Unit, draws, ratio, report
 
 STEPS = np.linspace(0.0, 1.5, 13)
 """How far images are moved along the gap, in gaps."""
@@ -27,7 +27,7 @@ def modality_gap(answerer: Answerer, n: int, seed: int, baseline: bool = True) -
     pictures, texts = _captioned(n, seed)
     images = [picture.image for picture in pictures]
     x, y = answerer.embed([{MAIN_CAMERA: image} for image in images], texts)
-    found, nearest = measured(x, y)
+    found, drawn, nearest = measured(x, y)
     wrong = [i for i in range(n) if nearest[i] != i][:8]
     cases = tuple(Case(images[i], "the nearest caption", texts[nearest[i]], texts[i]) for i in wrong)
     unseen = {}
@@ -35,7 +35,7 @@ def modality_gap(answerer: Answerer, n: int, seed: int, baseline: bool = True) -
         nothing, _ = answerer.embed([{MAIN_CAMERA: blank(images[0])}], texts[:1])
         scores = measured(np.repeat(nothing, n, axis=0), y)[0]["scores"]
         unseen = {name: float(score["value"]) for name, score in scores.items()}
-    return Found(found, unseen, cases)
+    return Found(found, drawn, unseen, cases)
 
 
 def _captioned(n: int, seed: int) -> tuple[list[Picture], list[str]]:
@@ -51,8 +51,8 @@ def _captioned(n: int, seed: int) -> tuple[list[Picture], list[str]]:
     return list(found.values()), list(found)
 
 
-def measured(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"]) -> tuple[dict[str, Any], list[int]]:
-    """The report of n pairs of embeddings, and which text is nearest to each image.
+def measured(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"]) -> tuple[dict[str, Any], Draws, list[int]]:
+    """The report of n pairs of embeddings, its draws, and which text is nearest to each image.
 
     gap: the distance of the means of the normalised embeddings; image_cosine and text_cosine: the mean within each;
     separable: how well a line tells images from texts (least squares, cross-validated); recall_at_1: images whose own
@@ -80,7 +80,7 @@ def measured(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"]) -> tuple[
             "recall_moved": ratio(after, count),
         }
 
-    return report(units, rates), moved[0].tolist()
+    return report(units, rates), draws(units, rates), moved[0].tolist()
 
 
 def _nearest(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"]) -> Int[np.ndarray, " n"]:

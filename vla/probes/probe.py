@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from vla.datasets.questions import MAIN_CAMERA
 from vla.evaluation.answerer import ROWS, Answerer
-from vla.scoring.benchmark import Benchmark
+from vla.scoring.benchmark import Benchmark, Draws, draws, report
 from vla.scoring.files import Answers, Entry
 
 WORST = 8
@@ -30,9 +30,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Found:
-    """`report` is that of `Benchmark.score`, the main score first; `blank` are the scores without anything to see."""
+    """`report` is that of `Benchmark.score`, the main score first; `drawn` are the draws of its bootstrap; `blank` are
+    the scores without anything to see."""
 
     report: Mapping[str, Any]
+    drawn: Draws
     blank: Mapping[str, float]
     worst: tuple[Case, ...] = ()
 
@@ -59,13 +61,14 @@ class Probe:
         """Without `baseline` nothing is asked of blank pictures."""
         entries = self.entries(n, seed)
         said = self._ask(answerer, entries)
-        report = self.benchmark.score(entries, said)
+        units, rates = self.benchmark.judged(entries, said), self.benchmark.rates
         errors = {i: self.error(entry, said[i]) for i, entry in entries.items()}
         # A picture may be asked the same for several reasons.
         once = {(entry["image"].tobytes(), entry["question"]): i for i, entry in entries.items()}
         worst = sorted((i for i in once.values() if errors[i] > 0), key=lambda i: -errors[i])[:WORST]
         cases = tuple(Case(entries[i]["image"], entries[i]["question"], said[i], entries[i]["answer"]) for i in worst)
-        return Found(report, self._blank(answerer, entries) if baseline else {}, cases)
+        unseen = self._blank(answerer, entries) if baseline else {}
+        return Found(report(units, rates), draws(units, rates), unseen, cases)
 
     def _ask(self, answerer: Answerer, entries: Mapping[str, Entry]) -> dict[str, str]:
         said: dict[str, str] = {}

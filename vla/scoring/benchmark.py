@@ -29,6 +29,7 @@ class Unit:
 
 
 type Units = Callable[[Mapping[str, Entry], Answers], list[Unit]]
+type Draws = Mapping[str, Float[np.ndarray, " r"]]
 type Rates = Callable[[Float[np.ndarray, "k d"]], dict[str, Float[np.ndarray, " k"]]]
 
 
@@ -51,40 +52,55 @@ class Benchmark:
 
         Raises InputError for a question without an answer, an answer without its question, and a missing field.
         """
+        return report(self.judged(questions, said), self.rates)
+
+    def judged(self, questions: Mapping[str, Entry], said: Answers) -> list[Unit]:
+        """In the order of the questions' names, so that the order of the files changes nothing; raises as `score`."""
         missing, unknown = [i for i in questions if i not in said], [i for i in said if i not in questions]
         if unknown:
             raise InputError(f"{len(unknown)} answers are to questions not in the references, the first {unknown[0]!r}")
         if missing and not self.part:
             raise InputError(f"{len(missing)} of {len(questions)} questions have no answer, the first {missing[0]!r}")
-        try:  # in a fixed order, so that the order of the files changes nothing
-            units = self.units({i: questions[i] for i in sorted(said)}, said)
+        try:
+            return self.units({i: questions[i] for i in sorted(said)}, said)
         except KeyError as error:
             raise InputError(f"the references have no field {error}: are they of this benchmark?") from error
-        return report(units, self.rates)
 
 
 def report(units: Sequence[Unit], rates: Rates) -> dict[str, Any]:
     """What `Benchmark.score` returns, of these units."""
-    sums = np.array([unit.sums for unit in units], dtype=float)
+    sums = _sums(units)
     groups: dict[tuple[str, str], list[int]] = {}
     for place, unit in enumerate(units):
         for group in dict.fromkeys(unit.groups):
             groups.setdefault(group, []).append(place)
     ordered = sorted(groups)
     values = rates(np.stack([sums.sum(0), *(sums[groups[group]].sum(0) for group in ordered)]))
-    drawn = rates(resampled(sums))
+    drawn = draws(units, rates)
     main = next(iter(values))
     return {
         "units": len(units),
-        "scores": {
-            k: {"value": float(v[0]), "ci95": [float(x) for x in np.quantile(drawn[k], (0.025, 0.975))]}
-            for k, v in values.items()
-        },
+        "scores": {k: {"value": float(v[0]), "ci95": interval(drawn[k])} for k, v in values.items()},
         "categories": [
             {"kind": kind, "name": name, "units": len(groups[kind, name]), main: float(values[main][place])}
             for place, (kind, name) in enumerate(ordered, start=1)
         ],
     }
+
+
+def draws(units: Sequence[Unit], rates: Rates) -> Draws:
+    """Each score in every resample. They draw the same units whatever the answers, so that of two models put to the
+    same questions the difference of their draws is a paired bootstrap."""
+    return rates(resampled(_sums(units)))
+
+
+def interval(drawn: Float[np.ndarray, " r"]) -> list[float]:
+    """The middle 95 %."""
+    return [float(x) for x in np.quantile(drawn, (0.025, 0.975))]
+
+
+def _sums(units: Sequence[Unit]) -> Float[np.ndarray, "n d"]:
+    return np.array([unit.sums for unit in units], dtype=float)
 
 
 def resampled(sums: Float[np.ndarray, "n d"], seed: int = 0) -> Float[np.ndarray, "r d"]:

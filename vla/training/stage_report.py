@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from vla.datasets.questions import KINDS
 from vla.datasets.vqa import VqaStore
@@ -18,7 +21,7 @@ from vla.page import section, write_page
 from vla.probes.page import write_probe_page
 from vla.probes.probe import Found
 from vla.probes.registry import LOWER, chosen
-from vla.scoring.benchmark import Unit, mean, report
+from vla.scoring.benchmark import Unit, draws, interval, mean, report
 from vla.training.heldout import SHORT
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 QUESTIONS = 100
 """Held out, of each kind."""
 START = "start"
+DRAWS = "draws.npz"
+"""The bootstrap of each score, in a stage's folder."""
 
 
 class StageReport:
@@ -36,7 +41,8 @@ class StageReport:
     def __init__(self, out: Path, scenes: int, stores: Mapping[str, str]) -> None:
         self.out, self.scenes, self.stores, self.file = out, scenes, stores, out / "stages.json"
         read = json.loads(self.file.read_text()) if self.file.exists() else {}
-        self.stages: dict[str, dict[str, Any]] = read.get("stages", {}) if read.get("scenes") == scenes else {}
+        found = read.get("stages", {}) if read.get("scenes") == scenes else {}
+        self.stages: dict[str, dict[str, Any]] = {k: v for k, v in found.items() if (out / k / DRAWS).exists()}
 
     def add(self, stage: str, policy: str) -> None:
         """Measures the model `policy` (`open_answerer`), unless its checkpoint has been, and writes both files."""
@@ -46,17 +52,31 @@ class StageReport:
             found = {"vqa": held_out(answerer, self.stores)}
             found |= {name: run(answerer, self.scenes, 0) for name, run in chosen(None, answerer).items()}
             write_probe_page(self.out / stage / "probes.html", f"after {stage}", found)
+            drawn = {f"{name}/{label}": draws for name, one in found.items() for label, draws in one.drawn.items()}
+            np.savez(self.out / stage / DRAWS, allow_pickle=False, **drawn)
             figures = {name: {**one.report, "blank": one.blank} for name, one in found.items()}
             self.stages[stage] = {"checkpoint": at, "probes": figures}
+            for before, after in pairwise(self.stages):
+                self._compare(before, after)
             write_json(self.file, {"scenes": self.scenes, "stages": self.stages})
         print(self._write())
+
+    def _compare(self, before: str, after: str) -> None:
+        """Gives each score of the stage `after` its change from `before`, with a paired bootstrap's interval."""
+        with np.load(self.out / before / DRAWS) as first, np.load(self.out / after / DRAWS) as second:
+            for name in second.keys() & first.keys():
+                probe, label = name.split("/")
+                was, now = (self.stages[stage]["probes"][probe]["scores"][label] for stage in (before, after))
+                change = {"value": now["value"] - was["value"], "ci95": interval(second[name] - first[name])}
+                now["change"] = change
 
     def _write(self) -> Path:
         lead = (
             "<h1>What each stage did</h1>\n"
             f'<p class="lead">{self.scenes} scenes a probe, {QUESTIONS} held-out questions of each kind.</p>\n'
-            '<p class="soft">Below each value its 95\N{NO-BREAK SPACE}% interval, a bootstrap over scenes; bold where '
-            "the value before is not in it.</p>"
+            '<p class="soft">Below each value its 95\N{NO-BREAK SPACE}% interval, a bootstrap over scenes; then the '
+            "change from the stage before, with the interval of a paired bootstrap over the same scenes, bold where it "
+            "leaves out 0.</p>"
         )
         links = [f'<a href="{escape(name)}/probes.html">{escape(name)}</a>' for name in self.stages]
         return write_page(
@@ -78,16 +98,7 @@ class StageReport:
         head = "".join(f"<th>{escape(name)}</th>" for name in ("score", *scores))
         rows = ""
         for label in dict.fromkeys(label for one in scores.values() for label in one):
-            cells, before = "", None
-            for one in scores.values():
-                value, (low, high) = (one[label]["value"], one[label]["ci95"]) if label in one else (None, (0.0, 0.0))
-                if value is None:
-                    cells, before = f"{cells}<td></td>", None
-                    continue
-                moved = before is not None and not low <= before <= high
-                told = f"<b>{value:.3f}</b>" if moved else f"{value:.3f}"
-                cells += f'<td>{told}<br><span class="soft">{low:.3f} – {high:.3f}</span></td>'
-                before = value
+            cells = "".join(f"<td>{_cell(one[label]) if label in one else ''}</td>" for one in scores.values())
             rows += f"<tr><td>{escape(label)}</td>{cells}</tr>"
         return f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
@@ -108,6 +119,16 @@ class StageReport:
         style(axes, "", "")
 
 
+def _cell(score: Mapping[str, Any]) -> str:
+    low, high = score["ci95"]
+    told = f'{score["value"]:.3f}<br><span class="soft">{low:.3f} – {high:.3f}</span>'
+    if "change" in score:
+        low, high = score["change"]["ci95"]
+        change = f"{score['change']['value']:+.3f}: {low:+.3f} – {high:+.3f}"
+        told += f"<br><b>{change}</b>" if low > 0 or high < 0 else f'<br><span class="soft">{change}</span>'
+    return told
+
+
 def held_out(answerer: Answerer, stores: Mapping[str, str]) -> Found:
     """The accuracy of held-out short questions, as evaluations in training tell it, with an interval."""
     from vla.training.run import heldout_by_kind  # which imports this
@@ -118,4 +139,5 @@ def held_out(answerer: Answerer, stores: Mapping[str, str]) -> Found:
             said = answerer([e.prompt for e in examples], [e.images for e in examples], SHORT, "vqa")
             right = [score(kind, answer, str(e.target)) for answer, e in zip(said, examples, strict=True)]
             units += [Unit((one, 1.0), (("kind", kind),)) for one in right]
-    return Found(report(units, mean("accuracy")), {})
+    rates = mean("accuracy")
+    return Found(report(units, rates), draws(units, rates), {})
