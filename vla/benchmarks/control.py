@@ -40,7 +40,7 @@ POLICY_HZ, HORIZON, EXECUTE = 50.0, 50, 20
 SETTLE = 1.0
 """The first seconds, in which a contestant gets going, are not measured: two chunks [s]."""
 BOOT = 60.0
-"""[s] that the emulated arm may take to start."""
+"""[s] that the emulated arm may take to start, and `lerobot-rollout` beside its run."""
 TRIES = 3
 """Runs of `lerobot-rollout`: one lost answer while it connects ends it."""
 LOW, HIGH = (np.array([link.range[end] for joint in JOINTS for link in LINKS if link.joint == joint]) for end in (0, 1))
@@ -135,6 +135,7 @@ def _vla(execution: str, hz: float, seconds: float) -> tuple[dict[str, Any], Goa
 
 def _lerobot(inference: str, hz: float, seconds: float) -> tuple[dict[str, Any], Goals]:
     """LeRobot's command with its defaults, and above the policy's rate with its interpolation."""
+    why = ""
     for attempt in range(1, TRIES + 1):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -156,13 +157,15 @@ def _lerobot(inference: str, hz: float, seconds: float) -> tuple[dict[str, Any],
             )
             path = os.pathsep.join((name, *filter(None, sys.path)))
             environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
-            with emulated(folder):
-                done = subprocess.run(
-                    command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
-                )
-            if done.returncode == 0:
+            run = partial(subprocess.run, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+            try:
+                with emulated(folder):
+                    run(command, check=True, timeout=seconds + BOOT)
+            except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+                why = f"{error}\n{str(error.stderr).strip()[-500:]}"
+            else:
                 return {"ended": "done" if attempt == 1 else f"done, try {attempt}"}, read_goals(folder / LOG)
-    raise InputError(f"lerobot-rollout did not run: {done.stderr.strip()[-500:]}")
+    raise InputError(f"lerobot-rollout did not run: {why}")
 
 
 CONTESTANTS: dict[str, Callable[[float, float], tuple[dict[str, Any], Goals]]] = {
