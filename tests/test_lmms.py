@@ -71,7 +71,7 @@ def test_a_backbone_is_asked(python: str, tmp_path: Path) -> None:
 
 def test_what_is_answered_is_scored(python: str, tmp_path: Path, server: Server) -> None:
     server.replies = [completion("Yes")]
-    scores = evaluate(python, tmp_path, f"hosted:tiny@http://127.0.0.1:{server.server_port}/v1")
+    scores = evaluate(python, tmp_path, f"hosted:gpt-4o@http://127.0.0.1:{server.server_port}/v1")
     assert scores["pope_accuracy"] == pytest.approx(1 / 3) and scores["pope_yes_ratio"] == pytest.approx(1 / 3)
     assert len(server.seen) == len(ANSWERS)
     for _, asked in server.seen:
