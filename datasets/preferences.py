@@ -6,6 +6,7 @@ Where a store's answers are the simulator's truth, the rejected answer is the tr
 |----------|--------------------------------------------------------------------------------------|
 | object   | an object is one that is not there; of "existence", the opposite                     |
 | color    | an object has a colour with which it is not there; of "color", another colour        |
+| shape    | an object has a shape with which it is not there; of "shape", another shape          |
 | count    | another number of objects                                                            |
 | relation | another object is closest to the robot; of "relation", the opposite                   |
 
@@ -24,6 +25,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,35 +97,32 @@ def corrupted(question: Question, rng: np.random.Generator) -> tuple[str, str] |
     """What is made wrong in the question's true answer, and that answer; None where nothing is known to be false."""
     answer = question.answer
     if question.kind in ("caption", "detail"):
-        ways = {"object": _object, "color": _color, "count": _count, "relation": _relation}
-        for name in rng.permutation(list(ways)).tolist():
-            if (false := ways[name](answer, rng)) is not None:
+        for name in rng.permutation(list(WAYS)).tolist():
+            if (false := WAYS[name](answer, rng)) is not None:
                 return name, false
     elif question.kind in ("existence", "relation") and answer in OPPOSITE:
         return "object" if question.kind == "existence" else "relation", OPPOSITE[answer]
     elif question.kind == "color" and answer in COLORS:
         return "color", _other(rng, COLORS, {answer})
+    elif question.kind == "shape" and answer in SHAPES:
+        return "shape", _other(rng, SHAPES, {answer})
     elif question.kind == "count" and answer.isdecimal():
         return "count", str(max(0, int(answer) + (1 if answer == "0" else int(rng.choice([-1, 1])))))
     return None
 
 
-def _object(answer: str, rng: np.random.Generator) -> str | None:
-    """One object is another, of neither its colour nor its shape."""
+def _misnamed(answer: str, rng: np.random.Generator, color: bool, shape: bool) -> str | None:
+    """One object has another colour, or shape, or neither its own: one with which it is not there."""
     found, there = _objects(answer)
     if not found:
         return None
-    color, shape = (one := _pick(rng, found)).group(2, 3)
-    absent = [f"{c} {s}" for c in COLORS for s in SHAPES if c != color and s != shape and f"{c} {s}" not in there]
-    return _renamed(answer, one, _pick(rng, absent)) if absent else None
-
-
-def _color(answer: str, rng: np.random.Generator) -> str | None:
-    found, there = _objects(answer)
-    if not found:
-        return None
-    shape = (one := _pick(rng, found)).group(3)
-    absent = [f"{color} {shape}" for color in COLORS if f"{color} {shape}" not in there]
+    one = _pick(rng, found)
+    absent = [
+        f"{c} {s}"
+        for c in COLORS
+        for s in SHAPES
+        if (c != one[2], s != one[3]) == (color, shape) and f"{c} {s}" not in there
+    ]
     return _renamed(answer, one, _pick(rng, absent)) if absent else None
 
 
@@ -140,6 +139,15 @@ def _relation(answer: str, rng: np.random.Generator) -> str | None:
     told = CLOSEST.search(answer)
     others = sorted(_objects(answer)[1] - {told[1]}) if told else []
     return answer[: told.start(1)] + _pick(rng, others) + answer[told.end(1) :] if told and others else None
+
+
+WAYS: Mapping[str, Callable[[str, np.random.Generator], str | None]] = {
+    "object": partial(_misnamed, color=True, shape=True),
+    "color": partial(_misnamed, color=True, shape=False),
+    "shape": partial(_misnamed, color=False, shape=True),
+    "count": _count,
+    "relation": _relation,
+}
 
 
 def objects_named(answer: str) -> list[str]:

@@ -113,10 +113,11 @@ def test_a_corrupted_description_says_one_thing_that_is_false(draw: Draw, seed: 
         names = {thing.name for thing in possible_views(scene, "front")[0]}
         told, extra = NAMES.findall(question.answer), [n for n in NAMES.findall(answer) if n not in names]
         assert answer != question.answer and len(NAMES.findall(answer)) == len(told)
-        if kind in ("object", "color"):
+        if kind in ("object", "color", "shape"):
             (false,) = extra
             (true,) = [t for t, n in zip(told, NAMES.findall(answer), strict=True) if n == false]
-            assert (false.split()[1] == true.split()[1]) == (kind == "color")
+            same = [one == other for one, other in zip(false.split(), true.split(), strict=True)]
+            assert same == {"object": [False, False], "color": [False, True], "shape": [True, False]}[kind]
         else:
             assert not extra
         if kind == "count":
