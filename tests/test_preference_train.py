@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from vla.datasets.questions import Question
 from vla.datasets.vqa import VqaItem, VqaStore
 from vla.errors import InputError
 from vla.model import VLA
+from vla.options import compose
 from vla.preference.losses import Objective, preference_loss, token_logps
 from vla.preference.train import pair_loss, train_preference
 from vla.training.plan import Plan
@@ -124,6 +126,16 @@ def test_too_few_pairs_are_refused_before_anything_is_written(
     with pytest.raises(InputError, match="pairs to train on"):
         train_preference(make_model(robot=False), {"vqa": store}, plan(batch_size=500), tmp_path / "run", nothing)
     assert not (tmp_path / "run").exists()
+
+
+def test_every_method_of_the_docs_can_be_said() -> None:
+    docs = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    table = docs.partition("| method | `preference.` |")[2].partition("\n\n")[0]
+    told = [re.findall("`(.+?)`", row) for row in table.splitlines()[2:]]
+    found = [compose("train", ["stage=preference", *(f"preference.{one}" for one in row)]).preference for row in told]
+    made = [Objective(**{k: v for k, v in one.items() if k not in ("files", "images")}) for one in found]
+    assert len(made) == 5 and [one.losses for one in made][-1] == MPO
+    assert all(one.losses == {"sigmoid": 1} for one in made[:-1])
 
 
 MPO = {"sigmoid": 0.8, "bco_pair": 0.2, "sft": 1.0}

@@ -15,7 +15,7 @@ Shapes: p pairs, n tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 import torch
@@ -33,16 +33,16 @@ LOSSES = ("sigmoid", "bco_pair", "sft")
 @dataclass(frozen=True)
 class Objective:
     """What is minimised. RLHF-V's four variants: `weight` 1 or more, times `average` or not. Its paper has weight 5,
-    beta .5 and an average; its code weight 1.1, beta .1 and a sum."""
+    beta .5 and an average; its code weight 1.1, beta .1 and a sum. Without `losses`: sigmoid."""
 
-    losses: Mapping[str, float] = field(default_factory=lambda: {"sigmoid": 1.0})
+    losses: Mapping[str, float] | None = None
     beta: float = 0.1
     weight: float = 1.0
     average: bool = False
     min_match: int = 3
 
     def __post_init__(self) -> None:
-        if not self.losses or set(self.losses) - set(LOSSES):
+        if self.losses is not None and (not self.losses or set(self.losses) - set(LOSSES)):
             raise InputError(f"preference.losses weighs some of {', '.join(LOSSES)}, not {dict(self.losses)}")
         if self.beta <= 0 or self.weight <= 0 or self.min_match < 1:
             raise InputError(f"preference: beta, weight and min_match must be positive: {self}")
@@ -105,7 +105,7 @@ def preference_loss(
     """
     chosen, rejected = (objective.beta * ((policy - reference) * weights).sum(1)).chunk(2)
     margin, total = chosen - rejected, policy.new_zeros(())
-    for name, share in objective.losses.items():
+    for name, share in (objective.losses or {"sigmoid": 1.0}).items():
         if name == "sigmoid":
             part = -logsigmoid(margin).mean()
         elif name == "bco_pair":
