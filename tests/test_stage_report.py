@@ -11,6 +11,7 @@ import pytest
 from test_contrastive_stage import options
 from test_preference_train import colors
 
+from vla.errors import InputError
 from vla.model import VLA
 from vla.probes.registry import PROBES
 from vla.training.run import train
@@ -27,7 +28,7 @@ def test_every_probe_is_put_before_and_after_each_stage(
         tmp_path / "run",
         backbone=str(tmp_path / "start"),
         stages=stages,
-        probe_scenes=2,
+        probe_scenes=dict.fromkeys(PROBES, 2),
     )
     train(**given)
     told = json.loads((tmp_path / "run" / "stages.json").read_text())
@@ -52,3 +53,12 @@ def test_every_probe_is_put_before_and_after_each_stage(
     monkeypatch.setattr("vla.training.stage_report.open_answerer", None)
     train(**given)
     assert json.loads((tmp_path / "run" / "stages.json").read_text()) == told
+
+
+def test_an_unknown_probe_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    given = options(
+        colors(tmp_path / "s.zarr"), tmp_path / "run", backbone="nano", stages={"one": {}}, probe_scenes={"chair": 2}
+    )
+    with pytest.raises(InputError, match="unknown probe 'chair'"):
+        train(**given)
+    assert not (tmp_path / "run").exists()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from vla.errors import InputError
@@ -34,7 +34,7 @@ LOWER = ("chair-sim", GAP)
 """Where less is better."""
 
 
-def check(names: Sequence[str] | None) -> None:
+def check(names: Collection[str] | None) -> None:
     """Raises InputError for an unknown one."""
     if unknown := [name for name in names or () if name not in PROBES]:
         raise InputError(f"unknown probe {unknown[0]!r}: choose from {', '.join(PROBES)}")

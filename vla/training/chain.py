@@ -15,18 +15,18 @@ def chain(
 ) -> Outcome:
     """Runs `train` once a stage, into the folder of its name in `out`, with `options` as far as the stage says nothing.
 
-    With `probe_scenes` above 0 the model is measured before and after each (`vla.training.stage_report`). The same
-    again goes on where it stopped. Returns the outcome of the last stage, or of the one that a signal stopped.
-    Raises InputError, before anything is trained, for a stage with an option that there is not.
+    With `probe_scenes` the model is measured before and after each (`vla.training.stage_report`). The same again goes
+    on where it stopped. Returns the outcome of the last stage, or of the one that a signal stopped.
+    Raises InputError, before anything is trained, for a stage with an option that there is not, and an unknown probe.
     """
     for name, changes in stages.items():
         if unknown := sorted(changes.keys() - options.keys()):
             raise InputError(f"stage {name} says {', '.join(unknown)}: there is no such option of vla train")
     out, backbone, report = Path(options["out"]), options["backbone"], None
-    if options["probe_scenes"]:
+    if scenes := options["probe_scenes"]:
         from vla.training.stage_report import START, StageReport
 
-        report = StageReport(out, options["probe_scenes"], options["vqa"])
+        report = StageReport(out, scenes, options["vqa"])
         if isinstance(backbone, str) and backbone != "scratch":
             report.add(START, backbone)
     for name, changes in stages.items():

@@ -55,7 +55,7 @@ def train(
     reward: Mapping[str, Any] | None = None,
     grpo: Mapping[str, Any] | None = None,
     stages: Mapping[str, Mapping[str, Any]] | None = None,
-    probe_scenes: int = 0,
+    probe_scenes: Mapping[str, int] | None = None,
 ) -> Outcome:
     """Trains on the episodes of `data` (None: no robot) and the question stores `vqa`, into the folder `out`.
 
@@ -72,7 +72,7 @@ def train(
     `vla.contrastive.train`, where images and captions alone are to train, `preference` those of
     `vla.preference.train`, where pairs of answers are; `reward` and `grpo` those of the modules of that name, where a
     reward model is to learn from pairs, or a model from rewards; `stages` runs of this one after another, by what each
-    changes, with `probe_scenes` scenes of each probe between them (`vla.training.chain`).
+    changes, put to the probes of `probe_scenes` between them, on so many scenes (`vla.training.chain`).
     Images of questions are seen in up to `tiles` pieces. A prefix-LM is asked one question a row, whatever `turns` is.
     Raises InputError, before anything is written, when a path is missing or the parts do not fit together.
     """

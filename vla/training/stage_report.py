@@ -20,7 +20,7 @@ from vla.evaluation.vqa import score
 from vla.page import section, write_page
 from vla.probes.page import write_probe_page
 from vla.probes.probe import Found
-from vla.probes.registry import LOWER, chosen
+from vla.probes.registry import LOWER, check, chosen
 from vla.scoring.benchmark import Unit, draws, interval, mean, report
 from vla.training.heldout import SHORT
 
@@ -35,13 +35,15 @@ DRAWS = "draws.npz"
 
 
 class StageReport:
-    """The scores of a model after each stage: the probes (`vla probe`) on `scenes` scenes each, and held-out short
-    questions of `stores`. The scenes are the same for all stages, and of no recording."""
+    """The scores of a model after each stage: the probes (`vla probe`) that `scenes` names, on so many scenes each, and
+    held-out short questions of `stores`. The scenes are the same for all stages, and of no recording."""
 
-    def __init__(self, out: Path, scenes: int, stores: Mapping[str, str]) -> None:
-        self.out, self.scenes, self.stores, self.file = out, scenes, stores, out / "stages.json"
+    def __init__(self, out: Path, scenes: Mapping[str, int], stores: Mapping[str, str]) -> None:
+        """Raises InputError where there is no such probe."""
+        check(scenes)
+        self.out, self.scenes, self.stores, self.file = out, dict(scenes), stores, out / "stages.json"
         read = json.loads(self.file.read_text()) if self.file.exists() else {}
-        found = read.get("stages", {}) if read.get("scenes") == scenes else {}
+        found = read.get("stages", {}) if read.get("scenes") == self.scenes else {}
         self.stages: dict[str, dict[str, Any]] = {k: v for k, v in found.items() if (out / k / DRAWS).exists()}
 
     def add(self, stage: str, policy: str) -> None:
@@ -50,7 +52,8 @@ class StageReport:
         if self.stages.get(stage, {}).get("checkpoint") != at:
             answerer = open_answerer(policy)
             found = {"vqa": held_out(answerer, self.stores)}
-            found |= {name: run(answerer, self.scenes, 0) for name, run in chosen(None, answerer).items()}
+            probes = chosen(list(self.scenes), answerer)
+            found |= {name: run(answerer, self.scenes[name], 0) for name, run in probes.items()}
             write_probe_page(self.out / stage / "probes.html", f"after {stage}", found)
             drawn = {f"{name}/{label}": draws for name, one in found.items() for label, draws in one.drawn.items()}
             np.savez(self.out / stage / DRAWS, allow_pickle=False, **drawn)
@@ -71,9 +74,10 @@ class StageReport:
                 now["change"] = change
 
     def _write(self) -> Path:
+        scenes = f"Scenes: {', '.join(f'{n} of {name}' for name, n in self.scenes.items())}"
         lead = (
             "<h1>What each stage did</h1>\n"
-            f'<p class="lead">{self.scenes} scenes a probe, {QUESTIONS} held-out questions of each kind.</p>\n'
+            f'<p class="lead">Held-out questions: {QUESTIONS} of each kind. {scenes}.</p>\n'
             '<p class="soft">Below each value its 95\N{NO-BREAK SPACE}% interval, a bootstrap over scenes; then the '
             "change from the stage before, with the interval of a paired bootstrap over the same scenes, bold where it "
             "leaves out 0.</p>"
