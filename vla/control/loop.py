@@ -109,10 +109,10 @@ class ControlLoop:
         """
         steps_of(self._robot.embodiment.control_hz, self._config.hz)
         urgent = self._clock.priority() if isinstance(self._clock, WallClock) else nullcontext()
-        with self._stop.signals(), urgent:
+        with self._stop.signals():
             if reason := self._stop.poll():
                 return Tally().stats(reason, 0.0, 0.0, {})
-            with self._robot if self._connect else nullcontext():
+            with self._robot if self._connect else nullcontext(), urgent:
                 run = _Run(self._robot, self._inference, self._config, self._clock, self._stop)
                 try:
                     run.go(instruction, seconds, self._watch)

@@ -12,6 +12,7 @@ from collections import deque
 from pathlib import Path
 from types import TracebackType
 
+from vla.control.clock import first_of_threads
 from vla.errors import InputError
 from vla.feetech.arm import ServoArm
 from vla.feetech.bus import Bus
@@ -95,23 +96,27 @@ class ServoPort:
 
     def _run(self) -> None:
         try:
-            due = time.monotonic()
-            while not self._over:
-                self._serve(due)
-                if self._plugged != (self._master >= 0):
-                    self._connect() if self._plugged else self._disconnect()
-                    # Without supply a servo lets go; with it again it starts anew.
-                    self.bus.power_on()
-                    self._changed.set()
-                now = time.monotonic()
-                if now - due > BEHIND:
-                    self.skipped += now - due
-                    due = now
-                if due <= now:
-                    self.arm.step()
-                    due += self.arm.dt
+            with first_of_threads():  # as servos do, which wait for no other program before they answer
+                self._go_on()
         except BaseException as error:
             self._failure = error
+
+    def _go_on(self) -> None:
+        due = time.monotonic()
+        while not self._over:
+            self._serve(due)
+            if self._plugged != (self._master >= 0):
+                self._connect() if self._plugged else self._disconnect()
+                # Without supply a servo lets go; with it again it starts anew.
+                self.bus.power_on()
+                self._changed.set()
+            now = time.monotonic()
+            if now - due > BEHIND:
+                self.skipped += now - due
+                due = now
+            if due <= now:
+                self.arm.step()
+                due += self.arm.dt
 
     def _serve(self, until: float) -> None:
         """Answers until the next step is due; at least once."""
