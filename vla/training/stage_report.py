@@ -124,13 +124,14 @@ class StageReport:
 
 
 def _cell(score: Mapping[str, Any]) -> str:
+    """No line of it breaks."""
     low, high = score["ci95"]
-    told = f'{score["value"]:.3f}<br><span class="soft">{low:.3f} – {high:.3f}</span>'
+    lines = [f"{score['value']:.3f}", f'<span class="soft">{low:.3f} – {high:.3f}</span>']
     if "change" in score:
         low, high = score["change"]["ci95"]
-        change = f"{score['change']['value']:+.3f}: {low:+.3f} – {high:+.3f}"
-        told += f"<br><b>{change}</b>" if low > 0 or high < 0 else f'<br><span class="soft">{change}</span>'
-    return told
+        change = f"{score['change']['value']:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "\N{MINUS SIGN}")
+        lines.append(f"<b>{change}</b>" if low > 0 or high < 0 else f'<span class="soft">{change}</span>')
+    return "<br>".join(f'<span style="white-space: nowrap">{line}</span>' for line in lines)
 
 
 def held_out(answerer: Answerer, stores: Mapping[str, str]) -> Found:
