@@ -12,7 +12,7 @@ from vla.errors import InputError
 from vla.evaluation.answerer import Answerer, BackboneAnswerer
 from vla.probes.probe import Case, Found, blank
 from vla.probes.scenes import Picture, numbers, studio
-from vla.scoring.benchmark import Draws, Unit, draws, ratio, report
+from vla.scoring.benchmark import Draws, Unit, ratio, scored
 
 STEPS = np.linspace(0.0, 1.5, 13)
 """How far images are moved along the gap, in gaps."""
@@ -80,7 +80,7 @@ def measured(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"]) -> tuple[
             "recall_moved": ratio(after, count),
         }
 
-    return report(units, rates), draws(units, rates), moved[0].tolist()
+    return *scored(units, rates), moved[0].tolist()
 
 
 def _nearest(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"]) -> Int[np.ndarray, " n"]:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from vla.datasets.questions import MAIN_CAMERA
 from vla.evaluation.answerer import ROWS, Answerer
-from vla.scoring.benchmark import Benchmark, Draws, draws, report
+from vla.scoring.benchmark import Benchmark, Draws, scored
 from vla.scoring.files import Answers, Entry
 
 WORST = 8
@@ -61,14 +61,14 @@ class Probe:
         """Without `baseline` nothing is asked of blank pictures."""
         entries = self.entries(n, seed)
         said = self._ask(answerer, entries)
-        units, rates = self.benchmark.judged(entries, said), self.benchmark.rates
+        told, drawn = scored(self.benchmark.judged(entries, said), self.benchmark.rates)
         errors = {i: self.error(entry, said[i]) for i, entry in entries.items()}
         # A picture may be asked the same for several reasons.
         once = {(entry["image"].tobytes(), entry["question"]): i for i, entry in entries.items()}
         worst = sorted((i for i in once.values() if errors[i] > 0), key=lambda i: -errors[i])[:WORST]
         cases = tuple(Case(entries[i]["image"], entries[i]["question"], said[i], entries[i]["answer"]) for i in worst)
         unseen = self._blank(answerer, entries) if baseline else {}
-        return Found(report(units, rates), draws(units, rates), unseen, cases)
+        return Found(told, drawn, unseen, cases)
 
     def _ask(self, answerer: Answerer, entries: Mapping[str, Entry]) -> dict[str, str]:
         said: dict[str, str] = {}

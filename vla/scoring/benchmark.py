@@ -69,16 +69,25 @@ class Benchmark:
 
 def report(units: Sequence[Unit], rates: Rates) -> dict[str, Any]:
     """What `Benchmark.score` returns, of these units."""
-    sums = _sums(units)
+    return scored(units, rates)[0]
+
+
+def scored(units: Sequence[Unit], rates: Rates) -> tuple[dict[str, Any], Draws]:
+    """The report of these units, and each score in every resample.
+
+    Resamples draw the same units whatever the answers, so that of two models put to the same questions the difference
+    of their draws is a paired bootstrap.
+    """
+    sums = np.array([unit.sums for unit in units], dtype=float)
     groups: dict[tuple[str, str], list[int]] = {}
     for place, unit in enumerate(units):
         for group in dict.fromkeys(unit.groups):
             groups.setdefault(group, []).append(place)
     ordered = sorted(groups)
     values = rates(np.stack([sums.sum(0), *(sums[groups[group]].sum(0) for group in ordered)]))
-    drawn = draws(units, rates)
+    drawn = rates(resampled(sums))
     main = next(iter(values))
-    return {
+    told = {
         "units": len(units),
         "scores": {k: {"value": float(v[0]), "ci95": interval(drawn[k])} for k, v in values.items()},
         "categories": [
@@ -86,21 +95,12 @@ def report(units: Sequence[Unit], rates: Rates) -> dict[str, Any]:
             for place, (kind, name) in enumerate(ordered, start=1)
         ],
     }
-
-
-def draws(units: Sequence[Unit], rates: Rates) -> Draws:
-    """Each score in every resample. They draw the same units whatever the answers, so that of two models put to the
-    same questions the difference of their draws is a paired bootstrap."""
-    return rates(resampled(_sums(units)))
+    return told, drawn
 
 
 def interval(drawn: Float[np.ndarray, " r"]) -> list[float]:
     """The middle 95 %."""
     return [float(x) for x in np.quantile(drawn, (0.025, 0.975))]
-
-
-def _sums(units: Sequence[Unit]) -> Float[np.ndarray, "n d"]:
-    return np.array([unit.sums for unit in units], dtype=float)
 
 
 def resampled(sums: Float[np.ndarray, "n d"], seed: int = 0) -> Float[np.ndarray, "r d"]:

@@ -21,7 +21,7 @@ from vla.page import section, write_page
 from vla.probes.page import write_probe_page
 from vla.probes.probe import Found
 from vla.probes.registry import LOWER, check, chosen
-from vla.scoring.benchmark import Unit, draws, interval, mean, report
+from vla.scoring.benchmark import Unit, interval, mean, scored
 from vla.training.heldout import SHORT
 
 if TYPE_CHECKING:
@@ -144,5 +144,4 @@ def held_out(answerer: Answerer, stores: Mapping[str, str]) -> Found:
             said = answerer([e.prompt for e in examples], [e.images for e in examples], SHORT, "vqa")
             right = [score(kind, answer, str(e.target)) for answer, e in zip(said, examples, strict=True)]
             units += [Unit((one, 1.0), (("kind", kind),)) for one in right]
-    rates = mean("accuracy")
-    return Found(report(units, rates), draws(units, rates), {})
+    return Found(*scored(units, mean("accuracy")), {})
