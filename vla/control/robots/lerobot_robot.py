@@ -21,6 +21,8 @@ from vla.types import Observation
 LOG = logging.getLogger(__name__)
 CONNECTS = 3
 """How often it is tried: LeRobot writes each servo's settings once, and one lost answer ends that."""
+PATIENCE = 0.002
+"""[s] for which a read of a serial port sleeps at most, before the driver looks whether its own time is over."""
 CAMERA_AGE = 0.5
 """An image older than this [s] is a fault of the camera."""
 
@@ -200,6 +202,10 @@ def connect(device: Any, type: str) -> None:
             device.connect(calibrate=False)
             if not device.is_calibrated:
                 raise InputError(f"the servos differ from {device.calibration_fpath}: calibrate anew (docs/arm.md)")
+            if (port := getattr(getattr(device, "bus", None), "port_handler", None)) is not None:
+                # LeRobot spins for each answer, by which the loop's thread, first of all, kept from running what was to
+                # bring it (the kernel's worker for terminals, an emulated arm): reads took 40 ms.
+                port.ser.timeout = PATIENCE
             return
         except InputError:
             leave(device)
