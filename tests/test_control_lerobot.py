@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,14 @@ def test_faults_of_the_wire_are_transient(port: ServoPort, robot: LeRobotRobot, 
     # An answer that came too late is not taken for that to the next question.
     state, _ = retried(robot.state)
     np.testing.assert_allclose(state, port.arm.joints, atol=0.05)
+
+
+def test_waiting_for_an_answer_leaves_the_processor_to_others(port: ServoPort, robot: LeRobotRobot) -> None:
+    port.bus.faults.mute = {servo.id for servo in port.bus.servos}
+    began, worked = time.monotonic(), time.thread_time()
+    with pytest.raises(RobotFault):
+        robot.state()
+    assert time.thread_time() - worked < (time.monotonic() - began) / 2
 
 
 def test_an_unplugged_cable_is_no_transient_fault(port: ServoPort, robot: LeRobotRobot) -> None:
