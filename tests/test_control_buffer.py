@@ -54,6 +54,30 @@ def test_the_prefix_is_what_is_carried_out(delay: int, execute: int) -> None:
                 np.testing.assert_array_equal(done[request.start + ahead], promised)
 
 
+@settings(max_examples=15)
+@given(delay=st.integers(1, 10), execute=st.integers(1, 12), execution=st.sampled_from(["guided", "guided-vjp"]))
+def test_a_guided_chunk_is_told_all_that_is_left_of_the_old_one(delay: int, execute: int, execution: str) -> None:
+    requests, _ = run(execution, [delay], execute)
+    for old, new in zip(requests, requests[1:], strict=False):
+        left = follow_wave(old).actions[new.start - old.start :]
+        if new.prefix is None:
+            assert new.beyond is None
+            continue
+        assert new.vjp == (execution == "guided-vjp")
+        told = new.prefix if new.beyond is None else np.concatenate([new.prefix, new.beyond])
+        np.testing.assert_array_equal(told[: len(left)], left)
+
+
+def test_a_delay_that_is_known_is_reckoned_with_from_the_second_chunk_on() -> None:
+    for known, count in ((None, 0), (3, 3)):
+        buffer = ActionBuffer(BODY, "rtc", 2, 100.0, delay=known)
+        first = buffer.request(observation(0.0), HELD, 0.0)
+        assert first.prefix is None
+        buffer.take(Answer(first, follow_wave(first), 0.0, 0.0), 0.0)
+        second = buffer.request(observation(0.1), HELD, 0.1)
+        assert (0 if second.prefix is None else len(second.prefix)) == count
+
+
 @settings(max_examples=20)
 @given(delays=st.lists(st.integers(0, 20), min_size=1, max_size=5), execute=st.integers(1, 12))
 def test_no_stale_step_is_carried_out(delays: list[int], execute: int) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,17 +15,17 @@ from scripted_policy import Scripted, unloadable
 from so101_checkpoints import so101_model
 
 from vla import cli
-from vla.control.inference import Answer, Inference, InferenceDied, Request
+from vla.control.inference import Answer, Inference, InferenceDied, Request, check_execution
 from vla.control.loop import Tick
 from vla.control.process_inference import ProcessInference
 from vla.control.recording import Recording
 from vla.control.robots.sim import SimRobot
-from vla.control.thread_inference import ThreadInference
+from vla.control.thread_inference import ThreadInference, answer
 from vla.datasets.episodes import EpisodeStore
 from vla.envs.make import make_env
 from vla.errors import InputError
 from vla.model import VLA
-from vla.types import Observation
+from vla.types import ActionChunk, Observation
 
 
 def request(instruction: str, shade: int = 7, size: int = 4, prefix: np.ndarray | None = None) -> Request:
@@ -58,6 +60,21 @@ def test_a_policy_elsewhere_says_what_it_would_here(make: Callable[[], Inference
         assert inference.answer() is None
     finally:
         inference.close()
+
+
+def test_a_flow_is_guided_by_the_rest_of_the_old_chunk() -> None:
+    class Guided(Scripted):
+        guides = True
+
+        def predict_batch(self, observations: Any, *, prefix: Any, beyond: Any, vjp: bool) -> list[ActionChunk | None]:
+            (rows,) = np.concatenate([prefix, 10 * beyond], axis=1)
+            return [ActionChunk(rows, observations[0].time, 0.1 if vjp else 0.2)]
+
+    check_execution(Guided(), "guided-vjp")
+    asked = request("pick it up", prefix=np.array([[0.1, 0.2]]))
+    said = answer(Guided(), replace(asked, beyond=np.array([[0.3, 0.4]]), vjp=True), 0.0)
+    assert said.chunk is not None and said.chunk.dt == 0.1
+    np.testing.assert_allclose(said.chunk.actions, [[0.1, 0.2], [3.0, 4.0]])
 
 
 def test_of_requests_that_wait_the_latest_is_answered() -> None:
@@ -197,6 +214,7 @@ def test_a_dry_run_tells_the_arm_nothing(tmp_path: Path, monkeypatch: pytest.Mon
         (["policy=nowhere"], "no policy 'nowhere'"),
         (["policy=hold", "loop.hz=25"], "multiple"),
         (["policy=hold", "loop.execution=slow"], "naive, chunked"),
+        (["policy=hold", "loop.execution=guided"], "for flows"),
         (["policy=hold", "seconds=0"], "above 0"),
         (["policy=hold", "robot=so101", "robot.port=/dev/nowhere"], "say what to do"),
         (["policy=hold", "robot=walker"], "robot"),

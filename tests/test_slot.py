@@ -77,23 +77,36 @@ def test_a_policy_that_is_waited_for_is_late_by_its_delay() -> None:
 @pytest.mark.parametrize("execution", ["chunked", "rtc"])
 def test_old_chunks_go_on_and_new_ones_begin_at_the_present(execution: str) -> None:
     said, clock = actions(0.2, execution)
-    assert said[:2] == [REST, REST]
-    assert clock.asked == [0, 3, 6, 9]
-    # Every action is the one for its own step, from the chunk that had arrived by then.
-    assert [step for _, step in said[2:]] == list(range(2, 12))
-    assert [origin for origin, _ in said[2:]] == [0, 0, 0, 3, 3, 3, 6, 6, 6, 9]
-    if execution == "rtc":
-        committed = [[list(REST)] * 2, [[0, 3], [0, 4]], [[3, 6], [3, 7]], [[6, 9], [6, 10]]]
-        assert clock.prefixes == committed
-    else:
-        assert clock.prefixes == [None] * 4
+    # The arm holds for the first answer, and then carries it out from its start.
+    assert said[:5] == [REST, REST, (0, 0), (0, 1), (0, 2)]
+    assert clock.asked == [0, 5, 8, 11]
+    # From the second chunk on every action is the one for its own step, from the chunk that had arrived by then.
+    assert said[5:7] == [(0, 3), (0, 4)]
+    assert [step for _, step in said[7:]] == list(range(7, 12))
+    assert [origin for origin, _ in said[7:]] == [5, 5, 5, 8, 8]
+    # What is committed is what is carried out.
+    committed = [None, [[0, 3], [0, 4]], [[5, 8], [5, 9]], [[8, 11], [8, 12]]]
+    assert clock.prefixes == (committed if execution == "rtc" else [None] * 4)
 
 
-def test_a_chunk_that_ends_before_the_next_one_comes_is_held() -> None:
-    said, clock = actions(0.3, "rtc", horizon=5)
-    # Asked at 0 (there at 3), 3 (there at 6), 6: the chunk of step 0 has actions up to step 4.
-    assert said[3:6] == [(0, 3), (0, 4), (0, 4)] and clock.prefixes[1] == [[0, 3], [0, 4], [0, 4]]
-    assert said[6] == (3, 6)
+def test_a_policy_is_asked_early_enough_for_its_chunks_to_last() -> None:
+    said, clock = actions(0.2, "chunked", execute=9, horizon=5)
+    # Two actions of five are left after three, at step 5.
+    assert clock.asked[:2] == [0, 5] and said[2:7] == [(0, i) for i in range(5)] and said[7] == (5, 7)
+
+
+@pytest.mark.parametrize(("late", "asked", "held"), [(3, 6, 1), (4, 7, 2), (6, 11, None)])
+def test_a_chunk_that_ends_before_the_next_one_comes_is_held(late: int, asked: int, held: int | None) -> None:
+    said, clock = actions(0.1 * late, "rtc", execute=9, horizon=5)
+    # Two delays do not fit into five actions: the policy is asked with two of them left, or at the end if one does not.
+    assert clock.asked[1] == asked
+    first = [(0, i) for i in range(5)]
+    assert said[late : late + 5] == first
+    if held is not None:
+        assert said[late + 5 :][:held] == [(0, 4)] * held
+        # All that is left is committed, and then the arm stays.
+        assert clock.prefixes[1] == [[0, 3], [0, 4], *[[0, 4]] * (late - 2)]
+        assert said[late + 5 + held][0] == asked
 
 
 @pytest.mark.parametrize("execution", ["naive", "chunked", "rtc"])
@@ -112,8 +125,8 @@ def test_the_prefix_of_steps_ends_with_no_step() -> None:
     env, clock = Long(), Clock(horizon=4)
     env.embodiment = clock.embodiment = steps
     list(run_trials(lambda: env, lambda _: clock, iter([Trial(50, delay=0.3, execution="rtc")]), parallel=1, execute=3))
-    assert clock.prefixes[1] == [[0, 3], [0, 0], [0, 0]]
-    assert [tuple(action) for action in env.actions[3:7]] == [(0, 3), (0, 0), (0, 0), (3, 6)]
+    assert clock.prefixes[1] == [[0, 2], [0, 3], [0, 0]]
+    assert [tuple(action) for action in env.actions[5:8]] == [(0, 2), (0, 3), (0, 0)]
 
 
 def test_a_guided_policy_is_told_what_comes_after_the_prefix() -> None:
@@ -131,7 +144,7 @@ def test_a_guided_policy_is_told_what_comes_after_the_prefix() -> None:
     policy = Guided(horizon=8)
     trial = Trial(50, delay=0.2, execution="guided-vjp")
     list(run_trials(Long, lambda _: policy, iter([trial]), parallel=1, execute=3))
-    # Asked at step 3 with the old chunk of 0 to 7: two are committed, and 5 to 7 come after them.
+    # Asked at 5, three steps into the chunk of eight that came at 2: two are committed, and 5 to 7 come after them.
     assert policy.told[0] == (2, 5, 7)
     with pytest.raises(InputError, match="for flows"):
         list(run_trials(Long, lambda _: Clock(), iter([trial]), parallel=1, execute=3))
@@ -177,7 +190,7 @@ def test_numbers_of_the_motion() -> None:
     result = None
     while result is None:
         if slot.wants_chunk:
-            slot.take(slot.policy.predict(slot.observation))
+            slot.take(slot.policy.predict(slot.request().observation))
         result = slot.step()
     # x has a third derivative of 1 per step^3, so 1000 a second^3, and is beyond its limit from step 9; y has none.
     assert result.jerk == pytest.approx(np.sqrt(1000.0**2 / 2))

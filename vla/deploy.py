@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vla.control.inference import check_execution
 from vla.control.loop import ControlLoop, LoopConfig
 from vla.control.page import control_page
 from vla.control.process_inference import ProcessInference
@@ -18,9 +19,11 @@ from vla.control.robots.dry_run import DryRun
 from vla.control.stop import EmergencyStop, any_key
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.folder import open_folder
+from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.evaluation.summary import write_json
 from vla.policies.load import policy_for
+from vla.policies.protocol import Policy
 from vla.recording.protocol import Recorder
 from vla.recording.zarr_recorder import ZarrRecorder
 
@@ -47,7 +50,8 @@ def deploy(
 
     The enter key, SIGINT, SIGTERM and SIGUSR1 stop the arm. With `dry_run` nothing is sent to it, and what would be is
     shown (`view`) but not recorded. The embodiments are compared before the robot is connected. Raises InputError where
-    they differ, for options that do not fit, for a policy that cannot be loaded, and for a store of another embodiment.
+    they differ, for options that do not fit one another or the policy, for a policy that cannot be loaded, and for a
+    store of another embodiment.
     """
     told = instruction or getattr(robot, "instruction", None)
     if not told:
@@ -60,7 +64,7 @@ def deploy(
         # An arm that is told nothing does not stay behind.
         moved, config = DryRun(robot), replace(config, stall=float("inf"))
     with ExitStack() as stack:
-        inference = ProcessInference(partial(policy_for, policy, body))
+        inference = ProcessInference(partial(_load, policy, body, config.execution))
         stack.callback(inference.close)
         recorders: list[Recorder] = [] if dry_run else [ZarrRecorder(_store(folder, robot, stack))]
         if view or not dry_run:
@@ -80,6 +84,12 @@ def deploy(
     page = control_page(folder, report, recording.trace, body)
     print(_text(report))
     print(f"open {page}" if dry_run else f"open {page}, or: vla view {folder / STORE}")
+
+
+def _load(policy: str, body: Embodiment, execution: str) -> Policy:
+    loaded = policy_for(policy, body)
+    check_execution(loaded, execution)
+    return loaded
 
 
 def _store(folder: Path, robot: Robot, stack: ExitStack) -> EpisodeStore:

@@ -1,4 +1,4 @@
-"""The actions that are still to be carried out, chunk after chunk, from a policy that takes its time.
+"""The actions still to be carried out, chunk after chunk, of a policy that takes its time: on robots and in `vla eval`.
 
 Steps are those of the policy, counted as they are carried out: a loop that stalls delays them, and skips none. A period
 in which the arm held for want of an action is no step, unless the policy was told of it (in a prefix).
@@ -8,10 +8,13 @@ in which the arm held for want of an action is no step, unless the policy was to
 | naive     | holds                         | at its first action                                                    |
 | chunked   | the old chunk goes on         | at the present step: as many are skipped as were carried out meanwhile |
 | rtc       | the same                      | there too, after the actions that it was given to begin with           |
+| guided    | the same                      | the same; what comes after those is drawn to the old chunk's           |
 | ensemble  | all chunks that reach so far  | there too; their actions are averaged, the oldest weighing most        |
 
-rtc: real-time chunking (Black et al. 2025, arXiv 2506.07339), the committed actions a forced prefix. ensemble: temporal
-ensembling (ACT, Zhao et al. 2023, arXiv 2304.13705, sec. IV-B): weights exp(-0.01 i), i = 0 the oldest.
+rtc: real-time chunking (Black et al. 2025, arXiv 2506.07339), the committed actions a forced prefix. guided: the same
+paper's soft mask, for flows (`vla.actions.guidance`), with the identity for a Jacobian or, `guided-vjp`, the product
+with it. ensemble: temporal ensembling (ACT, Zhao et al. 2023, arXiv 2304.13705, sec. IV-B): weights exp(-0.01 i), i = 0
+the oldest.
 """
 
 from __future__ import annotations
@@ -26,9 +29,9 @@ from jaxtyping import Float
 from vla.control.inference import Answer, Request
 from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.types import Observation
+from vla.types import ActionChunk, Observation
 
-EXECUTIONS = ("naive", "chunked", "rtc", "ensemble")
+EXECUTIONS = ("naive", "chunked", "rtc", "guided", "guided-vjp", "ensemble")
 RECENT = 8
 """Delays of which the longest is expected next: a lifetime's would keep the first, slow one for ever."""
 DECAY = 0.01
@@ -39,6 +42,7 @@ class _Chunk:
     actions: Float[np.ndarray, "h a"]
     start: int
     captured: float
+    said: ActionChunk
 
     def rest(self, step: int) -> Float[np.ndarray, "k a"]:
         return self.actions[max(step - self.start, 0) :]
@@ -48,10 +52,11 @@ class ActionBuffer:
     """`due` says when to ask, `request` what; `take` takes the answer, `advance` gives the action of the next period.
 
     The policy is asked `execute` steps after it was asked last, or as soon as it is free. A chunk lives until `ttl` [s]
-    after its observation was captured. Raises InputError for an unknown execution.
+    after its observation was captured. `delay` are the periods that the policy is known to take; None: it will take as
+    long as the slowest of its last answers. Raises InputError for an unknown execution.
     """
 
-    def __init__(self, body: Embodiment, execution: str, execute: int, ttl: float) -> None:
+    def __init__(self, body: Embodiment, execution: str, execute: int, ttl: float, delay: int | None = None) -> None:
         if execution not in EXECUTIONS:
             raise InputError(f"unknown execution {execution!r}; known: {', '.join(EXECUTIONS)}")
         if execute < 1:
@@ -59,7 +64,7 @@ class ActionBuffer:
         self._body, self._execution, self._execute, self._ttl = body, execution, execute, ttl
         self._stays = np.isin(body.action, body.state)
         self._chunks: list[_Chunk] = []
-        self._delays: deque[int] = deque(maxlen=RECENT)
+        self._known, self._delays = delay, deque[int](maxlen=RECENT)
         self._asked = self._began = -execute
         self._promised = self._periods = self._since = 0
         self._waiting = False
@@ -74,22 +79,31 @@ class ActionBuffer:
             return False
         naive = self._execution == "naive"
         left, since = len(self.rest(now)), self.step - (self._began if naive else self._asked)
-        # Early enough for the next chunk to be there when this one ends.
-        return since >= self._execute or left <= (0 if naive else max(self._delays, default=0))
+        # Early enough for the next chunk to be there when this one ends. Chunks that two delays do not fit into cannot
+        # be: then most is carried out of those that are asked for halfway, or, no longer than a delay, at the end.
+        early = min(self._delay, self._horizon // 2) if self._delay < self._horizon else 0
+        return since >= self._execute or left <= (0 if naive else early)
+
+    @property
+    def _delay(self) -> int:
+        return self._known if self._known is not None else max(self._delays, default=0)
 
     def request(self, observation: Observation, held: Float[np.ndarray, "a"], now: float) -> Request:
         """What to ask at the start of a step; the arm, where it runs out of actions, stays at `held`."""
         prefix = self._prefix(held, now)
+        beyond = None
+        if prefix is not None and "guided" in self._execution and len(rest := self.rest(now)[len(prefix) :]):
+            beyond = rest
         self._asked, self._since, self._waiting = self.step, self._periods, True
         self._promised = self.step + (0 if prefix is None else len(prefix))
         if self._execution == "naive":
             self._chunks = []
-        return Request(observation, prefix, self.step)
+        return Request(observation, prefix, self.step, beyond, self._execution == "guided-vjp")
 
     def _prefix(self, held: Float[np.ndarray, "a"], now: float) -> Float[np.ndarray, "k a"] | None:
-        """What is carried out during the delay to be expected; only rtc tells."""
-        count = min(max(self._delays, default=0), self._horizon - 1)
-        if self._execution != "rtc" or count < 1:
+        """What is carried out during the delay to be expected."""
+        count = min(self._delay, self._horizon - 1)
+        if self._execution not in ("rtc", "guided", "guided-vjp") or count < 1:
             return None
         rest = self.rest(now)[:count]
         last = np.where(self._stays, rest[-1] if len(rest) else held, 0.0)
@@ -107,8 +121,8 @@ class ActionBuffer:
             self._body.check_action(answer.chunk.actions)
         except InputError as error:
             return str(error)
-        observed = answer.request.observation.time
-        chunk = _Chunk(np.asarray(answer.chunk.actions, float), answer.request.start, observed)
+        captured, actions = answer.request.observation.time, np.asarray(answer.chunk.actions, float)
+        chunk = _Chunk(actions, answer.request.start, captured, answer.chunk)
         self._horizon = len(chunk.actions)
         self._received += self._horizon
         self._stale += min(passed, len(chunk.actions))
@@ -123,6 +137,8 @@ class ActionBuffer:
         self._chunks = [c for c in self._chunks if len(c.rest(self.step)) and not self._dead(c, now)]
         if not self._chunks:
             return np.empty((0, len(self._body.action)))
+        if len(self._chunks) == 1:
+            return self._chunks[0].rest(self.step)
         length = max(len(chunk.rest(self.step)) for chunk in self._chunks)
         return np.stack([self._at(self.step + ahead) for ahead in range(length)])
 
@@ -132,6 +148,10 @@ class ActionBuffer:
         self._periods += 1
         self.step += bool(len(rest)) or self.step < self._promised
         return rest[0] if len(rest) else None
+
+    def latest(self, now: float) -> ActionChunk | None:
+        """The newest chunk in force, as the policy said it."""
+        return self._chunks[-1].said if len(self.rest(now)) else None
 
     @property
     def stale_fraction(self) -> float:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
+from vla.errors import InputError
+from vla.policies.protocol import BatchPolicy, GuidedPolicy, Policy
 from vla.types import ActionChunk, Observation
 
 
@@ -19,12 +22,37 @@ class InferenceDied(Exception):
 class Request:
     """An observation to answer. The chunk's first action stands at policy step `start`, counted from the run's first.
 
-    The chunk is to begin with `prefix`, the actions that are carried out before it can come.
+    The chunk is to begin with `prefix`, the actions that are carried out before it can come. Where `beyond` is given,
+    the old chunk's actions after those, it is drawn to them, `vjp` as in `vla.actions.guidance.Guide`.
     """
 
     observation: Observation
     prefix: Float[np.ndarray, "k a"] | None
     start: int
+    beyond: Float[np.ndarray, "m a"] | None = None
+    vjp: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, bool]:
+        """What requests of one batch have in common."""
+        return 0 if self.prefix is None else len(self.prefix), 0 if self.beyond is None else len(self.beyond), self.vjp
+
+
+def predict(policy: Policy, requests: Sequence[Request]) -> list[ActionChunk | None]:
+    """What `policy` says to requests of one shape, in one batch if it takes batches."""
+    if not isinstance(policy, BatchPolicy):
+        return [policy.predict(request.observation, prefix=request.prefix) for request in requests]
+    prefixes = [request.prefix for request in requests if request.prefix is not None]
+    beyond = [request.beyond for request in requests if request.beyond is not None]
+    guide: dict[str, Any] = {"beyond": np.stack(beyond), "vjp": requests[0].vjp} if beyond else {}
+    given = np.stack(prefixes) if prefixes else None
+    return policy.predict_batch([request.observation for request in requests], prefix=given, **guide)
+
+
+def check_execution(policy: Policy, execution: str) -> None:
+    """Raises InputError where `execution` guides a policy that cannot be guided."""
+    if "guided" in execution and not (isinstance(policy, GuidedPolicy) and policy.guides):
+        raise InputError(f"execution {execution} is for flows: this policy's chunks come from none")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from vla.control.inference import Answer, InferenceDied, Request
+from vla.control.inference import Answer, InferenceDied, Request, predict
 from vla.errors import InputError
 from vla.policies.protocol import Policy
 
@@ -14,7 +14,7 @@ from vla.policies.protocol import Policy
 def answer(policy: Policy, request: Request, asked: float, now: Callable[[], float] = time.monotonic) -> Answer:
     """What the policy says; what it raises is the reason why it says nothing."""
     try:
-        chunk = policy.predict(request.observation, prefix=request.prefix)
+        (chunk,) = predict(policy, [request])
         reason = "" if chunk is not None else "no valid chunk"
     except InputError as error:
         chunk, reason = None, str(error)

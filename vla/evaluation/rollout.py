@@ -12,11 +12,12 @@ import gymnasium
 import numpy as np
 from tqdm import tqdm
 
+from vla.control.inference import Request, check_execution, predict
 from vla.errors import InputError
 from vla.evaluation.intervals import wilson
 from vla.evaluation.slot import Slot
 from vla.evaluation.trial import Result, Trial, crashed
-from vla.policies.protocol import BatchPolicy, GuidedPolicy, Policy
+from vla.policies.protocol import Policy
 from vla.recording.protocol import Recorder
 
 MakeEnv = Callable[..., gymnasium.Env[Any, Any]]
@@ -112,8 +113,7 @@ class _Seat:
             policy = self._policy_for(self._env)
             self.slot = self._place(self._env, policy)
             policy.embodiment.check(self._env.unwrapped.embodiment)  # type: ignore[attr-defined]
-            if "guided" in trial.execution and not (isinstance(policy, GuidedPolicy) and policy.guides):
-                raise InputError(f"execution {trial.execution} is for flows: this policy's chunks come from none")
+            check_execution(policy, trial.execution)
         except BaseException:
             self.close()
             raise
@@ -142,34 +142,25 @@ class _Seat:
 
 def _predict(slots: Sequence[Slot]) -> dict[int, str]:
     """Asks each policy for a chunk; a batch policy that serves several slots is asked once. The tracebacks by slot."""
-    shared: dict[tuple[Any, ...], list[Slot]] = {}
+    shared: dict[tuple[Any, ...], list[tuple[Slot, Request]]] = {}
     crashes: dict[int, str] = {}
     for slot in slots:
-        prefix, guide = slot.prefix, slot.guide
-        alike = 0 if prefix is None else len(prefix), len(guide.get("beyond", ())), guide.get("vjp")
-        shared.setdefault((id(slot.policy), *alike), []).append(slot)
+        request = slot.request()
+        shared.setdefault((id(slot.policy), request.shape), []).append((slot, request))
     for group in shared.values():
-        policy = group[0].policy
-        for batch in [group] if isinstance(policy, BatchPolicy) else [[slot] for slot in group]:
-            _ask(policy, batch, crashes)
+        _ask(group, crashes)
     return crashes
 
 
-def _ask(policy: Policy, slots: Sequence[Slot], crashes: dict[int, str]) -> None:
-    prefixes = [prefix for slot in slots if (prefix := slot.prefix) is not None]
+def _ask(group: Sequence[tuple[Slot, Request]], crashes: dict[int, str]) -> None:
+    slots, requests = zip(*group, strict=True)
     try:
-        if isinstance(policy, BatchPolicy):
-            given = np.stack(prefixes) if prefixes else None
-            guides = [slot.guide for slot in slots]
-            more = guides[0] and guides[0] | {"beyond": np.stack([guide["beyond"] for guide in guides])}
-            chunks = policy.predict_batch([slot.observation for slot in slots], prefix=given, **more)
-        else:
-            chunks = [policy.predict(slots[0].observation, prefix=prefixes[0] if prefixes else None)]
+        chunks = predict(slots[0].policy, requests)
     except Exception:
-        if len(slots) == 1:
+        if len(group) == 1:
             crashes[id(slots[0])] = format_exc()
-        for slot in slots if len(slots) > 1 else ():  # one at a time, to see whose fault it is
-            _ask(policy, [slot], crashes)
+        for asked in group if len(group) > 1 else ():  # one at a time, to see whose fault it is
+            _ask([asked], crashes)
         return
     for slot, chunk in zip(slots, chunks, strict=True):
         slot.take(chunk)

@@ -17,6 +17,7 @@ from typing import Any
 
 import gymnasium
 
+from vla.control.buffer import EXECUTIONS
 from vla.datasets.vqa import VqaStore
 from vla.embodiment import Embodiment
 from vla.envs.instructions import check_phrasing
@@ -30,7 +31,7 @@ from vla.evaluation.ledger import Ledger, check_folder
 from vla.evaluation.page import evaluation_page
 from vla.evaluation.rollout import PolicyFor, progress
 from vla.evaluation.summary import summarize, write_json
-from vla.evaluation.trial import EXECUTIONS, Key, Result, Trial, trials_for
+from vla.evaluation.trial import Key, Result, Trial, trials_for
 from vla.evaluation.workers import Job, run_in_workers
 from vla.hub import fetch
 from vla.policies.load import HUB, LEROBOT, load_policy

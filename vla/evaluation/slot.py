@@ -1,19 +1,7 @@
 """One environment under a policy that may take its time.
 
-Simulated time goes on for the d = ceil(delay / period) steps that the policy thinks, and then:
-
-| execution | while the policy thinks                  | its chunk begins                                  |
-|-----------|------------------------------------------|---------------------------------------------------|
-| naive     | the last command is held                 | at its first action, d steps late                  |
-| chunked   | the old chunk goes on, then is held      | at the action of the present step: d are skipped   |
-| rtc       | the same                                 | there too, after d actions that it was given: the  |
-|           |                                          | committed ones, as `predict(prefix=...)`           |
-| guided,   | the same                                 | the same; those after are drawn to the old chunk's |
-| guided-vjp|                                          | (a flow's: `vla.actions.guidance`)                 |
-
-rtc and guided are real-time chunking (Black et al. 2025, arXiv 2506.07339), as far as the policy honours a prefix.
-Without a delay all are one. The policy is asked `execute` steps after it was asked last, or as soon as it is free
-again.
+Simulated time goes on for the ceil(delay / period) steps that the policy thinks; what is carried out meanwhile is up to
+`vla.control.buffer`, as on a robot. Without a delay all executions but the ensemble are one.
 """
 
 from __future__ import annotations
@@ -25,7 +13,9 @@ import gymnasium
 import numpy as np
 from jaxtyping import Float
 
+from vla.control.buffer import ActionBuffer
 from vla.control.guard import Guard
+from vla.control.inference import Answer, Request
 from vla.control.limits import limits_of
 from vla.envs.so101 import to_observation
 from vla.evaluation.contacts import touched
@@ -36,7 +26,7 @@ from vla.types import ActionChunk, Observation
 
 
 class Slot:
-    """One environment with its policy, its chunk in force and its recorder.
+    """One environment with its policy, the actions to come and its recorder.
 
     An environment that does not draw by itself is asked to `capture` its images when the policy is asked, or at every
     step with `every_frame`; at other steps the recorder gets those of the last capture. With `guard` an environment
@@ -71,16 +61,15 @@ class Slot:
         self.instruction: str = info["instruction"]
         # Slack against a delay of three periods that is a hair more than that.
         self._late = math.ceil(trial.delay * self._hz - 1e-6)
-        self._ahead = trial.execution != "naive"
-        self.length = self.invalid = self._asked = self._begun = 0
+        body = self.policy.embodiment
+        self._buffer = ActionBuffer(body, trial.execution, self.execute, ttl=math.inf, delay=self._late)
+        self._coming: Answer | None = None
+        self.length = self.invalid = self._asked = 0
         self._hits = self._clamped = self._collisions = 0
-        self.chunk: ActionChunk | None = None
-        self._coming: ActionChunk | None = None
-        self._waiting = False
         self._touching = touched(self.env)
         self._commands: list[Float[np.ndarray, "a"]] = []
         self._observe(values, fresh=True)
-        self._hold = np.asarray(self.policy.embodiment.anchor(self.observation.state), np.float64)
+        self._hold = np.asarray(body.anchor(self.observation.state), np.float64)
         if self._guard is not None:
             self._guard.start(self._hold)
         self.policy.reset()
@@ -97,81 +86,57 @@ class Slot:
     def _observe(self, values: dict[str, Any], *, fresh: bool) -> None:
         if self._capture is not None:
             values = values | {"images": self._capture() if fresh else self.observation.images}
-        self.observation = to_observation(values, self.length / self._hz)
+        self.observation = to_observation(values, self._now)
+
+    @property
+    def _now(self) -> float:
+        return self.length / self._hz
 
     @property
     def wants_chunk(self) -> bool:
-        if self._waiting:
-            return False
-        if self.chunk is None or self._spent:
-            return True
-        since = self._asked if self._ahead else self._begun
-        return self.length - since >= max(self.execute, self._late if self._ahead else 0)
+        return self._buffer.due(self._now)
 
-    @property
-    def prefix(self) -> Float[np.ndarray, "k a"] | None:
-        """The actions that are carried out before the chunk asked for now can begin."""
-        if self.trial.execution in ("naive", "chunked") or not self._late:
-            return None
-        rest = self._rest()[: self._late]
-        held = np.where(self._stays, rest[-1], 0.0)
-        return np.concatenate([rest, np.repeat(held[None], self._late - len(rest), axis=0)])
-
-    @property
-    def guide(self) -> dict[str, Any]:
-        """The old chunk's actions after the prefix, where the new one is to be guided by them and there are any."""
-        if "guided" not in self.trial.execution or not self._late or not len(beyond := self._rest()[self._late :]):
-            return {}
-        return {"beyond": beyond, "vjp": self.trial.execution == "guided-vjp"}
+    def request(self) -> Request:
+        """What to ask the policy; `take` is to get its answer before the next step."""
+        self._asked, self._request = self.length, self._buffer.request(self.observation, self._hold, self._now)
+        return self._request
 
     def take(self, chunk: ActionChunk | None) -> None:
-        """What the policy says to the present observation."""
-        self._coming, self._asked, self._waiting = chunk, self.length, True
         self.invalid += chunk is None
-        self._arrive()
+        self._coming = Answer(self._request, chunk, self._now, self._now)
 
     def _arrive(self) -> None:
-        if self._waiting and self.length >= self._asked + self._late:
-            self.chunk, self._waiting = self._coming, False
-            self._begun = self._asked if self._ahead else self.length
-        elif not self._ahead and self._waiting:
-            self.chunk = None
-
-    def _rest(self) -> Float[np.ndarray, "k a"]:
-        """The actions still to come; the last command where there is none."""
-        if self.chunk is None or self._spent:
-            return self._hold[None]
-        return self.chunk.actions[self.length - self._begun :]
-
-    @property
-    def _spent(self) -> bool:
-        return self.chunk is not None and self.length - self._begun >= len(self.chunk.actions)
+        if self._coming is not None and self.length >= self._asked + self._late:
+            answer, self._coming = self._coming, None
+            if answer.chunk is not None:  # a fault of the policy is to be seen, not held
+                self.policy.embodiment.check_action(answer.chunk.actions)
+            self._buffer.take(answer, self._now)
 
     def step(self) -> Result | None:
         """Acts once; the result where that ended the episode. Without a valid chunk the arm holds still."""
         self._arrive()
-        rest = self._rest()
-        action = self._guarded(rest[0])
+        rest, chunk = self._buffer.rest(self._now), self._buffer.latest(self._now)
+        wanted = self._buffer.advance(self._now)
+        action = self._guarded(wanted)
         if self.recorder is not None:
             said: dict[str, Any] = {}
-            if self.chunk is not None and not self._spent:
+            if chunk is not None:
                 # As many rows as the whole chunk has: an episode store has one height for all.
-                rows = np.pad(rest, ((0, len(self.chunk.actions) - len(rest)), (0, 0)), constant_values=np.nan)
-                said = {"chunk": rows, "points": self.chunk.points}
+                rows = np.pad(rest, ((0, len(chunk.actions) - len(rest)), (0, 0)), constant_values=np.nan)
+                said = {"chunk": rows, "points": chunk.points}
             self.recorder.step(self.observation, action, **said)
         values, _, terminated, truncated, info = self.env.step(action)
         self._hold, self.length = np.where(self._stays, action, 0.0), self.length + 1
-        self._measure(rest[0], action)
+        self._measure(action if wanted is None else wanted, action)
         done = terminated or truncated
         self._arrive()
         self._observe(values, fresh=not done and (self._every_frame or self.wants_chunk))
         return self._finish(info) if done else None
 
-    def _guarded(self, action: Float[np.ndarray, "a"]) -> Float[np.ndarray, "a"]:
+    def _guarded(self, wanted: Float[np.ndarray, "a"] | None) -> Float[np.ndarray, "a"]:
         if self._guard is None:
-            return action
-        self.policy.embodiment.check_action(action)  # a fault of the policy is to be seen, not held
-        safe, hit = self._guard.command(action)
+            return self._hold if wanted is None else wanted
+        safe, hit = self._guard.command(wanted)
         self._guard.sent()
         self._clamped += bool(hit)
         return safe

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-EXECUTIONS = ("naive", "chunked", "rtc", "guided", "guided-vjp")
 Key = tuple[str, str, float, int]
 
 
@@ -15,7 +14,7 @@ class Trial:
     """One episode to run: the scene's seed and reset options, and which group of the report it belongs to.
 
     `env` are keyword arguments of its environment. The policy takes `delay` [s] to answer, and `execution` says what
-    the robot does meanwhile (`vla.evaluation.slot`).
+    the robot does meanwhile (`vla.control.buffer`).
     """
 
     seed: int
