@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
@@ -14,6 +14,9 @@ from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.hub import fetch
 from vla.policies.protocol import Policy
+
+if TYPE_CHECKING:
+    from vla.policies.vla import VlaPolicy
 
 SCRIPTED = ("expert", "hold")
 HUB, LEROBOT = "hub:", "lerobot:"
@@ -44,10 +47,11 @@ def load_policy(name: str) -> Callable[[gymnasium.Env[Any, Any]], Policy]:
         from vla.policies.remote import RemotePolicy
 
         return lambda env: RemotePolicy(name, timeout=PATIENCE, embodiment=env.unwrapped.embodiment)  # type: ignore[attr-defined]
+    from vla.accelerator import accelerator
     from vla.model import VLA
     from vla.policies.vla import VlaPolicy
 
-    model = VLA.load(checkpoint(name))
+    model = VLA.load(checkpoint(name)).to(accelerator())
     serve = cache(partial(VlaPolicy, model))
     if len(model.processor.robots) < 2:
         policy = serve()
@@ -56,7 +60,7 @@ def load_policy(name: str) -> Callable[[gymnasium.Env[Any, Any]], Policy]:
 
 
 def policy_for(name: str, body: Embodiment) -> Policy:
-    """The policy `name` for a robot; a checkpoint decodes by its engine, in bf16 on a GPU.
+    """The policy `name` for a robot, a checkpoint's by `load_realtime`.
 
     Raises InputError for the expert, which only knows simulations, and for a policy of another embodiment.
     """
@@ -65,14 +69,18 @@ def policy_for(name: str, body: Embodiment) -> Policy:
     if name == "hold" or name.startswith((LEROBOT, *REMOTE)):
         policy = load_policy(name)(_Robot(body))  # type: ignore[arg-type]
     else:
-        folder = checkpoint(name)
-        import torch
-
-        from vla.policies.vla import VlaPolicy
-
-        policy = VlaPolicy.load(folder, body.name, "bfloat16" if torch.cuda.is_available() else "float32")
+        policy = load_realtime(name, body.name)
     policy.embodiment.check(body)
     return policy
+
+
+def load_realtime(name: str, embodiment: str = "") -> VlaPolicy:
+    """A checkpoint's policy that is asked for one chunk at a time: decoded by its engine, in bf16 on a GPU."""
+    folder = checkpoint(name)
+    from vla.accelerator import accelerator
+    from vla.policies.vla import VlaPolicy
+
+    return VlaPolicy.load(folder, embodiment, "bfloat16" if accelerator().type == "cuda" else "float32")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from vla.accelerator import accelerator
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.inference.engine import Engine
@@ -32,7 +33,8 @@ class VlaPolicy:
 
     @classmethod
     def load(cls, checkpoint: str | Path, embodiment: str = "", engine: str | None = None) -> VlaPolicy:
-        return cls(VLA.load(Path(checkpoint)), embodiment, engine)
+        """On the GPU, where there is one."""
+        return cls(VLA.load(Path(checkpoint)).to(accelerator()), embodiment, engine)
 
     @property
     def embodiment(self) -> Embodiment:

@@ -28,7 +28,7 @@ LAYERS = (
     ("datasets", "envs", "policies", "recording"),
     ("actions", "batch", "chat", "heads", "hub", "images", "inference", "model", "normalize", "page", "processor")
     + ("robot_spec", "shared_images", "vlm"),
-    ("configs", "embodiment", "errors", "scene", "types", "wire"),
+    ("accelerator", "configs", "embodiment", "errors", "scene", "types", "wire"),
 )
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from vla.accelerator import accelerator
 from vla.benchmarks.table import device_name
 from vla.datasets.easy_questions import read_easy_vqa
 from vla.datasets.episodes import EpisodeStore
@@ -89,7 +90,7 @@ def demo(
             plan={**plan, "seed": seed},
         ),
     )
-    model = VLA.load(folder / "train" / "best")
+    model = VLA.load(folder / "train" / "best").to(accelerator())
     progress.run("evaluate", lambda: evaluate(model, folder, stores, evaluations, questions, parallel, execute))
     summary = report(model, folder, stores["scenes"], progress.minutes, backbone == "scratch")
     low, high = summary["success_ci95"]

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Mapping, Sequence
 
 from vla.errors import InputError
-from vla.policies.load import checkpoint
+from vla.policies.load import load_realtime
 from vla.policies.remote import api_key
 from vla.serving.observation import Keys
 from vla.serving.server import PolicyServer, check_host
@@ -33,9 +33,7 @@ def serve(
         )
     key = api_key(key_file)
     check_host(host, key)
-    from vla.policies.vla import VlaPolicy
-
-    loaded = VlaPolicy.load(checkpoint(policy), embodiment or "")
+    loaded = load_realtime(policy, embodiment or "")
     spec = loaded.model.processor.robot(embodiment or "")
     keys = Keys.of(loaded.embodiment, cameras or {}, state, prompt)
 

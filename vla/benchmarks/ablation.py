@@ -12,6 +12,7 @@ from typing import Any
 
 from scipy.stats import t as student
 
+from vla.accelerator import accelerator
 from vla.benchmarks.table import Table
 from vla.datasets.vqa import VqaStore
 from vla.envs.make import make_env
@@ -94,6 +95,7 @@ def _kept(path: Path, measure: Any) -> dict[str, float]:
 
 def _measure(model: VLA, *, folder: Path, evaluations: int, questions: int, probes: int) -> dict[str, float]:
     """Every number of one model; a backbone without a head is not rolled out."""
+    model.to(accelerator())
     numbers: dict[str, float] = {}
     if model.processor.robots:
         policy = VlaPolicy(model)

@@ -18,7 +18,6 @@ from vla.evaluation.plots import read_losses
 from vla.evaluation.rollout import rollout
 from vla.evaluation.summary import summarize
 from vla.evaluation.trial import trials_for
-from vla.model import VLA
 from vla.options import bind, compose
 from vla.policies.vla import VlaPolicy
 from vla.record import record_demonstrations
@@ -61,7 +60,7 @@ def bench_heads(
             outcome = bind(train, config)()
             seconds = time.perf_counter() - start
             assert outcome.best is not None
-            policy = VlaPolicy(VLA.load(outcome.best))
+            policy = VlaPolicy.load(outcome.best)
             losses = [value for _, value in read_losses(run).get("robot", [])]
             rows.append(
                 {"head": head.replace(" head.", ", ")}

@@ -50,16 +50,19 @@ def generated(model: VLA, tokens: int, dtype: torch.dtype) -> Callable[[], Any]:
 
 
 def lerobot(policy: str, shape: Shape, device: torch.device, dtype: torch.dtype) -> Callable[[], Any]:
-    """LeRobot's policy of these sizes: its model's own sampling of a chunk, from tensors on the device on."""
+    """LeRobot's policy of these sizes: its model's own sampling of a chunk, from tensors on the device on.
+
+    In bfloat16 is what LeRobot has in it: not what projects states and actions, nor pi0's vision.
+    """
     os.environ["HF_HUB_OFFLINE"] = "1"
     make = {"smolvla": _smolvla, "pi0": _pi0, "pi0_fast": _pi0_fast}[policy]
-    model = make(shape, device).to(device, dtype).eval()
+    model = make(shape, device, dtype).to(device).eval()
     size = shape.sizes.image_size if shape.sizes else 224
-    images = [torch.rand(1, 3, size, size, device=device, dtype=dtype) * 2 - 1 for _ in range(shape.cameras)]
+    images = [torch.rand(1, 3, size, size, device=device) * 2 - 1 for _ in range(shape.cameras)]
     there = [torch.ones(1, dtype=torch.bool, device=device) for _ in images]
     words = torch.randint(10, 100, (1, PROMPT), device=device)
-    state, mask = torch.zeros(1, WIDE, device=device, dtype=dtype), torch.ones_like(words, dtype=torch.bool)
-    noise = torch.randn(1, shape.horizon, WIDE, device=device, dtype=dtype)
+    state, mask = torch.zeros(1, WIDE, device=device), torch.ones_like(words, dtype=torch.bool)
+    noise = torch.randn(1, shape.horizon, WIDE, device=device)
 
     @torch.inference_mode()
     def call() -> Any:
@@ -74,7 +77,11 @@ def _common(shape: Shape, device: torch.device) -> dict[str, Any]:
     return {"device": str(device), "chunk_size": shape.horizon, "n_action_steps": shape.horizon}
 
 
-def _smolvla(shape: Shape, device: torch.device) -> Any:
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _smolvla(shape: Shape, device: torch.device, dtype: torch.dtype) -> Any:
     from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
     from lerobot.policies.smolvla.modeling_smolvla import VLAFlowMatching
 
@@ -88,18 +95,20 @@ def _smolvla(shape: Shape, device: torch.device) -> Any:
             num_vlm_layers=shape.sizes.model["text_config"]["num_hidden_layers"],
             resize_imgs_with_padding=(shape.sizes.image_size, shape.sizes.image_size),
         )
-        return VLAFlowMatching(config)
+        model = VLAFlowMatching(config)
+        model.vlm_with_expert.to(dtype)
+        return model
 
 
-def _pi0(shape: Shape, device: torch.device) -> Any:
+def _pi0(shape: Shape, device: torch.device, dtype: torch.dtype) -> Any:
     from lerobot.policies.pi0.configuration_pi0 import PI0Config
     from lerobot.policies.pi0.modeling_pi0 import PI0Pytorch
 
     with device:
-        return PI0Pytorch(PI0Config(**_common(shape, device)))
+        return PI0Pytorch(PI0Config(**_common(shape, device), dtype=_name(dtype)))
 
 
-def _pi0_fast(shape: Shape, device: torch.device) -> Any:
+def _pi0_fast(shape: Shape, device: torch.device, dtype: torch.dtype) -> Any:
     from lerobot.configs import FeatureType, PolicyFeature
     from transformers import AutoTokenizer
 
@@ -116,7 +125,7 @@ def _pi0_fast(shape: Shape, device: torch.device) -> Any:
             sizes=folder,
             text_tokenizer_name=folder,
             image_resolution=side,
-            dtype="float32",
+            dtype=_name(dtype),
             max_action_tokens=shape.tokens,
         )
         model: Any = SizedPI0FastPolicy(config).model

@@ -86,16 +86,17 @@ def open_answerer(name: str) -> Answerer:
     """
     if name.startswith(HOSTED):
         return HostedAnswerer(open_hosted(name.removeprefix(HOSTED)))
+    from vla.accelerator import accelerator
     from vla.model import VLA
     from vla.policies.load import checkpoint
 
     if name.startswith(HUB) or (Path(name).is_dir() and name != "nano"):
         folder = checkpoint(name)
         if (folder / "processor.json").is_file():
-            return BackboneAnswerer(VLA.load(folder))
+            return BackboneAnswerer(VLA.load(folder).to(accelerator()))
     from vla.training.start import build
 
-    return BackboneAnswerer(build(name, (), (), {}).eval())
+    return BackboneAnswerer(build(name, (), (), {}).eval().to(accelerator()))
 
 
 def open_hosted(name: str) -> Hosted:

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from vla.accelerator import accelerator
 from vla.errors import InputError
 from vla.evaluation.answerer import BackboneAnswerer
 from vla.evaluation.benchmark import Files
@@ -49,8 +48,8 @@ class Retention:
         """On the GPU where there is one; the model comes back where and as it was."""
         before, training = model.device, model.training
         # A model that several ranks share is on its device already.
-        if self.measures and before.type == "cpu" and torch.cuda.is_available():
-            model.to("cuda")
+        if self.measures and before.type == "cpu":
+            model.to(accelerator())
         model.eval()
         try:
             return {name: measure(model) for name, measure in self.measures.items()}

@@ -1,0 +1,91 @@
+"""A GPU's policy has all of its tensors there, and says what the CPU's says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TOY
+from fake_cuda import OnCuda, fake_cuda
+
+from vla.benchmarks import inference
+from vla.benchmarks.inference import Machine, bench_inference
+from vla.benchmarks.inference_shapes import make
+from vla.evaluation.answerer import BackboneAnswerer, open_answerer
+from vla.model import VLA
+from vla.policies.load import load_realtime
+from vla.policies.vla import VlaPolicy
+from vla.types import Observation
+
+
+def observe() -> list[Observation]:
+    rng = np.random.default_rng(0)
+    return [
+        Observation(
+            {camera: rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for camera in TOY.cameras},
+            rng.normal(size=len(TOY.state)).astype(np.float32),
+            words,
+            0.0,
+        )
+        for words in ("lift the ring", "lift the ring ring ring")
+    ]
+
+
+@pytest.mark.parametrize("engine", [None, "float32"])
+@pytest.mark.parametrize("head", ["parallel", "bins", "text", "l1", "flow"])
+def test_chunks_are_those_of_the_cpu(
+    head: str, engine: str | None, make_model: Callable[..., VLA], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, here = observe(), VlaPolicy(make_model(head=head, points=2))
+    prefix = np.zeros((2, 1, len(TOY.action)))
+    torch.manual_seed(0)
+    wanted = [here.predict_batch(seen), here.predict_batch(seen, prefix=prefix)]
+    model = make_model(head=head, points=2)
+    with fake_cuda(monkeypatch):
+        there = VlaPolicy(model.to("cuda"), engine=engine)
+        torch.manual_seed(0)
+        said = [there.predict_batch(seen), there.predict_batch(seen, prefix=prefix)]
+        again = there.predict_batch(seen, prefix=prefix)  # what was captured runs once more
+    for mine, theirs in zip((*said, again) if head != "flow" else said, (*wanted, wanted[1]), strict=False):
+        for one, other in zip(mine, theirs, strict=True):
+            assert (one is None) == (other is None)
+            if one is not None and other is not None:
+                np.testing.assert_allclose(one.actions, other.actions, atol=1e-3)
+
+
+def test_what_is_mixed_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_cuda(monkeypatch):
+        there = torch.ones(3).to("cuda")
+        assert there.device.type == "cuda" and (2 * there).sum().item() == 6
+        with pytest.raises(RuntimeError, match="one device"):
+            there + torch.ones(3)
+
+
+def test_checkpoints_are_put_there(
+    tmp_path: Path, make_model: Callable[..., VLA], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_model(points=2).save_pretrained(tmp_path / "model")
+    seen = observe()[0]
+    with fake_cuda(monkeypatch):
+        policy = load_realtime(str(tmp_path / "model"))
+        assert all(isinstance(value, OnCuda) for value in policy.model.state_dict().values())
+        assert policy.predict(seen) is not None
+        answerer = open_answerer(str(tmp_path / "model"))
+        assert isinstance(answerer, BackboneAnswerer) and answerer.model.device.type == "cuda"
+        assert len(answerer(["what color?"], [seen.images], 4, "")) == 1
+        images, texts = answerer.embed([seen.images], ["red"])
+    assert np.isfinite(images).all() and np.isfinite(texts).all()
+
+
+@pytest.mark.parametrize("shape", ["nano", "smolvla tiny", pytest.param("pi0 tiny", marks=pytest.mark.slow)])
+def test_the_benchmark_of_inference_runs_there(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Machine, "of", lambda *_: Machine(1e9, 1e12))
+    monkeypatch.setattr(inference, "WARM", 1)
+    monkeypatch.setattr(inference, "make", lambda shape, device: make(shape, torch.device("cpu")).to(device))
+    with fake_cuda(monkeypatch):
+        table = bench_inference([shape], calls=1)
+    assert {row["by"] for row in table.rows} >= {"vla bfloat16", "generate"}
+    assert [target.name for target in table.targets] == []
