@@ -18,7 +18,7 @@ from vla.evaluation.answerer import BackboneAnswerer, open_answerer
 from vla.model import VLA
 from vla.policies.load import load_realtime
 from vla.policies.vla import VlaPolicy
-from vla.types import Observation
+from vla.types import ActionChunk, Observation
 
 
 def observe() -> list[Observation]:
@@ -34,26 +34,26 @@ def observe() -> list[Observation]:
     ]
 
 
-@pytest.mark.parametrize("engine", [None, "float32"])
-@pytest.mark.parametrize("head", ["parallel", "bins", "text", "l1", "flow"])
-def test_chunks_are_those_of_the_cpu(
-    head: str, engine: str | None, make_model: Callable[..., VLA], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen, here = observe(), VlaPolicy(make_model(head=head, points=2))
-    prefix = np.zeros((2, 1, len(TOY.action)))
-    torch.manual_seed(0)
-    wanted = [here.predict_batch(seen), here.predict_batch(seen, prefix=prefix)]
-    model = make_model(head=head, points=2)
-    with fake_cuda(monkeypatch):
-        there = VlaPolicy(model.to("cuda"), engine=engine)
+def chunks(policy: VlaPolicy) -> list[ActionChunk | None]:
+    """The last are of what was captured for those before."""
+    said, prefix = list[ActionChunk | None](), np.zeros((2, 1, len(TOY.action)))
+    for given in (None, prefix, prefix):
         torch.manual_seed(0)
-        said = [there.predict_batch(seen), there.predict_batch(seen, prefix=prefix)]
-        again = there.predict_batch(seen, prefix=prefix)  # what was captured runs once more
-    for mine, theirs in zip((*said, again) if head != "flow" else said, (*wanted, wanted[1]), strict=False):
-        for one, other in zip(mine, theirs, strict=True):
-            assert (one is None) == (other is None)
-            if one is not None and other is not None:
-                np.testing.assert_allclose(one.actions, other.actions, atol=1e-3)
+        said += policy.predict_batch(observe(), prefix=given)
+    return said
+
+
+@pytest.mark.parametrize("head", ["parallel", "bins", "text", "l1", "flow"])
+def test_an_engines_chunks_are_those_of_the_cpu(
+    head: str, make_model: Callable[..., VLA], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, model = chunks(VlaPolicy(make_model(head=head, points=2))), make_model(head=head, points=2)
+    with fake_cuda(monkeypatch):
+        said = chunks(VlaPolicy(model.to("cuda"), engine="float32"))
+    for one, other in zip(said, wanted, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            np.testing.assert_allclose(one.actions, other.actions, atol=1e-3)
 
 
 def test_what_is_mixed_raises(monkeypatch: pytest.MonkeyPatch) -> None:
