@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,17 +76,39 @@ class RemotePolicy:
     def reset(self) -> None:
         """Nothing is remembered between chunks, there or here."""
 
+    @property
+    def guides(self) -> bool:
+        """Whether the server's policy can be guided."""
+        return self._guides
+
     def predict(
         self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
     ) -> ActionChunk | None:
         """See `Policy.predict`; None also where no answer came in time. Raises InputError where the server says that
         the observation is wrong, or where another policy is served since."""
+        return self._ask(observation, {} if prefix is None else {"vla/prefix": prefix})
+
+    def predict_batch(
+        self,
+        observations: Sequence[Observation],
+        *,
+        prefix: Float[np.ndarray, "b k a"] | None = None,
+        beyond: Float[np.ndarray, "b m a"] | None = None,
+        vjp: bool = False,
+    ) -> list[ActionChunk | None]:
+        """`predict` for one after the other; `beyond` and `vjp` as in `GuidedPolicy`."""
+        more = {"vla/vjp": vjp} if beyond is not None else {}
+        rows = {key: part for key, part in (("vla/prefix", prefix), ("vla/beyond", beyond)) if part is not None}
+        given = [{key: part[i] for key, part in rows.items()} | more for i in range(len(observations))]
+        return [self._ask(seen, some) for seen, some in zip(observations, given, strict=True)]
+
+    def _ask(self, observation: Observation, given: dict[str, Any]) -> ActionChunk | None:
         message: dict[str, Any] = {
             "images": dict(observation.images),
             "state": observation.state,
             "prompt": observation.instruction,
             "vla/time": observation.time,
-        } | ({} if prefix is None else {"vla/prefix": prefix})
+        } | given
         with self._state:
             self._asked += 1
             asked, self._question = self._asked, pack(message | {"vla/id": self._asked})
@@ -148,6 +171,7 @@ class RemotePolicy:
         there = Embodiment.from_dict(metadata["embodiment"])
         if self._expected is not None:
             self._expected.check(there)
+        self._guides = "vla/beyond" in metadata.get("extras", ())
         statistics = str(metadata.get("statistics_hash", ""))
         if self._hash and statistics != self._hash:
             raise InputError(f"normalised by statistics {statistics or 'unknown'}, not by {self._hash}")

@@ -49,7 +49,7 @@ class Mark:
         return ActionChunk(rows if prefix is None else np.concatenate([prefix, rows]), observation.time, 0.1)
 
     def predict_batch(self, observations: Any, *, prefix: Any = None) -> list[ActionChunk | None]:
-        return [self.predict(o) for o in observations]
+        return [self.predict(o, prefix=None if prefix is None else prefix[i]) for i, o in enumerate(observations)]
 
 
 @contextmanager

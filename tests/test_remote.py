@@ -50,6 +50,29 @@ def test_served_chunks_are_the_local_ones_to_the_bit(
                 assert (here.start, here.dt) == (there.start, there.dt)
 
 
+def test_a_flow_elsewhere_is_guided() -> None:
+    class Guided(Mark):
+        guides = True
+
+        def predict_batch(
+            self, observations: Any, *, prefix: Any = None, beyond: Any = None, vjp: bool = False
+        ) -> list[ActionChunk | None]:
+            return [ActionChunk(np.concatenate([*prefix, (10 if vjp else 100) * beyond[0]]), 0.0, 0.1)]
+
+    prefix, beyond = np.ones((1, 1, 2)), np.full((1, 2, 2), 2.0)
+    with served(Guided()) as url, remote(url) as policy:
+        for vjp, value in ((True, 20.0), (False, 200.0)):
+            (chunk,) = policy.predict_batch([seen()], prefix=prefix, beyond=beyond, vjp=vjp)
+            assert policy.guides and chunk is not None
+            assert chunk.actions.tolist() == [[1.0, 1.0], [value, value], [value, value]]
+        with pytest.raises(InputError, match="vla/beyond comes with vla/prefix"):
+            policy.predict_batch([seen()], beyond=beyond)
+    with served(Mark()) as url, remote(url) as policy:
+        with pytest.raises(InputError, match="for flows"):
+            policy.predict_batch([seen()], prefix=prefix, beyond=beyond)
+        assert not policy.guides
+
+
 def test_another_embodiment_and_other_statistics_are_refused_naming_both() -> None:
     with served(Mark(), statistics_hash="aaa") as url:
         with pytest.raises(InputError, match="embodiment mine does not match arm: control_hz: 20.0, there 10.0"):

@@ -185,7 +185,7 @@ def test_the_keys_of_other_robots(nested: bool) -> None:
     image = np.arange(24, dtype=np.uint8).reshape(3, 2, 4)
     seen: dict[str, Any] = {"observation/left": image.transpose(1, 2, 0), "joints": np.ones(2, ">f4"), "grip": 2}
     seen |= {"prompt": np.str_("go")} | ({"images": {"cam_high": image}} if nested else {"images/cam_high": image})
-    observation = read_request(seen, keys, ALOHA, lambda: 3.0).observation
+    observation = read_request(seen, keys, ALOHA, lambda: 3.0)[0].observation
     assert observation.instruction == "go" and observation.time == 3.0
     assert observation.state.tolist() == [1, 1, 2]
     np.testing.assert_array_equal(observation.images["high"], observation.images["left"])

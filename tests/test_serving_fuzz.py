@@ -33,7 +33,18 @@ def url() -> Iterator[str]:
     st.fixed_dictionaries(
         {},
         optional={
-            name: VALUES for name in ("images", "state", "prompt", "vla/prefix", "vla/time", "vla/id", "images/top")
+            name: VALUES
+            for name in (
+                "images",
+                "state",
+                "prompt",
+                "vla/prefix",
+                "vla/beyond",
+                "vla/vjp",
+                "vla/time",
+                "vla/id",
+                "images/top",
+            )
         },
     )
 )

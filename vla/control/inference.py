@@ -49,9 +49,14 @@ def predict(policy: Policy, requests: Sequence[Request]) -> list[ActionChunk | N
     return policy.predict_batch([request.observation for request in requests], prefix=given, **guide)
 
 
+def guides(policy: Policy) -> bool:
+    """Whether its chunks can be guided: those of a flow can."""
+    return isinstance(policy, GuidedPolicy) and policy.guides
+
+
 def check_execution(policy: Policy, execution: str) -> None:
     """Raises InputError where `execution` guides a policy that cannot be guided."""
-    if "guided" in execution and not (isinstance(policy, GuidedPolicy) and policy.guides):
+    if "guided" in execution and not guides(policy):
         raise InputError(f"execution {execution} is for flows: this policy's chunks come from none")
 
 

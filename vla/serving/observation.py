@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from vla.control.inference import Request
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.types import Observation
 
 PREFIX, TIME, ID = "vla/prefix", "vla/time", "vla/id"
 """What a client may send beside openpi's keys: the actions under way (k, a), the time of capture [s], an id."""
+BEYOND, VJP = "vla/beyond", "vla/vjp"
+"""And to a policy that can be guided: the old chunk's actions after those (m, a), and whether by vector products."""
 MAX_SIDE, MAX_ID = 4096, 64
 
 
@@ -41,19 +44,13 @@ class Keys:
         return cls(named, tuple(state) or ("state",), prompt)
 
 
-@dataclass(frozen=True)
-class Request:
-    """One message of a client: `id` is what it wants back with the answer, None where it sent none."""
-
-    observation: Observation
-    prefix: Float[np.ndarray, "k a"] | None
-    id: int | str | None
-
-
 def read_request(
     message: Any, keys: Keys, embodiment: Embodiment, clock: Callable[[], float] = time.monotonic
-) -> Request:
-    """The observation in a message. Raises InputError that names the key that is missing or does not fit."""
+) -> tuple[Request, int | str | None]:
+    """What a message asks, and the id that is to come back with the answer, None where it has none.
+
+    Raises InputError that names the key that is missing or does not fit.
+    """
     if not isinstance(message, dict):
         raise InputError(f"an observation is a map of keys, not {type(message).__name__}")
     prompt = _find(message, keys.prompt)
@@ -66,18 +63,27 @@ def read_request(
         raise InputError(
             f"state: {shapes} are not the {len(embodiment.state)} of {embodiment.name}: {embodiment.state}"
         )
-    given, captured, name = message.get(PREFIX), message.get(TIME), message.get(ID)
-    if given is not None:
-        given = _numbers(PREFIX, _as_array(PREFIX, given))
-        if given.ndim != 2 or given.shape[1] != len(embodiment.action) or not len(given):
-            raise InputError(f"{PREFIX}: shape {given.shape}, not (k, {len(embodiment.action)})")
+    captured, name, vjp = message.get(TIME), message.get(ID), message.get(VJP, False)
+    prefix, beyond = (_actions(key, message.get(key), len(embodiment.action)) for key in (PREFIX, BEYOND))
+    if beyond is not None and prefix is None or not isinstance(vjp, bool):
+        raise InputError(f"{BEYOND} comes with {PREFIX}, and {VJP} is true or false")
     if captured is None:
         captured = clock()
     elif not isinstance(captured, int | float) or not np.isfinite(captured):
         raise InputError(f"{TIME}: not a finite number of seconds")
     if not (name is None or isinstance(name, int) or isinstance(name, str) and len(name) <= MAX_ID):
         raise InputError(f"{ID}: neither a whole number nor text of at most {MAX_ID} characters")
-    return Request(Observation(images, np.concatenate(parts), str(prompt), float(captured)), given, name)
+    seen = Observation(images, np.concatenate(parts), str(prompt), float(captured))
+    return Request(seen, prefix, 0, beyond, vjp), name
+
+
+def _actions(key: str, value: Any, width: int) -> Float[np.ndarray, "k a"] | None:
+    if value is None:
+        return None
+    given = _numbers(key, _as_array(key, value))
+    if given.ndim != 2 or given.shape[1] != width or not len(given):
+        raise InputError(f"{key}: shape {given.shape}, not (k, {width})")
+    return given
 
 
 def _find(message: Mapping[Any, Any], key: str) -> Any:

@@ -24,10 +24,11 @@ from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
 from vla import __version__
+from vla.control.inference import guides, predict
 from vla.errors import InputError
 from vla.policies.protocol import BatchPolicy, Policy
 from vla.serving.metrics import Metrics
-from vla.serving.observation import ID, PREFIX, TIME, Keys, read_request
+from vla.serving.observation import BEYOND, ID, PREFIX, TIME, VJP, Keys, read_request
 from vla.types import ActionChunk
 from vla.wire import pack, unpack
 
@@ -90,7 +91,7 @@ class PolicyServer:
             "embodiment": policy.embodiment.to_dict(),
             "statistics_hash": statistics_hash,
             "keys": asdict(keys),
-            "extras": [PREFIX, TIME, ID],
+            "extras": [PREFIX, TIME, ID, *((BEYOND, VJP) if guides(policy) else ())],
         }
 
     @asynccontextmanager
@@ -209,13 +210,15 @@ class PolicyServer:
         try:
             if isinstance(message, str):
                 raise InputError("an observation is a binary message, not text")
-            request = read_request(unpack(message), self._keys, self._policy.embodiment)
+            request, name = read_request(unpack(message), self._keys, self._policy.embodiment)
+            if request.beyond is not None and not guides(self._policy):
+                raise InputError(f"{BEYOND} is for flows: this policy's chunks come from none")
             started = time.perf_counter()
-            chunk = self._policy.predict(request.observation, prefix=request.prefix)
+            (chunk,) = predict(self._policy, [request])
             seconds = time.perf_counter() - started
-            if chunk is None and request.id is None:
+            if chunk is None and name is None:
                 return "the policy has no valid chunk: hold the robot still", "none", seconds
-            result = self._result(chunk, request.id, 1e3 * seconds, total_ms)
+            result = self._result(chunk, name, 1e3 * seconds, total_ms)
             return pack(result), "none" if chunk is None else "chunk", seconds
         except InputError as error:
             return str(error), "input_error", time.perf_counter() - started
