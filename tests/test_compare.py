@@ -63,6 +63,20 @@ def test_a_small_difference_is_not_told(write: Write, tmp_path: Path, capsys: py
     assert "cannot tell apart" in capsys.readouterr().out
 
 
+def test_an_ensemble_is_compared_with_ensembles_only(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [write(name, good) for name, good in (("old", 30), ("new", 33), ("rtc", 33))]
+    for folder, execution in zip(folders, ("ensemble", "ensemble", "rtc"), strict=True):
+        path = Path(folder) / "eval.json"
+        report = json.loads(path.read_text())
+        path.write_text(json.dumps(report | {"results": [r | {"execution": execution} for r in report["results"]]}))
+    compare(a=folders[0], b=folders[1], out=str(tmp_path / "out"))
+    assert "named, ensemble: a" in capsys.readouterr().out
+    with pytest.raises(InputError, match="no seed in common"):
+        compare(a=folders[0], b=folders[2], out=str(tmp_path / "out"))
+
+
 def test_only_seeds_of_both_are_compared_and_crashes_are_none(write: Write, tmp_path: Path) -> None:
     compare(a=write("old", 30, first=10, crash=20), b=write("new", 30), out=str(tmp_path / "out"))
     assert rows(tmp_path / "out")[0]["pairs"] == 29

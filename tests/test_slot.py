@@ -222,6 +222,17 @@ def test_trials_of_curves_and_axes() -> None:
     assert cells == [("named", "naive", 0.0), ("named", "naive", 0.2), ("named", "rtc", 0.2), ("swap", "naive", 0.0),
                      ("light", "naive", 0.0)]  # fmt: skip
     assert trials[-1].env == {"axes": ("light",)} and len({t.key for t in trials}) == len(trials)
+    # An ensemble is another execution also without a delay.
+    both = trials_for([1], False, delays=[0.0, 0.2], executions=["ensemble", "naive", "rtc"])
+    assert [(t.execution, t.delay) for t in both] == [
+        ("ensemble", 0.0), ("ensemble", 0.2), ("naive", 0.0), ("naive", 0.2), ("rtc", 0.2)
+    ]  # fmt: skip
+    won = [replace(Result(1, "named", "", False, False, 5, 0), delay=t.delay, execution=t.execution,
+                   success=t.execution == "naive") for t in both]  # fmt: skip
+    rates = {(r["execution"], r["delay"]): r["success_rate"] for r in summarize(won)["latency"]}
+    assert rates == {("ensemble", 0.0): 0, ("ensemble", 0.2): 0, ("naive", 0.0): 1, ("naive", 0.2): 1,
+                     ("rtc", 0.0): 1, ("rtc", 0.2): 0}  # fmt: skip
+    assert {w.kind for w in won if not w.delay} == {"named", "named, ensemble"}
     # What is named twice, such as a measured delay of 0 beside 0, is no further evidence.
     named = trials_for([1, 2], False, alone=["light"] * 2, delays=[0.0, 0.0, 0.2, 0.2], executions=["naive"] * 2)
     assert len({t.key for t in named}) == len(named) == 6

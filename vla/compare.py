@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from vla.errors import InputError
 from vla.evaluation.plots import COLORS, png, style
 from vla.evaluation.summary import paired, rate, write_json
-from vla.evaluation.trial import Result
+from vla.evaluation.trial import AVERAGED, Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SAME = ("task", "phrasing", "axes", "randomize")
 """What both must have in common; policies, seeds and `execute` may differ: only the seeds of both are compared."""
-MEASURES = ("seconds", "jerk", "collisions", "limit_hits")
+MEASURES = ("seconds", "jerk", "collisions", "limit_hits", "clamped")
 Place = tuple[str, str, float | str, int]
 
 
@@ -46,7 +46,8 @@ class Evaluation:
         results: dict[Place, Result] = {}
         for result in (Result(**values) for values in report["results"]):
             delay = "measured" if result.delay and result.delay == report["measured"] else result.delay
-            execution = result.execution if delay else "naive"  # without a delay all are the same
+            # Without a delay all others are the same.
+            execution = result.execution if delay or result.execution == AVERAGED else "naive"
             if not result.crash:
                 results[result.group, execution, delay, result.seed] = result
         return cls(folder, report, results)
@@ -98,6 +99,8 @@ def _row(group: str, execution: str, delay: float | str, a: Sequence[Result], b:
 
 def _name(row: Mapping[str, Any]) -> str:
     slow = [f"{row['execution']} {one:g} s" for one in dict.fromkeys((row["a"]["delay"], row["b"]["delay"])) if one]
+    if not slow and row["execution"] == AVERAGED:
+        slow = [AVERAGED]
     return ", ".join((row["group"], *slow))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vla.evaluation.intervals import always_valid, decided_after, mcnemar, paired_difference, wilson
-from vla.evaluation.trial import Result
+from vla.evaluation.trial import AVERAGED, Result
 
 
 def summarize(results: Sequence[Result], *, stop: float | None = None) -> dict[str, Any]:
@@ -77,11 +77,12 @@ def beside(name: str, nominal: Sequence[Result], results: Sequence[Result]) -> d
 
 
 def _latency(named: Sequence[Result], cells: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
-    """Success of each execution and delay; without a delay all executions are the one that was run."""
+    """Success of each execution and delay; without a delay all executions but `AVERAGED` are the one that was run."""
     rows = []
+    same = [execution for execution in dict.fromkeys(e for e, _ in cells) if execution != AVERAGED]
     for execution, delay in cells:
         found = rate([r for r in named if (r.execution, r.delay) == (execution, delay)])
-        for said in dict.fromkeys(e for e, _ in cells) if delay == 0 else (execution,):
+        for said in same if delay == 0 and execution != AVERAGED else (execution,):
             rows.append({"execution": said, "delay": delay, **found})
     return sorted(rows, key=lambda row: (row["execution"], row["delay"]))
 

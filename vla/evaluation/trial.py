@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+AVERAGED = "ensemble"
+"""The execution that is another also without a delay; the others then are one."""
 Key = tuple[str, str, float, int]
 
 
@@ -65,7 +67,9 @@ class Result:
     def kind(self) -> str:
         """Its group in words, and how late the policy was."""
         group = {"swap": "swapped"}.get(self.group, self.group)
-        return f"{group}, {self.execution} {self.delay:g} s late" if self.delay else group
+        if self.delay:
+            return f"{group}, {self.execution} {self.delay:g} s late"
+        return f"{group}, {AVERAGED}" if self.execution == AVERAGED else group
 
 
 def crashed(trial: Trial, traceback: str) -> Result:
@@ -85,10 +89,11 @@ def trials_for(
     """The trials of an evaluation: group "named" on each seed, once for each execution and delay.
 
     Beside it, without the other delays: group "swap" with another object named, and a group for each axis of `alone`,
-    whose environments have that axis and `axes`. Without a delay the executions are one, and only the first is run.
-    What is named twice is run once.
+    whose environments have that axis and `axes`. Without a delay the executions but `AVERAGED` are one, and only the
+    first is run. What is named twice is run once.
     """
-    cells = list(dict.fromkeys((e, d) for e in executions for d in delays if d > 0 or e == executions[0]))
+    alone_at_0 = (AVERAGED, next((e for e in executions if e != AVERAGED), AVERAGED))
+    cells = list(dict.fromkeys((e, d) for e in executions for d in delays if d > 0 or e in alone_at_0))
     trials = [Trial(seed, {}, "named", delay=d, execution=e) for e, d in cells for seed in seeds]
     first: dict[str, Any] = {"execution": cells[0][0], "delay": cells[0][1]}
     if swap:
