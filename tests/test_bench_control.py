@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from so101_checkpoints import so101_model
 
 from vla.benchmarks import control
 from vla.benchmarks.control_goals import measure, read_goals
 from vla.errors import InputError
 from vla.feetech.servo import TICK
+from vla.model import VLA
 
 
 def test_an_even_line_is_measured_as_one() -> None:
@@ -55,6 +58,14 @@ def test_every_contestant_is_measured_on_the_same_bus() -> None:
         figures = [value for value in row.values() if not isinstance(value, str)]
         assert np.isfinite(figures).all() and row["writes/s"] > 0
         assert row["ended"].startswith("done")
+
+
+def test_success_lost_to_a_late_answer_is_that_of_the_same_scenes(
+    tmp_path: Path, make_model: Callable[..., VLA]
+) -> None:
+    so101_model(make_model(robot=False)).save_pretrained(tmp_path / "demo")
+    target = control.success_lost(tmp_path / "demo", episodes=2)
+    assert (target.value, target.target, target.met) == (0.0, 0.05, True)  # of random weights neither succeeds
 
 
 def test_the_log_has_what_the_motors_were_told(tmp_path: Path) -> None:
