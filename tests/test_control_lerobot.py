@@ -6,12 +6,15 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from vla.control.limits import Limits
 from vla.control.robot import Robot, RobotFault
 from vla.control.robots.lerobot_robot import LeRobotRobot, so101
 from vla.envs.scene import TableScene
@@ -25,28 +28,33 @@ OPTIONS: dict[str, Any] = dict(
 )
 
 
-@pytest.fixture
-def port(tmp_path: Path) -> Iterator[ServoPort]:
+@contextmanager
+def emulated(folder: Path, name: str) -> Iterator[ServoPort]:
     scene = TableScene(32)
     scene.reset()
     scene.data.qpos[:6] = scene.data.ctrl[:6] = (0.0, -1.2, 1.0, 0.8, 0.0, 0.5)
     arm = ServoArm(scene)
-    (tmp_path / "so101.json").write_text(json.dumps(arm.calibrate()))
+    (folder / f"{name}.json").write_text(json.dumps(arm.calibrate()))
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-4)
-    with ServoPort(arm, tmp_path / "port") as port:
+    with ServoPort(arm, folder / f"{name} port") as port:
         yield port
     sys.setswitchinterval(before)
     scene.close()
+
+
+@pytest.fixture
+def port(tmp_path: Path) -> Iterator[ServoPort]:
+    with emulated(tmp_path, "so101") as port:
+        yield port
 
 
 def make(port: ServoPort, folder: Path, **options: Any) -> LeRobotRobot:
     return so101(port=port.path, calibration_dir=str(folder), **OPTIONS | options)
 
 
-@pytest.fixture
-def robot(port: ServoPort, tmp_path: Path) -> Iterator[LeRobotRobot]:
-    robot = make(port, tmp_path)
+@contextmanager
+def connected(robot: LeRobotRobot) -> Iterator[LeRobotRobot]:
     for last in (False, False, False, True):  # the driver gives an answer 50 ms, which a busy machine may miss
         try:
             robot.__enter__()
@@ -54,8 +62,16 @@ def robot(port: ServoPort, tmp_path: Path) -> Iterator[LeRobotRobot]:
         except (RobotFault, InputError):
             if last:
                 raise
-    yield robot
-    robot.__exit__(None, None, None)
+    try:
+        yield robot
+    finally:
+        robot.__exit__(None, None, None)
+
+
+@pytest.fixture
+def robot(port: ServoPort, tmp_path: Path) -> Iterator[LeRobotRobot]:
+    with connected(make(port, tmp_path)) as robot:
+        yield robot
 
 
 def retried(call: Any) -> Any:
@@ -134,6 +150,44 @@ def test_relaxing_reaches_every_servo_but_the_mute_one(port: ServoPort, robot: L
     robot.relax()
     port.bus.faults.mute = set()
     assert [servo.torque for servo in port.bus.servos] == [False, False, True, False, False, False]
+
+
+def test_two_arms_are_one_robot(tmp_path: Path) -> None:
+    sides = ("left", "right")
+    with emulated(tmp_path, "pair_left") as left, emulated(tmp_path, "pair_right") as right:
+        one, ports = so101(port="", calibration_dir="", **OPTIONS), dict(zip(sides, (left, right), strict=True))
+        names = tuple(f"{side} {name}" for side in sides for name in one.embodiment.action)
+        body = one.embodiment
+        pair = LeRobotRobot(
+            type="bi_so_follower",
+            options={"id": "pair", "calibration_dir": str(tmp_path)}
+            | {f"{side}_arm_config": {"port": ports[side].path, "use_degrees": True} for side in sides},
+            embodiment=replace(
+                body, state=names, action=names, action_low=body.action_low * 2, action_high=body.action_high * 2
+            ),
+            limits=Limits(one.limits.velocity * 2, one.limits.acceleration * 2),
+            keys=[f"{side}_{key}" for side in sides for key in one.keys],
+            scale=[*one._scale] * 2,
+            offset=[*one._offset] * 2,
+        )
+        with connected(pair):
+            state, _ = retried(pair.state)
+            np.testing.assert_allclose(state, [*left.arm.joints, *right.arm.joints], atol=0.05)
+            goal = state + np.repeat([0.1, -0.1], 6)
+            retried(lambda: pair.command(goal))
+            retried(pair.state)  # answered after what was written before
+            goals = [servo.goal for port in (left, right) for servo in port.bus.servos]
+            np.testing.assert_allclose(goals, goal, atol=0.01)
+            right.bus.faults.mute = {2}
+            with pytest.raises(RobotFault) as fault:
+                pair.state()
+            assert fault.value.transient
+            right.bus.faults.mute = set()
+        # They hold what they were told: leaving does not let the arms fall.
+        assert all(servo.torque for port in (left, right) for servo in port.bus.servos)
+        with connected(pair):
+            pair.relax()
+            assert not any(servo.torque for port in (left, right) for servo in port.bus.servos)
 
 
 def test_what_is_not_calibrated_does_not_move(port: ServoPort, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,8 +33,9 @@ class LeRobotRobot:
 
     `keys` are LeRobot's, in the order of the actions; their values are `offset + scale * ours`. The state is that of
     the same keys. A robot with a serial bus is read and written there in one transfer each, without retries, which
-    are the control loop's to make within its deadline; any other by `get_observation` and `send_action`. One thread
-    owns it. `relax_on_exit` turns torque off on leaving; otherwise it stays as `hold` or `relax` left it.
+    are the control loop's to make within its deadline; any other, such as one of two arms, by `get_observation` and
+    `send_action`. One thread owns it. `relax_on_exit` turns torque off on leaving; otherwise it stays as `hold` or
+    `relax` left it.
 
     Connecting raises InputError for a robot that is not calibrated and for keys or cameras that it does not have,
     and RobotFault where it does not answer. Torque comes on in LeRobot's own `connect`.
@@ -114,14 +116,13 @@ class LeRobotRobot:
 
     def relax(self) -> None:
         """Torque off at each motor by itself: one that does not answer, or reports overload, keeps none on."""
-        if self._bus is None:
-            return
-        for motor in self._bus.motors:
-            try:
-                clear(self._bus)
-                self._bus.write("Torque_Enable", motor, 0, num_retry=2)
-            except Exception as error:  # an overloaded servo obeys, and the driver raises all the same
-                LOG.warning("torque of %s: %s", motor, error)
+        for bus in [] if self._robot is None else buses(self._robot):
+            for motor in bus.motors:
+                try:
+                    clear(bus)
+                    bus.write("Torque_Enable", motor, 0, num_retry=2)
+                except Exception as error:  # an overloaded servo obeys, and the driver raises all the same
+                    LOG.warning("torque of %s: %s", motor, error)
 
     def _read(self) -> dict[str, float]:
         if self._bus is None:
@@ -147,13 +148,12 @@ class LeRobotRobot:
             raise RobotFault(f"{what}: the robot is not connected", transient=False)
         try:
             return call()
-        except (ConnectionError, TimeoutError) as error:
-            clear(self._bus)
-            raise RobotFault(f"{what}: {error}", transient=True) from error
         except Exception as error:
+            for bus in buses(self._robot):
+                clear(bus)
             # An unplugged port raises what pyserial and the operating system make of it.
-            clear(self._bus)
-            raise RobotFault(f"{what}: {error}", transient=False) from error
+            transient = isinstance(error, ConnectionError | TimeoutError)
+            raise RobotFault(f"{what}: {error}", transient=transient) from error
 
 
 def build(type: str, options: Mapping[str, Any]) -> Any:
@@ -202,10 +202,11 @@ def connect(device: Any, type: str) -> None:
             device.connect(calibrate=False)
             if not device.is_calibrated:
                 raise InputError(f"the servos differ from {device.calibration_fpath}: calibrate anew (docs/arm.md)")
-            if (port := getattr(getattr(device, "bus", None), "port_handler", None)) is not None:
+            for bus in buses(device):
                 # LeRobot spins for each answer, by which the loop's thread, first of all, kept from running what was to
                 # bring it (the kernel's worker for terminals, an emulated arm): reads took 40 ms.
-                port.ser.timeout = PATIENCE
+                if (port := getattr(bus, "port_handler", None)) is not None:
+                    port.ser.timeout = PATIENCE
             return
         except InputError:
             leave(device)
@@ -214,6 +215,12 @@ def connect(device: Any, type: str) -> None:
             leave(device)
             if not left:
                 raise RobotFault(f"{type} does not connect: {error}", transient=False) from error
+
+
+def buses(device: Any) -> list[Any]:
+    """The device's own bus, or those of the arms that it is made of."""
+    found = (getattr(part, "bus", None) for part in (device, *vars(device).values()))
+    return [bus for bus in found if bus is not None]
 
 
 def clear(bus: Any) -> None:
@@ -228,10 +235,9 @@ def clear(bus: Any) -> None:
 
 
 def leave(device: Any) -> None:
-    """Closes port and cameras whatever state they are in; torque stays as it is."""
-    bus = getattr(device, "bus", None)
-    closing = [lambda: bus.disconnect(disable_torque=False)] if bus is not None else [device.disconnect]
-    if bus is not None:
+    """Closes ports and cameras whatever state they are in; torque stays as it is, where the device has a bus."""
+    closing = [partial(bus.disconnect, disable_torque=False) for bus in buses(device)] or [device.disconnect]
+    if buses(device):
         closing += [camera.disconnect for camera in getattr(device, "cameras", {}).values()]
     for close in closing:
         try:
