@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import TOY
+from serving import PlainClient, message
 
 from vla.cli import main
 from vla.policies.remote import RemotePolicy
@@ -36,6 +37,49 @@ def test_serves_a_checkpoint_until_sigterm(
         server.send_signal(signal.SIGTERM)
         assert server.wait(60) == 0
         remote.close()
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
+
+
+HUNG = """
+import threading
+from types import SimpleNamespace
+import vla.serve
+import vla.serving.server
+from serving import Mark
+
+spec = SimpleNamespace(name="arm", statistics_hash="")
+
+class Hung(Mark):
+    model = SimpleNamespace(processor=SimpleNamespace(robot=lambda name: spec))
+
+    def predict_batch(self, observations, *, prefix=None):
+        print("asked", flush=True)
+        threading.Event().wait()
+
+vla.serve.load_realtime = lambda *_: Hung()
+vla.serving.server.DRAIN = 0.1
+vla.serve.serve(
+    policy="hung", embodiment=None, host="127.0.0.1", port=0, key_file=None, cameras=None, state=(), prompt="prompt",
+    max_clients=2, max_mb=1,
+)
+"""
+
+
+def test_a_policy_that_hangs_does_not_keep_the_server_from_ending() -> None:
+    paths = os.pathsep.join((str(Path(__file__).parent), *sys.path))
+    environment = os.environ | {"VLA_API_KEY": "", "PYTHONPATH": paths}
+    server = subprocess.Popen([sys.executable, "-c", HUNG], stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert server.stdout is not None
+        with PlainClient(server.stdout.readline().split()[-1]) as robot:
+            robot.send(message())
+            assert server.stdout.readline() == "asked\n"
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(60) == 1
+        assert "ended without it" in server.stdout.read()
     finally:
         server.kill()
         server.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +11,7 @@ from vla.errors import InputError
 from vla.policies.load import load_realtime
 from vla.policies.remote import api_key
 from vla.serving.observation import Keys
-from vla.serving.server import PolicyServer, check_host
+from vla.serving.server import DRAIN, PolicyServer, check_host
 
 
 def serve(
@@ -37,7 +38,7 @@ def serve(
     spec = loaded.model.processor.robot(embodiment or "")
     keys = Keys.of(loaded.embodiment, cameras or {}, state, prompt)
 
-    async def run() -> None:
+    async def run() -> bool:
         server = PolicyServer(
             loaded,
             keys,
@@ -53,8 +54,12 @@ def serve(
             print(f"serving {policy} for {spec.name} at ws://{host}:{bound}", flush=True)
             await stop.wait()
             print("answering what waits", flush=True)
+        return server.stuck
 
     try:
-        asyncio.run(run())
+        stuck = asyncio.run(run())
     except OSError as error:
         raise InputError(f"cannot listen at host={host} port={port}: {error.strerror or error}") from error
+    if stuck:  # a thread that never returns would keep the process from ending
+        print(f"the policy did not answer within {DRAIN:g} s: ended without it", flush=True)
+        os._exit(1)

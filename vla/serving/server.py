@@ -33,6 +33,8 @@ from vla.types import ActionChunk
 from vla.wire import pack, unpack
 
 LOG = logging.getLogger(__name__)
+DRAIN = 30.0
+"""[s] that those who wait for an answer are given at the end."""
 
 
 def check_host(host: str, key: str) -> None:
@@ -85,6 +87,8 @@ class PolicyServer:
         self._turn, self._idle = asyncio.Lock(), asyncio.Event()
         self._idle.set()
         self._owed, self._draining = 0, False
+        self.stuck = False
+        """Whether the policy was still at an answer when the time for those that wait was over."""
         self._thread = ThreadPoolExecutor(1, "policy")
         self.metadata: dict[str, Any] = {
             "server": f"vla {__version__}",
@@ -116,8 +120,10 @@ class PolicyServer:
             yield server.sockets[0].getsockname()[1]
         finally:
             self._draining = True
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._idle.wait(), 30)
+            try:
+                await asyncio.wait_for(self._idle.wait(), DRAIN)
+            except TimeoutError:
+                self.stuck = True
             server.close()
             await server.wait_closed()
             self._thread.shutdown(wait=False)
