@@ -150,6 +150,20 @@ def test_a_guided_policy_is_told_what_comes_after_the_prefix() -> None:
         list(run_trials(Long, lambda _: Clock(), iter([trial]), parallel=1, execute=3))
 
 
+def test_a_policy_that_is_asked_alone_is_not_asked_again_for_anothers_fault() -> None:
+    class Faulty(Clock):
+        def predict(self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None) -> ActionChunk:
+            if len(self.asked) == 1:
+                self.asked.append(-1)
+                raise ValueError("the second is too much")
+            return super().predict(observation)
+
+    policy, trials = Faulty(), iter([Trial(50), Trial(51)])
+    results = list(run_trials(Long, lambda _: policy, trials, parallel=2, execute=3))
+    assert [bool(result.crash) for result in sorted(results, key=lambda r: r.seed)] == [False, True]
+    assert policy.asked == [0, -1, 3, 6, 9]
+
+
 class Drawn(Long):
     """Draws when it is told to, as the table does without images."""
 

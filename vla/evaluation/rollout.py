@@ -17,7 +17,7 @@ from vla.errors import InputError
 from vla.evaluation.intervals import wilson
 from vla.evaluation.slot import Slot
 from vla.evaluation.trial import Result, Trial, crashed
-from vla.policies.protocol import Policy
+from vla.policies.protocol import BatchPolicy, Policy
 from vla.recording.protocol import Recorder
 
 MakeEnv = Callable[..., gymnasium.Env[Any, Any]]
@@ -146,7 +146,9 @@ def _predict(slots: Sequence[Slot]) -> dict[int, str]:
     crashes: dict[int, str] = {}
     for slot in slots:
         request = slot.request()
-        shared.setdefault((id(slot.policy), request.shape), []).append((slot, request))
+        # Others are asked alone: one that remembers must not be asked again for another's fault.
+        together = slot.policy if isinstance(slot.policy, BatchPolicy) else slot
+        shared.setdefault((id(together), request.shape), []).append((slot, request))
     for group in shared.values():
         _ask(group, crashes)
     return crashes
