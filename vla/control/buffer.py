@@ -78,7 +78,8 @@ class ActionBuffer:
         if self._waiting:
             return False
         naive = self._execution == "naive"
-        left, since = len(self.rest(now)), self.step - (self._began if naive else self._asked)
+        left = max((len(chunk.rest(self.step)) for chunk in self._live(now)), default=0)
+        since = self.step - (self._began if naive else self._asked)
         # Early enough for the next chunk to be there when this one ends. Chunks that two delays do not fit into cannot
         # be: then most is carried out of those that are asked for halfway, or, no longer than a delay, at the end.
         early = min(self._delay, self._horizon // 2) if self._delay < self._horizon else 0
@@ -134,29 +135,33 @@ class ActionBuffer:
 
     def rest(self, now: float) -> Float[np.ndarray, "k a"]:
         """The actions from the next step on, as far as there are any."""
-        self._chunks = [c for c in self._chunks if len(c.rest(self.step)) and not self._dead(c, now)]
-        if not self._chunks:
+        if not (live := self._live(now)):
             return np.empty((0, len(self._body.action)))
-        if len(self._chunks) == 1:
-            return self._chunks[0].rest(self.step)
-        length = max(len(chunk.rest(self.step)) for chunk in self._chunks)
+        if len(live) == 1:
+            return live[0].rest(self.step)
+        length = max(len(chunk.rest(self.step)) for chunk in live)
         return np.stack([self._at(self.step + ahead) for ahead in range(length)])
 
     def advance(self, now: float) -> Float[np.ndarray, "a"] | None:
         """The action of the period that begins now; None where there is none left that may be carried out."""
-        rest = self.rest(now)
+        action = self._at(self.step) if self._live(now) else None
         self._periods += 1
-        self.step += bool(len(rest)) or self.step < self._promised
-        return rest[0] if len(rest) else None
+        self.step += action is not None or self.step < self._promised
+        return action
 
     def latest(self, now: float) -> ActionChunk | None:
         """The newest chunk in force, as the policy said it."""
-        return self._chunks[-1].said if len(self.rest(now)) else None
+        return live[-1].said if (live := self._live(now)) else None
 
     @property
     def stale_fraction(self) -> float:
         """Of all actions, those whose step had passed when they came, and which so were never carried out."""
         return self._stale / self._received if self._received else 0.0
+
+    def _live(self, now: float) -> list[_Chunk]:
+        """The chunks that have actions left; the others are forgotten."""
+        self._chunks = [c for c in self._chunks if len(c.rest(self.step)) and not self._dead(c, now)]
+        return self._chunks
 
     def _at(self, step: int) -> Float[np.ndarray, "a"]:
         said = [rest[0] for chunk in self._chunks if len(rest := chunk.rest(step))]

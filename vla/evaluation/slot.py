@@ -63,8 +63,8 @@ class Slot:
         self._late = math.ceil(trial.delay * self._hz - 1e-6)
         body = self.policy.embodiment
         self._buffer = ActionBuffer(body, trial.execution, self.execute, ttl=math.inf, delay=self._late)
-        self._coming: Answer | None = None
-        self.length = self.invalid = self._asked = 0
+        self._coming: tuple[int, Answer] | None = None
+        self.length = self.invalid = 0
         self._hits = self._clamped = self._collisions = 0
         self._touching = touched(self.env)
         self._commands: list[Float[np.ndarray, "a"]] = []
@@ -98,16 +98,16 @@ class Slot:
 
     def request(self) -> Request:
         """What to ask the policy; `take` is to get its answer before the next step."""
-        self._asked, self._request = self.length, self._buffer.request(self.observation, self._hold, self._now)
+        self._request = self._buffer.request(self.observation, self._hold, self._now)
         return self._request
 
     def take(self, chunk: ActionChunk | None) -> None:
         self.invalid += chunk is None
-        self._coming = Answer(self._request, chunk, self._now, self._now)
+        self._coming = self.length + self._late, Answer(self._request, chunk, self._now, self._now)
 
     def _arrive(self) -> None:
-        if self._coming is not None and self.length >= self._asked + self._late:
-            answer, self._coming = self._coming, None
+        if self._coming is not None and self.length >= self._coming[0]:
+            (_, answer), self._coming = self._coming, None
             if answer.chunk is not None:  # a fault of the policy is to be seen, not held
                 self.policy.embodiment.check_action(answer.chunk.actions)
             self._buffer.take(answer, self._now)
@@ -115,15 +115,10 @@ class Slot:
     def step(self) -> Result | None:
         """Acts once; the result where that ended the episode. Without a valid chunk the arm holds still."""
         self._arrive()
-        rest, chunk = self._buffer.rest(self._now), self._buffer.latest(self._now)
+        said = {} if self.recorder is None else self._said()
         wanted = self._buffer.advance(self._now)
         action = self._guarded(wanted)
         if self.recorder is not None:
-            said: dict[str, Any] = {}
-            if chunk is not None:
-                # As many rows as the whole chunk has: an episode store has one height for all.
-                rows = np.pad(rest, ((0, len(chunk.actions) - len(rest)), (0, 0)), constant_values=np.nan)
-                said = {"chunk": rows, "points": chunk.points}
             self.recorder.step(self.observation, action, **said)
         values, _, terminated, truncated, info = self.env.step(action)
         self._hold, self.length = np.where(self._stays, action, 0.0), self.length + 1
@@ -132,6 +127,15 @@ class Slot:
         self._arrive()
         self._observe(values, fresh=not done and (self._every_frame or self.wants_chunk))
         return self._finish(info) if done else None
+
+    def _said(self) -> dict[str, Any]:
+        """What is recorded of the chunk in force."""
+        if (chunk := self._buffer.latest(self._now)) is None:
+            return {}
+        rest = self._buffer.rest(self._now)
+        # As many rows as the whole chunk has: an episode store has one height for all.
+        rows = np.pad(rest, ((0, len(chunk.actions) - len(rest)), (0, 0)), constant_values=np.nan)
+        return {"chunk": rows, "points": chunk.points}
 
     def _guarded(self, wanted: Float[np.ndarray, "a"] | None) -> Float[np.ndarray, "a"]:
         if self._guard is None:
