@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import TOY
 from fake_cuda import OnCuda, fake_cuda
+from test_inference import observe
 
 from vla.benchmarks import inference
 from vla.benchmarks.inference import Machine, bench_inference
@@ -18,20 +19,7 @@ from vla.evaluation.answerer import BackboneAnswerer, open_answerer
 from vla.model import VLA
 from vla.policies.load import load_realtime
 from vla.policies.vla import VlaPolicy
-from vla.types import ActionChunk, Observation
-
-
-def observe() -> list[Observation]:
-    rng = np.random.default_rng(0)
-    return [
-        Observation(
-            {camera: rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for camera in TOY.cameras},
-            rng.normal(size=len(TOY.state)).astype(np.float32),
-            words,
-            0.0,
-        )
-        for words in ("lift the ring", "lift the ring ring ring")
-    ]
+from vla.types import ActionChunk
 
 
 def chunks(policy: VlaPolicy) -> list[ActionChunk | None]:
@@ -39,7 +27,7 @@ def chunks(policy: VlaPolicy) -> list[ActionChunk | None]:
     said, prefix = list[ActionChunk | None](), np.zeros((2, 1, len(TOY.action)))
     for given in (None, prefix, prefix):
         torch.manual_seed(0)
-        said += policy.predict_batch(observe(), prefix=given)
+        said += policy.predict_batch(observe(2), prefix=given)
     return said
 
 
@@ -68,7 +56,7 @@ def test_checkpoints_are_put_there(
     tmp_path: Path, make_model: Callable[..., VLA], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_model(points=2).save_pretrained(tmp_path / "model")
-    seen = observe()[0]
+    seen = observe(1)[0]
     with fake_cuda(monkeypatch):
         policy = load_realtime(str(tmp_path / "model"))
         assert all(isinstance(value, OnCuda) for value in policy.model.state_dict().values())

@@ -31,6 +31,7 @@ from vla.envs.arm import JOINTS, LINKS
 from vla.envs.make import make_env
 from vla.errors import InputError
 from vla.evaluation.rollout import rollout
+from vla.evaluation.summary import summarize
 from vla.evaluation.trial import trials_for
 from vla.hub import write_config
 from vla.policies.load import load_policy
@@ -125,8 +126,8 @@ def success_lost(checkpoint: Path, episodes: int = 100) -> Target:
     trials = trials_for(seeds, swap=False, delays=(0.0, LATE), executions=("rtc",))
     make = partial(make_env, "pick", phrasing="heldout", holdout=True, images=False)
     results = rollout(make, load_policy(str(checkpoint)), trials)
-    at_once, late = (np.mean([r.success for r in results if (r.delay > 0) == slow]) for slow in (False, True))
-    return Target(f"success lost to {LATE:g} s", float(at_once - late), LOST, at_most=True)
+    rates = {row["delay"]: row["success_rate"] for row in summarize(results)["latency"]}
+    return Target(f"success lost to {LATE:g} s", rates[0.0] - rates[LATE], LOST, at_most=True)
 
 
 def _ratio(value: float, ours: float) -> float | str:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from tqdm import tqdm
 
+from vla.accelerator import accelerator
 from vla.benchmarks.inference_others import generated, lerobot
 from vla.benchmarks.inference_shapes import SHAPES, Shape, make, observation
 from vla.benchmarks.table import Table, Target
@@ -65,7 +66,8 @@ def bench_inference(
     Without `shapes`: on CUDA all published sizes, elsewhere nano and SmolVLA's. Without `precision`: bfloat16 on CUDA,
     float32 elsewhere. `others`: measure `generate` and LeRobot as well.
     """
-    device = torch.device("cuda" if (cuda := torch.cuda.is_available()) else "cpu")
+    device = accelerator()
+    cuda = device.type == "cuda"
     names = shapes or ("nano", "nano bins", "smolvla", *(("pi0", "openvla") if cuda else ()))
     precision = precision or ("bfloat16" if cuda else "float32")
     dtype = torch.float32 if precision == "float32" else torch.bfloat16

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from vla.accelerator import accelerator
 from vla.benchmarks import train_ours
 from vla.benchmarks.table import Table, Target
 from vla.benchmarks.train_contestant import Contestant
@@ -60,7 +61,8 @@ def bench_train(
     `stored` says how the LeRobotDataset keeps its images; a side has `turns` turns of `steps` steps each.
     Without `shapes`: real ones where there is a CUDA device, tiny ones elsewhere.
     """
-    device = torch.device("cuda" if (real := torch.cuda.is_available()) else "cpu")
+    device = accelerator()
+    real = device.type == "cuda"
     shapes = shapes or (REAL if real else TINY)
     bf16 = uses_bf16(precision, device)
     peak = H100 if real else gemm_peak(torch.bfloat16 if bf16 else torch.float32)

@@ -36,6 +36,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoTokenizer
 
+from vla.accelerator import accelerator
 from vla.actions.fast import FastTokenizer
 from vla.benchmarks.loader_formats import video_backend
 from vla.benchmarks.train_contestant import Turns
@@ -74,8 +75,7 @@ def loop(
 
 
 def _policy(shape: Shape, sizes: Path, bf16: bool) -> PreTrainedConfig:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    said: dict[str, Any] = {"device": device, "push_to_hub": False, "chunk_size": shape.chunk}
+    said: dict[str, Any] = {"device": accelerator().type, "push_to_hub": False, "chunk_size": shape.chunk}
     said |= {"n_action_steps": shape.chunk}
     side = (shape.image_size, shape.image_size)
     if shape.policy == "smolvla":

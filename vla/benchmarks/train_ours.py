@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.flop_counter import FlopCounterMode
 
+from vla.accelerator import accelerator
 from vla.batch import Batch
 from vla.benchmarks.train_contestant import Turns
 from vla.benchmarks.train_shapes import Shape, ours
@@ -28,11 +29,12 @@ def loop(
     if not default:
         flow.REPEATS = 1
     model, mixture = ours(shape, data)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    flops = _flops(model.to(device), model.processor.batch(mixture.batch(0, batch_size)).to(torch.device(device)))
+    device = accelerator()
+    flops = _flops(model.to(device), model.processor.batch(mixture.batch(0, batch_size)).to(device))
     _Clock(model, turns, flops / batch_size)
     settings: dict[str, Any] = {} if default else {"optimizer": "adamw"}
-    if device == "cuda":  # LeRobot keeps no average, for which there is no room beside 3 B weights and their moments
+    if device.type == "cuda":
+        # LeRobot keeps no average, for which there is no room beside 3 B weights and their moments.
         settings |= {"compile": True, "ema": 0.0}
     plan = Plan(10**6, batch_size, evaluate_every=10**6, lr=1e-4, precision=precision, **settings)
     train(model, mixture, plan, folder)

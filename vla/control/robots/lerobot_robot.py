@@ -236,9 +236,11 @@ def clear(bus: Any) -> None:
 
 def leave(device: Any) -> None:
     """Closes ports and cameras whatever state they are in; torque stays as it is, where the device has a bus."""
-    closing = [partial(bus.disconnect, disable_torque=False) for bus in buses(device)] or [device.disconnect]
-    if buses(device):
+    closing = [partial(bus.disconnect, disable_torque=False) for bus in buses(device)]
+    if closing:
         closing += [camera.disconnect for camera in getattr(device, "cameras", {}).values()]
+    else:
+        closing = [device.disconnect]
     for close in closing:
         try:
             close()
