@@ -70,8 +70,8 @@ def write_store(folder: Path, episodes: int) -> None:
         group, streams = zarr.open_group(folder, mode="r+"), sorted(store.streams)
         layout, texts = EpisodeLayout(store.folder, group, 1, first), TextChunks(store.folder, group, "episodes")
         for name in streams:
-            ArrayLength(store.folder, name).grow(episodes * STEPS)
-        texts.grow(episodes)
+            ArrayLength(store.folder, name).set(episodes * STEPS)
+        texts.resize(episodes)
         for chunk, indices in enumerate(batched(range(episodes), TEXTS_PER_CHUNK)):
             records = [replace(first, offset=i * STEPS, info={**first.info, "seed": i}) for i in indices]
             for index, record in zip(indices, records, strict=True):
