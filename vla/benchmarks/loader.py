@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from vla.benchmarks.loader_formats import FORMATS, Frames
 from vla.benchmarks.loader_scale import measure_scale
-from vla.benchmarks.loader_training import measure_training
 from vla.benchmarks.table import Table, Target
 from vla.datasets.episodes import EpisodeStore
 from vla.embodiment import Embodiment
@@ -45,6 +44,8 @@ def bench_loader(
 ) -> Table:
     """Samples/s at random and in order, size on disk, memory, time to open, time to write, for each format and size;
     the cost of stores of `scale` episodes; the loaders of training."""
+    from vla.benchmarks.loader_training import measure_training  # imports what a process that reads is to be without
+
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="vla-bench-") as folder:
         root = Path(folder)
