@@ -279,8 +279,7 @@ class EpisodeStore:
         moved = {f"{kind}/{old}": f"{kind}/{new}" for old, new in names.items() for kind in ("images", "depth")}
         shapes = {moved.get(name, name): other._arrays.shape(name) for name in other._names(record)}
         mine = self.shapes
-        rows = {name: other.rows(name)[record.frames] for name in PADDED if name in record.streams}
-        rows = self._padded(rows, body.cameras)
+        rows = self._padded({n: other.rows(n)[record.frames] for n in PADDED if n in record.streams}, body.cameras)
         shapes |= {name: (values.shape[1:], values.dtype) for name, values in rows.items()}
         if other.codec != self.codec or any(mine.get(name, shape) != shape for name, shape in shapes.items()):
             episode = other[index]
