@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import TOY
+from test_training import Memory
 from tiny_families import MODELS, save_checkpoint
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from vla.batch import IGNORE
+from vla.datasets.mixture import Mixture
 from vla.errors import InputError
 from vla.model import VLA
 from vla.normalize import Normalizer
 from vla.robot_spec import RobotSpec
+from vla.training.loop import Plan, train
 from vla.training.start import build
 from vla.types import Example, Observation
 from vla.vlm import catalog
@@ -168,6 +172,36 @@ def test_a_backbone_of_two_pretrained_parts(tmp_path: Path) -> None:
     assert VLA.load(tmp_path).generate_text(seen, 4) == VLA(wide, asking).eval().generate_text(seen, 4)
     with pytest.raises(InputError, match="see language"):
         open_backbone({"vision": "x"})
+
+
+@pytest.mark.parametrize("kind", ["parallel", "flow"])
+def test_parts_in_half_precision_train_in_full(kind: str, tmp_path: Path) -> None:
+    """In bfloat16 the average, which is what is deployed, would never move."""
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    words = tokenizer()
+    parts: Any = {
+        "vision": CLIPVisionModel(CLIPVisionConfig(image_size=28, patch_size=14, **size)),
+        "language": LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **size)),
+    }
+    for name, part in parts.items():
+        part.to(torch.bfloat16).save_pretrained(tmp_path / name)
+    words.save_pretrained(tmp_path / "language")
+    model = build({name: str(tmp_path / name) for name in parts}, [ROBOT], [], {"kind": kind})
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert "dtype" not in json.dumps(model.backbone.config)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    source = [example(seed) for seed in range(2)]
+    plan = Plan(3, batch_size=2, optimizer="adamw", lr=1e-5, warmup=1, ema=0.995, augment=0.0, precision="fp32")
+    train(model, Mixture({"robot": Memory(source)}, {"robot": 1.0}, 0), plan, tmp_path / "run")  # ends as the average
+    first = [name for name in before if "layers.0." in name and name.endswith("weight")]
+    assert {"vision" in name for name in first} == {False, True}
+    raw = dict(model.named_parameters())
+    assert not [name for name in first if torch.equal(raw[name], before[name])]
+    # A checkpoint of before, whose configuration says how its parts were stored, is loaded in full too.
+    config = json.loads((checkpoint := tmp_path / "run" / "step-00000003" / "config.json").read_text())
+    config["backbone"]["language"]["dtype"] = config["backbone"]["vision"]["torch_dtype"] = "bfloat16"
+    checkpoint.write_text(json.dumps(config))
+    assert {p.dtype for p in VLA.load(checkpoint.parent).parameters()} == {torch.float32}
 
 
 def test_large_images_of_questions_are_seen_in_pieces(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from vla.errors import InputError
 from vla.vlm.backbone import Backbone
+from vla.vlm.precision import without_dtype
 
 FAMILIES = {
     "composed": "composed:ComposedVLM",
@@ -31,10 +32,10 @@ FAMILIES = {
 def build(config: Mapping[str, Any]) -> Backbone:
     """The backbone of `config`, with random weights: "family", and what its class is made of.
 
-    A configuration without a family is one of before there were several: composed. Raises InputError when the family
-    is unknown or its arguments are not of this version.
+    A configuration without a family is one of before there were several: composed. A precision that it names is left
+    out (`vla.vlm.precision`). Raises InputError when the family is unknown or its arguments are not of this version.
     """
-    arguments = dict(config)
+    arguments = without_dtype(config)
     family = arguments.pop("family", "composed")
     if family not in FAMILIES:
         raise InputError(f"there is no backbone family {family}: choose of {', '.join(FAMILIES)}")

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from vla.images import Size
 from vla.vlm.connectors import build_connector
 from vla.vlm.masks import run_decoder
+from vla.vlm.precision import without_dtype
 from vla.vlm.vision import build_vision
 
 Config = Mapping[str, Any]
@@ -42,8 +43,8 @@ class ComposedVLM(nn.Module):
         super().__init__()
         self.config: dict[str, Any] = {
             "family": "composed",
-            "vision": dict(vision),
-            "language": dict(language),
+            "vision": without_dtype(vision),
+            "language": without_dtype(language),
             "image_size": image_size if isinstance(image_size, int) else list(image_size),
             "image_token_id": image_token_id,
             "attention": attention,
@@ -52,8 +53,10 @@ class ComposedVLM(nn.Module):
             "std": list(std),
         }
         self.mean, self.std = (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
-        self.vision = build_vision(vision)
-        self.language = AutoModelForCausalLM.from_config(_config(language), attn_implementation=attention)
+        self.vision = build_vision(self.config["vision"])
+        self.language = AutoModelForCausalLM.from_config(
+            _config(self.config["language"]), attn_implementation=attention
+        )
         self.image_size, self.image_token_id = self.config["image_size"], image_token_id
         self.hidden_size: int = self.language.config.hidden_size
         rows, columns = self.vision.grid(image_size)
@@ -127,6 +130,9 @@ class ComposedVLM(nn.Module):
         forked = copy.deepcopy(cache)
         forked.batch_repeat_interleave(copies)
         return forked
+
+    def next_position(self, attention_mask: Bool[Tensor, "b m"], cache: Any | None = None) -> Int[Tensor, "b"]:
+        return attention_mask.sum(1)
 
     def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
         return self.language.get_output_embeddings()(hidden)

@@ -90,7 +90,8 @@ def convert_minigpt4(own: Path, blip2: Path, eva: Path, vicuna: str | Path, fold
     """
     files = [torch.load(file, map_location="cpu", weights_only=True) for file in (eva, blip2, own)]
     vision, *others = [content.get("model", content) for content in files]
-    language, tokenizer = AutoModelForCausalLM.from_pretrained(vicuna), AutoTokenizer.from_pretrained(vicuna)
+    language: Any = AutoModelForCausalLM.from_pretrained(vicuna, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(vicuna)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     language.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     weights = {f"visual_encoder.{name}": weight for name, weight in vision.items()}

@@ -68,7 +68,7 @@ class DualEncoder(nn.Module):
             raise InputError(f"{id_or_path}: its tokenizer has no padding token")
         with torch.device("meta"):
             encoder = cls(config.to_dict(), tokenizer.pad_token_id)
-        encoder.model = AutoModel.from_pretrained(id_or_path)
+        encoder.model = AutoModel.from_pretrained(id_or_path, dtype=torch.float32)
         return encoder.eval(), tokenizer
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

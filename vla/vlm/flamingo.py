@@ -19,6 +19,7 @@ from vla.vlm.cache import PlacedCache, Vision, image_places
 from vla.vlm.connectors import build_connector
 from vla.vlm.cross_attention import CrossAttentionBlocks
 from vla.vlm.masks import mask_and_positions, order_of, takes_blocks
+from vla.vlm.precision import without_dtype
 from vla.vlm.released import by_row, note_places
 from vla.vlm.vision import VisionEncoder
 
@@ -51,8 +52,8 @@ class CrossAttentionVLM(nn.Module):
         super().__init__()
         self.config: dict[str, Any] = {
             "family": "flamingo",
-            "vision": dict(vision),
-            "language": dict(language),
+            "vision": without_dtype(vision),
+            "language": without_dtype(language),
             "image_size": image_size if isinstance(image_size, int) else list(image_size),
             "image_token_id": image_token_id,
             "connector": dict(connector),
@@ -63,9 +64,9 @@ class CrossAttentionVLM(nn.Module):
         }
         self.image_size, self.image_token_id = self.config["image_size"], image_token_id
         self.mean, self.std = tuple(mean), tuple(std)
-        self.vision = VisionEncoder(vision)
+        self.vision = VisionEncoder(self.config["vision"])
         if weights is None:
-            rest = {k: v for k, v in language.items() if k != "model_type"}
+            rest = {k: v for k, v in self.config["language"].items() if k != "model_type"}
             config = AutoConfig.for_model(language["model_type"], **rest)
             weights = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
         self.language: Any = weights
@@ -140,6 +141,9 @@ class CrossAttentionVLM(nn.Module):
         )
         self.blocks.forget()
         return out.last_hidden_state, cache
+
+    def next_position(self, attention_mask: Bool[Tensor, "b m"], cache: Any | None = None) -> Int[Tensor, "b"]:
+        return attention_mask.sum(1)
 
     def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
         return self.language.get_output_embeddings()(hidden)

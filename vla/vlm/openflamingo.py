@@ -74,8 +74,8 @@ def load(checkpoint: Path, vision: str, language: str) -> tuple[CrossAttentionVL
     """
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        encoder: Any = CLIPVisionModel.from_pretrained(vision)
-        decoder: Any = AutoModelForCausalLM.from_pretrained(language)
+        encoder: Any = CLIPVisionModel.from_pretrained(vision, dtype=torch.float32)
+        decoder: Any = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32)
         tokenizer: Any = AutoTokenizer.from_pretrained(language)
     except (OSError, ValueError) as error:
         raise InputError(f"a part of OpenFlamingo cannot be read: {error}") from error

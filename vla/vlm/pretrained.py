@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -83,15 +84,17 @@ def speak(backbone: Backbone, tokenizer: PreTrainedTokenizerFast, chat: Mapping[
 def compose(
     vision: str, language: str, connector: str | Mapping[str, Any] = "mlp", image_size: Size | None = None
 ) -> tuple[ComposedVLM, PreTrainedTokenizerFast]:
-    """A pretrained vision encoder and a pretrained causal language model, ids or folders, joined by a new connector.
+    """A pretrained vision encoder and a pretrained causal language model, ids or folders, joined by a new connector; in
+    float32, whatever their files hold.
 
     Raises InputError when one of them cannot be read.
     """
     try:
         config: Any = AutoConfig.from_pretrained(vision)
         # Of a dual encoder (CLIP, SigLIP) its images' half.
-        encoder: Any = AutoModel.from_pretrained(vision, config=getattr(config, "vision_config", config))
-        decoder: Any = AutoModelForCausalLM.from_pretrained(language)
+        seen = getattr(config, "vision_config", config)
+        encoder: Any = AutoModel.from_pretrained(vision, config=seen, dtype=torch.float32)
+        decoder: Any = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32)
         tokenizer: Any = AutoTokenizer.from_pretrained(language)
         pixels = families.pixels(vision)
     except (OSError, ValueError) as error:

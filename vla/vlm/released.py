@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 
 from vla.errors import InputError
 from vla.vlm.cache import PlacedCache, Vision
+from vla.vlm.precision import without_dtype
 
 Pixel = Sequence[float]
 
@@ -74,7 +75,7 @@ class Released(nn.Module, ABC):
 
     @property
     def config(self) -> dict[str, Any]:
-        return {"family": self.family, "model": self.model.config.to_dict(), **self._rest}
+        return {"family": self.family, "model": without_dtype(self.model.config.to_dict()), **self._rest}
 
     @property
     def hidden_size(self) -> int:
@@ -102,6 +103,9 @@ class Released(nn.Module, ABC):
 
     def embed_tokens(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         return self.model.get_input_embeddings()(input_ids)
+
+    def next_position(self, attention_mask: Bool[Tensor, "b m"], cache: Any | None = None) -> Int[Tensor, "b"]:
+        return attention_mask.sum(1)
 
     def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
         return self.model.get_output_embeddings()(hidden)
