@@ -73,24 +73,33 @@ def test_advantages_are_of_the_group(rewards: list[list[int]]) -> None:
         assert torch.equal(row.argsort(stable=True), group.argsort(stable=True))
 
 
-def test_tokens_are_drawn_with_the_probabilities_that_are_learned_from(make_model: Callable[..., VLA]) -> None:
-    model = make_model(robot=False)
+@pytest.mark.parametrize("robot", [False, True])
+def test_tokens_are_drawn_with_the_probabilities_that_are_learned_from(
+    robot: bool, make_model: Callable[..., VLA]
+) -> None:
+    model = make_model(robot=robot)  # whose action tokens are never drawn
     images = [{"front": np.full((32, 32, 3), value, np.uint8)} for value in (20, 200)]
     prompts = model.processor.question_prompt(["what color is the cube?", "where?"], images)
     tokens, said = sample(model, prompts, 6)
     with torch.no_grad():
         batch = answered(prompts, tokens, said, 0)
-        learned = token_logps(model, batch)[:, -tokens.shape[1] :]
+        learned = token_logps(model, batch, places=False)[:, -tokens.shape[1] :]
         decoding, drawn = model.decoding(prompts), []
         for column in tokens.T:
-            drawn.append(decoding.next_logits().log_softmax(-1).gather(1, column[:, None]).squeeze(1))
+            chances = decoding.next_logits()[:, : model.text_vocab]
+            chances = chances.index_fill(1, torch.tensor([model.processor.image]), -torch.inf).log_softmax(-1)
+            drawn.append(chances.gather(1, column[:, None]).squeeze(1))
             decoding.extend(model.backbone.embed_tokens(column[:, None]))
     torch.testing.assert_close(learned, torch.stack(drawn, 1) * said, rtol=1e-3, atol=1e-4)
 
     many = prompts.rows(torch.zeros(4000, dtype=torch.long))
     first = sample(model, many, 1)[0][:, 0]
+    every = torch.tensor([[i] for i in range(model.text_vocab) if i != model.processor.image])
+    asked = answered(prompts.rows(torch.zeros_like(every[:, 0])), every, torch.ones_like(every, dtype=torch.bool), 0)
     with torch.no_grad():
-        chances = model.decoding(prompts).next_logits()[0].softmax(-1)
+        learned = token_logps(model, asked, places=False)[:, -1].exp()
+    assert learned.sum().item() == pytest.approx(1, abs=1e-4)
+    chances = torch.zeros(model.text_vocab).index_copy(0, every[:, 0], learned)
     seen = torch.bincount(first, minlength=len(chances)) / len(first)
     assert (seen - chances).abs().max() < 5 * (0.25 / len(first)) ** 0.5
 

@@ -23,7 +23,7 @@ from vla.errors import InputError
 from vla.evaluation.vqa import normalize_answer
 from vla.model import VLA
 from vla.preference.loop import open_pairs, optimize
-from vla.preference.losses import token_logps
+from vla.preference.losses import text_logits, token_logps
 from vla.preference.reward import RewardModel
 from vla.training.distributed import join
 from vla.training.loop import Evaluate, Outcome
@@ -89,12 +89,12 @@ def truth(pair: Pair, answers: Sequence[str]) -> list[float]:
 @torch.no_grad()
 def sample(model: VLA, batch: Batch, most: int) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:
     """Answers to prompts that are padded on the left, drawn at temperature 1, and which tokens are theirs: up to
-    `<eos>`, and with it."""
+    `<eos>`, and with it. No token opens a place for an image, which an answer does not have."""
     decoding, eos = model.decoding(batch), model.processor.eos
     going = torch.ones(len(batch.input_ids), dtype=torch.bool, device=model.device)
     tokens, said = list[Tensor](), list[Tensor]()
     while going.any() and len(tokens) < most:
-        chances = decoding.next_logits()[:, : model.text_vocab].float().softmax(-1)
+        chances = text_logits(model, decoding.next_logits(), places=False).softmax(-1)
         tokens.append(torch.where(going, torch.multinomial(chances, 1).squeeze(1), eos))
         said.append(going)
         going = going & (tokens[-1] != eos)
@@ -110,7 +110,6 @@ def answered(batch: Batch, tokens: Int[Tensor, "b n"], said: Bool[Tensor, "b n"]
         input_ids=torch.cat([batch.input_ids, tokens], 1),
         attention_mask=torch.cat([batch.attention_mask, said], 1),
         labels=torch.cat([batch.labels, tokens.masked_fill(~said, IGNORE)], 1),
-        weights=F.pad(batch.weights, (0, width), value=1.0),
         segments=F.pad(batch.segments, (0, width), value=segment),
     )
 
@@ -186,11 +185,11 @@ class Rollout:
         judged = [judge(pair, some) for pair, some in zip(pairs, batched(texts, how.group), strict=True)]
         rewards = torch.tensor(judged, device=model.device) - UNFINISHED * ~ended.view(len(pairs), -1)
         mask = batch.labels[:, 1:] != IGNORE
-        old, before = token_logps(model, batch), token_logps(reference, batch)
+        old, before = (token_logps(one, batch, places=False) for one in (model, reference))
         return cls(batch, mask, old, before, advantages(rewards).flatten(), rewards.mean().item(), how.uses)
 
     def loss(self, model: VLA, how: Policy) -> tuple[Float[Tensor, ""], Mapping[str, float]]:
         self.left -= 1
-        policy = token_logps(model, self.batch)
+        policy = token_logps(model, self.batch, places=False)
         found, apart = grpo_loss(policy, self.old, self.reference, self.said, self.advantage, how.clip, how.beta)
         return found, {"reward": self.reward, "kl": apart.item(), "tokens": self.said.sum(1).float().mean().item()}

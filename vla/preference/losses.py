@@ -48,12 +48,24 @@ class Objective:
             raise InputError(f"preference: beta, weight and min_match must be positive: {self}")
 
 
-def token_logps(model: VLA, batch: Batch) -> Float[Tensor, "b n"]:
-    """The log-probability of each token after the first; 0 where it is not of the last answer of its row."""
+def text_logits(model: VLA, logits: Float[Tensor, "n v"], places: bool = True) -> Float[Tensor, "n t"]:
+    """The logits of the tokens of text, which answers are made of: an action head's rows are never said in one; without
+    `places`, nor is the token that opens a place for an image."""
+    text, image = logits[:, : model.text_vocab].float(), model.processor.image
+    if places or image >= model.text_vocab:
+        return text
+    return text.index_fill(1, torch.tensor([image], device=text.device), -torch.inf)
+
+
+def token_logps(model: VLA, batch: Batch, places: bool = True) -> Float[Tensor, "b n"]:
+    """The log-probability of each token after the first; 0 where it is not of the last answer of its row.
+
+    It is that among the tokens of text (`text_logits`).
+    """
     answered = answer_mask(batch.labels)[:, 1:]
     rows, columns = torch.nonzero(answered, as_tuple=True)
     hidden = model.read(batch)
-    logits = model.backbone.logits(hidden[rows, columns]).float()
+    logits = text_logits(model, model.backbone.logits(hidden[rows, columns]), places)
     told = logits.log_softmax(-1).gather(1, batch.labels[rows, columns + 1, None]).squeeze(1)
     return told.new_zeros(answered.shape).index_put((rows, columns), told)
 
