@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from vla.actions.expert import Expert, rotary, rotate
+from vla.actions.expert import Expert, ExpertShape, frequencies, rotary, rotate
 from vla.actions.flow import EULER_STEPS, FlowHead, KeysValues, sample_time
 from vla.errors import InputError
 
@@ -17,9 +17,13 @@ LAYERS, GROUPS, HEAD, TOKENS = 2, 2, 8, 5
 HORIZON, WIDTH, STATE = 4, 2, 3
 
 
+def shape(layers: int = LAYERS) -> ExpertShape:
+    return ExpertShape(24, 48, layers, 4, GROUPS, HEAD, frequencies(HEAD))
+
+
 def head(adaptive: bool = False, state: int = 0, layers: int = LAYERS) -> FlowHead:
-    expert = Expert(24, layers, heads=4, kv_heads=GROUPS, head_dim=HEAD, mlp_size=48, adaptive=adaptive)
-    model = FlowHead(expert, HORIZON, WIDTH, state)
+    model = FlowHead(Expert(shape(layers), adaptive), HORIZON, WIDTH, state)
+    expert = model.expert
     if adaptive:  # as after some training
         for layer in (*expert.layers, expert):
             for name, module in layer.named_modules():
@@ -181,22 +185,23 @@ def test_a_block_does_not_see_those_after_it() -> None:
     tokens, blocks = torch.randn(3, 4, 24), torch.tensor([0, 1, 1, 1])
     changed = torch.cat([tokens[:, :3], torch.randn(3, 1, 24)], 1)
     seen = torch.ones(3, 4, dtype=torch.bool)
-    a, b = (expert(x, seen, blocks, prefix, mask) for x in (tokens, changed))
+    a, b = (expert(x, seen, blocks, prefix, mask, mask.sum(1)) for x in (tokens, changed))
     assert torch.equal(a[:, 0], b[:, 0])
     assert (a[:, 1] != b[:, 1]).any()  # within a block, each sees all
 
 
 def test_adaptive_layers_start_by_adding_nothing() -> None:
-    expert = Expert(24, LAYERS, heads=4, kv_heads=GROUPS, head_dim=HEAD, mlp_size=48, adaptive=True)
+    expert = Expert(shape(), adaptive=True)
     prefix, mask = context()
     tokens, seen = torch.randn(3, HORIZON, 24), torch.ones(3, HORIZON, dtype=torch.bool)
-    hidden = expert(tokens, seen, torch.ones(HORIZON, dtype=torch.long), prefix, mask, torch.randn(3, HORIZON, 24))
+    blocks, condition = torch.ones(HORIZON, dtype=torch.long), torch.randn(3, HORIZON, 24)
+    hidden = expert(tokens, seen, blocks, prefix, mask, mask.sum(1), condition)
     torch.testing.assert_close(hidden, torch.nn.functional.rms_norm(tokens, (24,), eps=1e-6))
 
 
 def test_rotation_is_that_of_the_backbones() -> None:
     query, key = torch.randn(2, 4, 6, HEAD), torch.randn(2, GROUPS, 6, HEAD)
-    cos, sin = rotary(torch.arange(6).expand(2, -1) + 11, HEAD, 10000.0)
+    cos, sin = rotary(torch.arange(6).expand(2, -1) + 11, torch.tensor(frequencies(HEAD)))
     expected = apply_rotary_pos_emb(query, key, cos[:, 0], sin[:, 0])
     torch.testing.assert_close((rotate(query, (cos, sin)), rotate(key, (cos, sin))), expected)
     from transformers import LlamaConfig
@@ -226,4 +231,4 @@ def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(InputError, match="3 state components"):
         head(state=STATE).sample(prefix, mask, everything())
     with pytest.raises(InputError, match="multiple of kv_heads"):
-        Expert(24, 1, heads=3, kv_heads=2, head_dim=8, mlp_size=48)
+        ExpertShape(24, 48, 1, heads=3, kv_heads=2, head_dim=8, frequencies=frequencies(8))

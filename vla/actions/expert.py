@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
 from vla.errors import InputError
 
@@ -16,37 +18,58 @@ MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0
 """Of the waves that tell the time of a flow."""
 
 
-class Expert(nn.Module):
-    """`layers` pre-norm layers of width `width`, each with attention and a gated MLP (pi0).
+def frequencies(head_dim: int, theta: float = 10000.0) -> tuple[float, ...]:
+    """Llama's, of a base `theta`."""
+    return tuple(theta ** (-i / head_dim) for i in range(0, head_dim, 2))
 
-    Layer i attends to the keys and values of the i-th pair of the prefix, and to its own: so it has the backbone's
-    `kv_heads` and `head_dim`, and a number of heads of its own, a multiple of `kv_heads`. Positions go on where the
-    prefix's valid tokens end, with the backbone's rotation, of base `rope_theta`.
+
+@dataclass(frozen=True)
+class ExpertShape:
+    """The numbers that an expert is made of: its own `width`, `mlp_size` and query `heads`, and what it has of the
+    decoder whose keys and values it reads.
+
+    `frequencies` are those of the rotation by position, one for each pair of numbers of a head, fewer where a part of
+    each head is rotated, and `scaling` multiplies its cosines and sines. `activation` is a name of transformers.
+    `cross`: every second layer looks at the prefix alone, through maps of its own (SmolVLA, Shukor et al. 2025, arXiv
+    2506.01844, sec. 3.1). Raises InputError for numbers that do not fit together.
     """
 
-    def __init__(
-        self,
-        width: int,
-        layers: int,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
-        mlp_size: int,
-        adaptive: bool = False,
-        rope_theta: float = 10000.0,
-    ) -> None:
-        super().__init__()
-        if heads % kv_heads or head_dim % 2 or width % 2:
+    width: int
+    mlp_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    frequencies: Sequence[float]
+    scaling: float = 1.0
+    activation: str = "gelu_pytorch_tanh"
+    eps: float = 1e-6
+    cross: bool = False
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads or self.head_dim % 2 or self.width % 2:
             raise InputError(
-                f"heads must be a multiple of kv_heads, head_dim and width even: not {heads}, {kv_heads}, {head_dim} "
-                f"and {width}"
+                f"heads must be a multiple of kv_heads, head_dim and width even: not {self.heads}, {self.kv_heads}, "
+                f"{self.head_dim} and {self.width}"
             )
-        self.width, self.adaptive = width, adaptive
-        self.kv_heads, self.head_dim, self.rope_theta = kv_heads, head_dim, rope_theta
+
+
+class Expert(nn.Module):
+    """Pre-norm layers, each with attention and a gated MLP (pi0).
+
+    Layer i attends to the keys and values of the i-th pair of the prefix, and to its own. Positions go on where the
+    prefix ends, with the backbone's rotation.
+    """
+
+    def __init__(self, shape: ExpertShape, adaptive: bool = False) -> None:
+        super().__init__()
+        self.shape, self.adaptive = shape, adaptive
+        self.width, self.kv_heads, self.head_dim = shape.width, shape.kv_heads, shape.head_dim
+        self._frequencies = torch.tensor(tuple(shape.frequencies))  # no buffer, which half precision would round
         self.layers = nn.ModuleList(
-            ExpertLayer(width, heads, kv_heads, head_dim, mlp_size, adaptive) for _ in range(layers)
+            ExpertLayer(shape, adaptive, shape.cross and i % 2 == 1) for i in range(shape.layers)
         )
-        self.norm = AdaptiveNorm(width, adaptive)
+        self.norm = AdaptiveNorm(shape.width, adaptive, shape.eps)
 
     def forward(
         self,
@@ -55,9 +78,11 @@ class Expert(nn.Module):
         blocks: Int[Tensor, "n"],
         prefix: Sequence[tuple[Float[Tensor, "b g m e"], Float[Tensor, "b g m e"]]],
         prefix_mask: Bool[Tensor, "b m"],
+        start: Int[Tensor, "b"],
         condition: Float[Tensor, "b n w"] | None = None,
     ) -> Float[Tensor, "b n w"]:
-        """A token looks at the prefix, and at the tokens that are `seen` of its own block and those before.
+        """A token looks at the prefix, and at the tokens that are `seen` of its own block and those before. The first
+        is at the position `start`.
 
         Raises InputError when the prefix does not have the layers, heads and size of head that this was built for.
         """
@@ -65,12 +90,20 @@ class Expert(nn.Module):
         own = seen[:, None, :] & (blocks[None, :] <= blocks[:, None])
         own = own | torch.eye(len(blocks), dtype=torch.bool, device=own.device)  # looks at something, if at itself
         mask = torch.cat([prefix_mask[:, None, :].expand(-1, len(blocks), -1), own], -1)[:, None]
-        positions = prefix_mask.sum(1, keepdim=True) + torch.arange(len(blocks), device=tokens.device)
-        rotation = rotary(positions, self.head_dim, self.rope_theta)
+        order = torch.arange(len(blocks), device=tokens.device).expand(len(tokens), -1)
+        joint = self.rotation(start[:, None] + order)
+        # What looks at the prefix alone counts its positions from 0, as SmolVLA does.
+        alone = self.rotation(order) if self.shape.cross else joint
         for layer, (keys, values) in zip(self.layers, prefix, strict=True):
-            tokens = layer(tokens, keys, values, mask, rotation, condition)
+            tokens = layer(tokens, keys, values, mask, alone if layer.cross else joint, condition)
         hidden, _ = self.norm(tokens, condition)
         return hidden
+
+    def rotation(self, positions: Int[Tensor, "b n"]) -> tuple[Float[Tensor, "b 1 n e"], Float[Tensor, "b 1 n e"]]:
+        """See `rotary`."""
+        self._frequencies = self._frequencies.to(positions.device)
+        cos, sin = rotary(positions, self._frequencies)
+        return cos * self.shape.scaling, sin * self.shape.scaling
 
     def _check(self, prefix: Sequence[tuple[Tensor, Tensor]]) -> None:
         if len(prefix) != len(self.layers):
@@ -84,16 +117,21 @@ class Expert(nn.Module):
 
 
 class ExpertLayer(nn.Module):
-    def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, mlp_size: int, adaptive: bool) -> None:
+    """One that is `cross` looks at the prefix alone, whose keys and values pass its own linear maps."""
+
+    def __init__(self, shape: ExpertShape, adaptive: bool, cross: bool = False) -> None:
         super().__init__()
-        self.head_dim = head_dim
-        self.query = nn.Linear(width, heads * head_dim, bias=False)
-        self.key = nn.Linear(width, kv_heads * head_dim, bias=False)
-        self.value = nn.Linear(width, kv_heads * head_dim, bias=False)
-        self.out = nn.Linear(heads * head_dim, width, bias=False)
-        self.gate, self.up = nn.Linear(width, mlp_size, bias=False), nn.Linear(width, mlp_size, bias=False)
-        self.down = nn.Linear(mlp_size, width, bias=False)
-        self.before_attention, self.before_mlp = AdaptiveNorm(width, adaptive), AdaptiveNorm(width, adaptive)
+        self.head_dim, self.cross = shape.head_dim, cross
+        width, kept = shape.width, shape.kv_heads * shape.head_dim
+        self.query = nn.Linear(width, shape.heads * shape.head_dim, bias=False)
+        self.key = nn.Linear(kept if cross else width, kept, bias=False)
+        self.value = nn.Linear(kept if cross else width, kept, bias=False)
+        self.out = nn.Linear(shape.heads * shape.head_dim, width, bias=False)
+        self.gate, self.up = nn.Linear(width, shape.mlp_size, bias=False), nn.Linear(width, shape.mlp_size, bias=False)
+        self.down = nn.Linear(shape.mlp_size, width, bias=False)
+        self.activation = ACT2FN[shape.activation]
+        self.before_attention = AdaptiveNorm(width, adaptive, shape.eps)
+        self.before_mlp = AdaptiveNorm(width, adaptive, shape.eps)
 
     def forward(
         self,
@@ -101,20 +139,26 @@ class ExpertLayer(nn.Module):
         keys: Float[Tensor, "b g m e"],
         values: Float[Tensor, "b g m e"],
         mask: Bool[Tensor, "b 1 n k"],
-        rotation: tuple[Float[Tensor, "b 1 n e"], Float[Tensor, "b 1 n e"]],
+        rotation: tuple[Float[Tensor, "b 1 n r"], Float[Tensor, "b 1 n r"]],
         condition: Float[Tensor, "b n w"] | None,
     ) -> Float[Tensor, "b n w"]:
         x, gate = self.before_attention(tokens, condition)
-        query, key, value = (
-            linear(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for linear in (self.query, self.key, self.value)
-        )
-        key = torch.cat([keys.to(key.dtype), rotate(key, rotation)], 2)
-        value = torch.cat([values.to(value.dtype), value], 2)
+        query, dtype = self._heads(self.query(x)), self.key.weight.dtype
+        if self.cross:
+            count = keys.shape[2]
+            keys, values = (kept.transpose(1, 2).flatten(2).to(dtype) for kept in (keys, values))
+            key, value, mask = self._heads(self.key(keys)), self._heads(self.value(values)), mask[..., :count]
+        else:
+            key, value = self._heads(self.key(x)), self._heads(self.value(x))
+            key = torch.cat([keys.to(key.dtype), rotate(key, rotation)], 2)
+            value = torch.cat([values.to(value.dtype), value], 2)
         attended = F.scaled_dot_product_attention(rotate(query, rotation), key, value, mask, enable_gqa=True)
         tokens = tokens + gate * self.out(attended.transpose(1, 2).flatten(2))
         x, gate = self.before_mlp(tokens, condition)
-        return tokens + gate * self.down(F.gelu(self.gate(x), approximate="tanh") * self.up(x))
+        return tokens + gate * self.down(self.activation(self.gate(x)) * self.up(x))
+
+    def _heads(self, x: Float[Tensor, "b n he"]) -> Float[Tensor, "b h n e"]:
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
 class AdaptiveNorm(nn.Module):
@@ -123,9 +167,9 @@ class AdaptiveNorm(nn.Module):
     All three start at 0 (pi0.5, after DiT's adaLN-Zero): each branch of a layer adds nothing yet.
     """
 
-    def __init__(self, width: int, adaptive: bool) -> None:
+    def __init__(self, width: int, adaptive: bool, eps: float = 1e-6) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(width, eps=1e-6, elementwise_affine=not adaptive)
+        self.norm = nn.RMSNorm(width, eps=eps, elementwise_affine=not adaptive)
         self.modulation = nn.Linear(width, 3 * width) if adaptive else None
         if self.modulation is not None:
             nn.init.zeros_(self.modulation.weight)
@@ -151,17 +195,18 @@ def time_features(time: Float[Tensor, "b"], width: int) -> Float[Tensor, "b w"]:
 
 
 def rotary(
-    positions: Int[Tensor, "b n"], head_dim: int, theta: float
-) -> tuple[Float[Tensor, "b 1 n e"], Float[Tensor, "b 1 n e"]]:
-    """Cosines and sines of Llama's rotation: pairs are the two halves of a head."""
-    frequencies = theta ** (-torch.arange(0, head_dim, 2, device=positions.device) / head_dim)
+    positions: Int[Tensor, "b n"], frequencies: Float[Tensor, "f"]
+) -> tuple[Float[Tensor, "b 1 n r"], Float[Tensor, "b 1 n r"]]:
+    """Cosines and sines of Llama's rotation: pairs are the two halves of what is rotated of a head, 2 f numbers."""
     angles = (positions[:, None, :, None] * frequencies).repeat(1, 1, 1, 2)
     return angles.cos(), angles.sin()
 
 
 def rotate(
-    x: Float[Tensor, "b g n e"], rotation: tuple[Float[Tensor, "b 1 n e"], Float[Tensor, "b 1 n e"]]
+    x: Float[Tensor, "b g n e"], rotation: tuple[Float[Tensor, "b 1 n r"], Float[Tensor, "b 1 n r"]]
 ) -> Float[Tensor, "b g n e"]:
+    """The first r numbers of each head are rotated, and the others stay."""
     cos, sin = rotation
-    first, second = x.chunk(2, -1)
-    return (x * cos + torch.cat([-second, first], -1) * sin).to(x.dtype)
+    turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    first, second = turned.chunk(2, -1)
+    return torch.cat([turned * cos + torch.cat([-second, first], -1) * sin, rest], -1).to(x.dtype)

@@ -57,10 +57,11 @@ class FlowHead(nn.Module):
         prefix_mask: Bool[Tensor, "b m"],
         mask: Bool[Tensor, "b h a"],
         state: Float[Tensor, "b s"] | None = None,
+        start: Int[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b h a"]:
         """The velocity at `noisy`, each action at its time. A component where `mask` is False enters as 0, and a step
-        that has no other is not looked at. Raises InputError when the prefix or the state is not what the head was
-        built for."""
+        that has no other is not looked at. The suffix begins at the positions `start`, or at the number of the prefix's
+        valid tokens. Raises InputError when the prefix or the state is not what the head was built for."""
         if (state is not None) != bool(self.state_width):
             raise InputError(f"the head takes {self.state_width or 'no'} state components: give as many, or no state")
         dtype = self.enter.weight.dtype
@@ -80,7 +81,8 @@ class FlowHead(nn.Module):
             blocks = nn.functional.pad(blocks, (1, 0))
             if condition is not None:  # the state's token goes with the last action, which is never given
                 condition = torch.cat([condition[:, -1:], condition], 1)
-        hidden = self.expert(tokens, seen, blocks, prefix, prefix_mask, condition)
+        start = prefix_mask.sum(1) if start is None else start
+        hidden = self.expert(tokens, seen, blocks, prefix, prefix_mask, start, condition)
         return self.leave(hidden[:, -self.horizon :]).float()
 
     def loss(
@@ -93,6 +95,7 @@ class FlowHead(nn.Module):
         insulate: bool = False,
         drawn: tuple[Float[Tensor, "b h a"], Float[Tensor, "b"]] | None = None,
         given: Int[Tensor, "b"] | None = None,
+        start: Int[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "k"]:
         """Squared error of the velocity, of each of the k components where `mask` is True, row by row, at the noise and
         the times that were `drawn`, or at new ones.
@@ -109,7 +112,7 @@ class FlowHead(nn.Module):
         if self.continues and given is not None:
             times = torch.where(_first(given, times), 0.0, times)
         at = times[..., None]
-        velocity = self(at * noise + (1 - at) * actions, times, prefix, prefix_mask, mask, state)
+        velocity = self(at * noise + (1 - at) * actions, times, prefix, prefix_mask, mask, state, start)
         error = (velocity - (noise - actions)).square()
         return torch.where(at > 0, error, 0.0)[mask]
 
@@ -123,6 +126,7 @@ class FlowHead(nn.Module):
         given: Float[Tensor, "b k a"] | None = None,
         noise: Float[Tensor, "b h a"] | None = None,
         guide: Guide | None = None,
+        start: Int[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b h a"]:
         """Normalised chunks, 0 where `mask` is False, from `noise` or from new noise.
 
@@ -143,7 +147,7 @@ class FlowHead(nn.Module):
                 x = torch.cat([at * noise[:, :known] + (1 - at) * given, x[:, known:]], 1)
 
             def velocity(x: Tensor, times: Tensor = times) -> Tensor:
-                return self(x, times, prefix, prefix_mask, mask, state)
+                return self(x, times, prefix, prefix_mask, mask, state, start)
 
             u = velocity(x) if guide is None else guided(velocity, x, time, old, weights, guide.vjp)
             x = x - u / EULER_STEPS

@@ -13,7 +13,7 @@ BLOCKS = 2
 class L1Head(nn.Module):
     """From the hidden states of `horizon` x `width` slots to as many normalised action components.
 
-    The backbone reads one empty slot for each component of each step, all of which see each other. The states of a
+    The backbone reads one empty slot for each component of each step. The states of a
     step's slots side by side, D d numbers, pass a linear layer to `hidden_size`, two residual blocks
     x + relu(W norm(x)), and a linear layer to the step's D components.
     """

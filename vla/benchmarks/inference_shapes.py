@@ -9,16 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from vla.actions.expert import Expert
-from vla.actions.flow import FlowHead
-from vla.benchmarks.train_shapes import REAL, TINY, words
+from vla.benchmarks.train_shapes import REAL, TINY, random_backbone, words
 from vla.benchmarks.train_shapes import Shape as Sizes
-from vla.chat import ChatFormat
 from vla.embodiment import Embodiment
 from vla.model import VLA
 from vla.normalize import Normalizer
 from vla.processor import Processor
 from vla.robot_spec import RobotSpec
+from vla.training.start import with_head
 from vla.types import Observation
 from vla.vlm.backbone import Backbone
 from vla.vlm.build import build
@@ -31,8 +29,8 @@ TEXT = "pick up the red cube and put it into the bowl"
 class Shape:
     """A model for a robot of `cameras` cameras and `width` components, of chunks of `horizon` steps.
 
-    `tokens` are what transformers' `generate` and pi0-FAST say for a chunk. `expert` are the arguments of the expert's
-    layers where the published model's are not those of `head`. `lerobot` names LeRobot's policies of the same sizes.
+    `head` is what `vla train head=` takes. `tokens` are what transformers' `generate` and pi0-FAST say for a chunk.
+    `lerobot` names LeRobot's policies of the same sizes.
     """
 
     name: str
@@ -43,7 +41,6 @@ class Shape:
     tokens: int
     sizes: Sizes | None = None
     backbone: Mapping[str, Any] = field(default_factory=dict)
-    expert: Mapping[str, int] = field(default_factory=dict)
     lerobot: Sequence[str] = ()
 
 
@@ -61,8 +58,8 @@ def _openvla() -> dict[str, Any]:
     }
 
 
-FLOW = {"kind": "flow"}
-PI0 = {"width": 1024, "heads": 8, "mlp_size": 4096}
+PI0 = {"kind": "flow", "width": 1024, "mlp_size": 4096}
+"""openpi's `gemma_300m`: its heads and their size are PaliGemma's."""
 SHAPES = {
     shape.name: shape
     for shape in (
@@ -70,22 +67,12 @@ SHAPES = {
         Shape("nano", {"kind": "parallel"}, 2, 6, 6, 36),
         Shape("nano bins", {"kind": "bins"}, 2, 6, 6, 36),
         # A flow says no tokens: `generate` is given those that FAST takes for such a chunk, about one a step.
-        Shape("smolvla", FLOW, 2, 50, 6, 50, REAL[0], lerobot=("smolvla",)),
-        Shape("pi0", FLOW, 2, 50, 32, 50, REAL[1], expert=PI0, lerobot=("pi0", "pi0_fast")),
+        Shape("smolvla", REAL[0].head, 2, 50, 6, 50, REAL[0], lerobot=("smolvla",)),
+        Shape("pi0", PI0, 2, 50, 32, 50, REAL[1], lerobot=("pi0", "pi0_fast")),
         Shape("openvla", {"kind": "bins"}, 1, 1, 7, 7, backbone=_openvla()),
         # For tests.
-        Shape("smolvla tiny", FLOW, 2, 16, 6, 8, TINY[0], lerobot=("smolvla",)),
-        Shape(
-            "pi0 tiny",
-            FLOW,
-            2,
-            16,
-            6,
-            8,
-            TINY[1],
-            expert={"width": 96, "heads": 4, "mlp_size": 192},
-            lerobot=("pi0_fast",),
-        ),
+        Shape("smolvla tiny", TINY[0].head, 2, 16, 6, 8, TINY[0], lerobot=("smolvla",)),
+        Shape("pi0 tiny", {"kind": "flow", "width": 96}, 2, 16, 6, 8, TINY[1], lerobot=("pi0_fast",)),
     )
 }
 
@@ -94,18 +81,7 @@ def make(shape: Shape, device: torch.device) -> VLA:
     """The model on `device`, in float32."""
     with torch.device(device):
         torch.manual_seed(0)
-        robot = _robot(shape)
-        backbone, processor = _backbone(shape, robot)
-        model = VLA(backbone, processor)
-        if shape.expert:
-            flow: Any = model.regressor
-            plain, told = flow.expert, flow.state_width
-            sizes: dict[str, Any] = {
-                "layers": len(plain.layers),
-                "kv_heads": plain.kv_heads,
-                "head_dim": plain.head_dim,
-            }
-            model.regressor = FlowHead(Expert(**(sizes | dict(shape.expert))), shape.horizon, shape.width, told)
+        model = with_head(*_backbone(shape), [_robot(shape)], shape.head)
     return model.to(device).eval()
 
 
@@ -118,24 +94,13 @@ def _robot(shape: Shape) -> RobotSpec:
     return RobotSpec(embodiment, shape.horizon, spread, spread, "none")
 
 
-def _backbone(shape: Shape, robot: RobotSpec) -> tuple[Backbone, Processor]:
-    if shape.sizes is None and not shape.backbone:
-        backbone, processor = nano(train_tokenizer([TEXT]))
-        return backbone, processor.with_robots([robot], shape.head, "numbers")
-    settings = dict(shape.backbone)
-    if (sizes := shape.sizes) is not None:
-        settings = {"family": sizes.model["model_type"], "model": sizes.model, "image_size": sizes.image_size}
-        settings |= {"image_token_id": 3, "mean": [0.5] * 3, "std": [0.5] * 3, "attention": "sdpa"}
-    made, tokenizer = build(settings), words(_words(settings))
-    chat = ChatFormat(prefix_lm=settings["family"] == "paligemma")
-    processor = Processor(tokenizer, made.image_size, made.tokens_per_image, [robot], head=shape.head, chat=chat)
-    return made, processor
-
-
-def _words(settings: Mapping[str, Any]) -> int:
-    """Rows of the vocabulary."""
-    text = settings["language"] if settings["family"] == "composed" else settings["model"]["text_config"]
-    return int(text["vocab_size"])
+def _backbone(shape: Shape) -> tuple[Backbone, Processor]:
+    if shape.sizes is not None:
+        return random_backbone(shape.sizes, "sdpa")
+    if not shape.backbone:
+        return nano(train_tokenizer([TEXT]))
+    made = build(shape.backbone)
+    return made, Processor(words(shape.backbone["language"]["vocab_size"]), made.image_size, made.tokens_per_image)
 
 
 def observation(model: VLA) -> Observation:

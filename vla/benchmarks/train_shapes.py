@@ -19,6 +19,8 @@ from vla.model import VLA
 from vla.processor import PAD, SPECIAL_TOKENS, Processor
 from vla.training.action_head import head_settings
 from vla.training.demonstrations import Demonstrations, robot_specs
+from vla.training.start import with_head
+from vla.vlm.backbone import Backbone
 from vla.vlm.build import build
 
 MARKS = ("<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
@@ -29,13 +31,15 @@ FAST_ROWS = 1025
 
 @dataclass(frozen=True)
 class Shape:
-    """`model` is a configuration of transformers; its vocabulary without the rows for actions."""
+    """`model` is a configuration of transformers; its vocabulary without the rows for actions. `head` is what
+    `vla train head=` takes."""
 
     policy: Literal["smolvla", "pi0_fast"]
     parameters: str
     model: Mapping[str, Any]
     image_size: int
     chunk: int
+    head: Mapping[str, Any]
 
     @property
     def words(self) -> int:
@@ -80,6 +84,7 @@ TINY = (
         ),
         image_size=96,
         chunk=16,
+        head={"kind": "flow", "width": 144, "mlp_size": 512},
     ),
     Shape(
         "pi0_fast",
@@ -90,6 +95,7 @@ TINY = (
         ),
         image_size=96,
         chunk=16,
+        head={"kind": "fast"},
     ),
 )
 """What a CPU trains."""
@@ -104,6 +110,7 @@ REAL = (
         ),
         image_size=512,
         chunk=50,
+        head={"kind": "flow", "width": 720, "mlp_size": 2048},
     ),
     Shape(
         "pi0_fast",
@@ -114,9 +121,10 @@ REAL = (
         ),
         image_size=224,
         chunk=50,
+        head={"kind": "fast"},
     ),
 )
-"""SmolVLA (SmolVLM2-500M's first 16 layers) and pi0-FAST (PaliGemma 3B at 224 pixels)."""
+"""SmolVLA (SmolVLM2-500M's first 16 layers, its expert as wide) and pi0-FAST (PaliGemma 3B at 224 pixels)."""
 
 
 def words(count: int) -> Tokenizer:
@@ -135,30 +143,20 @@ def ours(shape: Shape, data: str) -> tuple[VLA, Mixture]:
     demonstrations = Demonstrations.open(data)
     # LeRobot's models say no points.
     robots = [replace(robot, points=0) for robot in robot_specs([demonstrations], shape.chunk)]
-    backbone = build(
-        {
-            "family": shape.model["model_type"],
-            "model": shape.model,
-            "image_token_id": 3,
-            "image_size": shape.image_size,
-            "mean": [0.5] * 3,
-            "std": [0.5] * 3,
-            # On a CPU, at these lengths, the eager one trains faster (as nano's).
-            "attention": "sdpa" if torch.cuda.is_available() else "eager",
-        }
-    )
-    fast = shape.policy == "pi0_fast"
-    processor = Processor(
-        words(shape.words),
-        shape.image_size,
-        backbone.tokens_per_image,
-        robots,
-        head=head_settings("fast" if fast else "flow", [demonstrations], robots),
-        state_as="text" if fast else "numbers",
-        chat=ChatFormat(prefix_lm=fast),
-    )
-    model = VLA(backbone, processor)
+    # On a CPU, at these lengths, the eager one trains faster (as nano's).
+    attention = "sdpa" if torch.cuda.is_available() else "eager"
+    head = head_settings(shape.head, [demonstrations], robots)
+    state_as = "text" if shape.policy == "pi0_fast" else "numbers"
+    model = with_head(*random_backbone(shape, attention), robots, head, state_as)
     return model, Mixture({"robot": demonstrations.windows(shape.chunk)}, {"robot": 1.0}, seed=0)
+
+
+def random_backbone(shape: Shape, attention: str) -> tuple[Backbone, Processor]:
+    """The backbone of the shape, and what speaks to it, as `vla train` opens a released one."""
+    settings = {"family": shape.model["model_type"], "model": shape.model, "image_size": shape.image_size}
+    settings |= {"image_token_id": 3, "mean": [0.5] * 3, "std": [0.5] * 3, "attention": attention}
+    made, chat = build(settings), ChatFormat(prefix_lm=settings["family"] == "paligemma")
+    return made, Processor(words(shape.words), made.image_size, made.tokens_per_image, chat=chat)
 
 
 def save_for_lerobot(shape: Shape, data: str | None, folder: Path) -> None:

@@ -24,6 +24,12 @@ HEADS: dict[str, Callable[..., Head]] = {
 }
 
 
+def stored_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a checkpoint's head as this version has them: a flow of before has an expert of another shape."""
+    before = settings.get("kind") == "flow" and "expert" not in settings
+    return dict(settings) | ({"expert": {}} if before else {})
+
+
 def build_head(settings: Mapping[str, Any], vocabulary: Vocabulary) -> Head:
     """The head of `settings`: its "kind" and its arguments. Raises InputError when they are not of this version."""
     arguments = dict(settings)

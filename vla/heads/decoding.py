@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from vla.vlm.masks import TOGETHER
 
 KeysValues = list[tuple[Float[Tensor, "b g m e"], Float[Tensor, "b g m e"]]]
 """What each layer of a backbone cached."""
@@ -24,11 +26,17 @@ class Decoding:
         """(b v) of the next token; to be indexed by row, as an engine computes only what is chosen."""
         return self.backbone.logits(self.hidden[:, -1])
 
-    def extend(self, embeds: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        """The hidden states of further tokens."""
+    def extend(self, embeds: Float[Tensor, "b l d"], together: bool = False) -> Float[Tensor, "b l d"]:
+        """The hidden states of further tokens, which look at each other where they are `together`."""
         self.mask = F.pad(self.mask, (0, embeds.shape[1]), value=True)
-        self.hidden, self.cache = self.backbone.hidden(embeds, self.mask, self.cache, self._vision)
+        alike = torch.full(embeds.shape[:2], TOGETHER, device=embeds.device) if together else None
+        self.hidden, self.cache = self.backbone.hidden(embeds, self.mask, self.cache, self._vision, alike)
         return self.hidden
+
+    def next_position(self) -> Int[Tensor, "b"]:
+        """Of the token after those so far."""
+        position: Tensor = self.backbone.next_position(self.mask, self.cache)
+        return position
 
     def back(self, count: int) -> None:
         """Forgets the last `count` tokens."""

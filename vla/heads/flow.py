@@ -4,6 +4,7 @@ arXiv 2410.24164); insulated: pi0.5 + KI, Driess et al. 2025, arXiv 2505.23705."
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, cast
 
 import numpy as np
@@ -11,15 +12,16 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from vla.actions.expert import Expert
+from vla.actions.expert import Expert, ExpertShape
 from vla.actions.flow import FlowHead, sample_time
 from vla.actions.guidance import Guide
 from vla.batch import Batch
 from vla.errors import InputError
 from vla.heads.bins import BinsHead
-from vla.heads.decoding import KeysValues, keys_values
+from vla.heads.decoder_shape import expert_shape, shape_of_before
+from vla.heads.decoding import keys_values
 from vla.heads.fast import FastHead
-from vla.heads.protocol import Asked, Chunks, Regression, Target, Vocabulary, finite
+from vla.heads.protocol import Asked, Cached, Chunks, Regression, Target, Vocabulary, finite
 from vla.robot_spec import RobotSpec
 
 REPEATS = 4
@@ -30,13 +32,14 @@ class FlowMatchingHead:
     """The numbers that a model is told are the suffix's first token; actions are those of the widest robot.
 
     `insulate`: the expert's loss does not reach the backbone, which learns to say the same chunk in `tokens` ("fast",
-    with its `tokenizer`, or "bins"); the expert reads what comes before them. `width` is the expert's, 3/4 of the
-    backbone's where none is given (SmolVLA). `adaptive`: time enters through the expert's norms (pi0.5); if not, into
+    with its `tokenizer`, or "bins"); the expert reads what comes before them. `width`, `heads`, `mlp_size` and `cross`
+    are the expert's (`expert_shape`), or `expert` is all of its shape: that of a checkpoint, empty in one that was made
+    before shapes were stored. `adaptive`: time enters through the expert's norms (pi0.5); if not, into
     each action (pi0), which learns faster at the start. `continues`: it learns to go on from actions under way that
     it is told as they are (training-time real-time chunking), where other flows are put right at each step.
     """
 
-    reads_cache, weight = True, 4.0
+    reads_cache, bidirectional = True, False
 
     def __init__(
         self,
@@ -47,11 +50,18 @@ class FlowMatchingHead:
         width: int | None = None,
         adaptive: bool = False,
         continues: bool = False,
+        heads: int | None = None,
+        mlp_size: int | None = None,
+        cross: bool = False,
+        expert: Mapping[str, Any] | None = None,
     ) -> None:
-        settings: dict[str, Any] = {"kind": "flow", "insulate": insulate, "width": width, "adaptive": adaptive}
+        settings: dict[str, Any] = {"kind": "flow", "insulate": insulate, "adaptive": adaptive}
         settings |= {"continues": True} if continues else {}
-        self._continues = continues
-        self._insulate, self._width, self._adaptive, self._vocabulary = insulate, width, adaptive, vocabulary
+        self._continues, self._expert = continues, expert
+        self._sizes: dict[str, Any] = {"width": width, "heads": heads, "mlp_size": mlp_size, "cross": cross}
+        settings |= self._sizes if not expert else {}
+        settings |= {"expert": expert} if expert is not None else {}
+        self._insulate, self._adaptive, self._vocabulary = insulate, adaptive, vocabulary
         self._tokens: BinsHead | FastHead | None = None
         if insulate:
             if tokens not in ("fast", "bins"):
@@ -83,10 +93,21 @@ class FlowMatchingHead:
         return order if self._tokens is None else self._tokens.places(order, width)
 
     def module(self, backbone: Any, told: int) -> FlowHead:
-        layers, heads, size = _shape_of_cache(backbone)
-        width = self._width or backbone.hidden_size * 3 // 8 * 2
-        expert = Expert(width, layers, heads, heads, size, 3 * width, self._adaptive, _rope_theta(backbone))
+        """An expert for this backbone, whose shape the settings then tell."""
+        if self._expert is None:
+            shape = expert_shape(backbone, **self._sizes)
+            self._expert = asdict(shape) | {"frequencies": list(shape.frequencies)}  # as JSON has it
+            self.settings = {k: v for k, v in self.settings.items() if k not in self._sizes} | {"expert": self._expert}
+        elif self._expert:
+            shape = ExpertShape(**{**self._expert, "frequencies": tuple(self._expert["frequencies"])})
+        else:
+            shape = shape_of_before(backbone, self._sizes["width"])
+        expert = Expert(shape, self._adaptive)
         return FlowHead(expert, self._vocabulary.horizon, self._vocabulary.width, told, self._continues)
+
+    def _start(self, position: Int[Tensor, "b"]) -> Int[Tensor, "b"] | None:
+        """Where the expert's positions begin: where the backbone's end, but in checkpoints of before."""
+        return position if self._expert else None
 
     def loss(
         self,
@@ -94,15 +115,16 @@ class FlowMatchingHead:
         batch: Batch,
         hidden: Float[Tensor, "b l d"],
         told: Float[Tensor, "b n"],
-        cached: KeysValues,
+        cached: Cached | None,
     ) -> Float[Tensor, "k"]:
         """The mean over `REPEATS` times and noises."""
+        assert cached is not None
         length = int(batch.prefix.max())
         before = torch.arange(length, device=batch.prefix.device) < batch.prefix[:, None]
-        prefix = [(_repeated(keys[:, :, :length]), _repeated(values[:, :, :length])) for keys, values in cached]
+        prefix = [(_repeated(keys[:, :, :length]), _repeated(values[:, :, :length])) for keys, values in cached.layers]
         actions, before, mask, told = (_repeated(x) for x in (batch.actions, before, batch.regressed, told))
-        given = _repeated(batch.given)
-        losses = module.loss(actions, prefix, before, mask, told, self._insulate, _drawn(batch), given)
+        given, start = _repeated(batch.given), self._start(_repeated(cached.next_position))
+        losses = module.loss(actions, prefix, before, mask, told, self._insulate, _drawn(batch), given, start)
         return losses.unflatten(0, (REPEATS, -1)).mean(0)
 
     def decode(self, asked: Asked) -> Chunks:
@@ -118,15 +140,18 @@ class FlowMatchingHead:
 
         given = None if asked.given is None else wide(asked.given)
         cached, before, told = keys_values(asked.decoding.cache), asked.decoding.mask, asked.told
+        start = self._start(asked.decoding.next_position())
         if asked.beyond is None or not asked.vjp:
             guide = None if asked.beyond is None else Guide(wide(asked.beyond), False)
-            return finite(module.sample(cached, before, mask, told, given, noise, guide=guide)[..., : robot.width])
+            chunks = module.sample(cached, before, mask, told, given, noise, guide, start)
+            return finite(chunks[..., : robot.width])
         with torch.inference_mode(False):
             # Tensors of inference mode have no gradients; copies that are made outside of it may have.
             cached = [(keys.clone(), values.clone()) for keys, values in cached]
             given = None if asked.given is None else wide(asked.given)
             guide, fresh = Guide(wide(asked.beyond), True), [x.clone() for x in (before, mask, told, noise)]
-            chunks = module.sample(cached, fresh[0], fresh[1], fresh[2], given, fresh[3], guide=guide)
+            start = None if start is None else start.clone()
+            chunks = module.sample(cached, fresh[0], fresh[1], fresh[2], given, fresh[3], guide, start)
             return finite(chunks[..., : robot.width])
 
 
@@ -144,17 +169,3 @@ def _drawn(batch: Batch) -> tuple[Float[Tensor, "r h a"], Float[Tensor, "r"]] | 
 def _repeated(x: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "r ..."]:
     """The rows one after the other, `REPEATS` times."""
     return x.repeat(REPEATS, *[1] * (x.ndim - 1))
-
-
-@torch.no_grad()
-def _shape_of_cache(backbone: Any) -> tuple[int, int, int]:
-    """How many layers, heads and numbers a head a backbone keeps of each token."""
-    one = backbone.embed_tokens(torch.zeros(1, 1, dtype=torch.long))
-    _, cache = backbone.hidden(one, torch.ones(1, 1, dtype=torch.bool), backbone.new_cache())
-    kept = keys_values(cache)
-    return len(kept), kept[0][0].shape[1], kept[0][0].shape[3]
-
-
-def _rope_theta(backbone: Any) -> float:
-    config = getattr(backbone.parts()["language"], "config", None)
-    return float((getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10000.0))

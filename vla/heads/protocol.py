@@ -65,6 +65,14 @@ class Asked:
     vjp: bool = False
 
 
+@dataclass(frozen=True)
+class Cached:
+    """What each layer of the backbone keeps of rows, and the position of the token after each row's prompt."""
+
+    layers: KeysValues
+    next_position: Int[Tensor, "b"]
+
+
 Chunks = list[Float[np.ndarray, "h a"] | None]
 """Normalised chunks; None for one that is invalid: the caller holds."""
 
@@ -73,8 +81,6 @@ Chunks = list[Float[np.ndarray, "h a"] | None]
 class Regression(Protocol):
     """What a head learns as numbers, with modules of its own."""
 
-    weight: float
-    """Of the loss of a number, where that of a token is 1."""
     reads_cache: bool
     """Whether the loss reads the keys and values of the backbone."""
 
@@ -88,7 +94,7 @@ class Regression(Protocol):
         batch: Batch,
         hidden: Float[Tensor, "b l d"],
         told: Float[Tensor, "b n"],
-        cached: KeysValues,
+        cached: Cached | None,
     ) -> Float[Tensor, "k"]:
         """Of each number that is `batch.regressed`, row by row; every row is a robot's."""
         ...
@@ -108,6 +114,9 @@ class Head(Protocol):
     """Places among the tokens of an action, each of which learns an embedding."""
     tells_given: bool
     """Whether the model is told the actions under way as numbers, since its tokens do not say them."""
+
+    bidirectional: bool
+    """Whether the tokens of a chunk, which are then asked for at once, look at each other."""
 
     @property
     def regression(self) -> Regression | None:

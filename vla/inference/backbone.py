@@ -18,6 +18,7 @@ from vla.inference.layers import dtype_of
 from vla.vlm.backbone import Backbone
 from vla.vlm.cache import Vision
 from vla.vlm.composed import ComposedVLM
+from vla.vlm.masks import TOGETHER
 from vla.vlm.token_family import LAYOUTS, MROPE, TokenFamily
 
 ROOM = 64
@@ -91,17 +92,19 @@ class FusedBackbone(nn.Module):
         attention_mask: Bool[Tensor, "b m"],
         cache: StaticCache | None = None,
         vision: Any | None = None,
-        segments: None = None,
+        segments: Int[Tensor, "b l"] | None = None,
     ) -> tuple[Float[Tensor, "b l d"], StaticCache]:
-        """See `Backbone.hidden`. Without a cache the tokens are a prompt. Raises InputError for segments."""
-        if segments is not None:
+        """See `Backbone.hidden`. Without a cache the tokens are a prompt; later ones may be `TOGETHER`. Raises
+        InputError for other segments."""
+        together = segments is not None and cache is not None and bool((segments == TOGETHER).all())
+        if segments is not None and not together:
             raise InputError("an engine decodes rows of one segment: train with the model itself")
         (rows, count), length = embeds.shape[:2], attention_mask.shape[1]
         prompt = cache is None
         cache = self._room(rows, length, prompt)
         if prompt:
             cache.padded = not bool(attention_mask.all())
-        first, bidirectional = length - count, prompt and self._bidirectional
+        first, bidirectional = length - count, together or (prompt and self._bidirectional)
         if not self.decoder.fits(length + self._offset):
             self.graphs.clear()
         key = ("hidden", first, bidirectional)
@@ -115,6 +118,10 @@ class FusedBackbone(nn.Module):
             )
         cache.length = length
         return hidden.to(embeds.dtype), cache
+
+    def next_position(self, attention_mask: Bool[Tensor, "b m"], cache: Any | None = None) -> Int[Tensor, "b"]:
+        """See `Backbone.next_position`."""
+        return attention_mask.sum(1) + self._offset
 
     def crop(self, cache: StaticCache, length: int) -> StaticCache:
         """See `Backbone.crop`: what comes next is written over the rest."""

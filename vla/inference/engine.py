@@ -15,7 +15,7 @@ from vla.actions.flow import FlowHead
 from vla.batch import Batch
 from vla.heads.protocol import Chunks
 from vla.inference.backbone import FusedBackbone, decoder_of
-from vla.inference.flow import FusedFlow
+from vla.inference.flow import FusedFlow, can_fuse_expert
 from vla.inference.graphs import Graphs
 from vla.inference.layers import dtype_of
 from vla.model import VLA
@@ -48,7 +48,7 @@ class Engine:
         if decoder is not None:
             fast.backbone = FusedBackbone(model.backbone, decoder, precision, self.graphs).eval()
             regressor = getattr(model, "regressor", None)
-            if isinstance(regressor, FlowHead):
+            if isinstance(regressor, FlowHead) and can_fuse_expert(regressor):
                 fast.regressor = FusedFlow(regressor, precision, self.graphs).eval()
 
     @property
@@ -71,6 +71,6 @@ def padded(batch: Batch, step: int, pad: int) -> Batch:
     """Rows padded on the left to a multiple of `step` tokens."""
     more = -batch.input_ids.shape[1] % step
     ids = F.pad(batch.input_ids, (more, 0), value=pad)
-    names = ("attention_mask", "labels", "weights", "segments")
+    names = ("attention_mask", "labels", "segments")
     rest: dict[str, Any] = {name: F.pad(getattr(batch, name), (more, 0)) for name in names}
     return replace(batch, input_ids=ids, **rest)

@@ -10,17 +10,23 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vla.actions.expert import AdaptiveNorm, ExpertLayer, rotary, time_features
+from vla.actions.expert import AdaptiveNorm, ExpertLayer, time_features
 from vla.actions.flow import EULER_STEPS, FlowHead, KeysValues
+from vla.actions.guidance import Guide
 from vla.inference.graphs import Graphs
 from vla.inference.layers import FusedLayer, Rotation, Sizes, dtype_of, fused, grouped, quantize, rms_norm, signed
 
-EPS = 1e-6
 Modulation = tuple[Float[Tensor, "w"], Float[Tensor, "w"], Float[Tensor, "w"]]
 """What an adaptive norm does at one time: 1 + scale, shift, and the gate of the branch after it."""
+
+
+def can_fuse_expert(head: FlowHead) -> bool:
+    """Whether each layer looks at the prefix and at its own tokens together, with whole heads rotated."""
+    shape = head.expert.shape
+    return not shape.cross and 2 * len(shape.frequencies) == shape.head_dim
 
 
 class FusedFlow(nn.Module):
@@ -30,9 +36,8 @@ class FusedFlow(nn.Module):
         super().__init__()
         expert, self.dtype, self.graphs = head.expert, dtype_of(precision), graphs
         self.plain, self.horizon, self.action_width = head, head.horizon, head.action_width
-        first: Any = expert.layers[0]
-        heads = first.query.out_features // expert.head_dim
-        self.sizes = Sizes(heads, expert.kv_heads, expert.head_dim, EPS, expert.head_dim**-0.5)
+        heads = expert.shape.heads
+        self.sizes = Sizes(heads, expert.kv_heads, expert.head_dim, expert.shape.eps, expert.head_dim**-0.5)
         layers: Any = expert.layers
         self.layers = nn.ModuleList(_layer(layer, self.sizes, self.dtype) for layer in layers)
         if precision in ("int8", "fp8"):
@@ -73,11 +78,12 @@ class FusedFlow(nn.Module):
         state: Float[Tensor, "b s"] | None = None,
         given: Float[Tensor, "b k a"] | None = None,
         noise: Float[Tensor, "b h a"] | None = None,
-        **guided: Any,
+        guide: Guide | None = None,
+        start: Int[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b h a"]:
         """See `FlowHead.sample`. Guidance, and given actions with a time of their own, the plain head does."""
-        if any(value is not None for value in guided.values()) or (given is not None and self.plain.continues):
-            return self.plain.sample(prefix, prefix_mask, mask, state, given, noise, **guided)
+        if guide is not None or (given is not None and self.plain.continues):
+            return self.plain.sample(prefix, prefix_mask, mask, state, given, noise, guide, start)
         if noise is None:
             noise = torch.randn(mask.shape, device=mask.device)
         # Without a state or given actions, empty tensors: a graph takes tensors.
@@ -89,7 +95,8 @@ class FusedFlow(nn.Module):
         def run(*tensors: Tensor) -> Tensor:
             return self._sample(prefix, *tensors)
 
-        sampled: Tensor = self.graphs.run(key, run, prefix_mask, mask, told, known, noise.contiguous())
+        start = prefix_mask.sum(1) if start is None else start
+        sampled: Tensor = self.graphs.run(key, run, prefix_mask, mask, told, known, noise.contiguous(), start)
         return sampled
 
     def _sample(
@@ -100,12 +107,13 @@ class FusedFlow(nn.Module):
         state: Float[Tensor, "b s"],
         given: Float[Tensor, "b k a"],
         noise: Float[Tensor, "b h a"],
+        start: Int[Tensor, "b"],
     ) -> Float[Tensor, "b h a"]:
         rows, known = len(noise), given.shape[1]
         first = None if self.state is None else self.state(state.to(self.dtype))[:, None]
         count = self.horizon + (first is not None)
-        positions = prefix_mask.sum(1, keepdim=True) + torch.arange(count, device=noise.device)
-        rotation = signed(*rotary(positions, self.sizes.head_dim, self.plain.expert.rope_theta), self.dtype)
+        positions = start[:, None] + torch.arange(count, device=noise.device)
+        rotation = signed(*self.plain.expert.rotation(positions), self.dtype)
         allowed = grouped(_allowed(prefix_mask, mask.any(-1), first is not None), self.sizes.shared)
         kept = [tuple(F.pad(x.to(self.dtype), (0, 0, 0, count)) for x in pair) for pair in prefix]
         x = noise
@@ -131,7 +139,7 @@ class FusedFlow(nn.Module):
         if self.then is not None:
             for layer, (keys, values) in zip(self.layers, kept, strict=True):
                 x = layer(x, keys, values, rotation, allowed)
-            return rms_norm(x, EPS)
+            return rms_norm(x, self.sizes.eps)
         for i, (layer, (keys, values)) in enumerate(zip(self.layers, kept, strict=True)):
             scale, shift, gate = self.modulations[2 * i][step]
             normed = torch.addcmul(shift, layer.norm(x), scale)  # type: ignore[operator]
@@ -139,7 +147,7 @@ class FusedFlow(nn.Module):
             scale, shift, gate = self.modulations[2 * i + 1][step]
             x = torch.addcmul(x, layer.mlp(torch.addcmul(shift, layer.norm(x), scale)), gate)  # type: ignore[operator]
         scale, shift, _ = self.modulations[-1][step]
-        return torch.addcmul(shift, rms_norm(x, EPS), scale)
+        return torch.addcmul(shift, rms_norm(x, self.sizes.eps), scale)
 
 
 def _layer(layer: ExpertLayer, sizes: Sizes, dtype: torch.dtype) -> FusedLayer:
@@ -150,12 +158,8 @@ def _layer(layer: ExpertLayer, sizes: Sizes, dtype: torch.dtype) -> FusedLayer:
         fused([layer.out], dtype=dtype),
         fused([layer.gate, layer.up], mlp, dtype),
         fused([layer.down], dtype=dtype),
-        _gelu_tanh,
+        layer.activation,
     )
-
-
-def _gelu_tanh(x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")
 
 
 def _modulations(norm: AdaptiveNorm, conditions: Float[Tensor, "s w"], dtype: torch.dtype) -> list[Modulation]:

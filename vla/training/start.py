@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from vla.model import VLA, smooth_rows
+from vla.processor import Processor
 from vla.robot_spec import RobotSpec
 from vla.training.continued import Ranges, continued
 from vla.vlm.backbone import Backbone
@@ -46,6 +47,18 @@ def build(
     else:
         body, processor = open_backbone(backbone)
     ranges.check_unused(str(backbone))
+    return with_head(body, processor, robots, head, state_as, tiles)
+
+
+def with_head(
+    body: Backbone,
+    processor: Processor,
+    robots: Sequence[RobotSpec],
+    head: Mapping[str, Any],
+    state_as: str = "numbers",
+    tiles: int = 1,
+) -> VLA:
+    """A new policy for these robots on a backbone, whose `processor` drives none yet."""
     if not processor.has_points:  # it has no words for them
         robots = _without_points(robots)
     return VLA(body, processor.with_robots(robots, head, state_as, tiles))

@@ -61,10 +61,15 @@ class Backbone(Protocol):
         """Last hidden states. With a cache of m - l earlier tokens, `attention_mask` covers those too.
 
         `vision` is what `embed` was given. A token of segment n > 0 sees, and counts its position from, the tokens of
-        segment 0 and its own only; a family that cannot do that raises InputError. In a prefix-LM (PaliGemma) segment
-        0 attends in both directions: what is predicted must be of another, and a call with neither segments nor a
-        cache raises InputError.
+        segment 0 and its own only; a family that cannot do that raises InputError. Tokens of segment `masks.TOGETHER`
+        look at each other, and at all before them; they alone may follow those of a cache as a segment.
+        In a prefix-LM (PaliGemma) segment 0 attends in both directions: what is predicted must be of another, and a
+        call with neither segments nor a cache raises InputError.
         """
+        ...
+
+    def next_position(self, attention_mask: Bool[Tensor, "b m"], cache: Any | None = None) -> Int[Tensor, "b"]:
+        """The position of the token after those of `attention_mask`, the first m of those in `cache`."""
         ...
 
     def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]: ...

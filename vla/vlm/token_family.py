@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -117,6 +118,15 @@ class TokenFamily(Released):
         if cache is not None:
             cache.places = places
         return out.last_hidden_state, cache
+
+    def next_position(self, attention_mask: Bool[Tensor, "b m"], cache: PlacedCache | None = None) -> Int[Tensor, "b"]:
+        if cache is None or cache.places is None:
+            places = torch.zeros_like(attention_mask)
+        else:
+            places = cache.places[:, : attention_mask.shape[1]] & attention_mask
+        # Of one more token, that of its text: its axes are alike.
+        order, offset = self._order(F.pad(attention_mask, (0, 1), value=True), F.pad(places, (0, 1), value=False))
+        return (order + offset)[..., -1].reshape(-1, len(order))[0]
 
     def _order(self, mask: Bool[Tensor, "b m"], places: Bool[Tensor, "b m"]) -> tuple[Int[Tensor, "b m"], Any]:
         """The position of each token, and what is added to it: in M-RoPE (3 b m), time, row and column in its image."""
