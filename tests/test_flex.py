@@ -13,7 +13,7 @@ from test_composed import CONNECTORS, CONVNEXT, LLAMA
 from torch.nn.attention.flex_attention import create_mask
 
 from vla.vlm.composed import ComposedVLM
-from vla.vlm.masks import block_mask, segment_mask
+from vla.vlm.masks import TOGETHER, block_mask, segment_mask
 
 
 @settings(max_examples=20)
@@ -22,7 +22,8 @@ def test_a_block_mask_allows_what_the_segment_mask_allows(
     data: st.DataObject, length: int, bidirectional: bool
 ) -> None:
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
-    segments = torch.randint(0, 3, (2, length), generator=generator).sort(1).values
+    segments = torch.randint(0, 4, (2, length), generator=generator).sort(1).values
+    segments[segments == 3] = TOGETHER
     mask = torch.rand(2, length, generator=generator) < 0.9
     blocks = block_mask(mask, segments, bidirectional)
     assert blocks.shape == (2, 1, length, length)

@@ -19,6 +19,7 @@ from vla.heads.fast import to_json
 from vla.model import VLA
 from vla.policies.vla import VlaPolicy
 from vla.processor import Processor
+from vla.training.balance import count, element_weights
 from vla.training.optimizer import Optimizers
 from vla.types import Example, Observation
 
@@ -30,11 +31,13 @@ HEADS: dict[str, dict[str, Any]] = {
     "fast": {"head": "fast"},
     "text": {"head": "text"},
     "l1": {"head": "l1"},
+    "parallel bidirectional": {"head": "parallel", "bidirectional": True},
+    "l1 bidirectional": {"head": "l1", "bidirectional": True},
     "flow": {"head": "flow"},
     "insulated bins": {"head": "flow", "insulate": True, "tokens": "bins"},
     "insulated fast": {"head": "flow", "insulate": True, "tokens": "fast"},
 }
-ERROR = {"parallel": 0.02, "bins": 0.02, "fast": 0.11, "text": 0.002}
+ERROR = {"parallel": 0.02, "parallel bidirectional": 0.02, "bins": 0.02, "fast": 0.11, "text": 0.002}
 """Of a normalised action that has been learned by heart; 0.15 for those that are learned as numbers."""
 
 
@@ -80,12 +83,12 @@ def learned(request: pytest.FixtureRequest, make_model: Models) -> tuple[str, VL
     batch = model.processor.batch(
         [question(), *demonstrations(), *(replace(example, given=2) for example in demonstrations())]
     )
-    optimizer = Optimizers(model, 0.0, {})
-    steps = {"l1": 200, "flow": 300, "insulated bins": 300}.get(request.param, 120)
+    optimizer, rows = Optimizers(model, 0.0, {}), torch.zeros(len(batch.source), dtype=torch.long)
+    steps = {"l1": 200, "l1 bidirectional": 200, "flow": 300, "insulated bins": 300}.get(request.param, 120)
     for step in range(steps):
-        losses, _, weights = model(batch)
+        losses, _, kinds = model(batch)
         optimizer.zero_grad()
-        (losses * weights).mean().backward()
+        (losses * element_weights(count(rows, *model.elements(batch), 2), ["all"], {})[0, kinds]).sum().backward()
         optimizer.step(5e-3 * min(1.0, 2 * (1 - step / steps)))
     return request.param, model.eval()
 
@@ -218,6 +221,31 @@ def test_several_robots_share_a_head(make_model: Models, name: str) -> None:
     for robot, width in (("toy", 3), ("slim", 1)):
         chunk = VlaPolicy(model, robot).predict(observed(examples[0]), prefix=np.zeros((1, width)))
         assert chunk is None or chunk.actions.shape == (4, width)
+
+
+@pytest.mark.parametrize("head", ["parallel", "l1"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_slots_look_at_each_other_where_they_are_to(make_model: Models, head: str, bidirectional: bool) -> None:
+    """What stands in the last slot reaches the first one's hidden state, in training and in decoding alike."""
+    model = make_model(head=head, points=0, bidirectional=bidirectional)
+    example = demonstrations("", 0)[0]
+    batch = model.processor.batch([example])
+    slots = batch.input_ids[0] == model.processor.blank
+    seen: list[Any] = []
+    hidden = model.backbone.hidden
+    model.backbone.hidden = lambda *a: (out := hidden(*a), seen.append(out[0]))[0]  # type: ignore[method-assign]
+    asked = model.processor.robot_prompt([observed(example)])
+    with torch.no_grad():
+        for shift in (0.0, 5.0):
+            model.slots.weight[-1] += shift
+            model(batch)
+            model.generate_actions(asked)
+    trained, _, decoded, again, _, later = seen
+    torch.testing.assert_close(trained[:, slots], decoded, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(again[:, slots], later, atol=1e-5, rtol=1e-4)
+    assert torch.equal(trained[0, slots][0], again[0, slots][0]) != bidirectional
+    settings = model.processor.head.settings if model.processor.head else {}
+    assert ("bidirectional" in settings) == bidirectional  # checkpoints of before say nothing
 
 
 @pytest.mark.parametrize(("insulate", "reached"), [(True, False), (False, True)])

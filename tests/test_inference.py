@@ -27,6 +27,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "points": {"head": "bins", "points": 2},
     "text": {"head": "text"},
     "l1": {"head": "l1"},
+    "bidirectional": {"head": "l1", "bidirectional": True},
     "flow": {"head": "flow"},
     "adaptive": {"head": "flow", "adaptive": True},
     "insulated": {"head": "flow", "insulate": True, "tokens": "bins"},

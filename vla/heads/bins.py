@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from vla.heads.decoding import median_bins
 from vla.heads.parallel import ParallelHead
-from vla.heads.protocol import Asked, Chunks
+from vla.heads.protocol import Asked, Chunks, Vocabulary
 
 
 class BinsHead(ParallelHead):
@@ -24,6 +24,9 @@ class BinsHead(ParallelHead):
     settings: Mapping[str, Any] = {"kind": "bins"}
     guessed = 8
     """Tokens of a pass at the most where one chunk is decoded, hardly slower than one token; 1: none are guessed."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        super().__init__(vocabulary)
 
     def _inputs(self, ids: list[int], known: int) -> list[int]:
         return [self.blank, *ids[:-1]]

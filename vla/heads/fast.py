@@ -27,7 +27,7 @@ class FastHead:
     `tokenizer` is what `to_json` gives.
     """
 
-    ordered, tells_given, regression = 0, True, None
+    ordered, tells_given, bidirectional, regression = 0, True, False, None
 
     def __init__(self, vocabulary: Vocabulary, tokenizer: Mapping[str, Any] | None = None) -> None:
         if tokenizer is None:

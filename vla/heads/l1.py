@@ -12,18 +12,21 @@ from torch import Tensor
 
 from vla.actions.l1 import L1Head
 from vla.batch import IGNORE, Batch
-from vla.heads.decoding import KeysValues
-from vla.heads.protocol import Asked, Chunks, Regression, Target, Vocabulary, finite
+from vla.heads.protocol import Asked, Cached, Chunks, Regression, Target, Vocabulary, finite
 from vla.robot_spec import RobotSpec
 
 
 class RegressionHead:
-    """A blank for each number of the widest robot's chunk; a slot sees those before it, the backbone being causal."""
+    """A blank for each number of the widest robot's chunk. `bidirectional`: the slots look at each other, as in
+    OpenVLA-OFT; else each at those before it."""
 
     settings: Mapping[str, Any] = {"kind": "l1"}
-    rows, ordered, tells_given, weight, reads_cache = 0, 0, True, 4.0, False
+    rows, ordered, tells_given, reads_cache = 0, 0, True, False
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, bidirectional: bool = False) -> None:
+        self.bidirectional = bidirectional
+        if bidirectional:
+            self.settings = {**self.settings, "bidirectional": True}
         self._horizon, self._width = vocabulary.horizon, vocabulary.width
         self.slots = vocabulary.horizon * vocabulary.width
         self.blank, self.eos = vocabulary.text, vocabulary.eos
@@ -55,7 +58,7 @@ class RegressionHead:
         batch: Batch,
         hidden: Float[Tensor, "b l d"],
         told: Float[Tensor, "b n"],
-        cached: KeysValues,
+        cached: Cached | None,
     ) -> Float[Tensor, "k"]:
         slots = hidden[batch.input_ids == self.blank].unflatten(0, (len(hidden), self.slots))
         return module.loss(slots, batch.actions, batch.regressed)

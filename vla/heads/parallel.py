@@ -18,12 +18,18 @@ from vla.robot_spec import RobotSpec
 
 
 class ParallelHead:
-    """No action is told another: each must be read off the images, not off the one before it."""
+    """No action is told another: each must be read off the images, not off the one before it.
+
+    `bidirectional`: the slots of a chunk look at each other, as in OpenVLA-OFT; else each at those before it.
+    """
 
     settings: Mapping[str, Any] = {"kind": "parallel"}
     tells_given, regression = False, None
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, bidirectional: bool = False) -> None:
+        self.bidirectional = bidirectional
+        if bidirectional:
+            self.settings = {**self.settings, "bidirectional": True}
         self.bins = vocabulary.robots[0].bins
         self.rows = self.ordered = self.bins.vocab_size
         self.slots, self._widest = vocabulary.horizon * vocabulary.width, vocabulary.width

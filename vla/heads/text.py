@@ -21,7 +21,7 @@ class TextHead:
     """Its one row is the blank, which asks for the text; the text reaches as far as the robots' bins do."""
 
     settings: Mapping[str, Any] = {"kind": "text"}
-    rows, ordered, slots, tells_given, regression = 0, 0, 1, False, None
+    rows, ordered, slots, tells_given, bidirectional, regression = 0, 0, 1, False, False, None
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.tokenizer, self.integers = vocabulary.tokenizer, IntegerText(limit=vocabulary.robots[0].bins.limit)

@@ -11,6 +11,9 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from vla.errors import InputError
 
+TOGETHER = -1
+"""The segment of tokens that look at each other, and at all before them (the slots of a chunk of actions)."""
+
 
 def order_of(mask: Bool[Tensor, "b m"]) -> Int[Tensor, "b m"]:
     """Which token of its row each is, padding left out."""
@@ -18,7 +21,10 @@ def order_of(mask: Bool[Tensor, "b m"]) -> Int[Tensor, "b m"]:
 
 
 def segment_positions(order: Int[Tensor, "b l"], segments: Int[Tensor, "b l"]) -> Int[Tensor, "b l"]:
-    """Every segment goes on where the shared tokens end."""
+    """Every segment goes on where the shared tokens end; tokens that are `TOGETHER`, where those before them do."""
+    segments = segments.clamp(min=0)
+    if not segments.any():
+        return order
     shape = (len(order), int(segments.max()) + 1)
     first = torch.full(shape, order.shape[1], device=order.device).scatter_reduce(1, segments, order, "amin")
     shared = first[:, 1:].amin(1, keepdim=True)
@@ -30,10 +36,12 @@ def segment_mask(
 ) -> Bool[Tensor, "b l l"]:
     """Whether the query (rows) may look at the key (columns): before it, and shared or of its own segment.
 
-    `bidirectional`: the shared tokens look at each other whatever their order (a prefix-LM).
+    `bidirectional`: the shared tokens look at each other whatever their order (a prefix-LM). Tokens that are `TOGETHER`
+    look at each other and at all before them.
     """
     query, key = segments[:, :, None], segments[:, None, :]
-    allowed = ((key == 0) | (key == query)).tril()
+    together = query == TOGETHER
+    allowed = ((key == 0) | (key == query) | together).tril() | (together & (key == TOGETHER))
     if bidirectional:
         allowed |= (key == 0) & (query == 0)
     return allowed & mask[:, None, :]
@@ -55,7 +63,8 @@ def block_mask(mask: Bool[Tensor, "b l"], segments: Int[Tensor, "b l"], bidirect
             mask[b, k]
             & (
                 ((segments[b, k] == 0) & ((k <= q) | (bidirectional & (segments[b, q] == 0))))
-                | ((segments[b, k] == segments[b, q]) & (k <= q))
+                | ((segments[b, k] == segments[b, q]) & ((k <= q) | (segments[b, q] == TOGETHER)))
+                | ((segments[b, q] == TOGETHER) & (k <= q))
             )
         ),
         rows,
@@ -82,11 +91,16 @@ def mask_and_positions(
 ) -> tuple[Tensor | BlockMask, Int[Tensor, "b m"]]:
     """What a decoder of transformers is given for `length` new of m tokens, `order` their positions without segments.
 
-    The mask is the padding's (b m) for a causal row, or the whole of it (b 1 l l; `blocks`: a `block_mask`) for one
-    with segments or a `bidirectional` prompt. Raises InputError when segments come after earlier tokens.
+    The mask is the padding's (b m) for a causal row, or the whole of it (b 1 l m; `blocks`: a `block_mask`) for one
+    with segments or a `bidirectional` prompt. Raises InputError when segments come after earlier tokens, but for new
+    tokens that are all `TOGETHER`.
     """
     earlier = mask.shape[1] > length
     told = segments is not None and bool(segments.any())
+    if earlier and segments is not None and bool((segments == TOGETHER).all()):
+        if blocks:
+            return create_block_mask(lambda b, _, q, k: mask[b, k], len(mask), None, length, mask.shape[1]), order
+        return additive(mask[:, None].expand(-1, length, -1), dtype), order
     if told and earlier:
         raise InputError("segments are told with the first tokens of a cache: later ones are all of one")
     if earlier or not (told or bidirectional):
