@@ -72,8 +72,8 @@ def test_padding_contributes_nothing(make_model: Models, head: str) -> None:
     action = Example(images, "lift", rng.uniform([-1, -1, 0], 1, (4, 3)), np.zeros(2), source="texts")
     examples = [action, replace(Texts().example(3, rng), source="texts")]
     batch = model.processor.batch(examples, [np.random.default_rng(i) for i in range(2)])
-    fill = {"labels": IGNORE, "weights": 1.0, "input_ids": model.processor.pad}
-    names = ("input_ids", "attention_mask", "labels", "weights", "segments")
+    fill = {"labels": IGNORE, "input_ids": model.processor.pad}
+    names = ("input_ids", "attention_mask", "labels", "segments")
     longer = {name: F.pad(getattr(batch, name), (0, 7), value=fill.get(name, 0)) for name in names}
     views = {n: torch.cat([t := getattr(batch, n), torch.zeros_like(t[:, :1])], 1) for n in ("images", "content")}
     views |= {"image_mask": F.pad(batch.image_mask, (0, 1)), "warp": torch.eye(3).expand(2, 3, 3, 3)}

@@ -10,7 +10,7 @@ from vla.datasets.mixture import Mixture
 from vla.model import VLA
 from vla.training.batches import micro_batches
 from vla.training.distributed import World
-from vla.training.gradients import gradient_report
+from vla.training.gradients import gradient_report, gradient_shares
 from vla.training.loop import Plan
 from vla.types import Example
 
@@ -36,17 +36,22 @@ def test_the_report_is_that_of_gradients_by_hand(make_model: Callable[..., VLA])
     micro = micro_batches(model.processor, mixture, plan, 1, ALONE)
     report = gradient_report(model, micro, plan, 1, ALONE, list(mixture.shares))
     assert all(p.grad is None for p in model.parameters())
-    # By hand: all rows at once, each element weighed, over the weights of all.
+    # By hand: all rows at once, the mean of each source's elements, by its rows and its weight.
     examples = mixture.batch(1, 6)
-    losses, rows, weights = model(model.processor.batch(examples))
-    weighed = weights * torch.tensor([3.0 if examples[row].source == "red" else 1.0 for row in rows])
+    losses, rows, _ = model(model.processor.batch(examples))
+    weights = {n: sum(e.source == n for e in examples) * w for n, w in (("red", 3.0), ("blue", 1.0))}
     by_hand = {}
     for name in ("red", "blue"):
         own = torch.tensor([examples[row].source == name for row in rows])
-        loss = (losses * weighed)[own].sum() / weighed.sum()
+        loss = losses[own].mean() * weights[name] / sum(weights.values())
         found = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True, materialize_grads=True)
         by_hand[name] = torch.cat([g.flatten() for g in found])
-    assert report.keys() == {"gradient/red", "gradient/blue", "gradient_cosine/blue·red"}  # of rare there is no row
+    shares = gradient_shares(model, micro, plan, 1, ALONE, list(mixture.shares))
+    norms = {"gradient/red", "gradient/blue", "gradient_cosine/blue·red"}  # of rare there is no row
+    assert report.keys() == norms | shares.keys() and {name: report[name] for name in shares} == pytest.approx(shares)
+    assert all(p.grad is None for p in model.parameters())
+    red, blue = (float(by_hand[name].norm()) for name in ("red", "blue"))
+    assert shares == pytest.approx({f"share/gradient/{n}": v / (red + blue) for n, v in (("red", red), ("blue", blue))})
     for name, gradient in by_hand.items():
         assert report[f"gradient/{name}"] == pytest.approx(float(gradient.norm()), rel=1e-4)
     cosine = torch.cosine_similarity(by_hand["red"], by_hand["blue"], dim=0)

@@ -28,8 +28,7 @@ def own_frames(shape: tuple[int, ...]) -> UInt8[np.ndarray, "_b _k _h _w 3"]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Tensors of b rows with up to k images and l tokens. `labels` is IGNORE where there is no loss, and
-    `weights` says how much each counts.
+    """Tensors of b rows with up to k images and l tokens. `labels` is IGNORE where there is no loss.
 
     `robot` is a row's place among the processor's robots, -1 for a question. `state` is normalised, `points` are what
     `point_features` makes of them; zero where a row has none, and beyond what its robot has.
@@ -48,7 +47,6 @@ class Batch:
     input_ids: Int[Tensor, "b l"]
     attention_mask: Bool[Tensor, "b l"]
     labels: Int[Tensor, "b l"]
-    weights: Float[Tensor, "b l"]
     segments: Int[Tensor, "b l"]
     robot: Int[Tensor, "b"]
     state: Float[Tensor, "b s"]
@@ -78,7 +76,6 @@ class Row:
 
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
-    weights: list[float] = field(default_factory=list)
     segments: list[int] = field(default_factory=list)
     segment: int = 0
     robot: int = -1
@@ -90,12 +87,9 @@ class Row:
     prefix: int = 0
     seed: int = -1
 
-    def add(
-        self, ids: Sequence[int], labels: Sequence[int] | None = None, shared: bool = False, weight: float = 1.0
-    ) -> None:
+    def add(self, ids: Sequence[int], labels: Sequence[int] | None = None, shared: bool = False) -> None:
         self.ids += ids
         self.labels += [IGNORE] * len(ids) if labels is None else labels
-        self.weights += [weight] * len(ids)
         self.segments += [0 if shared else self.segment] * len(ids)
 
 
@@ -122,7 +116,6 @@ def collate(
     labels = np.full((len(rows), length), IGNORE)
     attention = np.zeros((len(rows), length), bool)
     segments = np.zeros((len(rows), length), np.int64)
-    weights = np.ones((len(rows), length), np.float32)
     state = np.zeros((len(rows), state_width), np.float32)
     points = np.full((len(rows), points_width, 2), -1, np.float32)
     actions = np.zeros((len(rows), *chunk), np.float32)
@@ -130,7 +123,6 @@ def collate(
     for i, row in enumerate(rows):
         span = slice(length - len(row.ids), length) if left else slice(0, len(row.ids))
         input_ids[i, span], labels[i, span], attention[i, span] = row.ids, row.labels, True
-        weights[i, span] = row.weights
         segments[i, span] = row.segments if segmented or row.segment > 1 else 0
         if row.state is not None:
             state[i, : len(row.state)] = row.state
@@ -150,7 +142,6 @@ def collate(
         input_ids=torch.from_numpy(input_ids),
         attention_mask=torch.from_numpy(attention),
         labels=torch.from_numpy(labels),
-        weights=torch.from_numpy(weights),
         segments=torch.from_numpy(segments),
         robot=torch.tensor([row.robot for row in rows]),
         state=torch.from_numpy(state),

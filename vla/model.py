@@ -22,13 +22,17 @@ from torch import Tensor, nn
 from vla.batch import IGNORE, Batch, point_features
 from vla.errors import InputError
 from vla.heads.decoding import Decoding, keys_values
-from vla.heads.protocol import Asked, Chunks
+from vla.heads.protocol import Asked, Cached, Chunks
 from vla.hub import card, checkpoint_of, fetch, write_config
 from vla.processor import Processor
 from vla.scene import POINT_SCALE
 from vla.vlm.backbone import Backbone
 from vla.vlm.build import build
+from vla.vlm.masks import TOGETHER
 
+WORDS, POINTS, TOKENS, NUMBERS = range(4)
+"""Kinds of what has a loss: words of an answer, points that are said before an action, and actions said as tokens or
+learned as numbers."""
 POINT_SMOOTHING = 1.0
 """The width of a coordinate's target, in percent of the image."""
 
@@ -98,8 +102,8 @@ class VLA(nn.Module):
 
     def forward(
         self, batch: Batch, pixels: Float[Tensor, "b k 3 h w"] | None = None
-    ) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"], Float[Tensor, "n"]]:
-        """The loss of each element, the row that it belongs to, and its weight (`elements`).
+    ) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"], Int[Tensor, "n"]]:
+        """The loss of each element, the row that it belongs to, and its kind (`elements`).
 
         `pixels` stand for the batch's images (`Processor.pixels`), augmented for instance.
 
@@ -109,26 +113,38 @@ class VLA(nn.Module):
         regression = None if self.processor.head is None else self.processor.head.regression
         cache = self.backbone.new_cache() if regression is not None and regression.reads_cache else None
         embeds, vision = self._prefix(batch, pixels)
-        hidden, cache = self.backbone.hidden(embeds, batch.attention_mask, cache, vision, batch.segments)
+        segments = batch.segments
+        if self.processor.head is not None and self.processor.head.bidirectional:
+            segments = segments.masked_fill(batch.input_ids >= self.text_vocab, TOGETHER)
+        hidden, cache = self.backbone.hidden(embeds, batch.attention_mask, cache, vision, segments)
         losses = self._token_losses(batch, hidden)
         if regression is not None and batch.regressed.any():
             # The cache is the forward's own: what it holds of questions is left out.
             chosen = torch.nonzero(batch.robot >= 0).squeeze(1)
             rows = batch.rows(chosen)
-            cached = [(keys[chosen], values[chosen]) for keys, values in keys_values(cache)]
+            cached = None if cache is None else self._cached(batch, chosen, cache)
             told = self._told(rows, rows.points)
             losses = torch.cat([losses, regression.loss(self.regressor, rows, hidden[chosen], told, cached)])
         return losses, *self.elements(batch)
 
-    def elements(self, batch: Batch) -> tuple[Int[Tensor, "n"], Float[Tensor, "n"]]:
-        """The row and the weight of each element of a batch's loss: the labelled tokens, then what is regressed."""
+    def _cached(self, batch: Batch, chosen: Int[Tensor, "c"], cache: Any) -> Cached:
+        """What is cached of the rows `chosen`, and where each goes on after what comes before its actions."""
+        columns = torch.arange(batch.input_ids.shape[1], device=chosen.device)
+        before = batch.attention_mask & (columns < batch.prefix[:, None])
+        layers = [(keys[chosen], values[chosen]) for keys, values in keys_values(cache)]
+        return Cached(layers, self.backbone.next_position(before, cache)[chosen])
+
+    def elements(self, batch: Batch) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
+        """The row and the kind (`WORDS` to `NUMBERS`) of each element of a batch's loss: the labelled tokens, then what
+        is regressed."""
         rows, columns = torch.nonzero(batch.labels[:, 1:] != IGNORE, as_tuple=True)
-        weights = batch.weights[rows, columns + 1]
-        if self.processor.head is not None and (regression := self.processor.head.regression) is not None:
+        acts = torch.where(columns + 1 < batch.prefix[rows], POINTS, TOKENS)
+        kinds = torch.where(batch.robot[rows] >= 0, acts, WORDS)
+        if self.processor.head is not None and self.processor.head.regression is not None:
             numbers = torch.nonzero(batch.regressed)[:, 0]
-            weights = torch.cat([weights, weights.new_full((len(numbers),), regression.weight)])
+            kinds = torch.cat([kinds, torch.full_like(numbers, NUMBERS)])
             rows = torch.cat([rows, numbers])
-        return rows, weights
+        return rows, kinds
 
     def _token_losses(self, batch: Batch, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "n"]:
         labels = batch.labels[:, 1:]
@@ -228,7 +244,9 @@ class VLA(nn.Module):
         order = torch.arange(first, first + ids.shape[1], device=ids.device).expand_as(ids)
         words = self.backbone.embed_tokens(ids)
         embeds = words + self.slots(self._places(order, batch)) + situation
-        return decoding.extend(torch.where((ids >= self.text_vocab)[..., None], embeds, words))
+        assert self.processor.head is not None
+        embeds = torch.where((ids >= self.text_vocab)[..., None], embeds, words)
+        return decoding.extend(embeds, self.processor.head.bidirectional)
 
     def _told(self, batch: Batch, points: Float[Tensor, "b p 3"]) -> Float[Tensor, "b n"]:
         """The numbers that each robot is told."""

@@ -28,7 +28,7 @@ from vla.batch import IGNORE, Batch, Frames, Row, collate, own_frames
 from vla.chat import ChatFormat, Part, encode_whole, token_id
 from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.heads.build import build_head
+from vla.heads.build import build_head, stored_settings
 from vla.heads.parallel import ParallelHead
 from vla.heads.protocol import Head, Vocabulary
 from vla.images import Size
@@ -40,8 +40,6 @@ from vla.types import Example, Observation
 from vla.vlm import tiling
 
 PAD, BOS, EOS, IMAGE, ANSWER = SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<image>", "<answer>")
-POINT_WEIGHT = 10.0
-"""Of the loss of a point that is said before an action: all the action's tokens rest on its few."""
 UNKNOWN_DRAWN = 0.5
 """The share of training rows whose unknown points are drawn at random, still without a loss; else they are not in the
 image. A trained model says points where its data knew none, too: its actions there must not follow them."""
@@ -278,7 +276,7 @@ class Processor:
         if rng is not None and (unknown := np.isnan(where).any(1)).any() and rng.random() < UNKNOWN_DRAWN:
             row.points[unknown] = rng.integers(POINT_SCALE, size=(unknown.sum(), 2))
         points = [self.eos if v < 0 else self.points[int(v)] for v in row.points.flat]
-        row.add(points, np.where(np.isnan(where).ravel(), IGNORE, points).tolist(), weight=POINT_WEIGHT)
+        row.add(points, np.where(np.isnan(where).ravel(), IGNORE, points).tolist())
         row.actions, row.given = robot.normalize_actions(example.target, example.state), example.given
         row.prefix = len(row.ids)
         inside = np.ones(len(row.actions), bool) if example.mask is None else example.mask
@@ -348,6 +346,8 @@ class Processor:
             values["robots"] = [] if robot is None else [robot | {"statistics_hash": ""}]
         robots = [RobotSpec.from_dict(robot) for robot in values.pop("robots")]
         chat, tasks = ChatFormat(**values.pop("chat", {})), values.pop("tasks", ())
+        if "head" in values:
+            values["head"] = stored_settings(values["head"])
         found = cls(Tokenizer.from_file(str(folder / "tokenizer.json")), robots=robots, chat=chat, **values)
         found.tasks = tuple(tasks)
         return found

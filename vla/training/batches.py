@@ -73,8 +73,6 @@ def _lacks(batch: Batch, rows: Int[Tensor, "n"]) -> bool:
 def trimmed(batch: Batch) -> Batch:
     """Without the columns, and the images, that no row has."""
     length, images = int(batch.attention_mask.sum(1).max()), max(1, int(batch.image_mask.sum(1).max()))
-    tokens = {
-        n: getattr(batch, n)[:, :length] for n in ("input_ids", "attention_mask", "labels", "weights", "segments")
-    }
+    tokens = {n: getattr(batch, n)[:, :length] for n in ("input_ids", "attention_mask", "labels", "segments")}
     views = {n: getattr(batch, n)[:, :images] for n in ("images", "image_mask", "content", "warp")}
     return replace(batch, **views, **tokens)

@@ -1,5 +1,5 @@
-"""Whether the sources of a mixture pull the weights the same way (as PCGrad asks of tasks: Yu et al. 2020,
-arXiv 2001.06782, sec. 2.2)."""
+"""How strongly the sources of a mixture pull the weights, and whether the same way (as PCGrad asks of tasks: Yu et al.
+2020, arXiv 2001.06782, sec. 2.2)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,31 @@ from vla.training.plan import Plan
 from vla.training.step import backward
 
 
+def gradient_shares(
+    model: VLA, micro: Sequence[Batch], plan: Plan, step: int, world: World, sources: Sequence[str]
+) -> dict[str, float]:
+    """`share/gradient/<source>`: the norm of that source's part of the step's gradient, over the sum of the norms.
+
+    It takes a pass over the batch for each source, and no more memory than a step. A source without rows is left out.
+    """
+    found = {}
+    for source in sources:
+        gradient = _gradient(model, micro, plan, step, world, sources, source)
+        found[source] = world.sum([_product(gradient, gradient)])[0] ** 0.5
+        del gradient
+    model.zero_grad()
+    return _shares({source: norm for source, norm in found.items() if norm > 0})
+
+
+def _shares(norms: Mapping[str, float]) -> dict[str, float]:
+    return {f"share/gradient/{source}": norm / sum(norms.values()) for source, norm in norms.items()}
+
+
 def gradient_report(
     model: VLA, micro: Sequence[Batch], plan: Plan, step: int, world: World, sources: Sequence[str]
 ) -> dict[str, float]:
-    """`gradient/<source>`, the norm of that source's part of the step's gradient, and `gradient_cosine/<a>·<b>`.
+    """`gradient/<source>`, the norm of that source's part of the step's gradient, its share as in `gradient_shares`,
+    and `gradient_cosine/<a>·<b>`.
 
     The parts add up to the gradient that the step takes, before it is clipped. A source without rows is left out.
     It takes a pass over the batch and the memory of a gradient for each source.
@@ -30,9 +51,8 @@ def gradient_report(
     products = dict(zip(pairs, world.sum(_product(found[a], found[b]) for a, b in pairs), strict=True))
     norms = {s: products[s, s] ** 0.5 for s in sources if products[s, s] > 0}
     cosines = {(a, b): products[a, b] / (norms[a] * norms[b]) for a, b in combinations(norms, 2)}
-    return {f"gradient/{s}": n for s, n in norms.items()} | {
-        f"gradient_cosine/{a}·{b}": cosine for (a, b), cosine in cosines.items()
-    }
+    told = {f"gradient/{s}": n for s, n in norms.items()} | _shares(norms)
+    return told | {f"gradient_cosine/{a}·{b}": cosine for (a, b), cosine in cosines.items()}
 
 
 def _gradient(

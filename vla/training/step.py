@@ -5,26 +5,37 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
 from safetensors.torch import save_file
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vla.batch import Batch
 from vla.errors import InputError
 from vla.model import VLA
 from vla.training.augment import augment
+from vla.training.balance import count, element_weights, numbered
 from vla.training.batches import SPARE
-from vla.training.distributed import World, whole
-from vla.training.optimizer import Optimizers, learning_rate
+from vla.training.distributed import World
+from vla.training.optimizer import Optimizers, clip_gradients
 from vla.training.plan import Plan
+from vla.training.schedule import learning_rate
+from vla.training.state_dropout import without_states
 
-Totals = Mapping[str, tuple[float, int]]
-"""Of each source the sum of the losses of its elements, and how many there are."""
+
+@dataclass(frozen=True)
+class Total:
+    """What a source had of a step: the sum of its elements' losses, how many there were, and its part of the loss that
+    the step takes the gradient of."""
+
+    losses: float
+    elements: int
+    part: float
+
+
+Totals = Mapping[str, Total]
 
 
 class Diverged(InputError):
@@ -44,10 +55,10 @@ def run_step(
     """One optimizer step on the batch; raises Diverged, with the weights as they were, when it is not finite."""
     optimizer.zero_grad()
     totals = backward(model, micro, plan, step, world, sources)
-    norm = whole(torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], plan.clip))
-    if not math.isfinite(norm.item() + sum(loss for loss, _ in totals.values())):
+    norm = clip_gradients(model, plan.clip, plan.clip_parts)
+    if not math.isfinite(norm + sum(total.losses for total in totals.values())):
         raise Diverged(_save_batch(micro, run, step, world))
-    optimizer.step(learning_rate(step, plan.steps, plan.lr, plan.warmup))
+    optimizer.step(learning_rate(plan, step))
     return totals
 
 
@@ -63,35 +74,32 @@ def backward(
     """Adds the gradient of the step's loss, or of the part of it that the sources `only` have."""
     # What is drawn besides (dropout) is a function of the seed, the step and the rank: there is no state to save.
     torch.manual_seed(((plan.seed * 1_000_003 + step) * 65_537 + world.rank) % 2**63)
-    weighed = {s: plan.loss_weights.get(s, 1.0) for s in sources} | {SPARE: 0.0}
-    chosen = {s: w if only is None or s in only else 0.0 for s, w in weighed.items()}
-    number = {source: i for i, source in enumerate(weighed)}
-    kinds = [torch.tensor([number[s] for s in b.source], device=world.device) for b in micro]
+    number = numbered(sources)
+    rows_of = [torch.tensor([number[s] for s in b.source], device=world.device) for b in micro]
     seeds = [b.seed for b in micro]
-    micro = [b.to(world.device) for b in micro]
-    # The normaliser is that of the whole batch, so that micro-batches with few tokens do not weigh more.
-    parts = [_weights(*model.elements(b), kind, weighed) for b, kind in zip(micro, kinds, strict=True)]
-    total = world.sum([sum(float(part.sum()) for part in parts)])[0]
+    micro = [without_states(b, plan.state_dropout).to(world.device) for b in micro]
+    # Of the whole batch, so that micro-batches with few tokens do not weigh more.
+    own = torch.stack([count(of, *model.elements(b), len(number)) for b, of in zip(micro, rows_of, strict=True)]).sum(0)
+    counts = torch.tensor(world.sum(own.flatten().tolist()), dtype=torch.float64).view_as(own)
+    weights = element_weights(counts, sources, plan.loss_weights).to(world.device)
+    chosen = torch.tensor([only is None or s in only for s in number], device=world.device)
     sums = torch.zeros(2, len(number), dtype=torch.float64, device=world.device)
-    for batch, kind, seed in zip(micro, kinds, seeds, strict=True):
+    for batch, of, seed in zip(micro, rows_of, seeds, strict=True):
         pixels = augment(model.processor.pixels(batch.images), batch, seed, plan.augmentation)
         with computing(plan, world):
-            losses, rows, weights = model(batch, pixels)
-        loss = (losses * _weights(rows, weights, kind, chosen)).sum() / total
+            losses, rows, kinds = model(batch, pixels)
+        source = of[rows]
+        weighed = losses * weights[source, kinds].to(losses.dtype)
         # Ranks take the mean of their gradients, and it is the sum that is meant.
-        (loss * world.size).backward()
-        for at, values in enumerate((losses.detach().double(), torch.ones_like(losses, dtype=torch.float64))):
-            sums[at] += torch.bincount(kind[rows], values, len(number))
-    told = world.sum(sums[:, :-1].flatten().tolist())
-    return {s: (told[i], int(told[len(sources) + i])) for i, s in enumerate(sources) if told[len(sources) + i]}
-
-
-def _weights(
-    rows: Int[Tensor, "n"], weights: Float[Tensor, "n"], kind: Int[Tensor, "b"], by_source: Mapping[str, float]
-) -> Float[Tensor, "n"]:
-    """The weight of each element of the loss: its own, times that of its row's source."""
-    per_source = torch.tensor(list(by_source.values()), device=weights.device)
-    return weights * per_source[kind][rows]
+        ((weighed * chosen[source]).sum() * world.size).backward()
+        for at, values in enumerate((losses, weighed)):
+            sums[at] += torch.bincount(source, values.detach().double(), len(number))
+    told = torch.tensor(world.sum(sums.flatten().tolist()), dtype=torch.float64).view_as(sums)
+    parts = told[1] / told[1].sum().clamp(min=1e-12)
+    elements = counts[:, 1:].sum(1)
+    return {
+        s: Total(float(told[0, i]), int(elements[i]), float(parts[i])) for i, s in enumerate(sources) if elements[i]
+    }
 
 
 def attention(device: torch.device, bf16: bool) -> AbstractContextManager[None]:
