@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from backbones import embed, make_rows
 from test_training import demonstrations, mixture, plan, questions
-from tiny_families import config_of
+from tiny_families import MODELS, config_of
 from torch import Tensor
 
 from vla.errors import InputError
 from vla.model import VLA
 from vla.training.loop import train
-from vla.training.lora import adapt, merged
+from vla.training.lora import adapt, inject, merged
+from vla.training.optimizer import Optimizers, freeze
 from vla.vlm.build import build
 
 Models = Callable[..., VLA]
@@ -38,9 +40,22 @@ def perturbed(model: VLA) -> VLA:
     return model
 
 
-@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"]])
+EVERY = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+SEEING = {"1", "3", "pwconv1", "pwconv2"}
+
+
+@pytest.mark.parametrize(
+    ("targets", "adapted"),
+    [
+        ("all-linear", EVERY | SEEING),
+        (["q_proj", "v_proj"], {"q_proj", "v_proj"}),
+        (["self_attn.q_proj", "pwconv1"], {"q_proj", "pwconv1"}),
+        (r"language\..*", EVERY),
+        (r"(vision|connector)\..*", SEEING),
+    ],
+)
 def test_an_adapted_model_begins_as_its_base_and_only_adapters_rows_and_head_learn(
-    make_model: Models, targets: Any
+    make_model: Models, targets: Any, adapted: set[str]
 ) -> None:
     model = make_model()
     expected = loss(model)
@@ -50,8 +65,7 @@ def test_an_adapted_model_begins_as_its_base_and_only_adapters_rows_and_head_lea
     reached = {n for n, p in model.named_parameters() if p.grad is not None}
     assert reached == trained(model)
     layers = {n.split(".lora_")[0].rpartition(".")[2] for n in reached if ".lora_" in n}
-    every = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-    assert layers == (every if targets == "all-linear" else set(targets))
+    assert layers == adapted
     rest = {n for n in reached if ".lora_" not in n}
     rows = {"backbone.language.model.embed_tokens.new_rows", "backbone.language.lm_head.new_rows"}
     assert rest == rows | {n for n in reached if n.startswith(("slots.", "situation."))}
@@ -127,9 +141,66 @@ def test_a_run_saves_the_merged_model_and_resumes_exactly(make_model: Models, tm
         train(make_model(head=head), mixture(), plan(steps=5), tmp_path / "b")
 
 
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_family_is_adapted_whole_and_read_through_its_adapters(name: str) -> None:
+    """An adapter that a layer of torch's own reads past would change nothing."""
+    body: Any = build(config_of(name)).eval()
+    inject(body, 2, 4)
+    adapters = {n.partition(".lora_A")[0]: p for n, p in body.named_parameters() if ".lora_A." in n}
+    parts = {p: {id(m) for m in module.modules()} for p, module in body.parts().items()}
+    found = {p for n in adapters for p, inside in parts.items() if id(body.get_submodule(n)) in inside}
+    assert found >= {"vision", "language"}
+    for n, p in body.named_parameters():
+        if ".lora_" in n:
+            torch.nn.init.normal_(p, std=0.3)
+        if "alpha" in n or n.endswith("_gate"):  # of cross-attention, which is shut at first
+            torch.nn.init.constant_(p, 0.5)
+    rows = make_rows(body)
+    segments = (torch.arange(rows.ids.shape[1]) >= rows.prompt).long().expand(rows.ids.shape)
+    embeds, vision = embed(body, rows)
+    hidden, _ = body.hidden(embeds, rows.mask, None, vision, segments)
+    hidden.square().mean().backward()
+    unread = [n for n, p in adapters.items() if p.grad is None or not p.grad.any()]
+    # The last layers of some encoders are not read at all.
+    assert all(any(word in n for word in ("vision", "visual", "qformer")) for n in unread), unread
+
+
+def test_new_rows_learn_at_the_heads_rate(make_model: Models) -> None:
+    """Of an embedding that trains whole, at a fifth of the rate; frozen; and beside adapters."""
+    moved = {}
+    for name, lr_scales, frozen in (
+        ("whole", {"language": 0.2}, ()),
+        ("plain", {}, ()),
+        ("frozen", {"language": 0.2}, ("language",)),
+    ):
+        model = make_model(smoothing=0.0)
+        before = {n: w.detach().clone() for n, w in zip("io", model.backbone.row_weights(), strict=True)}
+        freeze(model, frozen)
+        optimizer = Optimizers(model, 0.1, lr_scales, "adamw")
+        loss(model).mean().backward()
+        optimizer.step(1e-3)
+        after = merged(model, dict(model.named_parameters()))
+        names = ("backbone.language.model.embed_tokens.weight", "backbone.language.lm_head.weight")
+        moved[name] = [after[long].detach() - before[n] for n, long in zip("io", names, strict=True)]
+    count = 257
+    for whole, plain, still in zip(*moved.values(), strict=True):
+        torch.testing.assert_close(whole[-count:], plain[-count:], atol=2e-6, rtol=1e-3)
+        torch.testing.assert_close(whole[:-count] / 0.2, plain[:-count], atol=2e-6, rtol=1e-3)
+        assert not still[:-count].any()
+        # What is added decays by itself.
+        torch.testing.assert_close(still[-count:], plain[-count:], atol=3e-4, rtol=0)
+    with pytest.raises(InputError, match="freeze"):
+        Optimizers(make_model(), 0.0, {"language": 0.0})
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
-    [({"rank": 0}, "rank"), ({"targets": ["query"]}, "no linear layers query"), ({"targets": "q_proj"}, "list")],
+    [
+        ({"rank": 0}, "rank"),
+        ({"targets": ["query"]}, "no linear layers query"),
+        ({"targets": "q_proj"}, "list"),
+        ({"targets": "("}, "no regular expression"),
+    ],
 )
 def test_wrong_adapters_are_named(make_model: Models, options: dict[str, Any], named: str) -> None:
     model = make_model()

@@ -1,7 +1,8 @@
-"""Low-rank adapters of a language model (LoRA: Hu et al. 2021, arXiv 2106.09685); what is saved is merged."""
+"""Low-rank adapters of a backbone (LoRA: Hu et al. 2021, arXiv 2106.09685); what is saved is merged."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,36 +19,79 @@ ROWS = "new_rows"
 
 
 def adapt(model: VLA, rank: int = 16, alpha: int = 32, targets: Sequence[str] | str = ALL, **other: Any) -> None:
-    """Freezes the backbone, and adapts its language model (`inject`).
+    """Freezes the backbone, and adapts its layers (`inject`).
 
-    Rows of the vocabulary that came with the action head train too, as what is added to them: the matrices that hold
-    them, up to half a billion weights, need neither a gradient nor moments. Raises InputError for an option that there
-    is not, and for a target that the language model does not have.
+    Rows of the vocabulary that came with the action head train too (`train_rows`). Raises InputError for an option that
+    there is not, and for a target that the backbone does not have.
     """
     if other:
         raise InputError(f"lora takes rank, alpha and targets, not {', '.join(other)}")
     inject(model.backbone, rank, alpha, targets)
-    if count := model.backbone.vocab_size - model.text_vocab:
-        _train_rows(_row_modules(model.backbone), count)
+    train_rows(model)
 
 
 def inject(backbone: Any, rank: int, alpha: int, targets: Sequence[str] | str = ALL) -> None:
-    """Gives the linear layers `targets` of the language model of a `Backbone`, which is frozen, adapters of `rank`:
-    they add alpha / rank B A x with B = 0 at the start. "all-linear" are all but the output's."""
+    """Gives linear layers of a `Backbone`, which is frozen, adapters of `rank`: they add alpha / rank B A x with B = 0
+    at the start.
+
+    `targets` is as in peft: "all-linear", of vision, connector and language model (as OpenVLA is fine-tuned: Kim et al.
+    2024, arXiv 2406.09246, sec. 5.3); a list of the ends of names (q_proj, self_attn.q_proj); or a regular expression
+    of whole names, which begin with vision, connector or language. The tables of the vocabulary are never adapted, nor
+    what torch's own attention layers are made of, which they read past an adapter.
+    """
     if rank < 1 or alpha < 1:
         raise InputError(f"lora takes a rank and an alpha of 1 or more, not {rank} and {alpha}")
-    language, tables = backbone.parts()["language"], {*_row_modules(backbone)}
-    linear = [n for n, m in language.named_modules() if isinstance(m, nn.Linear) and not tables & {*m.modules()}]
-    kinds = {name.rpartition(".")[2] for name in linear}
-    if isinstance(targets, str) and targets != ALL:
-        raise InputError(f"lora.targets is {ALL} or a list of names, not {targets}")
-    if unknown := ([] if targets == ALL else sorted(set(targets) - kinds)):
-        raise InputError(f"the language model has no linear layers {', '.join(unknown)}: choose of {sorted(kinds)}")
+    linear = _linear(backbone)
+    chosen = [linear[name] for name in _chosen(list(linear), targets)]
     from peft import LoraConfig, inject_adapter_in_model
 
     backbone.requires_grad_(False)
-    chosen = [name for name in linear if targets == ALL or name.rpartition(".")[2] in targets]
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=chosen), language)
+    pattern = "|".join(map(re.escape, chosen))
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=pattern), backbone)
+
+
+def _linear(backbone: Any) -> dict[str, str]:
+    """The linear layers by their name in a part (as in `plan.freeze`), and what each is called in the backbone."""
+    whole = [m for m in backbone.modules() if isinstance(m, (nn.MultiheadAttention, nn.TransformerEncoderLayer))]
+    without = {inner for m in (*whole, *_row_modules(backbone)) for inner in m.modules()}
+    called = {module: name for name, module in backbone.named_modules() if module not in without}
+    return {
+        f"{part}.{name}": called[module]
+        for part, parent in backbone.parts().items()
+        for name, module in parent.named_modules()
+        if isinstance(module, nn.Linear) and module in called and not without & {*module.modules()}
+    }
+
+
+def _chosen(names: Sequence[str], targets: Sequence[str] | str) -> list[str]:
+    if targets == ALL:
+        return list(names)
+    if isinstance(targets, str):
+        try:
+            found = [name for name in names if re.fullmatch(targets, name)]
+        except re.error as error:
+            raise InputError(f"lora.targets {targets} is no regular expression: {error}") from error
+        if found:
+            return found
+        raise InputError(
+            f"lora.targets {targets} matches no linear layer: give {ALL}, a list of names, or a regular expression of "
+            f"whole names such as {names[0]}"
+        )
+    ends = {target: [n for n in names if n == target or n.endswith(f".{target}")] for target in targets}
+    if unknown := sorted(target for target, found in ends.items() if not found):
+        kinds = sorted({name.rpartition(".")[2] for name in names})
+        raise InputError(f"the backbone has no linear layers {', '.join(unknown)}: choose of {kinds}")
+    return [name for name in names if any(name in found for found in ends.values())]
+
+
+def train_rows(model: VLA) -> None:
+    """Trains rows of the vocabulary that came with the action head, where the tables that hold them stay as they are,
+    as what is added to them: the tables, up to half a billion weights, need neither a gradient nor moments."""
+    tables = [table for table in _row_modules(model.backbone) if not table.weight.requires_grad]
+    if count := model.backbone.vocab_size - model.text_vocab:
+        _train_rows([table for table in tables if not hasattr(table, ROWS)], count)
+        for table in tables:
+            table.new_rows.requires_grad_(True)
 
 
 def _row_modules(backbone: Any) -> list[Any]:
