@@ -29,7 +29,9 @@ class Windows:
     The example at step t of an episode holds the observation at t and the `horizon` actions from t on.
     Past the episode's end the last action is repeated and `mask` is False. `instruction` chooses among the
     instructions that fit a step (`prompts_at`). A chunk that goes on into the next sub-task is learned whole, as by
-    openpi and LeRobot: it is what the demonstrator did.
+    openpi and LeRobot: it is what the demonstrator did. `longest_prefix` is how many of a chunk's first actions may be
+    under way: each number of them is drawn alike often (training-time real-time chunking, Black et al. 2025, arXiv
+    2512.05964, sec. 4). Where none is given, up to half of them are, in `UNDER_WAY` of the windows.
     """
 
     def __init__(
@@ -39,11 +41,13 @@ class Windows:
         stride: int = 1,
         episodes: Episodes | None = None,
         instruction: str = "both",
+        longest_prefix: int | None = None,
     ) -> None:
         check_choice(instruction)
         if horizon < 1 or stride < 1:
             raise InputError(f"horizon and stride must be at least 1, not {horizon} and {stride}")
         self.store, self.horizon, self.instruction, self._stride = store, horizon, instruction, stride
+        self._longest_prefix = longest_prefix
         self._points = store.points
         ends = store.records.ends
         self._episodes = np.arange(len(ends)) if episodes is None else np.asarray(episodes, np.int64)
@@ -89,9 +93,14 @@ class Windows:
         groups = self._prompts(*(int(values[0]) for values in self._placed(np.array([index]))))
         prompts = groups[int(rng.integers(len(groups)))] if len(groups) > 1 else groups[0]
         prompt = prompts[rng.integers(len(prompts))] if len(prompts) > 1 else prompts[0]
+        return replace(self._example(index), prompt=prompt, given=self._under_way(rng))
+
+    def _under_way(self, rng: np.random.Generator) -> int:
+        """How many actions are."""
+        if self._longest_prefix is not None:
+            return int(rng.integers(self._longest_prefix + 1))
         under_way = self.horizon > 1 and rng.random() < UNDER_WAY
-        given = int(rng.integers(1, self.horizon // 2 + 1)) if under_way else 0
-        return replace(self._example(index), prompt=prompt, given=given)
+        return int(rng.integers(1, self.horizon // 2 + 1)) if under_way else 0
 
     def _prompts(self, episode: int, frame: int) -> Sequence[tuple[str, ...]]:
         record = self.store.records[episode]

@@ -14,12 +14,13 @@ from vla.actions.fast import FastTokenizer
 from vla.errors import InputError
 from vla.robot_spec import RobotSpec
 from vla.training.demonstrations import Demonstrations, robot_specs
+from vla.training.horizon import horizon_steps
 
 REPORTED_EPISODES = 50
 
 
 def train_tokenizer(
-    *, data: str | Mapping[str, str], out: str, horizon: int, vocab: int, scale: float
+    *, data: str | Mapping[str, str], out: str, horizon: int | float | str | None, vocab: int, scale: float
 ) -> FastTokenizer:
     """Trains on every chunk of the training episodes of `data`, normalised as `vla train` does; writes it to `out`.
 
@@ -29,10 +30,11 @@ def train_tokenizer(
     folder = Path(out)
     if folder.exists():
         raise InputError(f"{folder} exists already: name another folder, out=…, or remove it")
-    if horizon < 1 or scale <= 0:
-        raise InputError(f"horizon must be at least 1 and scale greater than 0, not {horizon} and {scale}")
+    if scale <= 0:
+        raise InputError(f"scale must be greater than 0, not {scale}")
     demonstrations = [Demonstrations.open(path) for path in ([data] if isinstance(data, str) else data.values())]
-    robots = {robot.name: robot for robot in robot_specs(demonstrations, horizon)}
+    steps = horizon_steps(horizon, [d.store.embodiment.control_hz for d in demonstrations], "fast")
+    robots = {robot.name: robot for robot in robot_specs(demonstrations, steps)}
     sources = [(d, robots[d.store.embodiment.name]) for d in demonstrations]
 
     def chunks() -> Iterator[Float[np.ndarray, "_b h _a"]]:

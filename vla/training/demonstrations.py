@@ -16,6 +16,7 @@ from vla.errors import InputError
 from vla.normalize import QUANTILE, Normalizer, methods_of
 from vla.robot_spec import RobotSpec
 from vla.statistics import Statistics, check_finite
+from vla.training.horizon import prefix_steps
 
 HELD_OUT_EPISODES = 0.05
 
@@ -42,8 +43,10 @@ class Demonstrations:
             raise InputError(f"{store.path} repeats images between decisions: evaluate with frames=all to train on it")
         return cls(store, *split(len(store), HELD_OUT_EPISODES))
 
-    def windows(self, horizon: int, instruction: str = "both") -> Windows:
-        return Windows(self.store, horizon, episodes=self.train_episodes, instruction=instruction)
+    def windows(self, horizon: int, instruction: str = "both", delay: float | str | None = None) -> Windows:
+        """Those to train on, with prefixes for inference that takes up to `delay` [s] (`prefix_steps`)."""
+        longest = prefix_steps(delay, self.store.embodiment.control_hz, horizon)
+        return Windows(self.store, horizon, 1, self.train_episodes, instruction, longest)
 
     def heldout(self, horizon: int, instruction: str = "both") -> Windows:
         return Windows(self.store, horizon, stride=3, episodes=self.heldout_episodes, instruction=instruction)

@@ -16,6 +16,7 @@ FIXED = {
     "plan.batch_size": "what a step draws follows from it; plan.accumulate halves its memory to the same effect",
     "shares": "what a step draws follows from them",
     "temperature": "what a step draws follows from it",
+    "delay": "what a step draws follows from it",
     "horizon": "it is part of the model",
     "tiles": "it is part of the model",
     "backbone_weights": "the run began from others",

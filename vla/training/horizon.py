@@ -1,0 +1,78 @@
+"""How long a chunk is: in steps, or in seconds at the rate of the data."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from vla.errors import InputError
+from vla.processor import Processor
+
+SECONDS = {"parallel": 0.6, "bins": 0.6, "text": 0.6, "fast": 1.0, "l1": 1.0, "flow": 1.0}
+"""Of a chunk where nothing is said: the second of pi0, pi0-FAST and OpenVLA-OFT's ALOHA, and less for heads that say
+each number as a token."""
+DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+) ?(s|ms)")
+
+
+def duration(text: str) -> float | None:
+    """Seconds of "1.5 s" or "500 ms"; None for another text."""
+    found = DURATION.fullmatch(text.strip())
+    return None if found is None else float(found[1]) / (1000 if found[2] == "ms" else 1)
+
+
+def horizon_steps(
+    horizon: int | float | str | None, rates: Sequence[float], head: str, checkpoint: Path | None = None
+) -> int:
+    """Steps of a chunk, of `horizon` in steps (6, "6") or in seconds ("1.0 s") at the data's `rates` [Hz].
+
+    None: as long as in `checkpoint`, where that is a policy's, or else as `SECONDS` says for the head. Raises
+    InputError for another text, for less than a step, and for rates at which a time is not as many steps.
+    """
+    if horizon is None and checkpoint is not None and (known := _known(checkpoint)) is not None:
+        return known
+    if isinstance(horizon, str) and horizon.strip().isdigit():
+        horizon = int(horizon)
+    if isinstance(horizon, int) and not isinstance(horizon, bool):
+        if horizon < 1:
+            raise InputError(f"horizon must be at least 1, not {horizon}")
+        return horizon
+    said = duration(horizon) if isinstance(horizon, str) else None
+    seconds = SECONDS.get(head, 1.0) if horizon is None else said
+    if seconds is None:
+        raise InputError(f"horizon is a number of steps (6) or a time ('1.0 s', '500 ms'), not {horizon!r}")
+    steps = sorted({round(seconds * rate) for rate in rates})
+    if not steps:  # no robot: nothing is said
+        return 1
+    if len(steps) > 1:
+        raise InputError(
+            f"{seconds:g} s are {' and '.join(map(str, steps))} steps at the rates of these robots, and one model has "
+            f"one horizon for all: give it in steps, horizon={steps[0]}"
+        )
+    if horizon is not None and steps[0] < 1:
+        raise InputError(f"a chunk of {seconds:g} s has no action at {min(rates):g} Hz: give a longer horizon")
+    return max(1, steps[0])
+
+
+def prefix_steps(delay: float | str | None, rate: float, horizon: int) -> int | None:
+    """The longest prefix of actions under way that a policy is trained for: those that are carried out in `delay`
+    [s, or "200 ms"] at `rate` [Hz]. None where none is given. Raises InputError where no action of a chunk is left."""
+    if delay is None:
+        return None
+    plain = isinstance(delay, (int, float)) and not isinstance(delay, bool)
+    seconds = duration(delay) if isinstance(delay, str) else float(delay) if plain else None
+    if seconds is None or not math.isfinite(seconds) or seconds < 0:
+        raise InputError(f"delay is a time in seconds (0.2, '200 ms'), not {delay!r}")
+    steps = math.ceil(seconds * rate - 1e-6)
+    if steps >= horizon:
+        raise InputError(
+            f"a delay of {seconds:g} s is {steps} steps at {rate:g} Hz, and a chunk has {horizon}: give a longer "
+            "horizon"
+        )
+    return steps
+
+
+def _known(checkpoint: Path) -> int | None:
+    robots = Processor.load(checkpoint).robots
+    return robots[0].horizon if robots else None
