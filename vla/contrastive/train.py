@@ -30,9 +30,10 @@ from vla.training.augment import change_light, jitter
 from vla.training.distributed import World, join
 from vla.training.log import log
 from vla.training.loop import Outcome
-from vla.training.optimizer import Ema, freeze, learning_rate
+from vla.training.optimizer import Ema, freeze
 from vla.training.plan import Plan
 from vla.training.resumption import changes, settings
+from vla.training.schedule import learning_rate
 from vla.training.step import Diverged, computing
 from vla.types import Example
 from vla.vlm.composed import ComposedVLM
@@ -95,7 +96,7 @@ def train_contrastive(
     optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.98), weight_decay=plan.weight_decay)
     ema, order, scores = Ema(both, plan.ema), Order(count, plan.seed), list[dict[str, Any]]()
     run.mkdir(parents=True, exist_ok=True)
-    with log(run, 0, plan.steps, world.first) as said:
+    with log(run, 0, plan, world.first) as said:
         for step in range(plan.steps):
             drawn = np.arange(step * plan.batch_size + world.rank, (step + 1) * plan.batch_size, world.size)
             examples = [_at(pairs, i) for i in order(drawn).tolist()]
@@ -113,7 +114,7 @@ def train_contrastive(
             norm = torch.nn.utils.clip_grad_norm_(trained, plan.clip)
             if not math.isfinite(norm.item()):
                 raise Diverged(f"the loss is not a number at step {step}: lower plan.lr")
-            optimizer.param_groups[0]["lr"] = learning_rate(step, plan.steps, plan.lr, plan.warmup)
+            optimizer.param_groups[0]["lr"] = learning_rate(plan, step)
             optimizer.step()
             both.clamp()
             ema.update(both, step)

@@ -23,9 +23,10 @@ from vla.training.distributed import join
 from vla.training.gate import choose
 from vla.training.log import log
 from vla.training.loop import Evaluate, Outcome
-from vla.training.optimizer import Ema, Optimizers, freeze, learning_rate
+from vla.training.optimizer import Ema, Optimizers, freeze
 from vla.training.plan import Plan
 from vla.training.resumption import settings
+from vla.training.schedule import learning_rate
 from vla.training.step import Diverged, computing
 
 HELD_OUT = 200
@@ -91,7 +92,7 @@ def optimize(
     start = progress.step
     run.mkdir(parents=True, exist_ok=True)
     trained = [p for p in model.parameters() if p.requires_grad]
-    with log(run, progress.step, plan.steps, world.first) as said:
+    with log(run, progress.step, plan, world.first) as said:
         for step in range(progress.step, plan.steps):
             torch.manual_seed((plan.seed * 1_000_003 + step) % 2**63)
             first = step // uses * plan.batch_size
@@ -107,7 +108,7 @@ def optimize(
             norm = torch.nn.utils.clip_grad_norm_(trained, plan.clip).item()
             if not math.isfinite(norm + told["loss"]):
                 raise Diverged(f"the loss is not a number at step {step}, nothing was overwritten: lower plan.lr")
-            optimizer.step(learning_rate(step, plan.steps, plan.lr, plan.warmup))
+            optimizer.step(learning_rate(plan, step))
             ema.update(model, step)
             progress.step += 1
             said.bar.update()

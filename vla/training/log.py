@@ -1,10 +1,10 @@
-"""How training goes: a line in the terminal and TensorBoard."""
+"""How training goes: a line in the terminal, TensorBoard, and what else tracks it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from vla.training.gate import UNITS
+from vla.training.plan import Plan
+from vla.training.tracking import Tracker, tracked
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,14 @@ class Log:
 
     bar: Any
     writer: SummaryWriter | None
+    tracker: Tracker | None = None
 
     def scalars(self, values: Mapping[str, float], step: int, prefix: str = "") -> None:
         if self.writer is not None:
             for name, value in values.items():
                 self.writer.add_scalar(prefix + name, value, step)
+        if self.tracker is not None:
+            self.tracker.scalars({prefix + name: value for name, value in values.items()}, step)
 
     def say(self, line: str) -> None:
         if self.writer is not None:
@@ -40,11 +45,14 @@ class Log:
 
 
 @contextmanager
-def log(run: Path, start: int, steps: int, first: bool) -> Iterator[Log]:
+def log(run: Path, start: int, plan: Plan, first: bool) -> Iterator[Log]:
     """Goes on from step `start`: what was written of later ones is dropped."""
-    with tqdm(total=steps, initial=start, desc="train", unit="step", smoothing=0.05, disable=not first) as bar:
+    with tqdm(total=plan.steps, initial=start, desc="train", unit="step", smoothing=0.05, disable=not first) as bar:
         if not first:
             yield Log(bar, None)
             return
-        with SummaryWriter(str(run / "tensorboard"), purge_step=start) as writer:
-            yield Log(bar, writer)
+        with (
+            SummaryWriter(str(run / "tensorboard"), purge_step=start) as writer,
+            tracked(plan.log, run, asdict(plan)) as tracker,
+        ):
+            yield Log(bar, writer, tracker)

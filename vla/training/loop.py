@@ -19,7 +19,7 @@ from vla.training.checkpoint import Progress
 from vla.training.distributed import World, join
 from vla.training.gate import UNITS, choose
 from vla.training.geometry import check, report
-from vla.training.gradients import gradient_report
+from vla.training.gradients import gradient_report, gradient_shares
 from vla.training.loader import prefetch
 from vla.training.log import Log, log
 from vla.training.optimizer import Ema, Optimizers, freeze
@@ -105,19 +105,22 @@ def _train(
     with (
         _signals() as stop,
         prefetch(model.processor, mixture, plan, start, world) as batches,
-        log(run, start, plan.steps, world.first) as said,
+        log(run, start, plan, world.first) as said,
     ):
         for line in report(plan.augmentation, model.processor):
             said.say(line)
         stopping = False
         while progress.step < plan.steps and not stopping:
             micro = next(batches)
-            if plan.gradient_report and progress.step % plan.gradient_report == 0:
-                said.scalars(gradient_report(model, micro, plan, progress.step, world, sources), progress.step)
+            if progress.step % (plan.gradient_report or plan.evaluate_every) == 0 and plan.gradient_report != 0:
+                told = gradient_report if plan.gradient_report else gradient_shares
+                said.scalars(told(model, micro, plan, progress.step, world, sources), progress.step)
             totals = run_step(model, micro, optimizer, plan, progress.step, world, sources, run)
             ema.update(model, progress.step)
             progress.step += 1
-            progress.tokens = dict(Counter(progress.tokens) + Counter({s: count for s, (_, count) in totals.items()}))
+            progress.tokens = dict(
+                Counter(progress.tokens) + Counter({s: total.elements for s, total in totals.items()})
+            )
             _tell(said, totals, mixture, plan, progress)
             due = progress.step % plan.evaluate_every == 0 or progress.step == plan.steps
             if due and evaluate is not None:
@@ -132,8 +135,8 @@ def _train(
                 if due:
                     _select(run, saved, progress.evaluations, plan.vqa_margin, world)
         if progress.step > start:
-            told = ", ".join(f"{k} {v:.3f}" for k, v in _shares(mixture, plan, progress).items())
-            said.say(f"shares of what was trained on: {told}")
+            shares = ", ".join(f"{k} {v:.3f}" for k, v in _shares(mixture, plan, progress).items())
+            said.say(f"shares of what was trained on: {shares}")
     if signal.SIGINT in stop:
         raise KeyboardInterrupt
     ema.swap(model)
@@ -175,10 +178,11 @@ def _tell(said: Log, totals: Totals, mixture: Mixture, plan: Plan, progress: Pro
     said.bar.update()
     if progress.step % 10:
         return
-    losses = {source: loss / count for source, (loss, count) in totals.items()}
+    losses = {source: total.losses / total.elements for source, total in totals.items()}
     said.bar.set_postfix({k: f"{v:.2f}" for k, v in losses.items()})
     said.scalars(losses, progress.step, "loss/")
     said.scalars(_shares(mixture, plan, progress), progress.step, "share/")
+    said.scalars({source: total.part for source, total in totals.items()}, progress.step, "share/loss/")
 
 
 def _shares(mixture: Mixture, plan: Plan, progress: Progress) -> dict[str, float]:

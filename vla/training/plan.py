@@ -8,9 +8,11 @@ from typing import Any, Literal, get_args
 
 from vla.errors import InputError, suggestion
 from vla.training.augmentation import Augmentation
+from vla.training.tracking import check_tracker
 
 Precision = Literal["auto", "fp32", "bf16"]
 Optimizer = Literal["muon", "adamw"]
+Schedule = Literal["cosine", "linear", "constant", "wsd"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,11 @@ class Plan:
     weight_decay: float = 0.05
     ema: float = 0.999
     clip: float = 1.0
+    clip_parts: bool = False
+    schedule: Schedule = "cosine"
+    floor: float = 0.05
+    decay: float = 0.2
+    state_dropout: float = 0.0
     augment: float | Mapping[str, Any] | Augmentation = 0.15
     seed: int = 0
     evaluate_every: int = 500
@@ -37,24 +44,33 @@ class Plan:
     checkpointing: bool = False
     compile: bool = False
     vqa_margin: float = 0.02
-    gradient_report: int = 0
+    gradient_report: int | None = None
     loader_workers: int | None = None
+    log: str | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1 or self.accumulate < 1:
             raise InputError(f"steps, batch_size and accumulate must be positive: {self}")
         if self.evaluate_every < 1:
             raise InputError(f"evaluate_every must be positive, not {self.evaluate_every}")
-        if self.gradient_report < 0:
+        if self.gradient_report is not None and self.gradient_report < 0:
             raise InputError(f"gradient_report must be 0 or more, not {self.gradient_report}")
         if self.loader_workers is not None and self.loader_workers < 0:
             raise InputError(f"loader_workers must be 0 or more, not {self.loader_workers}")
+        if self.schedule not in get_args(Schedule):
+            raise InputError(f"there is no schedule {self.schedule!r}: choose of {', '.join(get_args(Schedule))}")
+        if not 0 <= self.floor <= 1 or not 0 < self.decay <= 1 or self.clip <= 0 or not 0 <= self.state_dropout < 1:
+            raise InputError(
+                "floor is between 0 and 1, decay above 0 and up to 1, clip above 0, state_dropout at least 0 and below "
+                f"1, not {self.floor}, {self.decay}, {self.clip} and {self.state_dropout}"
+            )
         if not 0 <= self.ema < 1:
             raise InputError(f"ema must be at least 0 and below 1, not {self.ema}")
         if self.precision not in get_args(Precision):
             raise InputError(f"there is no precision {self.precision!r}: choose of {', '.join(get_args(Precision))}")
         if self.optimizer not in get_args(Optimizer):
             raise InputError(f"there is no optimizer {self.optimizer!r}: choose of {', '.join(get_args(Optimizer))}")
+        check_tracker(self.log)
         Augmentation.of(self.augment)
         self.rows(1)
 

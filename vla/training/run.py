@@ -31,16 +31,17 @@ from vla.training.demonstrations import Demonstrations, robot_specs
 from vla.training.distributed import join
 from vla.training.gate import UNITS
 from vla.training.heldout import action_errors, vqa_accuracy
+from vla.training.horizon import horizon_steps
 from vla.training.loop import Evaluate, Outcome
 from vla.training.loop import train as run_plan
 from vla.training.lora import adapt
 from vla.training.own_plan import own_plan
 from vla.training.plan import Plan, make_plan
-from vla.training.start import build
+from vla.training.start import build, checkpoint_folder
 from vla.types import Example
 
 HELD_OUT_WINDOWS = 128
-ELSEWHERE = ("task", "out", "plan", "stages", "probe_scenes")
+ELSEWHERE = ("task", "out", "plan", "log", "stages", "probe_scenes")
 """Options that are no part of where a run comes from."""
 
 
@@ -53,10 +54,11 @@ def train(
     backbone: str | Mapping[str, Any],
     mixture: Mapping[str, float],
     temperature: float | None = None,
-    horizon: int,
+    horizon: int | float | str | None,
     turns: int,
     heldout_questions: int,
     plan: Mapping[str, Any],
+    log: str | None = None,
     head: str | Mapping[str, Any] = "parallel",
     state_as: str = "numbers",
     tiles: int = 1,
@@ -64,6 +66,7 @@ def train(
     predict: str | Mapping[str, str] | None = None,
     normalization: str | Mapping[str, str] | None = None,
     statistics: str | None = None,
+    delay: float | str | None = None,
     lora: Mapping[str, Any] | None = None,
     retain: Mapping[str, Mapping[str, Any]] | None = None,
     kinds: Mapping[str, Sequence[str]] | None = None,
@@ -82,6 +85,9 @@ def train(
     whatever `plan` freezes), a checkpoint's folder, or what `vla.vlm.pretrained` opens. `mixture` weighs the sources
     by their names in `data` and `vqa`, with `temperature` also by their size; a store of `data` that it does not name
     weighs what it says of "robot".
+    `horizon` is a chunk's, in steps or seconds, and `delay` the longest inference that it is trained for
+    (`vla.training.horizon`).
+    `log` is what tracks the run beside TensorBoard (`vla.training.tracking`).
     `head` says how actions are said (`vla.heads`), by its name or with its options; `state_as` how a state is told;
     `instruction` whether a step is trained with the episode's instruction or its sub-task's (`vla.datasets.prompts`).
     `predict` says which actions are predicted relative to the state and `normalization` how ranges are taken
@@ -101,7 +107,10 @@ def train(
     if stages:
         return chain(train, {name: value for name, value in options.items() if name != "stages"}, stages)
     check_choice(instruction)
+    plan = {**plan, "log": log}
     settings = make_plan(plan)
+    if settings.state_dropout and state_as != "numbers":
+        raise InputError(f"state_dropout leaves out numbers, and state_as={state_as} writes the state into the prompt")
     torch.manual_seed(settings.seed)
     paths = {} if data is None else {"robot": data} if isinstance(data, str) else data
     if both := sorted(paths.keys() & vqa.keys()):
@@ -112,6 +121,9 @@ def train(
         weights = {name: every for name in paths} | weights
     stores = {name: VqaStore(path) for name, path in vqa.items() if weights.get(name, 0) > 0}
     demonstrations = {name: Demonstrations.open(path) for name, path in paths.items()}
+    rates = [d.store.embodiment.control_hz for d in demonstrations.values()]
+    kind = head if isinstance(head, str) else str(head.get("kind"))
+    options["horizon"] = horizon = horizon_steps(horizon, rates, kind, checkpoint_folder(backbone))
     robots = robot_specs(list(demonstrations.values()), horizon, predict or RELATIVE, normalization or QUANTILE)
     for one, other in combinations(robots, 2):
         if is_like(one.embodiment, other.embodiment):
@@ -147,7 +159,7 @@ def train(
         return train_reward(model, stores, settings, Path(out), origin=origin, **reward)
     turns = 1 if model.processor.chat.prefix_lm else turns
     sources: dict[str, Source] = {name: Conversations(s, "train", turns, kinds.get(name)) for name, s in stores.items()}
-    sources |= {name: d.windows(horizon, instruction) for name, d in demonstrations.items()}
+    sources |= {name: d.windows(horizon, instruction, delay) for name, d in demonstrations.items()}
     mixed = Mixture(sources, weights, settings.seed, temperature)
     questions = {n: heldout_by_kind(s, heldout_questions, kinds.get(n)) for n, s in stores.items()}
     heldout = {name: spread(d.heldout(horizon, instruction), HELD_OUT_WINDOWS) for name, d in demonstrations.items()}
