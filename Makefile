@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-mujoco lint type bench lock clean
+.PHONY: help demo test test-all test-mujoco lint type bench gpu lock clean
 
 BIN := .venv/bin
 READY := .venv/.installed
@@ -41,6 +41,10 @@ type: $(READY)  ## mypy
 
 bench: $(READY)  ## timings of the parts that must be fast
 	$(BIN)/vla bench env
+
+gpu: $(READY)  ## everything that needs a GPU, in under 8 minutes -> docs/results/gpu.json
+	mkdir -p docs/results
+	$(BIN)/vla bench gpu json=docs/results/gpu.json
 
 lock: | $(filter .uv/bin/uv,$(UV))  ## pin what pyproject.toml asks for
 	$(UV) pip compile pyproject.toml $(EXTRAS:%=--extra %) --group dev --python-version 3.12 \

@@ -18,6 +18,7 @@ BENCHMARKS = {
     "ablation": "vla.benchmarks.ablation:bench_ablation",
     "control": "vla.benchmarks.control:bench_control",
     "doctor": "vla.benchmarks.doctor:bench_doctor",
+    "gpu": "vla.benchmarks.gpu:bench_gpu",
     "ee": "vla.benchmarks.end_effector:bench_end_effector",
 }
 

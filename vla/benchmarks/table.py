@@ -50,13 +50,23 @@ class Table:
 
 
 def device_name() -> str:
-    """The processor's name, as well as this system tells it."""
+    """The GPU's name, where there is one, and the processor's, as well as this system tells it."""
+    return f"{_gpu()}cpu: {_processor()}"
+
+
+def _gpu() -> str:
+    import torch
+
+    return f"gpu: {torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+
+
+def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
-    return f"cpu: {name}"
+    return name
 
 
 def _lines(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,0 +1,89 @@
+"""`vla bench gpu`: everything that needs a GPU, in a limited time: the tests marked `gpu`, and inference and training
+at the sizes of published models, with random weights.
+
+Each part runs in a process of its own, with what is left of the time; one that is cut off or fails is a row that says
+so, and the parts before it keep their figures.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vla.accelerator import accelerator
+from vla.benchmarks.table import Table, Target
+
+SECONDS = 460.0
+"""That all parts have together."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """`call` is what makes its table, an expression over modules of vla.benchmarks; without one it is the tests. It has
+    `most` seconds."""
+
+    name: str
+    call: str = ""
+    most: float = SECONDS
+
+
+GPU = (
+    Part("tests", most=120),
+    *(
+        Part(f"inference {name}", f"inference.bench_inference([{name!r}], calls=20, others={others})", 90)
+        for name, others in (("nano", False), ("smolvla", True), ("pi0", True), ("openvla", False))
+    ),
+    Part("train 0.5 B", "train.bench_train(train_shapes.REAL[:1], ('images',), episodes=8, steps=5, turns=3)", 150),
+    Part("train 3 B", "train.bench_train(train_shapes.REAL[1:], ('images',), episodes=8, steps=5, turns=3)", 200),
+)
+CPU = (
+    Part("inference nano", "inference.bench_inference(['nano'], calls=3, others=False)", 60),
+    Part("inference smolvla tiny", "inference.bench_inference(['smolvla tiny'], calls=3, others=False)", 60),
+)
+"""Where there is no GPU: that the parts run at all."""
+
+
+def bench_gpu(parts: Sequence[Part] | None = None, seconds: float = SECONDS) -> Table:
+    """Every part's rows, with the part's name and how long it took; what it was run on is the table's device."""
+    parts = parts or (GPU if accelerator().type == "cuda" else CPU)
+    start, rows = time.monotonic(), list[dict[str, Any]]()
+    with tempfile.TemporaryDirectory(prefix="vla-bench-") as folder:
+        for part in parts:
+            began = time.monotonic()
+            left = min(part.most, seconds - (began - start))
+            found, state = _run(part, left, Path(folder) / "table.json")
+            took = {"part": part.name, "state": state, "seconds": time.monotonic() - began}
+            rows += [took, *({"part": part.name} | row for row in found)]
+    done = sum(row.get("state") == "done" for row in rows)
+    whole = Target("parts that finished", float(done), float(len(parts)))
+    return Table(rows, [whole, Target("seconds", time.monotonic() - start, seconds + 20, at_most=True)])
+
+
+def _run(part: Part, seconds: float, file: Path) -> tuple[list[dict[str, Any]], str]:
+    """The rows of a part, and how it ended: "done", "cut off", or the last line that it said."""
+    file.unlink(missing_ok=True)
+    if seconds <= 0:
+        return [], "cut off"
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"]
+    if part.call:
+        code = (
+            "import json\nfrom vla.benchmarks import inference, train, train_shapes\n"
+            f"table = {part.call}\n"
+            f"open({str(file)!r}, 'w').write(json.dumps(table.to_dict()['rows']))"
+        )
+        command = [sys.executable, "-c", code]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return [], "cut off"
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip() or "no word").splitlines()[-1]
+        return [], f"failed: {said}"
+    return (json.loads(file.read_text()) if part.call else []), "done"
