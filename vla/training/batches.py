@@ -76,5 +76,5 @@ def trimmed(batch: Batch) -> Batch:
     tokens = {
         n: getattr(batch, n)[:, :length] for n in ("input_ids", "attention_mask", "labels", "weights", "segments")
     }
-    views = {n: getattr(batch, n)[:, :images] for n in ("images", "image_mask", "content", "warp")}
+    views = {n: getattr(batch, n)[:, :images] for n in ("images", "image_mask", "content", "tiling", "warp")}
     return replace(batch, **views, **tokens)
