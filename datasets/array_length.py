@@ -17,7 +17,7 @@ class ArrayLength:
             self._metadata: dict[str, Any] = json.loads(bytes(folder.read(self._file)))
             self.value = int(self._metadata["shape"][0])
 
-    def grow(self, count: int) -> None:
-        """Makes the array longer. One that is made shorter must lose its chunks too: that is for zarr-python."""
+    def set(self, count: int) -> None:
+        """Changes it. An array that is made shorter keeps its chunks: only zarr-python removes those."""
         self._metadata["shape"][0] = self.value = count
         self._folder.write(self._file, json.dumps(self._metadata, indent=2).encode())

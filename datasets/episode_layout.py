@@ -72,10 +72,15 @@ class EpisodeLayout:
         if self._length is None:
             create_layout(self._group)
             self._length = ArrayLength(self._folder, LAYOUT)
-        self._length.grow(self._size)
+        self._length.set(self._size)
         stored = Rows(self._folder, LAYOUT, (2,), np.dtype("<i8"), self._written)
         stored.write(self._written, self._rows[self._written : self._size])
         self._written = self._size
+
+    def trim(self, count: int) -> None:
+        """Makes the array no longer than `count` episodes."""
+        if self._length is not None and self._length.value > count:
+            self._length.set(count)
 
     def clear(self) -> None:
         """Forgets all of it: the records say otherwise."""

@@ -61,7 +61,7 @@ class EpisodeRecords(Sequence[EpisodeRecord]):
     def holding(self, text: str) -> Iterator[EpisodeRecord]:
         """The records in whose JSON `text` stands; the others are not parsed, which is what takes the time."""
         for first in range(0, len(self), TEXTS_PER_CHUNK):
-            for place, found in enumerate(self._read(first // TEXTS_PER_CHUNK)):
+            for place, found in enumerate(self._read(first // TEXTS_PER_CHUNK, text)):
                 if text in found:
                     yield self._parsed(first + place, found)
 
@@ -79,7 +79,7 @@ class EpisodeRecords(Sequence[EpisodeRecord]):
         self._layout.put(self._count, record)
         self._layout.write()
         texts = [*(self._last if len(self._last) < TEXTS_PER_CHUNK else ()), record.to_json()]
-        self._texts.grow(self._count + 1)
+        self._texts.resize(self._count + 1)
         self._texts.write(self._count // TEXTS_PER_CHUNK, texts)
         self._count, self._last = self._count + 1, texts
         self.streams |= set(record.streams)
@@ -91,7 +91,7 @@ class EpisodeRecords(Sequence[EpisodeRecord]):
         old, new = self._name, f"episodes-{int(self._name.partition('-')[2] or 0) + 1}"
         create_texts(self._group, new)
         rewritten, last = TextChunks(self._folder, self._group, new), self._last
-        rewritten.grow(len(self))
+        rewritten.resize(len(self))
         for first in range(0, len(self), TEXTS_PER_CHUNK):
             kept = self._read(first // TEXTS_PER_CHUNK)
             last = [texts.get(first + place, text) for place, text in enumerate(kept)]
@@ -101,6 +101,11 @@ class EpisodeRecords(Sequence[EpisodeRecord]):
         self._chunk.cache_clear()
         self._record.cache_clear()
         self._folder.remove(old)
+
+    def trim(self) -> None:
+        """Makes the arrays as long as there are episodes: an append that was cut off has made them longer."""
+        self._texts.resize(len(self))
+        self._layout.trim(len(self))
 
     def _committed(self) -> tuple[int, list[str]]:
         """How many records there are, and the texts of the last chunk."""
@@ -125,18 +130,18 @@ class EpisodeRecords(Sequence[EpisodeRecord]):
                 if index >= known:
                     self._layout.put(index, EpisodeRecord.from_json(text))
 
-    def _read(self, chunk: int) -> list[str]:
-        """The committed texts of a chunk."""
+    def _read(self, chunk: int, holding: str = "") -> list[str]:
+        """The committed texts of a chunk; none where none of them has `holding` in it."""
         with reading(f"{self._folder}/{self._name}"):
             try:
-                texts = self._texts.read(chunk)
+                texts = self._texts.read(chunk, holding)
             except FileNotFoundError:
                 # Another process may have edited the words since the store was opened.
                 name = json.loads(bytes(self._folder.read("zarr.json")))["attributes"]["index"]
                 if name == self._name:
                     raise
                 self._name, self._texts = name, TextChunks(self._folder, self._group, name)
-                texts = self._texts.read(chunk)
+                texts = self._texts.read(chunk, holding)
         return texts[: self._count - chunk * TEXTS_PER_CHUNK]
 
     def _parsed(self, index: int, text: str | None = None) -> EpisodeRecord:

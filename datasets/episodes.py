@@ -316,6 +316,7 @@ class EpisodeStore:
         for name in self.streams:
             self._arrays.resize(name, self.total_frames)
         self._arrays.forget(self.total_frames)
+        self.records.trim()
         return left
 
     @property

@@ -94,7 +94,7 @@ class StoreArrays:
 
     def resize(self, name: str, count: int) -> None:
         if count >= self.length(name):
-            self._lengths[name].grow(count)
+            self._lengths[name].set(count)
             return
         for known in (self._opened, self._lengths):
             known.pop(name, None)

@@ -34,7 +34,7 @@ class TextChunks:
         return self._length.value
 
     def raw(self, chunk: int) -> bytes:
-        """The texts in UTF-8, one after the other, each behind its length. Raises FileNotFoundError."""
+        """The texts in UTF-8, each behind its length. Raises FileNotFoundError."""
         stored = self.folder.read(f"{self.name}/c/{chunk}")
         try:
             content = decompress(stored)
@@ -45,18 +45,19 @@ class TextChunks:
             raise ValueError(f"chunk {chunk} does not hold {TEXTS_PER_CHUNK} texts")
         return content
 
-    def read(self, chunk: int) -> list[str]:
-        """The texts of a chunk. Raises FileNotFoundError."""
-        return [str(text) for text in _CODEC.decode(self.raw(chunk))]
+    def read(self, chunk: int, holding: str = "") -> list[str]:
+        """The texts of a chunk; none where none of them has `holding` in it. Raises FileNotFoundError."""
+        raw = self.raw(chunk)
+        return [str(text) for text in _CODEC.decode(raw)] if holding.encode() in raw else []
 
     def write(self, chunk: int, texts: Sequence[str]) -> None:
         """Replaces the chunk."""
         filled = np.array([*texts, *[""] * (TEXTS_PER_CHUNK - len(texts))], object)
         self.folder.write(f"{self.name}/c/{chunk}", compress(_CODEC.encode(filled), 0))
 
-    def grow(self, count: int) -> None:
-        """Makes room for `count` texts; those beyond the committed ones may be written again."""
-        self._length.grow(count)
+    def resize(self, count: int) -> None:
+        """Makes room for `count` texts."""
+        self._length.set(count)
 
 
 def create_texts(group: zarr.Group, name: str) -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vla.benchmarks import loader
-from vla.benchmarks.loader_formats import FORMATS, create_frames
+from vla.benchmarks import loader, loader_scale, loader_training
+from vla.benchmarks.loader_formats import FORMATS, Frames, create_frames
+from vla.datasets.episodes import EpisodeStore
 from vla.datasets.windows import WindowBatch
 from vla.embodiment import Embodiment
+from vla.envs.make import make_env
 
 
 def test_formats_read_the_same_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,8 +45,56 @@ def test_the_table_has_every_format(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(loader, "SECONDS", 0.03)
     monkeypatch.setattr(loader, "FORMATS", {n: FORMATS[n] for n in ("memmap", "jpeg")})
     monkeypatch.setattr(loader, "_targets", lambda rows, sizes: [])
-    table = loader.bench_loader(episodes=1, steps=3, sizes=(32,), many=2)
-    assert [row["format"] for row in table.rows] == ["memmap", "jpeg"]
-    assert all(row["random/s"] > 0 and row["MB"] > 0 for row in table.rows)
-    assert table.rows[0]["of memmap"] == 1
-    assert table.targets[0].value > 0
+    monkeypatch.setattr(loader_training, "measure_training", lambda folder: ([{"loader": "none"}], []))
+    table = loader.bench_loader(episodes=1, steps=3, sizes=(32,), many=2, scale=(16, 32))
+    formats, others = table.rows[:2], table.rows[2:]
+    assert [row["format"] for row in formats] == ["memmap", "jpeg"]
+    assert all(row["random/s"] > 0 and row["MB"] > 0 for row in formats)
+    assert formats[0]["of memmap"] == 1 and table.targets[0].value > 0
+    assert [row["episodes"] for row in others[:2]] == [16, 32] and others[2:] == [{"loader": "none"}]
+    text = table.to_text()
+    assert text.index("format") < text.index("episodes") < text.index("loader")  # the heads of three tables
+
+
+def test_what_many_episodes_cost(tmp_path: Path) -> None:
+    rows, targets = loader_scale.measure_scale(tmp_path / "scale", (320, 640))
+    assert [row["episodes"] for row in rows] == [320, 640]
+    assert all(row["open ms"] > 0 and row["append ms"] > 0 and row["record ms"] > 0 for row in rows)
+    assert len(targets) == 3
+
+
+def test_a_store_of_many_episodes_is_one(tmp_path: Path) -> None:
+    loader_scale.write_store(tmp_path / "many", 704)
+    store = EpisodeStore.open(tmp_path / "many")
+    assert len(store) == 704 and store.total_frames == 704 * loader_scale.STEPS
+    assert [record.info["seed"] for record in store.records] == list(range(704))
+    assert store.records[703].frames == slice(703 * loader_scale.STEPS, 704 * loader_scale.STEPS)
+
+
+def test_both_loaders_of_training_make_the_same_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    for name, value in {"HEIGHT": 48, "WIDTH": 64, "BATCH": 400, "HORIZON": 3}.items():
+        monkeypatch.setattr(loader_training, name, value)
+    frames = tinted(tmp_path / "frames")
+    made = {}
+    for name, batches in (("jpeg", loader_training.our_batches), ("lerobot images", loader_training.lerobot_batches)):
+        FORMATS[name].write(frames, tmp_path / name)
+        made[name] = next(batches(tmp_path / name, 32, 0))
+    ours, theirs = made["jpeg"], made["lerobot images"]
+    assert ours.shape == theirs.shape == (400, 2, 3, 32, 32)
+    assert ours[:, :, :, :4].eq(theirs[0, 0, 0, 0, 0]).all()  # the bars
+    apart = (ours[:20, None] - theirs[None]).abs().mean((2, 3, 4, 5))
+    assert apart.min(1).values.max() < 0.1 < apart.max()
+
+
+def tinted(folder: Path) -> Frames:
+    """40 frames, each of a colour of its own, that get lighter to the right."""
+    env = make_env("pick")
+    robot = env.unwrapped.embodiment  # type: ignore[attr-defined]
+    env.close()
+    frames = create_frames(folder, robot, episodes=2, steps=20, size=(48, 64))
+    rng = np.random.default_rng(0)
+    for images in frames.images.values():
+        images[:] = rng.integers(0, 190, (40, 1, 1, 3)) + np.arange(64)[:, None]
+    frames.state[:], frames.action[:] = rng.normal(size=frames.state.shape), rng.normal(size=frames.action.shape)
+    return frames

@@ -45,7 +45,7 @@ def write(path: Path, count: int) -> None:
     create_layout(group)
     create_texts(group, "episodes")
     layout, texts = EpisodeLayout(open_folder(path), group, 0, None), TextChunks(open_folder(path), group, "episodes")
-    texts.grow(count)
+    texts.resize(count)
     for number, batch in enumerate(batched(enumerate(listed(count)), TEXTS_PER_CHUNK)):
         for index, one in batch:
             layout.put(index, one)
@@ -136,6 +136,18 @@ def test_a_program_that_knows_no_layout_wrote_more(path: Path, tmp_path: Path, c
     records.append(list(listed(COUNT + more + 1))[-1])
     assert zarr.open_array(path / "layout", mode="r").shape == (COUNT + more + 1, 2)
     check(index_at(path), COUNT + more + 1)
+
+
+def test_trim_takes_back_an_append_that_was_cut_off(path: Path) -> None:
+    records = index_at(path)
+    records._layout.put(COUNT, record(COUNT, records.frames(-1).stop))
+    records._layout.write()
+    records._texts.resize(COUNT + 1)
+    again = index_at(path)
+    again.trim()
+    assert [zarr.open_array(path / name, mode="r").shape[0] for name in ("layout", "episodes")] == [COUNT, COUNT]
+    again.append(list(listed(COUNT + 1))[-1])
+    check(index_at(path), COUNT + 1)
 
 
 @pytest.mark.parametrize("file", ["zarr.json", "c/0/0"])

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from vla.images import resize
+from vla.images import fill, fitted, resize
+from vla.stored_image import StoredImage
 
 SIZES = st.integers(1, 60)
 
@@ -38,6 +42,47 @@ def test_bars_are_black_centred_and_the_picture_keeps_its_colour(height: int, wi
 def test_an_image_of_the_size_is_untouched() -> None:
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     np.testing.assert_array_equal(resize(image, 32), image)
+
+
+@given(SIZES, SIZES, SIZES, SIZES, st.integers(0, 9))
+def test_it_is_what_pillow_makes(height: int, width: int, tall: int, wide: int, seed: int) -> None:
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    left, top, *new = fitted(height, width, (tall, wide))
+    frame = Image.new("RGB", (wide, tall))
+    frame.paste(Image.fromarray(image).resize((new[0], new[1]), Image.Resampling.BILINEAR), (left, top))
+    assert np.abs(resize(image, (tall, wide)).astype(int) - np.asarray(frame)).max() <= 2
+
+
+def test_an_image_that_is_not_to_be_written_or_lies_backwards() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    expected = resize(image.copy(), 16)
+    image.flags.writeable = False
+    np.testing.assert_array_equal(resize(image, 16), expected)
+    np.testing.assert_array_equal(resize(image[:, ::-1, ::-1], 16), resize(image[:, ::-1, ::-1].copy(), 16))
+
+
+class Coded:
+    """Images that are one more than their number everywhere, decoded in an order of its own."""
+
+    shape = (6, 8, 3)
+
+    def each(self, indices: np.ndarray, use: Callable[[int, np.ndarray], None]) -> None:
+        image = np.empty(self.shape, np.uint8)
+        for place in reversed(range(len(indices))):
+            image[:] = indices[place] + 1
+            use(place, image)
+
+
+def test_stored_images_are_put_into_their_frames() -> None:
+    near, far = Coded(), Coded()
+    arrays = [np.full((5, 5, 3), 200, np.uint8), np.full((8, 8, 3), 100, np.uint8)]
+    images = [StoredImage(near, 3), arrays[0], StoredImage(far, 7), StoredImage(near, 5), arrays[1]]
+    frames = np.full((5, 8, 8, 3), 255, np.uint8)
+    fill(list(frames), images)
+    for frame, image in zip(frames, images, strict=True):
+        whole = image.decoded() if isinstance(image, StoredImage) else image
+        np.testing.assert_array_equal(frame, resize(whole, 8))
+    assert frames[:, 4, 4, 0].tolist() == [4, 200, 8, 6, 100]
 
 
 def test_shrinking_averages_what_it_drops() -> None:

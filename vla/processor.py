@@ -3,9 +3,8 @@
 A row is a conversation as `ChatFormat` says: of nano `<bos> image… image… prompt <answer> target <eos> [prompt …]`.
 What is shown of an image and stands for it in the text is said by `vla.vlm.preprocessing`; the rows beyond the text
 vocabulary are the head's, a blank the last.
-An action target is first where what the prompt names is in the images, if the data know it, one
-coordinate after the other (as MolmoAct and embodied chain-of-thought reason before they act); then what the model's
-head says of the actions (`vla.heads`).
+An action target is first where what the prompt names is in the images, if the data know it, one coordinate after the
+other (as MolmoAct and embodied chain-of-thought reason before they act); then what the head says of the actions.
 """
 
 from __future__ import annotations
@@ -286,8 +285,14 @@ class Processor:
 
     def pixels(self, images: UInt8[Tensor, "*b h w 3"]) -> Float[Tensor, "*b 3 h w"]:
         """(x / 255 - mean) / std per channel, channels first; on the device where the images are."""
-        mean, std = (torch.tensor(values, device=images.device) for values in (self.mean, self.std))
-        return (images * (1 / 255 / std) - mean / std).movedim(-1, -3).contiguous()
+        channels_first = images.movedim(-1, -3)
+        mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (self.mean, self.std))
+        out = torch.empty(channels_first.shape, device=images.device)
+        # Image by image on a CPU: each stays in its cache.
+        shape = (-1, *out.shape[-3:]) if images.device.type == "cpu" else (1, *out.shape)
+        for part, image in zip(out.view(shape), channels_first.reshape(shape), strict=True):
+            part.copy_(image).mul_(1 / 255 / std).sub_(mean / std)
+        return out
 
     def save(self, folder: Path) -> None:
         self.tokenizer.save(str(folder / "tokenizer.json"))
@@ -356,9 +361,9 @@ def is_like(one: Embodiment, other: Embodiment) -> bool:
     """Whether the two are one kind of robot (`Embodiment.check`)."""
     try:
         one.check(other)
+        return True
     except InputError:
         return False
-    return True
 
 
 def _views(robot: RobotSpec, images: StoredViews) -> StoredViews:

@@ -2,6 +2,7 @@
 
 A sample is one observation (every camera's image, the state) and the 16 actions from it on. Each format is written,
 read by a process of its own, which has nothing else in memory, and removed. Files are in the page cache (warm).
+Beside that: what stores of many episodes cost (`loader_scale`), and the loaders of training (`loader_training`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vla.benchmarks.loader_formats import FORMATS, Frames
+from vla.benchmarks.loader_scale import measure_scale
 from vla.benchmarks.table import Table, Target
 from vla.datasets.episodes import EpisodeStore
 from vla.embodiment import Embodiment
@@ -33,8 +35,17 @@ MANY = 1000
 """Episodes whose statistics are timed."""
 
 
-def bench_loader(episodes: int = 40, steps: int = 200, sizes: tuple[int, ...] = (96, 224), many: int = MANY) -> Table:
-    """Samples/s at random and in order, size on disk, memory, time to open, time to write, for each format and size."""
+def bench_loader(
+    episodes: int = 10,
+    steps: int = 200,
+    sizes: tuple[int, ...] = (96, 224),
+    many: int = MANY,
+    scale: tuple[int, ...] = (10_000, 100_000),
+) -> Table:
+    """Samples/s at random and in order, size on disk, memory, time to open, time to write, for each format and size;
+    the cost of stores of `scale` episodes; the loaders of training."""
+    from vla.benchmarks.loader_training import measure_training  # imports what a process that reads is to be without
+
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="vla-bench-") as folder:
         root = Path(folder)
@@ -45,12 +56,13 @@ def bench_loader(episodes: int = 40, steps: int = 200, sizes: tuple[int, ...] = 
                 rows.append({"size": size} | _measure(name, frames, root / "written"))
             shutil.rmtree(frames.folder)
         statistics = _statistics_seconds(root / "many", many)
+        scaled, scale_targets = measure_scale(root / "scale", scale)
+        trained, training_targets = measure_training(root / "training")
     for row in rows:
         memmap = next(r for r in rows if r["size"] == row["size"] and r["format"] == "memmap")
         row["of memmap"] = row["random/s"] / memmap["random/s"]
-    return Table(
-        rows, [*_targets(rows, sizes), Target(f"s for statistics of {many} episodes", statistics, 5.0, at_most=True)]
-    )
+    targets = [*_targets(rows, sizes), Target(f"s for statistics of {many} episodes", statistics, 5.0, at_most=True)]
+    return Table([*rows, *scaled, *trained], [*targets, *scale_targets, *training_targets])
 
 
 def _targets(rows: list[dict[str, Any]], sizes: tuple[int, ...]) -> list[Target]:

@@ -17,6 +17,7 @@ from vla.datasets.codecs import CODECS
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.windows import Windows
 from vla.embodiment import Embodiment
+from vla.images import Size, sides
 from vla.types import Episode
 
 Read = Callable[[np.ndarray], object]
@@ -43,7 +44,7 @@ class Format:
     open: Callable[[Path, int], Read]
 
 
-def create_frames(folder: Path, robot: Embodiment, episodes: int, steps: int, size: int) -> Frames:
+def create_frames(folder: Path, robot: Embodiment, episodes: int, steps: int, size: Size) -> Frames:
     """Zeros to be filled."""
     folder.mkdir(parents=True)
     count = episodes * steps
@@ -51,7 +52,7 @@ def create_frames(folder: Path, robot: Embodiment, episodes: int, steps: int, si
     def mapped(name: str, *shape: int, dtype: str) -> np.ndarray:
         return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (count, *shape))
 
-    images = {camera: mapped(camera, size, size, 3, dtype="uint8") for camera in robot.cameras}
+    images = {camera: mapped(camera, *sides(size), 3, dtype="uint8") for camera in robot.cameras}
     state, action = (
         mapped("state", len(robot.state), dtype="float32"),
         mapped("action", len(robot.action), dtype="float32"),

@@ -25,7 +25,7 @@ from vla.datasets.array_length import ArrayLength
 from vla.datasets.episode_layout import EpisodeLayout
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.order import Order
-from vla.datasets.shards import FRAMES_PER_SHARD
+from vla.datasets.shards import FRAMES_PER_SHARD, ROWS_PER_SHARD
 from vla.datasets.text_chunks import TEXTS_PER_CHUNK, TextChunks
 from vla.datasets.windows import Windows, split
 from vla.embodiment import Embodiment
@@ -33,7 +33,8 @@ from vla.types import Episode
 
 MILLION = 1_000_000
 STEPS = FRAMES_PER_SHARD
-"""An episode's: the next append then begins shards of its own."""
+EPISODES_PER_SHARD = ROWS_PER_SHARD // STEPS
+"""Stores hold multiples of these, so that the next append begins shards of its own."""
 READS, APPENDS = 200, 30
 
 
@@ -61,7 +62,10 @@ def measure_scale(folder: Path, sizes: tuple[int, ...]) -> tuple[list[dict[str, 
 
 
 def write_store(folder: Path, episodes: int) -> None:
-    """A store of `episodes` that are there by their records alone, but for the first."""
+    """A store of `episodes`, a multiple of `EPISODES_PER_SHARD`, that are there by their records alone, but for the
+    first. Raises ValueError for another number."""
+    if episodes % EPISODES_PER_SHARD:
+        raise ValueError(f"{episodes} episodes are no multiple of {EPISODES_PER_SHARD}")
     names = tuple(f"joint {i} [rad]" for i in range(6))
     robot = Embodiment("bench", ("front",), names, names, (-3.0,) * 6, (3.0,) * 6, 30.0)
     with EpisodeStore.create(folder, robot, "raw") as store:
@@ -70,8 +74,8 @@ def write_store(folder: Path, episodes: int) -> None:
         group, streams = zarr.open_group(folder, mode="r+"), sorted(store.streams)
         layout, texts = EpisodeLayout(store.folder, group, 1, first), TextChunks(store.folder, group, "episodes")
         for name in streams:
-            ArrayLength(store.folder, name).grow(episodes * STEPS)
-        texts.grow(episodes)
+            ArrayLength(store.folder, name).set(episodes * STEPS)
+        texts.resize(episodes)
         for chunk, indices in enumerate(batched(range(episodes), TEXTS_PER_CHUNK)):
             records = [replace(first, offset=i * STEPS, info={**first.info, "seed": i}) for i in indices]
             for index, record in zip(indices, records, strict=True):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from vla.accelerator import accelerator
@@ -17,7 +18,7 @@ from vla.benchmarks.train_contestant import Turns
 from vla.benchmarks.train_shapes import Shape, ours
 from vla.heads import flow
 from vla.model import VLA
-from vla.training.loop import train
+from vla.training import loop as loop_of_training
 from vla.training.plan import Plan, Precision
 
 
@@ -37,38 +38,38 @@ def loop(
         # LeRobot keeps no average, for which there is no room beside 3 B weights and their moments.
         settings |= {"compile": True, "ema": 0.0}
     plan = Plan(10**6, batch_size, evaluate_every=10**6, lr=1e-4, precision=precision, **settings)
-    train(model, mixture, plan, folder)
+    loop_of_training.train(model, mixture, plan, folder)
 
 
 class _Clock:
-    """Ends a turn when the steps of it are done: the next forward pass begins.
-
-    A step waits for data from the end of the one before until its batch is made.
+    """Ends a turn when the steps of it are done: the next forward pass begins. A step waits while it asks for its data,
+    except the first, for which nothing is ready yet.
     """
 
     def __init__(self, model: VLA, turns: Turns, flops: float) -> None:
         self.turns, self.flops = turns, flops
-        self.step, self.ended, self.waited = 0, 0.0, 0.0
-        self.made: list[float] = []
-        processor: Any = model.processor
-        self._make, processor.batch = processor.batch, self._batch
+        self.step, self.waited = 0, 0.0
+        self._prefetch = loop_of_training.prefetch
+        loop_of_training.prefetch = self._timed  # type: ignore[assignment]
         model.register_forward_pre_hook(self._begins)
-        register_optimizer_step_post_hook(self._ends)
 
-    def _batch(self, *arguments: Any) -> Batch:
-        batch: Batch = self._make(*arguments)
-        self.made.append(time.perf_counter())
-        return batch
+    @contextmanager
+    def _timed(self, *arguments: Any) -> Iterator[Iterator[list[Batch]]]:
+        with self._prefetch(*arguments) as batches:
+            yield self._each(batches)
 
-    def _ends(self, *_: Any) -> None:
-        self.ended = time.perf_counter()
+    def _each(self, batches: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+        while True:
+            asked = time.perf_counter()
+            if not (micro := next(batches, [])):
+                return
+            self.waited += (time.perf_counter() - asked) * (self.step > 0)
+            yield micro
 
     def _begins(self, *_: Any) -> None:
-        if self.step:
-            self.waited += max(0.0, self.made[self.step] - self.ended)
-            if self.step % self.turns.steps == 0:
-                self.turns.end(waited=self.waited, flops=self.flops)
-                self.waited = 0.0
+        if self.step and self.step % self.turns.steps == 0:
+            self.turns.end(waited=self.waited, flops=self.flops)
+            self.waited = 0.0
         self.step += 1
 
 

@@ -76,6 +76,8 @@ def train_contrastive(
         raise InputError(f"contrastive.noise is a share from 0 to below 1, not {noise}")
     if plan.optimizer != "adamw":
         raise InputError("the contrastive stage has plan.optimizer=adamw alone")
+    if plan.loader_workers is not None:
+        raise InputError("the contrastive stage reads its pairs itself: set plan.loader_workers=null")
     if not plan.augmentation.photometric_only:
         raise InputError("the contrastive stage varies brightness, contrast and saturation alone: set plan.augment=0.1")
     pairs = [store.examples("train", [CAPTION]) for store in stores.values()]

@@ -43,6 +43,8 @@ def open_pairs(
     Raises InputError where there are fewer pairs than a batch has, or none is held out, with several ranks, and with
     image augmentation, which these stages do not have.
     """
+    if plan.loader_workers is not None:
+        raise InputError("this stage reads its pairs itself: set plan.loader_workers=null")
     if plan.augmentation.enabled:
         raise InputError("this stage does not augment images: set plan.augment=0")
     if join().size > 1:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
+
+import numpy as np
+from jaxtyping import UInt8
 
 from vla.batch import Batch
 from vla.datasets.mixture import Mixture
@@ -14,7 +18,7 @@ from vla.datasets.shards import cores
 from vla.processor import Processor
 from vla.training.batches import micro_batches
 from vla.training.distributed import World
-from vla.training.loader_processes import Make, in_processes
+from vla.training.loader_processes import SLOTS, Make, in_processes
 from vla.training.plan import Plan
 
 MOST_PROCESSES = 8
@@ -65,5 +69,18 @@ def loader_workers(plan: Plan, world: World) -> int:
 
 
 def _one_by_one(make: Make, steps: Sequence[int]) -> Generator[list[Batch]]:
+    memory = [_Reused() for _ in range(SLOTS)]
     for step in steps:
-        yield make(step)
+        yield make(step, frames=memory[step % SLOTS].frames)
+
+
+class _Reused:
+    """Memory for one batch after another: fresh memory takes longer to get than images take to be decoded into it."""
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+
+    def frames(self, shape: tuple[int, ...]) -> UInt8[np.ndarray, "_b _k _h _w 3"]:
+        if (wanted := math.prod(shape)) > len(self._bytes):
+            self._bytes = np.empty(wanted, np.uint8)
+        return self._bytes[:wanted].reshape(shape)

@@ -7,6 +7,7 @@ nothing is left of it however the processes end, and no limit but that of all me
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import pickle
@@ -61,6 +62,8 @@ def in_processes(make: Make, steps: Sequence[int], processes: int) -> Generator[
     others, before = set(active_children()), signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         made = iter(loader)  # the processes begin with the signals blocked that this thread has blocked
+    except EOFError as error:  # of the process that they are copies of
+        raise _died(error) from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     started = set(active_children()) - others
@@ -72,13 +75,17 @@ def in_processes(make: Make, steps: Sequence[int], processes: int) -> Generator[
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        reason = str(error).splitlines()[0]
-        raise InputError(f"a process that reads data died: {reason}; try a smaller plan.loader_workers") from error
+        raise _died(error) from error
     finally:
         del made  # waits for them
         for process in started:
             process.kill()
             process.join()
+
+
+def _died(error: Exception) -> InputError:
+    reason = str(error).splitlines()[0]
+    return InputError(f"a process that reads data died: {reason}; try a smaller plan.loader_workers")
 
 
 class FrameMemory:
@@ -97,7 +104,7 @@ class FrameMemory:
 
     def frames(self, shape: tuple[int, ...]) -> UInt8[np.ndarray, "_b _k _h _w 3"]:
         """As `vla.batch.Frames`: here where there is room."""
-        wanted = int(np.prod(shape))
+        wanted = math.prod(shape)
         return self.bytes[:wanted].reshape(shape) if wanted <= self.size else own_frames(shape)
 
     def offset(self, images: np.ndarray) -> int:

@@ -1,0 +1,198 @@
+"""From stored images to tensors that a model takes: `vla train`'s loader and LeRobot's, on the same work and cores.
+
+A sample is one observation of two or three cameras of 640 x 480 pixels and the actions from it on. Its images are
+decoded, resized to the model's size (bilinear with antialiasing, black bars keeping the aspect ratio), normalised and
+put into a batch of 32. `vla train`'s loader also makes the tokens of each row. Each loader has its best number of
+workers. The step of nano is that of `vla train` on such images, with what it waits for them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vla.benchmarks.loader_formats import FORMATS, FPS, Frames, create_frames, video_backend
+from vla.benchmarks.table import Target
+from vla.datasets.mixture import Mixture
+from vla.images import fitted
+from vla.model import VLA
+from vla.options import compose
+from vla.training.action_head import head_settings
+from vla.training.demonstrations import Demonstrations, robot_specs
+from vla.training.distributed import World
+from vla.training.loader import prefetch
+from vla.training.optimizer import Ema, Optimizers, freeze
+from vla.training.plan import Plan
+from vla.training.start import build
+from vla.training.step import run_step
+
+HEIGHT, WIDTH = 480, 640
+CAMERAS = ("front", "wrist", "side")
+HORIZON, BATCH = 16, 32
+SECONDS, BATCHES, WARM = 5.0, 4, 2
+"""How long a loader is measured, in how many batches at least, after how many."""
+NOISE = 2.0
+"""Of a camera's sensor, as standard deviation in steps of 255."""
+VIDEO, IMAGES, WAIT = 8.0, 3.0, 5.0
+ALONE = World(torch.device("cpu"))
+
+
+def measure_training(
+    folder: Path, sizes: Sequence[int] = (96, 224, 384, 512), episodes: int = 2, steps: int = 100, nano_steps: int = 6
+) -> tuple[list[dict[str, Any]], list[Target]]:
+    """Samples/s of each loader, by the model's size and the number of cameras; and a step of nano."""
+    rows: list[dict[str, Any]] = []
+    frames = record(folder / "frames", episodes, steps)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # workers have the cores
+    for count in (2, 3):
+        for name, (write, rate, choices) in LOADERS.items():
+            write(_of_cameras(frames, count), folder / "written")
+            best = max(choices, key=lambda workers: rate(folder / "written", sizes[0], workers))
+            for size in tqdm(sizes, desc=f"{name}, {count} cameras", unit="size"):
+                found = {"loader": name, "cameras": count, "size": size, "workers": best}
+                rows.append(found | {"samples/s": rate(folder / "written", size, best)})
+            shutil.rmtree(folder / "written")
+    torch.set_num_threads(threads)
+    FORMATS["jpeg"].write(_of_cameras(frames, 2), folder / "written")
+    waits = [step_of_nano(folder / "written", workers, nano_steps) for workers in (0, 1)]
+    return [*rows, *waits], [*_targets(rows), Target("% of a step of nano that waits", waits[0]["wait %"], WAIT, True)]
+
+
+def _targets(rows: Sequence[Mapping[str, Any]]) -> list[Target]:
+    rates = {(row["loader"], row["cameras"], row["size"]): row["samples/s"] for row in rows}
+    found = []
+    for (name, cameras, size), rate in rates.items():
+        if name.startswith("lerobot"):
+            continue
+        for other, target in (("lerobot video", VIDEO), ("lerobot images", IMAGES)):
+            of = f"{name} / {other}, {cameras} cameras, {size}"
+            found.append(Target(of, rate / rates[other, cameras, size], target))
+    return found
+
+
+def record(folder: Path, episodes: int, steps: int) -> Frames:
+    """An expert at work, seen by three cameras: the third is the first in a mirror."""
+    from vla.envs.expert import Expert
+    from vla.envs.make import make_env
+
+    env, rng = make_env("pick", image_size=WIDTH, randomize=True), np.random.default_rng(0)
+    robot = replace(env.unwrapped.embodiment, cameras=CAMERAS)  # type: ignore[attr-defined]
+    frames = create_frames(folder, robot, episodes, steps, (HEIGHT, WIDTH))
+    expert, top = Expert(env), (WIDTH - HEIGHT) // 2
+    for row in tqdm(range(episodes * steps), desc="record", unit="step"):
+        if row % steps == 0:
+            observation, _ = env.reset(seed=row)
+        images = observation["images"]
+        for camera, image in {**images, "side": images["front"][:, ::-1]}.items():
+            seen = image[top : top + HEIGHT] + rng.normal(0, NOISE, (HEIGHT, WIDTH, 3))
+            frames.images[camera][row] = np.clip(np.rint(seen), 0, 255)
+        frames.state[row], frames.action[row] = observation["state"], expert.act()
+        observation, *_ = env.step(frames.action[row])
+    env.close()
+    return frames
+
+
+def _of_cameras(frames: Frames, count: int) -> Frames:
+    chosen = CAMERAS[:count]
+    return replace(
+        frames, robot=replace(frames.robot, cameras=chosen), images={name: frames.images[name] for name in chosen}
+    )
+
+
+def our_batches(path: Path, size: int, workers: int) -> Iterator[Tensor]:
+    """Normalised images, as training has them."""
+    model, mixture = _nano(path)
+    model.processor.image_size = size
+    plan = Plan(steps=10**6, batch_size=BATCH, augment=0, loader_workers=workers)
+    with prefetch(model.processor, mixture, plan, 0, ALONE) as steps:
+        for micro in steps:
+            yield model.processor.pixels(micro[0].images)
+
+
+def lerobot_batches(path: Path, size: int, workers: int) -> Iterator[Tensor]:
+    """Normalised images of LeRobot's own loader, with its defaults; resized where it is meant to be, by the dataset."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+    from torch.utils.data import DataLoader, RandomSampler
+    from torchvision.transforms import v2
+
+    left, top, width, height = fitted(HEIGHT, WIDTH, size)
+    bars = (left, top, size - width - left, size - height - top)
+    dataset = LeRobotDataset(
+        "bench/loader",
+        root=path,
+        delta_timestamps={"action": [i / FPS for i in range(HORIZON)]},
+        video_backend=video_backend(),
+        image_transforms=v2.Compose([v2.Resize((height, width), antialias=True), v2.Pad(bars)]),
+    )
+    options: dict[str, Any] = {"num_workers": workers, "multiprocessing_context": "spawn", "prefetch_factor": 4}
+    loader = DataLoader(
+        dataset,
+        batch_size=BATCH,
+        sampler=RandomSampler(dataset, replacement=True, num_samples=10**7),
+        **(options if workers else {}),
+    )
+    normalise = v2.Normalize([0.5] * 3, [0.25] * 3)
+    for batch in loader:
+        yield torch.stack([normalise(batch[key]) for key in dataset.meta.camera_keys], 1)
+
+
+def _rate(batches: Callable[[Path, int, int], Iterator[Tensor]]) -> Callable[[Path, int, int], float]:
+    def rate(path: Path, size: int, workers: int) -> float:
+        """Samples/s."""
+        made = batches(path, size, workers)
+        for _ in range(WARM):
+            next(made)
+        count, begun = 0, time.perf_counter()
+        while (took := time.perf_counter() - begun) < SECONDS or count < BATCHES * BATCH:
+            count += len(next(made))
+        made.close()  # type: ignore[attr-defined]
+        return count / took
+
+    return rate
+
+
+LOADERS: Mapping[str, tuple[Callable[[Frames, Path], None], Callable[[Path, int, int], float], tuple[int, ...]]] = {
+    "vla jpeg": (FORMATS["jpeg"].write, _rate(our_batches), (0, 2)),
+    "vla webp": (FORMATS["webp"].write, _rate(our_batches), (0, 2)),
+    "lerobot video": (FORMATS["lerobot video"].write, _rate(lerobot_batches), (2, 4)),
+    "lerobot images": (FORMATS["lerobot images"].write, _rate(lerobot_batches), (2, 4)),
+}
+"""How each is written, how fast it is read, and the numbers of workers of which the best is taken."""
+
+
+def _nano(path: Path) -> tuple[VLA, Mixture]:
+    demonstrations = Demonstrations.open(str(path))
+    robots = robot_specs([demonstrations], HORIZON)
+    model = build("nano", robots, [], head_settings("parallel", [demonstrations], robots))
+    return model, Mixture({"robot": demonstrations.windows(HORIZON)}, {"robot": 1.0}, 0)
+
+
+def step_of_nano(path: Path, workers: int, steps: int) -> dict[str, Any]:
+    """Milliseconds of a step with the options of `vla train`, and of it those that wait for data, without the first."""
+    model, mixture = _nano(path)
+    options: Any = compose("train", [])
+    plan = Plan(**{**options.plan, "steps": steps + 1, "freeze": tuple(options.plan.freeze), "loader_workers": workers})
+    freeze(model, plan.freeze)
+    ema, optimizer = Ema(model, plan.ema), Optimizers(model, plan.weight_decay, plan.lr_scales, plan.optimizer)
+    waits, ends = [], []
+    with prefetch(model.train().processor, mixture, plan, 0, ALONE) as batches, TemporaryDirectory() as run:
+        for step in range(steps + 1):
+            asked = time.perf_counter()
+            micro = next(batches)
+            waits.append(time.perf_counter() - asked)
+            run_step(model, micro, optimizer, plan, step, ALONE, ["robot"], Path(run))
+            ema.update(model, step)
+            ends.append(time.perf_counter())
+    each, wait = (ends[-1] - ends[0]) / steps, sum(waits[1:]) / steps
+    return {"nano": f"{HEIGHT} x {WIDTH} jpeg", "workers": workers, "step ms": 1000 * each, "wait %": 100 * wait / each}
