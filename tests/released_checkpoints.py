@@ -166,7 +166,7 @@ def _mllama() -> Any:
 
 
 def _blip2() -> Any:
-    words = byte_level("<image>", bos="</s>", adds_bos=True, image_token="<image>")
+    words = byte_level("<image>", bos="</s>", adds_bos=True)
     return Blip2Processor(BlipImageProcessor(**SQUARE), words, num_query_tokens=4)
 
 
@@ -189,6 +189,8 @@ PROCESSORS: dict[str, Callable[[], Any]] = {
     "idefics": _idefics,
 }
 """How each family's processor is made."""
+IMAGES = {"internvl-3": "<IMG_CONTEXT>", "pixtral": "[IMG]", "blip-2": "<image>"}
+"""Tokens of images that a tokenizer does not name."""
 OURS = {"smolvlm2": "smolvlm", "llama-3.2-vision": "mllama"}
 """Families that `tiny_families` has under the name of their class."""
 
@@ -204,9 +206,11 @@ def save_released(name: str, folder: Path) -> tuple[Any, Any]:
         values |= {"vocab_size": len(words) - 2, "additional_vocab_size": 2, "bos_token_id": words.bos_token_id}
     else:
         values["text_config"] = {**values["text_config"], "max_position_embeddings": 2048, **rows}
-        image = getattr(words, "image_token", None) or {"internvl-3": "<IMG_CONTEXT>", "pixtral": "[IMG]"}.get(name)
+        image = getattr(words, "image_token", None) or IMAGES.get(name)
         number = words.convert_tokens_to_ids(image or "<|image|>")
         values |= {key: number for key in ("image_token_id", "image_token_index") if key in values}
+    if name == "pixtral":
+        values["vision_config"] = {**values["vision_config"], "image_size": 112}
     if name.startswith("qwen"):
         tokens = {"video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
         values |= {f"{key}_token_id": words.convert_tokens_to_ids(f"<|{token}|>") for key, token in tokens.items()}

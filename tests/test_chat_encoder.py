@@ -39,7 +39,7 @@ def legacy() -> Any:
 def test_a_row_is_what_its_text_is_at_once(make: Any, images: int) -> None:
     tokenizer = make()
     made = encoder(tokenizer)
-    ids = [*made.opening([["", 2, ""]] * images), *made.turn("is it red?", bare=not images), *made.reply("yes")]
+    ids = [*made.opening((("", 2, ""),) * images), *made.turn("is it red?", bare=not images), *made.reply("yes")]
     ids += made.turn("and blue?", later=True)
     shown = "\n".join(["<image><image>"] * images) + ("\n" if images else "")
     text = f"SYS USER: {shown}is it red? ASSISTANT: yes</s>USER: and blue? ASSISTANT:"

@@ -55,19 +55,20 @@ class ChatEncoder:
         for tokenizer in (self.tokenizer, self._section, self._tail):
             tokenizer.encode_special_tokens = True
         self._encode = lru_cache(maxsize=65536)(self._encode_text)
+        self.opening = lru_cache(maxsize=4096)(self._opening)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_encode"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_encode", "opening")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """In a process that builds batches beside others."""
         self.__dict__.update(state)
         self._begin_encoding()
 
-    def opening(self, images: Sequence[Sequence[str | int]]) -> list[int]:
+    def _opening(self, images: tuple[tuple[str | int, ...], ...]) -> tuple[int, ...]:
         """What comes before the first prompt; an image is texts and numbers of image tokens (`Markup.parts`)."""
         if not images:
-            return [*self._bos, *self.bare.ids]
+            return (*self._bos, *self.bare.ids)
         ids, text, tokenizer = list(self._bos), self.chat.begin, self.tokenizer
         for number, parts in enumerate(images):
             text += self.chat.between if number else ""
@@ -77,7 +78,7 @@ class ChatEncoder:
                 elif part:
                     ids += [*encode_whole(tokenizer, text), *[self.image] * part]
                     text, tokenizer = "", self._section
-        return [*ids, *encode_whole(tokenizer, text)]
+        return (*ids, *encode_whole(tokenizer, text))
 
     def turn(self, prompt: str, *, later: bool = False, bare: bool = False, more: str = "") -> list[int]:
         """A prompt, with `more` at its end, and what asks for its reply: the first of its row or a `later` one, of a

@@ -215,8 +215,8 @@ class Processor:
         """A row up to its first prompt, of a question or of a robot, and what it is shown."""
         told = self.shown if robot is None else self.cameras[self.robots.index(robot)]
         images = views if robot is None else _views(robot, views)
-        shown = [Shown(image, told.framing.view(*image.shape[:2])) for image in images.values()]
-        parts = [[*told.markup.parts(one.view, number)] for number, one in enumerate(shown, 1)]
+        shown = [Shown(image, told.view(*image.shape[:2])) for image in images.values()]
+        parts = tuple(told.parts(one.view, number) for number, one in enumerate(shown, 1))
         row = Row(bare=not shown)
         row.add(self.encoder.opening(parts), shared=True)
         return row, shown

@@ -53,8 +53,8 @@ class BackboneAnswerer:
         """The questions in order, as many together as there is room for."""
         group, largest = list[tuple[str, Views]](), np.zeros(3, np.int64)
         for row in zip(questions, images, strict=True):
-            framed = self.model.processor.shown.framing
-            frames = [p.frame for image in row[1].values() for p in framed.view(*image.shape[:2]).pieces]
+            shown = self.model.processor.shown
+            frames = [p.frame for image in row[1].values() for p in shown.view(*image.shape[:2]).pieces]
             own = np.array([len(frames), *(max((frame[i] for frame in frames), default=0) for i in (0, 1))])
             together = np.maximum(largest, own)
             if group and (len(group) == ROWS or (len(group) + 1) * together.prod() > PIXELS):

@@ -96,11 +96,11 @@ def compose(
     """
     try:
         config: Any = AutoConfig.from_pretrained(vision)
+        pixels = preprocessor_of(vision, NORMALISED.get(config.model_type, {}))
         # Of a dual encoder (CLIP, SigLIP) its images' half.
         encoder: Any = AutoModel.from_pretrained(vision, config=getattr(config, "vision_config", config))
         decoder: Any = AutoModelForCausalLM.from_pretrained(language)
         tokenizer: Any = AutoTokenizer.from_pretrained(language)
-        pixels = preprocessor_of(vision, NORMALISED.get(config.model_type, {}))
     except (OSError, ValueError) as error:
         raise InputError(f"a part of the backbone cannot be read: {error}") from error
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})

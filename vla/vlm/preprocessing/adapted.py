@@ -90,10 +90,8 @@ def _framed(mode: str | None, size: Sides, framing: Framing) -> Framing:
 
 def _single(framing: Framing) -> Framing:
     """As the family was trained, in one frame."""
-    if isinstance(framing, Tiles):
-        return Stretch(framing.size, framing.resample)
-    if isinstance(framing, Split):
-        return Whole(framing.side, framing.longest, framing.resample)
+    if isinstance(framing, Tiles | Split | Whole):
+        return Stretch(size_of(framing), framing.resample)
     if isinstance(framing, Canvas):
         return replace(framing, most=1)
     if isinstance(framing, Crops):

@@ -18,7 +18,8 @@ class Markup:
     `tokens` stand for each frame, or with `shared` for all of an image's together. With `cell` there is one for each
     cell of so many pixels of the first frame, and `between` after each row of them but the last; where there are
     further frames, which share `overlap` cells at each side with their neighbours, those of their common grid follow in
-    the same way (Molmo). With `split` each frame has its row and column before it (Idefics3).
+    the same way (Molmo). With `split` each frame has its row and column before it (Idefics3). With `joined` the `end`
+    of an image is the `begin` of the next (Idefics).
     """
 
     begin: str = ""
@@ -29,13 +30,14 @@ class Markup:
     overlap: int = 0
     shared: bool = False
     split: bool = False
+    joined: bool = False
 
     def parts(self, view: View, number: int = 1) -> Iterator[Part]:
         """Texts and numbers of image tokens, one after another; `number` is the image's in its row, from 1."""
         if self.split:
             yield from self._split(view)
             return
-        begin = self.begin.replace("{number}", str(number))
+        begin = "" if self.joined and number > 1 else self.begin.replace("{number}", str(number))
         if self.cell:
             rows, columns = (side // self.cell for side in view.pieces[0].frame)
             yield from self._grid(begin, rows, columns)

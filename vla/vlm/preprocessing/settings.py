@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from vla.errors import InputError
 from vla.vlm.molmo_crops import Crops
 from vla.vlm.preprocessing.frames import Crop, Pad, Square, Stretch
-from vla.vlm.preprocessing.markup import Markup
+from vla.vlm.preprocessing.markup import Markup, Part
 from vla.vlm.preprocessing.native import Native, Patches
 from vla.vlm.preprocessing.tiles import Canvas, Split, Tiles, Whole
 from vla.vlm.preprocessing.view import View
@@ -35,6 +36,14 @@ class Preprocessing:
     framing: Framing
     markup: Markup
 
+    def view(self, height: int, width: int) -> View:
+        """What is shown of an image of this height and width [pixels]."""
+        return _view(self.framing, height, width)
+
+    def parts(self, view: View, number: int) -> tuple[Part, ...]:
+        """`Markup.parts` of what is shown of an image."""
+        return _parts(self.markup, view, number)
+
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.framing.kind, **asdict(self.framing), "markup": asdict(self.markup)}  # type: ignore[call-overload]
 
@@ -48,3 +57,14 @@ class Preprocessing:
             return cls(KINDS[kind](**settings), Markup(**markup))
         except (KeyError, TypeError) as error:
             raise InputError(f"{kind!r} with {rest} is no way of showing images: {error}") from error
+
+
+# Images of one camera, and of one benchmark, have few shapes.
+@lru_cache(maxsize=4096)
+def _view(framing: Framing, height: int, width: int) -> View:
+    return framing.view(height, width)
+
+
+@lru_cache(maxsize=4096)
+def _parts(markup: Markup, view: View, number: int) -> tuple[Part, ...]:
+    return tuple(markup.parts(view, number))
