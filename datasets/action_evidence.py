@@ -9,16 +9,17 @@ With a the action at a step, s a state component, s' the state a step later and 
 - the size of a beside the spread of s, where nothing correlates.
 
 Correlations count from 4 / sqrt(steps) on, the 4-sigma bound of independent numbers. Few steps must be explained
-better, and below `FEW` only the likeliest state component is looked at: among many one fits by chance.
+better, and so must be what a state component of another name and place explains: among many smooth paths one fits by
+chance. Below `FEW` steps only the likeliest is looked at. Where all of them tell nothing, wild values are left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 TURNS = (2 * np.pi, 360.0)
 EXPLAINED = 0.5
@@ -28,8 +29,14 @@ SLOPE = 1.4
 CORRELATED, NEARLY = 0.3, 0.9
 SMALL = 0.2
 """The size of an action relative to the state's, at most, of a delta that correlates with nothing."""
+UNLIKELY = 0.8
+"""That share for a state component that has neither the action's name nor its place."""
+WILD = 10.0
+"""How many times the distance between the 5 % and 95 % quantiles a value lies from the median that is no motion."""
 FEW = 30
 """Steps."""
+STILL = 1e-6
+"""Of quaternions, 1 - |cos(angle / 2)|, in the mean, below which nothing turns."""
 EQUAL = 1e-3
 """Relative to their size, a distance within which two constants are one."""
 
@@ -56,6 +63,10 @@ class Steps:
     """The state 1 and 2 steps later."""
     hz: float
 
+    def at(self, rows: Int[np.ndarray, "m"]) -> Steps:
+        """Some of the steps."""
+        return Steps(self.action[rows], self.state[rows], [later[rows] for later in self.later], self.hz)
+
     @classmethod
     def of(cls, episodes: Sequence[tuple[Float[np.ndarray, "_t s"], Float[np.ndarray, "_t a"]]], hz: float) -> Steps:
         actions, states, one, two = [], [], [], []
@@ -81,6 +92,8 @@ def examine_quaternion(steps: Steps, at: Sequence[int]) -> list[Finding] | None:
             continue
         # 1 - |q s| grows with the square of the angle between; that of the data around their mean is what it explains.
         spread = 1 - np.abs(q @ q[0]).mean()
+        if spread < STILL:
+            return None
         nearest = min(1 - np.abs((q * s).sum(1)).mean() for s in measured)
         if nearest <= (1 - EXPLAINED) * spread:
             reason = "is the rotation that the state then is"
@@ -88,20 +101,43 @@ def examine_quaternion(steps: Steps, at: Sequence[int]) -> list[Finding] | None:
     return None
 
 
-def examine(steps: Steps, i: int, candidates: Sequence[int]) -> Finding:
-    """What action component `i` is; `candidates` are the state components that may measure it, the likeliest first."""
+def examine(steps: Steps, i: int, candidates: Sequence[int], likely: int = 1) -> Finding:
+    """What action component `i` is.
+
+    `candidates` are the state components that may measure it, of which the first `likely` have its name or place.
+    """
+    found = _examine(steps, i, candidates, likely)
+    if found.mode is not None or not (wild := _wild(steps.action[:, i])).any():
+        return found
+    tame = steps.at(np.flatnonzero(~wild))
+    found = _examine(tame, i, candidates, likely)
+    return replace(found, reason=f"{found.reason} but for {int(wild.sum())} wild values")
+
+
+def _wild(a: Float[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
+    low, middle, high = np.quantile(a, [0.05, 0.5, 0.95])
+    return np.abs(a - middle) > WILD * (high - low) if high > low else np.zeros(len(a), bool)
+
+
+def _examine(steps: Steps, i: int, candidates: Sequence[int], likely: int) -> Finding:
     a = steps.action[:, i]
     if np.ptp(a) <= 1e-9 * max(1.0, float(np.abs(a).max())):
         return _constant(steps, float(a[0]), candidates)
     candidates = candidates if len(a) >= FEW else candidates[:1]
     explained = EXPLAINED + (1 - EXPLAINED) * 0.8 * float(np.exp(-len(a) / 8))
-    tracked = [(j, _tracking(steps, a, j)) for j in candidates]
-    moved = [(j, mode, _moving(steps, a, j, mode)) for j in candidates for mode in ("delta", "velocity")]
+    needed = {j: explained if n < likely else max(explained, UNLIKELY) for n, j in enumerate(candidates)}
+    tracked = [(j, share) for j in candidates if (share := _tracking(steps, a, j)) >= needed[j]]
+    moved = [
+        (j, mode, share)
+        for j in candidates
+        for mode in ("delta", "velocity")
+        if (share := _moving(steps, a, j, mode)) >= needed[j]
+    ]
     at, tracks = max(tracked, key=lambda pair: pair[1], default=(None, -np.inf))
     mover, mode, moves = max(moved, key=lambda triple: triple[2], default=(None, "delta", -np.inf))
-    if moves >= explained:
+    if moved:
         return Finding(mode, mover, f"is how the state moves, {moves:.0%} explained")
-    if tracks >= explained:
+    if tracked:
         # Of several that it tracks about as well, the likeliest: two arms may move alike.
         at = next(j for j, share in tracked if share >= tracks - 0.02)
         offset = float(np.mean(a - steps.state[:, at]))

@@ -70,7 +70,7 @@ def infer_actions(
 
 
 def _examine(body: Embodiment, steps: Steps) -> list[Finding]:
-    findings = [examine(steps, i, _candidates(body, i)) for i in range(len(body.action))]
+    findings = [examine(steps, i, *_candidates(body, i)) for i in range(len(body.action))]
     for start in range(len(findings) - 3):
         at = range(start, start + 4)
         if any(findings[i].mode is None for i in at) and (found := examine_quaternion(steps, at)):
@@ -97,12 +97,12 @@ def _limited(numbers: Numbers) -> list[tuple[Float[np.ndarray, "_t s"], Float[np
     return episodes
 
 
-def _candidates(body: Embodiment, i: int) -> list[int]:
-    """The state components by how likely one measures action `i`: of its name, at its place, then the others."""
+def _candidates(body: Embodiment, i: int) -> tuple[list[int], int]:
+    """The state components by how likely one measures action `i`, and how many have its name or place: these first."""
     first = [j for j, name in enumerate(body.state) if name == body.action[i]]
     if len(body.state) == len(body.action):
         first.append(i)
-    return list(dict.fromkeys([*first, *range(len(body.state))]))
+    return list(dict.fromkeys([*first, *range(len(body.state))])), len(set(first))
 
 
 def _override(
@@ -181,10 +181,12 @@ def _rotations(
         state = tuple(j for j in measured if j is not None)
         groups.append(Rotation(tuple(at), representation, state if len(state) == len(at) else ()))
         told.append(f"{', '.join(body.action[i] for i in at)} are a rotation, {representation} ({why})")
-    # Of a rotation the representation says how its angles wrap.
+    # Of a rotation the representation says how its angles wrap, and it is measured as a whole or not at all.
     inside = {i for group in groups for i in group.action}
+    alone = {i for group in groups if not group.state for i in group.action}
     turns = tuple(0.0 if i in inside else turn for i, turn in enumerate(body.action_turn))
-    return replace(body, rotations=tuple(groups), action_turn=turns), told
+    states = tuple(None if i in alone else name for i, name in enumerate(body.action_state))
+    return replace(body, rotations=tuple(groups), action_turn=turns, action_state=states), told
 
 
 def _positions(body: Embodiment, representation: str, names: Sequence[str]) -> tuple[int, ...]:
@@ -221,9 +223,10 @@ def _quaternion(names: Sequence[str], values: Float[np.ndarray, "n 4"]) -> str:
     for representation, letters in (("quaternion_xyzw", "xyzw"), ("quaternion_wxyz", "wxyz")):
         if "".join(last) == letters:
             return representation
+    quoted = ", ".join(f'"{name}"' for name in names)
     raise InputError(
         f"{', '.join(names)} are a unit quaternion whose order nothing tells: say "
-        f"'rotations={{quaternion_xyzw: [\"{names[0]}\", …]}}' or quaternion_wxyz, or rotations={{}} for plain numbers"
+        f"'rotations={{quaternion_xyzw: [{quoted}]}}' or quaternion_wxyz, or rotations={{}} for plain numbers"
     )
 
 
@@ -232,6 +235,15 @@ def _euler(names: Sequence[str], values: Float[np.ndarray, "n 3"]) -> str:
         return ""
     reach = float(np.abs(values).max())
     return "euler_xyz" if reach <= 2 * math.pi * 1.001 else "euler_xyz_deg" if reach <= 360.0 else ""
+
+
+def report_stated(body: Embodiment, by: str) -> list[str]:
+    """What to print of actions that are not inferred: a line a mode, and `by` what they are known."""
+    modes = {
+        mode: [n for n, m in zip(body.action, body.action_mode, strict=True) if m == mode] for mode in body.action_mode
+    }
+    lines = [f"actions are {mode}: {', '.join(names)} ({by})" for mode, names in modes.items()]
+    return lines + ([f"grippers: {', '.join(body.grippers)}"] if body.grippers else [])
 
 
 def _report(body: Embodiment, findings: Sequence[Finding]) -> list[str]:

@@ -29,7 +29,6 @@ def append_cut(
     episode. Cameras that `target` does not have are left out. Raises InputError when no step is left, the stores have
     other codecs or are of other robots, or the episode is damaged.
     """
-    target._check_writable()
     cameras = target.embodiment.cameras
     if missing := set(cameras) - set(source.embodiment.cameras):
         raise InputError(f"{source.path} has no camera {min(missing)!r}")
@@ -41,7 +40,7 @@ def append_cut(
     record = source.records[index]
     others = set(source.embodiment.cameras) - set(cameras)
     content: dict[str, list[Any]] = {}
-    for name, parts in source._stored(index).items():
+    for name, parts in source.stored(index).items():
         kind, _, camera = name.partition("/")
         if kind in ("images", "depth") and camera in others:
             continue
@@ -54,16 +53,14 @@ def append_cut(
             content[name] = [parts[step] for step in steps.tolist()]
     record = replace(
         record,
-        offset=target.total_frames,
         length=len(steps),
         streams=tuple(name for name in record.streams if name in content),
         spans=cut_spans(record.spans, steps),
     )
-    record.to_json()
-    shapes = {name: source._arrays.shape(name) for name in content}
+    there = source.shapes
+    shapes = {name: there[name] for name in content}
     shapes |= {name: (parts[0].shape[1:], parts[0].dtype) for name, parts in content.items() if is_rows(name)}
-    target._create_missing(shapes)
-    target._commit(content, record)
+    target.append_stored(content, record, shapes)
 
 
 def cut_spans(spans: tuple[Span, ...], steps: Int[np.ndarray, "k"]) -> tuple[Span, ...]:

@@ -18,8 +18,7 @@ schema version, the embodiment, the codec, the provenance and the name of the in
 An episode exists once its record is in the index: that one-file replacement is the last write of an append. An edit
 writes a new index and then names it in the attributes. Frames beyond the last record are leftovers of a writer
 that was killed, and the next append overwrites them. One process writes; readers see the episodes that were there when
-they opened. Records are read when they are asked for, so that opening costs the same at any number of episodes, but for
-16 bytes of each in `layout`.
+they opened. Records are read when asked for: opening costs the same at any number of episodes, but for 16 bytes each.
 """
 
 from __future__ import annotations
@@ -142,7 +141,7 @@ class EpisodeStore:
         """Episode `index`. Raises InputError when its data do not match its checksum."""
         record = self.records[index]
         where = np.arange(record.offset, record.offset + record.length)
-        self._stored(index)
+        self.stored(index)
         rows = {name: self.rows(name)[record.frames].copy() for name in (*ALWAYS, *record.streams) if is_rows(name)}
         return Episode(
             images={camera: self.frames(camera, where) for camera in self.embodiment.cameras},
@@ -229,7 +228,7 @@ class EpisodeStore:
     def check(self, episode: Episode) -> None:
         """Raises InputError when the episode does not fit the store, is empty, inconsistent or not finite."""
         episode = self._fitted(episode)
-        check_episode(episode, self.embodiment, self._shapes)
+        check_episode(episode, self.embodiment, self.shapes)
         self._record(episode).to_json()
         check_names("an extra", under("extras", self.streams | by_name(episode).keys()))
 
@@ -279,23 +278,26 @@ class EpisodeStore:
         record = other.records[index].edited(changes)
         moved = {f"{kind}/{old}": f"{kind}/{new}" for old, new in names.items() for kind in ("images", "depth")}
         shapes = {moved.get(name, name): other._arrays.shape(name) for name in other._names(record)}
-        mine = self._shapes
-        rows = {name: other.rows(name)[record.frames] for name in PADDED if name in record.streams}
-        rows = self._padded(rows, body.cameras)
+        mine = self.shapes
+        rows = self._padded({n: other.rows(n)[record.frames] for n in PADDED if n in record.streams}, body.cameras)
         shapes |= {name: (values.shape[1:], values.dtype) for name, values in rows.items()}
         if other.codec != self.codec or any(mine.get(name, shape) != shape for name, shape in shapes.items()):
             episode = other[index]
-            images = {names[camera]: frames for camera, frames in episode.images.items()}
-            depth = {names[camera]: frames for camera, frames in episode.depth.items()}
+            images, depth = ({names[c]: frames for c, frames in of.items()} for of in (episode.images, episode.depth))
             said = {name: getattr(record, name) for name in EDITABLE}
             self.append(replace(episode, embodiment=body, images=images, depth=depth, **said))
             return
-        content = {moved.get(name, name): parts for name, parts in other._stored(index).items()}
+        content = {moved.get(name, name): parts for name, parts in other.stored(index).items()}
         content |= {name: [values] for name, values in rows.items()}
-        streams = tuple(moved.get(name, name) for name in record.streams)
-        record = replace(record, offset=self.total_frames, streams=streams)
+        record = replace(record, streams=tuple(moved.get(name, name) for name in record.streams))
         record.to_json()
         self._join(body)
+        self.append_stored(content, record, shapes)
+
+    def append_stored(self, content: Content, record: EpisodeRecord, shapes: Mapping[str, Shape]) -> None:
+        """Adds an episode of the same codec from its arrays, as `stored` gives them, and `shapes`, those of a row."""
+        self._check_writable()
+        record.to_json()
         self._create_missing(shapes)
         self._commit(content, record)
 
@@ -303,6 +305,16 @@ class EpisodeStore:
         """Changes what is said of episodes (fields in `EDITABLE`), all of them or on any failure none."""
         self._check_writable()
         self.records.replace({index: self.records[index].edited(values) for index, values in changes.items()})
+
+    def stored(self, index: SupportsIndex) -> dict[str, Sequence[Any]]:
+        """The episode's arrays as they are in the files. Raises InputError when they fail its checksum."""
+        record = self.records[index]
+        stored = {name: self._arrays.stored(name, record.frames) for name in self._names(record)}
+        if checksum(part for parts in stored.values() for part in parts) != record.checksum:
+            for camera in self.embodiment.cameras:  # a damaged image names its shard
+                self.frames(camera, np.arange(record.offset, record.frames.stop))
+            raise InputError(f"episode {index} of {self.folder} does not match its checksum: restore it from a copy")
+        return stored
 
     @property
     def unfinished_frames(self) -> int:
@@ -325,27 +337,18 @@ class EpisodeStore:
         images = {f"images/{camera}" for camera in self.embodiment.cameras} if self.records else set()
         return {*ALWAYS, *images, *self.records.streams}
 
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Shape and type of a row of each of the `streams`."""
+        return {name: self._arrays.shape(name) for name in self.streams}
+
     def _check_writable(self) -> None:
         if self._release is None or not self._release.alive:
             raise InputError(f"{self.folder} is not open for writing: open it with mode 'a'")
 
-    @property
-    def _shapes(self) -> dict[str, Shape]:
-        return {name: self._arrays.shape(name) for name in self.streams}
-
     def _names(self, record: EpisodeRecord) -> tuple[str, ...]:
         """The arrays of an episode, in the order of its checksum."""
         return (*(f"images/{camera}" for camera in self.embodiment.cameras), *ALWAYS, *record.streams)
-
-    def _stored(self, index: SupportsIndex) -> dict[str, Sequence[Any]]:
-        """The episode's arrays as they are in the files. Raises InputError when they fail its checksum."""
-        record = self.records[index]
-        stored = {name: self._arrays.stored(name, record.frames) for name in self._names(record)}
-        if checksum(part for parts in stored.values() for part in parts) != record.checksum:
-            for camera in self.embodiment.cameras:  # a damaged image names its shard
-                self.frames(camera, np.arange(record.offset, record.frames.stop))
-            raise InputError(f"episode {index} of {self.folder} does not match its checksum: restore it from a copy")
-        return stored
 
     def _join(self, body: Embodiment) -> None:
         """The store's ranges are those of all its episodes' robots."""
@@ -376,7 +379,8 @@ class EpisodeStore:
         self._arrays.create({name: shape for name, shape in shapes.items() if name not in there})
 
     def _commit(self, content: Content, record: EpisodeRecord) -> None:
-        record = replace(record, checksum=checksum(p for n in self._names(record) for p in content[n]))
+        parts = (part for name in self._names(record) for part in content[name])
+        record = replace(record, offset=self.total_frames, checksum=checksum(parts))
         self._arrays.write(sorted(self.streams | content.keys()), content, record.length)
         self.records.append(record)
         self._arrays.forget(self.total_frames)

@@ -149,7 +149,7 @@ def test_a_value_that_is_not_finite_is_left_for_the_store_to_name(tmp_path: Path
     ("change", "ends", "message"),
     [
         ({"action": None}, ENDS, r"nothing that is known to be the action: .*'action=\[n_contacts,state\]'"),
-        ({}, (3, 3, 9), "meta/episode_ends must rise"),
+        ({}, (3, 2, 9), "meta/episode_ends must rise"),
         ({}, (), "meta/episode_ends must rise"),
     ],
 )
@@ -165,7 +165,7 @@ def test_rows_that_lack_are_faults_of_their_episodes(tmp_path: Path) -> None:
     source = diffusion_policy.open_source(write(tmp_path / "a.zarr", data), fps=10.0)
     (index, fault), *others = source.faults().items()
     assert (index, others) == (2, []) and "data/state has 8 rows, episode 2 ends at 9" in fault
-    assert source.provenance["remarks"] == ["data/late: 2 rows after the last episode are left out"]
+    assert source.provenance["remarks"][1:] == ["data/late: 2 rows after the last episode are left out"]
 
 
 def test_chunks_that_are_no_data_are_named(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_chunks_that_are_no_data_are_named(tmp_path: Path) -> None:
     (path / "data/img/0.0.0.0").unlink()
     (path / "data/img/4.0.0.0").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
     source = diffusion_policy.open_source(path, fps=10.0)
-    assert source.provenance["remarks"] == ["data/img: 1 of 9 chunks are not there, and are read as 0"]
+    assert source.provenance["remarks"][1:] == ["data/img: 1 of 9 chunks are not there, and are read as 0"]
     assert not source[0].images["img"][0].any()
     with pytest.raises(InputError, match=r"data/img/4\.0\.0\.0 is a Git LFS pointer"):
         source[1]

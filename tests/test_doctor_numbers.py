@@ -148,6 +148,38 @@ def test_delays_of_deltas_and_velocities(mode: str) -> None:
     assert "offset" not in found(changed(record(1, body=body, noise=0.001), ODD, offset))
 
 
+def test_a_delay_is_seen_in_episodes_of_a_second() -> None:
+    whole = record(3)
+    data = changed(whole, list(range(30)), lambda *arrays: tuple(values[20:31] for values in arrays))
+    assert "action-delay" not in found(data)
+    for change in (late, early):
+        assert found(changed(data, ODD, change))["action-delay"] == set(ODD)
+
+
+def test_an_offset_of_a_gripper_is_told_from_what_it_holds() -> None:
+    rng = np.random.default_rng(0)
+    body = arm(grippers=("roll [rad]",))
+    plain = record(4, body=body)
+
+    def hold(state: np.ndarray, action: np.ndarray, time: np.ndarray) -> Arrays:
+        # It opens, closes until something a little wider or narrower stops it, and opens.
+        closed = slice(rng.integers(8, 14), rng.integers(24, 36))
+        action[:, 3] = 1.0
+        action[closed, 3] = 0.1
+        state[1:, 3] = np.maximum(action[:-1, 3], 0)
+        state[closed.start + 1 : closed.stop + 1, 3] = rng.uniform(0.4, 0.55)
+        return state, action, time
+
+    def apart(state: np.ndarray, action: np.ndarray, time: np.ndarray) -> Arrays:
+        action[:, 3] += np.deg2rad(17)
+        return state, action, time
+
+    data = changed(plain, list(range(30)), hold)
+    assert "offset" not in found(data)
+    finding = one(changed(data, ODD, apart), "offset")
+    assert (set(finding.episodes), finding.subject) == (set(ODD), "roll [rad]")
+
+
 def one(data: Recording, check: str) -> Finding:
     (finding,) = (finding for finding in findings(data) if finding.check == check)
     return finding

@@ -174,6 +174,9 @@ def _print_done(selection: Selection, dst: str, written: Written, seconds: float
             f"read back: numbers equal, pixels within {error:.2f} of 255 in the mean" if error else "read back equal",
         ]
         print("; ".join(parts))
+    if written.unsaid:
+        of = f"{written.unsaid} of {counted(written.episodes, 'episode')}"
+        print(f"  no instruction is stated in {of}: instruction='…' gives one, or `vla data edit` in a store")
     print_skipped(written.skipped)
 
 

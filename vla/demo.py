@@ -21,7 +21,7 @@ from vla.datasets.easy_questions import read_easy_vqa
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.vqa import VqaStore
 from vla.envs.make import make_env
-from vla.errors import InputError
+from vla.errors import InputError, reading
 from vla.evaluation.plots import read_losses, training_curve
 from vla.evaluation.report import Sample, write_report
 from vla.evaluation.rollout import rollout
@@ -39,6 +39,7 @@ from vla.training.heldout import vqa_accuracy
 from vla.training.run import heldout_by_kind, train
 from vla.types import Episode, Example
 
+AGAIN = "remove the folder, and run it again"
 TASK = "pick"
 EVALUATION_SEEDS = 1_000_000
 """The first seed of the evaluation: far from those of the demonstrations."""
@@ -109,13 +110,18 @@ class Progress:
         self.folder, self._path, self._settings = folder, folder / "progress.json", settings
         self._phases: dict[str, dict[str, Any]] = {}
         if self._path.exists():
-            saved = json.loads(self._path.read_text())
-            if saved["settings"] != settings:
+            with reading(self._path, AGAIN):
+                saved = json.loads(self._path.read_text())
                 changed = sorted(k for k in settings if saved["settings"].get(k) != settings[k])
+                phases = {
+                    name: {"done": phase["done"], "minutes": phase["minutes"] + 0.0}
+                    for name, phase in saved["phases"].items()
+                }
+            if saved["settings"] != settings:
                 raise InputError(
                     f"{folder} holds a demo with other settings ({', '.join(changed)}): remove it, or set out="
                 )
-            self._phases = saved["phases"]
+            self._phases = phases
         elif folder.exists() and any(folder.iterdir()):
             raise InputError(f"{folder} is not empty and holds no demo: remove it, or set out=")
         folder.mkdir(parents=True, exist_ok=True)
@@ -190,18 +196,20 @@ def evaluate(
 
 def report(model: VLA, folder: Path, scenes: str, minutes: Mapping[str, float], from_scratch: bool) -> dict[str, Any]:
     """Writes summary.json, rollouts.rrd, the films, the training curve and report.html."""
-    evaluation = json.loads((folder / "evaluation.json").read_text())
-    results = [Result(**r) for r in evaluation["results"]]
+    with reading(folder / "evaluation.json", AGAIN):
+        evaluation = json.loads((folder / "evaluation.json").read_text())
+        results = [Result(**r) for r in evaluation["results"]]
+        questions, real = (evaluation["vqa"][name] for name in ("scenes", "easy_vqa"))
     found = checkpoint.latest(folder / "train")
     assert found is not None
-    history = json.loads((found / "training.json").read_text())["evaluations"]
+    with reading(found / "training.json", AGAIN):
+        history = json.loads((found / "training.json").read_text())["evaluations"]
     losses = read_losses(folder / "train")
-    real = evaluation["vqa"]["easy_vqa"]
     numbers = summarize(results)
     summary = {
         **{k: numbers[k] for k in ("success_rate", "success_ci95", "episodes", "wrong_object_rate")},
         "instruction_swap_success": numbers["instruction_swap_success"],
-        "vqa_accuracy": evaluation["vqa"]["scenes"],
+        "vqa_accuracy": questions,
         "real_vqa_accuracy": sum(real.values()) / len(real),
         "from_scratch": from_scratch,
         "minutes": dict(minutes),

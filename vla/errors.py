@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
 class InputError(ValueError):
     """Bad input from the user. The message names what is wrong and what to do about it."""
+
+
+@contextmanager
+def reading(what: object, cure: str) -> Iterator[None]:
+    """Turns what damaged content raises inside the block into an InputError: `what` is damaged, and what to do."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else f"{error}"
+        raise InputError(f"{what} is damaged ({reason}): {cure}") from error
 
 
 def suggestion(name: object, known: Iterable[str]) -> str:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from vla import __version__
-from vla.errors import InputError
+from vla.errors import InputError, reading
 from vla.images import sides
 
+COPY = "copy the checkpoint again, or train it"
 FILES = ("config.json", "model.safetensors", "processor.json", "tokenizer.json")
 """What a checkpoint needs."""
 WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
@@ -66,10 +67,8 @@ def weights_digest(folder: Path) -> str:
 def tasks_of(folder: Path) -> tuple[str, ...]:
     """The simulated tasks that a checkpoint was trained on; none where it does not say."""
     file = folder / "processor.json"
-    try:
+    with reading(file, COPY):
         return tuple(json.loads(file.read_text()).get("tasks", ())) if file.is_file() else ()
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{file} is damaged: {error}") from error
 
 
 def fetch(name: str | Path, revision: str | None = None) -> Path:
@@ -101,27 +100,36 @@ def card(folder: Path, license: str = "other") -> str:
     Scores are those of its training's last evaluation, if training.json is there. Raises InputError when a file lacks.
     """
     folder = checkpoint_of(folder)
-    backbone = json.loads((folder / "config.json").read_text())["backbone"]
-    processor = json.loads((folder / "processor.json").read_text())
-    robots = processor.get("robots", [])
+    with reading(folder / "config.json", COPY):
+        backbone = json.loads((folder / "config.json").read_text())["backbone"]
+        parts = [f"{part} {_model(backbone[part])}" for part in ("vision", "language") if part in backbone]
+        family = backbone.get("family", "composed")
+    with reading(folder / "processor.json", COPY):
+        processor = json.loads((folder / "processor.json").read_text())
+        robots = processor.get("robots", [])
+        drives = [_drives(robot) for robot in robots]
+        size = "{} x {} pixels".format(*sides(processor["image_size"]))
+        head = {"kind": "parallel", **processor.get("head", {})}
+    with reading(folder / "model.safetensors", COPY):
+        count = parameters(folder / "model.safetensors")
+    with reading(folder / "training.json", COPY):
+        scores = _scores(folder)
     kind = "robotics" if robots else "image-text-to-text"
     tags = ["robotics", "vision-language-action", "lerobot"] if robots else ["vision-language"]
     front = ["license: " + license, "library_name: vla", f"pipeline_tag: {kind}", "tags:", *(f"- {t}" for t in tags)]
-    parts = [f"{part} {_model(backbone[part])}" for part in ("vision", "language") if part in backbone]
     facts = {
-        "parameters": f"{parameters(folder / 'model.safetensors') / 1e6:.1f} M",
-        "backbone": ", ".join([backbone.get("family", "composed"), *parts]),
-        "images": "{} x {} pixels".format(*sides(processor["image_size"])),
+        "parameters": f"{count / 1e6:.1f} M",
+        "backbone": ", ".join([family, *parts]),
+        "images": size,
     }
     if robots:
-        head = processor.get("head", {"kind": "parallel"})
         facts["action head"] = ", ".join([head["kind"], *(f"{k} {v}" for k, v in head.items() if k != "kind")])
     sections = [
         "---\n" + "\n".join(front) + "\n---",
         f"# A {'vision-language-action policy' if robots else 'vision-language model'}, trained with vla {__version__}",
         "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in facts.items()),
-        *(_drives(robot) for robot in robots),
-        *_scores(folder),
+        *drives,
+        *scores,
         _loading(bool(robots)),
         _limits(robots),
     ]

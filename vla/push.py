@@ -26,8 +26,8 @@ def push(*, policy: str, repo: str, license: str, private: bool, dry_run: bool) 
         folder = Path(temporary)
         for name in FILES[1:]:
             (folder / name).symlink_to((checkpoint / name).resolve())
-        write_config(folder, json.loads((checkpoint / "config.json").read_text()))
         text = card(checkpoint, license).replace("user/model", repo)
+        write_config(folder, json.loads((checkpoint / "config.json").read_text()))
         (folder / "README.md").write_text(text)
         names = sorted([*FILES, *LEROBOT_FILES, "README.md"])
         sizes = {name: (folder / name).stat().st_size for name in names}

@@ -1,11 +1,11 @@
-"""Reader of the replay buffers of diffusion policy: a zarr v2 group, also zipped (`.zarr.zip`).
+"""Reader of the replay buffers of diffusion policy: a group of zarr v2 or v3, also zipped (`.zarr.zip`).
 
     data/<key>         (N, …), all episodes one after the other
     meta/episode_ends  (E,), the step after the last of each episode
 
 `data/action`, or `data/actions`, is the action. The state is `data/state` (Push-T) or `agent_pos`, else every (N, n)
 array whose name begins with `robot`, by name, but velocities and the poses at a demonstration's start and end.
-(N, h, w, 3) arrays are cameras: uint8, or floats in 0 to 1 or 0 to 255, which the first episode shows.
+Arrays whose rows are images are cameras (`image_columns.FrameArray`).
 `<camera>_depth` is a camera's depth.
 `timestamp` [s] is the time, where there is one. Everything else becomes an extra.
 
@@ -25,7 +25,7 @@ from jaxtyping import Float, Shaped, UInt8
 
 from vla.datasets.formats.columns import component_names, concatenate, control_rate, extremes, select
 from vla.datasets.formats.files import check_fetched, is_lfs_pointer, read_json
-from vla.datasets.formats.image_columns import camera_of_depth, depth_mm
+from vla.datasets.formats.image_columns import FrameArray, camera_of_depth, depth_mm
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.types import Episode
@@ -33,7 +33,7 @@ from vla.types import Episode
 if TYPE_CHECKING:
     import zarr
 
-ENDS = "meta/episode_ends/.zarray"
+ENDS = ("meta/episode_ends/.zarray", "meta/episode_ends/zarr.json")
 ACTIONS = ("action", "actions")
 STATES = ("state", "agent_pos")
 NOT_STATE = ("_vel", "_start_pose", "_end_pose")
@@ -42,11 +42,11 @@ NOT_STATE = ("_vel", "_start_pose", "_end_pose")
 def detect(path: Path) -> bool:
     """Whether `path` is a folder or a zip file with a replay buffer in it."""
     if path.is_dir():
-        return (path / ENDS).is_file()
+        return any((path / name).is_file() for name in ENDS)
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
-        return ENDS in archive.namelist()
+        return not set(ENDS).isdisjoint(archive.namelist())
 
 
 def open_source(
@@ -85,8 +85,9 @@ class DiffusionPolicySource:
         self._instruction = instruction
         self._data, self._ends = _open(path)
         shapes = {name: data.shape[1:] for name, data in self._data.items()}
-        videos = [name for name, data in self._data.items() if data.ndim == 4 and data.shape[3] == 3]
         maps = [name for name in self._data if name.endswith("depth") and len(shapes[name]) in (2, 3)]
+        self._frame_arrays = {n: a for n in self._data if n not in maps and (a := self._frame_array(n))}
+        videos = list(self._frame_arrays)
         self._depth = camera_of_depth(maps, videos)
         vectors = {name: name for name, data in self._data.items() if data.ndim <= 2 and data.dtype.kind in "biuf"}
         self._action = tuple(select("action", _action(shapes) if action is None else action, vectors, str(path)))
@@ -94,9 +95,6 @@ class DiffusionPolicySource:
         self._faults: dict[int, str] = {}
         taken = {"timestamp", *videos, *self._depth.values(), *self._state, *self._action}
         self._extras = [name for name, data in self._data.items() if name not in taken and data.dtype.kind in "biuf"]
-        # A float image in 0 to 255 has a pixel above 1 somewhere, unless it is black.
-        floats = {name: self._first_rows(name) for name in videos if self._data[name].dtype.kind == "f"}
-        self._bright = {name: bool(rows is None or rows.max() > 1) for name, rows in floats.items()}
         components = tuple(n for name in self._action for n in component_names(name, shapes[name]))
         low, high = extremes(self._actions(), len(components))
         self.embodiment = Embodiment(
@@ -164,7 +162,8 @@ class DiffusionPolicySource:
         """Of the first episode of which they can be read."""
         for index in range(len(self)):
             with suppress(InputError):
-                return self._rows(name, index)
+                if len(rows := self._rows(name, index)):
+                    return rows
         return None
 
     def faults(self) -> Mapping[int, str]:
@@ -173,7 +172,7 @@ class DiffusionPolicySource:
 
     def _remarks(self) -> list[str]:
         """What the user should know: chunks that are not there are read as zeros, and rows after the last episode."""
-        found = []
+        found = [array.remark for array in self._frame_arrays.values() if array.remark]
         for name, data in self._data.items():
             if missing := data.nchunks - data.nchunks_initialized:
                 found.append(f"data/{name}: {missing} of {data.nchunks} chunks are not there, and are read as 0")
@@ -182,11 +181,16 @@ class DiffusionPolicySource:
         return found
 
     def _frames(self, camera: str, index: int) -> UInt8[np.ndarray, "t h w 3"]:
-        frames = self._rows(camera, index)
-        if camera in self._bright:
-            scale = 1 if self._bright[camera] else 255
-            return np.clip(np.round(frames * scale), 0, 255).astype(np.uint8)
-        return frames.astype(np.uint8, copy=False)
+        return self._frame_arrays[camera].frames(self._rows(camera, index))
+
+    def _frame_array(self, name: str) -> FrameArray | None:
+        data = self._data[name]
+
+        def first() -> Shaped[np.ndarray, "t ..."]:
+            rows = self._first_rows(name)
+            return np.empty((0, *data.shape[1:]), data.dtype) if rows is None else rows
+
+        return FrameArray.of(name, data.shape[1:], data.dtype, first)
 
     def _actions(self) -> Iterator[Float[np.ndarray, "t a"]]:
         """Of the episodes whose numbers can be read; the others are noted."""
@@ -195,6 +199,8 @@ class DiffusionPolicySource:
                 for name in self._data:
                     self._check_length(name, index)
                 rows = [self._rows(name, index) for name in self._action]
+                if not len(rows[0]):
+                    raise InputError("it has no steps")
                 yield concatenate(rows, len(rows[0]))
             except InputError as error:
                 self._faults[index] = str(error)
@@ -218,16 +224,16 @@ def _open(path: Path) -> tuple[dict[str, zarr.Array], list[int]]:
     register_codecs(verbose=False)
     try:
         store = path if path.is_dir() else ZipStore(path, mode="r")
-        data = dict(sorted(zarr.open_group(store, path="data", mode="r", zarr_format=2).arrays()))
-        ends = np.asarray(zarr.open_array(store, path="meta/episode_ends", mode="r", zarr_format=2)).tolist()
+        data = dict(sorted(zarr.open_group(store, path="data", mode="r").arrays()))
+        ends = np.asarray(zarr.open_array(store, path="meta/episode_ends", mode="r")).tolist()
     except InputError:
         raise
     except Exception as error:  # zarr and its codecs raise nearly anything over damaged files
-        for file in sorted(path.rglob(".z*")) if path.is_dir() else ():
+        for file in sorted([*path.rglob(".z*"), *path.rglob("zarr.json")]) if path.is_dir() else ():
             read_json(file)
         raise InputError(f"{path} cannot be read as a replay buffer: {error}") from error
-    if not ends or any(end <= start for start, end in zip([0, *ends], ends, strict=False)):
-        raise InputError(f"{path}: meta/episode_ends must rise from above 0, and is {ends[:5]}")
+    if not ends or any(end < start for start, end in zip([0, *ends], ends, strict=False)):
+        raise InputError(f"{path}: meta/episode_ends must rise from 0, and is {ends[:5]}")
     return data, ends
 
 

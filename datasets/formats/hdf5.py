@@ -15,10 +15,11 @@ where there are none, every (t, n) observation of floats by name; for LIBERO `ee
 `gripper_states`; for ALOHA `qpos`. ALOHA's actions are the leaders' `qpos`, and are named so: they can be told from
 where the arms are. Mobile ALOHA's `base_action` follows them where the base ever moves.
 
-(t, h, w, 3) uint8 observations are cameras, and so are rows of the bytes of an image. Depth is what has it in its name
-(floats are metres). Every other dataset with a row a step becomes an extra under its own name, but `next_obs`, which is
-`obs` one step later; what has no row a step is named in the provenance. An episode is a success when its attribute
-`success` says so, or when it has a reward above 0; where no episode has either, nobody knows.
+Observations that are images are cameras (`image_columns.FrameArray`), and so are rows of the bytes of an image. Depth
+is what has it in its name (floats are metres). Every other dataset with a row a step becomes an extra under its own
+name, but `next_obs`, which is `obs` one step later; what has no row a step is named in the provenance. An episode is a
+success when its attribute `success` says so, or when it has a reward above 0; where no episode has either, nobody
+knows.
 
 LIBERO stores what OpenGL rendered from the bottom row up, for all cameras: those images are flipped vertically here
 and nothing else is (a rotation by 180 degrees, which some conversions apply, would mirror the scene), unless the
@@ -226,8 +227,8 @@ class Hdf5Source:
     def _frames(self, group: h5py.Group, key: str, path: Path) -> UInt8[np.ndarray, "t h w 3"]:
         rows = self._layout.read(group, key)
         if key in self._layout.encoded:
-            rows = decode_frames(map(bytes, rows), _where(path, key))
-        return self._upright(rows)
+            return self._upright(decode_frames(map(bytes, rows), _where(path, key)))
+        return self._upright(self._layout.arrays[key].frames(rows))
 
     def _depth(self, group: h5py.Group, key: str, path: Path) -> UInt16[np.ndarray, "t h w"]:
         rows = self._layout.read(group, key)
@@ -282,17 +283,14 @@ class Hdf5Source:
         if reason:
             flipped = ", its images are flipped" if self._flipped else ""
             yield f"taken for LIBERO's by {reason}{flipped}: format=robomimic reads it otherwise"
-        if "delta" in self.embodiment.action_mode:
-            yield "actions are steps of OSC_POSE, robosuite's controller, and the gripper: actions=… says otherwise"
         if usual_rate:
             yield f"{USUAL_HZ[self._kind]:g} steps a second, as {self._kind.upper()} records: fps=… says otherwise"
         notes = self._notes.values()
         named = list(map(repr, dict.fromkeys(note.instruction for note in notes)))
-        if self._instruction is None and repr("") in named:
-            yield "no instruction is stated: instruction='…' gives one"
-        elif self._instruction is None and any(note.by_name for note in notes):
+        if self._instruction is None and any(note.by_name for note in notes):
             shown = ", ".join(named[:NAMED]) + (f" and {len(named) - NAMED} more" if len(named) > NAMED else "")
             yield f"the instruction is the name of the file, {shown}: instruction='…' gives another"
+        yield from (array.remark for array in self._layout.arrays.values() if array.remark)
         if self._layout.longer:
             yield f"the last row of {', '.join(sorted(self._layout.longer))} is left out: no action follows it"
 

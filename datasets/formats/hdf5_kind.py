@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import numpy as np
+
 from vla.datasets.formats.columns import natural_order
 from vla.errors import InputError
 
@@ -180,8 +182,9 @@ def _stated_texts(places: Iterable[h5py.Group]) -> Iterator[str]:
             found = place.attrs.get(name)
             item = place.get(name)
             if found is None and isinstance(item, h5py.Dataset) and item.size == 1 and item.dtype.kind in "SO":
-                found = item[()] if item.ndim == 0 else item[()].flat[0]
-            if text := _text(found):
+                found = item[()]
+            # One text is also kept as an array of one.
+            if text := _text(found.flat[0] if isinstance(found, np.ndarray) and found.size == 1 else found):
                 yield text
 
 

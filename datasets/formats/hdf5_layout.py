@@ -11,7 +11,7 @@ from jaxtyping import Shaped
 
 from vla.datasets.formats.columns import component_names, own_names, select
 from vla.datasets.formats.hdf5_kind import ACTIONS, BASE, Kind
-from vla.datasets.formats.image_columns import camera_of_depth, is_encoded_image
+from vla.datasets.formats.image_columns import FrameArray, camera_of_depth, is_encoded_image
 from vla.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ class Choice:
 class Layout:
     """Names of an episode's datasets by what they are, and the shape of each but for the steps.
 
-    `encoded` are cameras and depth whose rows are the bytes of an image, `longer` what has one row more than the
-    actions: the last one is not read.
+    `encoded` are cameras and depth whose rows are the bytes of an image, `arrays` the other cameras, `longer` what has
+    one row more than the actions: the last one is not read.
     """
 
     kind: Kind
@@ -52,6 +52,7 @@ class Layout:
     state: Mapping[str, str]
     cameras: Mapping[str, str]
     encoded: frozenset[str]
+    arrays: Mapping[str, FrameArray]
     longer: frozenset[str]
     depth: Mapping[str, str]
     extras: Mapping[str, str]
@@ -72,7 +73,8 @@ class Layout:
         rows = {name for name, data in found.items() if data.shape[:1] == (steps,)} | longer
         encoded = frozenset(name for name in rows if is_encoded_image(found[name]))
         depth = {name for name in rows if "depth" in name.lower() and (name in encoded or _is_depth(found[name]))}
-        pixels = {name for name in rows if _is_video(found[name])} | (encoded - depth)
+        arrays = {name: array for name in sorted(rows - depth - encoded) if (array := _frame_array(found[name], name))}
+        pixels = arrays.keys() | (encoded - depth)
         cameras = {names[name]: name for name in sorted(pixels)}
         if choice.cameras is not None:
             cameras = select("cameras", choice.cameras, {name: short for short, name in cameras.items()}, where)
@@ -92,6 +94,7 @@ class Layout:
             state=state,
             cameras=cameras,
             encoded=encoded & taken,
+            arrays={name: array for name, array in arrays.items() if name in taken},
             longer=longer & (taken | kept),
             depth=paired,
             extras={names[name]: name for name in sorted(kept)},
@@ -153,8 +156,8 @@ def _datasets(group: h5py.Group) -> dict[str, h5py.Dataset]:
     return found
 
 
-def _is_video(data: h5py.Dataset) -> bool:
-    return data.ndim == 4 and data.shape[3] == 3 and data.dtype == np.uint8
+def _frame_array(data: h5py.Dataset, name: str) -> FrameArray | None:
+    return FrameArray.of(name, data.shape[1:], data.dtype, lambda: np.asarray(data[()]))
 
 
 def _is_depth(data: h5py.Dataset) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import simplejpeg
 from jaxtyping import Num, Shaped, UInt8, UInt16
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vla.errors import InputError
 
@@ -19,17 +20,21 @@ STARTS = (JPEG_START, b"\x89PNG\r\n\x1a\n", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 # What a name says beside which camera it is.
 KINDS = {"rgb", "image", "images", "img", "color", "depth"}
 MILLIMETRES = 1000.0
+CHANNELS = (1, 3, 4)
+"""Of grey, of colors, and of colors with transparency."""
+LEAST_SIDE = 8
+"""Pixels of a side below which an array without colors is no image."""
+FEW_LEVELS = 16
+"""Levels of grey."""
 
 
 def is_encoded_image(column: Any) -> bool:
     """Whether the rows of a dataset are the bytes of images: byte strings, or rows of uint8 filled up with zeros."""
-    strings = column.ndim == 1 and column.dtype.kind in "SO"
+    strings = column.ndim == 1 and column.dtype.kind in "SOV"
     if not (strings or (column.ndim == 2 and column.dtype == np.uint8)) or not len(column):
         return False
     first = column[0]
-    return not isinstance(first, str) and bytes(first[:12] if isinstance(first, np.ndarray) else first).startswith(
-        STARTS
-    )
+    return not isinstance(first, str) and bytes(first).startswith(STARTS)
 
 
 def decode_image(data: bytes, what: str) -> Shaped[np.ndarray, "h w ..."]:
@@ -44,7 +49,7 @@ def decode_image(data: bytes, what: str) -> Shaped[np.ndarray, "h w ..."]:
             # A palette is a way to write colors; 16 bits are Pillow's "I" or "I;16".
             pixels = np.asarray(image.convert("RGB") if image.mode == "P" else image)
     except Exception as error:  # decoders raise nearly anything over damaged bytes
-        raise InputError(f"{what} cannot be decoded: {error}") from error
+        raise _undecodable(data, what, error) from error
     return pixels.astype(np.uint16) if pixels.dtype == np.int32 else pixels
 
 
@@ -59,8 +64,13 @@ def decode_color(data: bytes, what: str) -> UInt8[np.ndarray, "h w 3"]:
             if mode not in ("I", "F") and not mode.startswith("I;16"):
                 return np.asarray(image.convert("RGB"))
     except Exception as error:  # decoders raise nearly anything over damaged bytes
-        raise InputError(f"{what} cannot be decoded: {error}") from error
+        raise _undecodable(data, what, error) from error
     raise InputError(f"{what} has grey values of more than 8 bits ({mode}): is it depth?")
+
+
+def _undecodable(data: bytes, what: str, error: Exception) -> InputError:
+    reason = "it is empty" if not data else "it is no image" if isinstance(error, UnidentifiedImageError) else error
+    return InputError(f"{what} cannot be decoded: {reason}")
 
 
 def decode_frames(encoded: Iterable[bytes], what: str) -> UInt8[np.ndarray, "t h w 3"]:
@@ -74,6 +84,59 @@ def decode_frames(encoded: Iterable[bytes], what: str) -> UInt8[np.ndarray, "t h
     if not frames:
         raise InputError(f"{what} has no frames")
     return np.stack(frames)
+
+
+@dataclass(frozen=True)
+class FrameArray:
+    """How the rows of an array of numbers are the frames of a camera.
+
+    `channels_first`: (t, c, h, w) and not (t, h, w, c); `scale`: what a number times it is in 0 to 255.
+    """
+
+    channels_first: bool
+    scale: float
+    remark: str
+    """What was inferred, for the user; empty for (t, h, w, 3) uint8."""
+
+    @classmethod
+    def of(cls, name: str, shape: Sequence[int], dtype: np.dtype, first: Callable[[], np.ndarray]) -> FrameArray | None:
+        """None where rows of this shape are no frames.
+
+        Frames are uint8 of 1, 3 or 4 channels, or floats of 3 in 0 to 1 or 0 to 255, as the rows of the first episode
+        (`first`) show. Grey ones have more than `FEW_LEVELS` levels: those of a mask are fewer.
+        """
+        floats = dtype.kind == "f"
+        last, leading = (shape[2], shape[0]) if len(shape) == 3 else (1, 0)
+        channels_first = len(shape) == 3 and last not in CHANNELS and leading in CHANNELS
+        channels = leading if channels_first else last
+        sides = shape[1:] if channels_first else shape[:2]
+        if len(shape) not in (2, 3) or channels not in CHANNELS or not (floats or dtype == np.uint8):
+            return None
+        if channels == 3 and not floats and not channels_first:
+            return cls(False, 1.0, "")
+        if (floats and channels != 3) or (channels == 1 and min(sides) < LEAST_SIDE):
+            return None
+        rows = first()
+        if channels == 1 and len(np.unique(rows)) <= FEW_LEVELS:
+            return None
+        if floats and not (np.isfinite(rows).all() and rows.min(initial=0) >= 0 and rows.max(initial=0) <= 255):
+            return None
+        # Floats in 0 to 255 have a pixel above 1 somewhere, unless they are black.
+        scale = 255.0 if floats and rows.max(initial=0) <= 1 else 1.0
+        kind = {1: "grey", 3: "color", 4: "color, its transparency dropped"}[channels]
+        told = [kind, "channels first"] if channels_first else [kind]
+        told += [f"floats in 0 to {255 / scale:g}"] if floats else []
+        return cls(channels_first, scale, f"{name} is read as images ({', '.join(told)})")
+
+    def frames(self, rows: Num[np.ndarray, "t ..."]) -> UInt8[np.ndarray, "t h w 3"]:
+        """The frames in RGB."""
+        if rows.ndim == 3:
+            rows = rows[..., None]
+        rows = rows.transpose(0, 2, 3, 1) if self.channels_first else rows
+        rows = np.repeat(rows, 3, axis=3) if rows.shape[3] == 1 else rows[..., :3]
+        if rows.dtype != np.uint8:
+            rows = np.clip(np.round(rows * self.scale), 0, 255).astype(np.uint8)
+        return np.ascontiguousarray(rows)
 
 
 def depth_mm(values: Num[np.ndarray, "t h w *one"]) -> UInt16[np.ndarray, "t h w"]:

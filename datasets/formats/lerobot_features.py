@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -213,14 +214,28 @@ def _is_change(key: str) -> bool:
 
 
 def _component_names(key: str, feature: Mapping[str, Any]) -> tuple[str, ...]:
-    names = feature.get("names")
+    names = _listed(feature.get("names"))
+    if len(names) != prod(feature["shape"]):
+        return component_names(_short(key), row_shape(feature))
+    counts = Counter(names)
+    return tuple(name if counts[name] == 1 else f"{name}[{i}]" for i, name in enumerate(names))
+
+
+def _listed(names: Any) -> list[str]:
+    """The names in a list, a list in a list, {name: position}, {"motors": names} or {"left": names, "right": names}."""
     if isinstance(names, Mapping):
-        # {"motors": [names]}, or {name: position}.
-        lists = [value for value in names.values() if isinstance(value, list)]
-        names = lists[0] if len(lists) == 1 else list(names)
-    if isinstance(names, list) and len(names) == prod(feature["shape"]):
-        return tuple(str(name) for name in names)
-    return component_names(_short(key), row_shape(feature))
+        if sorted(map(str, names.values())) == sorted(map(str, range(len(names)))):
+            return sorted(map(str, names), key=lambda name: int(names[name]))
+        parts = {str(part): _listed(inside) for part, inside in names.items()}
+        if not any(parts.values()):
+            return list(parts)
+        flat = [name for inside in parts.values() for name in inside]
+        if len(set(flat)) == len(flat):
+            return flat
+        return [f"{part}.{name}" for part, inside in parts.items() for name in inside]
+    if isinstance(names, list) and len(names) == 1 and isinstance(names[0], list | Mapping):
+        return _listed(names[0])
+    return list(map(str, names)) if isinstance(names, list) else []
 
 
 def _short(key: str) -> str:

@@ -10,6 +10,7 @@ from vla.datasets.formats.files import read_json_object
 from vla.errors import InputError
 
 INFO = Path("meta", "info.json")
+NO_STEPS = "it has no steps"
 
 
 def version_of(root: Path) -> str:

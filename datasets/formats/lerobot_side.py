@@ -43,8 +43,10 @@ class SideEpisode:
             absent=list(absent),
         )
 
-    def as_spans(self) -> tuple[Span, ...]:
-        return tuple(Span(*span) for span in self.spans)
+    def words(self) -> dict[str, Any]:
+        """The instruction of the episode, its paraphrases and its spans."""
+        spans = tuple(Span(*span) for span in self.spans)
+        return {"instruction": self.instruction, "paraphrases": tuple(self.paraphrases), "spans": spans}
 
 
 @dataclass(frozen=True)

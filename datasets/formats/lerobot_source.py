@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -14,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8, UInt16
 
 from vla.datasets.formats.columns import concatenate, extremes, instruction_and_spans
+from vla.datasets.formats.image_columns import decode_frames, decode_image
 from vla.datasets.formats.lerobot_features import (
     CHUNKS,
     COUNTERS,
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from vla.datasets.formats.video_frames import VideoReader
 
 Info = Mapping[str, Any]
+OFF_FRAME = 0.25
+"""Frames by which a timestamp may be off the frame's own."""
 
 
 @runtime_checkable
@@ -76,10 +78,14 @@ class LeRobotFiles(Protocol):
 class LeRobotSource:
     """An `EpisodeSource` over LeRobot files: each episode is decoded when it is asked for."""
 
-    def __init__(self, files: LeRobotFiles, features: FeatureMap, side: Side | None = None) -> None:
+    def __init__(
+        self, files: LeRobotFiles, features: FeatureMap, side: Side | None = None, instruction: str | None = None
+    ) -> None:
+        """`instruction` is what all episodes do, None: what the tasks say."""
         self._files = files
         self._map = features
         self._side = side
+        self._instruction = instruction
         self._schema: Features = files.info["features"]
         self._videos: dict[str, VideoReader] = {}
 
@@ -147,7 +153,7 @@ class LeRobotSource:
             "features": {self._map.name(key): dict(one) for key, one in self._schema.items() if key not in COUNTERS},
             **self._map.to_dict(),
             "remarks": [*self._files.remarks, *self._map.remarks],
-            "actions_stated": "by meta/vla.json" if self._known and self._known.declares_actions else "",
+            "actions_stated": "in meta/vla.json" if self._known and self._known.declares_actions else "",
             "regular_time": self._has_regular_time(),
             **kept,
         }
@@ -197,11 +203,9 @@ class LeRobotSource:
         rows = {name: tuple(shape) for name, shape in side.rows.items()}
         return replace(
             episode,
-            instruction=known.instruction,
             success=known.success,
             info=dict(known.info),
-            paraphrases=tuple(known.paraphrases),
-            spans=known.as_spans(),
+            **({} if self._instruction is not None else known.words()),
             points=None if "points" in known.absent else episode.points,
             chunks=None if "chunks" in known.absent else episode.chunks,
             depth={name: maps for name, maps in episode.depth.items() if f"depth/{name}" not in known.absent},
@@ -247,6 +251,8 @@ class LeRobotSource:
 
     def _tasks(self, indices: Int[np.ndarray, "t"]) -> tuple[str, tuple[Span, ...]]:
         """The instruction of all steps, and the spans where the task changes."""
+        if self._instruction is not None:
+            return self._instruction, ()
         for index in np.unique(indices).tolist():
             if index not in self._files.tasks:
                 raise InputError(f"its task_index {index} is not in meta/tasks")
@@ -257,7 +263,7 @@ class LeRobotSource:
     ) -> UInt8[np.ndarray, "t h w 3"]:
         if self._schema[key]["dtype"] == "video":
             return self._decode(index, key, timestamps, "rgb24")
-        return np.stack([np.asarray(image.convert("RGB")) for image in self._images(table, key)])
+        return decode_frames(self._image_bytes(table, key), f"the image of {key!r}")
 
     def _depth(
         self, index: int, table: pa.Table, key: str, timestamps: Float[np.ndarray, "t"]
@@ -272,22 +278,18 @@ class LeRobotSource:
             coding = DepthEncoderConfig.from_video_info(dict(marks))
             limits = {name: getattr(coding, name) for name in ("depth_min", "depth_max", "shift", "use_log")}
             return dequantize_depth(codes[..., None], output_tensor=False, **limits)[:, 0]
-        values = np.stack([np.asarray(image) for image in self._images(table, key)])
+        encoded = enumerate(self._image_bytes(table, key))
+        values = np.stack([decode_image(data, f"the image of {key!r} at step {step}") for step, data in encoded])
         if values.dtype == np.uint16 and marks.get("depth_unit") != "m":
             return values
         scale = 1000.0 if marks.get("depth_unit", "m") == "m" else 1.0
         return np.clip(np.rint(values.astype(np.float64) * scale), 0, 65535).astype(np.uint16)
 
-    def _images(self, table: pa.Table, key: str) -> Iterator[Any]:
-        from PIL import Image
-
+    def _image_bytes(self, table: pa.Table, key: str) -> Iterator[bytes]:
         for step, cell in enumerate(table[key].to_pylist()):
-            try:
-                image = Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else self._files.root / cell["path"])
-                image.load()
-            except Exception as error:
-                raise InputError(f"the image of {key!r} at step {step} cannot be decoded ({error})") from error
-            yield image
+            if not isinstance(cell, dict) or not (cell.get("bytes") or cell.get("path")):
+                raise InputError(f"the image of {key!r} at step {step} is missing")
+            yield cell["bytes"] or (self._files.root / cell["path"]).read_bytes()
 
     def _decode(
         self, index: int, key: str, timestamps: Float[np.ndarray, "t"], pixels: str
@@ -300,7 +302,18 @@ class LeRobotSource:
             if reader is not None:
                 reader.close()
             self._videos[key] = reader = VideoReader(path, pixels)
-        return reader.read(offset + timestamps, 0.5 / self._files.info["fps"])
+        return reader.read(offset + self._frame_times(timestamps), 0.5 / self._files.info["fps"])
+
+    def _frame_times(self, timestamps: Float[np.ndarray, "t"]) -> Float[np.ndarray, "t"]:
+        """The times [s] of an episode's frames from its first one on.
+
+        They are the rows' timestamps, but where these are those of no frames or twice of one, as a clock's that
+        jitters: then the frames are the rows' in their order.
+        """
+        fps = float(self._files.info["fps"])
+        places = np.rint(timestamps * fps)
+        is_regular = np.abs(timestamps * fps - places).max(initial=0) <= OFF_FRAME and (np.diff(places) > 0).all()
+        return timestamps if is_regular else np.arange(len(timestamps)) / fps
 
     def _has_regular_time(self) -> bool:
         """Whether every timestamp is what LeRobot itself would write: the step over the rate."""

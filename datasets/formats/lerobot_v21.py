@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vla.datasets.formats.files import read_json_lines, reading_file
 from vla.datasets.formats.lerobot_features import is_depth, map_features
-from vla.datasets.formats.lerobot_info import INFO, path_of, read_info, required, version_of, whole_number
+from vla.datasets.formats.lerobot_info import INFO, NO_STEPS, path_of, read_info, required, version_of, whole_number
 from vla.datasets.formats.lerobot_rows import check_columns
 from vla.datasets.formats.lerobot_source import LeRobotSource
 from vla.errors import InputError
@@ -31,6 +31,7 @@ def open_source(
     action: Sequence[str] | None = None,
     cameras: Sequence[str] | None = None,
     rename: Mapping[str, str] | None = None,
+    instruction: str | None = None,
     skip: bool = False,
 ) -> LeRobotSource:
     """The dataset in the folder `path`; `state`, `action`: features to put side by side.
@@ -55,7 +56,12 @@ def open_source(
     }
     present = {key: feature for key, feature in features.items() if key not in left_out}
     mapped = map_features(present, str(path), state, action, cameras, rename)
-    return LeRobotSource(files, replace(mapped, left_out={**mapped.left_out, **left_out}))
+    return LeRobotSource(files, replace(mapped, left_out={**mapped.left_out, **left_out}), instruction=instruction)
+
+
+def _task(row: Mapping[str, Any], path: Path) -> str:
+    """What is to be done; null is no words."""
+    return "" if "task" in row and row["task"] is None else str(required(row, "task", path))
 
 
 class V21Files:
@@ -72,10 +78,10 @@ class V21Files:
         self._episodes = [rows[number] for number in sorted(rows)]
         self.lengths: Sequence[int] = [whole_number(row, "length", listed) for row in self._episodes]
         self.tasks: Mapping[int, str] = {
-            whole_number(row, "task_index", tasks): str(required(row, "task", tasks)) for row in read_json_lines(tasks)
+            whole_number(row, "task_index", tasks): _task(row, tasks) for row in read_json_lines(tasks)
         }
         self.remarks: Sequence[str] = []
-        self._faults: dict[int, str] = {}
+        self._faults = {index: NO_STEPS for index, length in enumerate(self.lengths) if not length}
 
     def missing_cameras(self, episodes: range) -> dict[str, list[int]]:
         """The video features that some of `episodes` have no file of, each with those episodes."""
@@ -119,7 +125,7 @@ class V21Files:
             try:
                 yield self.rows(index, columns)
             except InputError as error:
-                self._faults[index] = str(error)
+                self._faults.setdefault(index, str(error))
 
     def _path(self, template: str, index: int, **names: str) -> Path:
         number = int(self._episodes[index]["episode_index"])

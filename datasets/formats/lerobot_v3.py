@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vla.datasets.formats.files import reading_file
 from vla.datasets.formats.lerobot_features import Features, map_features
-from vla.datasets.formats.lerobot_info import data_files, path_of, read_info, version_of, whole_number
+from vla.datasets.formats.lerobot_info import NO_STEPS, data_files, path_of, read_info, version_of, whole_number
 from vla.datasets.formats.lerobot_rows import RowFiles, Run
 from vla.datasets.formats.lerobot_side import Side
 from vla.datasets.formats.lerobot_source import LeRobotSource
@@ -23,8 +23,11 @@ HUB_TIMEOUT = 10.0
 
 
 def detect(path: Path) -> bool:
-    """Whether `path` is a dataset of this version."""
-    return version_of(path).startswith("v3")
+    """Whether `path` is a dataset of this version. Raises InputError where it is one of version 1."""
+    version = version_of(path)
+    if version.startswith("v1"):
+        raise InputError(f"{path} is a LeRobotDataset {version}: LeRobot's convert_dataset_v1_to_v2.py makes it v2.0")
+    return version.startswith("v3")
 
 
 def open_source(
@@ -34,6 +37,7 @@ def open_source(
     action: Sequence[str] | None = None,
     cameras: Sequence[str] | None = None,
     rename: Mapping[str, str] | None = None,
+    instruction: str | None = None,
 ) -> LeRobotSource:
     """The dataset in the folder `path`, or of that name on the hub.
 
@@ -47,7 +51,7 @@ def open_source(
     parts = _parts_of(side, files.info["features"])
     chosen = (state or parts.get("state"), action or parts.get("action"), cameras)
     features = map_features(files.info["features"], str(root), *chosen, rename)
-    return LeRobotSource(files, features, side)
+    return LeRobotSource(files, features, side, instruction)
 
 
 def _parts_of(side: Side | None, features: Features) -> dict[str, Sequence[str]]:
@@ -108,7 +112,7 @@ class V3Files:
         if damaged := [run.path for run in runs if run.path in self._rows.unreadable]:
             return self._rows.unreadable[damaged[0]]
         if not length:
-            return self._missing(index)
+            return NO_STEPS if row.get("length") == 0 else self._missing(index)
         stated, total, expected = self.info.get("total_frames"), self._rows.total, row.get("length", length)
         # Where no rows are missing, it is the length that is out of date.
         if length == expected or (not self._rows.unreadable and (stated is None or stated <= total)):
@@ -224,13 +228,14 @@ def _read_tasks(root: Path) -> dict[int, str]:
     path = root / "meta" / "tasks.parquet"
     with reading_file(path, "Parquet"):
         table = pq.read_table(path)
-        texts = [name for name in table.column_names if name != "task_index"]
+        names = [name for name in table.column_names if name != "task_index"]
         # LeRobot keeps the text as the index of a data frame, under one name or another.
-        text = "task" if "task" in texts else next(iter(texts), "task")
+        text = "task" if "task" in names else next(iter(names), "task")
         for name in (text, "task_index"):
             if name not in table.column_names:
                 raise InputError(f"{path} has no column {name!r}: it has {', '.join(table.column_names)}")
-        return dict(zip(table["task_index"].to_pylist(), map(str, table[text].to_pylist()), strict=True))
+        texts = ["" if task is None else str(task) for task in table[text].to_pylist()]
+        return dict(zip(table["task_index"].to_pylist(), texts, strict=True))
 
 
 def _download(name: str) -> Path:

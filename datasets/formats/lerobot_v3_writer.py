@@ -123,6 +123,10 @@ class LeRobotWriter:
         self._columns = self._columns_of(episode)
         self._example = self._example or episode
         features = {column.feature: dict(column.entry) for column in self._columns}
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot create {self.path}: {error.strerror}") from error
         self._dataset = LeRobotDataset.create(
             f"vla/{self.path.name}",
             round(self._embodiment.control_hz),

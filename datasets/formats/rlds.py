@@ -2,7 +2,7 @@
 
 | what        | taken from                                                                              |
 |-------------|-----------------------------------------------------------------------------------------|
-| cameras     | every (h, w, 3) uint8 image                                                             |
+| cameras     | every uint8 image, also grey or with transparency, which is dropped                     |
 | depth       | (h, w) or (h, w, 1), named as a camera but for the word depth: uint16 [mm] or float [m] |
 | action      | `action`, or the parts of a dict, side by side                                          |
 | state       | `observation/state` or `proprio`, or the parts of the observation, side by side         |

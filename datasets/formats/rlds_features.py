@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from vla.datasets.formats.files import read_json_object
-from vla.datasets.formats.image_columns import decode_frames, decode_image
+from vla.datasets.formats.image_columns import CHANNELS, decode_frames, decode_image
 from vla.datasets.formats.tfrecord import Values
 from vla.errors import InputError
 
@@ -38,9 +38,11 @@ class Feature:
 
     @property
     def is_camera(self) -> bool:
-        return (
-            self.kind in ("image", "tensor") and self.dtype == "uint8" and len(self.shape) == 3 and self.shape[2] == 3
-        )
+        """Images of colors, and images that are stated to be such of grey or with transparency, but depth."""
+        if self.dtype != "uint8" or len(self.shape) != 3:
+            return False
+        channels = CHANNELS if self.kind == "image" and "depth" not in self.key else (3,)
+        return self.kind in ("image", "tensor") and self.shape[2] in channels
 
     @property
     def is_depth(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from vla.datasets.action_inference import infer_actions
+from vla.datasets.action_inference import infer_actions, report_stated
 from vla.datasets.formats.source import EpisodeSource, NamesFaults
 from vla.embodiment import Embodiment
 from vla.errors import InputError
@@ -69,12 +69,17 @@ def state_actions(source: EpisodeSource, chosen: range, choices: Mapping[str, An
         # What a layout's actions usually are decides where the numbers do not.
         if choices or not (usual := source.provenance.get("actions_usual")):
             raise
-        embodiment, evidence = source.embodiment, [f"{usual}; the numbers do not tell: actions=… says otherwise"]
+        embodiment = source.embodiment
+        evidence = report_stated(embodiment, f"{usual}, as the numbers do not tell; actions=… says otherwise")
     return StatedActions(source, embodiment, evidence)
 
 
 def _numbers(source: EpisodeSource, chosen: range) -> Iterator[Numbers]:
-    """State and action of episodes, evenly spread over the chosen; unreadable ones are passed over."""
+    """State and action of episodes, evenly spread over the chosen; unreadable ones are passed over.
+
+    Raises InputError that says why the first cannot be read, where none can.
+    """
+    read, first = 0, ""
     few = not isinstance(source, HasNumbers)
     count = min(len(chosen), DECODED if few else len(chosen))
     for position in np.unique(np.linspace(0, len(chosen) - 1, count).astype(int)).tolist() if count else ():
@@ -84,5 +89,9 @@ def _numbers(source: EpisodeSource, chosen: range) -> Iterator[Numbers]:
             else:
                 episode = source[chosen[position]]
                 yield episode.state, episode.action
-        except (InputError, OSError, ValueError, KeyError, TypeError):
-            continue  # named when the episode is converted
+            read += 1
+        except (InputError, OSError, ValueError, KeyError, TypeError) as error:
+            # Named when the episode is converted.
+            first = first or f"episode {chosen[position]} cannot be read: {error}"
+    if first and not read:
+        raise InputError(first)

@@ -54,7 +54,7 @@ class StoreSource:
         """That of the store, or that it is one; whether its times are LeRobot's may have changed since."""
         known = dict(self._store.provenance) or {"format": "vla", "name": Path(self._store.path).name}
         # Of a store it is the embodiment that says it; of older ones it does not.
-        stated = (known.get("actions_stated") or "by the store") if self._store.declares_actions else ""
+        stated = (known.get("actions_stated") or "in the store") if self._store.declares_actions else ""
         return {**known, "actions_stated": stated, "regular_time": self._has_regular_time()}
 
     def __len__(self) -> int:

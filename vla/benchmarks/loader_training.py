@@ -2,7 +2,7 @@
 
 A sample is one observation of two or three cameras of 640 x 480 pixels and the actions from it on. Its images are
 decoded, resized to the model's size (bilinear with antialiasing, black bars keeping the aspect ratio), normalised and
-put into a batch of 32. `vla train`'s loader also makes the tokens of each row. Each loader has its best number of
+put into a batch of 16. `vla train`'s loader also makes the tokens of each row. Each loader has its best number of
 workers. The step of nano is that of `vla train` on such images, with what it waits for them.
 """
 
@@ -38,9 +38,9 @@ from vla.training.step import run_step
 
 HEIGHT, WIDTH = 480, 640
 CAMERAS = ("front", "wrist", "side")
-HORIZON, BATCH = 16, 32
-SECONDS, BATCHES, WARM = 5.0, 4, 2
-"""How long a loader is measured, in how many batches at least, after how many."""
+HORIZON, BATCH = 16, 16
+SECONDS = 5.0
+"""How long a loader is measured, after a batch of each worker; but for another batch of each at least."""
 NOISE = 2.0
 """Of a camera's sensor, as standard deviation in steps of 255."""
 VIDEO, IMAGES, WAIT = 8.0, 3.0, 5.0
@@ -58,10 +58,12 @@ def measure_training(
     for count in (2, 3):
         for name, (write, rate, choices) in LOADERS.items():
             write(_of_cameras(frames, count), folder / "written")
-            best = max(choices, key=lambda workers: rate(folder / "written", sizes[0], workers))
+            tried = {workers: rate(folder / "written", sizes[0], workers) for workers in choices}
+            best = max(tried, key=lambda workers: tried[workers])
             for size in tqdm(sizes, desc=f"{name}, {count} cameras", unit="size"):
                 found = {"loader": name, "cameras": count, "size": size, "workers": best}
-                rows.append(found | {"samples/s": rate(folder / "written", size, best)})
+                measured = tried[best] if size == sizes[0] else rate(folder / "written", size, best)
+                rows.append(found | {"samples/s": measured})
             shutil.rmtree(folder / "written")
     torch.set_num_threads(threads)
     FORMATS["jpeg"].write(_of_cameras(frames, 2), folder / "written")
@@ -135,7 +137,7 @@ def lerobot_batches(path: Path, size: int, workers: int) -> Iterator[Tensor]:
         video_backend=video_backend(),
         image_transforms=v2.Compose([v2.Resize((height, width), antialias=True), v2.Pad(bars)]),
     )
-    options: dict[str, Any] = {"num_workers": workers, "multiprocessing_context": "spawn", "prefetch_factor": 4}
+    options: dict[str, Any] = {"num_workers": workers, "multiprocessing_context": "spawn"}
     loader = DataLoader(
         dataset,
         batch_size=BATCH,
@@ -151,13 +153,15 @@ def _rate(batches: Callable[[Path, int, int], Iterator[Tensor]]) -> Callable[[Pa
     def rate(path: Path, size: int, workers: int) -> float:
         """Samples/s."""
         made = batches(path, size, workers)
-        for _ in range(WARM):
+        each = max(1, workers)
+        for _ in range(each):
             next(made)
         count, begun = 0, time.perf_counter()
-        while (took := time.perf_counter() - begun) < SECONDS or count < BATCHES * BATCH:
-            count += len(next(made))
+        while (took := time.perf_counter() - begun) < SECONDS or count < each:
+            next(made)
+            count += 1
         made.close()  # type: ignore[attr-defined]
-        return count / took
+        return count * BATCH / took
 
     return rate
 

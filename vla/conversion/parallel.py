@@ -64,6 +64,7 @@ def to_store_in_parts(selection: Selection, dst: str, codec: str, workers: int) 
             for part, done in zip(parts, pool.map(_convert, parts, repeat(codec), repeat(settings)), strict=True):
                 written.errors += done.errors
                 written.steps += done.steps
+                written.unsaid += done.unsaid
                 written.episodes += _take(part, done, target)
                 shutil.rmtree(part.path, ignore_errors=True)
                 bar.update(target.done - bar.n)

@@ -52,6 +52,7 @@ class Selection:
         Raises InputError when the source cannot be opened, takes no such option, or has no such episode; and unless
         unreadable episodes are to be skipped, when it is known of one of the episodes that it cannot be read.
         """
+        from vla.datasets.action_inference import report_stated
         from vla.datasets.formats.corrected_images import correct_images
         from vla.datasets.formats.registry import open_format
         from vla.datasets.formats.source import NamesFaults
@@ -70,7 +71,8 @@ class Selection:
             stated = known or state_actions(self.opened, self.chosen, request.actions)
         except InputError as error:
             raise InputError(f"{request.src}: {error}") from error
-        self.evidence = stated.evidence if isinstance(stated, StatedActions) else ()
+        by = f"as stated: {stated.provenance['actions_stated']}"
+        self.evidence = stated.evidence if isinstance(stated, StatedActions) else report_stated(stated.embodiment, by)
         self.source = correct_images(stated, request.options)
         self.embodiment, provenance = self.source.embodiment, self.source.provenance
         self.remarks: Sequence[str] = provenance.get("remarks", ())

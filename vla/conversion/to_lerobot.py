@@ -49,6 +49,7 @@ def to_lerobot(selection: Selection, dst: Path, use_videos: bool | None) -> Writ
             kept.append(position)
             written.episodes += 1
             written.steps += len(episode)
+            written.unsaid += not episode.instruction
         if not kept:
             raise nothing_readable(selection, written.skipped[0]["reason"])
         again = lerobot_v3.open_source(writer.finish(written.skipped))

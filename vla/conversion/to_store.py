@@ -23,6 +23,8 @@ class Written:
         self.episodes = 0
         self.steps = 0
         self.errors: list[float] = []
+        self.unsaid = 0
+        """Episodes without an instruction."""
         self.skipped: list[dict[str, Any]] = []
         self.started = time.monotonic()
 
@@ -136,6 +138,7 @@ def to_store(selection: Selection, dst: str, codec: str, quiet: bool = False) ->
                 written.errors.append(target.append(episode))
             written.episodes += 1
             written.steps += len(episode)
+            written.unsaid += not episode.instruction
     finally:
         target.close()
     written.skipped = target.skipped

@@ -114,11 +114,10 @@ def _append(target: EpisodeStore, source: EpisodeStore, index: int, rows: Mappin
     # An episode of another embodiment is nothing that a store's own methods copy.
     record = source.records[index]
     streams = tuple(name for name in record.streams if name != "chunks")
-    record = replace(record, offset=target.total_frames, streams=streams)
-    content = source._stored(index) | {kind: [np.asarray(values, "<f8")] for kind, values in rows.items()}
-    names = target._names(record)
-    target._create_missing({name: source._arrays.shape(name) for name in names if name not in rows})
-    target._commit({name: content[name] for name in names}, record)
+    content = source.stored(index) | {kind: [np.asarray(values, "<f8")] for kind, values in rows.items()}
+    content.pop("chunks", None)
+    shapes = {name: shape for name, shape in source.shapes.items() if name in content and name not in rows}
+    target.append_stored(content, replace(record, streams=streams), shapes)
 
 
 class _Derived:

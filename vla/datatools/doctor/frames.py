@@ -63,7 +63,7 @@ def scan_camera(
             rows = slice(part.start + start, part.start + stop)
             stride = max(1, max(frames.shape[1:3]) // SIDE)
             grid = frames[:, stride // 2 :: stride, stride // 2 :: stride]
-            grey = grid.astype(np.float32).mean(axis=3)
+            grey = grey_levels(grid)
             level[rows] = grey.mean(axis=(1, 2))
             contrast[rows] = np.subtract(*np.quantile(grey.reshape(len(grey), -1), [0.99, 0.01], axis=1))
             color[episode] += grid.mean(axis=(1, 2)).sum(axis=0) / (part.stop - part.start)
@@ -86,6 +86,12 @@ def scan_camera(
 
 Shots = Callable[[int, "UInt8[np.ndarray, 'k h w 3']", "np.ndarray"], object]
 """Is given the number of an episode in the recording, its small pictures, and their steps in the recording."""
+
+
+def grey_levels(images: UInt8[np.ndarray, "t h w 3"]) -> Float[np.ndarray, "t h w"]:
+    """The mean of the three colours; channel by channel, as numpy is slow at sums of three."""
+    red, green, blue = (images[..., i].astype(np.float32) for i in range(3))
+    return (red + green + blue) / np.float32(3)
 
 
 def shot_steps(length: int) -> np.ndarray:

@@ -17,12 +17,12 @@ from jaxtyping import Float, Int, UInt8
 from scipy import fft
 from scipy.ndimage import gaussian_filter
 
-from vla.datatools.doctor.frames import SHOTS
+from vla.datatools.doctor.frames import SHOTS, grey_levels
 from vla.datatools.doctor.recording import Recording
 from vla.datatools.doctor.robust import centers
 
 REFERENCES = 60
-"""Episodes whose images are the templates, at most, and at most a third of all."""
+"""Episodes whose images are the templates, at most."""
 FEWEST = 6
 """Episodes that are needed to tell which one is moved."""
 ALIKE = 16
@@ -124,14 +124,15 @@ class Correlation:
 
 def edges(pictures: UInt8[np.ndarray, "k h w 3"]) -> Float[np.ndarray, "k h w"]:
     """Bright and dark details, all about as strong, whatever the light."""
-    grey = pictures.astype(np.float32).mean(axis=3)
+    grey = grey_levels(pictures)
     details = gaussian_filter(grey, (0, SMOOTH, SMOOTH)) - gaussian_filter(grey, (0, WIDE, WIDE))
     return np.tanh(details / (1.5 * details.std(axis=(1, 2), keepdims=True) + 1))
 
 
 def reference_episodes(count: int) -> range:
-    """The first ones: where a camera was moved at some time, these are mostly of one place."""
-    return range(min(count, max(FEWEST, min(count // 3, REFERENCES))))
+    """The first ones: where a camera was moved at some time, these are mostly of one place. As many as may be: the more
+    there are, the more alike the robot stands in those that are compared."""
+    return range(min(count, REFERENCES))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ ODD_SECONDS = 0.12
 CLEARER = 2.0
 """How many times the error at the usual delay is that at an episode's own."""
 EVIDENCE = 12.0
-"""... and its logarithm times the steps, as in a likelihood ratio: a short episode is soon better by accident."""
+"""... and the logarithm of the likelihood ratio of the two: a short episode is soon better by accident."""
 OFFSET = 0.08
 """An offset this large, as a share of what joints of its unit span, is reported: sagging under gravity is less."""
 OFFSET_DEGREES = 8.0
@@ -77,7 +78,7 @@ def check_tracking(data: Recording) -> list[Finding]:
         usual = usual_lag(costs, lags)
         if usual is None:
             continue
-        found += _delays(data, pairs, lags, costs, usual)
+        found += _delays(data, pairs, lags, usual)
         if positions:
             found += _offsets(data, pairs_of(data, positions, grippers=True), round(usual))
     return found
@@ -98,6 +99,21 @@ def lag_costs(data: Recording, pairs: Pairs, lags: Int[np.ndarray, "l"]) -> Floa
     Of position actions the difference is that of target and state, of deltas and velocities that of the action and the
     change of the state, each in its own units of a standard deviation in the store.
     """
+    costs = np.full((len(data), len(lags)), np.nan)
+    begin, end = max(0, -int(lags[0])), max(0, int(lags[-1]))
+    for episode, (a, s) in enumerate(followed(data, pairs)):
+        # The same steps of the action at every lag, so that the costs compare.
+        stop = len(s) - end
+        if stop - begin < ENOUGH:
+            continue
+        here = a[begin:stop]
+        for at, lag in enumerate(lags.tolist()):
+            costs[episode, at] = np.exp(_log_error(here - s[begin + lag : stop + lag]))
+    return costs
+
+
+def followed(data: Recording, pairs: Pairs) -> Iterator[tuple[Float[np.ndarray, "t p"], Float[np.ndarray, "u p"]]]:
+    """Of each episode the actions, and what follows them, on one scale; u is t, or t - 1 where it is a change."""
     if pairs.effect:
         action = data.action[:, pairs.action] / data.state_scale[pairs.state]
         state = data.state[:, pairs.state] / data.state_scale[pairs.state]
@@ -106,21 +122,14 @@ def lag_costs(data: Recording, pairs: Pairs, lags: Int[np.ndarray, "l"]) -> Floa
         change[data.bounds[1:] - 1] = 0
         action = data.action[:, pairs.action]
         action, state = (values / np.maximum(values.std(axis=0), 1e-12) for values in (action, change))
-    costs = np.full((len(data), len(lags)), np.nan)
-    begin, end = max(0, -int(lags[0])), max(0, int(lags[-1]))
-    for episode, part in enumerate(data.slices()):
-        a, s = action[part], state[part]
-        if not pairs.effect:
-            s = s[:-1]  # nothing says what the last step did
-        # The same steps of the action at every lag, so that the costs compare.
-        stop = len(s) - end
-        if stop - begin < ENOUGH:
-            continue
-        here = a[begin:stop]
-        for at, lag in enumerate(lags.tolist()):
-            left = np.var(here - s[begin + lag : stop + lag], axis=0)
-            costs[episode, at] = np.exp(np.mean(np.log(left + PRECISION)))
-    return costs
+    for part in data.slices():
+        # Nothing says what the last step did.
+        yield action[part], state[part] if pairs.effect else state[part][:-1]
+
+
+def _log_error(apart: Float[np.ndarray, "t p"]) -> float:
+    """The logarithm of the geometric mean over the pairs of how much the differences vary."""
+    return float(np.mean(np.log(apart.var(axis=0) + PRECISION)))
 
 
 def usual_lag(costs: Float[np.ndarray, "e l"], lags: Int[np.ndarray, "l"]) -> float | None:
@@ -143,9 +152,7 @@ def _vertex(curve: Float[np.ndarray, "l"]) -> float:
     return at + (0.5 * (left - right) / bend if bend > 0 else 0.0)
 
 
-def _delays(
-    data: Recording, pairs: Pairs, lags: Int[np.ndarray, "l"], costs: Float[np.ndarray, "e l"], usual: float
-) -> list[Finding]:
+def _delays(data: Recording, pairs: Pairs, lags: Int[np.ndarray, "l"], usual: float) -> list[Finding]:
     found = []
     beyond = (usual - pairs.effect) / data.hz
     numbers = data.numbers.tolist()
@@ -160,7 +167,7 @@ def _delays(
         values = {"delay_s": usual / data.hz}
         text = f"{words}, in all episodes"
         found.append(Finding("action-delay", text, tuple(numbers), ShiftActions(shift), values=values))
-    own, odd = odd_delays(costs, lags, round(usual), int(np.ceil(ODD_SECONDS * data.hz)), data.lengths)
+    own, odd = odd_delays(data, pairs, lags, round(usual))
     if len(odd):
         middle = float(np.median(own[odd] - round(usual))) / data.hz
         found.append(
@@ -177,18 +184,26 @@ def _delays(
 
 
 def odd_delays(
-    costs: Float[np.ndarray, "e l"], lags: Int[np.ndarray, "l"], usual: int, least: int, lengths: Int[np.ndarray, "e"]
+    data: Recording, pairs: Pairs, lags: Int[np.ndarray, "l"], usual: int
 ) -> tuple[Int[np.ndarray, "e"], Int[np.ndarray, "k"]]:
-    """Each episode's own lag, and the episodes where it is at least `least` steps from the usual one, and so much
-    better that it is no accident: `CLEARER` times, and beyond what the other episodes show."""
-    known = np.flatnonzero(np.isfinite(costs).all(axis=1))
-    own = np.full(len(costs), usual)
-    own[known] = lags[costs[known].argmin(axis=1)]
-    at_usual = costs[known, int(np.flatnonzero(lags == usual)[0])]
-    ratio = np.log(np.maximum(at_usual, 1e-12) / np.maximum(costs[known].min(axis=1), 1e-12))
-    limit = max(np.log(CLEARER), center(ratio) + CLEAR * core_spread(ratio)) if len(known) else 0.0
-    evidence = ratio * (lengths[known] - (lags[-1] - lags[0]))
-    return own, known[(np.abs(own[known] - usual) >= least) & (ratio > limit) & (evidence > EVIDENCE)]
+    """Each episode's own lag, and the episodes where it is at least `ODD_SECONDS` from the usual one, and so much
+    better that it is no accident: `CLEARER` times, and beyond what the other episodes show.
+
+    Each lag is compared with the usual one over all steps that both leave of the episode, so that short ones count.
+    """
+    own, gain, evidence = np.full(len(data), usual), np.zeros(len(data)), np.zeros(len(data))
+    for episode, (a, s) in enumerate(followed(data, pairs)):
+        for lag in lags.tolist():
+            start, stop = max(0, -lag, -usual), min(len(a), len(s) - max(lag, usual))
+            if lag == usual or stop - start < ENOUGH:
+                continue
+            at_usual, here = (_log_error(a[start:stop] - s[start + by : stop + by]) for by in (usual, lag))
+            if at_usual - here > gain[episode]:
+                own[episode], gain[episode] = lag, at_usual - here
+                evidence[episode] = (stop - start) * len(pairs.action) / 2 * gain[episode]
+    limit = max(np.log(CLEARER), center(gain) + CLEAR * core_spread(gain))
+    far = np.abs(own - usual) >= int(np.ceil(ODD_SECONDS * data.hz))
+    return own, np.flatnonzero(far & (gain > limit) & (evidence > EVIDENCE))
 
 
 def offsets_of(data: Recording, pairs: Pairs, lag: int) -> Float[np.ndarray, "e p 3"]:
@@ -217,9 +232,7 @@ def _offsets(data: Recording, pairs: Pairs, lag: int) -> list[Finding]:
         if level:
             same = np.abs(nearest_to_zero(values) - usual) <= max(floor, abs(usual) / 2)
             found.append(_offset(data, data.body.action[i], usual, known[same], None))
-        shift = shifts_of(values)
-        limit = max(floor, CLEAR * max(core_spread(column) for column in values.T))
-        odd = np.flatnonzero((np.abs(shift) > limit) & (np.abs(values[:, 1]) > floor))
+        odd = odd_offsets(values, float(floor), bool(data.body.is_gripper[i]))
         if len(odd):
             apart = values[odd, 1] - center(values[:, 1])
             found.append(_offset(data, data.body.action[i], float(np.median(apart)), known[odd], usual))
@@ -268,6 +281,17 @@ def shifts_of(values: Float[np.ndarray, "e 3"]) -> Float[np.ndarray, "e"]:
     """How far all that an episode shows is shifted against the others: what touches the arm for a while, or what a
     gripper holds, moves a part of the quantiles, a wrong calibration all."""
     return nearest_to_zero(values - centers(values))
+
+
+def odd_offsets(values: Float[np.ndarray, "e 3"], floor: float, gripper: bool) -> Int[np.ndarray, "k"]:
+    """The episodes that lie beside the others, by their quantiles, by more than `floor` and than chance."""
+    shift = shifts_of(values)
+    if gripper:
+        # What it holds, and for how long, moves single quantiles far from episode to episode, and seldom all of them.
+        return np.flatnonzero(np.abs(shift) > max(floor, CLEAR * core_spread(shift)))
+    limit = max(floor, CLEAR * max(core_spread(column) for column in values.T))
+    # Where most are off, those that are not are none the worse.
+    return np.flatnonzero((np.abs(shift) > limit) & (np.abs(values[:, 1]) > floor))
 
 
 def offset_floors(data: Recording, pairs: Pairs) -> Float[np.ndarray, "p"]:
