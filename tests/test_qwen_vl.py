@@ -260,5 +260,5 @@ def test_another_size_and_precision(tmp_path: Path) -> None:
     backbone, _ = load(tmp_path, image_size=42, dtype=torch.bfloat16)
     assert {weight.dtype for weight in backbone.parameters()} == {torch.bfloat16}
     vision = backbone.see(torch.zeros(1, 1, 3, 42, 42, dtype=torch.bfloat16), torch.tensor([[True]]))
-    assert vision is not None and vision.features.shape == (1, CELLS, OUT)
+    assert vision is not None and vision.features.shape == (CELLS, OUT)
     assert torch.get_default_dtype() == torch.float32

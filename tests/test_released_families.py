@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from released_checkpoints import PROCESSORS, save_released
 from torch import Tensor
 
 from vla.model import VLA
+from vla.types import Example
 from vla.vlm.catalog import family
 from vla.vlm.pretrained import open_backbone
 
@@ -157,3 +159,46 @@ def test_rows_of_different_shapes_do_not_change_each_other(name: str, opened: An
         for i, (question, images) in enumerate(zip(["what?", "where?", "who is it?"], asked, strict=True)):
             alone = ours.processor.question_prompt([question], [images])
             torch.testing.assert_close(ours.decoding(alone).next_logits()[0], logits[i], atol=1e-4, rtol=1e-4)
+
+
+TURNS = ("qwen2-vl", "qwen2.5-vl", "smolvlm2", "internvl-3", "pixtral", "llama-3.2-vision")
+"""Families whose chat template says how an answer ends."""
+
+
+@pytest.mark.parametrize("name", TURNS)
+def test_a_conversation_is_written_as_its_template_does(name: str, opened: Any) -> None:
+    _, processor, ours = opened(name)
+    asked = {"type": "text", "text": "what is it?"}, {"type": "text", "text": "and where?"}
+    image = {"type": "image", "image": photo("97x333")}
+    messages = [
+        {"role": "user", "content": [image, asked[0]]},
+        {"role": "assistant", "content": [{"type": "text", "text": "a cube"}]},
+        {"role": "user", "content": [asked[1]]},
+    ]
+    if system := family(name).config().get("system"):
+        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+    told = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    expected = processor.apply_chat_template(messages, **told)["input_ids"][0].tolist()
+    row = Example({"a": photo("97x333")}, "what is it?", "a cube", turns=(("and where?", "here"),), conversation=True)
+    ids = ours.processor.batch([row]).input_ids[0].tolist()
+    assert ids[: len(expected)] == expected
+    assert ids[len(expected) :] == ours.processor.encoder.reply("here")
+
+
+def test_a_template_that_cannot_be_read_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_released("llava-1.5", tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content + '!' }}{% endfor %}")
+    processor = open_backbone(str(tmp_path))[1]
+    assert "chat template of the checkpoint cannot be read" in capsys.readouterr().out
+    assert asdict(processor.chat) == family("llava-1.5").config()["chat"] | {"prefix_lm": False}
+
+
+def test_llama_without_a_chat_template_is_a_base_checkpoint(tmp_path: Path) -> None:
+    """The image stands before what begins a text, as its processor puts it."""
+    _, processor = save_released("llama-3.2-vision", tmp_path)
+    for file in tmp_path.glob("chat_template*"):
+        file.unlink()
+    ours = open_backbone(str(tmp_path))[1]
+    ids = ours.question_prompt(["what is it?"], [{"a": photo("97x333")}]).input_ids[0].tolist()
+    text = "<|image|>Question: what is it? Answer:"
+    assert ids == processor(images=photo("97x333"), text=text)["input_ids"][0]

@@ -102,10 +102,9 @@ def _is_metaspace(part: Any) -> bool:
 
 
 def _parts(whole: Any) -> Iterator[Any]:
-    if isinstance(whole, normalizers.Sequence | pre_tokenizers.Sequence):
-        yield from whole  # type: ignore[misc]
-    elif whole is not None:
-        yield whole
+    several = type(whole) in (normalizers.Sequence, pre_tokenizers.Sequence)
+    if whole is not None:
+        yield from whole if several else (whole,)
 
 
 def _special(tokenizer: Tokenizer) -> re.Pattern[str]:

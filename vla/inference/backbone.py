@@ -66,9 +66,10 @@ class FusedBackbone(nn.Module):
     ) -> Any:
         """`Backbone.see`; as a graph where each row has all its images, and each of them fills its frame."""
         pixels = pixel_values.to(self.dtype)
-        native = getattr(self.plain, "family", "") in NATIVE and layout is not None
-        whole = not native or bool((layout.content[..., 2:] == layout.content.new_tensor(pixels.shape[:2:-1])).all())
-        if not pixels.is_cuda or not whole or not bool(image_mask.all()):
+        fills = True
+        if layout is not None and getattr(self.plain, "family", "") in NATIVE:
+            fills = bool((layout.content[..., 2:] == layout.content.new_tensor(pixels.shape[:2:-1])).all())
+        if not pixels.is_cuda or not fills or not bool(image_mask.all()):
             return self.plain.see(pixels, image_mask, layout)
         # Captured, it would read its mask back.
         features = self.graphs.run("see", self.features, pixels.flatten(0, 1))

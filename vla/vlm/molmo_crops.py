@@ -24,7 +24,7 @@ class Crops:
     """The whole image in a square of `side` pixels, black around it, then crops of that size row by row: up to `most`
     of them, of patches of `patch` pixels; none for `most` 0.
 
-    A view's pixels are rounded to whole levels, which the released code does not: half a level at most.
+    A view's pixels are whole levels, where the released code resizes fractions: they differ by one of 255 at most.
     """
 
     kind: ClassVar[str] = "crops"

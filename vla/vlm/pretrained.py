@@ -141,7 +141,10 @@ def _released(name: str, row: catalog.Family | None = None) -> tuple[Backbone, P
     chat = ChatFormat(**config["chat" if template or "base" not in config else "base"])
     if template is not None:
         image = tokenizer.convert_ids_to_tokens(backbone.image_token_id)
-        chat = chat_of(tokenizer, template, markup, str(image), config.get("system"), chat)
+        try:
+            chat = chat_of(tokenizer, template, markup, str(image), config.get("system"), chat)
+        except InputError as error:
+            print(f"{name}: {error}; its conversations are written as the family {row.name} does", flush=True)
     return backbone, speak(backbone, tokenizer, asdict(chat), images)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import isqrt
+from typing import Any
 
 from vla.errors import InputError
 from vla.vlm.molmo_crops import Crops
@@ -75,12 +76,13 @@ def size_of(framing: Framing) -> Sides:
     """Height and width of a frame [pixels], where they are fixed."""
     if isinstance(framing, Split | Whole | Crops):
         return framing.side, framing.side
-    size: Sides = framing.size  # type: ignore[attr-defined]
+    sized: Any = framing
+    size: Sides = sized.size
     return size
 
 
-def _framed(mode: str | None, size: Sides, framing: Framing) -> Framing:
-    resample: str = framing.resample  # type: ignore[attr-defined]
+def _framed(mode: str | None, size: Sides, framing: Any) -> Framing:
+    resample: str = framing.resample
     if mode == "stretch":
         return Stretch(size, resample)
     if mode == "crop":

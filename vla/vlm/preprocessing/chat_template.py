@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from vla.chat import ChatFormat, bos_of
@@ -19,7 +18,7 @@ from vla.vlm.preprocessing.released import file_of
 FIRST, SECOND, SAID = "firstquestion", "secondquestion", "someanswer"
 
 
-def template_of(name: str | Path, tokenizer: PreTrainedTokenizerBase) -> str | None:
+def template_of(name: str | Path, tokenizer: Any) -> str | None:
     """The chat template of a checkpoint, a hub's id or a folder: its processor's, or its tokenizer's."""
     path = cached_file(
         name,
@@ -31,7 +30,7 @@ def template_of(name: str | Path, tokenizer: PreTrainedTokenizerBase) -> str | N
         return Path(path).read_text()
     if (found := file_of(name, "chat_template.json")) is not None:
         return str(found["chat_template"])
-    template = tokenizer.chat_template
+    template: Any = tokenizer.chat_template
     return template["default"] if isinstance(template, dict) else template
 
 
@@ -59,7 +58,7 @@ def chat_of(
         parts = two.split(image)
         if not answer or not found or len(parts) != 3:
             raise InputError("it does not write a question as it is, and a token for each image")
-    except (TemplateError, InputError) as error:
+    except (TemplateError, TypeError, ValueError, InputError) as error:
         raise InputError(f"the chat template of the checkpoint cannot be read: {error}") from error
     own_bos = bool(tokenizer.bos_token) and one.startswith(tokenizer.bos_token)
     chat = ChatFormat(
@@ -75,7 +74,7 @@ def chat_of(
     )
     try:
         later = rendered([None, FIRST], [SAID], [SECOND])
-    except TemplateError:
+    except (TemplateError, TypeError, ValueError):
         return chat
     reply, said, rest = later.removeprefix(one).partition(SAID)
     if not later.startswith(one) or not said or not rest.startswith(known.end):

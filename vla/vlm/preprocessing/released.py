@@ -109,11 +109,15 @@ def _tiles(values: Values, side: int, resample: str) -> Framing:
 def _split(values: Values, side: int, resample: str) -> Framing:
     tile = (values.get("max_image_size") or {}).get("longest_edge", side)
     longest = (values.get("size") or {}).get("longest_edge", 4 * tile)
-    return (Split if values.get("do_image_splitting", True) else Whole)(tile, longest, resample)
+    if values.get("do_image_splitting", True):
+        return Split(tile, longest, resample)
+    return Whole(tile, longest, resample)
 
 
 def _crops(values: Values, side: int, resample: str) -> Framing:
-    return Crops(side, values["patch_size"], values.get("max_crops", MAX_CROPS), resample)
+    return Crops(
+        side, values.get("image_patch_size") or values["patch_size"], values.get("max_crops", MAX_CROPS), resample
+    )
 
 
 def _canvas(values: Values, side: int, resample: str) -> Framing:

@@ -45,7 +45,8 @@ class Preprocessing:
         return _parts(self.markup, view, number)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"kind": self.framing.kind, **asdict(self.framing), "markup": asdict(self.markup)}  # type: ignore[call-overload]
+        framing: Any = self.framing
+        return {"kind": framing.kind, **asdict(framing), "markup": asdict(self.markup)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
