@@ -201,8 +201,8 @@ def _collate_images(
             tiling[i, span] = number, *shown.view.grid
             drawn.append(list(pixels[i, span]))
     pixels[~mask] = 0
-    for row, own in zip(pieces, pixels, strict=True):
-        for piece, frame in zip(row, own, strict=False):
+    for own, of_row in zip(pieces, pixels, strict=True):
+        for piece, frame in zip(own, of_row, strict=False):
             frame[piece.frame[0] :], frame[:, piece.frame[1] :] = 0, 0
     shown_all = [shown for row in images for shown in row]
     draw_all([shown.image for shown in shown_all], [shown.view for shown in shown_all], drawn)

@@ -74,10 +74,11 @@ class Family:
 
 def _released(name: str, title: str, connector: str, freezes: tuple[str, ...] = (), source: str = "") -> Family:
     """A backbone of transformers' own classes; end to end where transformers reads the released files."""
-    test, verified, checked = "test_released_families.py", END_TO_END, CHECKS
     if source:
-        test, verified, checked = "test_families.py", CONTRACT, CHECKS[2:]
-    return Family(name, "backbone", title, connector, freezes, test, verified, source, checked)
+        return Family(name, "backbone", title, connector, freezes, "test_families.py", CONTRACT, source, CHECKS[2:])
+    return Family(
+        name, "backbone", title, connector, freezes, "test_released_families.py", END_TO_END, "", checked=CHECKS
+    )
 
 
 def _hosted(name: str, title: str) -> Family:

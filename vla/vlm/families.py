@@ -71,13 +71,13 @@ def load(
     image_token_id: Any = getattr(config, "image_token_id", None)
     if image_token_id is None:
         image_token_id = tokenizer.convert_tokens_to_ids("<image>")
-    own = preprocessor_of(name, catalog.family_of(config.to_dict()).config()["images"])
+    shown = preprocessor_of(name, catalog.family_of(config.to_dict()).config()["images"])
     backbone: Any = CLASSES[family](
         config.to_dict(),
         image_token_id=image_token_id,
-        image_size=image_size or _frame(family, own, side_of(config.vision_config)),
-        mean=own["image_mean"],
-        std=own["image_std"],
+        image_size=image_size or _frame(family, shown, side_of(config.vision_config)),
+        mean=shown["image_mean"],
+        std=shown["image_std"],
         attention=attention,
         weights=weights,
     )

@@ -146,7 +146,7 @@ class Molmo(OwnFamily):
                 # The released model has always had each crop's padding told with the frame before it, and "in part"
                 # with the last crop.
                 told[first : end - 1], told[end - 1] = covered[first + 1 : end], -1
-                grid = token_grid(*tiling[first][1:], side, MARGIN // POOL)
+                grid = token_grid(tiling[first][1], tiling[first][2], side, MARGIN // POOL)
                 whole = torch.cat([whole, grid.flatten()])
             chosen.append(whole + first * side**2)
         tokens = self.connector(features, told).flatten(0, 1)[torch.cat(chosen).to(features.device)]

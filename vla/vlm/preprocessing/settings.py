@@ -24,6 +24,8 @@ class Framing(Protocol):
 
     def view(self, height: int, width: int) -> View: ...
 
+    def __hash__(self) -> int: ...
+
 
 ALL = (Pad, Square, Stretch, Crop, Native, Patches, Tiles, Split, Whole, Canvas, Crops)
 KINDS: dict[str, Any] = {framing.kind: framing for framing in ALL}
