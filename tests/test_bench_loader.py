@@ -87,6 +87,29 @@ def test_both_loaders_of_training_make_the_same_tensors(tmp_path: Path, monkeypa
     assert apart.min(1).values.max() < 0.1 < apart.max()
 
 
+def test_a_step_of_nano_tells_what_it_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"HEIGHT": 48, "WIDTH": 64, "HORIZON": 3}.items():
+        monkeypatch.setattr(loader_training, name, value)
+    asked: list[tuple[str, int, int]] = []
+
+    def stub(name: str) -> tuple[object, ...]:
+        def rate(path: Path, size: int, workers: int) -> float:
+            asked.append((name, size, workers))
+            return 1.0 + workers
+
+        return lambda frames, path: path.mkdir(), rate, (0, 2)
+
+    monkeypatch.setattr(loader_training, "LOADERS", {name: stub(name) for name in loader_training.LOADERS})
+    rows, targets = loader_training.measure_training(tmp_path, sizes=(32, 48), episodes=2, steps=4, nano_steps=1)
+    rates, waits = rows[:16], rows[16:]
+    assert {(row["cameras"], row["size"], row["workers"]) for row in rates} == {
+        (c, s, 2) for c in (2, 3) for s in (32, 48)
+    }
+    assert asked.count(("vla webp", 48, 2)) == 2 and asked.count(("vla webp", 32, 0)) == 1
+    assert [row["workers"] for row in waits] == [0, 1] and all(row["step ms"] > 0 for row in waits)
+    assert all(0 <= row["wait %"] <= 100 for row in waits) and targets[-1].value == waits[0]["wait %"]
+
+
 def tinted(folder: Path) -> Frames:
     """40 frames, each of a colour of its own, that get lighter to the right."""
     env = make_env("pick")

@@ -32,11 +32,9 @@ class Fault:
 
 
 def offset(episode: Episode, rng: np.random.Generator) -> Episode:
-    """Leader and follower are calibrated differently in one joint."""
-    body = episode.embodiment
-    joints = [i for i in range(len(body.action)) if not body.is_gripper[i]]
+    """Leader and follower are calibrated differently in one joint, or in a gripper."""
     action = episode.action.copy()
-    action[:, rng.choice(joints)] += np.deg2rad(OFFSET_DEGREES) * rng.choice([-1, 1])
+    action[:, rng.integers(action.shape[1])] += np.deg2rad(OFFSET_DEGREES) * rng.choice([-1, 1])
     return replace(episode, action=action)
 
 

@@ -32,7 +32,8 @@ from vla.training.demonstrations import Demonstrations, robot_specs
 from vla.training.distributed import World
 from vla.training.loader import prefetch
 from vla.training.optimizer import Ema, Optimizers, freeze
-from vla.training.plan import Plan
+from vla.training.own_plan import own_plan
+from vla.training.plan import Plan, make_plan
 from vla.training.start import build
 from vla.training.step import run_step
 
@@ -53,21 +54,23 @@ def measure_training(
     """Samples/s of each loader, by the model's size and the number of cameras; and a step of nano."""
     rows: list[dict[str, Any]] = []
     frames = record(folder / "frames", episodes, steps)
+    FORMATS["jpeg"].write(_of_cameras(frames, 2), folder / "written")
+    waits = [step_of_nano(folder / "written", workers, nano_steps) for workers in (0, 1)]
+    shutil.rmtree(folder / "written")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # workers have the cores
-    for count in (2, 3):
-        for name, (write, rate, choices) in LOADERS.items():
+    for name, (write, rate, choices) in LOADERS.items():
+        for count in (2, 3):
             write(_of_cameras(frames, count), folder / "written")
             tried = {workers: rate(folder / "written", sizes[0], workers) for workers in choices}
             best = max(tried, key=lambda workers: tried[workers])
+            choices = (best,)  # the same for three cameras
             for size in tqdm(sizes, desc=f"{name}, {count} cameras", unit="size"):
                 found = {"loader": name, "cameras": count, "size": size, "workers": best}
                 measured = tried[best] if size == sizes[0] else rate(folder / "written", size, best)
                 rows.append(found | {"samples/s": measured})
             shutil.rmtree(folder / "written")
     torch.set_num_threads(threads)
-    FORMATS["jpeg"].write(_of_cameras(frames, 2), folder / "written")
-    waits = [step_of_nano(folder / "written", workers, nano_steps) for workers in (0, 1)]
     return [*rows, *waits], [*_targets(rows), Target("% of a step of nano that waits", waits[0]["wait %"], WAIT, True)]
 
 
@@ -186,7 +189,7 @@ def step_of_nano(path: Path, workers: int, steps: int) -> dict[str, Any]:
     """Milliseconds of a step with the options of `vla train`, and of it those that wait for data, without the first."""
     model, mixture = _nano(path)
     options: Any = compose("train", [])
-    plan = Plan(**{**options.plan, "steps": steps + 1, "freeze": tuple(options.plan.freeze), "loader_workers": workers})
+    plan = make_plan({**options.plan, "steps": steps + 1, "loader_workers": workers}, own_plan(model.backbone))
     freeze(model, plan.freeze)
     ema, optimizer = Ema(model, plan.ema), Optimizers(model, plan.weight_decay, plan.lr_scales, plan.optimizer)
     waits, ends = [], []
