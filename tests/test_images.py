@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vla.images import fill, fitted, resize
+from vla.images import fitted, resize
 from vla.stored_image import StoredImage
+from vla.vlm.preprocessing.frames import Pad
+from vla.vlm.preprocessing.view import draw_all
 
 SIZES = st.integers(1, 60)
 
@@ -78,7 +80,8 @@ def test_stored_images_are_put_into_their_frames() -> None:
     arrays = [np.full((5, 5, 3), 200, np.uint8), np.full((8, 8, 3), 100, np.uint8)]
     images = [StoredImage(near, 3), arrays[0], StoredImage(far, 7), StoredImage(near, 5), arrays[1]]
     frames = np.full((5, 8, 8, 3), 255, np.uint8)
-    fill(list(frames), images)
+    views = [Pad((8, 8)).view(*image.shape[:2]) for image in images]
+    draw_all(images, views, [[frame] for frame in frames])
     for frame, image in zip(frames, images, strict=True):
         whole = image.decoded() if isinstance(image, StoredImage) else image
         np.testing.assert_array_equal(frame, resize(whole, 8))

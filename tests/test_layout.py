@@ -27,8 +27,8 @@ LAYERS = (
     ("contrastive", "control", "evaluation", "feetech", "preference", "probes", "scoring", "serving")
     + ("teleop", "training"),
     ("datasets", "envs", "policies", "recording"),
-    ("actions", "batch", "chat", "heads", "hub", "images", "inference", "model", "normalize", "page", "processor")
-    + ("action_targets", "rgb", "robot_spec", "shared_images", "statistics", "vlm"),
+    ("actions", "batch", "chat", "chat_encoder", "heads", "hub", "images", "inference", "model", "normalize", "page")
+    + ("processor", "action_targets", "rgb", "robot_spec", "shared_images", "statistics", "vlm"),
     (
         "accelerator",
         "action_space",

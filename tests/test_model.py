@@ -209,7 +209,7 @@ def test_text_is_decoded_from_text_rows_alone(make_model: Models, monkeypatch: p
 
 def test_an_answer_ends_at_the_end_token(make_model: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
-    red, blue = (model.processor._encode(f" {word}")[0] for word in ("red", "blue"))
+    red, blue = (model.processor.encoder.reply(word)[0] for word in ("red", "blue"))
     end = model.processor.eos
     said = iter([[red, end, blue], [end, red, blue], [blue, blue, end], [blue, blue, blue]])
 

@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from released_checkpoints import PROCESSORS
 
 from vla import cli
 from vla.chat import ChatFormat
 from vla.errors import InputError
-from vla.vlm.catalog import CATALOG, Family, family
+from vla.vlm.catalog import CATALOG, CHECKS, Family, family
 from vla.vlm.hosted import Hosted, Price
+from vla.vlm.preprocessing.markup import Markup
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = pytest.mark.parametrize("row", CATALOG, ids=lambda row: row.name)
@@ -35,9 +37,14 @@ def test_configuration_says_what_loading_needs(row: Family) -> None:
         return
     if row.role == "backbone" and row.name != "nano":
         ChatFormat(**config.pop("chat"))
-    assert set(config) == {"checkpoint", "image_size", "attention"}
+        ChatFormat(**config.pop("base", {}))
+        Markup(**config.pop("markup", {}))
+        assert isinstance(config.pop("system", ""), str)
+    images = config.pop("images", None)
+    assert images is None or len(images["image_mean"]) == len(images["image_std"]) == 3
+    assert set(config) in ({"checkpoint", "image_size", "attention"}, {"checkpoint", "attention"})
     assert config["attention"] in ("sdpa", "eager")
-    assert row.name == "composed" or config["image_size"] % 4 == 0 or row.name == "align"
+    assert images or row.name == "composed" or config["image_size"] % 4 == 0 or row.name == "align"
 
 
 @ROWS
@@ -47,13 +54,17 @@ def test_what_is_verified_is_by_a_test_that_there_is(row: Family) -> None:
         assert (ROOT / "tests" / row.test).is_file()
 
 
+def test_what_is_equal_to_the_original_is_what_is_tested_so() -> None:
+    assert {row.name for row in CATALOG if row.checked == CHECKS} == set(PROCESSORS)
+
+
 def test_the_table_has_a_line_for_each_family(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models"]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split()[:3] == ["family", "role", "connector"]
     assert [line.split()[0] for line in lines[: len(CATALOG)]] == [row.name for row in CATALOG]
     qwen = next(line for line in lines if line.startswith("qwen2.5-vl"))
-    assert "Qwen/Qwen2.5-VL-3B-Instruct" in qwen and "test_families.py" in qwen
+    assert "Qwen/Qwen2.5-VL-3B-Instruct" in qwen and "preprocessing, prompt, logits" in qwen
     starts = {line.index(f"  {row.role}") for line, row in zip(lines, CATALOG, strict=False)}
     assert len(starts) == 1  # columns are straight
 

@@ -13,14 +13,18 @@ from backbones import check_backbone
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from torch.nn.functional import layer_norm, silu
+from torch.nn.functional import avg_pool2d, interpolate, layer_norm, pad, silu
 from transformers import PreTrainedTokenizerFast
 
+from vla.batch import Shown, _collate_images, own_frames
 from vla.errors import InputError
 from vla.vlm import families
+from vla.vlm.backbone import ImageLayout
 from vla.vlm.build import build
 from vla.vlm.molmo import Molmo, load
-from vla.vlm.molmo_crops import cut
+from vla.vlm.molmo_crops import Crops, token_grid
+from vla.vlm.preprocessing.markup import Markup
+from vla.vlm.preprocessing.settings import Preprocessing
 
 TEXT, VISION, PATCH, SIDE, ROWS, EXTRA = 32, 128, 7, 28, 96, 8
 HEADS, EXPERTS, CHOSEN, MLP, POOLED = 4, 6, 2, 48, 40
@@ -53,9 +57,8 @@ def config_of(kind: str) -> dict[str, Any]:
         "hidden_act": "quick_gelu",
     }
     size = {"image_size": SIDE, "mean": [0.5, 0.4, 0.3], "std": [0.25, 0.25, 0.25]}
-    run = {"image_token_id": PATCH_ID, "begin": [START], "between": [COLUMN], "end": [COLUMN, END]}
-    rest = {"mlp": POOLED, "extra_rows": EXTRA, "head_rows": ROWS}
-    return {"family": "molmo", "model": model, "vision": vision, **size, **run, **rest}
+    rest = {"image_token_id": PATCH_ID, "mlp": POOLED, "extra_rows": EXTRA, "head_rows": ROWS}
+    return {"family": "molmo", "model": model, "vision": vision, **size, **rest}
 
 
 def released_config(kind: str) -> dict[str, Any]:
@@ -260,19 +263,18 @@ def test_a_released_folder_says_what_the_original_says(kind: str, tmp_path: Path
     pixels = torch.randn(1, 1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     row = [PATCH_ID, PATCH_ID, COLUMN]
     written = [5, START, *row, *row, END, 6, 7]
-    assert backbone.tokens_per_image == len(written) - 3
+    assert backbone.tokens_per_image == 4
     with torch.no_grad():
         vision = backbone.see(pixels, torch.tensor([[True]]))
         expected = sight(weights, pixels[0, 0], torch.ones(16))
         assert vision is not None
-        torch.testing.assert_close(vision.features[0], expected, atol=1e-5, rtol=1e-4)
-        ids = [5, *[PATCH_ID] * backbone.tokens_per_image, 6, 7]
-        embeds = backbone.embed(torch.tensor([ids]), vision)
+        torch.testing.assert_close(vision.features, expected, atol=1e-5, rtol=1e-4)
+        embeds = backbone.embed(torch.tensor([written]), vision)
         table = torch.cat([weights[f"model.transformer.wte.{new}embedding"] for new in ("", "new_")])
         plain = table[written]
         plain[torch.tensor(written) == PATCH_ID] += expected
         torch.testing.assert_close(embeds[0], plain, atol=1e-5, rtol=1e-4)
-        logits = backbone.logits(backbone.hidden(embeds, torch.ones(1, len(ids)).bool())[0])[0]
+        logits = backbone.logits(backbone.hidden(embeds, torch.ones(1, len(written)).bool())[0])[0]
         torch.testing.assert_close(logits[:, :ROWS], speech(weights, plain, kind), atol=1e-4, rtol=1e-4)
     assert (logits[:, ROWS:] < -1e30).all()  # rows of the embedding that the head does not have
     assert tokenizer.decode([5, 6]) == "w5 w6"
@@ -288,7 +290,7 @@ def test_the_released_size() -> None:
     with torch.device("meta"):
         backbone: Any = build(config | {"mlp": 18944, "extra_rows": 128, "head_rows": 152064, "image_size": 336})
     assert sum(4 * weight.numel() for weight in backbone.parameters()) == 32_084_101_120
-    assert backbone.tokens_per_image == 158  # 144, the ends of 12 rows, and what stands around them
+    assert backbone.tokens_per_image == 144
 
 
 def test_a_weight_too_many_or_too_few_is_named(tmp_path: Path) -> None:
@@ -312,26 +314,55 @@ def test_a_weight_too_many_or_too_few_is_named(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_a_document_is_read_whole_and_in_crops(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [(84, 128), (333, 97), (40, 60)])
+def test_an_image_is_read_whole_and_in_crops(size: tuple[int, int], tmp_path: Path) -> None:
+    """Beside one of another shape: frames, padding, tokens and their order as the original read plainly."""
     weights = released("qwen2")
     save(tmp_path, weights, released_config("qwen2"), MARKS)
     big = 12 * PATCH  # a crop needs more than its margins
     backbone, _ = load(tmp_path, image_size=big)
-    image = np.random.default_rng(0).integers(0, 256, (big, 2 * big - 40, 3), np.uint8)
-    crops = cut(image, big, PATCH)
-    rows, columns = crops.grid.shape
-    seen: list[Tensor] = []
-    backbone.vision.register_forward_hook(lambda module, args, out: seen.append(out))
+    images = Preprocessing(Crops(big, PATCH), Markup("<im_start>", "<im_col>", "<im_col><im_end>", cell=14, overlap=2))
+    photos = [np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8) for shape in ((100, 50), size)]
+    views = [images.framing.view(*photo.shape[:2]) for photo in photos]
+    rows, columns = (n * 2 + 4 for n in views[1].grid)
+    parts = list(images.markup.parts(views[1]))
+    assert [part for part in parts if isinstance(part, int)] == [6] * 6 + [columns] * rows
+    assert "".join(map(str, parts)).count("<im_col>") == 6 + rows
+    shown = [[Shown(photo, view)] for photo, view in zip(photos, views, strict=True)]
+    pixels, mask, content, tiling = (torch.from_numpy(x) for x in _collate_images(shown, (big, big), own_frames))
+    values = (pixels / 255 - torch.tensor(backbone.mean)) / torch.tensor(backbone.std)
+    whole, canvas, inside = plain_crops(photos[1], big, views[1].grid)
+    frames = torch.cat([whole[None], canvas])
+    assert (pixels[1, : len(frames)].permute(0, 3, 1, 2) / 255 - frames).abs().max() <= 1 / 255 + 1e-6
     with torch.no_grad():
-        embeds = backbone.document(image)
-        features = backbone.connector(seen[0], crops.inside).flatten(0, 1)
-    runs = [START, *([PATCH_ID] * 6 + [COLUMN]) * 6, END, START, *([PATCH_ID] * columns + [COLUMN]) * rows, END]
-    assert embeds.shape == (1, len(runs), TEXT)
-    ids = torch.tensor(runs)
-    added = embeds[0] - backbone.embed_tokens(ids[None])[0]
-    assert (added[ids != PATCH_ID] == 0).all()
-    order = torch.cat([torch.arange(36), crops.grid.flatten()])
-    torch.testing.assert_close(added[ids == PATCH_ID], features[order], atol=1e-6, rtol=1e-5)
+        vision = backbone.see(values.movedim(-1, 2), mask, ImageLayout(content, tiling))
+        told = torch.cat([inside, torch.full((1, 144), -1.0)])
+        own = values[1, : len(frames)].permute(0, 3, 1, 2)
+        features = backbone.connector(backbone.vision(own), told).flatten(0, 1)
+    order = torch.cat([torch.arange(36), token_grid(*views[1].grid, 6, 2).flatten()])
+    assert vision is not None
+    torch.testing.assert_close(vision.features[-len(order) :], features[order], atol=1e-5, rtol=1e-5)
+
+
+def plain_crops(image: np.ndarray, size: int, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """The original read plainly: the whole (3 s s), the crops (n 3 s s), and how much of their patches is image."""
+
+    def padded(height: int, width: int) -> tuple[Tensor, Tensor]:
+        scale = min(np.float32(height) / np.float32(image.shape[0]), np.float32(width) / np.float32(image.shape[1]))
+        y, x = (int(np.float32(side) * scale) for side in image.shape[:2])
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
+        small = interpolate(pixels, (y, x), mode="bilinear", antialias=True).clamp(0, 1)[0]
+        top, left = (height - y) // 2, (width - x) // 2
+        border = (left, width - x - left, top, height - y - top)
+        return pad(small, border), pad(torch.ones(1, y, x), border)
+
+    margin = 4 * PATCH
+    window = size - 2 * margin
+    canvas, mask = padded(grid[0] * window + 2 * margin, grid[1] * window + 2 * margin)
+    starts = [(i * window, j * window) for i in range(grid[0]) for j in range(grid[1])]
+    crops = torch.stack([canvas[:, y : y + size, x : x + size] for y, x in starts])
+    masks = torch.stack([mask[:, y : y + size, x : x + size] for y, x in starts])
+    return padded(size, size)[0], crops, avg_pool2d(masks, PATCH).flatten(1)
 
 
 def test_padding_is_told_by_two_embeddings(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla.vlm.molmo_crops import cut, tiling, token_grid
+from vla.vlm.molmo_crops import Crops, inside, tiling, token_grid
+from vla.vlm.preprocessing.view import draw
 
 
 @pytest.mark.parametrize(
@@ -38,13 +39,21 @@ def test_the_crops_make_one_image(rows: int, columns: int) -> None:
     height, width = rows * window + 8 * patch, columns * window + 8 * patch
     assert tiling(height - 8 * patch, width - 8 * patch, window) == (rows, columns)
     y, x = np.meshgrid(np.arange(height) // 14, np.arange(width) // 14, indexing="ij")
-    crops = cut(np.stack([y, x, np.zeros_like(y)], -1).astype(np.uint8), size, patch)
-    assert crops.pixels.shape == (1 + rows * columns, 3, size, size)
-    cells = (crops.pixels[:, :2, 7::14, 7::14] * 255).round().flatten(2).transpose(1, 2).reshape(-1, 2)
-    found = cells[crops.grid]
+    frames, _ = drawn(np.stack([y, x, np.zeros_like(y)], -1).astype(np.uint8), size, patch)
+    assert frames.shape == (1 + rows * columns, size, size, 3)
+    grid = token_grid(rows, columns, 6, 2)
+    found = frames[:, 7::14, 7::14, :2].reshape(-1, 2)[grid].float()
     expected = torch.stack(torch.meshgrid(torch.arange(height // 14), torch.arange(width // 14), indexing="ij"), -1)
     torch.testing.assert_close(found, expected.float())
-    assert crops.grid.min() >= 36 and len(crops.grid.unique()) == crops.grid.numel()
+    assert grid.min() >= 36 and len(grid.unique()) == grid.numel()
+
+
+def drawn(image: np.ndarray, size: int, patch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The frames (n h w 3), and where the image is on each."""
+    view = Crops(size, patch).view(*image.shape[:2])
+    frames = np.zeros((len(view.pieces), size, size, 3), np.uint8)
+    draw(image, view, list(frames))
+    return torch.from_numpy(frames), torch.tensor([piece.content for piece in view.pieces])
 
 
 def test_a_cell_is_of_the_crop_that_has_it_least_at_its_border() -> None:
@@ -56,9 +65,8 @@ def test_a_cell_is_of_the_crop_that_has_it_least_at_its_border() -> None:
 
 
 def test_padding_of_crops() -> None:
-    """White, wide and low: zeros above and below, told with the image before, and the last "in part"."""
-    crops = cut(np.full((50, 200, 3), 255, np.uint8), 84, 7)
-    assert crops.pixels[0, :, 42].min() > 0.999 and crops.pixels[0, :, 0].max() == 0
-    assert (crops.inside[-1] == -1).all()
-    shown = crops.pixels[1:, 0].unflatten(1, (12, 7)).unflatten(3, (12, 7)).mean((2, 4)).flatten(1)
-    torch.testing.assert_close(crops.inside[:-1], shown, atol=1e-6, rtol=0)
+    """White, wide and low: black above and below, of which each patch tells its share."""
+    frames, content = drawn(np.full((50, 200, 3), 255, np.uint8), 84, 7)
+    assert frames[0, 42].min() == 255 and frames[0, 0].max() == 0
+    shown = (frames[1:, ..., 0] / 255).unflatten(1, (12, 7)).unflatten(3, (12, 7)).mean((2, 4)).flatten(1)
+    torch.testing.assert_close(inside(content[1:], 84, 7), shown, atol=1e-6, rtol=0)

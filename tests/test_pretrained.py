@@ -14,7 +14,18 @@ from conftest import TOY
 from test_training import Memory
 from tiny_families import MODELS, save_checkpoint
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BitImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    ViTMAEConfig,
+    ViTMAEModel,
+)
 
 from vla.batch import IGNORE
 from vla.datasets.mixture import Mixture
@@ -31,7 +42,7 @@ from vla.vlm.pretrained import open_backbone, speak
 MARKS = ("<pad>", "<s>", "</s>", "<bos>", "<eos>", "<image>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "[INST]")
 MARKS += ("[/INST]", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<end_of_utterance>")
 MARKS += ("<img>", "</img>", "[IMG_BREAK]", "[IMG_END]", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
-MARKS += ("<fake_token_around_image>", "<global-img>", "<Img>", "</Img>", "<|endoftext|>")
+MARKS += ("<fake_token_around_image>", "<global-img>", "<Img>", "</Img>", "<|endoftext|>", "<|end_of_text|>")
 ROBOT = RobotSpec(
     embodiment=TOY,
     horizon=4,
@@ -82,10 +93,11 @@ def test_a_family_learns_actions_and_answers_and_is_loaded_as_it_was_saved(name:
     view = {"front": example().images["front"]}
     batch = processor.batch([example(), example(1, images=view, target="red", state=None)])
     # A name of a token in what a user writes opens no place for an image.
-    assert (batch.input_ids == processor.image).sum(1).tolist() == [processor.tokens_per_image * n for n in (2, 1)]
-    for row, end in ((0, None), (1, processor.eos)):
-        labels = batch.labels[row][batch.labels[row] != IGNORE].tolist()
-        assert end is None or (labels[-1] == end and processor.text(labels[:-1]) == "red")
+    counts = [told.markup.count(told.framing.view(32, 32)) for told in (processor.cameras[0], processor.shown)]
+    assert (batch.input_ids == processor.image).sum(1).tolist() == [2 * counts[0], counts[1]]
+    labels = batch.labels[1][batch.labels[1] != IGNORE].tolist()
+    said = processor.encoder.until_end(labels)
+    assert processor.text(said) == "red" and len(said) < len(labels)
     losses, _, _ = model(batch)
     losses.mean().backward()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -140,7 +152,8 @@ def test_every_format_of_conversations_says_prompt_and_answer(
     asked = example(target="red", state=None, prompt="colour?", turns=turns, conversation=True)
     ids = processor.batch([asked]).input_ids[0].tolist()
     text = processor.tokenizer.decode(ids, skip_special_tokens=False)
-    chat, images = processor.chat, "<image>" * (2 * processor.tokens_per_image)
+    chat, image = processor.chat, "<image>" * processor.tokens_per_image
+    images = f"{image}{chat.between}{image}"
     wanted = f"{chat.begin}{images}{chat.question}colour?{chat.answer}{chat.reply}red{chat.end}"
     assert text == wanted + "".join(f"{chat.again}{p}{chat.answer}{chat.reply}{a}{chat.end}" for p, a in turns)
 
@@ -202,6 +215,32 @@ def test_parts_in_half_precision_train_in_full(kind: str, tmp_path: Path) -> Non
     config["backbone"]["language"]["dtype"] = config["backbone"]["vision"]["torch_dtype"] = "bfloat16"
     checkpoint.write_text(json.dumps(config))
     assert {p.dtype for p in VLA.load(checkpoint.parent).parameters()} == {torch.float32}
+
+
+def test_a_backbone_of_parts_has_the_size_of_its_preprocessor(tmp_path: Path) -> None:
+    """DINOv2 has positions for 518 pixels, of whose 37 x 37 patches none shuffles by 4, and a preprocessor for 224."""
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    Dinov2Model(Dinov2Config(image_size=70, patch_size=14, **size)).save_pretrained(tmp_path / "vision")
+    words, crop = tokenizer(), {"height": 56, "width": 56}
+    BitImageProcessor(size={"shortest_edge": 64}, crop_size=crop).save_pretrained(tmp_path / "vision")
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(words), intermediate_size=64, **size)).save_pretrained(
+        tmp_path / "text"
+    )
+    words.save_pretrained(tmp_path / "text")
+    connector = {"kind": "pixel_shuffle", "factor": 4}
+    parts = {"vision": str(tmp_path / "vision"), "language": str(tmp_path / "text"), "connector": connector}
+    backbone, processor = open_backbone(parts)
+    assert (backbone.image_size, backbone.tokens_per_image, processor.images.framing.kind) == (56, 1, "pad")
+    assert backbone.mean == pytest.approx(BitImageProcessor.image_mean)
+    batch = processor.question_prompt(["what?"], [example().images])
+    assert VLA(backbone, processor).eval().generate_text(batch, 2)
+
+
+def test_an_encoder_that_says_nothing_of_its_pixels_is_refused(tmp_path: Path) -> None:
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    ViTMAEModel(ViTMAEConfig(image_size=28, patch_size=14, **size)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="does not say how its images are normalised"):
+        open_backbone({"vision": str(tmp_path), "language": str(tmp_path)})
 
 
 def test_large_images_of_questions_are_seen_in_pieces(tmp_path: Path) -> None:

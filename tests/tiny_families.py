@@ -205,14 +205,12 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 """Tiny configurations of transformers' classes."""
 
-# What is in an image's run, and the side of the images.
+# The token of an image, and the side of the images.
 RUNS: dict[str, dict[str, Any]] = {
-    "pixtral": {"between": [104], "end": [105]},
-    "internvl-3": {"begin": [104], "end": [105]},
-    "qwen2-vl": {"begin": [102], "end": [103], "image_size": 56},
-    "qwen2.5-vl": {"begin": [102], "end": [103], "image_size": 112},
-    "smolvlm": {"begin": [104, 105], "end": [104], "image_size": 56},
-    "idefics": {"begin": [128], "end": [128], "image_token_id": 129},
+    "qwen2-vl": {"image_size": 56},
+    "qwen2.5-vl": {"image_size": 112},
+    "smolvlm": {"image_size": 56},
+    "idefics": {"image_token_id": 129},
     "mllama": {"image_token_id": 128},
     "minigpt-4": {"image_token_id": 128},
 }

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from vla.images import Size, fill, fitted, sides
 from vla.scene import POINT_SCALE
-from vla.stored_image import StoredViews
+from vla.stored_image import Image, StoredImage
+from vla.vlm.preprocessing.view import View, draw_all
 
 IGNORE = -100
 """The label of a position that has no loss."""
@@ -27,22 +27,32 @@ def own_frames(shape: tuple[int, ...]) -> UInt8[np.ndarray, "_b _k _h _w 3"]:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """An image, and what is shown of it."""
+
+    image: Image | StoredImage
+    view: View
+
+
+@dataclass(frozen=True)
 class Batch:
-    """Tensors of b rows with up to k images and l tokens. `labels` is IGNORE where there is no loss.
+    """Tensors of b rows with up to k frames of images and l tokens. `labels` is IGNORE where there is no loss.
 
     `robot` is a row's place among the processor's robots, -1 for a question. `state` is normalised, `points` are what
     `point_features` makes of them; zero where a row has none, and beyond what its robot has.
     `segments` is 0 for what a whole row sees, and n for its n-th independent turn, which sees 0 and itself.
     `actions` are a row's chunk, normalised, of which the first `given` are under way already; `regressed` are those of
     its numbers that a head learns as numbers; `prefix` is how many tokens come before it.
-    `content` is the part of each image that is not bars around it: left, top, width, height [pixels]. `warp` is the
-    homography by which training moves it, on fractions of its width and height (`vla.training.geometry`).
+    `content` is the part of each frame that is not bars around it: left, top, width, height [pixels]. `warp` is the
+    homography by which training moves it, on fractions of its width and height (`vla.training.geometry`). `tiling` says
+    which of its row's images a frame is of, and in how many rows and columns of frames that was cut.
     `seed` is what each row's random numbers in training come from, -1 for those of torch's own generator.
     """
 
     images: UInt8[Tensor, "b k h w 3"]
     image_mask: Bool[Tensor, "b k"]
     content: Int[Tensor, "b k 4"]
+    tiling: Int[Tensor, "b k 3"]
     warp: Float[Tensor, "b k 3 3"]
     input_ids: Int[Tensor, "b l"]
     attention_mask: Bool[Tensor, "b l"]
@@ -72,12 +82,13 @@ class Batch:
 
 @dataclass
 class Row:
-    """A row under construction; `segment` is the turn that tokens are added to."""
+    """A row under construction; `segment` is the turn that tokens are added to, `bare` a row without images."""
 
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     segments: list[int] = field(default_factory=list)
     segment: int = 0
+    bare: bool = False
     robot: int = -1
     state: Float[np.ndarray, "s"] | None = None
     points: Float[np.ndarray, "p 2"] | None = None
@@ -95,11 +106,11 @@ class Row:
 
 def collate(
     rows: Sequence[Row],
-    images: Sequence[StoredViews],
+    images: Sequence[Sequence[Shown]],
     source: tuple[str, ...],
     *,
     pad: int,
-    image_size: Size,
+    least: tuple[int, int],
     state_width: int,
     points_width: int,
     chunk: tuple[int, int],
@@ -107,7 +118,8 @@ def collate(
     segmented: bool,
     frames: Frames,
 ) -> Batch:
-    """The rows as tensors, padded on the right or on the `left`; `chunk` is the shape of the largest.
+    """The rows as tensors, padded on the right or on the `left`; `chunk` is the shape of the largest. Frames have the
+    height and width [pixels] of the largest, or of `least` where there is none.
 
     A row of one turn is all of one segment, unless the backbone must be told (`segmented`). The images lie in what
     `frames` gives."""
@@ -133,11 +145,12 @@ def collate(
             actions[i, :steps, :width] = row.actions
             if row.regressed is not None:
                 regressed[i, :steps, :width] = row.regressed[:, None]
-    pixels, image_mask, content = _collate_images(images, image_size, frames)
+    pixels, image_mask, content, tiling = _collate_images(images, least, frames)
     return Batch(
         images=torch.from_numpy(pixels),
         image_mask=torch.from_numpy(image_mask),
         content=torch.from_numpy(content),
+        tiling=torch.from_numpy(tiling),
         warp=torch.eye(3).repeat(*image_mask.shape, 1, 1),
         input_ids=torch.from_numpy(input_ids),
         attention_mask=torch.from_numpy(attention),
@@ -156,18 +169,35 @@ def collate(
 
 
 def _collate_images(
-    images: Sequence[StoredViews], size: Size, frames: Frames
-) -> tuple[UInt8[np.ndarray, "b k h w 3"], Bool[np.ndarray, "b k"], Int[np.ndarray, "b k 4"]]:
-    """The images of each row, which of them there are, and what of each is not bars."""
-    most = max(1, max(len(views) for views in images))
-    pixels = frames((len(images), most, *sides(size), 3))
+    images: Sequence[Sequence[Shown]], least: tuple[int, int], frames: Frames
+) -> tuple[
+    UInt8[np.ndarray, "b k h w 3"],
+    Bool[np.ndarray, "b k"],
+    Int[np.ndarray, "b k 4"],
+    Int[np.ndarray, "b k 3"],
+]:
+    """The frames of each row's images, which of them there are, what of each is not bars, and how it was cut."""
+    pieces = [[piece for shown in row for piece in shown.view.pieces] for row in images]
+    most = max(1, max(map(len, pieces)))
+    height, width = (max((piece.frame[i] for row in pieces for piece in row), default=least[i]) for i in (0, 1))
+    pixels = frames((len(images), most, height, width, 3))
     mask, content = np.zeros((len(images), most), bool), np.zeros((len(images), most, 4), np.int64)
-    for i, views in enumerate(images):
-        for j, view in enumerate(views.values()):
-            mask[i, j], content[i, j] = True, fitted(view.shape[0], view.shape[1], size)
+    tiling = np.zeros((len(images), most, 3), np.int64)
+    drawn = []
+    for i, row in enumerate(images):
+        j = 0
+        for number, shown in enumerate(row):
+            span = slice(j, j := j + len(shown.view.pieces))
+            mask[i, span], content[i, span] = True, [piece.content for piece in shown.view.pieces]
+            tiling[i, span] = number, *shown.view.grid
+            drawn.append(list(pixels[i, span]))
     pixels[~mask] = 0
-    fill([pixels[i, j] for i, j in np.argwhere(mask)], [view for views in images for view in views.values()])
-    return pixels, mask, content
+    for own, of_row in zip(pieces, pixels, strict=True):
+        for piece, frame in zip(own, of_row, strict=False):
+            frame[piece.frame[0] :], frame[:, piece.frame[1] :] = 0, 0
+    shown_all = [shown for row in images for shown in row]
+    draw_all([shown.image for shown in shown_all], [shown.view for shown in shown_all], drawn)
+    return pixels, mask, content, tiling
 
 
 def point_features(percent: Float[Tensor, "*b 2"]) -> Float[Tensor, "*b 3"]:

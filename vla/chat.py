@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
 from vla.errors import InputError
 
@@ -13,10 +15,12 @@ from vla.errors import InputError
 @dataclass(frozen=True)
 class ChatFormat:
     """A row is `begin` images `question` prompt `answer` reply `end`, and further turns `again` prompt `answer` reply
-    `end`; before the text of each reply comes `reply`.
+    `end`; before the text of each reply comes `reply`. Between two images is `between`; a row without images has `bare`
+    for `begin` and `question` (None: the two).
 
-    All are text, in which the tokenizer's special tokens may be written out; `end` is one token. In a `prefix_lm`
-    (PaliGemma) all up to the reply attends in both directions, so a row has one turn.
+    All are text, in which the tokenizer's special tokens may be written out. With `bos` the row begins with what the
+    tokenizer begins a text with (`<s>`). In a `prefix_lm` (PaliGemma) all up to the reply attends in both directions,
+    so a row has one turn.
     """
 
     begin: str = "<bos>"
@@ -26,6 +30,9 @@ class ChatFormat:
     again: str = " "
     reply: str = " "
     prefix_lm: bool = False
+    between: str = ""
+    bare: str | None = None
+    bos: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,43 @@ def token_id(tokenizer: Tokenizer, token: str) -> int:
     if (found := tokenizer.token_to_id(token)) is None:
         raise InputError(f"the tokenizer has no token {token!r}, which the format of its conversations needs")
     return int(found)
+
+
+def bos_of(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """What a tokenizer writes before every text."""
+    whole, text = (tokenizer.encode("a", add_special_tokens=told).ids for told in (True, False))
+    starts = (i for i in range(len(whole)) if whole[i : i + len(text)] == text)
+    return tuple(whole[: next(starts, 0)])
+
+
+def continuing(tokenizer: Tokenizer, *, section: bool) -> Tokenizer:
+    """The tokenizer for a text that goes on after others, for which SentencePiece's space before a text is not written:
+    behind a special token (a `section`), where the tokenizer says so, or behind text of the same section, always.
+
+    The same tokenizer where it writes none.
+    """
+    scheme = next((p.prepend_scheme for p in _parts(tokenizer.pre_tokenizer) if _is_metaspace(p)), "never")
+    prepends = not section and any(isinstance(n, normalizers.Prepend) for n in _parts(tokenizer.normalizer))
+    if not prepends and scheme not in (("first",) if section else ("first", "always")):
+        return tokenizer
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    for part in _parts(copy.pre_tokenizer):
+        if _is_metaspace(part):
+            part.prepend_scheme = "never"
+    if prepends:
+        kept = [n for n in _parts(copy.normalizer) if not isinstance(n, normalizers.Prepend)]
+        copy.normalizer = normalizers.Sequence(kept)
+    return copy
+
+
+def _is_metaspace(part: Any) -> bool:
+    return isinstance(part, pre_tokenizers.Metaspace)
+
+
+def _parts(whole: Any) -> Iterator[Any]:
+    several = type(whole) in (normalizers.Sequence, pre_tokenizers.Sequence)
+    if whole is not None:
+        yield from whole if several else (whole,)
 
 
 def _special(tokenizer: Tokenizer) -> re.Pattern[str]:

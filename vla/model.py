@@ -26,7 +26,7 @@ from vla.heads.protocol import Asked, Cached, Chunks
 from vla.hub import card, checkpoint_of, fetch, write_config
 from vla.processor import Processor
 from vla.scene import POINT_SCALE
-from vla.vlm.backbone import Backbone
+from vla.vlm.backbone import Backbone, ImageLayout
 from vla.vlm.build import build
 from vla.vlm.masks import TOGETHER
 
@@ -172,18 +172,16 @@ class VLA(nn.Module):
         """Greedy answers, up to `<eos>`; action rows cannot be chosen."""
         batch = batch.to(self.device)
         decoding = self.decoding(batch)
-        done = torch.zeros(len(batch.input_ids), dtype=torch.bool, device=self.device)
-        tokens: list[Tensor] = []
+        encoder = self.processor.encoder
+        rows: list[list[int]] = [[] for _ in batch.input_ids]
         for _ in range(max_tokens):
             token = decoding.next_logits()[:, : self.text_vocab].argmax(-1)
-            token = torch.where(done, self.processor.eos, token)
-            tokens.append(token)
-            done |= token == self.processor.eos
-            if done.all():
+            for row, said in zip(rows, token.tolist(), strict=True):
+                row += [] if encoder.ended(row) else [said]
+            if all(map(encoder.ended, rows)):
                 break
             decoding.extend(self.backbone.embed_tokens(token[:, None]))
-        rows = torch.stack(tokens, 1).tolist()
-        return [self.processor.text(r[: r.index(self.processor.eos)] if self.processor.eos in r else r) for r in rows]
+        return [self.processor.text(encoder.until_end(row)) for row in rows]
 
     @torch.inference_mode()
     def generate_actions(
@@ -270,7 +268,7 @@ class VLA(nn.Module):
     ) -> tuple[Float[Tensor, "b l d"], Any]:
         """The embeddings of a batch's tokens, and what the backbone saw."""
         pixels = self.processor.pixels(batch.images) if pixels is None else pixels
-        vision = self.backbone.see(pixels, batch.image_mask)
+        vision = self.backbone.see(pixels, batch.image_mask, ImageLayout(batch.content, batch.tiling))
         embeds = self.backbone.embed(batch.input_ids, vision)
         action = batch.input_ids >= self.text_vocab
         if not action.any():

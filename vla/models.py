@@ -15,8 +15,11 @@ def models(*, family: str | None) -> None:
 
 def table(rows: Sequence[Family]) -> str:
     """A line for each family under its columns."""
-    head = ("family", "role", "connector", "checkpoint", "verified by", "finetune freezes")
-    lines = [head, *((r.name, r.role, r.connector, _checkpoint(r), r.test or "-", _freezes(r)) for r in rows)]
+    head = ("family", "role", "connector", "checkpoint", "equal to the original", "verified by", "finetune freezes")
+    lines = [
+        head,
+        *((r.name, r.role, r.connector, _checkpoint(r), _checked(r), r.test or "-", _freezes(r)) for r in rows),
+    ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
     text = "\n".join(line.rstrip() for line in padded)
@@ -32,6 +35,7 @@ def one(row: Family) -> str:
         "checkpoint": _checkpoint(row),
         "convert": row.source,
         "freezes": f"{_freezes(row)} (finetune); all but the connector (align)" if row.role == "backbone" else "",
+        "equal": f"{_checked(row)}: compared with the original" if row.checked else "",
         "verified": f"{row.verified} (tests/{row.test})" if row.test else "nothing yet",
         "load": row.load,
         "config": row.config_path,
@@ -44,6 +48,10 @@ def one(row: Family) -> str:
 def _checkpoint(row: Family) -> str:
     config = row.config()
     return str(config["model"] if row.role == "hosted" else config["checkpoint"] or "-")
+
+
+def _checked(row: Family) -> str:
+    return ", ".join(row.checked) or "-"
 
 
 def _freezes(row: Family) -> str:

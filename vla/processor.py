@@ -1,7 +1,8 @@
 """From examples and observations to token batches and back: the one path, saved with the weights.
 
 A row is a conversation as `ChatFormat` says: of nano `<bos> image… image… prompt <answer> target <eos> [prompt …]`.
-Each image is `tokens_per_image` placeholders; the rows beyond the text vocabulary are the head's, a blank the last.
+What is shown of an image and stands for it in the text is said by `vla.vlm.preprocessing`; the rows beyond the text
+vocabulary are the head's, a blank the last.
 An action target is first where what the prompt names is in the images, if the data know it, one coordinate after the
 other (as MolmoAct and embodied chain-of-thought reason before they act); then what the head says of the actions.
 """
@@ -9,10 +10,8 @@ other (as MolmoAct and embodied chain-of-thought reason before they act); then w
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import lru_cache
 from itertools import groupby, repeat
 from pathlib import Path
 from typing import Any
@@ -24,28 +23,30 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from vla.actions.bins import UniformBins
-from vla.batch import IGNORE, Batch, Frames, Row, collate, own_frames
-from vla.chat import ChatFormat, Part, encode_whole, token_id
+from vla.batch import IGNORE, Batch, Frames, Row, Shown, collate, own_frames
+from vla.chat import ChatFormat, token_id
+from vla.chat_encoder import ChatEncoder
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.heads.build import build_head, stored_settings
 from vla.heads.parallel import ParallelHead
 from vla.heads.protocol import Head, Vocabulary
-from vla.images import Size
+from vla.images import Size, sides
 from vla.points import arrange_points
 from vla.robot_spec import RobotSpec, check_together
 from vla.scene import POINT_SCALE
-from vla.stored_image import StoredViews, decoded
+from vla.stored_image import StoredViews
 from vla.types import Example, Observation
-from vla.vlm import tiling
+from vla.vlm.preprocessing.adapted import for_camera, with_tiles
+from vla.vlm.preprocessing.earlier import earlier
+from vla.vlm.preprocessing.frames import Pad
+from vla.vlm.preprocessing.markup import Markup
+from vla.vlm.preprocessing.settings import Preprocessing
 
 PAD, BOS, EOS, IMAGE, ANSWER = SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<image>", "<answer>")
 UNKNOWN_DRAWN = 0.5
 """The share of training rows whose unknown points are drawn at random, still without a loss; else they are not in the
 image. A trained model says points where its data knew none, too: its actions there must not follow them."""
-POINT_TOKENS = tuple(f"<{i}%>" for i in range(POINT_SCALE))
-"""Coordinates of points, where the tokenizer has them (as PaliGemma's location tokens); else points are plain text."""
-POINT = re.compile(r"(\b\d{1,2} \d{1,2}\b)")
 STATE_TEXT = UniformBins(256, 1.0)
 """How a state is written out where it is text (pi0.5)."""
 
@@ -64,7 +65,9 @@ class Processor:
     `head` is the settings of how actions are said; `state_as` says whether a robot's state is told as "numbers" or
     written out as "text" in the prompt (pi0.5). `chat` is the format of the backbone's conversations, `image` and
     `pad` are its tokens for these, and `text_vocab` its rows without those of the head; without them they are the
-    tokenizer's own. Of an image that comes with questions up to `tiles` pieces are seen, and the whole (`tiles`).
+    tokenizer's own. Images are shown and written as `images` says, or else fitted into `image_size`, with
+    `tokens_per_image` each; those that come with questions in up to `tiles` pieces (None: as the backbone was trained),
+    those of a robot's cameras as its spec says.
     """
 
     def __init__(
@@ -81,23 +84,23 @@ class Processor:
         image: int | None = None,
         pad: int | None = None,
         text_vocab: int | None = None,
-        tiles: int = 1,
+        tiles: int | None = None,
+        images: Preprocessing | None = None,
     ) -> None:
         check_together(robots)
         if state_as not in ("numbers", "text"):
             raise InputError(f"a state is told as numbers or as text, not as {state_as}")
-        if tiles < 1:
-            raise InputError(f"an image is seen in at least one piece: tiles is {tiles}")
         self.tokenizer, self.robots = tokenizer, tuple(robots)
         self.image_size, self.tokens_per_image = image_size, tokens_per_image
         self.mean, self.std = tuple(mean), tuple(std)
         self.chat = chat = chat or ChatFormat()
         self.pad = token_id(tokenizer, PAD) if pad is None else pad
         self.image = token_id(tokenizer, IMAGE) if image is None else image
-        self.eos = token_id(tokenizer, chat.end)
-        self._begin = encode_whole(tokenizer, chat.begin)
-        self._question, self._again = (Part.before(tokenizer, text) for text in (chat.question, chat.again))
-        self._answer_part = Part.after(tokenizer, chat.answer)
+        self.images = images or Preprocessing(Pad(sides(image_size)), Markup(tokens=tokens_per_image))
+        self.shown = with_tiles(self.images, tiles)
+        self.cameras = tuple(for_camera(self.images, robot.images, robot.image_tokens) for robot in robots)
+        self.encoder = ChatEncoder(tokenizer, chat, self.image)
+        self.eos = self.encoder.ends[0][-1]
         self.text_vocab: int = tokenizer.get_vocab_size() if text_vocab is None else text_vocab
         self.state_as, self.tiles = state_as, tiles
         self.tasks: tuple[str, ...] = ()
@@ -107,22 +110,7 @@ class Processor:
             self.head = build_head(head, Vocabulary(tokenizer, self.text_vocab, self.robots, self.pad, self.eos))
         # What asks for an action: the row after those of the head.
         self.blank = self.text_vocab + (self.head.rows if self.head else 0)
-        self.points = [tokenizer.token_to_id(token) for token in POINT_TOKENS]
-        self.has_points = None not in self.points
-        self._begin_encoding()
-
-    def _begin_encoding(self) -> None:
-        # "<image>" in a user's text is text: it must not open a place for an image.
-        self.tokenizer.encode_special_tokens = True
-        self._encode = lru_cache(maxsize=65536)(self._encode_text)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_encode"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """In a process that builds batches beside others."""
-        self.__dict__.update(state)
-        self._begin_encoding()
+        self.points, self.has_points = self.encoder.points, self.encoder.has_points
 
     def robot(self, name: str = "") -> RobotSpec:
         """The robot of that name; without one, the only robot that there is. Raises InputError when there is none."""
@@ -150,18 +138,6 @@ class Processor:
         several = len(self.robots) > 1
         return (named or alike or [self.robot(body.name if several else "")])[0]
 
-    def _encode_text(self, text: str, behind: str = "") -> tuple[int, ...]:
-        """Tokens of the text and of what is `behind` it; each pair of numbers below 100 in the text is a point."""
-        if not self.has_points:
-            return tuple(self.tokenizer.encode(text + behind, add_special_tokens=False).ids)
-        ids: list[int] = []
-        for part in POINT.split(text):
-            if match := POINT.fullmatch(part):
-                ids += (self.points[int(value)] for value in match[0].split())
-            elif part.strip():
-                ids += self.tokenizer.encode(" " + part.strip(), add_special_tokens=False).ids
-        return (*ids, *self.tokenizer.encode(behind, add_special_tokens=False).ids)
-
     @property
     def state_width(self) -> int:
         """Components of the largest state that is told as numbers."""
@@ -181,12 +157,11 @@ class Processor:
         What is drawn in training for a row comes from its own of `rngs`, where there are any. The images lie in what
         `frames` gives.
         """
-        images = [
-            self._pieces(e.images) if e.state is None else _views(self.robot(e.embodiment), e.images) for e in examples
-        ]
-        rows = []
-        for example, views, rng in zip(examples, images, rngs or repeat(None), strict=bool(rngs)):
-            row = self._opening(len(views))
+        rows, images = [], []
+        for example, rng in zip(examples, rngs or repeat(None), strict=bool(rngs)):
+            robot = None if example.state is None else self.robot(example.embodiment)
+            row, shown = self._opening(example.images, robot)
+            images.append(shown)
             if rng is not None:
                 row.seed = int(rng.integers(2**62))
             if isinstance(example.target, str):
@@ -206,20 +181,23 @@ class Processor:
         Raises InputError when a camera is missing, or the state does not fit the embodiment.
         """
         robot = self.robot(embodiment)
-        images = [_views(robot, observation.images) for observation in observations]
-        rows = []
-        for observation, views in zip(observations, images, strict=True):
-            rows.append(self._opening(len(views)))
-            self._ask(rows[-1], robot, observation.instruction, observation.state)
+        rows, images = [], []
+        for observation in observations:
+            row, shown = self._opening(observation.images, robot)
+            self._ask(row, robot, observation.instruction, observation.state)
+            rows.append(row)
+            images.append(shown)
         return self._collate(rows, images, ("",) * len(rows), left=True)
 
     def question_prompt(self, questions: Sequence[str], images: Sequence[StoredViews]) -> Batch:
         """Rows that end where the answer is to be decoded; padded on the left."""
-        rows, images = [], [self._pieces(views) for views in images]
+        rows, all_shown = [], []
         for question, views in zip(questions, images, strict=True):
-            rows.append(self._opening(len(views)))
-            self._turn(rows[-1], question)
-        return self._collate(rows, images, ("",) * len(rows), left=True)
+            row, shown = self._opening(views)
+            self._turn(row, question)
+            rows.append(row)
+            all_shown.append(shown)
+        return self._collate(rows, all_shown, ("",) * len(rows), left=True)
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of these tokens; coordinates are written as numbers, "x y"."""
@@ -231,29 +209,25 @@ class Processor:
             parts.append(" ".join(values[i] for i in run_ids) if is_point else str(text).strip())
         return " ".join(part for part in parts if part)
 
-    def _pieces(self, images: StoredViews) -> StoredViews:
-        """Each image as its tiles, where there may be several."""
-        if self.tiles == 1:
-            return images
-        cut = {name: tiling.tiles(image, self.image_size, self.tiles) for name, image in decoded(images).items()}
-        return {f"{name}/{i}": piece for name, pieces in cut.items() for i, piece in enumerate(pieces)}
-
-    def _opening(self, images: int) -> Row:
-        row = Row()
-        row.add([*self._begin, *[self.image] * (images * self.tokens_per_image)], shared=True)
-        return row
+    def _opening(self, views: StoredViews, robot: RobotSpec | None = None) -> tuple[Row, list[Shown]]:
+        """A row up to its first prompt, of a question or of a robot, and what it is shown."""
+        told = self.shown if robot is None else self.cameras[self.robots.index(robot)]
+        images = views if robot is None else _views(robot, views)
+        shown = [Shown(image, told.view(*image.shape[:2])) for image in images.values()]
+        parts = tuple(told.parts(one.view, number) for number, one in enumerate(shown, 1))
+        row = Row(bare=not shown)
+        row.add(self.encoder.opening(parts), shared=True)
+        return row, shown
 
     def _turn(self, row: Row, prompt: str, later: bool = False, more: str = "") -> None:
         """Adds a prompt, with `more` at its end; a turn that is not `later` in a conversation is its own segment."""
         if self.chat.prefix_lm and row.segment:
             raise InputError("a prefix-LM sees its whole prompt at once, so a row asks it one question: set turns=1")
-        before = self._again if later else self._question
-        words = self._encode(before.text + prompt.strip(), more + self._answer_part.text)
         row.segment += not later
-        row.add([*before.ids, *words, *self._answer_part.ids], shared=self.chat.prefix_lm)
+        row.add(self.encoder.turn(prompt, later=later, bare=row.bare, more=more), shared=self.chat.prefix_lm)
 
     def _answer(self, row: Row, text: str) -> None:
-        answer = [*self._encode(self.chat.reply + text.strip()), self.eos]
+        answer = self.encoder.reply(text)
         row.add(answer, answer)
 
     def _ask(self, row: Row, robot: RobotSpec, prompt: str, state: Float[np.ndarray, "s"]) -> None:
@@ -288,7 +262,7 @@ class Processor:
     def _collate(
         self,
         rows: Sequence[Row],
-        images: Sequence[StoredViews],
+        images: Sequence[Sequence[Shown]],
         source: tuple[str, ...],
         left: bool,
         frames: Frames = own_frames,
@@ -298,7 +272,7 @@ class Processor:
             images,
             source,
             pad=self.pad,
-            image_size=self.image_size,
+            least=sides(self.image_size),
             state_width=self.state_width,
             points_width=self.points_width,
             chunk=(self.robots[0].horizon, max(r.width for r in self.robots)) if self.robots else (0, 0),
@@ -332,6 +306,7 @@ class Processor:
             "pad": self.pad,
             "text_vocab": self.text_vocab,
             "tiles": self.tiles,
+            "images": self.images.to_dict(),
             "tasks": self.tasks,
         }
         if self.head is not None:
@@ -348,12 +323,18 @@ class Processor:
         chat, tasks = ChatFormat(**values.pop("chat", {})), values.pop("tasks", ())
         if "head" in values:
             values["head"] = stored_settings(values["head"])
-        found = cls(Tokenizer.from_file(str(folder / "tokenizer.json")), robots=robots, chat=chat, **values)
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        if "images" in values:
+            values["images"] = Preprocessing.from_dict(values["images"])
+        elif (config := folder / "config.json").is_file():
+            backbone, told = json.loads(config.read_text())["backbone"], ("image_size", "tokens_per_image")
+            values["images"] = earlier(backbone, tokenizer, *(values[key] for key in told))
+        found = cls(tokenizer, robots=robots, chat=chat, **values)
         found.tasks = tuple(tasks)
         return found
 
     def with_robots(
-        self, robots: Sequence[RobotSpec], head: Mapping[str, Any], state_as: str, tiles: int = 1
+        self, robots: Sequence[RobotSpec], head: Mapping[str, Any], state_as: str, tiles: int | None = None
     ) -> Processor:
         """The same for a model that drives these robots."""
         made = Processor(
@@ -370,6 +351,7 @@ class Processor:
             self.pad,
             self.text_vocab,
             tiles,
+            self.images,
         )
         made.tasks = self.tasks
         return made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -37,6 +37,10 @@ class RobotSpec:
     """How many points the model says before an action (`Example.points`), `<eos>` twice for one not in its image."""
     bins: UniformBins = UniformBins()
     relative: tuple[bool, ...] = ()
+    images: str | None = None
+    """How its cameras' images are shown (`vla.vlm.preprocessing.adapted.MODES`); None: as the backbone was trained."""
+    image_tokens: int | None = None
+    """Image tokens that one of them costs at most; None: what is affordable in a control loop."""
     statistics: Mapping[str, Statistics] | None = field(default=None, compare=False, repr=False)
     """Of "state" and "action" (the targets): what a later training keeps, or merges with its own."""
 
@@ -87,6 +91,8 @@ class RobotSpec:
             points=values["points"],
             bins=UniformBins(**values["bins"]),
             relative=tuple(values.get("relative", ())),
+            images=values.get("images"),
+            image_tokens=values.get("image_tokens"),
             statistics={kind: Statistics.from_dict(one) for kind, one in (values.get("statistics") or {}).items()}
             or None,
         )
@@ -103,6 +109,8 @@ class RobotSpec:
             "points": self.points,
             "bins": asdict(self.bins),
             "relative": list(self.relative),
+            "images": self.images,
+            "image_tokens": self.image_tokens,
             "statistics": kept,
         }
 
@@ -155,6 +163,32 @@ class RobotSpec:
                         raise InputError(f"{kind} {component}: {name} is {one} in the checkpoint, {other} in the data")
         if self.statistics_hash and self.statistics_hash != data.statistics_hash:
             raise InputError(f"{self.name}: the data have other extremes, or another number of steps")
+
+
+def with_cameras(
+    robots: Sequence[RobotSpec],
+    images: str | Mapping[str, str] | None,
+    image_tokens: int | Mapping[str, int] | None,
+) -> list[RobotSpec]:
+    """The robots with how their cameras' images are shown: all alike, or by their names.
+
+    Raises InputError for the name of a robot that is not among them."""
+    known = {robot.name for robot in robots}
+    for option, given in (("images", images), ("image_tokens", image_tokens)):
+        if isinstance(given, Mapping) and (unknown := sorted(given.keys() - known)):
+            raise InputError(
+                f"{option} names {', '.join(unknown)}; the robots are {', '.join(sorted(known)) or 'none'}"
+            )
+        if given is not None and not robots:
+            raise InputError(f"{option} is of a robot's cameras, and there is no robot: leave it out")
+    return [
+        replace(
+            robot,
+            images=images.get(robot.name) if isinstance(images, Mapping) else images,
+            image_tokens=image_tokens.get(robot.name) if isinstance(image_tokens, Mapping) else image_tokens,
+        )
+        for robot in robots
+    ]
 
 
 def check_together(robots: Sequence[RobotSpec]) -> None:

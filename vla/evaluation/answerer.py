@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import batched
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 HOSTED, HUB = "hosted:", "hub:"
 ROWS = 32
 """Questions that a backbone is asked at once."""
+PIXELS = 24_000_000
+"""What their images have together at most, padded to one size: 1 GB in memory; one question is always asked."""
 
 
 @runtime_checkable
@@ -42,10 +44,26 @@ class BackboneAnswerer:
 
     def __call__(self, questions: Sequence[str], images: Sequence[Views], tokens: int, role: str) -> list[str]:
         answers = []
-        for rows in batched(zip(questions, images, strict=True), ROWS):
+        for rows in self._groups(questions, images):
             batch = self.model.processor.question_prompt([q for q, _ in rows], [views for _, views in rows])
             answers += self.model.generate_text(batch, tokens)
         return answers
+
+    def _groups(self, questions: Sequence[str], images: Sequence[Views]) -> Iterator[list[tuple[str, Views]]]:
+        """The questions in order, as many together as there is room for."""
+        group, largest = list[tuple[str, Views]](), np.zeros(3, np.int64)
+        for row in zip(questions, images, strict=True):
+            shown = self.model.processor.shown
+            frames = [p.frame for image in row[1].values() for p in shown.view(*image.shape[:2]).pieces]
+            own = np.array([len(frames), *(max((frame[i] for frame in frames), default=0) for i in (0, 1))])
+            together = np.maximum(largest, own)
+            if group and (len(group) == ROWS or (len(group) + 1) * together.prod() > PIXELS):
+                yield group
+                group, together = [], own
+            group.append(row)
+            largest = together
+        if group:
+            yield group
 
     def embed(
         self, images: Sequence[Views], texts: Sequence[str]

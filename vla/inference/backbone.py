@@ -15,11 +15,11 @@ from vla.inference.cache import StaticCache
 from vla.inference.decoder import FusedDecoder, can_fuse
 from vla.inference.graphs import Graphs
 from vla.inference.layers import dtype_of
-from vla.vlm.backbone import Backbone
+from vla.vlm.backbone import Backbone, ImageLayout
 from vla.vlm.cache import Vision
 from vla.vlm.composed import ComposedVLM
 from vla.vlm.masks import TOGETHER
-from vla.vlm.token_family import LAYOUTS, MROPE, TokenFamily
+from vla.vlm.token_family import LAYOUTS, MROPE, NATIVE, TokenFamily
 
 ROOM = 64
 """Tokens that a new cache has room for behind a prompt; it grows where that is too little."""
@@ -59,17 +59,25 @@ class FusedBackbone(nn.Module):
         self._out = [language.get_output_embeddings()]  # a module of `plain`
         self.hidden_size, self.image_token_id = backbone.hidden_size, backbone.image_token_id
 
-    def see(self, pixel_values: Float[Tensor, "b k 3 h w"], image_mask: Bool[Tensor, "b k"]) -> Any:
-        """`Backbone.see`; as a graph where each row has all its images."""
+    def see(
+        self,
+        pixel_values: Float[Tensor, "b k 3 h w"],
+        image_mask: Bool[Tensor, "b k"],
+        layout: ImageLayout | None = None,
+    ) -> Any:
+        """`Backbone.see`; as a graph where each row has all its images, and each of them fills its frame."""
         pixels = pixel_values.to(self.dtype)
-        if not pixels.is_cuda or not bool(image_mask.all()):
-            return self.plain.see(pixels, image_mask)
+        fills = True
+        if layout is not None and getattr(self.plain, "family", "") in NATIVE:
+            fills = bool((layout.content[..., 2:] == layout.content.new_tensor(pixels.shape[:2:-1])).all())
+        if not pixels.is_cuda or not fills or not bool(image_mask.all()):
+            return self.plain.see(pixels, image_mask, layout)
         # Captured, it would read its mask back.
         features = self.graphs.run("see", self.features, pixels.flatten(0, 1))
-        return features if isinstance(self.plain, ComposedVLM) else Vision(features, features.shape[:2].numel())
+        return features if isinstance(self.plain, ComposedVLM) else Vision(features, len(features))
 
-    def features(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n t d"]:
-        """The tokens of each image."""
+    def features(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "..."]:
+        """The tokens of each image (n t d), or of all of them (t d)."""
         if not isinstance(self.plain, ComposedVLM):
             return self.plain._features(images)
         tokens: Tensor = self.plain.connector(self.plain.vision(images).flatten(1, 2))

@@ -74,5 +74,5 @@ def trimmed(batch: Batch) -> Batch:
     """Without the columns, and the images, that no row has."""
     length, images = int(batch.attention_mask.sum(1).max()), max(1, int(batch.image_mask.sum(1).max()))
     tokens = {n: getattr(batch, n)[:, :length] for n in ("input_ids", "attention_mask", "labels", "segments")}
-    views = {n: getattr(batch, n)[:, :images] for n in ("images", "image_mask", "content", "warp")}
+    views = {n: getattr(batch, n)[:, :images] for n in ("images", "image_mask", "content", "tiling", "warp")}
     return replace(batch, **views, **tokens)

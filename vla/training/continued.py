@@ -70,6 +70,10 @@ def _spec(known: RobotSpec, data: RobotSpec, ranges: Ranges) -> RobotSpec:
     for field in ("horizon", "bins"):
         if (one := getattr(known, field)) != (other := getattr(data, field)):
             raise InputError(f"{field} is {one} in the checkpoint, {other} for the data")
+    for field in ("images", "image_tokens"):
+        one, other = getattr(known, field), getattr(data, field)
+        if other not in (None, one):
+            raise InputError(f"{field} is {one} in the checkpoint, not {other}: leave it out")
     if data.points > known.points:
         raise InputError(f"points are {known.points} a step in the checkpoint, {data.points} for the data")
     if ranges.predict is not None and data.relative != known.relative:

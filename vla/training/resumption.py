@@ -19,6 +19,8 @@ FIXED = {
     "delay": "what a step draws follows from it",
     "horizon": "it is part of the model",
     "tiles": "it is part of the model",
+    "images": "it is part of the model",
+    "image_tokens": "it is part of the model",
     "backbone_weights": "the run began from others",
     "reward_weights": "the run was judged by others",
 }

@@ -24,6 +24,7 @@ from vla.evaluation.answerer import weights_of
 from vla.model import VLA
 from vla.normalize import QUANTILE
 from vla.processor import is_like
+from vla.robot_spec import with_cameras
 from vla.training.action_head import head_settings
 from vla.training.chain import chain
 from vla.training.continued import Ranges
@@ -61,7 +62,9 @@ def train(
     log: str | None = None,
     head: str | Mapping[str, Any] = "parallel",
     state_as: str = "numbers",
-    tiles: int = 1,
+    tiles: int | None = None,
+    images: str | Mapping[str, str] | None = None,
+    image_tokens: int | Mapping[str, int] | None = None,
     instruction: str = "both",
     predict: str | Mapping[str, str] | None = None,
     normalization: str | Mapping[str, str] | None = None,
@@ -100,7 +103,9 @@ def train(
     `vla.preference.train`, where pairs of answers are; `reward` and `grpo` those of the modules of that name, where a
     reward model is to learn from pairs, or a model from rewards; `stages` runs of this one after another, by what each
     changes, put to the probes of `probe_scenes` between them, on so many scenes (`vla.training.chain`).
-    Images of questions are seen in up to `tiles` pieces. A prefix-LM is asked one question a row, whatever `turns` is.
+    Images of questions are seen in up to `tiles` pieces, those of robots' cameras as `images` and `image_tokens` say
+    (`vla.vlm.preprocessing.adapted.for_camera`), of all robots or by their names. A prefix-LM is asked one question a
+    row, whatever `turns` is.
     Raises InputError, before anything is written, when a path is missing or the parts do not fit together.
     """
     options = dict(locals())
@@ -125,6 +130,7 @@ def train(
     kind = head if isinstance(head, str) else str(head.get("kind"))
     options["horizon"] = horizon = horizon_steps(horizon, rates, kind, checkpoint_folder(backbone))
     robots = robot_specs(list(demonstrations.values()), horizon, predict or RELATIVE, normalization or QUANTILE)
+    robots = with_cameras(robots, images, image_tokens)
     for one, other in combinations(robots, 2):
         if is_like(one.embodiment, other.embodiment):
             print(

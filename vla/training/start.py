@@ -25,7 +25,7 @@ def build(
     texts: Iterable[str],
     head: Mapping[str, Any],
     state_as: str = "numbers",
-    tiles: int = 1,
+    tiles: int | None = None,
     ranges: Ranges | None = None,
 ) -> VLA:
     """A model on the named backbone (see `train`); its tokenizer is the backbone's, or for "scratch" trained on

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
@@ -10,13 +11,22 @@ from torch import Tensor, nn
 from vla.images import Size
 
 
+@dataclass(frozen=True)
+class ImageLayout:
+    """Of each frame of a batch: the part of it that shows its image (left, top, width, height [pixels]), and which of
+    its row's images it is of, which was cut in how many rows and columns of frames (`vla.vlm.preprocessing`)."""
+
+    content: Int[Tensor, "b k 4"]
+    tiling: Int[Tensor, "b k 3"]
+
+
 @runtime_checkable
 class Backbone(Protocol):
     """Images and text in, hidden states and next-token logits out; an `nn.Module`.
 
-    In `input_ids` each image of a row stands as `tokens_per_image` copies of `image_token_id`. What a family writes
-    around or between them (`<|vision_start|>`, `[IMG_BREAK]`) is among these copies: `embed` puts it in its place.
-    Shapes: b rows, k images a row, l tokens, m tokens with those cached, d hidden size, v rows of the vocabulary.
+    In `input_ids` each image of a row stands as copies of `image_token_id`, `tokens_per_image` of them where it is of
+    `image_size`, and what the family writes around or between them (`<|vision_start|>`, `[IMG_BREAK]`).
+    Shapes: b rows, k frames a row, l tokens, m tokens with those cached, d hidden size, v rows of the vocabulary.
     """
 
     config: dict[str, Any]
@@ -37,8 +47,16 @@ class Backbone(Protocol):
         """Rows of the embedding, spare ones included."""
         ...
 
-    def see(self, pixel_values: Float[Tensor, "b k 3 h w"], image_mask: Bool[Tensor, "b k"]) -> Any:
-        """Features of the images whose mask is True: what `embed` and `hidden` of this family need."""
+    def see(
+        self,
+        pixel_values: Float[Tensor, "b k 3 h w"],
+        image_mask: Bool[Tensor, "b k"],
+        layout: ImageLayout | None = None,
+    ) -> Any:
+        """Features of the frames whose mask is True: what `embed` and `hidden` of this family need.
+
+        Without a `layout` each frame is an image of its own, which fills it.
+        """
         ...
 
     def embed(self, input_ids: Int[Tensor, "b l"], vision: Any | None) -> Float[Tensor, "b l d"]:

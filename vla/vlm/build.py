@@ -9,6 +9,7 @@ from typing import Any
 from vla.errors import InputError
 from vla.vlm.backbone import Backbone
 from vla.vlm.precision import without_dtype
+from vla.vlm.preprocessing.earlier import without_run
 
 FAMILIES = {
     "composed": "composed:ComposedVLM",
@@ -35,7 +36,7 @@ def build(config: Mapping[str, Any]) -> Backbone:
     A configuration without a family is one of before there were several: composed. A precision that it names is left
     out (`vla.vlm.precision`). Raises InputError when the family is unknown or its arguments are not of this version.
     """
-    arguments = without_dtype(config)
+    arguments = without_run(without_dtype(config))
     family = arguments.pop("family", "composed")
     if family not in FAMILIES:
         raise InputError(f"there is no backbone family {family}: choose of {', '.join(FAMILIES)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Literal, cast
@@ -13,6 +14,10 @@ from vla.errors import InputError, suggestion
 Role = Literal["backbone", "dual encoder", "hosted"]
 
 CONTRACT = "the backbone contract on small random weights, logits equal to transformers'; released weights not tried"
+END_TO_END = (
+    "from raw images of several shapes and a question, pixels, tokens and logits equal to those of transformers' own "
+    "processor, chat template and model, on small random weights, and the backbone contract; released weights not tried"
+)
 WRITTEN = (
     "the backbone contract, and logits equal to a plain reading of the original, on small random weights; "
     "released weights not tried"
@@ -21,6 +26,8 @@ DUAL = "vectors and logits equal to transformers', padding and batches without e
 HOSTED = "against failing servers, and `transformers serve` (test_hosted_serve.py); not against the provider"
 
 VISION, LANGUAGE = "vision", "language"
+CHECKS = ("preprocessing", "prompt", "logits")
+"""What of a family may be compared with the original: what is shown of an image, the tokens, and what is answered."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +35,8 @@ class Family:
     """A row: `freezes` are the parts that the finetune stage keeps as they are, after the family's own recipe.
 
     (The align stage trains the connector alone, in every family.) `verified` says what `test`, a file of tests/,
-    shows; both are empty where nothing does yet. `source` says what must be converted first, where transformers
-    cannot read the released files.
+    shows, and `checked` of what against the original (`CHECKS`); all are empty where nothing does yet. `source` says
+    what must be converted first, where transformers cannot read the released files.
     """
 
     name: str
@@ -40,13 +47,15 @@ class Family:
     test: str = ""
     verified: str = ""
     source: str = ""
+    checked: tuple[str, ...] = ()
 
     @property
     def config_path(self) -> str:
         return f"configs/families/{self.name}.yaml"
 
     def config(self) -> dict[str, Any]:
-        """The family's file: checkpoint, image_size and attention, or of a hosted one what `Hosted` takes."""
+        """The family's file: checkpoint, attention, how images are shown and conversations written, or of a hosted one
+        what `Hosted` takes."""
         text = (files("vla.configs") / "families" / f"{self.name}.yaml").read_text()
         return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(text)))
 
@@ -64,8 +73,12 @@ class Family:
 
 
 def _released(name: str, title: str, connector: str, freezes: tuple[str, ...] = (), source: str = "") -> Family:
-    """A backbone of transformers' own classes."""
-    return Family(name, "backbone", title, connector, freezes, "test_families.py", CONTRACT, source)
+    """A backbone of transformers' own classes; end to end where transformers reads the released files."""
+    if source:
+        return Family(name, "backbone", title, connector, freezes, "test_families.py", CONTRACT, source, CHECKS[2:])
+    return Family(
+        name, "backbone", title, connector, freezes, "test_released_families.py", END_TO_END, "", checked=CHECKS
+    )
 
 
 def _hosted(name: str, title: str) -> Family:
@@ -126,6 +139,7 @@ CATALOG: tuple[Family, ...] = (
         "test_openflamingo.py",
         WRITTEN,
         "checkpoint.pt onto CLIP ViT-L/14 and its language model, by vla.vlm.openflamingo.load",
+        CHECKS[2:],
     ),
     _released("internvl-1.5", "InternVL-1.5", "pixel shuffle, MLP", (), "by vla.vlm.converters.internvl"),
     _released("internvl-2.5", "InternVL-2.5", "pixel shuffle, MLP", (), "by vla.vlm.converters.internvl"),
@@ -146,6 +160,7 @@ CATALOG: tuple[Family, ...] = (
         "test_qwen_vl.py",
         WRITTEN,
         "a folder with the released files, the weights as safetensors",
+        CHECKS[2:],
     ),
     *(
         Family(
@@ -157,6 +172,7 @@ CATALOG: tuple[Family, ...] = (
             "test_molmo.py",
             WRITTEN,
             "a folder with the released files",
+            ("preprocessing", "logits"),
         )
         for name, title in (("molmo", "Molmo"), ("molmoe", "MolmoE"))
     ),
@@ -178,3 +194,28 @@ def family(name: str) -> Family:
             return row
     known = [row.name for row in CATALOG]
     raise InputError(f"there is no family {name!r}: choose of {', '.join(known)}{suggestion(name, known)}")
+
+
+DEFAULTS = {
+    "llava": "llava-1.5",
+    "internvl": "internvl-3",
+    "qwen2_vl": "qwen2-vl",
+    "qwen2_5_vl": "qwen2.5-vl",
+    "smolvlm": "smolvlm2",
+    "qwen": "qwen-vl",
+    "mllama": "llama-3.2-vision",
+}
+"""The family whose conversations a checkpoint of this model_type is read with, where their names differ."""
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family of a checkpoint with this configuration (config.json). Raises InputError where there is none."""
+    kind, text = str(config.get("model_type")), str((config.get("text_config") or {}).get("model_type", ""))
+    vision = str((config.get("vision_config") or {}).get("model_type", ""))
+    if kind == "llava" and vision == "pixtral":
+        kind = "pixtral"
+    elif kind == "paligemma" and text.startswith("gemma2"):
+        kind = "paligemma-2"
+    elif kind == "blip-2" and text == "llama":
+        kind = "minigpt-4"
+    return family(DEFAULTS.get(kind, kind))

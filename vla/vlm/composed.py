@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from vla.images import Size
+from vla.vlm.backbone import ImageLayout
 from vla.vlm.connectors import build_connector
 from vla.vlm.masks import run_decoder
 from vla.vlm.precision import without_dtype
@@ -86,7 +87,10 @@ class ComposedVLM(nn.Module):
         return self.language.get_input_embeddings().weight, self.language.get_output_embeddings().weight
 
     def see(
-        self, pixel_values: Float[Tensor, "b k 3 h w"], image_mask: Bool[Tensor, "b k"]
+        self,
+        pixel_values: Float[Tensor, "b k 3 h w"],
+        image_mask: Bool[Tensor, "b k"],
+        layout: ImageLayout | None = None,
     ) -> Float[Tensor, "n t d"] | None:
         """The tokens of each image; None where there is none."""
         if not image_mask.any():

@@ -4,37 +4,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, PreTrainedTokenizerFast
-from transformers.utils import cached_file
 
 from vla.errors import InputError
 from vla.images import Size
-from vla.vlm import molmo, qwen_vl
+from vla.vlm import catalog, molmo, qwen_vl
 from vla.vlm.backbone import Backbone
 from vla.vlm.idefics import Idefics
 from vla.vlm.mllama import Mllama
-from vla.vlm.released import Released, family_of
+from vla.vlm.molmo_crops import MARGIN, POOL, Crops
+from vla.vlm.preprocessing.adapted import size_of
+from vla.vlm.preprocessing.markup import Markup
+from vla.vlm.preprocessing.native import Native, Patches
+from vla.vlm.preprocessing.released import SIZES, framing_of, preprocessor_of
+from vla.vlm.preprocessing.settings import Preprocessing
+from vla.vlm.released import CrossAttending, Released, family_of
 from vla.vlm.token_family import LAYOUTS, TokenFamily
 
 OWN: dict[str, Callable[..., Any]] = {"qwen": qwen_vl.load, "molmo": molmo.load}
 """Families written here, by the model_type of their config.json: of a folder with the released files."""
 CLASSES: dict[str, type[Released]] = {**dict.fromkeys(LAYOUTS, TokenFamily), "idefics": Idefics, "mllama": Mllama}
-RUNS = {
-    "pixtral": {"between": "[IMG_BREAK]", "end": "[IMG_END]"},
-    "internvl": {"begin": "<img>", "end": "</img>"},
-    "qwen2_vl": {"begin": "<|vision_start|>", "end": "<|vision_end|>"},
-    "qwen2_5_vl": {"begin": "<|vision_start|>", "end": "<|vision_end|>"},
-    "smolvlm": {"begin": "<fake_token_around_image><global-img>", "end": "<fake_token_around_image>"},
-    "idefics": {"begin": "<fake_token_around_image>", "end": "<fake_token_around_image>"},
-    "minigpt-4": {"begin": "<Img>", "end": "</Img>"},
-}
-"""What each family writes around an image's tokens, and between their rows."""
 NATIVE_SIZE = 448
-"""[pixels] The side of images where the checkpoint takes any (Qwen): 256 tokens an image."""
+"""[pixels] The side of a square image that counts as one of a backbone which takes any (Qwen): 256 tokens."""
 CLIP = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
@@ -49,10 +45,9 @@ def load(
 ) -> tuple[Backbone, PreTrainedTokenizerFast]:
     """The backbone of a released checkpoint, a hub's id or a folder, and its tokenizer.
 
-    `image_size` is the side of the square images [pixels], by default the checkpoint's own; `attention` is as in
-    `Released`. The vocabulary has at
-    least the tokenizer's rows; spare ones stay. Raises InputError when there is no such checkpoint, or when its family
-    is not one of `CLASSES`.
+    `image_size` is the side of a frame of its images [pixels], by default the checkpoint's own; `attention` is as in
+    `Released`. The vocabulary has at least the tokenizer's rows; spare ones stay. Raises InputError when there is no
+    such checkpoint, or when its family is not one of `CLASSES`.
     """
     if not isinstance(image_size, int | None):
         raise InputError(f"{name} takes square images: give image_size as one number")
@@ -76,15 +71,13 @@ def load(
     image_token_id: Any = getattr(config, "image_token_id", None)
     if image_token_id is None:
         image_token_id = tokenizer.convert_tokens_to_ids("<image>")
-    normalised = pixels(name)
-    run = RUNS.get("minigpt-4" if family == "blip-2" and text.model_type == "llama" else family, {})
+    shown = preprocessor_of(name, catalog.family_of(config.to_dict()).config()["images"])
     backbone: Any = CLASSES[family](
         config.to_dict(),
         image_token_id=image_token_id,
-        image_size=image_size or side_of(config.vision_config),
-        mean=normalised["image_mean"],
-        std=normalised["image_std"],
-        **{where: tokenizer.encode(mark, add_special_tokens=False) for where, mark in run.items()},
+        image_size=image_size or _frame(family, shown, side_of(config.vision_config)),
+        mean=shown["image_mean"],
+        std=shown["image_std"],
         attention=attention,
         weights=weights,
     )
@@ -99,15 +92,32 @@ def side_of(vision_config: Any) -> int:
     return int(size if isinstance(size, int) else size[0])
 
 
-def pixels(name: str | Path) -> dict[str, Any]:
-    """Mean and standard deviation that the checkpoint's images are normalised with; CLIP's, where it does not say."""
-    for file in ("processor_config.json", "preprocessor_config.json"):
-        path = cached_file(
-            name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-        )
-        if path is not None:
-            values = json.loads(Path(path).read_text())
-            values = values.get("image_processor", values)
-            if "image_mean" in values:
-                return values
-    return CLIP
+def _frame(family: str, values: dict[str, Any], side: int) -> int:
+    """The side of a frame, by the settings of a checkpoint's image processor; `side` where it has none of one size."""
+    framing = framing_of(family, values, side)
+    if isinstance(framing, Native | Patches):
+        return side
+    tall, wide = size_of(framing)
+    if tall != wide:
+        raise InputError(f"its images are {tall} x {wide} pixels: only square ones can be had")
+    return tall
+
+
+def preprocessing_of(name: str | Path, backbone: Any, row: catalog.Family) -> Preprocessing:
+    """How the images of a released checkpoint are shown and written; `row` is its family's.
+
+    Raises InputError where its preprocessor cannot be read.
+    """
+    config, side = row.config(), backbone.image_size
+    markup = Markup(**config.get("markup", {}))
+    own = preprocessor_of(name, config["images"])
+    framing = framing_of(backbone.family, own, side)
+    if not isinstance(framing, Native | Patches) and size_of(framing) != (side, side):
+        framing = framing_of(backbone.family, {k: v for k, v in own.items() if k not in SIZES}, side)
+    if isinstance(framing, Native | Patches):
+        return Preprocessing(framing, replace(markup, cell=framing.cell))
+    if isinstance(framing, Crops):
+        cell = POOL * framing.patch
+        return Preprocessing(framing, replace(markup, cell=cell, overlap=MARGIN // POOL))
+    shared, split = isinstance(backbone, CrossAttending), backbone.family == "smolvlm"
+    return Preprocessing(framing, replace(markup, tokens=backbone.tokens_per_image, shared=shared, split=split))

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from vla.errors import InputError
 from vla.images import Size
+from vla.vlm.backbone import ImageLayout
 from vla.vlm.cache import PlacedCache, Vision, image_places
 from vla.vlm.connectors import build_connector
 from vla.vlm.cross_attention import CrossAttentionBlocks
@@ -94,7 +95,12 @@ class CrossAttentionVLM(nn.Module):
     def row_weights(self) -> tuple[Float[Tensor, "_r d"], Float[Tensor, "_r d"]]:
         return self.language.get_input_embeddings().weight, self.language.get_output_embeddings().weight
 
-    def see(self, pixel_values: Float[Tensor, "b k 3 h w"], image_mask: Bool[Tensor, "b k"]) -> Vision | None:
+    def see(
+        self,
+        pixel_values: Float[Tensor, "b k 3 h w"],
+        image_mask: Bool[Tensor, "b k"],
+        layout: ImageLayout | None = None,
+    ) -> Vision | None:
         if not image_mask.any():
             return None
         features = self.vision(pixel_values[image_mask]).flatten(1, 2)

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from vla.vlm.backbone import ImageLayout
 from vla.vlm.cache import PlacedCache, Vision, image_places
 from vla.vlm.masks import run_decoder
 from vla.vlm.released import CrossAttending, by_row, grow
@@ -45,7 +46,12 @@ class Idefics(CrossAttending):
             return embedding.weight, head.weight
         return embedding.additional_embedding.weight, head.additional_fc.weight
 
-    def see(self, pixel_values: Float[Tensor, "b k 3 h w"], image_mask: Bool[Tensor, "b k"]) -> Vision | None:
+    def see(
+        self,
+        pixel_values: Float[Tensor, "b k 3 h w"],
+        image_mask: Bool[Tensor, "b k"],
+        layout: ImageLayout | None = None,
+    ) -> Vision | None:
         if not image_mask.any():
             return None
         model = self.model.model

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from vla.vlm.backbone import ImageLayout
 from vla.vlm.cache import PlacedCache, Vision, image_places
 from vla.vlm.cross_attention import latest_run
 from vla.vlm.masks import additive, run_decoder
@@ -24,7 +25,8 @@ class Mllama(CrossAttending):
     There the layers of transformers attend to everything. Here such a token looks at a feature of zeros, whose value
     is zero: a row without images is exactly the language model, whatever rows are beside it.
 
-    An image is one tile, which the vision model pads with empty ones. `head_rows` are the rows of the released head.
+    An image is cut into up to four tiles (`vla.vlm.preprocessing.tiles.Canvas`), empty ones beside them. `head_rows`
+    are the rows of the released head.
     """
 
     def __init__(self, model: Mapping[str, Any], *args: Any, head_rows: int | None = None, **kwargs: Any) -> None:
@@ -61,18 +63,38 @@ class Mllama(CrossAttending):
         crossing = self.model.model.language_model.cross_attention_layers
         return cache.keep(length, [layer for i, layer in enumerate(cache.layers) if i not in crossing])
 
-    def see(self, pixel_values: Float[Tensor, "b k 3 h w"], image_mask: Bool[Tensor, "b k"]) -> Vision | None:
+    def see(
+        self,
+        pixel_values: Float[Tensor, "b k 3 h w"],
+        image_mask: Bool[Tensor, "b k"],
+        layout: ImageLayout | None = None,
+    ) -> Vision | None:
         if not image_mask.any():
             return None
         model = self.model.model
-        pixels = pixel_values[image_mask]
-        tiles = pixels.new_zeros(len(pixels), 1, model.max_num_tiles, *pixels.shape[1:])
-        tiles[:, 0, 0] = pixels
-        used = torch.zeros(len(pixels), 1, model.max_num_tiles, dtype=torch.long, device=pixels.device)
-        used[..., 0] = 1
-        seen = model.vision_model(tiles, aspect_ratio_ids=used[..., 0], aspect_ratio_mask=used).last_hidden_state
-        seen = model.multi_modal_projector(seen[:, 0, 0])
-        return by_row(seen, image_mask)
+        tiling = layout.tiling if layout is not None else _one_each(image_mask)
+        rows, frames = torch.nonzero(image_mask, as_tuple=True)
+        cut = tiling[rows, frames]
+        # Which image of the batch a frame is of, and which of its tiles.
+        keys = rows * image_mask.shape[1] + cut[:, 0]
+        _, image, counts = torch.unique_consecutive(keys, return_inverse=True, return_counts=True)
+        firsts = counts.cumsum(0) - counts
+        tile = torch.arange(len(keys), device=keys.device) - firsts[image]
+        most = model.max_num_tiles
+        tiles = pixel_values.new_zeros(len(counts), 1, most, *pixel_values.shape[2:])
+        tiles[image, 0, tile] = pixel_values[rows, frames]
+        used = torch.arange(most, device=keys.device) < counts[:, None]
+        ratio = _aspect_ratio_ids(most, cut[firsts, 1:])
+        seen = model.vision_model(
+            tiles, aspect_ratio_ids=ratio[:, None], aspect_ratio_mask=used[:, None].long()
+        ).last_hidden_state
+        deepest = int(counts.max())
+        seen = model.multi_modal_projector(seen[:, 0, :deepest].flatten(1, 2))
+        there = _images_of(tiling[..., 0], image_mask)
+        vision = by_row(seen, there)
+        flags = torch.zeros(*there.shape, deepest, dtype=torch.bool, device=there.device)
+        vision.used = flags.masked_scatter(there[..., None], used[:, :deepest])
+        return vision
 
     def hidden(
         self,
@@ -86,29 +108,49 @@ class Mllama(CrossAttending):
         length = embeds.shape[1]
         first = attention_mask.shape[1] == length
         places = image_places(vision, cache, attention_mask, length)
-        states = None
+        states, used = None, None
         if first and vision is not None:
             # At the end of a row's features, the zeros that a token without an image looks at.
             states = nn.functional.pad(vision.features.flatten(1, 2), (0, 0, 0, 1)).to(embeds.dtype)
-        keys = self._cached_keys(cache) if states is None else states.shape[1]
-        looks, rows = self._looks(places, keys, length, embeds.dtype) if keys else (None, None)
+            used = vision.used
+        elif not first and cache is not None:
+            used = cache.features
+        looks, rows = (None, None) if used is None else self._looks(places, used, length, embeds.dtype)
         told = {"cross_attention_states": states, "cross_attention_mask": looks, "full_text_row_masked_out_mask": rows}
         language = self.model.model.language_model
         hidden = run_decoder(language, embeds, attention_mask, cache, segments, **told)
         if cache is not None:
-            cache.places = places
+            cache.places, cache.features = places, used
         return hidden, cache
 
-    def _cached_keys(self, cache: PlacedCache | None) -> int:
-        layer = self.model.model.language_model.cross_attention_layers[0]
-        return 0 if cache is None else int(cache.get_seq_length(layer))
-
     def _looks(
-        self, places: Bool[Tensor, "b m"], keys: int, length: int, dtype: torch.dtype
-    ) -> tuple[Float[Tensor, "b 1 l k"], Float[Tensor, "b 1 l 1"]]:
-        """What is added to the last `length` tokens' cross-attention scores, and 0 where a token sees no image."""
+        self, places: Bool[Tensor, "b m"], used: Bool[Tensor, "b k t"], length: int, dtype: torch.dtype
+    ) -> tuple[Float[Tensor, "b 1 l s"], Float[Tensor, "b 1 l 1"]]:
+        """What is added to the last `length` tokens' cross-attention scores, and 0 where a token sees no image.
+
+        `used` says which of an image's tiles are not empty."""
         patches = self.model.model.vision_model.num_patches
-        seen = latest_run(places, (keys - 1) // patches)[:, -length:]
+        seen = latest_run(places, used.shape[1])[:, -length:]
         some = seen.any(-1, keepdim=True)
-        allowed = torch.cat([seen.repeat_interleave(patches, 2), ~some], 2)
+        tiles = (seen[..., None] & used[:, None]).flatten(2)
+        allowed = torch.cat([tiles.repeat_interleave(patches, 2), ~some], 2)
         return additive(allowed, dtype), some[:, None].to(dtype)
+
+
+def _one_each(image_mask: Bool[Tensor, "b k"]) -> Int[Tensor, "b k 3"]:
+    """Each frame an image of its own."""
+    numbers = torch.arange(image_mask.shape[1], device=image_mask.device).expand(image_mask.shape)
+    return torch.stack([numbers, torch.ones_like(numbers), torch.ones_like(numbers)], -1)
+
+
+def _images_of(numbers: Int[Tensor, "b k"], image_mask: Bool[Tensor, "b k"]) -> Bool[Tensor, "b n"]:
+    """Which images each row has."""
+    counts = torch.where(image_mask, numbers + 1, 0).amax(1)
+    return torch.arange(int(counts.max()), device=counts.device) < counts[:, None]
+
+
+def _aspect_ratio_ids(most: int, grids: Int[Tensor, "n 2"]) -> Int[Tensor, "n"]:
+    """The number of each grid of tiles among all of up to `most`, from 1, as in the family's released code."""
+    known = [(r, c) for r in range(1, most + 1) for c in range(1, most // r + 1)]
+    numbers = [known.index((rows, columns)) + 1 for rows, columns in grids.tolist()]
+    return torch.tensor(numbers, device=grids.device)

@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerFast
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from vla.errors import InputError
-from vla.vlm.molmo_crops import POOL, cut
+from vla.vlm.backbone import ImageLayout
+from vla.vlm.cache import Vision
+from vla.vlm.molmo_crops import MARGIN, POOL, inside, token_grid
 from vla.vlm.own_family import OwnFamily, Rule, converted, filled, released_config, released_weights
 from vla.vlm.released import grow, with_unsaid
 
@@ -54,11 +55,11 @@ class Connector(nn.Module):
         self.down = nn.Linear(mlp, out, bias=False)
 
     def forward(
-        self, features: Float[Tensor, "n p c"], inside: Float[Tensor, "n p"] | None = None
+        self, features: Float[Tensor, "n p c"], told: Float[Tensor, "n p"] | None = None
     ) -> Float[Tensor, "n t d"]:
-        """`inside` tells how much of each patch is image: all without; see `Crops`."""
-        if inside is not None:
-            nothing, part = inside == 0, (inside < 1) & (inside != 0)
+        """`told` is how much of each patch is image, all without it; -1 is "in part"."""
+        if told is not None:
+            nothing, part = told == 0, (told < 1) & (told != 0)
             features = features + nothing[..., None] * self.pad[0] + part[..., None] * self.pad[1]
         n, side = len(features), round(features.shape[1] ** 0.5) // POOL
         windows = features.reshape(n, side, POOL, side, POOL, -1).transpose(2, 3).reshape(n * side**2, POOL**2, -1)
@@ -74,7 +75,7 @@ class Molmo(OwnFamily):
     """`vision` is CLIP's configuration and the `layers` that are read; `mlp` the width of the connector's MLP.
 
     The released embedding has `extra_rows` more than the head, behind the `head_rows` of it; they are never said.
-    An image of the contract is the released model's small one of the whole, without crops; `document` reads those too.
+    An image is the whole of it and its crops (`molmo_crops.Crops`); their padding is told by two embeddings.
     """
 
     name = "molmo"
@@ -115,23 +116,41 @@ class Molmo(OwnFamily):
         return with_unsaid(self.model.lm_head(hidden), self.head_rows, self.extra_rows)
 
     def placed(
-        self, embeds: Float[Tensor, "b l d"], places: Bool[Tensor, "b l 1"], features: Float[Tensor, "n t d"]
+        self, embeds: Float[Tensor, "b l d"], places: Bool[Tensor, "b l 1"], features: Float[Tensor, "t d"]
     ) -> Float[Tensor, "b l d"]:
         """Features are added to the embedding of the image token."""
         return embeds + torch.zeros_like(embeds).masked_scatter(places, features)
 
-    def document(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "1 l d"]:
-        """The embeddings of an image of any size: a run for the whole, and one for its crops together."""
-        crops = cut(image, self.image_size, self.vision_config["patch_size"])
-        like = self.connector.pad
-        mean, std = (like.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
-        pixels = (crops.pixels.to(like) - mean) / std
-        features = self.connector(self.vision(pixels), crops.inside.to(like.device)).flatten(0, 1)
-        rows, columns = self.image_grid()
-        grids = torch.arange(rows * columns).reshape(rows, columns), crops.grid
-        ids = torch.cat([self.run(*grid.shape) for grid in grids])[None].to(like.device)
-        chosen = features[torch.cat([grid.flatten() for grid in grids]).to(like.device)]
-        return self.placed(self.embed_tokens(ids), (ids == self.image_token_id)[..., None], chosen[None])
+    def see(
+        self,
+        pixel_values: Float[Tensor, "b k 3 h w"],
+        image_mask: Bool[Tensor, "b k"],
+        layout: ImageLayout | None = None,
+    ) -> Vision | None:
+        """Without a `layout`, or of an image without crops, its frame counts as covered by it."""
+        if not image_mask.any():
+            return None
+        features = self.vision(pixel_values[image_mask])
+        if layout is None:
+            tokens = self.connector(features).flatten(0, 1)
+            return Vision(tokens, len(tokens))
+        tiling, patch = layout.tiling[image_mask].tolist(), self.vision_config["patch_size"]
+        images = list(zip(torch.nonzero(image_mask)[:, 0].tolist(), (number for number, _, _ in tiling), strict=True))
+        firsts = [i for i in range(len(images)) if not i or images[i] != images[i - 1]]
+        covered = inside(layout.content[image_mask], self.image_size, patch).to(features)
+        told, chosen = torch.ones_like(covered), []
+        side = self.image_size // patch // POOL
+        for first, end in zip(firsts, [*firsts[1:], len(images)], strict=True):
+            whole = torch.arange(side**2)
+            if end - first > 1:
+                # The released model has always had each crop's padding told with the frame before it, and "in part"
+                # with the last crop.
+                told[first : end - 1], told[end - 1] = covered[first + 1 : end], -1
+                grid = token_grid(tiling[first][1], tiling[first][2], side, MARGIN // POOL)
+                whole = torch.cat([whole, grid.flatten()])
+            chosen.append(whole + first * side**2)
+        tokens = self.connector(features, told).flatten(0, 1)[torch.cat(chosen).to(features.device)]
+        return Vision(tokens, len(tokens))
 
 
 def load(
@@ -152,9 +171,6 @@ def load(
             image_size=image_size or arguments["vision"]["image_size"],
             mean=OPENAI_CLIP_MEAN,
             std=OPENAI_CLIP_STD,
-            begin=[marks["im_start"]],
-            between=[marks["im_col"]],
-            end=[marks["im_col"], marks["im_end"]],
             **arguments,
         )
 

@@ -1,14 +1,16 @@
-"""How Molmo cuts a document: the whole image small, and up to 12 crops that overlap, read as one grid of tokens."""
+"""How Molmo cuts an image: the whole of it small, and up to 12 crops that overlap, read as one grid of tokens."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, interpolate, pad
+
+from vla.vlm.preprocessing.view import Piece, Sides, View
 
 MAX_CROPS = 12
 MARGIN = 4
@@ -19,15 +21,37 @@ POOL = 2
 
 @dataclass(frozen=True)
 class Crops:
-    """The whole image first, then the crops row by row: n of them, of p patches each.
+    """The whole image in a square of `side` pixels, black around it, then crops of that size row by row: up to `most`
+    of them, of patches of `patch` pixels; none for `most` 0.
 
-    `inside` is how much of a patch is image and not padding, from 0 to 1; -1 is "in part", see `cut`. `grid` tells of
-    each token of the crops read as one image (r rows, c columns) which token it is, of all those of the n images.
+    A view's pixels are whole levels, where the released code resizes fractions: they differ by one of 255 at most.
     """
 
-    pixels: Float[Tensor, "n 3 s s"]
-    inside: Float[Tensor, "n p"]
-    grid: Int[Tensor, "r c"]
+    kind: ClassVar[str] = "crops"
+    side: int
+    patch: int
+    most: int = MAX_CROPS
+    resample: str = "bilinear"
+
+    def view(self, height: int, width: int) -> View:
+        size = (self.side, self.side)
+        whole = Piece(size, *_fitted(height, width, size))
+        if not self.most:
+            return View((whole,), self.resample)
+        margin = MARGIN * self.patch
+        window = self.side - 2 * margin
+        rows, columns = tiling(height - 2 * margin, width - 2 * margin, window, self.most)
+        sizes, (top, left) = _fitted(height, width, (rows * window + 2 * margin, columns * window + 2 * margin))
+        starts = [(i * window, j * window) for i in range(rows) for j in range(columns)]
+        crops = (Piece(size, sizes, (top - y, left - x)) for y, x in starts)
+        return View((whole, *crops), self.resample, grid=(rows, columns))
+
+
+def _fitted(height: int, width: int, canvas: Sides) -> tuple[tuple[Sides], Sides]:
+    """The size of an image that fits the canvas, its aspect ratio kept, and where it lies in the middle of it."""
+    scale = min(np.float32(canvas[0]) / np.float32(height), np.float32(canvas[1]) / np.float32(width))
+    y, x = (max(1, int(np.float32(side) * scale)) for side in (height, width))
+    return ((y, x),), ((canvas[0] - y) // 2, (canvas[1] - x) // 2)
 
 
 def tiling(height: int, width: int, window: int, most: int = MAX_CROPS) -> tuple[int, int]:
@@ -44,35 +68,17 @@ def tiling(height: int, width: int, window: int, most: int = MAX_CROPS) -> tuple
     return options[int(best)]
 
 
-def cut(image: UInt8[np.ndarray, "h w 3"], size: int, patch: int, most: int = MAX_CROPS) -> Crops:
-    """The crops of `size` pixels, of patches of `patch`; pixels from 0 to 1, padding 0.
+def inside(content: Int[Tensor, "n 4"], side: int, patch: int) -> Float[Tensor, "n p"]:
+    """How much of each patch of a frame of `side` pixels shows the image, from 0 to 1; `content` is where it is (left,
+    top, width, height [pixels])."""
+    starts = torch.arange(0, side, patch, device=content.device)
 
-    The released model has always had each crop's padding told with the image before it, and "in part" with the last
-    crop: here too.
-    """
-    margin = MARGIN * patch
-    window = size - 2 * margin
-    rows, columns = tiling(image.shape[0] - 2 * margin, image.shape[1] - 2 * margin, window, most)
-    whole, _ = fitted(image, size, size)
-    canvas, inside = fitted(image, rows * window + 2 * margin, columns * window + 2 * margin)
-    starts = [(i * window, j * window) for i in range(rows) for j in range(columns)]
-    pixels = torch.stack([whole, *(canvas[:, y : y + size, x : x + size] for y, x in starts)])
-    masks = torch.stack([inside[:, y : y + size, x : x + size] for y, x in starts])
-    masks = pad(avg_pool2d(masks, patch).flatten(1), (0, 0, 0, 1), value=-1.0)
-    return Crops(pixels, masks, token_grid(rows, columns, size // patch // POOL, MARGIN // POOL))
+    def covered(first: Int[Tensor, "n"], length: Int[Tensor, "n"]) -> Float[Tensor, "n s"]:
+        end = torch.minimum((first + length)[:, None], starts + patch)
+        return (end - torch.maximum(first[:, None], starts)).clamp(min=0) / patch
 
-
-def fitted(
-    image: UInt8[np.ndarray, "h w 3"], height: int, width: int
-) -> tuple[Float[Tensor, "3 y x"], Float[Tensor, "1 y x"]]:
-    """The image resized to fit, its aspect ratio kept, in the middle of zeros; and a mask of where it is."""
-    scale = min(np.float32(height) / np.float32(image.shape[0]), np.float32(width) / np.float32(image.shape[1]))
-    y, x = (int(np.float32(side) * scale) for side in image.shape[:2])
-    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None] / 255
-    small = interpolate(pixels, (y, x), mode="bilinear", antialias=True).clamp(0, 1)[0]
-    top, left = (height - y) // 2, (width - x) // 2
-    border = (left, width - x - left, top, height - y - top)
-    return pad(small, border), pad(torch.ones(1, y, x), border)
+    left, top, width, height = content.unbind(1)
+    return (covered(top, height)[:, :, None] * covered(left, width)[:, None]).flatten(1)
 
 
 def token_grid(rows: int, columns: int, side: int, margin: int) -> Int[Tensor, "r c"]:

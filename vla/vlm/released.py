@@ -28,13 +28,9 @@ class Released(nn.Module, ABC):
     """A vision-language model of transformers behind `Backbone`, with its own weights.
 
     `model` is its transformers configuration as a dict with `model_type`; `weights` a model made of it, random ones
-    without; `attention` is how it attends (sdpa, eager …; None: transformers chooses). An image stands in the text as a
-    run of tokens: those of `begin`, its features row by row with `between` after each row but the last, and those of
-    `end`; all are written as `image_token_id` and put right by `embed`.
+    without; `attention` is how it attends (sdpa, eager …; None: transformers chooses). `image_size` is the side of a
+    square image that has `tokens_per_image`; where a family takes others, they have as many as their size asks for.
     """
-
-    pattern: Int[Tensor, "p"]
-    """The tokens of an image's run."""
 
     def __init__(
         self,
@@ -43,9 +39,6 @@ class Released(nn.Module, ABC):
         image_size: int,
         mean: Pixel,
         std: Pixel,
-        begin: Sequence[int] = (),
-        between: Sequence[int] = (),
-        end: Sequence[int] = (),
         attention: str | None = None,
         weights: PreTrainedModel | None = None,
     ) -> None:
@@ -63,13 +56,10 @@ class Released(nn.Module, ABC):
             "image_size": image_size,
             "mean": list(mean),
             "std": list(std),
-            "begin": list(begin),
-            "between": list(between),
-            "end": list(end),
             "attention": attention,
         }
-        self.register_buffer("pattern", self.run(*self.image_grid()), persistent=False)
-        self.tokens_per_image = len(self.pattern)
+        rows, columns = self.image_grid()
+        self.tokens_per_image = rows * columns
         # What is frozen is the stage's choice: Idefics freezes its text by itself.
         self.requires_grad_(True)
 
@@ -87,19 +77,7 @@ class Released(nn.Module, ABC):
 
     @abstractmethod
     def image_grid(self) -> tuple[int, int]:
-        """Rows and columns of an image's tokens."""
-
-    def run(self, rows: int, columns: int) -> Int[Tensor, "p"]:
-        """The tokens that an image with such a grid stands for."""
-        begin, between, end = (self._rest[where] for where in ("begin", "between", "end"))
-        row = [self.image_token_id] * columns
-        return torch.tensor([*begin, *([*row, *between] * (rows - 1)), *row, *end])
-
-    def replaced(self, input_ids: Int[Tensor, "b l"]) -> tuple[Int[Tensor, "b l"], Bool[Tensor, "b l"]]:
-        """The ids with each image's run as the family writes it, and where the tokens of the images themselves are."""
-        run = input_ids == self.image_token_id
-        ids = torch.where(run, self.pattern[(run.long().cumsum(1) - 1) % self.tokens_per_image], input_ids)
-        return ids, ids == self.image_token_id
+        """Rows and columns of the tokens of an image of `image_size`."""
 
     def embed_tokens(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         return self.model.get_input_embeddings()(input_ids)
@@ -133,9 +111,8 @@ class CrossAttending(Released):
         return 1, 1
 
     def embed(self, input_ids: Int[Tensor, "b l"], vision: Vision | None) -> Float[Tensor, "b l d"]:
-        ids, places = self.replaced(input_ids)
-        note_places(places, vision)
-        return self.embed_tokens(ids)
+        note_places(input_ids == self.image_token_id, vision)
+        return self.embed_tokens(input_ids)
 
 
 def by_row(seen: Float[Tensor, "n p d"], image_mask: Bool[Tensor, "b k"]) -> Vision:
@@ -150,7 +127,7 @@ def note_places(places: Bool[Tensor, "b l"], vision: Vision | None) -> None:
     if (found := int(places.sum())) != expected:
         raise InputError(
             f"the text has {found} tokens of images, and the images that were seen {expected}: "
-            "write tokens_per_image of them for each"
+            "write as many as the images have"
         )
     if vision is not None:
         vision.places = places

@@ -1,10 +1,6 @@
-"""One large image as several tiles of the backbone's size: InternVL's dynamic tiling."""
+"""In how many rows and columns of tiles a large image is cut: InternVL's dynamic tiling."""
 
 from __future__ import annotations
-
-import numpy as np
-from jaxtyping import UInt8
-from PIL import Image
 
 from vla.errors import InputError
 from vla.images import Size, sides
@@ -27,20 +23,3 @@ def tile_grid(height: int, width: int, size: Size, most: int = 12, least: int = 
     equal = sorted((g for g in grids if abs(aspect - g[1] / g[0]) == near), key=lambda g: g[0] * g[1])
     filled = [g for g in equal if 2 * height * width > tall * wide * g[0] * g[1]]
     return (filled or equal[:1])[-1]
-
-
-def tiles(
-    image: UInt8[np.ndarray, "_h _w 3"], size: Size, most: int = 12, least: int = 1
-) -> UInt8[np.ndarray, "n h w 3"]:
-    """The image stretched over its `tile_grid` and cut row by row; of more than one tile, the last is the whole image.
-
-    Each is an image of its own to the backbone. Bicubic (Pillow), as InternVL. Raises InputError as `tile_grid`.
-    """
-    (height, width), (tall, wide) = image.shape[:2], sides(size)
-    rows, columns = tile_grid(height, width, size, most, least)
-    whole = Image.fromarray(image)
-    stretched = np.asarray(whole.resize((columns * wide, rows * tall), Image.Resampling.BICUBIC))
-    cut = stretched.reshape(rows, tall, columns, wide, 3).swapaxes(1, 2).reshape(-1, tall, wide, 3)
-    if len(cut) == 1:
-        return cut
-    return np.concatenate([cut, np.asarray(whole.resize((wide, tall), Image.Resampling.BICUBIC))[None]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vla.errors import InputError
-from vla.vlm.cache import PlacedCache, Vision, image_places
+from vla.vlm.backbone import ImageLayout
+from vla.vlm.cache import PlacedCache, Vision, grid_steps, image_places, image_steps
 from vla.vlm.masks import mask_and_positions, order_of, takes_blocks
 from vla.vlm.released import Released, note_places
 
@@ -38,6 +40,8 @@ LAYOUTS = {
         "vision_model", ("qformer", "language_projection", "query_tokens"), "language_model.model", resizes=True
     ),
 }
+NATIVE = ("pixtral", "qwen2_vl", "qwen2_5_vl")
+"""Images of any size, of which each fills the upper left of its frame."""
 MROPE = ("qwen2_vl", "qwen2_5_vl")
 """Positions in three axes: a token of an image has its row and column, and text goes on from the largest of them."""
 
@@ -49,6 +53,8 @@ class TokenFamily(Released):
         config, vision = self.model.config, self.model.config.vision_config
         if self.family == "blip-2":
             return 1, config.num_query_tokens
+        if self.image_size % _side(vision.patch_size):
+            raise InputError(f"images of {self.image_size} pixels do not divide into the patches of {self.family}")
         side = self.image_size / _side(vision.patch_size)
         if self.family in MROPE:
             side /= vision.spatial_merge_size
@@ -72,19 +78,30 @@ class TokenFamily(Released):
             "language": nn.ModuleList([_at(self.model, layout.text), self.model.get_output_embeddings()]),
         }
 
-    def see(self, pixel_values: Float[Tensor, "b k 3 h w"], image_mask: Bool[Tensor, "b k"]) -> Vision | None:
+    def see(
+        self,
+        pixel_values: Float[Tensor, "b k 3 h w"],
+        image_mask: Bool[Tensor, "b k"],
+        layout: ImageLayout | None = None,
+    ) -> Vision | None:
         if not image_mask.any():
             return None
-        features = self._features(pixel_values[image_mask])
-        return Vision(features, features.shape[:2].numel())
+        sizes = None
+        if self.family in NATIVE and layout is not None:
+            sizes = layout.content[image_mask][:, [3, 2]].tolist()
+        pixels = pixel_values[image_mask]
+        features = self._features(pixels, sizes)
+        return Vision(features, len(features), grids=self._grids(pixels, sizes))
 
     def embed(self, input_ids: Int[Tensor, "b l"], vision: Vision | None) -> Float[Tensor, "b l d"]:
-        ids, places = self.replaced(input_ids)
+        places = input_ids == self.image_token_id
         note_places(places, vision)
         # The image token may have no row of its own.
-        embeds = self.embed_tokens(ids.masked_fill(places, 0))
+        embeds = self.embed_tokens(input_ids.masked_fill(places, 0))
         if vision is None:
             return embeds
+        if vision.grids is not None:
+            vision.steps = grid_steps(places, vision.grids)
         return embeds.masked_scatter(places.unsqueeze(-1), vision.features.to(embeds.dtype))
 
     def hidden(
@@ -104,7 +121,8 @@ class TokenFamily(Released):
                 "or a cache, if all of it is a prompt"
             )
         places = image_places(vision, cache, attention_mask, length)
-        order, offsets = self._order(attention_mask, places)
+        steps = image_steps(vision, cache, attention_mask, length) if self.family in MROPE else None
+        order, offsets = self._order(attention_mask, steps)
         decoder = _at(self.model, LAYOUTS[self.family].text)
         told = (length, embeds.dtype, prefix, takes_blocks(decoder))
         mask, positions = mask_and_positions(attention_mask, order, segments, *told)
@@ -116,44 +134,55 @@ class TokenFamily(Released):
             use_cache=cache is not None,
         )
         if cache is not None:
-            cache.places = places
+            cache.places, cache.steps = places, steps
         return out.last_hidden_state, cache
 
     def next_position(self, attention_mask: Bool[Tensor, "b m"], cache: PlacedCache | None = None) -> Int[Tensor, "b"]:
-        if cache is None or cache.places is None:
-            places = torch.zeros_like(attention_mask)
-        else:
-            places = cache.places[:, : attention_mask.shape[1]] & attention_mask
+        steps = None if cache is None else cache.steps
+        if steps is not None:
+            text = steps.new_tensor([1, 0, 0, 0]).expand(len(steps), 1, 4)
+            steps = torch.cat([steps[:, : attention_mask.shape[1]], text], 1)
         # Of one more token, that of its text: its axes are alike.
-        order, offset = self._order(F.pad(attention_mask, (0, 1), value=True), F.pad(places, (0, 1), value=False))
+        order, offset = self._order(F.pad(attention_mask, (0, 1), value=True), steps)
         return (order + offset)[..., -1].reshape(-1, len(order))[0]
 
-    def _order(self, mask: Bool[Tensor, "b m"], places: Bool[Tensor, "b m"]) -> tuple[Int[Tensor, "b m"], Any]:
+    def _order(self, mask: Bool[Tensor, "b m"], steps: Int[Tensor, "b m 4"] | None) -> tuple[Int[Tensor, "b m"], Any]:
         """The position of each token, and what is added to it: in M-RoPE (3 b m), time, row and column in its image."""
-        order = order_of(mask)
-        if self.family not in MROPE:
-            return order, 1 if self.family == "paligemma" else 0
-        rows, columns = self.image_grid()
-        seen = places.long().cumsum(1) - places.long()
-        within = seen % (rows * columns)
-        # An image is as long as its longer side.
-        order = order - seen + seen // (rows * columns) * max(rows, columns)
-        return order, torch.stack([torch.zeros_like(within), within // columns, within % columns])
+        if steps is None:
+            return order_of(mask), 1 if self.family == "paligemma" else 0
+        moves = steps[..., 0] * mask
+        return moves.cumsum(1) - moves, steps[..., 1:].movedim(-1, 0)
 
-    def _features(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n p d"]:
+    def _grids(
+        self, pixels: Float[Tensor, "n 3 h w"], sizes: Sequence[Sequence[int]] | None
+    ) -> list[tuple[int, int]] | None:
+        """Rows and columns of the tokens of each image, where positions follow from them."""
+        if self.family not in MROPE:
+            return None
+        vision = self.model.config.vision_config
+        cell = vision.patch_size * vision.spatial_merge_size
+        return [(height // cell, width // cell) for height, width in sizes or [pixels.shape[2:]] * len(pixels)]
+
+    def _features(
+        self, pixels: Float[Tensor, "n 3 h w"], sizes: Sequence[Sequence[int]] | None = None
+    ) -> Float[Tensor, "t d"]:
+        """The tokens of all images; `sizes` are the height and width of each within its frame, where they differ."""
         model = getattr(self.model, "model", self.model)
         arguments: dict[str, Any] = {}
         if self.family in MROPE:
-            pixels, grid = patches(pixels, self.model.config.vision_config)
-            arguments["image_grid_thw"] = grid
+            config = self.model.config.vision_config
+            shown = [pixels] if sizes is None else [p[None, :, :h, :w] for p, (h, w) in zip(pixels, sizes, strict=True)]
+            parts = [patches(images, config) for images in shown]
+            pixels, arguments["image_grid_thw"] = (torch.cat(part) for part in zip(*parts, strict=True))
         elif self.family == "pixtral":
-            arguments["image_sizes"] = [pixels.shape[2:]] * len(pixels)
+            arguments["image_sizes"] = sizes or [pixels.shape[2:]] * len(pixels)
         elif self.family == "smolvlm":
             pixels = pixels[None]
         elif LAYOUTS[self.family].resizes:
             native = _side(self.model.config.vision_config.image_size)
             arguments["interpolate_pos_encoding"] = self.image_size != native
-        return torch.stack(list(model.get_image_features(pixels, **arguments).pooler_output))
+        features = model.get_image_features(pixels, **arguments).pooler_output
+        return torch.cat([image.flatten(0, -2) for image in features])
 
 
 def patches(pixels: Float[Tensor, "n 3 h w"], config: Any) -> tuple[Float[Tensor, "p c"], Int[Tensor, "n 3"]]:
