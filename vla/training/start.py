@@ -56,7 +56,7 @@ def with_head(
     robots: Sequence[RobotSpec],
     head: Mapping[str, Any],
     state_as: str = "numbers",
-    tiles: int = 1,
+    tiles: int | None = None,
 ) -> VLA:
     """A new policy for these robots on a backbone, whose `processor` drives none yet."""
     if not processor.has_points:  # it has no words for them
