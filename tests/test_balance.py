@@ -77,7 +77,7 @@ def test_shares_are_those_of_rows_and_weights(values: list[list[int]], weight: f
 
 def test_the_shares_of_loss_and_gradient_are_logged(make_model: Models, tmp_path: Path) -> None:
     assert len(demonstrations()) and len(questions())
-    train(make_model(), mixture(), plan(steps=10, evaluate_every=5), tmp_path)
+    train(make_model(), mixture(), plan(steps=10, evaluate_every=5, gradient_report=None), tmp_path)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     for what, steps in (("loss", [10]), ("gradient", [0, 5])):

@@ -76,8 +76,9 @@ def stop(model: VLA) -> dict[str, float]:
 
 
 CASES = {
-    "adamw": {"optimizer": "adamw", "checkpointing": True, "lr_scales": {"language": 0.5}, "clip_parts": True},
-    "muon": {"optimizer": "muon", "loss_weights": {"robot": 0.5}, "state_dropout": 0.5},
+    "adamw": {"optimizer": "adamw", "checkpointing": True, "lr_scales": {"language": 0.5}, "clip_parts": True}
+    | {"state_dropout": 0.5},
+    "muon": {"optimizer": "muon", "loss_weights": {"robot": 0.5}},
 }
 
 

@@ -65,7 +65,7 @@ def mixture(seed: int = 0) -> Mixture:
 
 
 def plan(**fields: Any) -> Plan:
-    values: dict[str, Any] = {"batch_size": 4, "augment": 0.0, "warmup": 2, "precision": "fp32"}
+    values: dict[str, Any] = {"batch_size": 4, "augment": 0.0, "warmup": 2, "precision": "fp32", "gradient_report": 0}
     return Plan(**(values | fields))
 
 

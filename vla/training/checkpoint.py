@@ -186,7 +186,9 @@ def restore(checkpoint: Path, model: VLA, ema: Ema, optimizer: Optimizers) -> Pr
     saved = {name: getattr(told, "size", None) for name, told in metadata.items()}
     for name, parameter in model.named_parameters():
         if saved.get(f"weight/{name}") != parameter.shape:
-            raise InputError(f"{checkpoint} is of another model ({name} differs): train into another folder")
+            raise InputError(
+                f"{checkpoint} is of another model or of other frozen parts ({name} differs): train into another folder"
+            )
     values = _training(checkpoint)
     if values.pop("trained") != optimizer.kinds:
         raise InputError(
