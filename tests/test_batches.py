@@ -75,7 +75,9 @@ def test_padding_contributes_nothing(make_model: Models, head: str) -> None:
     fill = {"labels": IGNORE, "input_ids": model.processor.pad}
     names = ("input_ids", "attention_mask", "labels", "segments")
     longer = {name: F.pad(getattr(batch, name), (0, 7), value=fill.get(name, 0)) for name in names}
-    views = {n: torch.cat([t := getattr(batch, n), torch.zeros_like(t[:, :1])], 1) for n in ("images", "content")}
+    views = {
+        n: torch.cat([t := getattr(batch, n), torch.zeros_like(t[:, :1])], 1) for n in ("images", "content", "tiling")
+    }
     views |= {"image_mask": F.pad(batch.image_mask, (0, 1)), "warp": torch.eye(3).expand(2, 3, 3, 3)}
     wide = replace(batch, **views, **longer)
     assert torch.equal(model(batch)[1], model(wide)[1])

@@ -194,7 +194,8 @@ def _collate_images(
     pixels[~mask] = 0
     for own, of_row in zip(pieces, pixels, strict=True):
         for piece, frame in zip(own, of_row, strict=False):
-            frame[piece.frame[0] :], frame[:, piece.frame[1] :] = 0, 0
+            if piece.frame != (height, width):
+                frame[piece.frame[0] :], frame[:, piece.frame[1] :] = 0, 0
     shown_all = [shown for row in images for shown in row]
     draw_all([shown.image for shown in shown_all], [shown.view for shown in shown_all], drawn)
     return pixels, mask, content, tiling

@@ -22,6 +22,7 @@ WRITTEN = (
     "the backbone contract, and logits equal to a plain reading of the original, on small random weights; "
     "released weights not tried"
 )
+CROPS = f"{WRITTEN}; crops, their padding and order equal, pixels within one of 255 levels"
 DUAL = "vectors and logits equal to transformers', padding and batches without effect; released weights not tried"
 HOSTED = "against failing servers, and `transformers serve` (test_hosted_serve.py); not against the provider"
 
@@ -170,9 +171,9 @@ CATALOG: tuple[Family, ...] = (
             "2x2 attention pooling, SwiGLU MLP",
             (),
             "test_molmo.py",
-            WRITTEN,
+            CROPS,
             "a folder with the released files",
-            ("preprocessing", "logits"),
+            CHECKS[2:],
         )
         for name, title in (("molmo", "Molmo"), ("molmoe", "MolmoE"))
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import UInt8
@@ -26,7 +27,7 @@ class Piece:
     sizes: tuple[Sides, ...]
     offset: Sides = (0, 0)
 
-    @property
+    @cached_property
     def content(self) -> tuple[int, int, int, int]:
         """The part of the frame that shows the image: left, top, width and height [pixels]."""
         spans = [
