@@ -83,11 +83,12 @@ def test_every_weight_has_its_place(tmp_path: Path, language: str, every: int) -
     arrived = {id(t) for n, t in backbone.named_parameters() if not n.startswith(("vision.", "language."))}
     assert len(arrived) == len(weights) - 1
     name = f"lang_encoder.{layers}.{every - 1}.gated_cross_attn_layer"
-    x, media = torch.randn(2, 3, HIDDEN), torch.randn(2, 1, LATENTS, MEDIA)
+    backbone, weights = backbone.double(), {key: weight.double() for key, weight in weights.items()}
+    x, media = torch.randn(2, 3, HIDDEN).double(), torch.randn(2, 1, LATENTS, MEDIA).double()
     block = backbone.blocks[0]
     keys = block.attention.keys(media[:, 0])
     torch.testing.assert_close(block(x, keys, None), gated(x, media[:, 0], weights, name), atol=1e-4, rtol=1e-4)
-    features = torch.randn(2, 4, MEDIA)
+    features = torch.randn(2, 4, MEDIA).double()
     torch.testing.assert_close(backbone.connector(features), resampled(features, weights), atol=1e-4, rtol=1e-4)
 
 

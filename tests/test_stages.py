@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 from test_run import options, stores
 from test_training import demonstrations, questions
@@ -109,7 +110,8 @@ def test_a_policy_is_trained_through_adapters_of_nano(make_episode: Callable[...
     base, ours = (VLA.load(f) for f in (Path(str(files("vla") / "assets" / "nano")), outcome.best))
     before, after = base.state_dict(), ours.state_dict()
     changed = {n for n, w in before.items() if w.shape == after[n].shape and not (w == after[n]).all()}
-    assert changed and all(n.endswith("_proj.weight") for n in changed)
+    linear = {f"{n}.weight" for n, m in base.named_modules() if isinstance(m, torch.nn.Linear)}
+    assert changed <= linear and {n.split(".")[1] for n in changed} == {"vision", "connector", "language"}
     for name in ("embed_tokens.weight", "lm_head.weight"):
         (key,) = [n for n in before if n.endswith(name)]
         assert (after[key][: len(before[key])] == before[key]).all()

@@ -56,7 +56,7 @@ def bench_heads(
         for number, head in enumerate(heads):
             run = Path(folder) / str(number)
             plan = {"steps": steps, "batch_size": batch_size, "evaluate_every": steps}
-            options = [f"head={head}", f"data={data}", "mixture.vqa=0", f"out={run}"]
+            options = [f"head={head}", "horizon=6", f"data={data}", "mixture.vqa=0", f"out={run}"]
             config = compose("train", [*" ".join(options).split(), *(f"plan.{k}={v}" for k, v in plan.items())])
             start = time.perf_counter()
             outcome = bind(train, config)()

@@ -36,6 +36,8 @@ from vla.training.own_plan import own_plan
 from vla.training.plan import Plan, make_plan
 from vla.training.start import build
 from vla.training.step import run_step
+from vla.vlm.preprocessing.frames import Pad
+from vla.vlm.preprocessing.settings import Preprocessing
 
 HEIGHT, WIDTH = 480, 640
 CAMERAS = ("front", "wrist", "side")
@@ -118,7 +120,8 @@ def _of_cameras(frames: Frames, count: int) -> Frames:
 def our_batches(path: Path, size: int, workers: int) -> Iterator[Tensor]:
     """Normalised images, as training has them."""
     model, mixture = _nano(path)
-    model.processor.image_size = size
+    shown = Preprocessing(Pad((size, size)), model.processor.images.markup)
+    model.processor.image_size, model.processor.cameras = size, (shown,)
     plan = Plan(steps=10**6, batch_size=BATCH, augment=0, loader_workers=workers)
     with prefetch(model.processor, mixture, plan, 0, ALONE) as steps:
         for micro in steps:

@@ -80,7 +80,7 @@ def backward(
     micro = [without_states(b, plan.state_dropout).to(world.device) for b in micro]
     # Of the whole batch, so that micro-batches with few tokens do not weigh more.
     own = torch.stack([count(of, *model.elements(b), len(number)) for b, of in zip(micro, rows_of, strict=True)]).sum(0)
-    counts = torch.tensor(world.sum(own.flatten().tolist()), dtype=torch.float64).view_as(own)
+    counts = torch.tensor(world.sum(own.flatten().tolist()), dtype=torch.float64, device="cpu").view_as(own)
     weights = element_weights(counts, sources, plan.loss_weights).to(world.device)
     chosen = torch.tensor([only is None or s in only for s in number], device=world.device)
     sums = torch.zeros(2, len(number), dtype=torch.float64, device=world.device)
@@ -94,7 +94,7 @@ def backward(
         ((weighed * chosen[source]).sum() * world.size).backward()
         for at, values in enumerate((losses, weighed)):
             sums[at] += torch.bincount(source, values.detach().double(), len(number))
-    told = torch.tensor(world.sum(sums.flatten().tolist()), dtype=torch.float64).view_as(sums)
+    told = torch.tensor(world.sum(sums.flatten().tolist()), dtype=torch.float64, device="cpu").view_as(sums)
     parts = told[1] / told[1].sum().clamp(min=1e-12)
     elements = counts[:, 1:].sum(1)
     return {
