@@ -14,6 +14,7 @@ from vla.vlm.cache import PlacedCache, Vision, image_places
 from vla.vlm.cross_attention import latest_run
 from vla.vlm.masks import additive, run_decoder
 from vla.vlm.released import CrossAttending, by_row, grow, with_unsaid
+from vla.vlm.tiling import grids_of
 
 SPECIAL_ROWS = 8
 """Rows of the embedding, `<|image|>` the first of them, that have none in the language model's head."""
@@ -151,6 +152,6 @@ def _images_of(numbers: Int[Tensor, "b k"], image_mask: Bool[Tensor, "b k"]) -> 
 
 def _aspect_ratio_ids(most: int, grids: Int[Tensor, "n 2"]) -> Int[Tensor, "n"]:
     """The number of each grid of tiles among all of up to `most`, from 1, as in the family's released code."""
-    known = [(r, c) for r in range(1, most + 1) for c in range(1, most // r + 1)]
+    known = grids_of(most)
     numbers = [known.index((rows, columns)) + 1 for rows, columns in grids.tolist()]
     return torch.tensor(numbers, device=grids.device)

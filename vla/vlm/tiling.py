@@ -1,9 +1,14 @@
-"""In how many rows and columns of tiles a large image is cut: InternVL's dynamic tiling."""
+"""In how many rows and columns of tiles a large image is cut: all grids, and InternVL's choice of one."""
 
 from __future__ import annotations
 
 from vla.errors import InputError
 from vla.images import Size, sides
+
+
+def grids_of(most: int) -> list[tuple[int, int]]:
+    """Rows and columns of every grid of up to `most` tiles, by rows."""
+    return [(rows, columns) for rows in range(1, most + 1) for columns in range(1, most // rows + 1)]
 
 
 def tile_grid(height: int, width: int, size: Size, most: int = 12, least: int = 1) -> tuple[int, int]:
@@ -17,7 +22,7 @@ def tile_grid(height: int, width: int, size: Size, most: int = 12, least: int = 
         raise InputError(f"an image of {height} x {width} pixels cannot be cut into tiles of {tall} x {wide}")
     if not 1 <= least <= most:
         raise InputError(f"tiles are at least 1, and at most no fewer than the least, not {least} to {most}")
-    grids = [(r, c) for r in range(1, most + 1) for c in range(1, most // r + 1) if least <= r * c]
+    grids = [(r, c) for r, c in grids_of(most) if least <= r * c]
     aspect = width / height * (tall / wide)
     near = min(abs(aspect - c / r) for r, c in grids)
     equal = sorted((g for g in grids if abs(aspect - g[1] / g[0]) == near), key=lambda g: g[0] * g[1])

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -138,18 +137,18 @@ class TokenFamily(Released):
         return out.last_hidden_state, cache
 
     def next_position(self, attention_mask: Bool[Tensor, "b m"], cache: PlacedCache | None = None) -> Int[Tensor, "b"]:
-        steps = None if cache is None else cache.steps
-        if steps is not None:
-            text = steps.new_tensor([1, 0, 0, 0]).expand(len(steps), 1, 4)
-            steps = torch.cat([steps[:, : attention_mask.shape[1]], text], 1)
-        # Of one more token, that of its text: its axes are alike.
-        order, offset = self._order(F.pad(attention_mask, (0, 1), value=True), steps)
-        return (order + offset)[..., -1].reshape(-1, len(order))[0]
+        if cache is not None and cache.steps is not None:
+            return (cache.steps[:, : attention_mask.shape[1], 0] * attention_mask).sum(1)
+        return attention_mask.sum(1) + self._first_position
+
+    @property
+    def _first_position(self) -> int:
+        return 1 if self.family == "paligemma" else 0
 
     def _order(self, mask: Bool[Tensor, "b m"], steps: Int[Tensor, "b m 4"] | None) -> tuple[Int[Tensor, "b m"], Any]:
         """The position of each token, and what is added to it: in M-RoPE (3 b m), time, row and column in its image."""
         if steps is None:
-            return order_of(mask), 1 if self.family == "paligemma" else 0
+            return order_of(mask), self._first_position
         moves = steps[..., 0] * mask
         return moves.cumsum(1) - moves, steps[..., 1:].movedim(-1, 0)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from vla.vlm.preprocessing.view import Piece, Sides, View
-from vla.vlm.tiling import tile_grid
+from vla.vlm.tiling import grids_of, tile_grid
 
 LONGEST = 4096
 """[pixels] The longest side that Idefics3 ever resizes to."""
@@ -17,6 +17,18 @@ def _cut(grid: Sides, size: Sides, sizes: tuple[Sides, ...]) -> tuple[Piece, ...
     """The frames of `size`, row by row, of an image that was resized to `sizes`."""
     rows, columns = grid
     return tuple(Piece(size, sizes, (-r * size[0], -c * size[1])) for r in range(rows) for c in range(columns))
+
+
+def _longest(height: int, width: int, longest: int) -> Sides:
+    """The size in which the longer side is `longest` and the other even, or else within 4096 pixels."""
+    aspect, longer = width / height, longest
+    shorter = int(longer / aspect) if width >= height else int(longer * aspect)
+    shorter = max(1, shorter + shorter % 2)
+    sides = (shorter, longer) if width >= height else (longer, shorter)
+    if max(sides) > LONGEST:
+        aspect = sides[1] / sides[0]
+        sides = (int(LONGEST / aspect), LONGEST) if sides[1] >= sides[0] else (LONGEST, int(LONGEST * aspect))
+    return max(1, sides[0]), max(1, sides[1])
 
 
 @dataclass(frozen=True)
@@ -49,24 +61,13 @@ class Split:
     resample: str = "bicubic"
 
     def view(self, height: int, width: int) -> View:
-        first = self._longest(height, width)
+        first = _longest(height, width, self.longest)
         second = self._whole_tiles(*first)
         grid, size = (second[0] // self.side, second[1] // self.side), (self.side, self.side)
         if grid == (1, 1):
             return View((Piece(size, (first, second)),), self.resample)
         pieces = _cut(grid, size, (first, second))
         return View((*pieces, Piece(size, (first, second, size))), self.resample, grid=grid)
-
-    def _longest(self, height: int, width: int) -> Sides:
-        """The size in which the longer side is `longest` and the other even, or else within 4096 pixels."""
-        aspect, longer = width / height, self.longest
-        shorter = int(longer / aspect) if width >= height else int(longer * aspect)
-        shorter = max(1, shorter + shorter % 2)
-        sides = (shorter, longer) if width >= height else (longer, shorter)
-        if max(sides) > LONGEST:
-            aspect = sides[1] / sides[0]
-            sides = (int(LONGEST / aspect), LONGEST) if sides[1] >= sides[0] else (LONGEST, int(LONGEST * aspect))
-        return max(1, sides[0]), max(1, sides[1])
 
     def _whole_tiles(self, height: int, width: int) -> Sides:
         def up(side: int) -> int:
@@ -88,7 +89,7 @@ class Whole:
     resample: str = "bicubic"
 
     def view(self, height: int, width: int) -> View:
-        first, size = Split(self.side, self.longest)._longest(height, width), (self.side, self.side)
+        first, size = _longest(height, width, self.longest), (self.side, self.side)
         return View((Piece(size, (first, size)),), self.resample)
 
 
@@ -115,7 +116,7 @@ class Canvas:
 
     def _grid(self, height: int, width: int) -> Sides:
         side = self.size[0]
-        grids = [(r, c) for r in range(1, self.most + 1) for c in range(1, self.most // r + 1)]
+        grids = grids_of(self.most)
         scales = [min(r * side / height, c * side / width) for r, c in grids]
         enlarging = [scale for scale in scales if scale >= 1]
         best = min(enlarging) if enlarging else max(scales)
