@@ -124,9 +124,9 @@ class FrameArray:
         # Floats in 0 to 255 have a pixel above 1 somewhere, unless they are black.
         scale = 255.0 if floats and rows.max(initial=0) <= 1 else 1.0
         kind = {1: "grey", 3: "color", 4: "color, its transparency dropped"}[channels]
-        told = [kind, "channels first"] if channels_first else [kind]
-        told += [f"floats in 0 to {255 / scale:g}"] if floats else []
-        return cls(channels_first, scale, f"{name} is read as images ({', '.join(told)})")
+        facts = [kind, "channels first"] if channels_first else [kind]
+        facts += [f"floats in 0 to {255 / scale:g}"] if floats else []
+        return cls(channels_first, scale, f"{name} is read as images ({', '.join(facts)})")
 
     def frames(self, rows: Num[np.ndarray, "t ..."]) -> UInt8[np.ndarray, "t h w 3"]:
         """The frames in RGB."""

@@ -198,9 +198,9 @@ def step_of_nano(path: Path, workers: int, steps: int) -> dict[str, Any]:
     waits, ends = [], []
     with prefetch(model.train().processor, mixture, plan, 0, ALONE) as batches, TemporaryDirectory() as run:
         for step in range(steps + 1):
-            asked = time.perf_counter()
+            began = time.perf_counter()
             micro = next(batches)
-            waits.append(time.perf_counter() - asked)
+            waits.append(time.perf_counter() - began)
             run_step(model, micro, optimizer, plan, step, ALONE, ["robot"], Path(run))
             ema.update(model, step)
             ends.append(time.perf_counter())

@@ -60,10 +60,10 @@ class _Clock:
 
     def _each(self, batches: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
         while True:
-            asked = time.perf_counter()
+            began = time.perf_counter()
             if not (micro := next(batches, [])):
                 return
-            self.waited += (time.perf_counter() - asked) * (self.step > 0)
+            self.waited += (time.perf_counter() - began) * (self.step > 0)
             yield micro
 
     def _begins(self, *_: Any) -> None:

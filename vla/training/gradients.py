@@ -51,8 +51,8 @@ def gradient_report(
     products = dict(zip(pairs, world.sum(_product(found[a], found[b]) for a, b in pairs), strict=True))
     norms = {s: products[s, s] ** 0.5 for s in sources if products[s, s] > 0}
     cosines = {(a, b): products[a, b] / (norms[a] * norms[b]) for a, b in combinations(norms, 2)}
-    told = {f"gradient/{s}": n for s, n in norms.items()} | _shares(norms)
-    return told | {f"gradient_cosine/{a}·{b}": cosine for (a, b), cosine in cosines.items()}
+    lengths = {f"gradient/{s}": n for s, n in norms.items()} | _shares(norms)
+    return lengths | {f"gradient_cosine/{a}·{b}": cosine for (a, b), cosine in cosines.items()}
 
 
 def _gradient(

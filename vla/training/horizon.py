@@ -38,8 +38,8 @@ def horizon_steps(
         if horizon < 1:
             raise InputError(f"horizon must be at least 1, not {horizon}")
         return horizon
-    said = duration(horizon) if isinstance(horizon, str) else None
-    seconds = SECONDS.get(head, 1.0) if horizon is None else said
+    stated = duration(horizon) if isinstance(horizon, str) else None
+    seconds = SECONDS.get(head, 1.0) if horizon is None else stated
     if seconds is None:
         raise InputError(f"horizon is a number of steps (6) or a time ('1.0 s', '500 ms'), not {horizon!r}")
     steps = sorted({round(seconds * rate) for rate in rates})

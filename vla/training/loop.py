@@ -113,8 +113,8 @@ def _train(
         while progress.step < plan.steps and not stopping:
             micro = next(batches)
             if progress.step % (plan.gradient_report or plan.evaluate_every) == 0 and plan.gradient_report != 0:
-                told = gradient_report if plan.gradient_report else gradient_shares
-                said.scalars(told(model, micro, plan, progress.step, world, sources), progress.step)
+                measure = gradient_report if plan.gradient_report else gradient_shares
+                said.scalars(measure(model, micro, plan, progress.step, world, sources), progress.step)
             totals = run_step(model, micro, optimizer, plan, progress.step, world, sources, run)
             ema.update(model, progress.step)
             progress.step += 1

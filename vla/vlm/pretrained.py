@@ -132,7 +132,7 @@ def _checked(parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _released(name: str, row: catalog.Family | None = None) -> tuple[Backbone, Processor]:
-    """A released checkpoint, of the family `row` or of that which its configuration says, spoken to by its own chat
+    """A released checkpoint, of the family `row` or of that which its configuration says, with its own chat
     template where it has one."""
     attention = None if row is None else row.config()["attention"]
     backbone, tokenizer = families.load(name, attention=attention)
