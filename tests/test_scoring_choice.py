@@ -202,6 +202,36 @@ def test_mathvista_extracts_and_normalises(entry: dict[str, Any], said: str, rea
     assert normalized(extracted(said, entry), entry) == read
 
 
+def test_mathvista_takes_an_extraction_whole(tmp_path: Path) -> None:
+    questions = {str(i): INTEGER | {"answer": "5", "question": "?"} for i in range(4)}
+    quoted = 'The answer is "5".'
+    rows = {"0": {"extraction": quoted}, "1": {"response": quoted}, "2": {"extraction": "5"}, "3": {"extraction": ""}}
+    (tmp_path / "out.json").write_text(json.dumps({i: row | {"pid": i} for i, row in rows.items()}))
+    said = MATHVISTA.answers(tmp_path / "out.json", questions)
+    right = {i: values(MATHVISTA.score({i: questions[i]}, {i: said[i]}))["accuracy"] for i in questions}
+    assert right == {"0": 0, "1": 1, "2": 1, "3": 0}
+
+
+def test_mmbench_has_no_options_that_pandas_reads_as_empty() -> None:
+    entry = {"question": "Which?", "hint": "nan", "A": "a cat", "B": "None", "C": "N/A", "D": float("nan")}
+    assert MMBENCH.prompt(entry).split("\n")[:3] == ["Question: Which?", "Options:", "A. a cat"]
+    questions = {str(i): entry | {"answer": answer} for i, answer in ((1, "A"), (2, "B"))}
+    assert values(MMBENCH.score(questions, {"1": "A", "2": "B"})) == {"circular_accuracy": 0.5}
+
+
+def test_mme_skips_an_answer_with_a_tab(tmp_path: Path) -> None:
+    """Of the question nothing is counted, and its image is not all right."""
+    lines = [
+        "1.jpg\tIs it?\tYes\tYes",
+        "1.jpg\tIs it not?\tNo\tNo\tindeed",
+        "2.jpg\tIs?\tYes\tyes",
+        "2.jpg\tNot?\tNo\tno",
+    ]
+    (tmp_path / "count.txt").write_text("\n".join(lines))
+    questions = MME.entries(tmp_path)
+    assert values(MME.score(questions, MME.answers(tmp_path, questions)))["total"] == 100 + 50
+
+
 def test_mathvista_categories_are_of_the_metadata_too() -> None:
     questions = {"1": INTEGER | {"answer": "5", "metadata": {"skills": ["a", "b"]}, "question": "?"}}
     report = MATHVISTA.score(questions, {"1": "5"})
@@ -211,6 +241,7 @@ def test_mathvista_categories_are_of_the_metadata_too() -> None:
 
 WORDS = (
     "person, girl, man\ndog, puppy\nhot dog\nbear\nteddy bear, teddy\nchair, seat\ntoilet\ntie\ntrain\nknife\nplate\n"
+    "bus\nwine glass\nclock\n"
 )
 
 
@@ -235,8 +266,15 @@ def coco(tmp_path: Path) -> Path:
         ("a teddy bear with a baby bear", ["teddy bear", "bear"]),
         ("a toilet seat", ["toilet"]),
         ("a toilet without seats", ["toilet"]),
-        ("men in bow ties with knives", ["person", "tie", "knife"]),
+        ("men in a bow tie with knives", ["person", "tie", "knife"]),
         ("a passenger train at home plate", ["train"]),
+        # What the official code counts, and does not, by the rules of its singulars.
+        ("a bus near train tracks", []),
+        ("buses, a train", ["bus", "train"]),
+        ("two ties, one tie", ["tie"]),
+        ("a glass, a wine glass and two wine glasses", ["wine glass", "wine glass"]),
+        ("at 12 o'clock, a clock", ["clock"]),
+        ("the dog's girl. A dog! a man", ["dog", "person", "dog", "person"]),
         ("", []),
     ],
 )

@@ -20,6 +20,11 @@ REFUSALS = (
     "I'm sorry, but without the image provided",
     "Cannot determine the answer",
 )
+NOT_THERE = frozenset(
+    ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA"]
+    + ["NULL", "NaN", "None", "n/a", "nan", "null"]
+)
+"""Cells that pandas.read_csv, by which the official code reads, takes for empty: an option "None" is none."""
 MARKS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 
 
@@ -49,7 +54,13 @@ def chosen(said: str, options: Mapping[str, str]) -> str | None:
 
 
 def _options(entry: Entry) -> dict[str, str]:
-    return {letter: str(entry[letter]) for letter in ascii_uppercase if entry.get(letter) not in (None, "")}
+    return {letter: str(entry[letter]) for letter in ascii_uppercase if _holds(entry, letter)}
+
+
+def _holds(entry: Entry, column: str) -> bool:
+    value = entry.get(column)
+    # Parquet files of it, made by pandas, have NaN for what was empty.
+    return value is not None and value == value and value not in NOT_THERE
 
 
 def _circular(questions: Mapping[str, Entry], said: Answers) -> list[Unit]:
@@ -68,7 +79,7 @@ def _circular(questions: Mapping[str, Entry], said: Answers) -> list[Unit]:
 
 
 def _mmbench_prompt(entry: Entry) -> str:
-    hint = [f"Hint: {entry['hint']}"] if entry.get("hint") else []
+    hint = [f"Hint: {entry['hint']}"] if _holds(entry, "hint") else []
     options = (f"{letter}. {text}" for letter, text in _options(entry).items())
     last = "Please select the correct answer from the options above."
     return "\n".join((*hint, f"Question: {entry['question']}", "Options:", *options, last))

@@ -38,9 +38,11 @@ def entries(path: Path) -> dict[str, Entry]:
     return by_id(path, list(zip(ids, found, strict=True)))
 
 
-def answers(path: Path, questions: Mapping[str, Entry]) -> dict[str, str]:
+def answers(
+    path: Path, questions: Mapping[str, Entry], said: Callable[[Path, int, Entry], str] | None = None
+) -> dict[str, str]:
     """The answers of a result file by question id; without ids, or with the references' ids in their order, in the
-    order of `questions`.
+    order of `questions`. `said` reads the answer of (file, place, row), by default the first of `SAID` it has.
 
     Raises InputError for a row without an answer, and for another number of rows where there are no ids.
     """
@@ -57,8 +59,9 @@ def answers(path: Path, questions: Mapping[str, Entry]) -> dict[str, str]:
     if None in ids:
         raise InputError(f"{path}: row {ids.index(None)} has no question_id")
     ids = [i if i in questions else _within_dataset(str(i), row) for i, row in zip(ids, found, strict=True)]
+    read = said or answer
     return by_id(
-        path, [(str(i), _said(path, place, row)) for place, (i, row) in enumerate(zip(ids, found, strict=True))]
+        path, [(str(i), read(path, place, row)) for place, (i, row) in enumerate(zip(ids, found, strict=True))]
     )
 
 
@@ -105,7 +108,8 @@ def rows(path: Path) -> list[Entry]:
     return found
 
 
-def _said(path: Path, place: int, row: Entry) -> str:
+def answer(path: Path, place: int, row: Entry) -> str:
+    """What a row of a result file answers; raises InputError where it has nothing that does."""
     if row.get("losses"):  # SEED-Bench ranks the loss of each choice
         losses = list(row["losses"])
         return chr(ord("A") + losses.index(min(losses)))

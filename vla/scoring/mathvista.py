@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from vla.scoring.answered import is_empty, may_mean
 from vla.scoring.benchmark import Benchmark, Unit, categories, mean
-from vla.scoring.files import Answers, Entry
+from vla.scoring.files import Answers, Entry, answer, answers
 from vla.scoring.text import edits
 
 FIELDS = ("question_type", "answer_type")
@@ -68,6 +69,16 @@ def _choice(answer: str, choices: Sequence[str]) -> str | None:
     return nearest if may_mean(answer, nearest) else None
 
 
+def _answers(path: Path, questions: Mapping[str, Entry]) -> dict[str, str]:
+    """An `extraction` is taken whole, as the official scorer does: quoted, so that `extracted` reads no part of it."""
+
+    def said(path: Path, place: int, row: Entry) -> str:
+        found = answer(path, place, row)
+        return f'The answer is "{found}".' if "extraction" in row and not is_empty(found) else found
+
+    return answers(path, questions, said)
+
+
 def _units(questions: Mapping[str, Entry], said: Answers) -> list[Unit]:
     units = []
     for i, entry in questions.items():
@@ -89,4 +100,4 @@ def _prompt(entry: Entry) -> str:
     ).strip()
 
 
-MATHVISTA = Benchmark(_units, mean("accuracy"), _prompt, truth=("answer",))
+MATHVISTA = Benchmark(_units, mean("accuracy"), _prompt, answers=_answers, truth=("answer",))

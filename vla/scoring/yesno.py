@@ -93,22 +93,30 @@ def _mme_entries(path: Path) -> dict[str, Entry]:
 def _mme_answers(path: Path, questions: Mapping[str, Entry]) -> dict[str, str]:
     """The same with a fourth column, or rows with ids."""
     return (
-        by_id(path, [(i, cells[4]) for i, cells in _mme_rows(path, 4)]) if path.is_dir() else answers(path, questions)
+        by_id(path, [(i, "\t".join(cells[4:])) for i, cells in _mme_rows(path, 4)])
+        if path.is_dir()
+        else answers(path, questions)
     )
 
 
 def _mme_units(questions: Mapping[str, Entry], said: Answers) -> list[Unit]:
-    """An image with its two questions is a unit; sums: for each task right answers, questions, images all right."""
-    images: dict[tuple[str, str], list[bool]] = {}
+    """An image with its two questions is a unit; sums: for each task right answers, questions, images all right,
+    images.
+
+    The official code skips a line with a fifth column: a question whose answer holds a tab is not counted, and its
+    image not all right.
+    """
+    images: dict[tuple[str, str], list[bool | None]] = {}
     for i, entry in questions.items():
-        right = label(said[i]) == entry["answer"].strip().lower()
+        right = None if "\t" in said[i] else label(said[i]) == entry["answer"].strip().lower()
         images.setdefault((entry["task"], entry["image"]), []).append(right)
     units = []
     for (task, image), rights in images.items():
         if len(rights) != 2:
             raise InputError(f"MME asks two questions of an image, {task}/{image} has {len(rights)}")
-        sums = np.zeros((len(TASKS), 3))
-        sums[TASKS.index(task)] = sum(rights), 2, all(rights)
+        sums = np.zeros((len(TASKS), 4))
+        counted = [right for right in rights if right is not None]
+        sums[TASKS.index(task)] = sum(counted), len(counted), sum(counted) == 2, 1
         area = "perception" if task in PERCEPTION else "cognition"
         units.append(Unit(tuple(sums.ravel().tolist()), (("task", task), ("area", area))))
     return units
@@ -116,8 +124,8 @@ def _mme_units(questions: Mapping[str, Entry], said: Answers) -> list[Unit]:
 
 def _mme_rates(sums: Float[np.ndarray, "k d"]) -> dict[str, Float[np.ndarray, " k"]]:
     """A task has 100 (accuracy + accuracy of both) points, 200 at most."""
-    right, asked, both = sums.reshape(len(sums), len(TASKS), 3).transpose(2, 0, 1)
-    points = 100 * (ratio(right, asked) + ratio(both, asked / 2))
+    right, counted, both, images = sums.reshape(len(sums), len(TASKS), 4).transpose(2, 0, 1)
+    points = 100 * (ratio(right, counted) + ratio(both, images))
     seen, known = points[:, : len(PERCEPTION)].sum(1), points[:, len(PERCEPTION) :].sum(1)
     return {"total": seen + known, "perception": seen, "cognition": known}
 
