@@ -203,9 +203,12 @@ def test_frames_are_the_rows_in_their_order_where_timestamps_are_those_of_none(
     pq.write_table(
         table.set_column(table.column_names.index("timestamp"), "timestamp", pa.array(times, pa.float32())), file
     )
-    found = lerobot_v21.open_source(root)[0]
+    source = lerobot_v21.open_source(root)
+    found = source[0]
     np.testing.assert_array_equal(found.images["ego"], regular)
     np.testing.assert_allclose(found.time, times, rtol=1e-6)
+    said = [remark for remark in source.provenance["remarks"] if "timestamps of 1 episodes are not" in remark]
+    assert len(said) == (not by_time)
 
 
 def test_wild_values_do_not_hide_what_actions_are() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -152,9 +153,9 @@ class LeRobotSource:
             "fps": info["fps"],
             "features": {self._map.name(key): dict(one) for key, one in self._schema.items() if key not in COUNTERS},
             **self._map.to_dict(),
-            "remarks": [*self._files.remarks, *self._map.remarks],
+            "remarks": [*self._files.remarks, *self._map.remarks, *self._video_remarks()],
             "actions_stated": "in meta/vla.json" if self._known and self._known.declares_actions else "",
-            "regular_time": self._has_regular_time(),
+            "regular_time": self._clock[0],
             **kept,
         }
 
@@ -311,18 +312,37 @@ class LeRobotSource:
         jitters: then the frames are the rows' in their order.
         """
         fps = float(self._files.info["fps"])
-        places = np.rint(timestamps * fps)
-        is_regular = np.abs(timestamps * fps - places).max(initial=0) <= OFF_FRAME and (np.diff(places) > 0).all()
-        return timestamps if is_regular else np.arange(len(timestamps)) / fps
+        return timestamps if _are_frames(timestamps * fps) else np.arange(len(timestamps)) / fps
 
-    def _has_regular_time(self) -> bool:
-        """Whether every timestamp is what LeRobot itself would write: the step over the rate."""
-        fps = self._files.info["fps"]
+    def _video_remarks(self) -> list[str]:
+        """Of how many episodes the frames are taken in their order (`_frame_times`), where any is a video."""
+        visual = (*self._map.cameras.values(), *self._map.depth.values())
+        _, off = self._clock
+        if not off or all(self._schema[key]["dtype"] == "image" for key in visual):
+            return []
+        return [
+            f"the timestamps of {off} episodes are not those of video frames at {self._files.info['fps']} Hz: their "
+            "frames are taken one a row, in order"
+        ]
+
+    @cached_property
+    def _clock(self) -> tuple[bool, int]:
+        """Whether every timestamp is what LeRobot itself would write, the step over the rate; and of how many episodes
+        they are not those of video frames."""
+        fps, regular, off = self._files.info["fps"], TIME not in self._schema, 0
         for table in self._files.columns(("timestamp", "frame_index")):
-            steps = numbers(table["frame_index"], "int64", ())
-            if not np.array_equal(numbers(table["timestamp"], "float32", ()), (steps / fps).astype(np.float32)):
-                return False
-        return TIME not in self._schema
+            steps, times = numbers(table["frame_index"], "int64", ()), numbers(table["timestamp"], "float32", ())
+            regular = regular and np.array_equal(times, (steps / fps).astype(np.float32))
+            places = times.astype(np.float64) * fps
+            starts = [0, *(np.flatnonzero(np.diff(steps) <= 0) + 1), len(steps)]
+            off += sum(not _are_frames(places[start:stop]) for start, stop in pairwise(starts))
+        return regular, off
+
+
+def _are_frames(places: Float[np.ndarray, "t"]) -> bool:
+    """Whether places [frames] along a video are near those of frames, each of another one and in their order."""
+    nearest = np.rint(places)
+    return bool(np.abs(places - nearest).max(initial=0) <= OFF_FRAME and (np.diff(nearest) > 0).all())
 
 
 def numbers(column: pa.ChunkedArray, dtype: str, row: tuple[int, ...]) -> Shaped[np.ndarray, "t ..."]:
