@@ -9,6 +9,7 @@ import pytest
 from vla.benchmarks import ablation
 
 
+@pytest.mark.slow  # five small trainings, each with its rollouts and probes
 def test_every_recipe_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = {name: ablation.RECIPES[name] for name in ("frozen backbone", "knowledge insulation")}
     monkeypatch.setattr(ablation, "RECIPES", chosen)

@@ -17,7 +17,7 @@ from vla.control.process_inference import ProcessInference
 from vla.control.recording import Recording
 from vla.control.robot import Robot
 from vla.control.robots.dry_run import DryRun
-from vla.control.stop import EmergencyStop, any_key
+from vla.control.stop import EmergencyStop, operator
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.folder import open_folder
 from vla.embodiment import Embodiment
@@ -50,7 +50,7 @@ def deploy(
 ) -> None:
     """Runs the loop for `seconds` [s], then writes numbers, page, episode and Rerun file into the folder `out`.
 
-    The enter key, SIGINT, SIGTERM and SIGUSR1 stop the arm. With `dry_run` nothing is sent to it, and what would be is
+    The enter key, a signal (`vla.control.stop.SIGNALS`), and an operator who is gone stop the arm. With `dry_run` nothing is sent to it, and what would be is
     shown (`view`) but not recorded. A policy that outputs tool poses drives joints by `kinematics`
     (`vla.control.adapt`). The embodiments are compared before the robot is connected. Raises InputError where they
     differ, for options that do not fit one another or the policy, for a policy that cannot be loaded, and for a store
@@ -77,7 +77,7 @@ def deploy(
         recording = Recording(recorders, len(body.action))
         recording.start(told, policy=policy, robot=type(robot).__name__)
         try:
-            stop = EmergencyStop([any_key, lambda: "the task is met" if getattr(robot, "success", False) else None])
+            stop = EmergencyStop([operator, lambda: "the task is met" if getattr(robot, "success", False) else None])
             stats = ControlLoop(moved, inference, config, stop=stop, watch=recording).run(told, seconds)
         finally:
             # Only a simulated robot knows.

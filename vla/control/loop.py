@@ -10,6 +10,7 @@ However a run ends (its time, a stop, a fault, an exception), the arm first brak
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -30,6 +31,7 @@ from vla.control.stop import EmergencyStop
 from vla.errors import InputError
 from vla.types import Observation
 
+LOG = logging.getLogger(__name__)
 TRIES = 3
 """Of a call to the robot in one tick, while its time lasts."""
 
@@ -150,7 +152,7 @@ class _Run:
         self._positions = body.is_position_action
         # A step is dealt out over the ticks; a velocity and a force are in force in each.
         self._dealt = np.where(np.array(body.action_mode) == "delta", self._per_step, 1)
-        self._lagging: Float[np.ndarray, "a"] = np.zeros(len(body.action))
+        self._lagging_since = np.full(len(body.action), np.inf)
         self._tally = Tally()
         self.reason: str | None = None
         self._started = self._answered = False
@@ -167,7 +169,11 @@ class _Run:
             self._end(f"robot: {self._fault}")
         elif self._take_state(first[0]):
             self._guard.start(self._body.hold_action(self._state))
-            self._path, self._began, self._started = self._guard.position, self._clock.now(), True
+            self._due = self._path = self._guard.position
+            self._began, self._started = self._clock.now(), True
+            for name, past in zip(self._body.action, self._guard.beyond, strict=True):
+                if past:
+                    LOG.warning("%s stands %.3g beyond its limit: it is moved back", name, abs(past))
             while self.reason is None:
                 self._tick(watch)
         else:
@@ -204,6 +210,8 @@ class _Run:
         if self.reason is None:
             desired = self._advance(now)
             source = "hold" if desired is None else "chunk"
+            if desired is None and self._guard.beyond.any():
+                desired = self._guard.position - self._guard.beyond
         safe, clamped = self._guard.command(desired)
         arrived, took = self._send(safe, deadline)
         self._index += 1
@@ -266,11 +274,14 @@ class _Run:
             return None, None
         now = self._clock.now()
         if self._phase:
-            self._measure(deadline)
+            measured = self._try(self._robot.state, deadline)
+            if measured is not None and self._take_state(measured[0]):
+                self._check_lag(now)
             return None, None
         observation = self._try(lambda: self._robot.observe(self._instruction), deadline)
         if observation is None or not self._take_state(observation.state):
             return None, None
+        self._check_lag(now)
         took = self._clock.now() - now
         self._tally.observe.append(took)
         if self._inference.busy or not self._buffer.due(now):
@@ -283,12 +294,14 @@ class _Run:
             self._end(f"the inference died: {error}")
         return observation, took
 
-    def _measure(self, deadline: float) -> None:
-        if (measured := self._try(self._robot.state, deadline)) is None or not self._take_state(measured[0]):
-            return
-        lag = np.abs(difference(self._body, self._body.hold_action(self._state), self._guard.position))
-        self._lagging = np.where(lag > self._slack, self._lagging + self._dt, 0.0)
-        if (stalled := self._lagging > self._config.stall_seconds).any():
+    def _check_lag(self, now: float) -> None:
+        """Ends the run where a joint has been too far from its command for too long.
+
+        Its command is the one before the last: the arm has had a tick to follow it, however long a tick is.
+        """
+        lag = np.abs(difference(self._body, self._body.hold_action(self._state), self._due))
+        self._lagging_since = np.where(lag > self._slack, np.minimum(self._lagging_since, now), np.inf)
+        if (stalled := now - self._lagging_since > self._config.stall_seconds - self._dt / 2).any():
             names = [name for name, is_stalled in zip(self._body.action, stalled, strict=True) if is_stalled]
             self._end(f"stalled: {', '.join(names)}")
 
@@ -321,7 +334,7 @@ class _Run:
             self._robot.command(safe)
             return True
 
-        begun = self._clock.now()
+        begun, self._due = self._clock.now(), self._guard.position
         arrived = self._try(send, deadline) is not None
         took = self._clock.now() - begun
         if arrived:

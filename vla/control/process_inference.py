@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 
 from vla.control.inference import Answer, InferenceDied, Request
+from vla.control.stop import SIGNALS
 from vla.control.thread_inference import answer
 from vla.embodiment import Embodiment
 from vla.errors import InputError
@@ -110,7 +111,7 @@ class ProcessInference:
 
 def _serve(load: Callable[[], Policy], pipe: Connection) -> None:
     """The process: until the pipe is closed. The parent decides what a signal means."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     try:
         policy = load()

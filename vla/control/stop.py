@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import select
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGUSR1: "emergency stop: SIGUSR1"}
+SIGNALS = {
+    signal.SIGINT: "interrupted",
+    signal.SIGTERM: "terminated",
+    signal.SIGUSR1: "emergency stop: SIGUSR1",
+    signal.SIGHUP: "the terminal is gone: SIGHUP",
+    signal.SIGTSTP: "interrupted: ctrl-Z",
+}
 
 
 class EmergencyStop:
@@ -34,7 +42,7 @@ class EmergencyStop:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """SIGINT, SIGTERM and SIGUSR1 trip it; off the main thread, nothing changes."""
+        """`SIGNALS` trip it; off the main thread, nothing changes."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -50,9 +58,31 @@ class EmergencyStop:
                 signal.signal(number, handler)
 
 
-def any_key() -> str | None:
-    """A source: the enter key, where there is a terminal."""
-    if sys.stdin is not None and sys.stdin.isatty() and select.select([sys.stdin], [], [], 0)[0]:
-        sys.stdin.readline()
-        return "emergency stop: key"
-    return None
+def in_background(terminal: int) -> bool:
+    """Whether the process is not in the foreground of the terminal of this descriptor, so that reading suspends it."""
+    try:
+        return os.tcgetpgrp(terminal) != os.getpgrp()
+    except OSError:  # it controls no processes, or is gone, which reading tells
+        return False
+
+
+def operator() -> str | None:
+    """A source: the enter key, where the standard input is a terminal, or a line of a pipe; and that either is gone, or
+    the process is no longer in the terminal's foreground, for then nobody can stop the arm. Files and /dev/null, which
+    scripts give, say nothing."""
+    try:
+        number = sys.stdin.fileno()
+        is_terminal, kind = os.isatty(number), os.fstat(number).st_mode
+    except (AttributeError, OSError, ValueError):  # none, a closed one, or one that is no file
+        return None
+    if not is_terminal and not stat.S_ISFIFO(kind) and not stat.S_ISSOCK(kind):
+        return None
+    if is_terminal and in_background(number):
+        return "the process is in the background, where no key stops the arm"
+    try:
+        if not select.select([number], [], [], 0)[0]:
+            return None
+        said = os.read(number, 4096)
+    except OSError as error:
+        return f"the terminal is gone: {error.strerror}"
+    return "emergency stop: key" if said else "the operator is gone: the standard input has ended"

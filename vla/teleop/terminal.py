@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from vla.control.stop import in_background
 from vla.teleop.keyboard import KEYS
 from vla.teleop.protocol import Event
 
@@ -47,12 +48,15 @@ class Terminal:
 
     def poll(self) -> Event | None:
         """What the operator decided since the last call, the last of it; returns at once."""
-        while self.there and select.select([self._stream], [], [], 0)[0]:
+        while self.there:
             try:
-                read = os.read(self._stream, 256)
+                away = in_background(self._stream)
+                if not away and not select.select([self._stream], [], [], 0)[0]:
+                    break
+                read = b"" if away else os.read(self._stream, 256)
             except OSError:
                 read = b""
-            if not read:  # the terminal is gone, and the operator with it
+            if not read:  # the terminal is gone or another's, and the operator with it
                 self.there = False
                 return Event.QUIT
             self._rest += read.decode(errors="replace")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,8 @@ CONNECTS = 3
 """How often it is tried: LeRobot writes each servo's settings once, and one lost answer ends that."""
 PATIENCE = 0.002
 """[s] for which a read of a serial port sleeps at most, before the driver looks whether its own time is over."""
+RESOLUTION = 4095
+"""By which LeRobot divides a turn of an STS3215, whose positions are 0 to 4095."""
 CAMERA_AGE = 0.5
 """An image older than this [s] is a fault of the camera."""
 
@@ -62,6 +65,7 @@ class LeRobotRobot:
             raise InputError("scale and offset must be finite, and scale not 0")
         self._type, self._options, self._relax_on_exit = type, dict(options or {}), relax_on_exit
         self._low, self._high = np.array(embodiment.action_low), np.array(embodiment.action_high)
+        self._seen: Float[np.ndarray, "a"] | None = None
         self._robot: Any = None
         self._bus: Any = None
 
@@ -94,7 +98,8 @@ class LeRobotRobot:
             told = np.array([values[key] for key in self.keys], dtype=float)
         except KeyError as error:
             raise RobotFault(f"the robot did not tell {error}", transient=True) from error
-        return (told - self._offset) / self._scale, measured
+        self._seen = (told - self._offset) / self._scale
+        return self._seen, measured
 
     def observe(self, instruction: str) -> Observation:
         state, oldest = self.state()
@@ -107,8 +112,11 @@ class LeRobotRobot:
     def command(self, action: Float[np.ndarray, "a"]) -> None:
         if action.shape != self._low.shape or not np.all(np.isfinite(action)):
             raise RobotFault(f"a command must be {len(self._low)} finite numbers: {action}", transient=False)
-        # LeRobot does not clamp degrees: 400 of them would be written as they are.
-        goal = np.clip(action, self._low, self._high) * self._scale + self._offset
+        # LeRobot does not clamp degrees: 400 of them would be written as they are. A joint that stands beyond its
+        # limit is not thrown back to it: it is the guard that brings it there.
+        seen = action if self._seen is None else np.where(np.isfinite(self._seen), self._seen, action)
+        within = np.clip(action, np.minimum(self._low, seen), np.maximum(self._high, seen))
+        goal = within * self._scale + self._offset
         self._do("write", lambda: self._write(dict(zip(self.keys, goal.tolist(), strict=True))))
 
     def hold(self, last: Float[np.ndarray, "a"]) -> None:
@@ -260,6 +268,27 @@ def so101_units() -> tuple[tuple[str, ...], tuple[float, ...], tuple[float, ...]
     return tuple(f"{joint}.pos" for joint in JOINTS), scale, (*[0.0] * (joints - 1), -scale[-1] * float(low))
 
 
+def calibrated_ranges(id: str, folder: str | None) -> dict[str, tuple[float, float]]:
+    """The range of each joint but the gripper [rad] by LeRobot's calibration file, zero in its middle; none without
+    the file, without which the arm does not connect. Raises InputError for a file that is none."""
+    from vla.envs.arm import JOINTS
+
+    if folder is None:
+        from lerobot.utils.constants import HF_LEROBOT_CALIBRATION
+
+        folder = str(HF_LEROBOT_CALIBRATION / "robots" / "so_follower")
+    file = Path(folder) / f"{id}.json"
+    if not file.is_file():
+        return {}
+    try:
+        noted = json.loads(file.read_text())
+        ends = {joint: (noted[joint]["range_min"], noted[joint]["range_max"]) for joint in JOINTS[:-1]}
+        half = {joint: (high - low) / 2 * 2 * np.pi / RESOLUTION for joint, (low, high) in ends.items()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is no calibration of a SO-101 ({error}): calibrate anew (docs/arm.md)") from error
+    return {joint: (-reach, reach) for joint, reach in half.items()}
+
+
 def so101(
     *,
     port: str,
@@ -276,7 +305,7 @@ def so101(
     """A SO-101 in the units of the simulated one: radians, zero in the middle of each calibrated range.
 
     The gripper, which LeRobot tells in percent of its calibrated range, is the simulated one's angle. The limits of
-    the joints are the simulated arm's, `workspace` is `gripper_box`'s. With `units` "lerobot" names and numbers are
+    the joints are those of the calibration file, `workspace` is `gripper_box`'s. With `units` "lerobot" names and numbers are
     LeRobot's, degrees and percent, as its own recordings have them. Raises InputError for limits that are none and for
     other units.
     """
@@ -284,7 +313,7 @@ def so101(
 
     if units not in ("radians", "lerobot"):
         raise InputError(f"robot.units={units}: choose radians or lerobot")
-    ranges = {link.joint: link.range for link in LINKS if link.joint}
+    ranges = {link.joint: link.range for link in LINKS if link.joint} | calibrated_ranges(id, calibration_dir)
     joints, cameras = len(JOINTS), cameras or {}
     keys, scale, offset = so101_units()
     per_radian, zero, box = np.array(scale), np.array(offset), gripper_box(workspace)
