@@ -112,11 +112,13 @@ class VlaPolicy(PreTrainedPolicy):
     def _observations(self, batch: dict[str, Any]) -> list[Observation]:
         body = self._driver.embodiment
         _check_units(body, batch.get("robot_type") or "")
-        if lacking := [key for key in (STATE, *(IMAGES + c for c in body.cameras)) if key not in batch]:
+        cameras = [c for c in body.cameras if IMAGES + c in batch] if self._driver.fewer_cameras else []
+        cameras = cameras or list(body.cameras)
+        if lacking := [key for key in (STATE, *(IMAGES + c for c in cameras)) if key not in batch]:
             raise InputError(f"{', '.join(lacking)} is missing from LeRobot's observation: name it with --rename_map")
         states = batch[STATE].cpu().double().numpy()
         tasks = [batch.get("task") or ""] * len(states) if isinstance(batch.get("task"), str | None) else batch["task"]
-        images = {camera: _bytes(batch[IMAGES + camera]) for camera in body.cameras}
+        images = {camera: _bytes(batch[IMAGES + camera]) for camera in cameras}
         return [
             Observation({camera: rows[i] for camera, rows in images.items()}, state, tasks[i], 0.0)
             for i, state in enumerate(states)

@@ -111,7 +111,7 @@ class RemotePolicy:
 
         Raises InputError where the server's policy is of another embodiment.
         """
-        self.embodiment.check(body)
+        self.embodiment.check(body, self.fewer_cameras)
         self._expected = body
 
     def reset(self) -> None:
@@ -121,6 +121,11 @@ class RemotePolicy:
     def guides(self) -> bool:
         """Whether the server's policy can be guided."""
         return self._guides
+
+    @property
+    def fewer_cameras(self) -> bool:
+        """See `FewerCamerasPolicy`: as the server says."""
+        return self._fewer_cameras
 
     def predict(
         self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
@@ -197,8 +202,12 @@ class RemotePolicy:
         if not isinstance(metadata, dict) or not isinstance(metadata.get("embodiment"), dict):
             raise InputError("the server does not name its embodiment: it is not `vla serve`")
         there = Embodiment.from_dict(metadata["embodiment"])
+        self._fewer_cameras = bool(metadata.get("fewer_cameras", False))
         if self._expected is not None:
-            self._expected.check(there)
+            if self._fewer_cameras and there.has_cameras_of(self._expected):
+                there.check(self._expected, fewer_cameras=True)
+            else:
+                self._expected.check(there)
         self._guides = "vla/beyond" in metadata.get("extras", ())
         statistics = str(metadata.get("statistics_hash", ""))
         if self._hash and statistics != self._hash:

@@ -41,6 +41,8 @@ class RobotSpec:
     """How its cameras' images are shown (`vla.vlm.preprocessing.adapted.MODES`); None: as the backbone was trained."""
     image_tokens: int | None = None
     """Image tokens that one of them costs at most; None: what is affordable in a control loop."""
+    fewer_cameras: bool = False
+    """Whether a row may lack some of the cameras: so it is trained with `plan.camera_dropout`."""
     statistics: Mapping[str, Statistics] | None = field(default=None, compare=False, repr=False)
     """Of "state" and "action" (the targets): what a later training keeps, or merges with its own."""
 
@@ -93,6 +95,7 @@ class RobotSpec:
             relative=tuple(values.get("relative", ())),
             images=values.get("images"),
             image_tokens=values.get("image_tokens"),
+            fewer_cameras=values.get("fewer_cameras", False),
             statistics={kind: Statistics.from_dict(one) for kind, one in (values.get("statistics") or {}).items()}
             or None,
         )
@@ -111,6 +114,7 @@ class RobotSpec:
             "relative": list(self.relative),
             "images": self.images,
             "image_tokens": self.image_tokens,
+            "fewer_cameras": self.fewer_cameras,
             "statistics": kept,
         }
 

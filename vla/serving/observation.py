@@ -52,18 +52,24 @@ class Keys:
 
 
 def read_request(
-    message: Any, keys: Keys, embodiment: Embodiment, clock: Callable[[], float] = time.monotonic
+    message: Any,
+    keys: Keys,
+    embodiment: Embodiment,
+    clock: Callable[[], float] = time.monotonic,
+    fewer_cameras: bool = False,
 ) -> tuple[Request, int | str | None]:
     """What a message asks, and the id that is to come back with the answer, None where it has none.
 
-    Raises InputError that names the key that is missing or does not fit.
+    With `fewer_cameras` a message may lack some of the cameras. Raises InputError that names the key that is missing or
+    does not fit.
     """
     if not isinstance(message, dict):
         raise InputError(f"an observation is a map of keys, not {type(message).__name__}")
     prompt = _instruction(message, keys)
     if not isinstance(prompt, str):
         raise InputError(f"{keys.prompt}: the instruction must be text, not {type(prompt).__name__}")
-    images = {camera: _image(key, _find(message, key)) for camera, key in keys.cameras.items()}
+    sent = {camera: key for camera, key in keys.cameras.items() if _has(message, key)} if fewer_cameras else {}
+    images = {camera: _image(key, _find(message, key)) for camera, key in (sent or keys.cameras).items()}
     parts = [_numbers(key, np.atleast_1d(_as_array(key, _find(message, key)))) for key in keys.state]
     if any(part.ndim != 1 for part in parts) or sum(map(len, parts)) != len(embodiment.state):
         shapes = ", ".join(f"{key} {part.shape}" for key, part in zip(keys.state, parts, strict=True))
@@ -113,6 +119,14 @@ def _find(message: Mapping[Any, Any], key: str) -> Any:
             raise InputError(f"{key}: missing; sent are {', '.join(sorted(map(str, message)))[:500] or 'no keys'}")
         value = value[part]
     return value
+
+
+def _has(message: Mapping[Any, Any], key: str) -> bool:
+    try:
+        _find(message, key)
+        return True
+    except InputError:
+        return False
 
 
 def _as_array(key: str, value: Any) -> np.ndarray:

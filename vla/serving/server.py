@@ -26,7 +26,7 @@ from websockets.http11 import Response
 from vla import __version__
 from vla.control.inference import guides, predict
 from vla.errors import InputError
-from vla.policies.protocol import BatchPolicy, Policy
+from vla.policies.protocol import BatchPolicy, Policy, takes_fewer_cameras
 from vla.serving.metrics import Metrics
 from vla.serving.observation import BEYOND, ID, PREFIX, TIME, VJP, Keys, read_request
 from vla.types import ActionChunk
@@ -99,6 +99,7 @@ class PolicyServer:
             "tasks": list(tasks),
             "weights": weights,
             "keys": asdict(keys),
+            "fewer_cameras": takes_fewer_cameras(policy),
             "extras": [PREFIX, TIME, ID, *((BEYOND, VJP) if guides(policy) else ())],
         }
 
@@ -220,7 +221,8 @@ class PolicyServer:
         try:
             if isinstance(message, str):
                 raise InputError("an observation is a binary message, not text")
-            request, name = read_request(unpack(message), self._keys, self._policy.embodiment)
+            fewer = takes_fewer_cameras(self._policy)
+            request, name = read_request(unpack(message), self._keys, self._policy.embodiment, fewer_cameras=fewer)
             if request.beyond is not None and not guides(self._policy):
                 raise InputError(f"{BEYOND} is for flows: this policy's chunks come from none")
             started = time.perf_counter()

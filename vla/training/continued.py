@@ -66,7 +66,8 @@ def continued(name: str, base: VLA, robots: Sequence[RobotSpec], head: Mapping[s
 
 def _spec(known: RobotSpec, data: RobotSpec, ranges: Ranges) -> RobotSpec:
     """The checkpoint's robot, with ranges as `ranges` says."""
-    body = known.embodiment.union([data.embodiment])
+    known = replace(known, fewer_cameras=known.fewer_cameras or data.fewer_cameras)
+    body = known.embodiment.union([data.embodiment], known.fewer_cameras)
     for field in ("horizon", "bins"):
         if (one := getattr(known, field)) != (other := getattr(data, field)):
             raise InputError(f"{field} is {one} in the checkpoint, {other} for the data")

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from vla.errors import InputError
 from vla.processor import Processor
+from vla.robot_views import shown_cameras
 from vla.training.augmentation import WRIST, Augmentation
 from vla.types import Example
 
@@ -71,8 +72,7 @@ def move(
         if not (isinstance(example.target, str) or example.turns):
             matrices = {c: _drawn(c, image.shape, augmentation, key) for c, image in example.images.items()}
             moved[row] = replace(example, points=_moved(example.points, list(matrices.values())))
-            cameras = processor.robot(example.embodiment).embodiment.cameras
-            maps = [matrices.get(camera, np.eye(3)) for camera in cameras]
+            maps = [matrices[c] for c in shown_cameras(processor.robot(example.embodiment), example.images)]
             warps[row] = torch.from_numpy(np.array(maps, np.float32).reshape(-1, 3, 3))  # there may be no camera
     return moved, warps
 

@@ -34,6 +34,7 @@ class Plan:
     floor: float = 0.05
     decay: float = 0.2
     state_dropout: float = 0.0
+    camera_dropout: float = 0.0
     augment: float | Mapping[str, Any] | Augmentation = 0.15
     seed: int = 0
     evaluate_every: int = 500
@@ -64,6 +65,8 @@ class Plan:
                 "floor is between 0 and 1, decay above 0 and up to 1, clip above 0, state_dropout at least 0 and below "
                 f"1, not {self.floor}, {self.decay}, {self.clip} and {self.state_dropout}"
             )
+        if not 0 <= self.camera_dropout < 1:
+            raise InputError(f"camera_dropout must be at least 0 and below 1, not {self.camera_dropout}")
         if not 0 <= self.ema < 1:
             raise InputError(f"ema must be at least 0 and below 1, not {self.ema}")
         if self.precision not in get_args(Precision):

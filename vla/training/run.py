@@ -26,6 +26,7 @@ from vla.normalize import QUANTILE
 from vla.processor import is_like
 from vla.robot_spec import with_cameras
 from vla.training.action_head import head_settings
+from vla.training.camera_dropout import check_dropout
 from vla.training.chain import chain
 from vla.training.continued import Ranges
 from vla.training.demonstrations import Demonstrations, robot_specs
@@ -129,7 +130,9 @@ def train(
     rates = [d.store.embodiment.control_hz for d in demonstrations.values()]
     kind = head if isinstance(head, str) else str(head.get("kind"))
     options["horizon"] = horizon = horizon_steps(horizon, rates, kind, checkpoint_folder(backbone))
-    robots = robot_specs(list(demonstrations.values()), horizon, predict or RELATIVE, normalization or QUANTILE)
+    fewer = settings.camera_dropout > 0
+    robots = robot_specs(list(demonstrations.values()), horizon, predict or RELATIVE, normalization or QUANTILE, fewer)
+    check_dropout(settings.camera_dropout, robots)
     robots = with_cameras(robots, images, image_tokens)
     for one, other in combinations(robots, 2):
         if is_like(one.embodiment, other.embodiment):
