@@ -15,6 +15,7 @@ from vla.kinematics.arm import ArmKinematics
 from vla.kinematics.chain import ToolKinematics
 from vla.kinematics.joint_map import Named, bare
 from vla.kinematics.tool_pose import ToolPose
+from vla.policies.history import history_of
 from vla.policies.protocol import BatchPolicy, GuidedPolicy, Policy, takes_fewer_cameras
 from vla.types import ActionChunk, Observation
 
@@ -63,6 +64,11 @@ class EndEffectorPolicy:
     def model(self) -> Any:
         """The policy's, where it has one."""
         return getattr(self.policy, "model", None)
+
+    @property
+    def history(self) -> tuple[float, ...]:
+        """The policy's (`HistoryPolicy`)."""
+        return history_of(self.policy)
 
     def reset(self) -> None:
         self.policy.reset()

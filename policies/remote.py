@@ -127,6 +127,11 @@ class RemotePolicy:
         """See `FewerCamerasPolicy`: as the server says."""
         return self._fewer_cameras
 
+    @property
+    def history(self) -> tuple[float, ...]:
+        """See `HistoryPolicy`: as the server says."""
+        return self._history
+
     def predict(
         self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
     ) -> ActionChunk | None:
@@ -155,6 +160,8 @@ class RemotePolicy:
             "prompt": observation.instruction,
             "vla/time": observation.time,
         } | given
+        if observation.past:
+            message["vla/past"] = [dict(images) for images in observation.past]
         with self._state:
             self._asked += 1
             asked, self._question = self._asked, pack(message | {"vla/id": self._asked})
@@ -209,6 +216,10 @@ class RemotePolicy:
             else:
                 self._expected.check(there)
         self._guides = "vla/beyond" in metadata.get("extras", ())
+        history = tuple(map(float, metadata.get("history", ())))
+        if history != getattr(self, "_history", history):
+            raise InputError(f"shown frames of {history} s before the present, not of {self._history} s")
+        self._history = history
         statistics = str(metadata.get("statistics_hash", ""))
         if self._hash and statistics != self._hash:
             raise InputError(f"normalised by statistics {statistics or 'unknown'}, not by {self._hash}")

@@ -70,6 +70,11 @@ class VlaPolicy:
         """See `FewerCamerasPolicy`."""
         return self._robot.fewer_cameras
 
+    @property
+    def history(self) -> tuple[float, ...]:
+        """See `HistoryPolicy`."""
+        return self._robot.history_seconds
+
     def reset(self) -> None:
         """Nothing is remembered between chunks."""
 

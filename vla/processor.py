@@ -33,7 +33,7 @@ from vla.heads.parallel import ParallelHead
 from vla.heads.protocol import Head, Vocabulary
 from vla.images import Size, sides
 from vla.robot_spec import RobotSpec, check_together
-from vla.robot_views import points_of, shown_cameras
+from vla.robot_views import points_of, row_frames, shown_cameras
 from vla.scene import POINT_SCALE
 from vla.stored_image import StoredViews
 from vla.types import Example, Observation
@@ -164,7 +164,7 @@ class Processor:
         rows, images = [], []
         for example, rng in zip(examples, rngs or repeat(None), strict=bool(rngs)):
             robot = None if example.state is None else self.robot(example.embodiment)
-            row, shown = self._opening(example.images, robot)
+            row, shown = self._opening(example.images, robot, example.past)
             images.append(shown)
             if rng is not None:
                 row.seed = int(rng.integers(2**62))
@@ -182,14 +182,15 @@ class Processor:
     def robot_prompt(self, observations: Sequence[Observation], embodiment: str = "") -> Batch:
         """Rows that end where the answer is to be decoded, all of one robot (see `robot`); padded on the left.
 
-        Raises InputError when a camera is missing that the robot does not act without, or the state does not fit the
-        embodiment. The first observation that lacks cameras is reported in a line.
+        Raises InputError when a camera is missing that the robot does not act without, past frames are not of as many
+        moments as its history, or the state does not fit the embodiment. The first observation that lacks cameras is
+        reported in a line.
         """
         robot = self.robot(embodiment)
         rows, images = [], []
         for observation in observations:
             self._report_missing(robot, observation)
-            row, shown = self._opening(observation.images, robot)
+            row, shown = self._opening(observation.images, robot, observation.past)
             self._ask(row, robot, observation.instruction, observation.state)
             rows.append(row)
             images.append(shown)
@@ -215,11 +216,13 @@ class Processor:
             parts.append(" ".join(values[i] for i in run_ids) if is_point else str(text).strip())
         return " ".join(part for part in parts if part)
 
-    def _opening(self, views: StoredViews, robot: RobotSpec | None = None) -> tuple[Row, list[Shown]]:
+    def _opening(
+        self, views: StoredViews, robot: RobotSpec | None = None, past: Sequence[StoredViews] = ()
+    ) -> tuple[Row, list[Shown]]:
         """A row up to its first prompt, of a question or of a robot, and what it is shown."""
         told = self.shown if robot is None else self.cameras[self.robots.index(robot)]
-        images = views if robot is None else {camera: views[camera] for camera in shown_cameras(robot, views)}
-        shown = [Shown(image, told.view(*image.shape[:2])) for image in images.values()]
+        images = list(views.values()) if robot is None else [image for _, image in row_frames(robot, views, past)]
+        shown = [Shown(image, told.view(*image.shape[:2])) for image in images]
         parts = tuple(told.parts(one.view, number) for number, one in enumerate(shown, 1))
         row = Row(bare=not shown)
         row.add(self.encoder.opening(parts), shared=True)

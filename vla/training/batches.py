@@ -60,7 +60,8 @@ def spare(processor: Processor) -> Example:
     state = robot.state.denormalize(np.zeros((1, len(robot.embodiment.state))))[0]
     actions = robot.denormalize_actions(np.zeros((robot.horizon, robot.width)), state)
     images = dict.fromkeys(robot.embodiment.cameras, _black(processor))
-    return Example(images, "", actions, state, source=SPARE, embodiment=robot.name)
+    past = tuple({} for _ in robot.history)
+    return Example(images, "", actions, state, source=SPARE, embodiment=robot.name, past=past)
 
 
 def _black(processor: Processor) -> UInt8[np.ndarray, "h w 3"]:

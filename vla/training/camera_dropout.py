@@ -19,7 +19,7 @@ STREAM = 0x2545F491
 
 def without_cameras(example: Example, share: float, key: tuple[int, ...]) -> Example:
     """The example of a robot without some of its cameras, each left out with the probability `share`, and without
-    their points; a question stays as it is.
+    their points and past frames; a question stays as it is.
 
     What is drawn for a camera depends on the row's `key` and the camera's name alone. Where all would be left out, the
     one that was the nearest to staying stays.
@@ -33,7 +33,10 @@ def without_cameras(example: Example, share: float, key: tuple[int, ...]) -> Exa
     points = example.points
     if points is not None:
         points = arrange_points(points, tuple(drawn), kept, len(points) * len(kept) // len(drawn))
-    return replace(example, images={camera: example.images[camera] for camera in kept}, points=points)
+    images, *past = (
+        {camera: views[camera] for camera in kept if camera in views} for views in (example.images, *example.past)
+    )
+    return replace(example, images=images, past=tuple(past), points=points)
 
 
 def check_dropout(share: float, robots: Sequence[RobotSpec]) -> None:

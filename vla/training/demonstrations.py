@@ -44,13 +44,21 @@ class Demonstrations:
             raise InputError(f"{store.path} repeats images between decisions: evaluate with frames=all to train on it")
         return cls(store, *split(len(store), HELD_OUT_EPISODES))
 
-    def windows(self, horizon: int, instruction: str = "both", delay: float | str | None = None) -> Windows:
+    def windows(
+        self,
+        horizon: int,
+        instruction: str = "both",
+        delay: float | str | None = None,
+        history: Sequence[int] = (),
+    ) -> Windows:
         """Those to train on, with prefixes for inference that takes up to `delay` [s] (`prefix_steps`)."""
         longest = prefix_steps(delay, self.store.embodiment.control_hz, horizon)
-        return Windows(self.store, horizon, 1, self.train_episodes, instruction, longest)
+        return Windows(self.store, horizon, 1, self.train_episodes, instruction, longest, history)
 
-    def heldout(self, horizon: int, instruction: str = "both") -> Windows:
-        return Windows(self.store, horizon, stride=3, episodes=self.heldout_episodes, instruction=instruction)
+    def heldout(self, horizon: int, instruction: str = "both", history: Sequence[int] = ()) -> Windows:
+        return Windows(
+            self.store, horizon, stride=3, episodes=self.heldout_episodes, instruction=instruction, history=history
+        )
 
     @property
     def things(self) -> int:
