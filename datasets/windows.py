@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.prompts import check_choice, prompts_at
 from vla.errors import InputError
-from vla.stored_image import decoded
+from vla.stored_image import StoredViews, decoded
 from vla.types import Example
 
 UNDER_WAY = 0.2
@@ -31,7 +31,8 @@ class Windows:
     instructions that fit a step (`prompts_at`). A chunk that goes on into the next sub-task is learned whole, as by
     openpi and LeRobot: it is what the demonstrator did. `longest_prefix` is how many of a chunk's first actions may be
     under way: each number of them is drawn alike often (training-time real-time chunking, Black et al. 2025, arXiv
-    2512.05964, sec. 4). Where none is given, up to half of them are, in `UNDER_WAY` of the windows.
+    2512.05964, sec. 4). Where none is given, up to half of them are, in `UNDER_WAY` of the windows. With a `history` of
+    so many steps before t, most first, it holds the images of those steps too, but none from before the episode.
     """
 
     def __init__(
@@ -42,12 +43,13 @@ class Windows:
         episodes: Episodes | None = None,
         instruction: str = "both",
         longest_prefix: int | None = None,
+        history: Sequence[int] = (),
     ) -> None:
         check_choice(instruction)
         if horizon < 1 or stride < 1:
             raise InputError(f"horizon and stride must be at least 1, not {horizon} and {stride}")
         self.store, self.horizon, self.instruction, self._stride = store, horizon, instruction, stride
-        self._longest_prefix = longest_prefix
+        self._longest_prefix, self._history = longest_prefix, tuple(history)
         self._points = store.points
         ends = store.records.ends
         self._episodes = np.arange(len(ends)) if episodes is None else np.asarray(episodes, np.int64)
@@ -69,14 +71,18 @@ class Windows:
 
     def __getitem__(self, index: int) -> Example:
         stored = self._example(index)
-        return replace(stored, images=decoded(stored.images))
+        return replace(stored, images=decoded(stored.images), past=tuple(map(decoded, stored.past)))
 
     def _example(self, index: int) -> Example:
         episode, frame = (int(values[0]) for values in self._placed(np.array([range(len(self))[index]])))
         wanted = np.arange(frame, frame + self.horizon)
-        last = self.store.records.frames(episode).stop - 1
+        inside = self.store.records.frames(episode)
+        last = inside.stop - 1
         return Example(
-            images={camera: self.store.image(camera, frame) for camera in self.store.embodiment.cameras},
+            images=self._images(frame),
+            past=tuple(
+                self._images(frame - steps) if frame - steps >= inside.start else {} for steps in self._history
+            ),
             prompt=self._prompts(episode, frame)[0][0],
             target=self.store.action[np.minimum(wanted, last)],
             state=self.store.state[frame].copy(),
@@ -85,6 +91,9 @@ class Windows:
             source="robot",
             embodiment=self.store.embodiment.name,
         )
+
+    def _images(self, frame: int) -> StoredViews:
+        return {camera: self.store.image(camera, frame) for camera in self.store.embodiment.cameras}
 
     def example(self, index: int, rng: np.random.Generator) -> Example:
         """The window at `index` under one of the instructions that fit its step; in some, as in real-time chunking, the
@@ -110,23 +119,34 @@ class Windows:
         """Windows as arrays, images decoded straight into place by several threads: what a loader needs."""
         episodes, frames = self._placed(indices)
         wanted = frames[:, None] + np.arange(self.horizon)
-        last = self.store.records.ends[episodes, None] - 1
+        ends = self.store.records.ends
+        last = ends[episodes, None] - 1
+        begins = np.where(episodes, ends[episodes - 1], 0)
+        earlier = [np.maximum(frames - steps, begins) for steps in self._history]
         return WindowBatch(
-            images={camera: self.store.frames(camera, frames) for camera in self.store.embodiment.cameras},
+            images=self._decoded(frames),
+            past=tuple(map(self._decoded, earlier)),
+            past_mask=frames[:, None] - np.array(self._history, np.int64) >= begins[:, None],
             state=self.store.state[frames],
             action=self.store.action[np.minimum(wanted, last)],
             mask=wanted <= last,
         )
 
+    def _decoded(self, frames: Int[np.ndarray, "n"]) -> dict[str, UInt8[np.ndarray, "n _h _w 3"]]:
+        return {camera: self.store.frames(camera, frames) for camera in self.store.embodiment.cameras}
+
 
 @dataclass(frozen=True)
 class WindowBatch:
-    """b windows: observations and the h actions from each on. `mask` is False past the episode's end."""
+    """b windows: observations and the h actions from each on. `mask` is False past the episode's end, `past_mask` where
+    a frame of the k in `past` would be from before its start (there the first one stands)."""
 
     images: Mapping[str, UInt8[np.ndarray, "b _h _w 3"]]
     state: Float[np.ndarray, "b s"]
     action: Float[np.ndarray, "b h a"]
     mask: Bool[np.ndarray, "b h"]
+    past: tuple[Mapping[str, UInt8[np.ndarray, "b _h _w 3"]], ...]
+    past_mask: Bool[np.ndarray, "b k"]
 
 
 def split(episodes: int, held_out: float, seed: int = 0) -> tuple[Int[np.ndarray, "_t"], Int[np.ndarray, "_h"]]:

@@ -7,6 +7,7 @@ component by component in the dataset's order. Images come as fractions and beco
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lerobot_policy_vla.configuration_vla import VlaConfig
 from vla.errors import InputError
 from vla.images import sides
 from vla.model import VLA
+from vla.policies.history import FrameHistory
 from vla.policies.vla import VlaPolicy as Driver
 from vla.types import Observation
 
@@ -78,20 +80,40 @@ class VlaPolicy(PreTrainedPolicy):
     def reset(self) -> None:
         self._queue: deque[Tensor] = deque()
         self._last: Tensor | None = None
+        self._histories: list[FrameHistory] = []
+        self._steps = 0
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Any]]:
         raise NotImplementedError("LeRobot does not train this policy: use `vla train`")
 
     def select_action(self, batch: dict[str, Any], **_: Any) -> Tensor:
         """The next action of each robot (b, a), in the embodiment's units; plans when there is none left."""
+        # A policy that is shown past frames sees every observation.
+        seen = self._seen(self._observations(batch)) if self._driver.history else None
         if not self._queue:
-            self._queue.extend(self.predict_action_chunk(batch)[:, : self.config.n_action_steps].unbind(1))
+            chunk = self._chunk(seen or self._observations(batch))
+            self._queue.extend(chunk[:, : self.config.n_action_steps].unbind(1))
         self._last = self._queue.popleft()
         return self._last
 
     def predict_action_chunk(self, batch: dict[str, Any], **_: Any) -> Tensor:
-        """A chunk for each robot (b, h, a). Raises InputError when the batch is not of this robot."""
-        chunks = self._driver.predict_batch(observations := self._observations(batch))
+        """A chunk for each robot (b, h, a). Raises InputError when the batch is not of this robot, and for a policy
+        that is shown past frames, which only `select_action` keeps."""
+        if self._driver.history:
+            raise InputError("this policy is shown past frames: LeRobot must ask it by select_action, at every step")
+        return self._chunk(self._observations(batch))
+
+    def _seen(self, observations: list[Observation]) -> list[Observation]:
+        """The observations of this step with their past frames."""
+        if len(self._histories) != len(observations):
+            self._histories, self._steps = [FrameHistory.of(self._driver) for _ in observations], 0
+        time = self._steps / self._driver.embodiment.control_hz
+        self._steps += 1
+        timed = (replace(observation, time=time) for observation in observations)
+        return [history.see(one) for history, one in zip(self._histories, timed, strict=True)]
+
+    def _chunk(self, observations: list[Observation]) -> Tensor:
+        chunks = self._driver.predict_batch(observations)
         horizon = self.model.processor.robots[0].horizon
         rows = [
             np.tile(self._held(i, one), (horizon, 1)) if chunk is None else chunk.actions
@@ -112,11 +134,13 @@ class VlaPolicy(PreTrainedPolicy):
     def _observations(self, batch: dict[str, Any]) -> list[Observation]:
         body = self._driver.embodiment
         _check_units(body, batch.get("robot_type") or "")
-        if lacking := [key for key in (STATE, *(IMAGES + c for c in body.cameras)) if key not in batch]:
+        cameras = [c for c in body.cameras if IMAGES + c in batch] if self._driver.fewer_cameras else []
+        cameras = cameras or list(body.cameras)
+        if lacking := [key for key in (STATE, *(IMAGES + c for c in cameras)) if key not in batch]:
             raise InputError(f"{', '.join(lacking)} is missing from LeRobot's observation: name it with --rename_map")
         states = batch[STATE].cpu().double().numpy()
         tasks = [batch.get("task") or ""] * len(states) if isinstance(batch.get("task"), str | None) else batch["task"]
-        images = {camera: _bytes(batch[IMAGES + camera]) for camera in body.cameras}
+        images = {camera: _bytes(batch[IMAGES + camera]) for camera in cameras}
         return [
             Observation({camera: rows[i] for camera, rows in images.items()}, state, tasks[i], 0.0)
             for i, state in enumerate(states)

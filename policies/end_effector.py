@@ -15,7 +15,8 @@ from vla.kinematics.arm import ArmKinematics
 from vla.kinematics.chain import ToolKinematics
 from vla.kinematics.joint_map import Named, bare
 from vla.kinematics.tool_pose import ToolPose
-from vla.policies.protocol import BatchPolicy, GuidedPolicy, Policy
+from vla.policies.history import history_of
+from vla.policies.protocol import BatchPolicy, GuidedPolicy, Policy, takes_fewer_cameras
 from vla.types import ActionChunk, Observation
 
 PACE = 0.95
@@ -51,7 +52,7 @@ class EndEffectorPolicy:
         self._tools = there = policy.embodiment
         self._arm = ArmKinematics(body, kinematics)
         self._poses = [ToolPose.of(there, tool) for tool in kinematics.tools]
-        _check_cameras_and_rate(there, body)
+        _check_cameras_and_rate(there, body, takes_fewer_cameras(policy))
         fastest = np.full(len(body.action), np.inf) if velocity is None else np.array(velocity, float)
         period = 1 / body.control_hz
         self._step, self._first = (PACE * fastest[self._arm.at] * seconds for seconds in (period, max(period, LAG)))
@@ -63,6 +64,11 @@ class EndEffectorPolicy:
     def model(self) -> Any:
         """The policy's, where it has one."""
         return getattr(self.policy, "model", None)
+
+    @property
+    def history(self) -> tuple[float, ...]:
+        """The policy's (`HistoryPolicy`)."""
+        return history_of(self.policy)
 
     def reset(self) -> None:
         self.policy.reset()
@@ -233,8 +239,8 @@ class _Passed:
         return (values[:, self.theirs] - self.offset) / self.scale
 
 
-def _check_cameras_and_rate(there: Embodiment, body: Embodiment) -> None:
-    if set(there.cameras) != set(body.cameras):
+def _check_cameras_and_rate(there: Embodiment, body: Embodiment, fewer_cameras: bool) -> None:
+    if set(there.cameras) != set(body.cameras) and not (fewer_cameras and there.has_cameras_of(body)):
         raise InputError(
             f"the policy's cameras are {', '.join(there.cameras)}, those of {body.name} are {', '.join(body.cameras)}"
         )

@@ -43,6 +43,19 @@ class BatchPolicy(Protocol):
 
 
 @runtime_checkable
+class FewerCamerasPolicy(Protocol):
+    """One that says whether it acts on observations that lack some of its embodiment's cameras."""
+
+    @property
+    def fewer_cameras(self) -> bool: ...
+
+
+def takes_fewer_cameras(policy: Policy) -> bool:
+    """Whether it acts without some of its cameras: so it was trained."""
+    return isinstance(policy, FewerCamerasPolicy) and policy.fewer_cameras
+
+
+@runtime_checkable
 class GuidedPolicy(BatchPolicy, Protocol):
     """One whose chunks can be drawn to the old ones also beyond the prefix (real-time chunking's soft mask)."""
 

@@ -111,7 +111,7 @@ class RemotePolicy:
 
         Raises InputError where the server's policy is of another embodiment.
         """
-        self.embodiment.check(body)
+        self.embodiment.check(body, self.fewer_cameras)
         self._expected = body
 
     def reset(self) -> None:
@@ -121,6 +121,16 @@ class RemotePolicy:
     def guides(self) -> bool:
         """Whether the server's policy can be guided."""
         return self._guides
+
+    @property
+    def fewer_cameras(self) -> bool:
+        """See `FewerCamerasPolicy`: as the server says."""
+        return self._fewer_cameras
+
+    @property
+    def history(self) -> tuple[float, ...]:
+        """See `HistoryPolicy`: as the server says."""
+        return self._history
 
     def predict(
         self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
@@ -150,6 +160,8 @@ class RemotePolicy:
             "prompt": observation.instruction,
             "vla/time": observation.time,
         } | given
+        if observation.past:
+            message["vla/past"] = [dict(images) for images in observation.past]
         with self._state:
             self._asked += 1
             asked, self._question = self._asked, pack(message | {"vla/id": self._asked})
@@ -197,9 +209,17 @@ class RemotePolicy:
         if not isinstance(metadata, dict) or not isinstance(metadata.get("embodiment"), dict):
             raise InputError("the server does not name its embodiment: it is not `vla serve`")
         there = Embodiment.from_dict(metadata["embodiment"])
+        self._fewer_cameras = bool(metadata.get("fewer_cameras", False))
         if self._expected is not None:
-            self._expected.check(there)
+            if self._fewer_cameras and there.has_cameras_of(self._expected):
+                there.check(self._expected, fewer_cameras=True)
+            else:
+                self._expected.check(there)
         self._guides = "vla/beyond" in metadata.get("extras", ())
+        history = tuple(map(float, metadata.get("history", ())))
+        if history != getattr(self, "_history", history):
+            raise InputError(f"shown frames of {history} s before the present, not of {self._history} s")
+        self._history = history
         statistics = str(metadata.get("statistics_hash", ""))
         if self._hash and statistics != self._hash:
             raise InputError(f"normalised by statistics {statistics or 'unknown'}, not by {self._hash}")

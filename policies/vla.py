@@ -23,9 +23,10 @@ class VlaPolicy:
     """Decodes one chunk a call. Its state is the checkpoint alone, so one object serves many robots of one kind.
 
     `embodiment` names one of the checkpoint's robots, or is the robot to drive: where that is one of them
-    (`Embodiment.check`), actions are clipped to its own limits, not to the ranges of the data, and it is this policy's
-    embodiment; else that of the checkpoint is, whose `check` says in what they differ. Raises InputError, naming those
-    that there are, when the checkpoint drives none of that name, or several and none is named.
+    (`Embodiment.check`; of a policy that may act with fewer cameras also one that lacks some), actions are clipped to
+    its own limits, not to the ranges of the data, and it is this policy's embodiment; else that of the checkpoint is,
+    whose `check` says in what they differ. Raises InputError, naming those that there are, when the checkpoint drives
+    none of that name, or several and none is named.
 
     `engine` is the precision of a `vla.inference.engine.Engine` that decodes; None: the model itself does.
     """
@@ -39,7 +40,8 @@ class VlaPolicy:
         else:
             self._robot = model.processor.robot_for(embodiment)
         self._body = self._robot.embodiment
-        if isinstance(embodiment, Embodiment) and is_like(self._body, embodiment):
+        fewer = self._robot.fewer_cameras
+        if isinstance(embodiment, Embodiment) and is_like(self._body, embodiment, fewer):
             body = replace(self._body, action_low=embodiment.action_low, action_high=embodiment.action_high)
             self._robot, self._body = replace(self._robot, embodiment=body), embodiment
         self._decoder = model if engine is None else Engine(model, engine)
@@ -62,6 +64,16 @@ class VlaPolicy:
         """Whether its chunks come from a flow, which can be guided."""
         head = self._model.processor.head
         return head is not None and head.regression is not None and head.regression.reads_cache
+
+    @property
+    def fewer_cameras(self) -> bool:
+        """See `FewerCamerasPolicy`."""
+        return self._robot.fewer_cameras
+
+    @property
+    def history(self) -> tuple[float, ...]:
+        """See `HistoryPolicy`."""
+        return self._robot.history_seconds
 
     def reset(self) -> None:
         """Nothing is remembered between chunks."""
@@ -100,9 +112,10 @@ class VlaPolicy:
             chunks.append(ActionChunk(actions, observation.time, 1 / self.embodiment.control_hz, where))
         return chunks
 
-    def _arranged(self, points: Float[np.ndarray, "p 2"]) -> Float[np.ndarray, "p 2"]:
+    def _arranged(self, points: Float[np.ndarray, "p 2"]) -> Float[np.ndarray, "q 2"]:
         """Points in the order of the robot's cameras, which need not be that of the data."""
-        return arrange_points(points, self._robot.embodiment.cameras, self._body.cameras, len(points))
+        known, wanted = self._robot.embodiment.cameras, self._body.cameras
+        return arrange_points(points, known, wanted, len(points) * len(wanted) // len(known))
 
     def _normalized(
         self, actions: Float[np.ndarray, "b k a"] | None, observations: Sequence[Observation]

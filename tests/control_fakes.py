@@ -94,6 +94,7 @@ class VirtualInference:
     delay: Callable[[], float] = lambda: 0.05
     dead: bool = False
     requests: list[Request] = field(default_factory=list)
+    history: tuple[float, ...] = ()
     _under_way: tuple[Request, float, float] | None = None
 
     def ask(self, request: Request) -> None:

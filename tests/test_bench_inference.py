@@ -8,7 +8,12 @@ import torch
 from vla.benchmarks import inference
 from vla.benchmarks.inference import PARTS, Machine, bench_inference
 
-LEROBOT = {"nano": (), "smolvla tiny": ("lerobot smolvla",), "pi0 tiny": ("lerobot pi0_fast",)}
+LEROBOT = {
+    "nano": (),
+    "nano, 2 past frames": (),
+    "smolvla tiny": ("lerobot smolvla",),
+    "pi0 tiny": ("lerobot pi0_fast",),
+}
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ LAYERS = (
     + ("teleop", "training"),
     ("datasets", "envs", "policies", "recording"),
     ("actions", "batch", "chat", "chat_encoder", "heads", "hub", "images", "inference", "model", "normalize", "page")
-    + ("processor", "action_targets", "rgb", "robot_spec", "shared_images", "statistics", "vlm"),
+    + ("processor", "action_targets", "rgb", "robot_spec", "robot_views", "shared_images", "statistics", "vlm"),
     (
         "accelerator",
         "action_space",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -205,6 +206,33 @@ def test_the_policy_sees_the_numbers_that_ours_sees(plugin: ModuleType, make_mod
     }
     steps = [policy.select_action(batch).double().numpy() for _ in range(3)]
     torch.testing.assert_close(np.stack(steps), np.stack(expected, 1)[[0, 1, 0]])
+
+
+def test_past_frames_are_those_of_each_robots_last_steps(
+    plugin: ModuleType, make_model: Callable[..., VLA], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lerobot_policy_vla import VlaConfig
+
+    model = make_model()
+    assert model.processor.head is not None
+    robot = replace(model.processor.robot(), history=(3, 1))
+    model.processor = model.processor.with_robots([robot], model.processor.head.settings, "numbers")
+    policy, said = plugin.VlaPolicy(VlaConfig(n_action_steps=2), model=model), []
+    predict = VlaPolicy.predict_batch
+    monkeypatch.setattr(VlaPolicy, "predict_batch", lambda self, seen: said.append(seen) or predict(self, seen))
+    steps = [[observation(2 * t), observation(2 * t + 1)] for t in range(5)]
+    for _ in range(2):
+        for rows in steps:
+            policy.select_action(batch_of(*rows))
+        policy.reset()
+    for seen, t in zip(said, (0, 2, 4) * 2, strict=True):
+        for i, one in enumerate(seen):
+            assert [bool(images) for images in one.past] == [t >= 3, t >= 1]
+            for images, back in zip(one.past, (3, 1), strict=True):
+                for camera, image in images.items():
+                    np.testing.assert_array_equal(image, steps[t - back][i].images[camera])
+    with pytest.raises(InputError, match="select_action, at every step"):
+        policy.predict_action_chunk(batch_of(*steps[0]))
 
 
 def test_images_of_a_backbone_need_not_be_square(plugin: ModuleType, make_model: Callable[..., VLA]) -> None:

@@ -177,13 +177,14 @@ class Embodiment:
             free = free | np.isin(np.arange(len(self.action)), rotation.action)
         return np.where(free, actions, np.clip(actions, self.action_low, self.action_high))
 
-    def check(self, other: Embodiment) -> None:
+    def check(self, other: Embodiment, fewer_cameras: bool = False) -> None:
         """Raises InputError naming the first component in which `other` is another kind of robot.
 
         Components with their units, what the actions mean, the set of cameras and the rate make a robot; its limits, or
-        the ranges that recordings happen to span, and the order of the cameras do not.
+        the ranges that recordings happen to span, and the order of the cameras do not. With `fewer_cameras` the other
+        may have some of the cameras alone.
         """
-        if set(self.cameras) != set(other.cameras):
+        if set(self.cameras) != set(other.cameras) and not (fewer_cameras and self.has_cameras_of(other)):
             raise InputError(
                 f"embodiment {self.name} does not match {other.name}: cameras: {', '.join(self.cameras) or 'none'}, "
                 f"of the other {', '.join(other.cameras) or 'none'}"
@@ -200,11 +201,15 @@ class Embodiment:
                 f"embodiment {self.name} does not match {other.name}: {field}: {mine}, of the other {theirs}"
             )
 
-    def union(self, others: Iterable[Embodiment]) -> Embodiment:
+    def has_cameras_of(self, other: Embodiment) -> bool:
+        """Whether the other's cameras, of which there is at least one, are some of these."""
+        return bool(other.cameras) and set(other.cameras) <= set(self.cameras)
+
+    def union(self, others: Iterable[Embodiment], fewer_cameras: bool = False) -> Embodiment:
         """This robot with the ranges of all. Raises InputError when one is another kind of robot (`check`)."""
         low, high = list(self.action_low), list(self.action_high)
         for other in others:
-            self.check(other)
+            self.check(other, fewer_cameras)
             low, high = list(map(min, low, other.action_low)), list(map(max, high, other.action_high))
         return replace(self, action_low=tuple(low), action_high=tuple(high))
 

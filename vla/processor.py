@@ -32,8 +32,8 @@ from vla.heads.build import build_head, stored_settings
 from vla.heads.parallel import ParallelHead
 from vla.heads.protocol import Head, Vocabulary
 from vla.images import Size, sides
-from vla.points import arrange_points
 from vla.robot_spec import RobotSpec, check_together
+from vla.robot_views import points_of, row_frames, shown_cameras
 from vla.scene import POINT_SCALE
 from vla.stored_image import StoredViews
 from vla.types import Example, Observation
@@ -111,6 +111,8 @@ class Processor:
         # What asks for an action: the row after those of the head.
         self.blank = self.text_vocab + (self.head.rows if self.head else 0)
         self.points, self.has_points = self.encoder.points, self.encoder.has_points
+        self._reported: set[tuple[str, tuple[str, ...]]] = set()
+        """Of which robots it was said already that they act without these cameras."""
 
     def robot(self, name: str = "") -> RobotSpec:
         """The robot of that name; without one, the only robot that there is. Raises InputError when there is none."""
@@ -126,9 +128,11 @@ class Processor:
     def robot_for(self, body: Embodiment) -> RobotSpec:
         """The robot that `body` is: that of its kind (`Embodiment.check`), whatever its name where there is only one.
 
-        Where none is of its kind it is that of its name, or the only one, as `robot` says.
+        One that lacks cameras is of the kind of a robot that may act with fewer. Where none is of its kind it is that
+        of its name, or the only one, as `robot` says.
         """
         alike = [robot for robot in self.robots if is_like(robot.embodiment, body)]
+        alike = alike or [robot for robot in self.robots if is_like(robot.embodiment, body, robot.fewer_cameras)]
         named = [robot for robot in alike if robot.name == body.name]
         if len(alike) > 1 and not named:
             names = ", ".join(robot.name for robot in alike)
@@ -160,7 +164,7 @@ class Processor:
         rows, images = [], []
         for example, rng in zip(examples, rngs or repeat(None), strict=bool(rngs)):
             robot = None if example.state is None else self.robot(example.embodiment)
-            row, shown = self._opening(example.images, robot)
+            row, shown = self._opening(example.images, robot, example.past)
             images.append(shown)
             if rng is not None:
                 row.seed = int(rng.integers(2**62))
@@ -178,12 +182,15 @@ class Processor:
     def robot_prompt(self, observations: Sequence[Observation], embodiment: str = "") -> Batch:
         """Rows that end where the answer is to be decoded, all of one robot (see `robot`); padded on the left.
 
-        Raises InputError when a camera is missing, or the state does not fit the embodiment.
+        Raises InputError when a camera is missing that the robot does not act without, past frames are not of as many
+        moments as its history, or the state does not fit the embodiment. The first observation that lacks cameras is
+        reported in a line.
         """
         robot = self.robot(embodiment)
         rows, images = [], []
         for observation in observations:
-            row, shown = self._opening(observation.images, robot)
+            self._report_missing(robot, observation)
+            row, shown = self._opening(observation.images, robot, observation.past)
             self._ask(row, robot, observation.instruction, observation.state)
             rows.append(row)
             images.append(shown)
@@ -209,15 +216,24 @@ class Processor:
             parts.append(" ".join(values[i] for i in run_ids) if is_point else str(text).strip())
         return " ".join(part for part in parts if part)
 
-    def _opening(self, views: StoredViews, robot: RobotSpec | None = None) -> tuple[Row, list[Shown]]:
+    def _opening(
+        self, views: StoredViews, robot: RobotSpec | None = None, past: Sequence[StoredViews] = ()
+    ) -> tuple[Row, list[Shown]]:
         """A row up to its first prompt, of a question or of a robot, and what it is shown."""
         told = self.shown if robot is None else self.cameras[self.robots.index(robot)]
-        images = views if robot is None else _views(robot, views)
-        shown = [Shown(image, told.view(*image.shape[:2])) for image in images.values()]
+        images = list(views.values()) if robot is None else [image for _, image in row_frames(robot, views, past)]
+        shown = [Shown(image, told.view(*image.shape[:2])) for image in images]
         parts = tuple(told.parts(one.view, number) for number, one in enumerate(shown, 1))
         row = Row(bare=not shown)
         row.add(self.encoder.opening(parts), shared=True)
         return row, shown
+
+    def _report_missing(self, robot: RobotSpec, observation: Observation) -> None:
+        cameras = robot.embodiment.cameras
+        missing = (robot.name, tuple(camera for camera in cameras if camera not in observation.images))
+        if missing[1] and missing not in self._reported and shown_cameras(robot, observation.images):
+            self._reported.add(missing)
+            print(f"{robot.name} acts without {', '.join(missing[1])}, of its cameras {', '.join(cameras)}", flush=True)
 
     def _turn(self, row: Row, prompt: str, later: bool = False, more: str = "") -> None:
         """Adds a prompt, with `more` at its end; a turn that is not `later` in a conversation is its own segment."""
@@ -245,7 +261,7 @@ class Processor:
             raise InputError("an example with actions needs the state that they start from")
         robot = self.robot(example.embodiment)
         self._ask(row, robot, example.prompt, example.state)
-        where = _points_of(robot, example)
+        where = points_of(robot, example)
         row.points = percent(where)
         if rng is not None and (unknown := np.isnan(where).any(1)).any() and rng.random() < UNKNOWN_DRAWN:
             row.points[unknown] = rng.integers(POINT_SCALE, size=(unknown.sum(), 2))
@@ -357,26 +373,10 @@ class Processor:
         return made
 
 
-def is_like(one: Embodiment, other: Embodiment) -> bool:
+def is_like(one: Embodiment, other: Embodiment, fewer_cameras: bool = False) -> bool:
     """Whether the two are one kind of robot (`Embodiment.check`)."""
     try:
-        one.check(other)
+        one.check(other, fewer_cameras)
         return True
     except InputError:
         return False
-
-
-def _views(robot: RobotSpec, images: StoredViews) -> StoredViews:
-    """The embodiment's cameras, in its order."""
-    cameras = robot.embodiment.cameras
-    for camera in cameras:
-        if camera not in images:
-            raise InputError(f"camera {camera} is missing from the observation, which has {list(images)}")
-    return {camera: images[camera] for camera in cameras}
-
-
-def _points_of(robot: RobotSpec, example: Example) -> Float[np.ndarray, "p 2"]:
-    """The points that the model says, each of its camera and thing; NaN where the example does not know it."""
-    if example.points is None or robot.points == 0:
-        return np.full((robot.points, 2), np.nan)
-    return arrange_points(example.points, tuple(example.images), robot.embodiment.cameras, robot.points)

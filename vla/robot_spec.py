@@ -41,6 +41,11 @@ class RobotSpec:
     """How its cameras' images are shown (`vla.vlm.preprocessing.adapted.MODES`); None: as the backbone was trained."""
     image_tokens: int | None = None
     """Image tokens that one of them costs at most; None: what is affordable in a control loop."""
+    history: tuple[int, ...] = ()
+    """How many steps before the present there are further frames of every camera, most first; none before an episode's
+    start."""
+    fewer_cameras: bool = False
+    """Whether a row may lack some of the cameras: so it is trained with `plan.camera_dropout`."""
     statistics: Mapping[str, Statistics] | None = field(default=None, compare=False, repr=False)
     """Of "state" and "action" (the targets): what a later training keeps, or merges with its own."""
 
@@ -73,6 +78,11 @@ class RobotSpec:
         return self.targets.width
 
     @property
+    def history_seconds(self) -> tuple[float, ...]:
+        """`history` in seconds."""
+        return tuple(steps / self.embodiment.control_hz for steps in self.history)
+
+    @property
     def point_tokens(self) -> int:
         return 2 * self.points
 
@@ -93,6 +103,8 @@ class RobotSpec:
             relative=tuple(values.get("relative", ())),
             images=values.get("images"),
             image_tokens=values.get("image_tokens"),
+            history=tuple(values.get("history", ())),
+            fewer_cameras=values.get("fewer_cameras", False),
             statistics={kind: Statistics.from_dict(one) for kind, one in (values.get("statistics") or {}).items()}
             or None,
         )
@@ -111,6 +123,8 @@ class RobotSpec:
             "relative": list(self.relative),
             "images": self.images,
             "image_tokens": self.image_tokens,
+            "history": list(self.history),
+            "fewer_cameras": self.fewer_cameras,
             "statistics": kept,
         }
 
@@ -148,7 +162,7 @@ class RobotSpec:
     def check(self, data: RobotSpec) -> None:
         """Raises InputError that names the first component in which the data differ from what this was made from."""
         self.embodiment.check(data.embodiment)
-        for name in ("horizon", "points", "bins", "relative"):
+        for name in ("horizon", "points", "bins", "relative", "history"):
             one, other = getattr(self, name), getattr(data, name)
             if one != other:
                 raise InputError(f"{self.name}: {name} is {one} in the checkpoint, {other} for the data")

@@ -31,6 +31,9 @@ class Observation:
     state: Float[np.ndarray, "s"]
     instruction: str
     time: float
+    past: tuple[Mapping[str, UInt8[np.ndarray, "_h _w 3"]], ...] = ()
+    """Earlier images, oldest first, for a policy that is shown some (`vla.policies.history`): as many as that wants,
+    each by camera, and empty where there was none yet."""
 
 
 @dataclass(frozen=True)
@@ -128,5 +131,7 @@ class Example:
     """The name of the robot that it is of; empty where there is only one."""
     points: Float[np.ndarray, "p 2"] | None = None
     """As `Episode.points`, of one step, of the cameras in the order of `images`: said before the action."""
+    past: tuple[StoredViews, ...] = ()
+    """As `Observation.past`."""
     given: int = 0
     """How many of the target's first actions are input (they are under way already), not to be predicted."""

@@ -36,6 +36,8 @@ ROOFLINE, LEROBOT, GENERATE, NANO = 1.7, 4.0, 8.0, 3.0
 """To reach: of the bound, at most; of others' times, at least: the first three with pi0's sizes on an H100."""
 BANDWIDTH = {"H200": 4.8e12, "H100": 3.35e12}
 """[bytes/s] By a part of the device's name (NVIDIA's data sheets, SXM)."""
+NANOS = ("nano", "nano, 1 past frame", "nano, 2 past frames")
+"""What past frames of both cameras cost."""
 WARM, ENOUGH = 3, 30.0
 """Calls that do not count; [s] after which no more are made, but three."""
 
@@ -63,12 +65,12 @@ def bench_inference(
 ) -> Table:
     """p50, p99 and bound [ms] of each part of a chunk, for models of these `shapes` (`inference_shapes.SHAPES`).
 
-    Without `shapes`: on CUDA all published sizes, elsewhere nano and SmolVLA's. Without `precision`: bfloat16 on CUDA,
-    float32 elsewhere. `others`: measure `generate` and LeRobot as well.
+    Without `shapes`: on CUDA all published sizes, elsewhere nano, also with past frames, and SmolVLA's. Without
+    `precision`: bfloat16 on CUDA, float32 elsewhere. `others`: measure `generate` and LeRobot as well.
     """
     device = accelerator()
     cuda = device.type == "cuda"
-    names = shapes or ("nano", "nano bins", "smolvla", *(("pi0", "openvla") if cuda else ()))
+    names = shapes or (*NANOS, "nano bins", "smolvla", *(("pi0", "openvla") if cuda else ()))
     precision = precision or ("bfloat16" if cuda else "float32")
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
     machine = Machine.of(device, dtype)

@@ -30,7 +30,7 @@ class Shape:
     """A model for a robot of `cameras` cameras and `width` components, of chunks of `horizon` steps.
 
     `head` is what `vla train head=` takes. `tokens` are what transformers' `generate` and pi0-FAST say for a chunk.
-    `lerobot` names LeRobot's policies of the same sizes.
+    `lerobot` names LeRobot's policies of the same sizes. So many frames of each camera are `past` ones.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Shape:
     sizes: Sizes | None = None
     backbone: Mapping[str, Any] = field(default_factory=dict)
     lerobot: Sequence[str] = ()
+    past: int = 0
 
 
 def _openvla() -> dict[str, Any]:
@@ -65,6 +66,8 @@ SHAPES = {
     for shape in (
         # As `vla train` makes it for the SO-101: 6 steps of 6 joints; both ways to say their bins.
         Shape("nano", {"kind": "parallel"}, 2, 6, 6, 36),
+        Shape("nano, 1 past frame", {"kind": "parallel"}, 2, 6, 6, 36, past=1),
+        Shape("nano, 2 past frames", {"kind": "parallel"}, 2, 6, 6, 36, past=2),
         Shape("nano bins", {"kind": "bins"}, 2, 6, 6, 36),
         # A flow says no tokens: `generate` is given those that FAST takes for such a chunk, about one a step.
         Shape("smolvla", REAL[0].head, 2, 50, 6, 50, REAL[0], lerobot=("smolvla",)),
@@ -91,7 +94,8 @@ def _robot(shape: Shape) -> RobotSpec:
     cameras = tuple(f"camera{i}" for i in range(shape.cameras))
     embodiment = Embodiment("bench", cameras, joints, joints, low, high, 20.0)
     spread = Normalizer(low, high)
-    return RobotSpec(embodiment, shape.horizon, spread, spread, "none")
+    history = tuple(10 * moment for moment in range(shape.past, 0, -1))
+    return RobotSpec(embodiment, shape.horizon, spread, spread, "none", history=history)
 
 
 def _backbone(shape: Shape) -> tuple[Backbone, Processor]:
@@ -108,5 +112,8 @@ def observation(model: VLA) -> Observation:
     rng, robot = np.random.default_rng(0), model.processor.robot()
     side = model.processor.image_size
     size = (side, side) if isinstance(side, int) else tuple(side)
-    images = {name: rng.integers(0, 256, (*size, 3), dtype=np.uint8) for name in robot.embodiment.cameras}
-    return Observation(images, np.zeros(robot.width, np.float32), TEXT, 0.0)
+    *past, images = (
+        {name: rng.integers(0, 256, (*size, 3), dtype=np.uint8) for name in robot.embodiment.cameras}
+        for _ in range(len(robot.history) + 1)
+    )
+    return Observation(images, np.zeros(robot.width, np.float32), TEXT, 0.0, tuple(past))

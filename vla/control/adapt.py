@@ -16,6 +16,7 @@ from vla.kinematics.joint_map import bare, match_joints, read_components
 from vla.policies.load import load_policy
 from vla.policies.protocol import Policy
 from vla.policies.remote import RemotePolicy
+from vla.robot_views import REMEDY
 
 KINEMATICS = ("model", "tool", "joints", "units", "components")
 
@@ -52,9 +53,14 @@ def adapt(policy: Policy, body: Embodiment, velocity: Sequence[float] | None, ki
     if there.action == body.action or (there.kinematics is None and not given):
         if given:
             raise InputError(f"kinematics.{min(given)}: this policy's actions are the robot's own: leave it out")
-        there.check(body)
-        if isinstance(policy, RemotePolicy):
-            policy.drive(body)
+        try:
+            if isinstance(policy, RemotePolicy):
+                policy.drive(body)
+            else:
+                there.check(body)
+        except InputError as error:
+            lacks = set(there.cameras) != set(body.cameras) and there.has_cameras_of(body)
+            raise InputError(f"{error}; {REMEDY}" if lacks else str(error)) from error
         return policy
     from vla.policies.end_effector import by_inverse_kinematics
 

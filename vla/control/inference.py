@@ -73,7 +73,9 @@ class Answer:
 
 @runtime_checkable
 class Inference(Protocol):
-    """A policy that thinks elsewhere."""
+    """A policy that thinks elsewhere; `history` are the past frames that it is to be shown (`HistoryPolicy`)."""
+
+    history: tuple[float, ...]
 
     def ask(self, request: Request) -> None:
         """Never blocks. A request that was not begun yet is replaced: the latest observation wins."""

@@ -29,6 +29,7 @@ from vla.control.robot import Robot, RobotFault
 from vla.control.stats import ControlStats, Tally
 from vla.control.stop import EmergencyStop
 from vla.errors import InputError
+from vla.policies.history import FrameHistory
 from vla.types import Observation
 
 LOG = logging.getLogger(__name__)
@@ -145,6 +146,7 @@ class _Run:
         self._robot, self._inference, self._config, self._clock, self._stop = robot, inference, config, clock, stop
         self._body, self._dt, self._per_step = body, 1 / config.hz, steps_of(body.control_hz, config.hz)
         self._buffer = ActionBuffer(body, config.execution, config.execute, config.ttl)
+        self._history = FrameHistory(inference.history, 1 / body.control_hz)
         self._guard = Guard(body, robot.limits, self._dt)
         measured = np.array([at is not None for at in body.measured_by])
         reach = config.stall * (np.array(body.action_high) - np.array(body.action_low))
@@ -284,9 +286,10 @@ class _Run:
         self._check_lag(now)
         took = self._clock.now() - now
         self._tally.observe.append(took)
+        seen = self._history.see(observation)
         if self._inference.busy or not self._buffer.due(now):
             return observation, took
-        request = self._buffer.request(observation, self._guard.position, now)
+        request = self._buffer.request(seen, self._guard.position, now)
         self._request = request, now
         try:
             self._inference.ask(request)

@@ -16,9 +16,9 @@ from vla.control.stop import SIGNALS
 from vla.control.thread_inference import answer
 from vla.embodiment import Embodiment
 from vla.errors import InputError
+from vla.policies.history import history_of
 from vla.policies.protocol import Policy
-from vla.shared_images import views
-from vla.types import Observation
+from vla.shared_images import images_of, views, with_images, without_images
 
 FAREWELL = 2.0
 """[s] that the process has to end by itself."""
@@ -48,7 +48,8 @@ class ProcessInference:
         if isinstance(told, str):
             self.close()
             raise InputError(told)
-        self.embodiment: Embodiment = told
+        self.embodiment: Embodiment = told[0]
+        self.history: tuple[float, ...] = told[1]
 
     def ask(self, request: Request) -> None:
         self._waiting = request, time.monotonic()
@@ -92,7 +93,7 @@ class ProcessInference:
             return
         self._asked, self._waiting = self._waiting, None
         request = self._asked[0]
-        images = request.observation.images
+        images = images_of(request.observation)
         size = sum(image.nbytes for image in images.values())
         if self._images is None or self._images.size < size:
             if self._images is not None:
@@ -102,7 +103,7 @@ class ProcessInference:
         shapes = {camera: image.shape for camera, image in images.items()}
         for camera, place in views(self._images, shapes).items():
             place[:] = images[camera]
-        seen = replace(request.observation, images={})
+        seen = without_images(request.observation)
         try:
             self._pipe.send((self._images.name, shapes, replace(request, observation=seen), self._asked[1]))
         except OSError as error:
@@ -119,7 +120,7 @@ def _serve(load: Callable[[], Policy], pipe: Connection) -> None:
     except InputError as error:
         pipe.send(str(error))
         return
-    pipe.send(policy.embodiment)
+    pipe.send((policy.embodiment, history_of(policy)))
     memory: SharedMemory | None = None
     with suppress(EOFError, ConnectionError):
         while True:
@@ -129,7 +130,7 @@ def _serve(load: Callable[[], Policy], pipe: Connection) -> None:
                     memory.close()
                 memory = SharedMemory(name)
             images = {camera: view.copy() for camera, view in views(memory, shapes).items()}
-            observation: Observation = replace(request.observation, images=images)
+            observation = with_images(request.observation, images)
             said = answer(policy, replace(request, observation=observation), asked)
             pipe.send((said.chunk, said.reason, said.answered))
     if memory is not None:

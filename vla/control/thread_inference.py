@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from vla.control.inference import Answer, InferenceDied, Request, predict
 from vla.errors import InputError
+from vla.policies.history import history_of
 from vla.policies.protocol import Policy
 
 
@@ -28,6 +29,7 @@ class ThreadInference:
 
     def __init__(self, policy: Policy) -> None:
         self._policy, self._changed = policy, threading.Condition()
+        self.history = history_of(policy)
         self._waiting: tuple[Request, float] | None = None
         self._thinking = self._closing = False
         self._answer: Answer | None = None

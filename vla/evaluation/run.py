@@ -9,7 +9,7 @@ import shlex
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -34,6 +34,7 @@ from vla.evaluation.rollout import PolicyFor, progress
 from vla.evaluation.summary import summarize, write_json
 from vla.evaluation.trial import Key, Result, Trial, trials_for
 from vla.evaluation.workers import Job, run_in_workers
+from vla.policies.history import history_of
 from vla.policies.load import SCRIPTED, tasks_of_policy, tasks_trained_on, weights_of_policy
 from vla.policies.protocol import Policy
 
@@ -196,10 +197,12 @@ def measure(env: gymnasium.Env[Any, Any], policy: Policy, times: int = 5) -> flo
     values, _ = env.reset(seed=0)
     values = values | {"images": env.unwrapped.capture()}  # type: ignore[attr-defined]
     policy.reset()
+    seen = to_observation(values, 0.0)
+    seen = replace(seen, past=(seen.images,) * len(history_of(policy)))  # as in the middle of an episode
     taken = []
     for _ in range(times + 1):
         start = time.perf_counter()
-        policy.predict(to_observation(values, 0.0))
+        policy.predict(seen)
         taken.append(time.perf_counter() - start)
     return round(statistics.median(taken[1:]), 4)
 

@@ -21,6 +21,7 @@ from vla.control.limits import limits_of
 from vla.envs.so101 import to_observation
 from vla.evaluation.contacts import touched
 from vla.evaluation.trial import Result, Trial
+from vla.policies.history import FrameHistory, history_of
 from vla.policies.protocol import Policy
 from vla.recording.protocol import Recorder
 from vla.types import ActionChunk, Observation
@@ -30,8 +31,9 @@ class Slot:
     """One environment with its policy, the actions to come and its recorder.
 
     An environment that does not draw by itself is asked to `capture` its images when the policy is asked, or at every
-    step with `every_frame`; at other steps the recorder gets those of the last capture. With `guard` an environment
-    that has limits (`limits_of`) gets what `Guard` makes of the actions, as a robot does.
+    step with `every_frame` and for a policy that is shown past frames; at other steps the recorder gets those of the
+    last capture. With `guard` an environment that has limits (`limits_of`) gets what `Guard` makes of the actions, as a
+    robot does.
     """
 
     def __init__(
@@ -46,7 +48,8 @@ class Slot:
         self.env, self.policy, self.recorder, self.execute = env, policy, recorder, execute
         inner = env.unwrapped
         self._capture = None if getattr(inner, "draws", True) else inner.capture  # type: ignore[attr-defined]
-        self._every_frame = every_frame
+        self._history = FrameHistory.of(policy)
+        self._every_frame = every_frame or bool(history_of(policy))
         body = policy.embodiment
         self._hz, self._low, self._high = body.control_hz, np.array(body.action_low), np.array(body.action_high)
         limits = limits_of(env) if guard else None
@@ -68,6 +71,7 @@ class Slot:
         self._hits = self._clamped = self._collisions = 0
         self._touching = touched(self.env)
         self._commands: list[Float[np.ndarray, "a"]] = []
+        self._history.reset()
         self._observe(values, fresh=True)
         self._hold = np.asarray(body.hold_action(self.observation.state), np.float64)
         if self._guard is not None:
@@ -87,6 +91,7 @@ class Slot:
         if self._capture is not None:
             values = values | {"images": self._capture() if fresh else self.observation.images}
         self.observation = to_observation(values, self._now)
+        self._seen = self._history.see(self.observation)
 
     @property
     def _now(self) -> float:
@@ -98,7 +103,7 @@ class Slot:
 
     def request(self) -> Request:
         """What to ask the policy; `take` is to get its answer before the next step."""
-        self._request = self._buffer.request(self.observation, self._hold, self._now)
+        self._request = self._buffer.request(self._seen, self._hold, self._now)
         return self._request
 
     def take(self, chunk: ActionChunk | None) -> None:

@@ -19,6 +19,9 @@ PREFIX, TIME, ID = "vla/prefix", "vla/time", "vla/id"
 """What a client may send beside openpi's keys: the actions under way (k, a), the time of capture [s], an id."""
 BEYOND, VJP = "vla/beyond", "vla/vjp"
 """And to a policy that can be guided: the old chunk's actions after those (m, a), and whether by vector products."""
+PAST, RESET = "vla/past", "vla/reset"
+"""And to a policy that is shown past frames: these, oldest first, each a map of cameras to images, empty where there
+was none yet; or, where the server is to keep them, whether an episode begins."""
 MAX_SIDE, MAX_ID = 4096, 64
 
 
@@ -52,18 +55,25 @@ class Keys:
 
 
 def read_request(
-    message: Any, keys: Keys, embodiment: Embodiment, clock: Callable[[], float] = time.monotonic
+    message: Any,
+    keys: Keys,
+    embodiment: Embodiment,
+    clock: Callable[[], float] = time.monotonic,
+    fewer_cameras: bool = False,
+    moments: int = 0,
 ) -> tuple[Request, int | str | None]:
     """What a message asks, and the id that is to come back with the answer, None where it has none.
 
-    Raises InputError that names the key that is missing or does not fit.
+    With `fewer_cameras` a message may lack some of the cameras. Past frames, if a message has any, are of so many
+    `moments`. Raises InputError that names the key that is missing or does not fit.
     """
     if not isinstance(message, dict):
         raise InputError(f"an observation is a map of keys, not {type(message).__name__}")
     prompt = _instruction(message, keys)
     if not isinstance(prompt, str):
         raise InputError(f"{keys.prompt}: the instruction must be text, not {type(prompt).__name__}")
-    images = {camera: _image(key, _find(message, key)) for camera, key in keys.cameras.items()}
+    sent = {camera: key for camera, key in keys.cameras.items() if _has(message, key)} if fewer_cameras else {}
+    images = {camera: _image(key, _find(message, key)) for camera, key in (sent or keys.cameras).items()}
     parts = [_numbers(key, np.atleast_1d(_as_array(key, _find(message, key)))) for key in keys.state]
     if any(part.ndim != 1 for part in parts) or sum(map(len, parts)) != len(embodiment.state):
         shapes = ", ".join(f"{key} {part.shape}" for key, part in zip(keys.state, parts, strict=True))
@@ -80,7 +90,8 @@ def read_request(
         raise InputError(f"{TIME}: not a finite number of seconds")
     if not (name is None or isinstance(name, int) or isinstance(name, str) and len(name) <= MAX_ID):
         raise InputError(f"{ID}: neither a whole number nor text of at most {MAX_ID} characters")
-    seen = Observation(images, np.concatenate(parts), str(prompt), float(captured))
+    past = _past(message.get(PAST), embodiment, moments)
+    seen = Observation(images, np.concatenate(parts), str(prompt), float(captured), past)
     return Request(seen, prefix, 0, beyond, vjp), name
 
 
@@ -93,6 +104,17 @@ def _instruction(message: Mapping[Any, Any], keys: Keys) -> Any:
             raise InputError(f"{error}; or give `vla serve` one for all, instruction=TEXT") from None
         return keys.instruction
     return keys.instruction if keys.instruction is not None and sent in (None, "") else sent
+
+
+def _past(value: Any, embodiment: Embodiment, moments: int) -> tuple[dict[str, UInt8[np.ndarray, "_h _w 3"]], ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list | tuple) or len(value) != moments or not all(isinstance(v, dict) for v in value):
+        raise InputError(f"{PAST}: a list of {moments} maps of cameras to images, for this policy")
+    return tuple(
+        {camera: _image(f"{PAST}/{camera}", images[camera]) for camera in embodiment.cameras if camera in images}
+        for images in value
+    )
 
 
 def _actions(key: str, value: Any, width: int) -> Float[np.ndarray, "k a"] | None:
@@ -113,6 +135,14 @@ def _find(message: Mapping[Any, Any], key: str) -> Any:
             raise InputError(f"{key}: missing; sent are {', '.join(sorted(map(str, message)))[:500] or 'no keys'}")
         value = value[part]
     return value
+
+
+def _has(message: Mapping[Any, Any], key: str) -> bool:
+    try:
+        _find(message, key)
+        return True
+    except InputError:
+        return False
 
 
 def _as_array(key: str, value: Any) -> np.ndarray:

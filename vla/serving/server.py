@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Any
@@ -24,11 +24,12 @@ from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
 from vla import __version__
-from vla.control.inference import guides, predict
+from vla.control.inference import Request, guides, predict
 from vla.errors import InputError
-from vla.policies.protocol import BatchPolicy, Policy
+from vla.policies.history import FrameHistory, history_of
+from vla.policies.protocol import BatchPolicy, Policy, takes_fewer_cameras
 from vla.serving.metrics import Metrics
-from vla.serving.observation import BEYOND, ID, PREFIX, TIME, VJP, Keys, read_request
+from vla.serving.observation import BEYOND, ID, PAST, PREFIX, RESET, TIME, VJP, Keys, read_request
 from vla.types import ActionChunk
 from vla.wire import pack, unpack
 
@@ -47,11 +48,18 @@ def check_host(host: str, key: str) -> None:
         raise InputError(f"host={host} is open to others: set a key (VLA_API_KEY or key_file=), or serve on 127.0.0.1")
 
 
+def _more(policy: Policy) -> tuple[str, ...]:
+    """Keys that this policy alone has a use for."""
+    return (*((BEYOND, VJP) if guides(policy) else ()), *((PAST, RESET) if history_of(policy) else ()))
+
+
 class _Client:
     """The latest observation of one robot; an older one that nobody has looked at is dropped."""
 
-    def __init__(self) -> None:
+    def __init__(self, policy: Policy) -> None:
         self.latest: bytes | str | None = None
+        self.history = FrameHistory.of(policy)
+        """Where the robot does not send its past frames."""
         self.arrived = asyncio.Event()
         self.total_ms: float | None = None
 
@@ -99,7 +107,9 @@ class PolicyServer:
             "tasks": list(tasks),
             "weights": weights,
             "keys": asdict(keys),
-            "extras": [PREFIX, TIME, ID, *((BEYOND, VJP) if guides(policy) else ())],
+            "history": list(history_of(policy)),
+            "fewer_cameras": takes_fewer_cameras(policy),
+            "extras": [PREFIX, TIME, ID, *_more(policy)],
         }
 
     @asynccontextmanager
@@ -152,7 +162,7 @@ class PolicyServer:
 
     async def _robot(self, socket: ServerConnection) -> None:
         """One robot, from its metadata to its end."""
-        client = _Client()
+        client = _Client(self._policy)
         self.metrics.clients += 1
         reader = asyncio.create_task(self._read(socket, client))
         answerer = asyncio.create_task(self._answers(socket, client))
@@ -196,7 +206,7 @@ class PolicyServer:
                 message = client.take()
                 loop = asyncio.get_running_loop()
                 # What runs in the thread goes on when its robot leaves: the next must still wait for it.
-                work = loop.run_in_executor(self._thread, self._predict, message, client.total_ms)
+                work = loop.run_in_executor(self._thread, self._predict, message, client)
                 try:
                     answer, outcome, seconds = await asyncio.shield(work)
                 except asyncio.CancelledError:
@@ -214,13 +224,13 @@ class PolicyServer:
             finally:
                 self._settle()
 
-    def _predict(self, message: bytes | str, total_ms: float | None) -> tuple[bytes | str, str, float]:
+    def _predict(self, message: bytes | str, client: _Client) -> tuple[bytes | str, str, float]:
         """In the policy's thread: the answer, its outcome as counted, and the time the policy took [s]."""
         started = time.perf_counter()
         try:
             if isinstance(message, str):
                 raise InputError("an observation is a binary message, not text")
-            request, name = read_request(unpack(message), self._keys, self._policy.embodiment)
+            request, name = self._request_of(unpack(message), client)
             if request.beyond is not None and not guides(self._policy):
                 raise InputError(f"{BEYOND} is for flows: this policy's chunks come from none")
             started = time.perf_counter()
@@ -228,13 +238,27 @@ class PolicyServer:
             seconds = time.perf_counter() - started
             if chunk is None and name is None:
                 return "the policy has no valid chunk: hold the robot still", "none", seconds
-            result = self._result(chunk, name, 1e3 * seconds, total_ms)
+            result = self._result(chunk, name, 1e3 * seconds, client.total_ms)
             return pack(result), "none" if chunk is None else "chunk", seconds
         except InputError as error:
             return str(error), "input_error", time.perf_counter() - started
         except Exception as error:  # one robot's observation must not end the others' service
             LOG.exception("the policy failed")
             return f"the policy failed: {type(error).__name__}", "failure", time.perf_counter() - started
+
+    def _request_of(self, message: Any, client: _Client) -> tuple[Request, int | str | None]:
+        """`read_request`, with past frames for a policy that is shown some: those of the message, or of the client's
+        observations that were answered before."""
+        fewer, moments = takes_fewer_cameras(self._policy), len(history_of(self._policy))
+        body = self._policy.embodiment
+        request, name = read_request(message, self._keys, body, fewer_cameras=fewer, moments=moments)
+        if request.observation.past:
+            return request, name
+        if not isinstance(begins := message.get(RESET, False), bool):
+            raise InputError(f"{RESET} is true or false")
+        if begins:
+            client.history.reset()
+        return replace(request, observation=client.history.see(request.observation)), name
 
     def _result(
         self, chunk: ActionChunk | None, name: int | str | None, infer_ms: float, total_ms: float | None

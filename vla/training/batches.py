@@ -13,6 +13,7 @@ from vla.batch import Batch, Frames, own_frames
 from vla.datasets.mixture import Mixture
 from vla.images import sides
 from vla.processor import Processor
+from vla.training.camera_dropout import without_cameras
 from vla.training.distributed import World
 from vla.training.geometry import move
 from vla.training.plan import Plan
@@ -33,6 +34,7 @@ def micro_batches(
         examples.append(spare(processor))
         rows.append(plan.batch_size)
     keys = [(plan.seed, step, row) for row in rows]
+    examples = [without_cameras(e, plan.camera_dropout, key) for e, key in zip(examples, keys, strict=True)]
     examples, warps = move(examples, processor, plan.augmentation, keys)
     batch = processor.batch(examples, [np.random.default_rng(key) for key in keys], frames)
     for row, matrices in zip(batch.warp, warps, strict=True):
@@ -58,7 +60,8 @@ def spare(processor: Processor) -> Example:
     state = robot.state.denormalize(np.zeros((1, len(robot.embodiment.state))))[0]
     actions = robot.denormalize_actions(np.zeros((robot.horizon, robot.width)), state)
     images = dict.fromkeys(robot.embodiment.cameras, _black(processor))
-    return Example(images, "", actions, state, source=SPARE, embodiment=robot.name)
+    past = tuple({} for _ in robot.history)
+    return Example(images, "", actions, state, source=SPARE, embodiment=robot.name, past=past)
 
 
 def _black(processor: Processor) -> UInt8[np.ndarray, "h w 3"]:

@@ -52,6 +52,9 @@ def continued(name: str, base: VLA, robots: Sequence[RobotSpec], head: Mapping[s
     if unknown := sorted({robot.name for robot in robots} - known.keys()):
         raise InputError(f"{name} drives {', '.join(known)}, and not {unknown[0]}: give a vision-language model")
     for data in robots:
+        before = known[data.name].history
+        if data.history and data.history != before:
+            print(f"{data.name}: a history of {_steps(data.history)} in place of {_steps(before)}")
         try:
             known[data.name] = _spec(known[data.name], data, ranges)
         except InputError as error:
@@ -66,7 +69,9 @@ def continued(name: str, base: VLA, robots: Sequence[RobotSpec], head: Mapping[s
 
 def _spec(known: RobotSpec, data: RobotSpec, ranges: Ranges) -> RobotSpec:
     """The checkpoint's robot, with ranges as `ranges` says."""
-    body = known.embodiment.union([data.embodiment])
+    history = data.history or known.history
+    known = replace(known, fewer_cameras=known.fewer_cameras or data.fewer_cameras, history=history)
+    body = known.embodiment.union([data.embodiment], known.fewer_cameras)
     for field in ("horizon", "bins"):
         if (one := getattr(known, field)) != (other := getattr(data, field)):
             raise InputError(f"{field} is {one} in the checkpoint, {other} for the data")
@@ -74,8 +79,10 @@ def _spec(known: RobotSpec, data: RobotSpec, ranges: Ranges) -> RobotSpec:
         one, other = getattr(known, field), getattr(data, field)
         if other not in (None, one):
             raise InputError(f"{field} is {one} in the checkpoint, not {other}: leave it out")
-    if data.points > known.points:
-        raise InputError(f"points are {known.points} a step in the checkpoint, {data.points} for the data")
+    # Of as many things in all of the cameras, some of which the data may lack.
+    points = data.points * max(1, len(body.cameras)) // max(1, len(data.embodiment.cameras))
+    if points > known.points:
+        raise InputError(f"points are {known.points} a step in the checkpoint, {points} for the data")
     if ranges.predict is not None and data.relative != known.relative:
         raise InputError(f"it predicts {_relative(known)} relative to the state, predict says {_relative(data)}")
     chosen = ranges.statistics or KEEP
@@ -105,6 +112,10 @@ def _spec(known: RobotSpec, data: RobotSpec, ranges: Ranges) -> RobotSpec:
         statistics_hash=hashlib.sha256(f"{state.hash()} {action.hash()}".encode()).hexdigest(),
         statistics={"state": state, "action": action},
     )
+
+
+def _steps(history: Sequence[int]) -> str:
+    return f"{', '.join(map(str, history))} steps" if history else "none"
 
 
 def _relative(robot: RobotSpec) -> str:

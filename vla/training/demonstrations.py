@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from vla.action_targets import RELATIVE, ActionTargets, relative_components
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.windows import Windows, split
+from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.normalize import QUANTILE, Normalizer, methods_of
 from vla.robot_spec import RobotSpec
@@ -43,13 +44,21 @@ class Demonstrations:
             raise InputError(f"{store.path} repeats images between decisions: evaluate with frames=all to train on it")
         return cls(store, *split(len(store), HELD_OUT_EPISODES))
 
-    def windows(self, horizon: int, instruction: str = "both", delay: float | str | None = None) -> Windows:
+    def windows(
+        self,
+        horizon: int,
+        instruction: str = "both",
+        delay: float | str | None = None,
+        history: Sequence[int] = (),
+    ) -> Windows:
         """Those to train on, with prefixes for inference that takes up to `delay` [s] (`prefix_steps`)."""
         longest = prefix_steps(delay, self.store.embodiment.control_hz, horizon)
-        return Windows(self.store, horizon, 1, self.train_episodes, instruction, longest)
+        return Windows(self.store, horizon, 1, self.train_episodes, instruction, longest, history)
 
-    def heldout(self, horizon: int, instruction: str = "both") -> Windows:
-        return Windows(self.store, horizon, stride=3, episodes=self.heldout_episodes, instruction=instruction)
+    def heldout(self, horizon: int, instruction: str = "both", history: Sequence[int] = ()) -> Windows:
+        return Windows(
+            self.store, horizon, stride=3, episodes=self.heldout_episodes, instruction=instruction, history=history
+        )
 
     @property
     def things(self) -> int:
@@ -99,13 +108,15 @@ def robot_specs(
     horizon: int,
     predict: str | Mapping[str, str] = RELATIVE,
     normalization: str | Mapping[str, str] = QUANTILE,
+    fewer_cameras: bool = False,
 ) -> list[RobotSpec]:
     """The robots, by name; each normalised by the statistics of all its demonstrations, as if they were one store.
 
     `predict` says which actions are predicted relative to the state (`vla.action_targets.relative_components`),
     `normalization` how ranges are taken (`vla.normalize`): for all components, or by their names.
-    Points are of as many things as any of its stores knows. Raises InputError when two stores give one name to
-    embodiments that differ, or for a component that no robot has.
+    Points are of as many things as any of its stores knows. With `fewer_cameras` a robot has the cameras of all its
+    stores, and may act with some of them. Raises InputError when two stores give one name to embodiments that differ,
+    or for a component that no robot has.
     """
     by_name: dict[str, list[Demonstrations]] = {}
     for one in demonstrations:
@@ -115,7 +126,8 @@ def robot_specs(
         known = {name for body in bodies.values() for name in (*body.state, *body.action)}
         if isinstance(chosen, Mapping) and (unknown := sorted(chosen.keys() - known)):
             raise InputError(f"{option}: no robot has a component {unknown[0]!r}: there are {', '.join(sorted(known))}")
-    return [_robot_spec(group, horizon, predict, normalization) for _, group in sorted(by_name.items())]
+    groups = [group for _, group in sorted(by_name.items())]
+    return [_robot_spec(group, horizon, predict, normalization, fewer_cameras) for group in groups]
 
 
 def _robot_spec(
@@ -123,10 +135,9 @@ def _robot_spec(
     horizon: int,
     predict: str | Mapping[str, str],
     normalization: str | Mapping[str, str],
+    fewer_cameras: bool,
 ) -> RobotSpec:
-    bodies = [d.store.embodiment for d in group]
-    # Of the orders of the cameras the first by name, so that the order of the stores is no part of it.
-    body = replace(bodies[0].union(bodies[1:]), cameras=min(body.cameras for body in bodies))
+    body = _body([d.store.embodiment for d in group], fewer_cameras)
     own = (
         {name: choice for name, choice in predict.items() if name in body.action}
         if isinstance(predict, Mapping)
@@ -143,5 +154,19 @@ def _robot_spec(
         statistics_hash=hashlib.sha256(f"{state.hash()} {action.hash()}".encode()).hexdigest(),
         points=max(d.things for d in group) * len(body.cameras),
         relative=targets.relative,
+        fewer_cameras=fewer_cameras,
         statistics={"state": state, "action": action},
     )
+
+
+def _body(bodies: Sequence[Embodiment], fewer_cameras: bool) -> Embodiment:
+    """The robot of all these stores. Raises InputError where they differ, `fewer_cameras` but for cameras."""
+    # Of the orders of the cameras the first by name, so that the order of the stores is no part of it.
+    orders = sorted((body.cameras for body in bodies), key=lambda cameras: (-len(cameras), cameras))
+    if not fewer_cameras and (lacking := [b for b in bodies if set(b.cameras) != set(orders[0])]):
+        raise InputError(
+            f"two stores of {bodies[0].name} differ in their cameras: {', '.join(orders[0])} and "
+            f"{', '.join(lacking[0].cameras) or 'none'}; with plan.camera_dropout=0.1 they train together"
+        )
+    cameras = tuple(dict.fromkeys(camera for order in orders for camera in order))
+    return replace(bodies[0], cameras=cameras).union(bodies, fewer_cameras)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from vla.errors import InputError
 from vla.processor import Processor
+from vla.robot_views import row_frames
 from vla.training.augmentation import WRIST, Augmentation
 from vla.types import Example
 
@@ -71,8 +72,8 @@ def move(
         if not (isinstance(example.target, str) or example.turns):
             matrices = {c: _drawn(c, image.shape, augmentation, key) for c, image in example.images.items()}
             moved[row] = replace(example, points=_moved(example.points, list(matrices.values())))
-            cameras = processor.robot(example.embodiment).embodiment.cameras
-            maps = [matrices.get(camera, np.eye(3)) for camera in cameras]
+            robot = processor.robot(example.embodiment)
+            maps = [matrices[camera] for camera, _ in row_frames(robot, example.images, example.past)]
             warps[row] = torch.from_numpy(np.array(maps, np.float32).reshape(-1, 3, 3))  # there may be no camera
     return moved, warps
 

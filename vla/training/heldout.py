@@ -48,7 +48,11 @@ def action_errors(model: VLA, examples: Sequence[Example], batch_size: int = 64)
     shares: list[float] = []
     errors: list[Float[np.ndarray, "a"]] = []
     for group in batched(examples, batch_size):
-        observations = [Observation(decoded(e.images), e.state, e.prompt, 0.0) for e in group if e.state is not None]
+        observations = [
+            Observation(decoded(e.images), e.state, e.prompt, 0.0, tuple(map(decoded, e.past)))
+            for e in group
+            if e.state is not None
+        ]
         chunks, _ = model.generate_actions(model.processor.robot_prompt(observations, robot.name))
         for example, observation, chunk in zip(group, observations, chunks, strict=True):
             wanted = np.asarray(example.target)

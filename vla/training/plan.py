@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
@@ -34,6 +35,8 @@ class Plan:
     floor: float = 0.05
     decay: float = 0.2
     state_dropout: float = 0.0
+    camera_dropout: float = 0.0
+    history: tuple[float, ...] = ()
     augment: float | Mapping[str, Any] | Augmentation = 0.15
     seed: int = 0
     evaluate_every: int = 500
@@ -64,6 +67,12 @@ class Plan:
                 "floor is between 0 and 1, decay above 0 and up to 1, clip above 0, state_dropout at least 0 and below "
                 f"1, not {self.floor}, {self.decay}, {self.clip} and {self.state_dropout}"
             )
+        if not 0 <= self.camera_dropout < 1:
+            raise InputError(f"camera_dropout must be at least 0 and below 1, not {self.camera_dropout}")
+        for offset in self.history:
+            plain = isinstance(offset, (int, float)) and not isinstance(offset, bool)
+            if not plain or not 0 < offset < math.inf:
+                raise InputError(f"plan.history is a list of seconds above 0, such as [0.5], not {offset!r}")
         if not 0 <= self.ema < 1:
             raise InputError(f"ema must be at least 0 and below 1, not {self.ema}")
         if self.precision not in get_args(Precision):
@@ -102,4 +111,4 @@ def make_plan(options: Mapping[str, Any], own: Mapping[str, Any] | None = None) 
         part: own.get("lr_scales", {}).get(part) if s is None else s for part, s in values.get("lr_scales", {}).items()
     }
     values["lr_scales"] = {part: scale for part, scale in scales.items() if scale is not None}
-    return Plan(**values | {"freeze": tuple(values.get("freeze", ()))})
+    return Plan(**values | {name: tuple(values.get(name, ())) for name in ("freeze", "history")})

@@ -26,12 +26,14 @@ from vla.normalize import QUANTILE
 from vla.processor import is_like
 from vla.robot_spec import with_cameras
 from vla.training.action_head import head_settings
+from vla.training.camera_dropout import check_dropout
 from vla.training.chain import chain
 from vla.training.continued import Ranges
 from vla.training.demonstrations import Demonstrations, robot_specs
 from vla.training.distributed import join
 from vla.training.gate import UNITS
 from vla.training.heldout import action_errors, vqa_accuracy
+from vla.training.history import with_history
 from vla.training.horizon import horizon_steps
 from vla.training.loop import Evaluate, Outcome
 from vla.training.loop import train as run_plan
@@ -129,8 +131,10 @@ def train(
     rates = [d.store.embodiment.control_hz for d in demonstrations.values()]
     kind = head if isinstance(head, str) else str(head.get("kind"))
     options["horizon"] = horizon = horizon_steps(horizon, rates, kind, checkpoint_folder(backbone))
-    robots = robot_specs(list(demonstrations.values()), horizon, predict or RELATIVE, normalization or QUANTILE)
-    robots = with_cameras(robots, images, image_tokens)
+    fewer = settings.camera_dropout > 0
+    robots = robot_specs(list(demonstrations.values()), horizon, predict or RELATIVE, normalization or QUANTILE, fewer)
+    check_dropout(settings.camera_dropout, robots)
+    robots = with_history(with_cameras(robots, images, image_tokens), settings.history)
     for one, other in combinations(robots, 2):
         if is_like(one.embodiment, other.embodiment):
             print(
@@ -165,10 +169,14 @@ def train(
         return train_reward(model, stores, settings, Path(out), origin=origin, **reward)
     turns = 1 if model.processor.chat.prefix_lm else turns
     sources: dict[str, Source] = {name: Conversations(s, "train", turns, kinds.get(name)) for name, s in stores.items()}
-    sources |= {name: d.windows(horizon, instruction, delay) for name, d in demonstrations.items()}
+    past = {n: model.processor.robot(d.store.embodiment.name).history for n, d in demonstrations.items()}
+    sources |= {name: d.windows(horizon, instruction, delay, past[name]) for name, d in demonstrations.items()}
     mixed = Mixture(sources, weights, settings.seed, temperature)
     questions = {n: heldout_by_kind(s, heldout_questions, kinds.get(n)) for n, s in stores.items()}
-    heldout = {name: spread(d.heldout(horizon, instruction), HELD_OUT_WINDOWS) for name, d in demonstrations.items()}
+    heldout = {
+        name: spread(d.heldout(horizon, instruction, past[name]), HELD_OUT_WINDOWS)
+        for name, d in demonstrations.items()
+    }
     evaluate = evaluator(questions, heldout)
     if retain:
         from vla.training.retention import Retention
