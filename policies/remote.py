@@ -89,6 +89,7 @@ class RemotePolicy:
     ) -> None:
         self._url, self._timeout, self._connect_timeout = url, timeout, connect_timeout
         self._expected, self._hash = embodiment, statistics_hash
+        self._history: tuple[float, ...] | None = None
         key = api_key(key_file)
         self._headers = {"Authorization": f"Api-Key {key}"} if key else None
         self._state = threading.Condition()
@@ -130,7 +131,7 @@ class RemotePolicy:
     @property
     def history(self) -> tuple[float, ...]:
         """See `HistoryPolicy`: as the server says."""
-        return self._history
+        return self._history or ()
 
     def predict(
         self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
@@ -217,7 +218,7 @@ class RemotePolicy:
                 self._expected.check(there)
         self._guides = "vla/beyond" in metadata.get("extras", ())
         history = tuple(map(float, metadata.get("history", ())))
-        if history != getattr(self, "_history", history):
+        if self._history not in (None, history):
             raise InputError(f"shown frames of {history} s before the present, not of {self._history} s")
         self._history = history
         statistics = str(metadata.get("statistics_hash", ""))

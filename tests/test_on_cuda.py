@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,33 @@ def test_an_engines_chunks_are_those_of_the_cpu(
         assert (one is None) == (other is None)
         if one is not None and other is not None:
             np.testing.assert_allclose(one.actions, other.actions, atol=1e-3)
+
+
+@pytest.mark.parametrize("head", ["bins", "flow"])
+def test_graphs_are_of_as_many_images_as_a_row_has(
+    head: str, make_model: Callable[..., VLA], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At an episode's start there are fewer past frames, and rows of a batch need not have as many."""
+
+    def said(model: VLA, engine: str | None) -> list[ActionChunk | None]:
+        assert model.processor.head is not None
+        robot = replace(model.processor.robot(), history=(6, 3))
+        model.processor = model.processor.with_robots([robot], model.processor.head.settings, "numbers")
+        policy, found = VlaPolicy(model, engine=engine), list[ActionChunk | None]()
+        past = [({}, {}), ({}, observe(1, 5)[0].images), (observe(1, 4)[0].images, observe(1, 5)[0].images)]
+        for chosen in ([0], [1], [2], [0], [2], [0, 1], [2, 2], [1, 0]):
+            torch.manual_seed(0)
+            rows = observe(len(chosen), chosen[0])
+            found += policy.predict_batch([replace(o, past=past[n]) for o, n in zip(rows, chosen, strict=True)])
+        return found
+
+    wanted, model = said(make_model(head=head), None), make_model(head=head)
+    with fake_cuda(monkeypatch):
+        found = said(model.to("cuda"), "float32")
+    assert len(found) == len(wanted) == 11
+    for one, other in zip(found, wanted, strict=True):
+        assert one is not None and other is not None
+        np.testing.assert_allclose(one.actions, other.actions, atol=1e-3)
 
 
 def test_what_is_mixed_raises(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from vla.batch import Batch, Frames, own_frames
 from vla.datasets.mixture import Mixture
 from vla.images import sides
 from vla.processor import Processor
+from vla.stored_image import StoredViews
 from vla.training.camera_dropout import without_cameras
 from vla.training.distributed import World
 from vla.training.geometry import move
@@ -60,7 +61,7 @@ def spare(processor: Processor) -> Example:
     state = robot.state.denormalize(np.zeros((1, len(robot.embodiment.state))))[0]
     actions = robot.denormalize_actions(np.zeros((robot.horizon, robot.width)), state)
     images = dict.fromkeys(robot.embodiment.cameras, _black(processor))
-    past = tuple({} for _ in robot.history)
+    past: tuple[StoredViews, ...] = tuple({} for _ in robot.history)
     return Example(images, "", actions, state, source=SPARE, embodiment=robot.name, past=past)
 
 
