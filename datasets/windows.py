@@ -80,9 +80,7 @@ class Windows:
         last = inside.stop - 1
         return Example(
             images=self._images(frame),
-            past=tuple(
-                self._images(frame - steps) if frame - steps >= inside.start else {} for steps in self._history
-            ),
+            past=tuple(self._images(frame - steps) if frame - steps >= inside.start else {} for steps in self._history),
             prompt=self._prompts(episode, frame)[0][0],
             target=self.store.action[np.minimum(wanted, last)],
             state=self.store.state[frame].copy(),

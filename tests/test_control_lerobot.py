@@ -17,6 +17,7 @@ from vla.control.limits import Limits
 from vla.control.robot import Robot, RobotFault
 from vla.control.robots.lerobot_robot import LeRobotRobot, so101
 from vla.embodiment import Embodiment
+from vla.envs.arm import JOINTS
 from vla.envs.scene import TableScene
 from vla.errors import InputError
 from vla.feetech.arm import ServoArm
@@ -103,6 +104,31 @@ def test_states_and_commands_are_the_joints_in_radians(port: ServoPort, robot: L
             break
     np.testing.assert_allclose(state, goal, atol=0.03)
     np.testing.assert_allclose(port.arm.joints, state, atol=0.03)
+
+
+def test_a_joint_beyond_its_limit_is_not_thrown_back(port: ServoPort, robot: LeRobotRobot) -> None:
+    """Its limits are made narrower than where it stands; the guard moves it, a command in between goes through."""
+    seen = retried(robot.state)[0]
+    robot._high = robot._high.copy()
+    robot._high[2] = seen[2] - 0.4
+    between, beyond = (seen + np.array([0.0, 0.0, step, 0.0, 0.0, 0.0]) for step in (-0.1, 0.2))
+    for wanted, expected in ((seen, seen[2]), (beyond, seen[2]), (between, between[2])):
+        retried(lambda wanted=wanted: robot.command(wanted))
+        retried(robot.state)  # what was written before it has arrived
+        servo = port.bus.servos[2]
+        assert servo.to_angle(servo.get(Register.GOAL_POSITION)) == pytest.approx(expected, abs=0.02)
+
+
+def test_the_limits_of_the_joints_are_those_of_the_calibration(tmp_path: Path) -> None:
+    ends = {joint: {"range_min": 1000 - 10 * i, "range_max": 3000 + 10 * i} for i, joint in enumerate(JOINTS)}
+    (tmp_path / "so101.json").write_text(json.dumps(ends))
+    body = so101(port="x", calibration_dir=str(tmp_path), **OPTIONS).embodiment
+    degrees = [(2000 + 20 * i) / 2 * 360 / 4095 for i in range(5)]  # as LeRobot's MotorNormMode.DEGREES
+    np.testing.assert_allclose(np.degrees(body.action_high[:5]), degrees)
+    np.testing.assert_allclose(np.degrees(body.action_low[:5]), np.negative(degrees))
+    (tmp_path / "so101.json").write_text("{}")
+    with pytest.raises(InputError, match=r"so101\.json is no calibration .*calibrate anew"):
+        so101(port="x", calibration_dir=str(tmp_path), **OPTIONS)
 
 
 def test_a_command_stays_within_the_joints(port: ServoPort, robot: LeRobotRobot) -> None:

@@ -68,8 +68,11 @@ def test_a_fast_motion_is_no_stall(policy_hz: float) -> None:
         return ActionChunk(np.tile([goal, 2 * goal, 0.5], (HORIZON, 1)), request.observation.time, 1 / policy_hz)
 
     loop = ControlLoop(
-        robot, VirtualInference(clock, there_and_back), LoopConfig(hz=policy_hz, execution="chunked", execute=12),
-        clock, stop=EmergencyStop(),
+        robot,
+        VirtualInference(clock, there_and_back),
+        LoopConfig(hz=policy_hz, execution="chunked", execute=12),
+        clock,
+        stop=EmergencyStop(),
     )
     assert loop.run("wave", 6.0).reason == "done"
 

@@ -50,11 +50,11 @@ def deploy(
 ) -> None:
     """Runs the loop for `seconds` [s], then writes numbers, page, episode and Rerun file into the folder `out`.
 
-    The enter key, a signal (`vla.control.stop.SIGNALS`), and an operator who is gone stop the arm. With `dry_run` nothing is sent to it, and what would be is
-    shown (`view`) but not recorded. A policy that outputs tool poses drives joints by `kinematics`
-    (`vla.control.adapt`). The embodiments are compared before the robot is connected. Raises InputError where they
-    differ, for options that do not fit one another or the policy, for a policy that cannot be loaded, and for a store
-    of another embodiment.
+    The enter key, a signal (`vla.control.stop.SIGNALS`), and an operator who is gone stop the arm. With `dry_run`
+    nothing is sent to it, and what would be is shown (`view`) but not recorded. A policy that outputs tool poses drives
+    joints by `kinematics` (`vla.control.adapt`). The embodiments are compared before the robot is connected. Raises
+    InputError where they differ, for options that do not fit one another or the policy, for a policy that cannot be
+    loaded, and for a store of another embodiment.
     """
     told = instruction or getattr(robot, "instruction", None)
     if not told:

@@ -154,7 +154,7 @@ class _Run:
         self._positions = body.is_position_action
         # A step is dealt out over the ticks; a velocity and a force are in force in each.
         self._dealt = np.where(np.array(body.action_mode) == "delta", self._per_step, 1)
-        self._lagging_since = np.full(len(body.action), np.inf)
+        self._lagging_since: Float[np.ndarray, "a"] = np.full(len(body.action), np.inf)
         self._tally = Tally()
         self.reason: str | None = None
         self._started = self._answered = False

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
 import stat
 import sys
+import termios
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -73,6 +75,10 @@ def operator() -> str | None:
     try:
         number = sys.stdin.fileno()
         is_terminal, kind = os.isatty(number), os.fstat(number).st_mode
+        termios.tcgetattr(number)
+    except termios.error as error:
+        if error.args[0] in (errno.EIO, errno.ENXIO):  # what is no terminal says another
+            return "the terminal is gone"
     except (AttributeError, OSError, ValueError):  # none, a closed one, or one that is no file
         return None
     if not is_terminal and not stat.S_ISFIFO(kind) and not stat.S_ISSOCK(kind):

@@ -14,7 +14,7 @@ from vla.probes.probe import Probe
 from vla.probes.scenes import numbers, studio
 from vla.scoring.answered import answered
 from vla.scoring.benchmark import Benchmark, Unit, ask, ratio
-from vla.scoring.chair import Vocabulary
+from vla.scoring.chair import Vocabulary, singular
 from vla.scoring.files import Answers, Entry
 
 WORDS = Vocabulary(
@@ -49,7 +49,7 @@ def attributed(caption: str) -> list[str]:
     words = re.findall(r"[a-z]+|[.,;]", caption.lower())
     found = []
     for place, word in enumerate(words):
-        thing = WORDS.category.get(WORDS.singular.get(word, word))
+        thing = WORDS.category.get(singular(word))
         color = next((w for w in reversed(words[max(place - 2, 0) : place]) if w in COLORS or w in ".,;"), None)
         if thing and color in COLORS:
             found.append(f"{color} {thing}")

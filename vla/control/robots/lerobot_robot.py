@@ -65,7 +65,7 @@ class LeRobotRobot:
             raise InputError("scale and offset must be finite, and scale not 0")
         self._type, self._options, self._relax_on_exit = type, dict(options or {}), relax_on_exit
         self._low, self._high = np.array(embodiment.action_low), np.array(embodiment.action_high)
-        self._seen: Float[np.ndarray, "a"] | None = None
+        self._seen: Float[np.ndarray, "a"] = np.full(len(self._low), np.nan)
         self._robot: Any = None
         self._bus: Any = None
 
@@ -114,8 +114,7 @@ class LeRobotRobot:
             raise RobotFault(f"a command must be {len(self._low)} finite numbers: {action}", transient=False)
         # LeRobot does not clamp degrees: 400 of them would be written as they are. A joint that stands beyond its
         # limit is not thrown back to it: it is the guard that brings it there.
-        seen = action if self._seen is None else np.where(np.isfinite(self._seen), self._seen, action)
-        within = np.clip(action, np.minimum(self._low, seen), np.maximum(self._high, seen))
+        within = np.clip(action, np.fmin(self._low, self._seen), np.fmax(self._high, self._seen))
         goal = within * self._scale + self._offset
         self._do("write", lambda: self._write(dict(zip(self.keys, goal.tolist(), strict=True))))
 
@@ -305,9 +304,9 @@ def so101(
     """A SO-101 in the units of the simulated one: radians, zero in the middle of each calibrated range.
 
     The gripper, which LeRobot tells in percent of its calibrated range, is the simulated one's angle. The limits of
-    the joints are those of the calibration file, `workspace` is `gripper_box`'s. With `units` "lerobot" names and numbers are
-    LeRobot's, degrees and percent, as its own recordings have them. Raises InputError for limits that are none and for
-    other units.
+    the joints are those of the calibration file, `workspace` is `gripper_box`'s. With `units` "lerobot" names and
+    numbers are LeRobot's, degrees and percent, as its own recordings have them. Raises InputError for limits that are
+    none and for other units.
     """
     from vla.envs.arm import JOINTS, LINKS
 
