@@ -66,24 +66,25 @@ def feistel(
     # Half of the bits that the largest value has, and no fewer than two: the smallest network that mixes.
     half = np.maximum((np.frexp(sizes - 1.0)[1] + 1) // 2, 2).astype(np.uint64)
     out = values.astype(np.uint64)
+    rounds = np.stack([_mix(keys + np.uint64(number)) for number in range(ROUNDS)])
     walking = np.arange(len(out))
     while len(walking):
-        out[walking] = _network(out[walking], half[walking], keys[walking], inverse)
+        out[walking] = _network(out[walking], half[walking], rounds[:, walking], inverse)
         walking = walking[out[walking] >= sizes[walking].astype(np.uint64)]
     return out.astype(np.int64)
 
 
 def _network(
-    values: UInt64[np.ndarray, "n"], half: UInt64[np.ndarray, "n"], keys: UInt64[np.ndarray, "n"], inverse: bool
+    values: UInt64[np.ndarray, "n"], half: UInt64[np.ndarray, "n"], rounds: UInt64[np.ndarray, "r n"], inverse: bool
 ) -> UInt64[np.ndarray, "n"]:
-    """A balanced Feistel network on 2 * `half` bits."""
+    """A balanced Feistel network on 2 * `half` bits; `rounds` are the keys of each round."""
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = values >> half, values & mask
-    for number in reversed(range(ROUNDS)) if inverse else range(ROUNDS):
+    for keys in reversed(rounds) if inverse else rounds:
         if inverse:
-            left, right = right ^ (_mix(left + _mix(keys + np.uint64(number))) & mask), left
+            left, right = right ^ (_mix(left + keys) & mask), left
         else:
-            left, right = right, left ^ (_mix(right + _mix(keys + np.uint64(number))) & mask)
+            left, right = right, left ^ (_mix(right + keys) & mask)
     return (left << half) | right
 
 

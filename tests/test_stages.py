@@ -18,7 +18,7 @@ from vla.model import VLA
 from vla.options import bind, compose
 from vla.training.lora import adapt
 from vla.training.optimizer import Optimizers, freeze
-from vla.training.plan import Plan
+from vla.training.plan import make_plan
 from vla.training.run import train
 
 ALL = {"vision", "connector", "language"}
@@ -68,7 +68,7 @@ def test_gradients_reach_what_the_stage_trains(make_model: Callable[..., VLA], s
     policy = values["mixture"]["robot"] > 0
     assert (values["data"] is not None) == policy
     assert "head" in TRAINED[stage] if policy else values["mixture"]["vqa"] > 0
-    plan = Plan(**values["plan"] | {"freeze": tuple(values["plan"]["freeze"])})
+    plan = make_plan(values["plan"])
     model = make_model(robot=policy).train()
     if values["lora"] is not None:
         adapt(model, **values["lora"])
