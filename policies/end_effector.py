@@ -240,7 +240,7 @@ class _Passed:
 
 
 def _check_cameras_and_rate(there: Embodiment, body: Embodiment, fewer_cameras: bool) -> None:
-    if set(there.cameras) != set(body.cameras) and not (fewer_cameras and there.has_cameras_of(body)):
+    if not there.cameras_fit(body, fewer_cameras):
         raise InputError(
             f"the policy's cameras are {', '.join(there.cameras)}, those of {body.name} are {', '.join(body.cameras)}"
         )

@@ -212,7 +212,7 @@ class RemotePolicy:
         there = Embodiment.from_dict(metadata["embodiment"])
         self._fewer_cameras = bool(metadata.get("fewer_cameras", False))
         if self._expected is not None:
-            if self._fewer_cameras and there.has_cameras_of(self._expected):
+            if self._fewer_cameras and there.cameras_fit(self._expected, fewer=True):
                 there.check(self._expected, fewer_cameras=True)
             else:
                 self._expected.check(there)

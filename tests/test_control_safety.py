@@ -134,13 +134,13 @@ def test_a_process_in_the_background_of_its_terminal_says_so() -> None:
     pid, master = pty.fork()
     if pid == 0:
         os.execvp("bash", ["bash", "-c", f"set -m; {sys.executable} -c '{code}' & wait"])
-    said = b""
+    output = b""
     with suppress(OSError):  # the terminal ends with its last process
         while more := os.read(master, 1024):
-            said += more
+            output += more
     os.waitpid(pid, 0)
     os.close(master)
-    assert b"the process is in the background" in said
+    assert b"the process is in the background" in output
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTSTP, signal.SIGTERM])

@@ -184,7 +184,7 @@ class Embodiment:
         the ranges that recordings happen to span, and the order of the cameras do not. With `fewer_cameras` the other
         may have some of the cameras alone.
         """
-        if set(self.cameras) != set(other.cameras) and not (fewer_cameras and self.has_cameras_of(other)):
+        if not self.cameras_fit(other, fewer_cameras):
             raise InputError(
                 f"embodiment {self.name} does not match {other.name}: cameras: {', '.join(self.cameras) or 'none'}, "
                 f"of the other {', '.join(other.cameras) or 'none'}"
@@ -201,9 +201,10 @@ class Embodiment:
                 f"embodiment {self.name} does not match {other.name}: {field}: {mine}, of the other {theirs}"
             )
 
-    def has_cameras_of(self, other: Embodiment) -> bool:
-        """Whether the other's cameras, of which there is at least one, are some of these."""
-        return bool(other.cameras) and set(other.cameras) <= set(self.cameras)
+    def cameras_fit(self, other: Embodiment, fewer: bool = False) -> bool:
+        """Whether the other's cameras are these, in any order; with `fewer` also some of these, at least one."""
+        mine, theirs = set(self.cameras), set(other.cameras)
+        return mine == theirs or (fewer and bool(theirs) and theirs < mine)
 
     def union(self, others: Iterable[Embodiment], fewer_cameras: bool = False) -> Embodiment:
         """This robot with the ranges of all. Raises InputError when one is another kind of robot (`check`)."""

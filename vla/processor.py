@@ -112,7 +112,7 @@ class Processor:
         self.blank = self.text_vocab + (self.head.rows if self.head else 0)
         self.points, self.has_points = self.encoder.points, self.encoder.has_points
         self._reported: set[tuple[str, tuple[str, ...]]] = set()
-        """Of which robots it was said already that they act without these cameras."""
+        """Robots, and the cameras without which they act, that were reported already."""
 
     def robot(self, name: str = "") -> RobotSpec:
         """The robot of that name; without one, the only robot that there is. Raises InputError when there is none."""

@@ -14,7 +14,7 @@ from vla.errors import InputError
 from vla.kinematics.chain import Tool, ToolKinematics, chain_joints, extract_chain
 from vla.kinematics.joint_map import bare, match_joints, read_components
 from vla.policies.load import load_policy
-from vla.policies.protocol import Policy
+from vla.policies.protocol import Policy, takes_fewer_cameras
 from vla.policies.remote import RemotePolicy
 from vla.robot_views import REMEDY
 
@@ -59,8 +59,9 @@ def adapt(policy: Policy, body: Embodiment, velocity: Sequence[float] | None, ki
             else:
                 there.check(body)
         except InputError as error:
-            lacks = set(there.cameras) != set(body.cameras) and there.has_cameras_of(body)
-            raise InputError(f"{error}; {REMEDY}" if lacks else str(error)) from error
+            if takes_fewer_cameras(policy) or there.cameras_fit(body) or not there.cameras_fit(body, fewer=True):
+                raise
+            raise InputError(f"{error}; {REMEDY}") from error
         return policy
     from vla.policies.end_effector import by_inverse_kinematics
 

@@ -25,7 +25,7 @@ class Guard:
 
     A delta or a velocity is a speed and keeps the same bounds on velocity and acceleration; a force keeps its range.
 
-    An arm that stands beyond a limit may only move towards it, by the same rules; each such command counts as one that
+    An arm that stands outside a limit may only move towards it, by the same rules; each such command counts as one that
     the limit changed.
 
     `command` proposes, and `sent` makes it what the next one is told from: what did not reach the motors never was.
@@ -63,8 +63,8 @@ class Guard:
         return not self.velocity.any()
 
     @property
-    def beyond(self) -> Float[np.ndarray, "a"]:
-        """How far each component's last command is beyond its limits: above 0 over the upper one, below 0 under the
+    def excess(self) -> Float[np.ndarray, "a"]:
+        """How far each component's last command is outside its limits: above 0 over the upper one, below 0 under the
         lower one."""
         return np.where(self._places, self.position - _clip(self.position, self._low, self._high), 0.0)
 
@@ -79,7 +79,7 @@ class Guard:
             self.clamps["finite"] += 1
             return self._propose(self._braked(self.velocity)), ("finite",)
         inside = _clip(target, self._low, self._high)
-        hit = ["position"] if (inside != target).any() or self.beyond.any() else []
+        hit = ["position"] if (inside != target).any() or self.excess.any() else []
         velocity = self._towards(inside, hit)
         if self._workspace is not None and not self._stops_inside(velocity):
             velocity = self._up_to_the_edge(velocity)

@@ -173,7 +173,7 @@ class _Run:
             self._guard.start(self._body.hold_action(self._state))
             self._due = self._path = self._guard.position
             self._began, self._started = self._clock.now(), True
-            for name, past in zip(self._body.action, self._guard.beyond, strict=True):
+            for name, past in zip(self._body.action, self._guard.excess, strict=True):
                 if past:
                     LOG.warning("%s stands %.3g beyond its limit: it is moved back", name, abs(past))
             while self.reason is None:
@@ -212,8 +212,8 @@ class _Run:
         if self.reason is None:
             desired = self._advance(now)
             source = "hold" if desired is None else "chunk"
-            if desired is None and self._guard.beyond.any():
-                desired = self._guard.position - self._guard.beyond
+            if desired is None and self._guard.excess.any():
+                desired = self._guard.position - self._guard.excess
         safe, clamped = self._guard.command(desired)
         arrived, took = self._send(safe, deadline)
         self._index += 1

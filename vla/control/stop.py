@@ -74,21 +74,22 @@ def operator() -> str | None:
     scripts give, say nothing."""
     try:
         number = sys.stdin.fileno()
-        is_terminal, kind = os.isatty(number), os.fstat(number).st_mode
-        termios.tcgetattr(number)
-    except termios.error as error:
-        if error.args[0] in (errno.EIO, errno.ENXIO):  # what is no terminal says another
-            return "the terminal is gone"
+        kind = os.fstat(number).st_mode
     except (AttributeError, OSError, ValueError):  # none, a closed one, or one that is no file
         return None
-    if not is_terminal and not stat.S_ISFIFO(kind) and not stat.S_ISSOCK(kind):
-        return None
-    if is_terminal and in_background(number):
-        return "the process is in the background, where no key stops the arm"
+    try:
+        termios.tcgetattr(number)
+        if in_background(number):
+            return "the process is in the background, where no key stops the arm"
+    except termios.error as error:
+        if error.args[0] in (errno.EIO, errno.ENXIO):
+            return "the terminal is gone"
+        if not stat.S_ISFIFO(kind) and not stat.S_ISSOCK(kind):  # it never was one
+            return None
     try:
         if not select.select([number], [], [], 0)[0]:
             return None
-        said = os.read(number, 4096)
+        line = os.read(number, 4096)
     except OSError as error:
         return f"the terminal is gone: {error.strerror}"
-    return "emergency stop: key" if said else "the operator is gone: the standard input has ended"
+    return "emergency stop: key" if line else "the operator is gone: the standard input has ended"

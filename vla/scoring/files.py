@@ -39,10 +39,10 @@ def entries(path: Path) -> dict[str, Entry]:
 
 
 def answers(
-    path: Path, questions: Mapping[str, Entry], said: Callable[[Path, int, Entry], str] | None = None
+    path: Path, questions: Mapping[str, Entry], read: Callable[[Path, int, Entry], str] | None = None
 ) -> dict[str, str]:
     """The answers of a result file by question id; without ids, or with the references' ids in their order, in the
-    order of `questions`. `said` reads the answer of (file, place, row), by default the first of `SAID` it has.
+    order of `questions`. `read` gives the answer of (file, place, row), by default the first of `SAID` it has.
 
     Raises InputError for a row without an answer, and for another number of rows where there are no ids.
     """
@@ -59,7 +59,7 @@ def answers(
     if None in ids:
         raise InputError(f"{path}: row {ids.index(None)} has no question_id")
     ids = [i if i in questions else _within_dataset(str(i), row) for i, row in zip(ids, found, strict=True)]
-    read = said or answer
+    read = read or answer
     return by_id(
         path, [(str(i), read(path, place, row)) for place, (i, row) in enumerate(zip(ids, found, strict=True))]
     )

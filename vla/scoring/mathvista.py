@@ -72,11 +72,11 @@ def _choice(answer: str, choices: Sequence[str]) -> str | None:
 def _answers(path: Path, questions: Mapping[str, Entry]) -> dict[str, str]:
     """An `extraction` is taken whole, as the official scorer does: quoted, so that `extracted` reads no part of it."""
 
-    def said(path: Path, place: int, row: Entry) -> str:
+    def whole(path: Path, place: int, row: Entry) -> str:
         found = answer(path, place, row)
         return f'The answer is "{found}".' if "extraction" in row and not is_empty(found) else found
 
-    return answers(path, questions, said)
+    return answers(path, questions, whole)
 
 
 def _units(questions: Mapping[str, Entry], said: Answers) -> list[Unit]:

@@ -48,11 +48,8 @@ class Terminal:
 
     def poll(self) -> Event | None:
         """What the operator decided since the last call, the last of it; returns at once."""
-        while self.there:
+        while self.there and ((away := in_background(self._stream)) or select.select([self._stream], [], [], 0)[0]):
             try:
-                away = in_background(self._stream)
-                if not away and not select.select([self._stream], [], [], 0)[0]:
-                    break
                 read = b"" if away else os.read(self._stream, 256)
             except OSError:
                 read = b""
