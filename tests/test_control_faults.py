@@ -9,7 +9,8 @@ import pytest
 from control_fakes import HORIZON, FakeRobot, VirtualClock, VirtualInference, check_received, follow_wave
 
 from vla.control.inference import Answer, Request
-from vla.control.loop import ControlLoop, LoopConfig
+from vla.control.config import LoopConfig
+from vla.control.loop import ControlLoop
 from vla.control.robot import RobotFault
 from vla.control.stop import EmergencyStop
 from vla.types import ActionChunk

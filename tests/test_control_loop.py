@@ -23,7 +23,9 @@ from hypothesis import strategies as st
 
 from vla.control.clock import WallClock
 from vla.control.inference import Request
-from vla.control.loop import ControlLoop, LoopConfig, Tick
+from vla.control.config import LoopConfig
+from vla.control.loop import ControlLoop
+from vla.control.tick import Tick
 from vla.control.stats import ControlStats
 from vla.control.stop import EmergencyStop
 from vla.errors import InputError
@@ -59,7 +61,7 @@ def test_runs_at_its_rate_and_ends_at_rest() -> None:
 
 
 def test_relaxes_at_the_end_if_told_to() -> None:
-    _, robot, _, _ = drive(1.0, end="relax")
+    _, robot, _, _ = drive(1.0, end="disable_torque")
     assert robot.relaxed and robot.held is None
 
 

@@ -16,7 +16,7 @@ from so101_checkpoints import so101_model
 
 from vla import cli
 from vla.control.inference import Answer, Inference, InferenceDied, Request, check_execution
-from vla.control.loop import Tick
+from vla.control.tick import Tick
 from vla.control.process_inference import ProcessInference
 from vla.control.recording import Recording
 from vla.control.robots.sim import SimRobot

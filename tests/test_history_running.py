@@ -17,7 +17,8 @@ from serving import ROBOT, Mark, PlainClient, message, served
 from toy_env import ToyEnv
 
 from vla.control.inference import Inference, Request
-from vla.control.loop import ControlLoop, LoopConfig
+from vla.control.config import LoopConfig
+from vla.control.loop import ControlLoop
 from vla.control.process_inference import ProcessInference
 from vla.control.stop import EmergencyStop
 from vla.control.thread_inference import ThreadInference

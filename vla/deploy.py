@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from vla.control.adapt import adapt, adapted_line
 from vla.control.inference import check_execution
-from vla.control.loop import ControlLoop, LoopConfig
+from vla.control.config import LoopConfig
+from vla.control.loop import ControlLoop
 from vla.control.page import control_page
 from vla.control.process_inference import ProcessInference
 from vla.control.recording import Recording

@@ -7,7 +7,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from math import inf
 
-from vla.control.loop import ControlLoop, LoopConfig, Tick
+from vla.control.config import LoopConfig
+from vla.control.loop import ControlLoop
+from vla.control.tick import Tick
 from vla.control.recording import Recording
 from vla.control.robot import Robot, RobotFault
 from vla.control.stats import ControlStats

@@ -34,6 +34,8 @@ class Observation:
     past: tuple[Mapping[str, UInt8[np.ndarray, "_h _w 3"]], ...] = ()
     """Earlier images, oldest first, for a policy that is shown some (`vla.policies.history`): as many as that wants,
     each by camera, and empty where there was none yet."""
+    captured: Mapping[str, float] = field(default_factory=dict)
+    """When each camera captured its image [s], where that is known."""
 
 
 @dataclass(frozen=True)

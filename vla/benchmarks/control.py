@@ -22,7 +22,8 @@ from jaxtyping import Float
 
 from vla.benchmarks.control_goals import measure, read_goals
 from vla.benchmarks.table import Table, Target
-from vla.control.loop import ControlLoop, LoopConfig
+from vla.control.config import LoopConfig
+from vla.control.loop import ControlLoop
 from vla.control.process_inference import ProcessInference
 from vla.control.robots.lerobot_robot import LeRobotRobot, so101
 from vla.control.stop import EmergencyStop

@@ -10,6 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
+from vla.control.events import EventLog
+
+NO_PRIORITY = "the loop has no real-time priority, other programs may delay it: `vla doctor` says how to get it"
+
 
 @runtime_checkable
 class Clock(Protocol):
@@ -35,31 +39,36 @@ class WallClock:
             pass
 
     @contextmanager
-    def priority(self) -> Iterator[None]:
-        """This thread goes before others (`first_of_threads`), and none waits for garbage collection to go through what
-        there was before: with torch imported, 0.1 s."""
+    def priority(self, events: EventLog) -> Iterator[None]:
+        """This thread goes before others (`first_of_threads`), which is an event where the system does not let it, and
+        none waits for garbage collection to go through what there was before: with torch imported, 0.1 s."""
         gc.collect()
         gc.freeze()
         try:
-            with first_of_threads():
+            with first_of_threads() as first:
+                if not first:
+                    events.add(0.0, NO_PRIORITY, warning=True)
                 yield
         finally:
             gc.unfreeze()
 
 
 @contextmanager
-def first_of_threads() -> Iterator[None]:
-    """This thread goes before all others (Linux SCHED_FIFO), where the system lets it; those it starts do not."""
+def first_of_threads() -> Iterator[bool]:
+    """This thread goes before all others (Linux SCHED_FIFO), where the system lets it; those it starts do not.
+
+    Yields whether it does.
+    """
     if sys.platform != "linux":
-        yield
+        yield False
         return
     before = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(10))
     except PermissionError:
-        yield
+        yield False
         return
     try:
-        yield
+        yield True
     finally:
         os.sched_setscheduler(0, *before)

@@ -10,84 +10,41 @@ However a run ends (its time, a stop, a fault, an exception), the arm first brak
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from vla.action_space import difference, interpolate
+from vla.action_space import interpolate
+from vla.control.approach import Path, outside, pose_action, slow_path
 from vla.control.buffer import ActionBuffer
+from vla.control.camera_stats import CameraTally
 from vla.control.clock import Clock, WallClock
+from vla.control.config import LoopConfig, steps_of
+from vla.control.events import EventLog
 from vla.control.guard import Guard
 from vla.control.inference import Inference, InferenceDied, Request
+from vla.control.lag import LagMonitor
 from vla.control.robot import Robot, RobotFault
-from vla.control.stats import ControlStats, Tally
+from vla.control.spread import Spread
+from vla.control.stats import ControlStats, Outcome, Tally
 from vla.control.stop import EmergencyStop
-from vla.errors import InputError
+from vla.control.tick import Source, Tick
 from vla.policies.history import FrameHistory
+from vla.start_region import StartRegion
 from vla.types import Observation
 
-LOG = logging.getLogger(__name__)
 TRIES = 3
 """Of a call to the robot in one tick, while its time lasts."""
-
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """`execution`, `execute` and `ttl` [s] as in ActionBuffer."""
-
-    hz: float = 50.0
-    """Ticks a second: a multiple of the policy's rate."""
-    execution: str = "rtc"
-    execute: int = 8
-    ttl: float = 3.0
-    heartbeat: float = 2.0
-    """[s] that the policy may take to answer, after its first answer; then the run ends."""
-    first: float = 60.0
-    """[s] that it may take for its first answer, the arm holding meanwhile."""
-    faults: int = 3
-    """Ticks one after the other in which a transient fault outlasts the retries; then the run ends."""
-    stall: float = 0.1
-    """How far a joint may be from its command, as a fraction of its range. Grippers may: they hold things."""
-    stall_seconds: float = 0.5
-    """[s] for which it may be."""
-    end: Literal["hold", "relax"] = "hold"
-    """What follows the standstill at the end, whatever ended the run."""
-
-
-@dataclass(frozen=True)
-class Tick:
-    """What happened in one tick. Times are the clock's, durations too [s]."""
-
-    time: float
-    scheduled: float
-    state: Float[np.ndarray, "s"]
-    """The last that was measured."""
-    observation: Observation | None
-    """What was seen in this tick, at the end of a step of the policy; the policy may have been asked with it."""
-    desired: Float[np.ndarray, "a"] | None
-    """What the policy wants, between its last action and its next; None to stand still."""
-    sent: Float[np.ndarray, "a"] | None
-    """The safe command; None where it did not reach the motors."""
-    clamped: tuple[str, ...]
-    """The limits that changed it."""
-    source: Literal["chunk", "hold", "brake"]
-    """brake: the standstill at the end."""
-    observe: float | None
-    infer: float | None
-    """Of the answer that came in this tick, if one did."""
-    command: float
 
 
 class ControlLoop:
     """Runs `inference`'s policy on `robot`, which it connects itself, if told to `connect`. Leaves `inference` open.
 
-    `watch` is called in every tick and must not block.
+    `watch` is called in every tick and must not block. `start` is where the arm is moved before the policy acts, and
+    home. `finished` says when the run has reached its aim, by a reason. What happens is added to `events`.
     """
 
     def __init__(
@@ -100,26 +57,30 @@ class ControlLoop:
         stop: EmergencyStop,
         watch: Callable[[Tick], None] | None = None,
         connect: bool = True,
+        start: StartRegion | None = None,
+        finished: Callable[[], str | None] = lambda: None,
+        events: EventLog | None = None,
     ) -> None:
-        self._connect = connect
+        self._connect, self._start, self._finished = connect, start, finished
         self._robot, self._inference, self._config = robot, inference, config
         self._clock, self._stop, self._watch = clock or WallClock(), stop, watch
+        self._events = EventLog() if events is None else events
 
     def run(self, instruction: str, seconds: float) -> ControlStats:
-        """Until `seconds` are over or something ends it; the statistics say what.
+        """Until `seconds` of the policy are over or something ends it; the statistics say what.
 
         Raises InputError for a configuration that does not fit the robot, RobotFault where that does not connect, and
         whatever `watch` or the inference raise, but for InferenceDied: after the standstill.
         """
         steps_of(self._robot.embodiment.control_hz, self._config.hz)
-        urgent = self._clock.priority() if isinstance(self._clock, WallClock) else nullcontext()
+        urgent = self._clock.priority(self._events) if isinstance(self._clock, WallClock) else nullcontext()
         with self._stop.signals():
             if reason := self._stop.poll():
-                return Tally().stats(reason, 0.0, 0.0, {})
+                return Tally().stats((reason, "stopped"), 0.0, 0.0, {}, self._events)
             with self._robot if self._connect else nullcontext(), urgent:
-                run = _Run(self._robot, self._inference, self._config, self._clock, self._stop)
+                run = _Run(self._robot, self._inference, self._config, self._clock, self._events)
                 try:
-                    run.go(instruction, seconds, self._watch)
+                    run.go(lambda: self._poll(run), instruction, seconds, self._start, self._watch)
                 except BaseException:
                     run.brake(None)
                     raise
@@ -127,94 +88,134 @@ class ControlLoop:
                     run.rest()
         return run.stats()
 
-
-def steps_of(policy_hz: float, loop_hz: float) -> int:
-    """Ticks in a step of the policy. Raises InputError where that is no whole number."""
-    ratio = loop_hz / policy_hz
-    if ratio < 1 or abs(ratio - round(ratio)) > 1e-6:
-        raise InputError(f"hz must be a multiple of the policy's {policy_hz:g} a second, not {loop_hz:g}")
-    return round(ratio)
+    def _poll(self, run: _Run) -> None:
+        if reason := self._stop.poll():
+            run.end(reason, "stopped")
+        elif reason := self._finished():
+            run.end(reason, "done")
 
 
 class _Run:
     """One run. `reason` is set as soon as it is to end; from then on the arm only brakes."""
 
     def __init__(
-        self, robot: Robot, inference: Inference, config: LoopConfig, clock: Clock, stop: EmergencyStop
+        self, robot: Robot, inference: Inference, config: LoopConfig, clock: Clock, events: EventLog
     ) -> None:
         body = robot.embodiment
-        self._robot, self._inference, self._config, self._clock, self._stop = robot, inference, config, clock, stop
+        self._robot, self._inference, self._config, self._clock, self._events = robot, inference, config, clock, events
         self._body, self._dt, self._per_step = body, 1 / config.hz, steps_of(body.control_hz, config.hz)
         self._buffer = ActionBuffer(body, config.execution, config.execute, config.ttl)
         self._history = FrameHistory(inference.history, 1 / body.control_hz)
         self._guard = Guard(body, robot.limits, self._dt)
-        measured = np.array([at is not None for at in body.measured_by])
-        reach = config.stall * (np.array(body.action_high) - np.array(body.action_low))
-        self._slack = np.where(body.is_position_action & measured & ~body.is_gripper, reach, np.inf)
+        self._lag = LagMonitor(body, config.stall, config.stall_seconds, self._dt)
         self._positions = body.is_position_action
         # A step is dealt out over the ticks; a velocity and a force are in force in each.
         self._dealt = np.where(np.array(body.action_mode) == "delta", self._per_step, 1)
-        self._lagging_since: Float[np.ndarray, "a"] = np.full(len(body.action), np.inf)
         self._tally = Tally()
         self.reason: str | None = None
+        self._outcome: Outcome = "error"
         self._started = self._answered = False
-        self._index = self._failed = 0
+        self._index = self._failed = self._invalid = 0
         self._phase = self._per_step - 1  # the first tick holds, and asks
         self._fault: RobotFault | None = None
+        self._blind_since: float | None = None
         self._request: tuple[Request, float] | None = None
         self._goal: Float[np.ndarray, "a"] | None = None
-        self._began = clock.now()
+        self._way: Path | None = None
+        self._began = self._acting = clock.now()
 
-    def go(self, instruction: str, seconds: float, watch: Callable[[Tick], None] | None) -> None:
-        self._instruction, self._seconds = instruction, seconds
+    def go(
+        self,
+        poll: Callable[[], None],
+        instruction: str,
+        seconds: float,
+        start: StartRegion | None,
+        watch: Callable[[Tick], None] | None,
+    ) -> None:
+        self._poll, self._instruction, self._seconds, self._watch = poll, instruction, seconds, watch
         if (first := self._try(self._robot.state, self._clock.now() + self._config.heartbeat)) is None:
-            self._end(f"robot: {self._fault}")
+            self.end(f"robot: {self._fault}", "robot")
         elif self._take_state(first[0]):
             self._guard.start(self._body.hold_action(self._state))
             self._due = self._path = self._guard.position
             self._began, self._started = self._clock.now(), True
             for name, past in zip(self._body.action, self._guard.excess, strict=True):
                 if past:
-                    LOG.warning("%s stands %.3g beyond its limit: it is moved back", name, abs(past))
+                    self._note(f"{name} stands {abs(past):.3g} beyond its limit: it is moved back", warning=True)
+            if start is not None:
+                self._move_to_start(start)
+            self._acting = self._clock.now()
             while self.reason is None:
-                self._tick(watch)
+                self._tick()
         else:
-            self._end("robot: the first state is not finite, or of a wrong width")
+            self.end("robot: the first state is not finite, or of a wrong width", "robot")
         self.brake(watch)
+        if self._config.end == "home" and start is not None and self._outcome == "done":
+            self._go_home(start)
 
     def brake(self, watch: Callable[[Tick], None] | None) -> None:
-        self._end("error")
+        self.end("error", "error")
+        self._watch = watch
         # A command that does not reach the motors stops them too: then there is nothing to brake.
         while self._started and not self._guard.at_rest:
-            self._tick(watch)
+            self._tick()
 
     def rest(self) -> None:
         """What follows the standstill."""
         self._ended = self._clock.now()
-        if self._config.end == "relax":
+        if self._config.end == "disable_torque":
             self._robot.relax()
         elif self._started:
             self._try(lambda: self._robot.hold(self._guard.position), self._ended + self._config.heartbeat)
 
     def stats(self) -> ControlStats:
+        end = self.reason or "error", self._outcome
         seconds = self._ended - self._began
-        return self._tally.stats(self.reason or "error", seconds, self._buffer.stale_fraction, self._guard.clamps)
+        return self._tally.stats(end, seconds, self._buffer.stale_fraction, self._guard.clamps, self._events)
 
-    def _end(self, reason: str) -> None:
-        self.reason = self.reason or reason
+    def end(self, reason: str, outcome: Outcome) -> None:
+        """The first reason counts."""
+        if self.reason is None:
+            self.reason, self._outcome = reason, outcome
+            self._note(f"ended: {reason}")
 
-    def _tick(self, watch: Callable[[Tick], None] | None) -> None:
+    def _note(self, what: str, *, warning: bool = False) -> None:
+        self._events.add(self._clock.now() - self._began, what, warning=warning)
+
+    def _move_to_start(self, start: StartRegion) -> None:
+        goal, away = outside(self._body, start, self._state)
+        if away:
+            far = ", ".join(f"{name} by {-offset:+.3g}" for name, offset in away.items())
+            self._note(f"outside the demonstrations' start, moving there slowly: {far}", warning=True)
+            self._move(goal)
+
+    def _go_home(self, start: StartRegion) -> None:
+        """The run has ended as planned; a stop or a fault on the way is its end after all."""
+        planned, self.reason = (self.reason or "", self._outcome), None
+        home = pose_action(self._body, self._state, np.array(start.median))
+        self._move(np.clip(home, self._body.action_low, self._body.action_high))
+        if self.reason is None:
+            self.reason, self._outcome = planned
+        self.brake(self._watch)
+
+    def _move(self, goal: Float[np.ndarray, "a"]) -> None:
+        """Moves the arm slowly to a pose, until it is there or the run is to end."""
+        self._way = slow_path(self._body, self._robot.limits, goal, self._config.slow, self._dt)
+        while self.reason is None and self._way is not None:
+            self._tick()
+        self._way, self._path, self._goal = None, self._guard.position, None
+
+    def _tick(self) -> None:
         now, scheduled = self._await()
         deadline, self._fault = scheduled + self._dt, None
         infer = self._answer(now)
-        source: Literal["chunk", "hold", "brake"] = "brake"
+        source: Source = "brake"
         desired = None
         if self.reason is None:
-            desired = self._advance(now)
-            source = "hold" if desired is None else "chunk"
-            if desired is None and self._guard.excess.any():
-                desired = self._guard.position - self._guard.excess
+            source, desired = self._desired(now)
         safe, clamped = self._guard.command(desired)
+        for limit in clamped:
+            self._note(f"clamped: {limit}")
         arrived, took = self._send(safe, deadline)
         self._index += 1
         self._tally.ticks += 1
@@ -223,10 +224,27 @@ class _Run:
         observation, observe = self._sense(deadline)
         self._failed = self._failed + 1 if self._fault else 0
         if self._failed > self._config.faults:
-            self._end(f"robot: {self._fault}")
-        if watch is not None:
-            sent = safe if arrived else None
-            watch(Tick(now, scheduled, self._state, observation, desired, sent, clamped, source, observe, infer, took))
+            self.end(f"robot: {self._fault}", "robot")
+        if self._watch is not None:
+            sent, left = safe if arrived else None, len(self._buffer.rest(now))
+            self._watch(
+                Tick(
+                    now, scheduled, self._state, observation, desired, sent, clamped, source, observe, infer, took, left
+                )
+            )
+
+    def _desired(self, now: float) -> tuple[Source, Float[np.ndarray, "a"] | None]:
+        if self._way is not None:
+            if (target := self._way(self._guard.position)) is not None:
+                return "approach", target
+            if self._guard.at_rest:
+                self._way = None
+            return "approach", None
+        if (target := self._advance(now)) is not None:
+            return "chunk", target
+        if self._answered:
+            self._note("held: no action")
+        return "hold", self._guard.position - self._guard.excess if self._guard.excess.any() else None
 
     def _await(self) -> tuple[float, float]:
         """Now, and when the tick was to begin. Those that would begin more than half their time late are skipped."""
@@ -234,30 +252,31 @@ class _Run:
         self._clock.sleep_until(scheduled)
         if (late := math.ceil((self._clock.now() - scheduled) / self._dt - 0.5)) > 0:
             self._tally.missed += late
+            self._note(f"missed deadlines: {late}")
             self._index += late
             self._guard.stood_still()
             scheduled = self._began + self._index * self._dt
             self._clock.sleep_until(scheduled)
         return self._clock.now(), scheduled
 
-    def _overdue(self, now: float) -> str | None:
-        if now - self._began >= self._seconds - self._dt / 2:
-            return "done"
+    def _overdue(self, now: float) -> None:
+        if now - self._acting >= self._seconds - self._dt / 2 and self._way is None:
+            self.end("done", "done")
         patience = self._config.heartbeat if self._answered else self._config.first
         if self._request is not None and now - self._request[1] > patience:
-            return f"the policy has not answered for {patience:g} s"
-        return None
+            self.end(f"the policy has not answered for {patience:g} s", "policy")
 
     def _answer(self, now: float) -> float | None:
         """Whether the run is to end now, and else the answer; how long the policy took for it, if there is one."""
-        if self.reason is None and (reason := self._stop.poll() or self._overdue(now)):
-            self._end(reason)
+        if self.reason is None:
+            self._poll()
+            self._overdue(now)
         if self.reason is not None:
             return None
         try:
             answer = self._inference.answer()
         except InferenceDied as error:
-            self._end(f"the inference died: {error}")
+            self.end(f"the inference died: {error}", "policy")
             return None
         if answer is None or self._request is None:
             return None
@@ -268,6 +287,11 @@ class _Run:
         self._tally.chunks += not refused
         self._tally.invalid += bool(refused)
         self._tally.infer.append(answer.answered - answer.asked)
+        self._invalid = self._invalid + 1 if refused else 0
+        if refused:
+            self._note(f"invalid answer: {refused}", warning=self._config.invalid is not None)
+        if self._config.invalid is not None and self._invalid >= self._config.invalid:
+            self.end(f"{self._invalid} invalid answers, one after the other: {refused}", "policy")
         return self._tally.infer[-1]
 
     def _sense(self, deadline: float) -> tuple[Observation | None, float | None]:
@@ -275,7 +299,7 @@ class _Run:
         if self.reason is not None:
             return None, None
         now = self._clock.now()
-        if self._phase:
+        if self._phase or self._way is not None:
             measured = self._try(self._robot.state, deadline)
             if measured is not None and self._take_state(measured[0]):
                 self._check_lag(now)
@@ -283,9 +307,11 @@ class _Run:
         observation = self._try(lambda: self._robot.observe(self._instruction), deadline)
         if observation is None or not self._take_state(observation.state):
             return None, None
+        self._blind_since = None
         self._check_lag(now)
         took = self._clock.now() - now
         self._tally.observe.append(took)
+        self._tally.cameras.add(observation, self._clock.now())
         seen = self._history.see(observation)
         if self._inference.busy or not self._buffer.due(now):
             return observation, took
@@ -294,19 +320,13 @@ class _Run:
         try:
             self._inference.ask(request)
         except InferenceDied as error:
-            self._end(f"the inference died: {error}")
+            self.end(f"the inference died: {error}", "policy")
         return observation, took
 
     def _check_lag(self, now: float) -> None:
-        """Ends the run where a joint has been too far from its command for too long.
-
-        Its command is the one before the last: the arm has had a tick to follow it, however long a tick is.
-        """
-        lag = np.abs(difference(self._body, self._body.hold_action(self._state), self._due))
-        self._lagging_since = np.where(lag > self._slack, np.minimum(self._lagging_since, now), np.inf)
-        if (stalled := now - self._lagging_since > self._config.stall_seconds - self._dt / 2).any():
-            names = [name for name, is_stalled in zip(self._body.action, stalled, strict=True) if is_stalled]
-            self._end(f"stalled: {', '.join(names)}")
+        """Against the command before the last: the arm has had a tick to follow it, however long a tick is."""
+        if names := self._lag.stalled(self._state, self._due, now):
+            self.end(f"stalled: {', '.join(names)}", "robot")
 
     def _take_state(self, state: Float[np.ndarray, "_"]) -> bool:
         """Whether it can be one; what cannot counts as a fault that may pass."""
@@ -352,11 +372,24 @@ class _Run:
         for _ in range(TRIES):
             try:
                 return call()
-            except RobotFault as fault:
-                self._tally.faults += 1
-                self._fault = fault
-            if not self._fault.transient:
-                self._end(f"robot: {self._fault}")
-            if not self._fault.transient or self._clock.now() >= deadline:
+            except RobotFault as error:
+                fault = error
+            self._tally.faults += 1
+            self._note(f"robot: {fault}", warning=True)
+            if fault.camera is not None:
+                self._blind(fault)
+                break
+            self._fault = fault
+            if not fault.transient:
+                self.end(f"robot: {fault}", "robot")
+            if not fault.transient or self._clock.now() >= deadline:
                 break
         return None
+
+    def _blind(self, fault: RobotFault) -> None:
+        """A camera gave no image: the arm goes on with the actions that there are, then holds."""
+        now = self._clock.now()
+        self._blind_since = now if self._blind_since is None else self._blind_since
+        timeout = self._config.camera_timeout
+        if timeout is not None and now - self._blind_since >= timeout:
+            self.end(f"robot: {fault}", "robot")

@@ -10,7 +10,7 @@ from queue import SimpleQueue
 import numpy as np
 from jaxtyping import Float
 
-from vla.control.loop import Tick
+from vla.control.tick import Tick
 from vla.errors import InputError
 from vla.recording.protocol import Recorder
 from vla.types import Observation

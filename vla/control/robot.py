@@ -14,11 +14,11 @@ from vla.types import Observation
 
 
 class RobotFault(Exception):
-    """What the bus or a camera did not do. A `transient` one may be gone at the next try."""
+    """What the bus or a camera did not do. A `transient` one may be gone at the next try; `camera` names the camera."""
 
-    def __init__(self, message: str, *, transient: bool) -> None:
+    def __init__(self, message: str, *, transient: bool, camera: str | None = None) -> None:
         super().__init__(message)
-        self.transient = transient
+        self.transient, self.camera = transient, camera
 
 
 @runtime_checkable

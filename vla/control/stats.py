@@ -4,25 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
+from vla.control.camera_stats import CameraStats, CameraTally
+from vla.control.events import Event, EventLog
+from vla.control.spread import Spread
 
-
-@dataclass(frozen=True)
-class Spread:
-    """Percentiles and the maximum of durations [s]; 0 where there were none."""
-
-    p50: float
-    p99: float
-    max: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        if not len(values):
-            return cls(0.0, 0.0, 0.0)
-        p50, p99 = np.percentile(values, (50, 99))
-        return cls(float(p50), float(p99), float(max(values)))
+Outcome = Literal["done", "stopped", "robot", "policy", "error"]
+"""How a run ended: as planned, by the operator, by a fault of the robot or of the policy, by an exception."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +20,7 @@ class ControlStats:
 
     reason: str
     """Why it ended: "done" where its time was over."""
+    outcome: Outcome
     seconds: float
     ticks: int
     """Those that were carried out."""
@@ -55,6 +45,11 @@ class ControlStats:
     """Those in which the arm stood or braked for want of an action."""
     faults: int
     """Calls to the robot that failed, retries among them."""
+    cameras: Mapping[str, CameraStats]
+    """By name, where the robot says when its images were captured."""
+    events: Sequence[Event]
+    events_left_out: int
+    """Those beyond `vla.control.events.MOST`."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,10 +69,15 @@ class Tally:
     invalid: int = 0
     holds: int = 0
     faults: int = 0
+    cameras: CameraTally = field(default_factory=CameraTally)
 
-    def stats(self, reason: str, seconds: float, stale: float, clamps: Mapping[str, int]) -> ControlStats:
+    def stats(
+        self, end: tuple[str, Outcome], seconds: float, stale: float, clamps: Mapping[str, int], events: EventLog
+    ) -> ControlStats:
+        """`end` is the reason and the outcome; `stale` and `clamps` as in ControlStats."""
         return ControlStats(
-            reason=reason,
+            reason=end[0],
+            outcome=end[1],
             seconds=seconds,
             ticks=self.ticks,
             missed=self.missed,
@@ -92,4 +92,7 @@ class Tally:
             clamps=dict(clamps),
             holds=self.holds,
             faults=self.faults,
+            cameras=self.cameras.stats(),
+            events=tuple(events.entries),
+            events_left_out=events.left_out,
         )

@@ -1,0 +1,44 @@
+"""How fresh the images were that the policy saw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vla.control.spread import Spread
+from vla.types import Observation
+
+
+@dataclass(frozen=True)
+class CameraStats:
+    """Of one camera, over the observations of a run."""
+
+    age: Spread
+    """Of its images when they were observed [s]."""
+    repeated: int
+    """Observations that show the same image as the one before."""
+    dropped: int
+    """Images that are missing by the median time between those shown."""
+
+
+@dataclass
+class CameraTally:
+    """Collects the capture times that observations carry (`Observation.captured`)."""
+
+    _ages: dict[str, list[float]] = field(default_factory=dict)
+    _times: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, observation: Observation, now: float) -> None:
+        for camera, captured in observation.captured.items():
+            self._ages.setdefault(camera, []).append(now - captured)
+            self._times.setdefault(camera, []).append(captured)
+
+    def stats(self) -> dict[str, CameraStats]:
+        return {camera: self._of(camera) for camera in self._times}
+
+    def _of(self, camera: str) -> CameraStats:
+        gaps = np.diff(self._times[camera])
+        fresh = gaps[gaps > 0]
+        missing = np.round(fresh / np.median(fresh)) - 1 if len(fresh) else fresh
+        return CameraStats(Spread.of(self._ages[camera]), int((gaps <= 0).sum()), int(missing.clip(min=0).sum()))

@@ -1,0 +1,51 @@
+"""Where the demonstrations that a policy learned from begin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from vla.errors import InputError
+
+QUANTILES = (0.05, 0.5, 0.95)
+
+
+@dataclass(frozen=True)
+class StartRegion:
+    """The first states of the demonstrations: 5 %, 50 % and 95 % quantiles of each component, in its unit.
+
+    `images` is the first image of a demonstration of each camera, a small JPEG in base64, for people to compare.
+    """
+
+    low: tuple[float, ...]
+    median: tuple[float, ...]
+    high: tuple[float, ...]
+    images: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not len(self.low) == len(self.median) == len(self.high):
+            raise InputError("a start region has three values for each component of the state")
+
+    @classmethod
+    def of(cls, states: Sequence[Float[np.ndarray, "s"]], images: Mapping[str, str]) -> StartRegion:
+        """The region of these first states, of which there is at least one."""
+        low, median, high = (tuple(map(float, row)) for row in np.quantile(np.stack(states), QUANTILES, axis=0))
+        return cls(low, median, high, images)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> StartRegion:
+        """What `to_dict` gave."""
+        low, median, high = (tuple(map(float, values[name])) for name in ("low", "median", "high"))
+        return cls(low, median, high, dict(values.get("images", {})))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+    def nearest(self, state: Float[np.ndarray, "s"]) -> Float[np.ndarray, "s"]:
+        """The state of the region that is nearest to `state`."""
+        return np.clip(state, self.low, self.high)
