@@ -16,7 +16,7 @@ from vla.kinematics.chain import ToolKinematics
 from vla.kinematics.joint_map import Named, bare
 from vla.kinematics.tool_pose import ToolPose
 from vla.policies.history import history_of
-from vla.policies.protocol import BatchPolicy, GuidedPolicy, Policy, takes_fewer_cameras
+from vla.policies.protocol import BatchPolicy, GuidedPolicy, Policy, takes_fewer_cameras, takes_prefix
 from vla.types import ActionChunk, Observation
 
 PACE = 0.95
@@ -64,6 +64,11 @@ class EndEffectorPolicy:
     def model(self) -> Any:
         """The policy's, where it has one."""
         return getattr(self.policy, "model", None)
+
+    @property
+    def takes_prefix(self) -> bool:
+        """Whether the policy does."""
+        return takes_prefix(self.policy)
 
     @property
     def history(self) -> tuple[float, ...]:

@@ -28,6 +28,7 @@ from torch import Tensor
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.hub import fetch
+from vla.policies.data_summary import DataSummary, Range
 from vla.types import ActionChunk, Observation
 
 STATE, ACTION, IMAGE, IMAGES = "observation.state", "action", "observation.image", "observation.images."
@@ -46,11 +47,17 @@ class LeRobotPolicy:
         """`policy` is a PreTrainedPolicy; `before` and `after` its pre- and post-processor."""
         self._policy, self._before, self._after, self._embodiment = policy, before, after, embodiment
         self._keys = _image_keys(policy.config, before, embodiment)
+        self.data = DataSummary(_range(before, STATE), _range(after, ACTION))
         self.reset()
 
     @property
     def embodiment(self) -> Embodiment:
         return self._embodiment
+
+    @property
+    def takes_prefix(self) -> bool:
+        """LeRobot's interface has none."""
+        return False
 
     def reset(self) -> None:
         for part in (self._policy, self._before, self._after):
@@ -128,6 +135,16 @@ def _load(folder: Path) -> tuple[Any, Any, Any]:
     except Exception as error:
         raise InputError(f"LeRobot cannot load {folder}: {error}") from error
     return policy.eval(), before, after
+
+
+def _range(steps: Any, key: str) -> Range | None:
+    """The extremes of the data by which a processor normalises; None where it does not know them."""
+    for step in steps.steps:
+        known = (getattr(step, "stats", None) or {}).get(key, {})
+        if "min" in known and "max" in known:
+            low, high = (tuple(np.ravel(known[end]).astype(float).tolist()) for end in ("min", "max"))
+            return low, high
+    return None
 
 
 def _image_keys(config: Any, before: Any, embodiment: Embodiment) -> dict[str, tuple[str, tuple[int, ...]]]:

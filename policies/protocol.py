@@ -56,6 +56,19 @@ def takes_fewer_cameras(policy: Policy) -> bool:
 
 
 @runtime_checkable
+class PrefixPolicy(Protocol):
+    """One that says whether its chunks can begin with given actions; any other can."""
+
+    @property
+    def takes_prefix(self) -> bool: ...
+
+
+def takes_prefix(policy: Policy) -> bool:
+    """Whether its chunks can begin with given actions."""
+    return not isinstance(policy, PrefixPolicy) or policy.takes_prefix
+
+
+@runtime_checkable
 class GuidedPolicy(BatchPolicy, Protocol):
     """One whose chunks can be drawn to the old ones also beyond the prefix (real-time chunking's soft mask)."""
 

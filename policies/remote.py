@@ -15,6 +15,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from vla.embodiment import Embodiment
 from vla.errors import InputError
+from vla.policies.data_summary import DataSummary
 from vla.types import ActionChunk, Observation
 from vla.wire import pack, unpack
 
@@ -129,6 +130,11 @@ class RemotePolicy:
         return self._fewer_cameras
 
     @property
+    def data(self) -> DataSummary:
+        """See `SummarizedPolicy`: as the server says."""
+        return self._data
+
+    @property
     def history(self) -> tuple[float, ...]:
         """See `HistoryPolicy`: as the server says."""
         return self._history or ()
@@ -216,6 +222,7 @@ class RemotePolicy:
                 there.check(self._expected, fewer_cameras=True)
             else:
                 self._expected.check(there)
+        self._data = DataSummary.from_dict(metadata.get("data") or {})
         self._guides = "vla/beyond" in metadata.get("extras", ())
         history = tuple(map(float, metadata.get("history", ())))
         if self._history not in (None, history):
@@ -238,7 +245,9 @@ class RemotePolicy:
             except _Mismatch as error:
                 self._refuse(str(error))
             except (InputError, ConnectionClosed, OSError):
-                pass
+                # What was not answered is asked again: the caller still waits for it.
+                with self._state:
+                    self._sent = min(self._sent, self._answer[0])
             if self._socket is not None:
                 self._socket.close()
                 self._socket = None

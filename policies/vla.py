@@ -15,6 +15,7 @@ from vla.errors import InputError
 from vla.inference.engine import Engine
 from vla.model import VLA
 from vla.points import arrange_points
+from vla.policies.data_summary import DataSummary
 from vla.processor import is_like
 from vla.types import ActionChunk, Observation
 
@@ -39,7 +40,13 @@ class VlaPolicy:
             self._robot = model.processor.robot(embodiment)
         else:
             self._robot = model.processor.robot_for(embodiment)
-        self._body = self._robot.embodiment
+        self._body, spec = self._robot.embodiment, self._robot
+        state = None if spec.statistics is None else spec.statistics["state"]
+        self.data = DataSummary(
+            None if state is None else (tuple(state.min.tolist()), tuple(state.max.tolist())),
+            (self._body.action_low, self._body.action_high),
+            spec.start,
+        )
         fewer = self._robot.fewer_cameras
         if isinstance(embodiment, Embodiment) and is_like(self._body, embodiment, fewer):
             body = replace(self._body, action_low=embodiment.action_low, action_high=embodiment.action_high)

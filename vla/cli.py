@@ -91,7 +91,8 @@ def execute(name: str, arguments: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The `vla` command. Exit code: 0 done, 1 failed, 2 bad input (one line on stderr), 130 interrupted."""
+    """The `vla` command. Exit code: 0 done, 1 failed, 2 bad input (one line on stderr), 130 interrupted; `vla deploy`
+    has more (`vla.deploy.EXIT_CODES`)."""
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         if name in ("-h", "--help"):
@@ -111,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and error.errno not in OF_THE_SYSTEM:
             raise
         print(f"vla{f' {name}' if name in COMMANDS else ''}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1 if isinstance(error, Failure) else 2
+        return error.code if isinstance(error, Failure) else 2
     except KeyboardInterrupt:
         print(f"vla {name}: interrupted", file=sys.stderr)
         return 130

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -10,22 +11,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla.control.adapt import adapt, adapted_line
-from vla.control.inference import check_execution
+from vla.control.camera_look import cameras_beside_training
 from vla.control.config import LoopConfig
+from vla.control.events import EventLog
+from vla.control.inference import PREFIXED, PolicyInfo, check_execution
 from vla.control.loop import ControlLoop
 from vla.control.page import control_page
+from vla.control.probe import probe
 from vla.control.process_inference import ProcessInference
 from vla.control.recording import Recording
-from vla.control.robot import Robot
+from vla.control.robot import Robot, RobotFault, image_sizes
 from vla.control.robots.dry_run import DryRun
-from vla.control.stop import EmergencyStop, operator
+from vla.control.stats import Outcome
+from vla.control.status import Status
+from vla.control.status_page import status_page
+from vla.control.stop import EmergencyStop, operator, stop_file, stop_gamepad
+from vla.control.tick import Tick
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.folder import open_folder
 from vla.embodiment import Embodiment
-from vla.errors import InputError
+from vla.errors import Failure, InputError
 from vla.evaluation.summary import write_json
-from vla.policies.load import policy_for
-from vla.policies.protocol import Policy
+from vla.policies.data_summary import DataSummary
+from vla.policies.load import REMOTE, policy_for
+from vla.policies.protocol import Policy, takes_prefix
 from vla.recording.protocol import Recorder
 from vla.recording.zarr_recorder import ZarrRecorder
 
@@ -34,7 +43,10 @@ if TYPE_CHECKING:
 
     from vla.control.stats import ControlStats
 
-STORE, RRD, NUMBERS = "episodes.zarr", "episode.rrd", "deploy.json"
+STORE, RRD, NUMBERS, LOOK = "episodes.zarr", "episode.rrd", "deploy.json", "cameras.png"
+EXIT_CODES: dict[Outcome, int] = {"done": 0, "error": 1, "stopped": 3, "robot": 4, "policy": 5}
+"""Of the command, by how the run ended; 2 is bad input."""
+MET = "the task is met"
 
 
 def deploy(
@@ -44,60 +56,152 @@ def deploy(
     instruction: str | None,
     seconds: float,
     loop: Mapping[str, Any],
+    lost: float,
+    stop_file: str | None,
+    stop_gamepad: str | None,
+    confirm: bool | None,
     dry_run: bool,
     view: bool,
+    status_port: int | None,
     out: str,
     kinematics: Mapping[str, Any],
 ) -> None:
     """Runs the loop for `seconds` [s], then writes numbers, page, episode and Rerun file into the folder `out`.
 
-    The enter key, a signal (`vla.control.stop.SIGNALS`), and an operator who is gone stop the arm. With `dry_run`
-    nothing is sent to it, and what would be is shown (`view`) but not recorded. A policy that outputs tool poses drives
-    joints by `kinematics` (`vla.control.adapt`). The embodiments are compared before the robot is connected. Raises
-    InputError where they differ, for options that do not fit one another or the policy, for a policy that cannot be
-    loaded, and for a store of another embodiment.
+    The enter key, a signal (`vla.control.stop.SIGNALS`), an operator who is gone, the file `stop_file` and a button of
+    `stop_gamepad` stop the arm. With `dry_run` nothing is sent to it, and what would be is shown (`view`) but not
+    recorded. A policy that outputs tool poses drives joints by `kinematics` (`vla.control.adapt`). The embodiments are
+    compared, and the policy is tried, before the robot is connected. `confirm` waits for enter before anything moves;
+    None: of a real arm, where there is a terminal. A policy server may be `lost` for so long [s].
+
+    Raises InputError where the embodiments differ, for options that do not fit one another or the policy, for a policy
+    that cannot be loaded, for a store of another embodiment, and for a robot that does not connect; Failure, with
+    EXIT_CODES, where the run ended otherwise than planned.
     """
     told = instruction or getattr(robot, "instruction", None)
     if not told:
         raise InputError("say what to do: instruction='pick up the red cube'")
-    if seconds <= 0:
-        raise InputError(f"seconds must be above 0, not {seconds:g}")
+    if seconds <= 0 or lost <= 0:
+        raise InputError(f"seconds and lost must be above 0, not {seconds:g} and {lost:g}")
     config, body, folder = LoopConfig(**loop), robot.embodiment, Path(out)
+    if policy.startswith(REMOTE):
+        config = replace(config, heartbeat=max(config.heartbeat, lost))
     moved: Robot = robot
     if dry_run:
-        # An arm that is told nothing does not stay behind.
-        moved, config = DryRun(robot), replace(config, stall=float("inf"))
+        # An arm that is told nothing does not stay behind, and does not move to a start.
+        moved, config = DryRun(robot), replace(config, stall=float("inf"), move_to_start=False, end="hold")
     with ExitStack() as stack:
+        stop = EmergencyStop(_stops(stop_file, stop_gamepad, stack))
+        sizes = dict(image_sizes(robot))
         inference = ProcessInference(
-            partial(_load, policy, body, robot.limits.velocity, dict(kinematics), config.execution)
+            partial(_load, policy, body, sizes, robot.limits.velocity, dict(kinematics), config.execution)
         )
         stack.callback(inference.close)
+        config, data = _fitting(config, inference.about, policy)
+        events = EventLog()
+        status = Status(events, sys.stderr)
+        if (page := stack.enter_context(status_page(status, status_port))) is not None:
+            print(f"status: {page}")
         recorders: list[Recorder] = [] if dry_run else [ZarrRecorder(_store(folder, robot, stack), body)]
         if view or not dry_run:
             recorders.append(_rerun(_stream(folder, view, stack), robot))
+        _connect(moved, stack)
+        _look(moved, told, data, folder, confirm)
         recording = Recording(recorders, len(body.action))
         recording.start(told, policy=policy, robot=type(robot).__name__)
+
+        def watch(tick: Tick) -> None:
+            recording(tick)
+            status(tick)
+
+        loop_ = ControlLoop(
+            moved,
+            inference,
+            config,
+            stop=stop,
+            watch=watch,
+            connect=False,
+            data=data,
+            finished=lambda: MET if getattr(robot, "success", False) else None,
+            events=events,
+        )
         try:
-            stop = EmergencyStop([operator, lambda: "the task is met" if getattr(robot, "success", False) else None])
-            stats = ControlLoop(moved, inference, config, stop=stop, watch=recording).run(told, seconds)
+            with status:
+                stats = loop_.run(told, seconds)
         finally:
             # Only a simulated robot knows.
             recording.finish(getattr(robot, "success", None))
     report = _report(stats, robot, policy, told, recording)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / NUMBERS, report)
-    page = control_page(folder, report, recording.trace, body)
+    written = control_page(folder, report, recording.trace, body)
     print(_text(report))
-    print(f"open {page}" if dry_run else f"open {page}, or: vla view {folder / STORE}")
+    print(f"open {written}" if dry_run else f"open {written}, or: vla view {folder / STORE}")
+    if stats.outcome != "done":
+        raise Failure(f"the run ended: {stats.reason}", EXIT_CODES[stats.outcome])
+
+
+def _stops(file: str | None, gamepad: str | None, stack: ExitStack) -> list[Callable[[], str | None]]:
+    sources: list[Callable[[], str | None]] = [operator]
+    if file is not None:
+        sources.append(stop_file(file))
+    if gamepad is not None:
+        sources.append(stop_gamepad(gamepad, stack))
+    return sources
+
+
+def _fitting(config: LoopConfig, about: PolicyInfo, policy: str) -> tuple[LoopConfig, DataSummary]:
+    """The loop as the policy allows it, and what is known of its data, with a line for each thing that is not so."""
+    if policy == "hold":  # no answer of it is a chunk
+        config = replace(config, invalid=None)
+    if config.execution in PREFIXED and not about.takes_prefix:
+        print(f"loop.execution=chunked: chunks of {policy} cannot begin with given actions, as {config.execution} needs")
+        config = replace(config, execution="chunked")
+    if about.data.start is None:
+        if config.end == "home":
+            raise InputError(f"loop.end=home: {policy} does not say where its demonstrations begin: choose hold")
+        print(f"{policy} does not say where its demonstrations begin: the arm starts where it stands")
+    return config, about.data
+
+
+def _connect(robot: Robot, stack: ExitStack) -> None:
+    try:
+        stack.enter_context(robot)
+    except RobotFault as fault:
+        raise InputError(str(fault)) from fault
+
+
+def _look(robot: Robot, instruction: str, data: DataSummary, folder: Path, confirm: bool | None) -> None:
+    """The cameras' first images beside the training data's, and the operator's consent where that is wanted."""
+    wanted = confirm if confirm is not None else not hasattr(robot, "success") and sys.stdin.isatty()
+    path = None
+    if data.start is not None and data.start.images and robot.embodiment.cameras:
+        path = folder / LOOK
+        try:
+            cameras_beside_training(path, robot.observe(instruction), data.start.images)
+        except RobotFault as fault:
+            raise InputError(str(fault)) from fault
+        print(f"the cameras beside the training data: {path}", flush=True)
+    if wanted:
+        print("enter: begin     anything else: end", flush=True)
+        if sys.stdin.readline().strip():
+            raise Failure("not begun", EXIT_CODES["stopped"])
 
 
 def _load(
-    policy: str, body: Embodiment, velocity: Sequence[float], kinematics: Mapping[str, Any], execution: str
+    policy: str,
+    body: Embodiment,
+    sizes: Mapping[str, tuple[int, int]],
+    velocity: Sequence[float],
+    kinematics: Mapping[str, Any],
+    execution: str,
 ) -> Policy:
     loaded = adapt(policy_for(policy, body), body, velocity, kinematics)
     if (line := adapted_line(loaded)) is not None:
         print(line, flush=True)
-    check_execution(loaded, execution)
+    if takes_prefix(loaded):
+        check_execution(loaded, execution)
+    probe(loaded, body, sizes, execution)
     return loaded
 
 
@@ -157,6 +261,9 @@ def _text(report: Mapping[str, Any]) -> str:
     for name in ("observe", "infer", "command", "jitter"):
         values = (1000 * report[name][key] for key in ("p50", "p99", "max"))
         lines.append(f"{name:10}" + "".join(f"{value:9.2f}" for value in values))
+    for name, camera in report["cameras"].items():
+        ages = "".join(f"{1000 * camera['age'][key]:9.2f}" for key in ("p50", "p99", "max"))
+        lines.append(f"{name:10}{ages}  age of images, {camera['repeated']} repeated, {camera['dropped']} dropped")
     clamps = ", ".join(f"{name} {count}" for name, count in report["clamps"].items()) or "none"
     lines.append(
         f"{report['chunks']} chunks, {report['invalid']} invalid; stale {100 * report['stale']:.0f} %, "

@@ -37,4 +37,8 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
 
 
 class Failure(RuntimeError):
-    """What ended a command whose input was right: the command line prints it on one line and exits with 1."""
+    """What ended a command whose input was right: the command line prints it on one line and exits with `code`."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code

@@ -15,6 +15,7 @@ from vla.actions.bins import UniformBins
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.normalize import BOUND, Normalizer
+from vla.start_region import StartRegion
 from vla.statistics import Statistics
 
 
@@ -48,6 +49,8 @@ class RobotSpec:
     """Whether a row may lack some of the cameras: so it is trained with `plan.camera_dropout`."""
     statistics: Mapping[str, Statistics] | None = field(default=None, compare=False, repr=False)
     """Of "state" and "action" (the targets): what a later training keeps, or merges with its own."""
+    start: StartRegion | None = field(default=None, compare=False, repr=False)
+    """Where the demonstrations begin; None where that is not known."""
 
     def __post_init__(self) -> None:
         if not self.relative:
@@ -107,6 +110,7 @@ class RobotSpec:
             fewer_cameras=values.get("fewer_cameras", False),
             statistics={kind: Statistics.from_dict(one) for kind, one in (values.get("statistics") or {}).items()}
             or None,
+            start=None if values.get("start") is None else StartRegion.from_dict(values["start"]),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -126,6 +130,7 @@ class RobotSpec:
             "history": list(self.history),
             "fewer_cameras": self.fewer_cameras,
             "statistics": kept,
+            "start": None if self.start is None else self.start.to_dict(),
         }
 
     def encode_state(self, state: Float[np.ndarray, "s"]) -> Float[np.ndarray, "s"]:

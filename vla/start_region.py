@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from vla.errors import InputError
 
 QUANTILES = (0.05, 0.5, 0.95)
+SIDE, QUALITY = 192, 85
+"""Of the small images [pixels], and of their JPEG."""
 
 
 @dataclass(frozen=True)
@@ -49,3 +53,13 @@ class StartRegion:
     def nearest(self, state: Float[np.ndarray, "s"]) -> Float[np.ndarray, "s"]:
         """The state of the region that is nearest to `state`."""
         return np.clip(state, self.low, self.high)
+
+
+def thumbnail(image: UInt8[np.ndarray, "_h _w 3"]) -> str:
+    """A small JPEG of an RGB image, in base64."""
+    from PIL import Image
+
+    small, file = Image.fromarray(image), io.BytesIO()
+    small.thumbnail((SIDE, SIDE))
+    small.save(file, "JPEG", quality=QUALITY)
+    return base64.b64encode(file.getvalue()).decode()

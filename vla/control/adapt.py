@@ -13,6 +13,8 @@ from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.kinematics.chain import Tool, ToolKinematics, chain_joints, extract_chain
 from vla.kinematics.joint_map import bare, match_joints, read_components
+from vla.policies.converted_units import in_units_of
+from vla.policies.data_summary import data_of
 from vla.policies.load import load_policy
 from vla.policies.protocol import Policy, takes_fewer_cameras
 from vla.policies.remote import RemotePolicy
@@ -47,6 +49,8 @@ def adapt(policy: Policy, body: Embodiment, velocity: Sequence[float] | None, ki
     policy of this robot's joints has no use for.
     """
     given = {key: value for key, value in kinematics.items() if value is not None}
+    if not given:
+        policy = in_units_of(policy, body)
     if unknown := given.keys() - set(KINEMATICS):
         raise InputError(f"kinematics.{min(unknown)}: the options are {', '.join(KINEMATICS)}")
     there = policy.embodiment
@@ -59,14 +63,25 @@ def adapt(policy: Policy, body: Embodiment, velocity: Sequence[float] | None, ki
             else:
                 there.check(body)
         except InputError as error:
-            if takes_fewer_cameras(policy) or there.cameras_fit(body) or not there.cameras_fit(body, fewer=True):
-                raise
-            raise InputError(f"{error}; {REMEDY}") from error
+            raise InputError(f"{error}{_remedy(policy, body)}") from error
+        data_of(policy).check_units(body)
         return policy
     from vla.policies.end_effector import by_inverse_kinematics
 
     components = read_components("kinematics.components", given.get("components", {}))
     return by_inverse_kinematics(policy, body, _kinematics(there, body, given), velocity, components)
+
+
+def _remedy(policy: Policy, body: Embodiment) -> str:
+    """The options that make the two fit, of a mismatch of cameras or rate."""
+    there = policy.embodiment
+    if not there.cameras_fit(body, takes_fewer_cameras(policy)):
+        if there.cameras_fit(body, fewer=True):
+            return f"; {REMEDY}"
+        return f"; name the robot's cameras as the policy does: {', '.join(there.cameras)} (of a real arm robot.cameras={{NAME: …}})"
+    if there.control_hz != body.control_hz:
+        return f"; give the robot the policy's rate: of a real arm robot.control_hz={there.control_hz:g}"
+    return ""
 
 
 def _kinematics(there: Embodiment, body: Embodiment, given: Mapping[str, Any]) -> ToolKinematics:

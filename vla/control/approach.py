@@ -10,10 +10,13 @@ from jaxtyping import Float
 from vla.action_space import difference, interpolate
 from vla.control.limits import Limits
 from vla.embodiment import Embodiment
+from vla.policies.data_summary import Range
 from vla.start_region import StartRegion
 
 NEAR = 0.01
 """The share of a component's range within which the arm counts as being there."""
+MARGIN = 0.05
+"""The share of the data's range by which a component may be outside it."""
 
 Path = Callable[[Float[np.ndarray, "a"]], Float[np.ndarray, "a"] | None]
 """The next command after one; None at the goal."""
@@ -35,6 +38,17 @@ def outside(
     away = np.where(body.is_position_action, difference(body, goal, body.hold_action(state)), 0.0)
     near = NEAR * (np.array(body.action_high) - np.array(body.action_low))
     return goal, {body.action[i]: float(away[i]) for i in np.flatnonzero(np.abs(away) > near)}
+
+
+def unseen(body: Embodiment, state: Float[np.ndarray, "s"], seen: Range) -> list[str]:
+    """What to say of each component of the state that is outside the training data."""
+    low, high = (np.array(end) for end in seen)
+    beyond = state - np.clip(state, low, high)
+    far = np.abs(beyond) > MARGIN * np.maximum(high - low, 1e-9)
+    return [
+        f"{body.state[i]} is {state[i]:.3g}, outside the training data ({low[i]:.3g} to {high[i]:.3g})"
+        for i in np.flatnonzero(far)
+    ]
 
 
 def slow_path(

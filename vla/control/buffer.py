@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vla.action_space import average
-from vla.control.inference import Answer, Request
+from vla.control.inference import PREFIXED, Answer, Request
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.types import ActionChunk, Observation
@@ -77,7 +77,7 @@ class ActionBuffer:
         if self._waiting:
             return False
         naive = self._execution == "naive"
-        left = max((len(chunk.rest(self.step)) for chunk in self._live(now)), default=0)
+        left = self.left(now)
         since = self.step - (self._began if naive else self._asked)
         # Early enough for the next chunk to be there when this one ends. Chunks that two delays do not fit into cannot
         # be: then most is carried out of those that are asked for halfway, or, no longer than a delay, at the end.
@@ -103,7 +103,7 @@ class ActionBuffer:
     def _prefix(self, held: Float[np.ndarray, "a"], now: float) -> Float[np.ndarray, "k a"] | None:
         """What is carried out during the delay to be expected."""
         count = min(self._delay, self._horizon - 1)
-        if self._execution not in ("rtc", "guided", "guided-vjp") or count < 1:
+        if self._execution not in PREFIXED or count < 1:
             return None
         rest = self.rest(now)[:count]
         last = np.where(self._body.is_position_action, rest[-1] if len(rest) else held, 0.0)
@@ -131,6 +131,10 @@ class ActionBuffer:
         self._chunks = [*(self._chunks if self._execution == "ensemble" else ()), chunk]
         self._began = self.step
         return ""
+
+    def left(self, now: float) -> int:
+        """How many actions there are from the next step on."""
+        return max((len(chunk.rest(self.step)) for chunk in self._live(now)), default=0)
 
     def rest(self, now: float) -> Float[np.ndarray, "k a"]:
         """The actions from the next step on, as far as there are any."""

@@ -33,6 +33,8 @@ class LoopConfig:
     """How far a joint may be from its command, as a fraction of its range. Grippers may: they hold things."""
     stall_seconds: float = 0.5
     """[s] for which it may be."""
+    move_to_start: bool = True
+    """Whether an arm outside the demonstrations' start is moved there before the policy acts; else that is reported."""
     slow: float = 0.25
     """The share of the velocity limits at which the arm moves to its start and home."""
     end: str = "hold"

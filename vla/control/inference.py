@@ -9,9 +9,15 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
+from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.policies.protocol import BatchPolicy, GuidedPolicy, Policy
+from vla.policies.data_summary import DataSummary, data_of
+from vla.policies.history import history_of
+from vla.policies.protocol import BatchPolicy, GuidedPolicy, Policy, takes_prefix
 from vla.types import ActionChunk, Observation
+
+PREFIXED = ("rtc", "guided", "guided-vjp")
+"""Executions of `vla.control.buffer` that give the policy the actions with which its chunk is to begin."""
 
 
 class InferenceDied(Exception):
@@ -55,9 +61,27 @@ def guides(policy: Policy) -> bool:
 
 
 def check_execution(policy: Policy, execution: str) -> None:
-    """Raises InputError where `execution` guides a policy that cannot be guided."""
+    """Raises InputError where `execution` guides a policy that cannot be guided, or gives one a prefix that takes none.
+    """
     if "guided" in execution and not guides(policy):
         raise InputError(f"execution {execution} is for flows: this policy's chunks come from none")
+    if execution in PREFIXED and not takes_prefix(policy):
+        raise InputError(f"execution {execution} gives prefixes, which this policy takes none of: choose chunked")
+
+
+@dataclass(frozen=True)
+class PolicyInfo:
+    """What is known of a policy that thinks elsewhere."""
+
+    embodiment: Embodiment
+    history: tuple[float, ...]
+    """As `HistoryPolicy`."""
+    data: DataSummary
+    takes_prefix: bool
+
+    @classmethod
+    def of(cls, policy: Policy) -> PolicyInfo:
+        return cls(policy.embodiment, history_of(policy), data_of(policy), takes_prefix(policy))
 
 
 @dataclass(frozen=True)
@@ -75,7 +99,8 @@ class Answer:
 class Inference(Protocol):
     """A policy that thinks elsewhere; `history` are the past frames that it is to be shown (`HistoryPolicy`)."""
 
-    history: tuple[float, ...]
+    @property
+    def history(self) -> tuple[float, ...]: ...
 
     def ask(self, request: Request) -> None:
         """Never blocks. A request that was not begun yet is replaced: the latest observation wins."""

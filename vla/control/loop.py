@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vla.action_space import interpolate
-from vla.control.approach import Path, outside, pose_action, slow_path
+from vla.control.approach import Path, outside, pose_action, slow_path, unseen
 from vla.control.buffer import ActionBuffer
 from vla.control.camera_stats import CameraTally
 from vla.control.clock import Clock, WallClock
@@ -32,6 +32,7 @@ from vla.control.spread import Spread
 from vla.control.stats import ControlStats, Outcome, Tally
 from vla.control.stop import EmergencyStop
 from vla.control.tick import Source, Tick
+from vla.policies.data_summary import DataSummary
 from vla.policies.history import FrameHistory
 from vla.start_region import StartRegion
 from vla.types import Observation
@@ -43,7 +44,7 @@ TRIES = 3
 class ControlLoop:
     """Runs `inference`'s policy on `robot`, which it connects itself, if told to `connect`. Leaves `inference` open.
 
-    `watch` is called in every tick and must not block. `start` is where the arm is moved before the policy acts, and
+    `watch` is called in every tick and must not block. `data` says where the arm is moved before the policy acts, and
     home. `finished` says when the run has reached its aim, by a reason. What happens is added to `events`.
     """
 
@@ -57,11 +58,11 @@ class ControlLoop:
         stop: EmergencyStop,
         watch: Callable[[Tick], None] | None = None,
         connect: bool = True,
-        start: StartRegion | None = None,
+        data: DataSummary | None = None,
         finished: Callable[[], str | None] = lambda: None,
         events: EventLog | None = None,
     ) -> None:
-        self._connect, self._start, self._finished = connect, start, finished
+        self._connect, self._data, self._finished = connect, data or DataSummary(), finished
         self._robot, self._inference, self._config = robot, inference, config
         self._clock, self._stop, self._watch = clock or WallClock(), stop, watch
         self._events = EventLog() if events is None else events
@@ -80,7 +81,7 @@ class ControlLoop:
             with self._robot if self._connect else nullcontext(), urgent:
                 run = _Run(self._robot, self._inference, self._config, self._clock, self._events)
                 try:
-                    run.go(lambda: self._poll(run), instruction, seconds, self._start, self._watch)
+                    run.go(lambda: self._poll(run), instruction, seconds, self._data, self._watch)
                 except BaseException:
                     run.brake(None)
                     raise
@@ -129,7 +130,7 @@ class _Run:
         poll: Callable[[], None],
         instruction: str,
         seconds: float,
-        start: StartRegion | None,
+        data: DataSummary,
         watch: Callable[[Tick], None] | None,
     ) -> None:
         self._poll, self._instruction, self._seconds, self._watch = poll, instruction, seconds, watch
@@ -142,16 +143,19 @@ class _Run:
             for name, past in zip(self._body.action, self._guard.excess, strict=True):
                 if past:
                     self._note(f"{name} stands {abs(past):.3g} beyond its limit: it is moved back", warning=True)
-            if start is not None:
-                self._move_to_start(start)
+            if data.start is not None:
+                self._move_to_start(data.start)
+            if data.state is not None:
+                for what in unseen(self._body, self._state, data.state):
+                    self._note(what, warning=True)
             self._acting = self._clock.now()
             while self.reason is None:
                 self._tick()
         else:
             self.end("robot: the first state is not finite, or of a wrong width", "robot")
         self.brake(watch)
-        if self._config.end == "home" and start is not None and self._outcome == "done":
-            self._go_home(start)
+        if self._config.end == "home" and data.start is not None and self._outcome == "done":
+            self._go_home(data.start)
 
     def brake(self, watch: Callable[[Tick], None] | None) -> None:
         self.end("error", "error")
@@ -184,9 +188,12 @@ class _Run:
 
     def _move_to_start(self, start: StartRegion) -> None:
         goal, away = outside(self._body, start, self._state)
-        if away:
-            far = ", ".join(f"{name} by {-offset:+.3g}" for name, offset in away.items())
-            self._note(f"outside the demonstrations' start, moving there slowly: {far}", warning=True)
+        if not away:
+            return
+        moves = self._config.move_to_start
+        far = ", ".join(f"{name} by {-offset:+.3g}" for name, offset in away.items())
+        self._note(f"outside the demonstrations' start{', moved there slowly' * moves}: {far}", warning=True)
+        if moves:
             self._move(goal)
 
     def _go_home(self, start: StartRegion) -> None:
@@ -226,7 +233,7 @@ class _Run:
         if self._failed > self._config.faults:
             self.end(f"robot: {self._fault}", "robot")
         if self._watch is not None:
-            sent, left = safe if arrived else None, len(self._buffer.rest(now))
+            sent, left = safe if arrived else None, self._buffer.left(now)
             self._watch(
                 Tick(
                     now, scheduled, self._state, observation, desired, sent, clamped, source, observe, infer, took, left

@@ -27,6 +27,9 @@ def control_page(folder: Path, report: Mapping[str, Any], trace: Trace, body: Em
     about = f"{report['policy']} on {report['robot']}: {report['instruction']}"
     head = f"<header><h1>Deployment</h1><p>{escape(about)}</p><p>Ended: {escape(report['reason'])}.</p></header>"
     sections = [head, _tiles(report), section("Times", _times(report))]
+    if report["cameras"]:
+        sections.append(section("Cameras", _cameras(report["cameras"])))
+    sections.append(section("Events", _events(report)))
     if trace.time:
         figures = "".join(
             f'<figure class="card">{svg((5.5, 2.2), partial(_joint, trace=trace, body=body, at=at))}</figure>'
@@ -63,8 +66,31 @@ def _times(report: Mapping[str, Any]) -> str:
         + "</tr>"
         for name in ("observe", "infer", "command", "jitter")
     )
-    head = "<tr><th></th><th>median</th><th>99 %</th><th>most</th></tr>"
-    return f'<div class="table"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+    return _table("<th></th><th>median</th><th>99 %</th><th>most</th>", rows)
+
+
+def _cameras(cameras: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(name)}</td>"
+        + "".join(f"<td>{_ms(one['age'][key])}</td>" for key in ("p50", "p99", "max"))
+        + f"<td>{one['repeated']}</td><td>{one['dropped']}</td></tr>"
+        for name, one in cameras.items()
+    )
+    head = "<th></th><th>age, median</th><th>99 %</th><th>most</th><th>repeated</th><th>dropped</th>"
+    return _table(head, rows)
+
+
+def _events(report: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><td>{one['time']:.2f}\N{NO-BREAK SPACE}s</td><td>{one['count']}</td><td>{escape(one['what'])}</td></tr>"
+        for one in report["events"]
+    )
+    more = report["events_left_out"]
+    return _table("<th>from</th><th>times</th><th>what</th>", rows) + (f"<p>{more} more</p>" if more else "")
+
+
+def _table(head: str, rows: str) -> str:
+    return f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def _ms(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -11,15 +12,15 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 
-from vla.control.inference import Answer, InferenceDied, Request
+from vla.control.inference import Answer, InferenceDied, PolicyInfo, Request
 from vla.control.stop import SIGNALS
 from vla.control.thread_inference import answer
-from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.policies.history import history_of
 from vla.policies.protocol import Policy
 from vla.shared_images import images_of, views, with_images, without_images
 
+NICE = 10
+"""By which the policy's process is nicer than the loop's: on few cores it would cost the loop deadlines else."""
 FAREWELL = 2.0
 """[s] that the process has to end by itself."""
 
@@ -48,8 +49,12 @@ class ProcessInference:
         if isinstance(told, str):
             self.close()
             raise InputError(told)
-        self.embodiment: Embodiment = told[0]
-        self.history: tuple[float, ...] = told[1]
+        self.about: PolicyInfo = told
+
+    @property
+    def history(self) -> tuple[float, ...]:
+        """See `Inference`."""
+        return self.about.history
 
     def ask(self, request: Request) -> None:
         self._waiting = request, time.monotonic()
@@ -111,7 +116,8 @@ class ProcessInference:
 
 
 def _serve(load: Callable[[], Policy], pipe: Connection) -> None:
-    """The process: until the pipe is closed. The parent decides what a signal means."""
+    """The process: until the pipe is closed. The parent decides what a signal means, and has the processor first."""
+    os.nice(NICE)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     try:
@@ -120,7 +126,7 @@ def _serve(load: Callable[[], Policy], pipe: Connection) -> None:
     except InputError as error:
         pipe.send(str(error))
         return
-    pipe.send((policy.embodiment, history_of(policy)))
+    pipe.send(PolicyInfo.of(policy))
     memory: SharedMemory | None = None
     with suppress(EOFError, ConnectionError):
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol, runtime_checkable
 
@@ -19,6 +20,11 @@ class RobotFault(Exception):
     def __init__(self, message: str, *, transient: bool, camera: str | None = None) -> None:
         super().__init__(message)
         self.transient, self.camera = transient, camera
+
+
+def image_sizes(robot: Robot) -> Mapping[str, tuple[int, int]]:
+    """Height and width of the images of each camera [pixels], as far as the robot knows them before it is connected."""
+    return getattr(robot, "image_sizes", {})
 
 
 @runtime_checkable

@@ -11,8 +11,11 @@ import sys
 import termios
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
+
+from vla.errors import InputError
+from vla.teleop.gamepad import Gamepad
 
 SIGNALS = {
     signal.SIGINT: "interrupted",
@@ -93,3 +96,25 @@ def operator() -> str | None:
     except OSError as error:
         return f"the terminal is gone: {error.strerror}"
     return "emergency stop: key" if line else "the operator is gone: the standard input has ended"
+
+
+def stop_file(path: str) -> Callable[[], str | None]:
+    """A source: the file at `path`, as soon as there is one. Raises InputError where there is one already."""
+    if os.path.lexists(path):
+        raise InputError(f"stop_file={path} exists already: remove it, for it stops the arm")
+    return lambda: f"emergency stop: {path}" if os.path.lexists(path) else None
+
+
+def stop_gamepad(path: str, stack: ExitStack) -> Callable[[], str | None]:
+    """A source: any button of the joystick device at `path`, and that it is gone. `stack` closes it. Raises InputError
+    where there is none."""
+    pad = Gamepad(path)
+    stack.callback(pad.close)
+
+    def pressed() -> str | None:
+        try:
+            return "emergency stop: gamepad" if pad.pressed() else None
+        except InputError as error:
+            return f"emergency stop: {error}"
+
+    return pressed

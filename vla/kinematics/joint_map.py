@@ -47,7 +47,7 @@ def match_joints(
     if given is not None and (beyond := sorted(found.keys() - set(chain))):
         raise InputError(f"joints: {beyond[0]} does not move the tool; {', '.join(chain)} do")
     made = tuple(_arm_joint(body, joint, *found[joint], units) for joint in chain)
-    if units is not None and all(_unit(found[joint][0]) or "scale" in found[joint][1] for joint in chain):
+    if units is not None and all(unit_of(found[joint][0]) or "scale" in found[joint][1] for joint in chain):
         raise InputError(f"units={units}: every joint's component names its own unit or has a scale: leave it out")
     return made
 
@@ -58,7 +58,8 @@ def bare(component: str) -> str:
     return match["bare"] if match else component
 
 
-def _unit(component: str) -> str | None:
+def unit_of(component: str) -> str | None:
+    """The unit that a component's name has in brackets."""
     match = NAME.fullmatch(component)
     return match["unit"] if match else None
 
@@ -97,7 +98,7 @@ def _arm_joint(body: Embodiment, joint: str, component: str, numbers: dict[str, 
         raise InputError(f"no state component measures {component}: the tool's own pose cannot be computed")
     scale = numbers.get("scale")
     if scale is None:
-        unit = _unit(component) or units
+        unit = unit_of(component) or units
         if unit is None:
             raise InputError(
                 f"{component} names no unit: units=rad or units=deg; what is normalised (LeRobot's -100 … 100) takes "

@@ -26,6 +26,7 @@ from websockets.http11 import Response
 from vla import __version__
 from vla.control.inference import Request, guides, predict
 from vla.errors import InputError
+from vla.policies.data_summary import data_of
 from vla.policies.history import FrameHistory, history_of
 from vla.policies.protocol import BatchPolicy, Policy, takes_fewer_cameras
 from vla.serving.metrics import Metrics
@@ -109,6 +110,7 @@ class PolicyServer:
             "keys": asdict(keys),
             "history": list(history_of(policy)),
             "fewer_cameras": takes_fewer_cameras(policy),
+            "data": data_of(policy).to_dict(),
             "extras": [PREFIX, TIME, ID, *_more(policy)],
         }
 

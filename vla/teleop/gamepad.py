@@ -45,6 +45,10 @@ class Gamepad:
         x, y, z, turn = (-self._sticks.get(axis, 0.0) for axis in (LEFT_Y, LEFT_X, RIGHT_Y, RIGHT_X))
         return together([Jog((STEP * x, STEP * y, STEP * z), TURN * turn), *pressed])
 
+    def pressed(self) -> bool:
+        """Whether any button was pressed since the last call. Raises InputError when the gamepad is gone."""
+        return any(kind == BUTTON and value for value, kind, _ in self._events())
+
     def _events(self) -> list[tuple[int, int, int]]:
         while True:
             try:

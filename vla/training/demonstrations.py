@@ -16,6 +16,7 @@ from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.normalize import QUANTILE, Normalizer, methods_of
 from vla.robot_spec import RobotSpec
+from vla.start_region import StartRegion, thumbnail
 from vla.statistics import Statistics, check_finite
 from vla.training.horizon import prefix_steps
 
@@ -93,6 +94,11 @@ class Demonstrations:
                 check_finite(rows, getattr(body, kind), f"{kind} of episode {index} of {self.store.path}")
             yield np.asarray(actions, np.float64), np.asarray(state, np.float64)
 
+    def first_states(self) -> Iterator[Float[np.ndarray, "s"]]:
+        """The state in which each episode begins."""
+        for index in self.train_episodes:
+            yield self.store.state[self.store.records.frames(index).start]
+
     def chunks(self, robot: RobotSpec, episodes: Int[np.ndarray, "n"]) -> Iterator[Float[np.ndarray, "_b _h _a"]]:
         """The normalised chunks of each episode as the model is asked for them: from every step on, counted from the
         state there, the last action repeated past the end."""
@@ -156,7 +162,17 @@ def _robot_spec(
         relative=targets.relative,
         fewer_cameras=fewer_cameras,
         statistics={"state": state, "action": action},
+        start=_start_region(group),
     )
+
+
+def _start_region(group: Sequence[Demonstrations]) -> StartRegion:
+    images = {
+        camera: thumbnail(d.store.image(camera, d.store.records.frames(int(d.train_episodes[0])).start).decoded())
+        for d in group
+        for camera in d.store.embodiment.cameras
+    }
+    return StartRegion.of([state for d in group for state in d.first_states()], images)
 
 
 def _body(bodies: Sequence[Embodiment], fewer_cameras: bool) -> Embodiment:

@@ -58,6 +58,12 @@ class SimRobot:
         self._targets = self._env.scene.data.qpos[: self._env.scene.joints].copy()
         self._until, self._ahead = time.monotonic(), 0.0
 
+    @property
+    def image_sizes(self) -> dict[str, tuple[int, int]]:
+        """Height and width of each camera's images [pixels]."""
+        size = self._env.scene.image_size
+        return dict.fromkeys(self.embodiment.cameras, (size, size))
+
     def __enter__(self) -> SimRobot:
         self.lay(0)
         self._env.capture()  # the first picture takes long
@@ -75,7 +81,8 @@ class SimRobot:
 
     def observe(self, instruction: str) -> Observation:
         state, now = self.state()
-        return Observation(self._env.capture(), state, instruction, now)
+        images = self._env.capture()
+        return Observation(images, state, instruction, now, captured=dict.fromkeys(images, now))
 
     def command(self, action: Float[np.ndarray, "a"]) -> None:
         self._catch_up()

@@ -1,0 +1,57 @@
+"""A policy tried on a made-up observation of the robot, before the robot is connected."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float
+
+from vla.control.inference import PREFIXED, Request, predict
+from vla.embodiment import Embodiment
+from vla.errors import InputError
+from vla.policies.data_summary import data_of
+from vla.policies.history import FrameHistory
+from vla.policies.protocol import Policy, takes_prefix
+from vla.types import Observation
+
+
+def probe(policy: Policy, body: Embodiment, sizes: Mapping[str, tuple[int, int]], execution: str) -> None:
+    """Asks the policy as the control loop will, of grey images of these sizes (height, width): which also makes ready
+    what its first answer needs. A camera without a size is not probed: then nothing is.
+
+    Raises InputError for what the policy refuses, and for actions of another width or rate than the robot's.
+    """
+    if not sizes.keys() >= set(body.cameras):
+        return
+    images = {camera: np.full((*sizes[camera], 3), 128, np.uint8) for camera in body.cameras}
+    seen = FrameHistory.of(policy).see(Observation(images, _state(policy, body), "probe", time.monotonic()))
+    prefixes = [None]
+    if execution in PREFIXED and takes_prefix(policy):
+        prefixes.append(body.hold_action(seen.state)[None])
+    for prefix in prefixes:
+        try:
+            (chunk,) = predict(policy, [Request(seen, prefix, 0)])
+        except Exception as error:
+            said = error if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            raise InputError(f"the policy cannot act on what this robot observes: {said}") from error
+        if chunk is not None:
+            body.check_action(chunk.actions)
+            if abs(chunk.dt * body.control_hz - 1) > 1e-3:
+                raise InputError(
+                    f"the policy gives {1 / chunk.dt:g} actions a second, the robot takes {body.control_hz:g}: "
+                    "set the robot's control_hz"
+                )
+    policy.reset()
+
+
+def _state(policy: Policy, body: Embodiment) -> Float[np.ndarray, "s"]:
+    """Where the demonstrations begin; else the middle of the robot's range."""
+    if (start := data_of(policy).start) is not None and len(start.median) == len(body.state):
+        return np.array(start.median)
+    state = np.zeros(len(body.state))
+    for i, at in enumerate(body.measured_by):
+        if at is not None and body.is_position_action[i]:
+            state[at] = (body.action_low[i] + body.action_high[i]) / 2
+    return state

@@ -1,0 +1,101 @@
+"""A run of the control loop as people watch it: a line on the terminal, warnings as they come, a local page."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import TextIO
+
+from vla.control.events import EventLog
+from vla.control.tick import Tick
+
+EVERY = 1.0
+"""[s] between two lines."""
+CLEAR = "\r\x1b[K"
+"""To the start of a terminal's line, which is erased."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What is going on. `rate` is of commands a second, over the last ticks; `delay` [ms] the policy's last."""
+
+    seconds: float
+    rate: float
+    delay: float | None
+    queue: int
+    """Actions that are still to be carried out."""
+    holds: int
+    source: str
+    last_warning: str
+
+    def line(self) -> str:
+        delay = "-" if self.delay is None else f"{self.delay:.0f} ms"
+        text = (
+            f"{self.seconds:6.1f} s  {self.rate:5.1f} Hz  delay {delay}  queue {self.queue}  held {self.holds}  "
+            f"{self.source}"
+        )
+        return f"{text}  last: {self.last_warning}" if self.last_warning else text
+
+
+class Status:
+    """Give it to the loop as `watch`, inside `with`: a thread prints warnings of `events` to `out`, and on a terminal a
+    line of what is going on."""
+
+    def __init__(self, events: EventLog, out: TextIO) -> None:
+        self._events, self._out = events, out
+        self._ticks: deque[Tick] = deque(maxlen=100)
+        self._began, self._holds, self._delay = 0.0, 0, None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="status", daemon=True)
+        self._last_warning = ""
+
+    def __enter__(self) -> Status:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join(EVERY)
+        self._print()
+        if self._out.isatty():
+            print(file=self._out, flush=True)
+
+    def __call__(self, tick: Tick) -> None:
+        self._began = self._began or tick.time
+        self._holds += tick.source == "hold"
+        self._delay = tick.infer if tick.infer is not None else self._delay
+        self._ticks.append(tick)
+
+    def snapshot(self) -> Snapshot | None:
+        """None before the first tick."""
+        ticks = list(self._ticks)
+        if not ticks:
+            return None
+        last, span = ticks[-1], ticks[-1].time - ticks[0].time
+        rate = sum(tick.sent is not None for tick in ticks[1:]) / span if span > 0 else 0.0
+        delay = None if self._delay is None else 1000 * self._delay
+        return Snapshot(
+            last.time - self._began, rate, delay, last.left, self._holds, last.source, self._last_warning
+        )
+
+    def to_dict(self) -> dict[str, object]:
+        """The snapshot and all events, as JSON values."""
+        now = self.snapshot()
+        return {"now": None if now is None else asdict(now), "events": [asdict(e) for e in list(self._events.entries)]}
+
+    def _run(self) -> None:
+        while not self._over.wait(EVERY):
+            self._print()
+
+    def _print(self) -> None:
+        terminal = self._out.isatty()
+        while self._events.unseen:
+            event = self._events.unseen.popleft()
+            self._last_warning = event.what
+            print(f"{CLEAR if terminal else ''}{event.time:.1f} s: {event.what}", file=self._out, flush=True)
+        if terminal and (now := self.snapshot()) is not None:
+            print(f"{CLEAR}{now.line()}", end="", file=self._out, flush=True)
