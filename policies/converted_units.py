@@ -14,7 +14,6 @@ from vla.kinematics.joint_map import UNITS, bare, unit_of
 from vla.policies.data_summary import DataSummary, Range, data_of
 from vla.policies.history import history_of
 from vla.policies.protocol import BatchPolicy, Policy, takes_fewer_cameras, takes_prefix
-from vla.start_region import StartRegion
 from vla.types import ActionChunk, Observation
 
 Factors = Float[np.ndarray, "c"]
@@ -40,10 +39,7 @@ class ConvertedPolicy:
     def __init__(self, policy: Policy, body: Embodiment, state: Factors, action: Factors) -> None:
         self.policy, self.embodiment, self._state, self._action = policy, body, state, action
         known = data_of(policy)
-        start = known.start and StartRegion(
-            *(tuple((np.array(row) * state).tolist()) for row in (known.start.low, known.start.median, known.start.high)),
-            known.start.images,
-        )
+        start = known.start and known.start.scaled(state)
         self.data = DataSummary(_scaled(known.state, state), _scaled(known.action, action), start)
 
     @property

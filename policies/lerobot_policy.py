@@ -139,7 +139,7 @@ def _load(folder: Path) -> tuple[Any, Any, Any]:
 
 def _range(steps: Any, key: str) -> Range | None:
     """The extremes of the data by which a processor normalises; None where it does not know them."""
-    for step in steps.steps:
+    for step in getattr(steps, "steps", ()):
         known = (getattr(step, "stats", None) or {}).get(key, {})
         if "min" in known and "max" in known:
             low, high = (tuple(np.ravel(known[end]).astype(float).tolist()) for end in ("min", "max"))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from control_fakes import HORIZON, FakeRobot, VirtualClock, VirtualInference, check_received, follow_wave
 
-from vla.control.inference import Answer, Request
 from vla.control.config import LoopConfig
+from vla.control.inference import Answer, Request
 from vla.control.loop import ControlLoop
 from vla.control.robot import RobotFault
 from vla.control.stop import EmergencyStop

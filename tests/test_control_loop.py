@@ -22,12 +22,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla.control.clock import WallClock
-from vla.control.inference import Request
 from vla.control.config import LoopConfig
+from vla.control.inference import Request
 from vla.control.loop import ControlLoop
-from vla.control.tick import Tick
 from vla.control.stats import ControlStats
 from vla.control.stop import EmergencyStop
+from vla.control.tick import Tick
 from vla.errors import InputError
 from vla.types import ActionChunk
 

@@ -23,8 +23,8 @@ from control_fakes import (
 )
 from jaxtyping import Float
 
-from vla.control.inference import Request
 from vla.control.config import LoopConfig
+from vla.control.inference import Request
 from vla.control.loop import ControlLoop
 from vla.control.stop import SIGNALS, EmergencyStop, operator
 from vla.types import ActionChunk

@@ -16,11 +16,11 @@ from so101_checkpoints import so101_model
 
 from vla import cli
 from vla.control.inference import Answer, Inference, InferenceDied, Request, check_execution
-from vla.control.tick import Tick
 from vla.control.process_inference import ProcessInference
 from vla.control.recording import Recording
 from vla.control.robots.sim import SimRobot
 from vla.control.thread_inference import ThreadInference, answer
+from vla.control.tick import Tick
 from vla.datasets.episodes import EpisodeStore
 from vla.envs.make import make_env
 from vla.errors import InputError
@@ -137,7 +137,7 @@ def test_a_step_is_what_was_seen_and_what_was_told_by_the_next() -> None:
         time = index / 10
         seen = Observation({}, np.zeros(2), "pick", time) if index % 3 == 2 else None
         sent = None if index == 5 else np.array([float(index), 0.0])
-        recording(Tick(time, time, np.zeros(2), seen, sent, sent, (), "chunk", None, None, 0.001))
+        recording(Tick(time, time, np.zeros(2), seen, sent, sent, (), "chunk", None, None, 0.001, 1))
     recording.finish(True)
     assert kept.steps == [(0.2, 4.0), (0.5, 8.0)] and kept.ended is True
     assert recording.failed == ["Failing: no space left on device"]

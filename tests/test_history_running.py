@@ -16,8 +16,8 @@ from scripted_policy import Remembering
 from serving import ROBOT, Mark, PlainClient, message, served
 from toy_env import ToyEnv
 
-from vla.control.inference import Inference, Request
 from vla.control.config import LoopConfig
+from vla.control.inference import Inference, Request
 from vla.control.loop import ControlLoop
 from vla.control.process_inference import ProcessInference
 from vla.control.stop import EmergencyStop

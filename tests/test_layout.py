@@ -42,7 +42,7 @@ LAYERS = (
         "rendering",
         "rotations",
     )
-    + ("scene", "stored_image", "types", "wire", "words"),
+    + ("scene", "start_region", "stored_image", "types", "wire", "words"),
 )
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vla.control.adapt import adapt, adapted_line
 from vla.control.camera_look import cameras_beside_training
-from vla.control.config import LoopConfig
+from vla.control.config import LoopConfig, steps_of
 from vla.control.events import EventLog
 from vla.control.inference import PREFIXED, PolicyInfo, check_execution
 from vla.control.loop import ControlLoop
@@ -84,6 +84,7 @@ def deploy(
     if seconds <= 0 or lost <= 0:
         raise InputError(f"seconds and lost must be above 0, not {seconds:g} and {lost:g}")
     config, body, folder = LoopConfig(**loop), robot.embodiment, Path(out)
+    steps_of(body.control_hz, config.hz)
     if policy.startswith(REMOTE):
         config = replace(config, heartbeat=max(config.heartbeat, lost))
     moved: Robot = robot
@@ -155,7 +156,9 @@ def _fitting(config: LoopConfig, about: PolicyInfo, policy: str) -> tuple[LoopCo
     if policy == "hold":  # no answer of it is a chunk
         config = replace(config, invalid=None)
     if config.execution in PREFIXED and not about.takes_prefix:
-        print(f"loop.execution=chunked: chunks of {policy} cannot begin with given actions, as {config.execution} needs")
+        print(
+            f"loop.execution=chunked: chunks of {policy} cannot begin with given actions, as {config.execution} needs"
+        )
         config = replace(config, execution="chunked")
     if about.data.start is None:
         if config.end == "home":

@@ -61,6 +61,8 @@ def checks() -> Iterator[Check]:
     yield packages()
     yield disk()
     yield ports()
+    yield cameras()
+    yield priority()
     yield display()
     yield rendering()
     yield gpu()
@@ -97,6 +99,24 @@ def ports(patterns: tuple[str, ...] = ("/dev/ttyACM*", "/dev/ttyUSB*", "/dev/tty
         return Check("ports", False, f"no permission for {', '.join(closed)}", fix)
     fix = "connect the arm's USB cable and power; only a real arm needs this"
     return Check("ports", bool(found), ", ".join(found) or "no serial port", fix)
+
+
+def cameras(pattern: str = "/dev/v4l/by-id/*-index0") -> Check:
+    """Cameras by the names that stay theirs; those of /dev/video may change at each start of the machine."""
+    found = sorted(glob.glob(pattern))
+    fix = "connect the cameras; name them so in robot.cameras, since /dev/video0 may be another one tomorrow"
+    return Check("cameras", bool(found), ", ".join(found) or "no camera by a name of its own", fix)
+
+
+def priority() -> Check:
+    """Whether the control loop may go before other programs."""
+    from vla.control.clock import first_of_threads
+
+    with first_of_threads() as first:
+        fix = (
+            "add the line `$USER - rtprio 20` to /etc/security/limits.conf, then log in again; only a real arm needs it"
+        )
+        return Check("priority", first, "real-time" if first else "no right to real-time priority", fix)
 
 
 def display() -> Check:

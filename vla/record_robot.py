@@ -9,12 +9,12 @@ from math import inf
 
 from vla.control.config import LoopConfig
 from vla.control.loop import ControlLoop
-from vla.control.tick import Tick
 from vla.control.recording import Recording
 from vla.control.robot import Robot, RobotFault
 from vla.control.stats import ControlStats
 from vla.control.stop import EmergencyStop
 from vla.control.thread_inference import ThreadInference
+from vla.control.tick import Tick
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.folder import open_folder
 from vla.envs.make import make_env

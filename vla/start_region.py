@@ -50,6 +50,11 @@ class StartRegion:
         """JSON values."""
         return asdict(self)
 
+    def scaled(self, factors: Float[np.ndarray, "s"]) -> StartRegion:
+        """The region in other units: each component times its factor, which is above 0."""
+        low, median, high = (tuple((np.array(row) * factors).tolist()) for row in (self.low, self.median, self.high))
+        return StartRegion(low, median, high, self.images)
+
     def nearest(self, state: Float[np.ndarray, "s"]) -> Float[np.ndarray, "s"]:
         """The state of the region that is nearest to `state`."""
         return np.clip(state, self.low, self.high)

@@ -78,7 +78,8 @@ def _remedy(policy: Policy, body: Embodiment) -> str:
     if not there.cameras_fit(body, takes_fewer_cameras(policy)):
         if there.cameras_fit(body, fewer=True):
             return f"; {REMEDY}"
-        return f"; name the robot's cameras as the policy does: {', '.join(there.cameras)} (of a real arm robot.cameras={{NAME: …}})"
+        names = ", ".join(there.cameras)
+        return f"; name the robot's cameras as the policy does: {names} (of a real arm robot.cameras={{NAME: …}})"
     if there.control_hz != body.control_hz:
         return f"; give the robot the policy's rate: of a real arm robot.control_hz={there.control_hz:g}"
     return ""

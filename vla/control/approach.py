@@ -22,7 +22,9 @@ Path = Callable[[Float[np.ndarray, "a"]], Float[np.ndarray, "a"] | None]
 """The next command after one; None at the goal."""
 
 
-def pose_action(body: Embodiment, state: Float[np.ndarray, "s"], goal: Float[np.ndarray, "s"]) -> Float[np.ndarray, "a"]:
+def pose_action(
+    body: Embodiment, state: Float[np.ndarray, "s"], goal: Float[np.ndarray, "s"]
+) -> Float[np.ndarray, "a"]:
     """The command that brings each measured component to `goal`; rotations, which `goal` has by component, stay."""
     target: Float[np.ndarray, "s"] = np.array(goal, float)
     for rotation in body.rotations:
@@ -51,10 +53,8 @@ def unseen(body: Embodiment, state: Float[np.ndarray, "s"], seen: Range) -> list
     ]
 
 
-def slow_path(
-    body: Embodiment, limits: Limits, goal: Float[np.ndarray, "a"], share: float, period: float
-) -> Path:
-    """All components on a straight line to `goal`, the slowest at `share` of its velocity limit; `period` [s] a step."""
+def slow_path(body: Embodiment, limits: Limits, goal: Float[np.ndarray, "a"], share: float, period: float) -> Path:
+    """All components on a straight line to `goal`, at most at `share` of its velocity limit; `period` [s] a step."""
     most = share * np.array(limits.velocity) * period
 
     def step(position: Float[np.ndarray, "a"]) -> Float[np.ndarray, "a"] | None:

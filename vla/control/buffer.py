@@ -28,7 +28,7 @@ from jaxtyping import Float
 from vla.action_space import average
 from vla.control.inference import PREFIXED, Answer, Request
 from vla.embodiment import Embodiment
-from vla.errors import InputError
+from vla.errors import InputError, unknown
 from vla.types import ActionChunk, Observation
 
 EXECUTIONS = ("naive", "chunked", "rtc", "guided", "guided-vjp", "ensemble")
@@ -48,6 +48,14 @@ class _Chunk:
         return self.actions[max(step - self.start, 0) :]
 
 
+def check_settings(execution: str, execute: int) -> None:
+    """Raises InputError for an unknown execution, and for fewer actions between two questions than one."""
+    if execution not in EXECUTIONS:
+        raise unknown("execution", execution, EXECUTIONS)
+    if execute < 1:
+        raise InputError(f"execute must be at least 1, not {execute}")
+
+
 class ActionBuffer:
     """`due` says when to ask, `request` what; `take` takes the answer, `advance` gives the action of the next period.
 
@@ -57,10 +65,7 @@ class ActionBuffer:
     """
 
     def __init__(self, body: Embodiment, execution: str, execute: int, ttl: float, delay: int | None = None) -> None:
-        if execution not in EXECUTIONS:
-            raise InputError(f"unknown execution {execution!r}; known: {', '.join(EXECUTIONS)}")
-        if execute < 1:
-            raise InputError(f"execute must be at least 1, not {execute}")
+        check_settings(execution, execute)
         self._body, self._execution, self._execute, self._ttl = body, execution, execute, ttl
         self._chunks: list[_Chunk] = []
         self._known, self._delays = delay, deque[int](maxlen=RECENT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from vla.control.buffer import check_settings
 from vla.errors import InputError
 
 End = Literal["hold", "home", "disable_torque"]
@@ -12,7 +13,7 @@ End = Literal["hold", "home", "disable_torque"]
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """`execution`, `execute` and `ttl` [s] as in ActionBuffer. Raises InputError for an unknown `end`."""
+    """`execution`, `execute` and `ttl` [s] as in ActionBuffer. Raises InputError for values that are none."""
 
     hz: float = 50.0
     """Ticks a second: a multiple of the policy's rate."""
@@ -41,6 +42,7 @@ class LoopConfig:
     """What follows the standstill at the end: one of `End`. "home" is for runs that end as planned; others hold."""
 
     def __post_init__(self) -> None:
+        check_settings(self.execution, self.execute)
         if self.end == "relax":
             # The name of earlier versions.
             object.__setattr__(self, "end", "disable_torque")

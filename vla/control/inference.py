@@ -61,8 +61,7 @@ def guides(policy: Policy) -> bool:
 
 
 def check_execution(policy: Policy, execution: str) -> None:
-    """Raises InputError where `execution` guides a policy that cannot be guided, or gives one a prefix that takes none.
-    """
+    """Raises InputError where `execution` guides a policy that cannot be, or gives a prefix to one that takes none."""
     if "guided" in execution and not guides(policy):
         raise InputError(f"execution {execution} is for flows: this policy's chunks come from none")
     if execution in PREFIXED and not takes_prefix(policy):

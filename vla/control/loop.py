@@ -20,7 +20,6 @@ from jaxtyping import Float
 from vla.action_space import interpolate
 from vla.control.approach import Path, outside, pose_action, slow_path, unseen
 from vla.control.buffer import ActionBuffer
-from vla.control.camera_stats import CameraTally
 from vla.control.clock import Clock, WallClock
 from vla.control.config import LoopConfig, steps_of
 from vla.control.events import EventLog
@@ -28,7 +27,6 @@ from vla.control.guard import Guard
 from vla.control.inference import Inference, InferenceDied, Request
 from vla.control.lag import LagMonitor
 from vla.control.robot import Robot, RobotFault
-from vla.control.spread import Spread
 from vla.control.stats import ControlStats, Outcome, Tally
 from vla.control.stop import EmergencyStop
 from vla.control.tick import Source, Tick
@@ -99,9 +97,7 @@ class ControlLoop:
 class _Run:
     """One run. `reason` is set as soon as it is to end; from then on the arm only brakes."""
 
-    def __init__(
-        self, robot: Robot, inference: Inference, config: LoopConfig, clock: Clock, events: EventLog
-    ) -> None:
+    def __init__(self, robot: Robot, inference: Inference, config: LoopConfig, clock: Clock, events: EventLog) -> None:
         body = robot.embodiment
         self._robot, self._inference, self._config, self._clock, self._events = robot, inference, config, clock, events
         self._body, self._dt, self._per_step = body, 1 / config.hz, steps_of(body.control_hz, config.hz)

@@ -46,7 +46,8 @@ class Status:
     def __init__(self, events: EventLog, out: TextIO) -> None:
         self._events, self._out = events, out
         self._ticks: deque[Tick] = deque(maxlen=100)
-        self._began, self._holds, self._delay = 0.0, 0, None
+        self._began, self._holds = 0.0, 0
+        self._delay: float | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="status", daemon=True)
         self._last_warning = ""
@@ -78,9 +79,7 @@ class Status:
         last, span = ticks[-1], ticks[-1].time - ticks[0].time
         rate = sum(tick.sent is not None for tick in ticks[1:]) / span if span > 0 else 0.0
         delay = None if self._delay is None else 1000 * self._delay
-        return Snapshot(
-            last.time - self._began, rate, delay, last.left, self._holds, last.source, self._last_warning
-        )
+        return Snapshot(last.time - self._began, rate, delay, last.left, self._holds, last.source, self._last_warning)
 
     def to_dict(self) -> dict[str, object]:
         """The snapshot and all events, as JSON values."""

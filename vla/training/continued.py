@@ -70,9 +70,7 @@ def continued(name: str, base: VLA, robots: Sequence[RobotSpec], head: Mapping[s
 def _spec(known: RobotSpec, data: RobotSpec, ranges: Ranges) -> RobotSpec:
     """The checkpoint's robot, with ranges as `ranges` says."""
     history = data.history or known.history
-    known = replace(
-        known, fewer_cameras=known.fewer_cameras or data.fewer_cameras, history=history, start=data.start
-    )
+    known = replace(known, fewer_cameras=known.fewer_cameras or data.fewer_cameras, history=history, start=data.start)
     body = known.embodiment.union([data.embodiment], known.fewer_cameras)
     for field in ("horizon", "bins"):
         if (one := getattr(known, field)) != (other := getattr(data, field)):

@@ -1,0 +1,111 @@
+"""A policy of a robot's components in other units, and what its data say of the units that they are in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from ee_stores import in_degrees, moving
+from jaxtyping import Float
+
+from vla.control.adapt import adapt
+from vla.control.inference import guides
+from vla.embodiment import Embodiment
+from vla.errors import InputError
+from vla.policies.converted_units import ConvertedPolicy
+from vla.policies.data_summary import DataSummary
+from vla.policies.protocol import BatchPolicy, takes_prefix
+from vla.start_region import StartRegion
+from vla.types import ActionChunk, Observation
+
+RADIANS = moving(9, steps=4).embodiment
+DEGREES = in_degrees(moving(9, steps=4)).embodiment
+
+
+class Still:
+    """Stays where it is, a tenth of each component's range further."""
+
+    def __init__(self, body: Embodiment, data: DataSummary | None = None) -> None:
+        self.embodiment, self.data = body, data or DataSummary()
+        self.further = (np.array(body.action_high) - np.array(body.action_low)) / 10
+
+    def reset(self) -> None: ...
+
+    def predict(
+        self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
+    ) -> ActionChunk | None:
+        rows = np.stack([observation.state, observation.state + self.further])
+        return ActionChunk(rows if prefix is None else np.concatenate([prefix, rows]), observation.time, 0.1)
+
+
+class StillForAll(Still):
+    guides = True
+
+    def predict_batch(
+        self,
+        observations: list[Observation],
+        *,
+        prefix: Float[np.ndarray, "b k a"] | None = None,
+        beyond: Float[np.ndarray, "b m a"] | None = None,
+        vjp: bool = False,
+    ) -> list[ActionChunk | None]:
+        rows = [self.predict(one, prefix=None if prefix is None else prefix[i]) for i, one in enumerate(observations)]
+        if beyond is None:
+            return rows
+        return [row and replace(row, actions=np.concatenate([row.actions, beyond[0]])) for row in rows]
+
+
+@pytest.mark.parametrize(("there", "here"), [(DEGREES, RADIANS), (RADIANS, DEGREES)])
+def test_degrees_drive_a_robot_in_radians_and_back(there: Embodiment, here: Embodiment) -> None:
+    state = np.array(here.action_low) * 0.7 + np.array(here.action_high) * 0.3
+    seen = Observation({}, state, "", 1.0)
+    inner = StillForAll(there)
+    policy = adapt(inner, here, None, {})
+    assert isinstance(policy, BatchPolicy) and guides(policy) and takes_prefix(policy) and policy.embodiment == here
+    expected = np.stack([state, state + Still(here).further])
+    chunk = policy.predict(seen)
+    assert chunk is not None
+    np.testing.assert_allclose(chunk.actions, expected, atol=1e-9)
+    (guided,) = policy.predict_batch([seen], prefix=expected[None, :1], beyond=expected[None, 1:])  # type: ignore[call-arg]
+    assert guided is not None
+    np.testing.assert_allclose(guided.actions, [expected[0], *expected, expected[1]], atol=1e-9)
+    assert not isinstance(adapt(Still(there), here, None, {}), BatchPolicy)
+
+
+def test_what_is_known_of_the_data_is_converted() -> None:
+    low, high = np.array(DEGREES.action_low), np.array(DEGREES.action_high)
+    region = StartRegion(tuple(low), tuple((low + high) / 2), tuple(high), {"front": "x"})
+    known = DataSummary((tuple(low), tuple(high)), (tuple(low), tuple(high)), region)
+    policy = adapt(Still(DEGREES, known), RADIANS, None, {})
+    assert isinstance(policy, ConvertedPolicy) and policy.data.start is not None and policy.data.action is not None
+    np.testing.assert_allclose(policy.data.action, [RADIANS.action_low, RADIANS.action_high], atol=1e-9)
+    np.testing.assert_allclose(policy.data.start.low, RADIANS.action_low, atol=1e-9)
+    assert policy.data.start.images == {"front": "x"}
+    assert DataSummary.from_dict(policy.data.to_dict()) == policy.data
+
+
+def test_components_without_units_are_not_converted() -> None:
+    plain = tuple(name.replace(" [deg]", "") for name in DEGREES.action)
+    body = replace(DEGREES, state=plain, action=plain, action_state=(), grippers=())
+    with pytest.raises(InputError, match="does not match"):
+        adapt(Still(body), RADIANS, None, {})
+
+
+@pytest.mark.parametrize("factor", [180 / np.pi, np.pi / 180])
+def test_data_in_other_units_than_the_robot_are_refused(factor: float) -> None:
+    """A policy of LeRobot names no units: its statistics show them."""
+    body = RADIANS
+    ends = [factor * 0.8 * np.array(end) for end in (body.action_low, body.action_high)]
+    other = DataSummary(action=(tuple(ends[0]), tuple(ends[1])))
+    with pytest.raises(InputError, match=r"in different units; of a SO-101 choose with robot.units"):
+        adapt(Still(body, other), body, None, {})
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 1.0, 1.5])
+def test_data_of_the_robot_s_own_range_are_not(share: float) -> None:
+    """Nor where one joint hardly moved."""
+    body = RADIANS
+    low, high = (share * np.array(end) for end in (body.action_low, body.action_high))
+    low[0], high[0] = 0.1, 0.1001
+    adapt(Still(body, DataSummary(action=(tuple(low), tuple(high)))), body, None, {})
