@@ -83,10 +83,8 @@ def deploy(
         raise InputError("say what to do: instruction='pick up the red cube'")
     if seconds <= 0 or lost <= 0:
         raise InputError(f"seconds and lost must be above 0, not {seconds:g} and {lost:g}")
-    config, body, folder = LoopConfig(**loop), robot.embodiment, Path(out)
+    config, body, folder = loop_config(loop, policy, lost), robot.embodiment, Path(out)
     steps_of(body.control_hz, config.hz)
-    if policy.startswith(REMOTE):
-        config = replace(config, heartbeat=max(config.heartbeat, lost))
     moved: Robot = robot
     if dry_run:
         # An arm that is told nothing does not stay behind, and does not move to a start.
@@ -100,7 +98,7 @@ def deploy(
         stack.callback(inference.close)
         config, data = _fitting(config, inference.about, policy)
         events = EventLog()
-        status = Status(events, sys.stderr)
+        status = Status(events)
         if (page := stack.enter_context(status_page(status, status_port))) is not None:
             print(f"status: {page}")
         recorders: list[Recorder] = [] if dry_run else [ZarrRecorder(_store(folder, robot, stack), body)]
@@ -142,6 +140,14 @@ def deploy(
         raise Failure(f"the run ended: {stats.reason}", EXIT_CODES[stats.outcome])
 
 
+def loop_config(loop: Mapping[str, Any], policy: str, lost: float) -> LoopConfig:
+    """The options `loop` for this policy: a server may be `lost` for so long [s]; answers of "hold" are no chunks."""
+    config = LoopConfig(**loop)
+    if policy.startswith(REMOTE):
+        return replace(config, heartbeat=max(config.heartbeat, lost))
+    return replace(config, invalid=None) if policy == "hold" else config
+
+
 def _stops(file: str | None, gamepad: str | None, stack: ExitStack) -> list[Callable[[], str | None]]:
     sources: list[Callable[[], str | None]] = [operator]
     if file is not None:
@@ -153,8 +159,6 @@ def _stops(file: str | None, gamepad: str | None, stack: ExitStack) -> list[Call
 
 def _fitting(config: LoopConfig, about: PolicyInfo, policy: str) -> tuple[LoopConfig, DataSummary]:
     """The loop as the policy allows it, and what is known of its data, with a line for each thing that is not so."""
-    if policy == "hold":  # no answer of it is a chunk
-        config = replace(config, invalid=None)
     if config.execution in PREFIXED and not about.takes_prefix:
         print(
             f"loop.execution=chunked: chunks of {policy} cannot begin with given actions, as {config.execution} needs"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import TextIO
 
 from vla.control.events import EventLog
 from vla.control.tick import Tick
@@ -40,11 +40,11 @@ class Snapshot:
 
 
 class Status:
-    """Give it to the loop as `watch`, inside `with`: a thread prints warnings of `events` to `out`, and on a terminal a
-    line of what is going on."""
+    """Give it to the loop as `watch`, inside `with`: a thread prints warnings of `events` to the standard error, and on
+    a terminal a line of what is going on."""
 
-    def __init__(self, events: EventLog, out: TextIO) -> None:
-        self._events, self._out = events, out
+    def __init__(self, events: EventLog) -> None:
+        self._events = events
         self._ticks: deque[Tick] = deque(maxlen=100)
         self._began, self._holds = 0.0, 0
         self._delay: float | None = None
@@ -62,8 +62,8 @@ class Status:
         self._over.set()
         self._thread.join(EVERY)
         self._print()
-        if self._out.isatty():
-            print(file=self._out, flush=True)
+        if sys.stderr.isatty():
+            print(file=sys.stderr, flush=True)
 
     def __call__(self, tick: Tick) -> None:
         self._began = self._began or tick.time
@@ -91,10 +91,10 @@ class Status:
             self._print()
 
     def _print(self) -> None:
-        terminal = self._out.isatty()
+        terminal = sys.stderr.isatty()
         while self._events.unseen:
             event = self._events.unseen.popleft()
             self._last_warning = event.what
-            print(f"{CLEAR if terminal else ''}{event.time:.1f} s: {event.what}", file=self._out, flush=True)
+            print(f"{CLEAR if terminal else ''}{event.time:.1f} s: {event.what}", file=sys.stderr, flush=True)
         if terminal and (now := self.snapshot()) is not None:
-            print(f"{CLEAR}{now.line()}", end="", file=self._out, flush=True)
+            print(f"{CLEAR}{now.line()}", end="", file=sys.stderr, flush=True)
