@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from vla import cli
+from vla.control.inference import check_execution
+from vla.control.probe import probe
 from vla.embodiment import Embodiment
 from vla.envs.make import make_env
 from vla.envs.so101 import to_observation
@@ -97,6 +99,26 @@ def test_vla_eval_evaluates_it(kind: str, options: dict[str, Any], save: Save, t
     assert cli.main(["eval", *arguments]) == 0
     report = json.loads((tmp_path / "out" / "eval.json").read_text())
     assert report["episodes"] == 1 and report["invalid_chunks"] == 0
+
+
+def test_it_is_deployed_in_chunks_without_prefixes(
+    save: Save, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With the default, rtc, every answer after the first was refused."""
+    folder = save("act", **ACT | {"chunk_size": 40, "n_action_steps": 40})
+    arguments = [f"policy=lerobot:{folder}", "robot.task=pick", "seconds=1.5", f"out={tmp_path / 'out'}"]
+    assert cli.main(["deploy", *arguments]) == 0
+    report = json.loads((tmp_path / "out" / "deploy.json").read_text())
+    assert report["chunks"] > 1 and report["invalid"] == 0
+    assert "loop.execution=chunked: chunks of" in capfd.readouterr().out
+    with pytest.raises(InputError, match="execution rtc gives prefixes"):
+        check_execution(load_lerobot(str(folder))(make_env("pick")), "rtc")
+
+
+def test_images_of_another_size_are_refused_before_anything_moves(save: Save, env: Any) -> None:
+    policy, body = load_lerobot(str(save("act", **ACT, size=64)))(env), env.unwrapped.embodiment
+    with pytest.raises(InputError, match="images of front of 64 x 64 pixels, these have 96 x 72"):
+        probe(policy, body, {"front": (72, 96), "wrist": (96, 96)}, "rtc")
 
 
 def test_smolvla_says_a_chunk(save: Save, env: Any, tmp_path: Path) -> None:

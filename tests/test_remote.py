@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -12,12 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 from serving import ROBOT, Mark, served
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.server import ServerConnection, serve
 
 from vla.control.adapt import adapt
 from vla.errors import InputError
 from vla.policies.load import load_policy
 from vla.policies.remote import RemotePolicy, api_key
+from vla.serving.observation import Keys
+from vla.serving.server import PolicyServer
 from vla.types import ActionChunk, Observation
+from vla.wire import pack, unpack
 
 
 def seen(number: int = 1, instruction: str = "go") -> Observation:
@@ -128,6 +134,34 @@ def test_it_holds_while_the_server_is_gone_and_comes_back() -> None:
             answer(policy)
     finally:
         policy.close()
+
+
+def test_a_question_is_asked_again_where_the_line_was_cut_before_its_answer() -> None:
+    metadata = PolicyServer(Mark(), Keys.of(ROBOT, {}, ())).metadata
+    questions: list[int] = []
+
+    def answer_the_second(line: ServerConnection) -> None:
+        line.send(pack(metadata))
+        with suppress(ConnectionClosed):
+            for message in line:
+                asked = unpack(message)
+                questions.append(asked["vla/id"])
+                if len(questions) == 1:
+                    line.socket.close()  # as a cable that is pulled
+                    return
+                line.send(pack({"actions": np.full((2, 2), 3.0), "vla/id": asked["vla/id"]}))
+
+    with serve(answer_the_second, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        policy = RemotePolicy(f"ws://127.0.0.1:{server.socket.getsockname()[1]}", timeout=30.0)
+        try:
+            chunk = policy.predict(seen())
+            assert chunk is not None and (chunk.actions == 3).all() and questions == [1, 1]
+        finally:
+            policy.close()
+            server.shutdown()
+            thread.join()
 
 
 def test_no_server_and_a_wrong_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
