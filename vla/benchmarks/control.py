@@ -12,15 +12,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 
 from vla.benchmarks.control_goals import measure, read_goals
+from vla.benchmarks.control_load import busy, without_privileges
 from vla.benchmarks.table import Table, Target
 from vla.control.config import LoopConfig
 from vla.control.loop import ControlLoop
@@ -78,9 +79,12 @@ class Wave:
 
 
 class Waving:
-    """The policy of the wave, in radians."""
+    """The policy of the wave, in radians. `working` has busy processes beside it, as nice as its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, working: bool = False) -> None:
+        self._work = ExitStack()
+        if working:
+            self._work.enter_context(busy())
         names = tuple(f"{joint} [rad]" for joint in JOINTS)
         self.embodiment = Embodiment("so101", (), names, names, tuple(LOW), tuple(HIGH), POLICY_HZ)
         self.reset()
@@ -105,18 +109,24 @@ def bench_control(seconds: float = SECONDS, rates: Sequence[float] = RATES) -> T
     rows: list[dict[str, Any]] = []
     for hz in rates:
         ours = len(rows)
-        for name, run in CONTESTANTS.items():
+        for name, run in (CONTESTANTS | (LOADED if hz == rates[0] else {})).items():
             told, goals = run(hz, seconds)
             row: dict[str, Any] = {"contestant": name, "Hz": hz, **measure(*goals, hz, SETTLE, seconds)}
             rows.append(row)
             for figure in ("jitter p99 ms", "missed %"):
                 row[f"{figure.split()[0]} x"] = _ratio(row[figure], rows[ours][figure])
             row |= {**dict.fromkeys(OWN, "-"), **told}
-    ours_at = [row for row in rows if row["Hz"] == rates[0] and row["contestant"].startswith("vla")]
+    at_first = {row["contestant"]: row for row in rows if row["Hz"] == rates[0]}
+    ours_at = [at_first[name] for name in CONTESTANTS if name.startswith("vla")]
     at = f"at {rates[0]:g} Hz"
     targets = [
         Target(f"missed deadlines {at}", float(max(row["left out"] for row in ours_at)), 0.0, at_most=True),
         Target(f"jitter p99 {at} [ms]", max(row["late p99 ms"] for row in ours_at), 1.0, at_most=True),
+    ]
+    targets += [
+        Target(f"missed deadlines {at}, {name.partition(', ')[2]} [%]", share, 0.1, at_most=True)
+        for name in list(LOADED)[:2]
+        for share in [100 * at_first[name]["left out"] / (rates[0] * seconds)]
     ]
     return Table(rows, targets + ([success_lost(DEMO)] if DEMO.is_dir() else []))
 
@@ -135,17 +145,21 @@ def _ratio(value: float, ours: float) -> float | str:
     return value / ours if ours else 1.0 if not value else "-"
 
 
-def _vla(execution: str, hz: float, seconds: float) -> tuple[dict[str, Any], Goals]:
-    """Our control loop, the policy in a process of its own."""
+def _vla(
+    execution: str, hz: float, seconds: float, load: Literal["", "beside", "policy"] = "", privileges: bool = True
+) -> tuple[dict[str, Any], Goals]:
+    """Our control loop, the policy in a process of its own; busy processes beside it, or those of the policy."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with emulated(folder):
-            inference = ProcessInference(Waving)
-            try:
-                config = LoopConfig(hz=hz, execution=execution, execute=EXECUTE)
-                stats = ControlLoop(arm(folder), inference, config, stop=EmergencyStop()).run("wave", seconds)
-            finally:
-                inference.close()
+        with emulated(folder), ExitStack() as stack:
+            inference = ProcessInference(partial(Waving, load == "policy"))
+            stack.callback(inference.close)
+            if load == "beside":
+                stack.enter_context(busy())
+            if not privileges:
+                stack.enter_context(without_privileges())
+            config = LoopConfig(hz=hz, execution=execution, execute=EXECUTE)
+            stats = ControlLoop(arm(folder), inference, config, stop=EmergencyStop()).run("wave", seconds)
         late = 1e3 * stats.jitter.p99, 1e3 * stats.jitter.max
         bus = 1e3 * stats.command.p99, 1e3 * stats.observe.p99
         own = zip(OWN, (stats.missed, *late, *bus, stats.chunks, stats.reason), strict=True)
@@ -193,6 +207,14 @@ CONTESTANTS: dict[str, Callable[[float, float], tuple[dict[str, Any], Goals]]] =
     "lerobot rtc": partial(_lerobot, "rtc"),
     "lerobot sync": partial(_lerobot, "sync"),
 }
+
+
+LOADED: dict[str, Callable[[float, float], tuple[dict[str, Any], Goals]]] = {
+    "vla rtc, 2 busy processes": partial(_vla, "rtc", load="beside"),
+    "vla rtc, busy policy, no privileges": partial(_vla, "rtc", load="policy", privileges=False),
+    "vla rtc, 2 busy processes, no privileges": partial(_vla, "rtc", load="beside", privileges=False),
+}
+"""At the first rate only; the targets are those of the first two."""
 
 
 def _plug_in(folder: Path) -> None:
