@@ -107,6 +107,20 @@ def test_robot_arrays_make_the_state_and_time_stamps_the_rate(tmp_path: Path) ->
     assert episode.extras.keys() == {"robot_eef_pose_vel"}
 
 
+def test_cameras_can_be_chosen(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    data = push_t() | {f"camera_{i}": rng.integers(0, 256, (9, 8, 6 + i, 3), np.uint8) for i in range(2)}
+    data["camera_1_depth"] = np.ones((9, 4, 4), np.float32)
+    path = write(tmp_path / "a.zarr", data)
+    source = diffusion_policy.open_source(path, fps=10.0, cameras=["camera_0"])
+    episode = source[0]
+    assert source.embodiment.cameras == ("camera_0",) and episode.images["camera_0"].shape == (3, 8, 6, 3)
+    assert not episode.depth and not {"img", "camera_1", "camera_1_depth"} & episode.extras.keys()
+    assert set(source.provenance["left_out"]) == {"img", "camera_1", "camera_1_depth"}
+    with pytest.raises(InputError, match="has no 'top' for the cameras: it has"):
+        diffusion_policy.open_source(path, fps=10.0, cameras=["top"])
+
+
 def test_the_state_can_be_chosen(tmp_path: Path) -> None:
     data = push_t() | {"agent_pos": np.ones((9, 2))}
     source = diffusion_policy.open_source(write(tmp_path / "a.zarr", data), fps=10.0, state=["agent_pos"])

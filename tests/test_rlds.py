@@ -309,6 +309,25 @@ def test_state_action_and_instruction_can_be_chosen(tmp_path: Path) -> None:
         rlds.open_source(folder, state=["image"])
 
 
+def test_cameras_can_be_chosen(tmp_path: Path) -> None:
+    step = STEP | {
+        "observation/wrist_image": image("uint8", 4, 5, 3),
+        "observation/wrist_depth": STEP["observation/depth"],
+    }
+    written = episode(0, 3)
+    written |= {"steps/observation/wrist_image": [png(np.full((4, 5, 3), 7, np.uint8))] * 3}
+    written |= {"steps/observation/wrist_depth": written["steps/observation/depth"]}
+    folder = write(tmp_path / "a", [[written]], step)
+    assert rlds.open_source(folder).embodiment.cameras == ("image", "wrist_image")
+    source = rlds.open_source(folder, cameras=["wrist_image"])
+    found = source[0]
+    assert source.embodiment.cameras == ("wrist_image",) and (found.images["wrist_image"] == 7).all()
+    assert not {"image", "depth"} & found.extras.keys() and "depth" not in found.depth
+    assert source.provenance["left_out"]["observation/image"] == "not among the chosen cameras"
+    with pytest.raises(InputError, match="has no 'top' for the cameras: it has image, wrist_image"):
+        rlds.open_source(folder, cameras=["top"])
+
+
 def test_the_rate_is_known_or_asked_for(tmp_path: Path) -> None:
     folder = write(tmp_path / "lab", [[episode(0, 3)]], name="lab_data")
     with pytest.raises(InputError, match="lab_data in .* does not say how many steps a second it has: give fps"):

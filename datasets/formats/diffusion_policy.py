@@ -56,6 +56,7 @@ def open_source(
     instruction: str = "",
     state: Sequence[str] | None = None,
     action: Sequence[str] | None = None,
+    cameras: Sequence[str] | None = None,
 ) -> DiffusionPolicySource:
     """The episodes of the replay buffer at `path`; each is read when it is asked for.
 
@@ -63,11 +64,12 @@ def open_source(
         fps: steps a second (Push-T: 10). Default: what the time stamps of the first episode say.
         instruction: what all episodes do; the format has no words.
         state, action: names of the arrays that are it, in order. Default: as above.
+        cameras: names of the cameras to take. Default: all.
 
     Raises:
         InputError: it cannot be read, or has no actions or no episodes; or no rate is known.
     """
-    return DiffusionPolicySource(path, fps, instruction, state, action)
+    return DiffusionPolicySource(path, fps, instruction, state, action, cameras)
 
 
 class DiffusionPolicySource:
@@ -80,6 +82,7 @@ class DiffusionPolicySource:
         instruction: str,
         state: Sequence[str] | None,
         action: Sequence[str] | None,
+        cameras: Sequence[str] | None,
     ) -> None:
         self._path = path
         self._instruction = instruction
@@ -87,14 +90,19 @@ class DiffusionPolicySource:
         shapes = {name: data.shape[1:] for name, data in self._data.items()}
         maps = [name for name in self._data if name.endswith("depth") and len(shapes[name]) in (2, 3)]
         self._frame_arrays = {n: a for n in self._data if n not in maps and (a := self._frame_array(n))}
-        videos = list(self._frame_arrays)
-        self._depth = camera_of_depth(maps, videos)
+        videos, depth = list(self._frame_arrays), dict(camera_of_depth(maps, self._frame_arrays))
+        if cameras is not None:
+            videos = list(select("cameras", cameras, {name: name for name in videos}, str(path)))
+        self._depth = {camera: name for camera, name in depth.items() if camera in videos}
+        unchosen = {*self._frame_arrays, *depth.values()} - {*videos, *self._depth.values()}
         vectors = {name: name for name, data in self._data.items() if data.ndim <= 2 and data.dtype.kind in "biuf"}
         self._action = tuple(select("action", _action(shapes) if action is None else action, vectors, str(path)))
         self._state = tuple(select("state", _state(shapes) if state is None else state, vectors, str(path)))
         self._faults: dict[int, str] = {}
         taken = {"timestamp", *videos, *self._depth.values(), *self._state, *self._action}
-        self._extras = [name for name, data in self._data.items() if name not in taken and data.dtype.kind in "biuf"]
+        self._extras = [
+            name for name, data in self._data.items() if name not in taken | unchosen and data.dtype.kind in "biuf"
+        ]
         components = tuple(n for name in self._action for n in component_names(name, shapes[name]))
         low, high = extremes(self._actions(), len(components))
         self.embodiment = Embodiment(
@@ -113,7 +121,11 @@ class DiffusionPolicySource:
             "state": list(self._state),
             "action": list(self._action),
             "remarks": self._remarks(),
-            "left_out": {n: "it holds no numbers" for n in self._data if n not in taken and n not in self._extras},
+            "left_out": {
+                n: "not among the chosen cameras" if n in unchosen else "it holds no numbers"
+                for n in self._data
+                if n not in taken and n not in self._extras
+            },
         }
 
     def __len__(self) -> int:

@@ -37,7 +37,7 @@ from vla.datasets.formats.columns import component_names, concatenate, control_r
 from vla.datasets.formats.files import read_json_object
 from vla.datasets.formats.image_columns import depth_mm
 from vla.datasets.formats.rlds_features import read_features
-from vla.datasets.formats.rlds_roles import Roles
+from vla.datasets.formats.rlds_roles import Choice, Roles
 from vla.datasets.formats.tfrecord import Values, parse_example, read_record, records
 from vla.embodiment import Embodiment
 from vla.errors import InputError
@@ -86,6 +86,7 @@ def open_source(
     instruction: str | None = None,
     state: Sequence[str] | None = None,
     action: Sequence[str] | None = None,
+    cameras: Sequence[str] | None = None,
 ) -> RldsSource:
     """All splits of the data set in the folder `path` (or in its only version's), in the order of their names.
 
@@ -93,6 +94,7 @@ def open_source(
         fps: steps a second. Default: what CONTROL_HZ has for the data set's name.
         instruction: what all episodes do. Default: what each says.
         state, action: names of the features that are it, in order. Default: as above.
+        cameras: names of the cameras to take. Default: all.
 
     Raises:
         InputError: a file is missing, damaged or cut short; there are no steps or no actions; or no rate is known.
@@ -105,7 +107,7 @@ def open_source(
             if found
             else f"{path} is no RLDS data set: it has no dataset_info.json and features.json"
         )
-    return RldsSource(versions[0], fps, instruction, state, action)
+    return RldsSource(versions[0], fps, instruction, Choice(state, action, cameras))
 
 
 class RldsSource:
@@ -116,15 +118,14 @@ class RldsSource:
         folder: Path,
         fps: float | None,
         instruction: str | None,
-        state: Sequence[str] | None,
-        action: Sequence[str] | None,
+        choice: Choice,
     ) -> None:
         self._instruction = instruction
         info = _dataset_info(folder / "dataset_info.json")
         name = info["name"]
         rate = control_rate(fps, CONTROL_HZ.get(name.removesuffix(CONVERTED)), f"RLDS data set {name} in {folder}")
         self._step, self._once = read_features(folder / "features.json")
-        self._roles = Roles.of(self._step, self._once, action, state, str(folder))
+        self._roles = Roles.of(self._step, self._once, choice, str(folder))
         self._places: list[tuple[Path, str, int]] = []
         self._rewarded: list[bool] = []
         self._faults: dict[int, str] = {}

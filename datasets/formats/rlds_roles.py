@@ -25,6 +25,15 @@ STATES = (("state",), ("proprio",), ("base_pose_tool_reached", "gripper_closed")
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Names of the features that are the state, the action and the cameras; None: the usual ones, and all cameras."""
+
+    state: Sequence[str] | None = None
+    action: Sequence[str] | None = None
+    cameras: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
 class Roles:
     """Features by what they are and the names they get."""
 
@@ -45,29 +54,33 @@ class Roles:
         cls,
         step: Mapping[str, Feature],
         once: Mapping[str, Feature],
-        action: Sequence[str] | None,
-        state: Sequence[str] | None,
+        choice: Choice,
         where: str,
     ) -> Roles:
         """The roles of the features a step and of those an episode.
 
-        `action` and `state` name those that are one, None for the usual ones. Raises InputError when there is none
-        of a name, or no action.
+        Raises InputError when there is none of a chosen name, or no action.
         """
         names = own_names(step, (OBSERVATION,))
         numbers = {name: names[name] for name, f in step.items() if f.is_numbers and name not in LANGUAGE}
         moves = {name: text.removeprefix("action.") for name, text in numbers.items()}
-        actions = select("action", _action(step) if action is None else action, moves, where)
-        states = select("state", _state(step) if state is None else state, numbers, where)
+        actions = select("action", _action(step) if choice.action is None else choice.action, moves, where)
+        states = select("state", _state(step) if choice.state is None else choice.state, numbers, where)
         cameras = {names[name]: name for name, feature in step.items() if feature.is_camera}
         maps = {names[name]: name for name, feature in step.items() if feature.is_depth}
         depth = {camera: maps[short] for camera, short in camera_of_depth(list(maps), cameras).items()}
+        seen = {*cameras.values(), *depth.values()}
+        if choice.cameras is not None:
+            cameras = select("cameras", choice.cameras, {name: short for short, name in cameras.items()}, where)
+            depth = {camera: name for camera, name in depth.items() if camera in cameras}
+        unchosen = seen - {*cameras.values(), *depth.values()}
         written = tuple(name for name, feature in step.items() if feature.kind == "text")
         language = tuple(name for name in LANGUAGE if name in step or name in once)
         language += tuple(n for n in written if any(re.fullmatch(rf"{re.escape(told)}_\d+", n) for told in LANGUAGE))
         texts = tuple(name for name in written if name not in language)
         taken = {*actions.values(), *states.values(), *cameras.values(), *depth.values(), *language, *texts}
-        extras = {names[n]: n for n, f in step.items() if n not in taken and f.kind in ("image", "tensor")}
+        rest = {n: f for n, f in step.items() if n not in taken | unchosen}
+        extras = {names[n]: n for n, f in rest.items() if f.kind in ("image", "tensor")}
         return cls(
             action=actions,
             state=states,
@@ -80,7 +93,8 @@ class Roles:
                 name: "its rows are no numbers of one shape"
                 for name, feature in {**step, **once}.items()
                 if feature.kind == "other"
-            },
+            }
+            | dict.fromkeys(sorted(unchosen), "not among the chosen cameras"),
         )
 
 
