@@ -23,8 +23,8 @@ from jaxtyping import install_import_hook
 import vla
 
 # jaxtyping shapes and plain annotations are checked at every call into the package; an int passes for a float.
-# Not what every tick of a control loop and every step of a simulation calls: a check takes longer there than the work, and
-# an emulated arm beside the loop under test starves. mypy checks their types.
+# Not what every tick of a control loop and every step of a simulation calls: a check takes longer there than the work,
+# and an emulated arm beside the loop under test starves. mypy checks their types.
 HOT = {"action_space", "control", "embodiment", "envs", "feetech", "kinematics"}
 CHECKED = [f"vla.{path.stem}" for path in Path(vla.__path__[0]).iterdir() if path.stem not in HOT]
 install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
