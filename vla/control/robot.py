@@ -10,10 +10,11 @@ from jaxtyping import Float
 
 from vla.control.limits import Limits
 from vla.embodiment import Embodiment
+from vla.errors import Failure
 from vla.types import Observation
 
 
-class RobotFault(Exception):
+class RobotFault(Failure):
     """What the bus or a camera did not do. A `transient` one may be gone at the next try."""
 
     def __init__(self, message: str, *, transient: bool) -> None:
@@ -55,3 +56,11 @@ class Robot(Protocol):
 
     def relax(self) -> None:
         """Torque off, as far as the bus still answers."""
+
+
+@runtime_checkable
+class ReadOnlyConnection(Protocol):
+    """A robot whose motors `with robot:` would change, and that can be read without."""
+
+    def connect_read_only(self) -> None:
+        """In place of `__enter__`: nothing is written to the motors, until `__exit__` and by it."""
