@@ -26,6 +26,7 @@ from vla.control.clock import Clock, WallClock
 from vla.control.guard import Guard
 from vla.control.inference import Inference, InferenceDied, Request
 from vla.control.robot import Robot, RobotFault
+from vla.control.servo_health import HealthMonitor, HealthReporting
 from vla.control.stats import ControlStats, Tally
 from vla.control.stop import EmergencyStop
 from vla.errors import InputError
@@ -148,6 +149,7 @@ class _Run:
         self._buffer = ActionBuffer(body, config.execution, config.execute, config.ttl)
         self._history = FrameHistory(inference.history, 1 / body.control_hz)
         self._guard = Guard(body, robot.limits, self._dt)
+        self._health = HealthMonitor(robot) if isinstance(robot, HealthReporting) else None
         measured = np.array([at is not None for at in body.measured_by])
         reach = config.stall * (np.array(body.action_high) - np.array(body.action_low))
         self._slack = np.where(body.is_position_action & measured & ~body.is_gripper, reach, np.inf)
@@ -224,6 +226,8 @@ class _Run:
         self._failed = self._failed + 1 if self._fault else 0
         if self._failed > self._config.faults:
             self._end(f"robot: {self._fault}")
+        if self._health is not None and self.reason is None:
+            self.reason = self._health.check(self._clock.now(), deadline)
         if watch is not None:
             sent = safe if arrived else None
             watch(Tick(now, scheduled, self._state, observation, desired, sent, clamped, source, observe, infer, took))
