@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 LOG = logging.getLogger(__name__)
-PERIOD = 0.1
+PERIOD = 0.05
 """[s] between two readings; each is of one servo."""
 LEAST = 0.001
 """A tick that has less time left [s] reads none."""
@@ -93,23 +93,29 @@ class HealthReporting(Protocol):
 class HealthMonitor:
     """Reads the servos of a robot in turn, in the time that ticks have left.
 
-    Only what two readings in succession of a servo find counts: a damaged answer can pass for a sound one, and a load
-    that is over at once is none. Each kind of warning is logged once for each servo.
+    Only what two successive readings of a servo find counts: a damaged answer can pass for a sound one, and a peak of
+    load harms nothing. After a first finding that would end the run, readings follow at every tick. Each kind of
+    warning is logged once for each servo.
     """
 
     def __init__(self, robot: HealthReporting) -> None:
         self._robot, self._due = robot, -math.inf
         self._before: dict[str, set[str]] = {}
         self._warned: set[tuple[str, str]] = set()
+        self._suspects: set[str] = set()
 
     def check(self, now: float, deadline: float) -> str | None:
         """Why the run is to end, if it is. Takes SHARE of the time until `deadline` [s, of the same clock] at most."""
         if now < self._due or deadline - now < LEAST:
             return None
-        self._due = now + PERIOD
+        self._due = now if self._suspects else now + PERIOD
         if (health := self._robot.health(SHARE * (deadline - now))) is None:
             return None
         found = health.findings()
+        self._suspects.discard(health.servo)
+        if any(one.ends for one in found):
+            self._suspects.add(health.servo)
+            self._due = now
         confirmed = [one for one in found if one.kind in self._before.get(health.servo, set())]
         self._before[health.servo] = {one.kind for one in found}
         for finding in confirmed:
