@@ -111,6 +111,14 @@ def serve(*, policy: str, host: str, port: int, key_file: str | None, max_client
     check_policy(policy)
 
 
+def robot(*, action: str, pose: Mapping[str, float] | None, robot: Mapping[str, Any], **_: Any) -> Overrides:
+    if action not in ("status", "clear", "relax", "home"):
+        raise unknown("action", action, ("status", "clear", "relax", "home"))
+    if pose is not None and action != "home":
+        raise InputError(f"pose= is for home, not for {action}")
+    return _robot(robot, lambda: "pick")
+
+
 def push(*, policy: str, **_: Any) -> None:
     if not Path(policy).is_dir():
         raise InputError(f"there is no folder {policy}{_near(policy)}")

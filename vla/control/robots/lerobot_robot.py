@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,8 +17,8 @@ from jaxtyping import Float
 from vla.control.limits import Limits, gripper_box
 from vla.control.robot import RobotFault
 from vla.control.robots.lerobot_build import build
-from vla.control.robots.lerobot_connect import buses, clear, connect, feetech_servos, leave
-from vla.control.robots.servos import HealthReader, limit_grip
+from vla.control.robots.lerobot_connect import buses, clear, connect, feetech_servos, leave, open_port
+from vla.control.robots.servos import HealthReader, Servo, limit_grip
 from vla.control.servo_health import ServoHealth
 from vla.embodiment import Embodiment
 from vla.errors import InputError
@@ -87,6 +88,20 @@ class LeRobotRobot:
         """Connects and writes nothing: torque, goals and settings stay as they are, also on leaving. Commands are
         faults then."""
         self._connect(torque=False)
+
+    @contextmanager
+    def servos(self) -> Iterator[list[Servo]]:
+        """Its Feetech servos, whatever state they are in: the ports are open meanwhile, and nothing has been asked of
+        the servos. Raises InputError where it has none, and for a port that cannot be opened."""
+        device = build(self._type, self._options)
+        if not (found := feetech_servos(device)):
+            raise InputError(f"LeRobot's {self._type} has no Feetech servos")
+        try:
+            for bus in {id(servo.bus): servo.bus for servo in found}.values():
+                open_port(bus)
+            yield found
+        finally:
+            leave(device)
 
     def _connect(self, torque: bool) -> None:
         from lerobot.motors.motors_bus import SerialMotorsBus

@@ -28,8 +28,12 @@ PRESENT = struct.Struct("<HBBxB")
 """Registers 60 to 65: load, voltage, temperature, status."""
 LIMITS = struct.Struct("<BBB")
 """Registers 13 to 15: the most temperature, the most and the least voltage."""
-LOAD, MAX_TEMPERATURE, OVERLOAD_TORQUE = 60, 13, 36
+CALIBRATION = struct.Struct("<HH")
+"""Registers 9 to 12: the range of positions."""
+MAX_TEMPERATURE, OVERLOAD_TORQUE, TORQUE, GOAL, POSITION, LOAD = 13, 36, 40, 42, 56, 60
 POSITION_MODE = 0
+DEGREES = 360 / 4096
+"""An encoder step."""
 BEYOND = 34
 """[encoder steps], 3 degrees: a joint that rests on its stop may stand so far outside its calibrated range."""
 ALIKE = 20
@@ -57,10 +61,18 @@ class Servo:
 
     def read(self, address: int, count: int, seconds: float) -> tuple[Error, bytes] | None:
         """Its error flags and `count` bytes from `address` on; None where no sound answer comes within `seconds`."""
+        return self._transfer(Packet(self.id, Instruction.READ, bytes((address, count))), count, seconds)
+
+    def write(self, address: int, data: bytes) -> bool:
+        """Whether it has confirmed; tried again. Unlike the driver's, also while it reports an error."""
+        request = Packet(self.id, Instruction.WRITE, bytes((address,)) + data)
+        return any(self._transfer(request, 0, ANSWER) is not None for _ in range(TRIES))
+
+    def _transfer(self, request: Packet, count: int, seconds: float) -> tuple[Error, bytes] | None:
         port, parser, until = self.bus.port_handler.ser, Parser(), time.monotonic() + seconds
         try:
             port.reset_input_buffer()
-            port.write(encode(Packet(self.id, Instruction.READ, bytes((address, count)))))
+            port.write(encode(request))
             while (left := until - time.monotonic()) > 0:
                 if not select.select([port.fileno()], [], [], left)[0]:
                     break
@@ -139,7 +151,7 @@ def within_range(bus: Any) -> None:
         beyond = max(noted.range_min - position, position - noted.range_max)
         if beyond > BEYOND:
             raise InputError(
-                f"servo {bus.motors[motor].id} ({motor}) stands {beyond * 360 / 4096:.0f} degrees outside its "
+                f"servo {bus.motors[motor].id} ({motor}) stands {beyond * DEGREES:.0f} degrees outside its "
                 "calibrated range: move it inside by hand, with torque off (`vla robot relax`), or calibrate anew"
             )
 
