@@ -127,8 +127,13 @@ def test_fields_of_lerobots_configs_are_honoured_or_refused(tmp_path: Path) -> N
         "disable_torque_on_disconnect": "relax_on_exit",
         "num_read_retries": "control loop",
     }.items():
-        with pytest.raises(InputError, match=f"robot.options.{field} has no effect.*{cure}"):
+        with pytest.raises(InputError, match=f"robot.options.{field} is not used here.*{cure}"):
             LeRobotRobot(type="so101_follower", options={"port": "x", field: 2}, **common)
+    pair: dict[str, dict[str, Any]] = {"left_arm_config": {"port": "x", "max_relative_target": 2.0}}
+    LeRobotRobot(type="bi_so_follower", options=pair, **common)  # LeRobot's own code honours it
+    pair["left_arm_config"]["disable_torque_on_disconnect"] = False
+    with pytest.raises(InputError, match="robot.options.left_arm_config.disable_torque_on_disconnect is not used"):
+        LeRobotRobot(type="bi_so_follower", options=pair, **common)
 
 
 def test_every_robot_of_lerobots_is_found_by_its_name() -> None:

@@ -36,7 +36,7 @@ UNUSED = {
     "disable_torque_on_disconnect": "robot.relax_on_exit says whether torque goes off",
     "num_read_retries": "the control loop tries again within its deadlines",
 }
-"""Fields of LeRobot's configs that change nothing here, and what does."""
+"""Fields of LeRobot's configs of arms with a port that would change nothing here, and what does."""
 
 
 class LeRobotRobot:
@@ -72,8 +72,7 @@ class LeRobotRobot:
             raise InputError(f"keys, scale and offset must have a value for each of {embodiment.action}")
         if not np.all(np.isfinite(self._offset)) or not np.all(np.isfinite(self._scale) & (self._scale != 0)):
             raise InputError("scale and offset must be finite, and scale not 0")
-        for field in UNUSED.keys() & (options or {}).keys():
-            raise InputError(f"robot.options.{field} has no effect, leave it out: {UNUSED[field]}")
+        _refuse_unused(options or {})
         self._type, self._options, self._relax_on_exit = type, dict(options or {}), relax_on_exit
         self._low, self._high = np.array(embodiment.action_low), np.array(embodiment.action_high)
         self._robot: Any = None
@@ -187,7 +186,11 @@ class LeRobotRobot:
 
     def relax(self) -> None:
         """Torque off at each motor by itself: one that does not answer, or reports overload, keeps none on."""
-        for bus in [] if self._robot is None else buses(self._robot):
+        if self._robot is None:
+            return
+        if not (found := buses(self._robot)):
+            LOG.warning("%s: its torque cannot be switched off from here", self._type)
+        for bus in found:
             for motor in bus.motors:
                 try:
                     clear(bus)
@@ -229,6 +232,17 @@ class LeRobotRobot:
             # An unplugged port raises what pyserial and the operating system make of it.
             transient = isinstance(error, ConnectionError | TimeoutError)
             raise RobotFault(f"{what}: {error}", transient=transient) from error
+
+
+def _refuse_unused(options: Mapping[str, Any]) -> None:
+    """Raises InputError for a field of UNUSED. Those of the arms of a pair, which LeRobot's own code reads and writes,
+    are used, but for what is done on leaving."""
+    for name, arm in (("", options), *((f"{key}.", value) for key, value in options.items())):
+        if not isinstance(arm, Mapping) or "port" not in arm:
+            continue
+        for field, instead in UNUSED.items():
+            if field in arm and (not name or field == "disable_torque_on_disconnect"):
+                raise InputError(f"robot.options.{name}{field} is not used here, leave it out: {instead}")
 
 
 def so101_units() -> tuple[tuple[str, ...], tuple[float, ...], tuple[float, ...]]:
