@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vla.control.loop import ControlLoop, LoopConfig, Tick
-from vla.control.robot import Robot
+from vla.control.robot import Robot, RobotFault
 from vla.control.robots.lerobot_robot import LeRobotRobot, so101_units
 from vla.control.stop import EmergencyStop, operator
 from vla.control.thread_inference import ThreadInference
@@ -64,15 +64,14 @@ def _status(servos: list[Servo]) -> None:
 def _clear(servos: list[Servo]) -> None:
     from vla.control.robots.servo_service import clear_errors
 
-    failed = []
-    cleared = False
+    cleared, failed = 0, []
     for servo in servos:
-        had, wrong = clear_errors(servo)
-        if wrong:
-            failed.append(wrong)
-        elif had:
-            print(f"{servo}: {', '.join(had)} cleared")
-        cleared |= bool(had)
+        try:
+            if flags := clear_errors(servo):
+                print(f"{servo}: {', '.join(flags)} cleared", flush=True)
+                cleared += 1
+        except RobotFault as fault:
+            failed.append(str(fault))
     if failed:
         raise Failure("; ".join(failed))
     if not cleared:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from vla.control.robot import RobotFault
 from vla.control.robots.servos import (
-    ALIKE,
     ANSWER,
     BEYOND,
     CALIBRATION,
     DEGREES,
-    GOAL,
     LOAD,
-    POSITION,
     PRESENT,
+    RANGE,
     TORQUE,
     TRIES,
     Servo,
@@ -57,61 +54,53 @@ HEADER = f"{'id':>3}  {'joint':20}{'position [deg]':>15}{'load':>8}{'°C':>6}{'V
 
 def status_of(servo: Servo) -> ServoStatus:
     """Reads one servo and changes nothing."""
-    silent = ServoStatus(servo, None, False, None, (f"{servo} does not answer: check its cables",))
-    if servo.ask(TORQUE, 1) is None:
-        return silent
-    health = servo.health(servo.limits(), ANSWER)
-    if health is None:
-        return silent
-    wrong = [finding.message for finding in health.findings()]
-    position = struct.unpack("<H", servo.demand(POSITION, 2))[0]
+    try:
+        limits, torque, position = servo.limits(), bool(servo.demand(TORQUE, 1)[0]), servo.position()
+        ends = CALIBRATION.unpack(servo.demand(RANGE, CALIBRATION.size))
+        health = servo.health(limits, ANSWER) or servo.health(limits, ANSWER)
+    except RobotFault as fault:
+        return ServoStatus(servo, None, False, None, (str(fault),))
+    wrong = [finding.message for finding in health.findings()] if health else [f"{servo} does not answer"]
     noted = servo.bus.calibration.get(servo.motor)
-    degrees = None
     if noted is None:
         wrong.append(f"{servo} has no calibration: calibrate the arm (docs/arm.md)")
-    else:
-        degrees = (position - (noted.range_min + noted.range_max) / 2) * DEGREES
-        if (beyond := outside(noted, position)) > BEYOND:
-            wrong.append(f"{servo} stands {beyond * DEGREES:.0f} degrees outside its calibrated range: move it inside")
-        if CALIBRATION.unpack(servo.demand(9, CALIBRATION.size)) != (noted.range_min, noted.range_max):
-            wrong.append(f"{servo} differs from the calibration file: calibrate anew (docs/arm.md)")
-    return ServoStatus(servo, health, bool(servo.demand(TORQUE, 1)[0]), degrees, tuple(wrong))
+        return ServoStatus(servo, health, torque, None, tuple(wrong))
+    if (beyond := servo.outside(position)) > BEYOND:
+        wrong.append(f"{servo} stands {beyond:.0f} degrees outside its calibrated range: move it inside by hand")
+    if ends != (noted.range_min, noted.range_max):
+        wrong.append(f"{servo} differs from the calibration file: calibrate anew (docs/arm.md)")
+    degrees = (position - (noted.range_min + noted.range_max) / 2) * DEGREES
+    return ServoStatus(servo, health, torque, degrees, tuple(wrong))
 
 
-def outside(noted: Any, position: int) -> int:
-    """How far a position is outside the calibrated range [encoder steps]; 0 or less inside."""
-    return int(max(noted.range_min - position, position - noted.range_max))
-
-
-def clear_errors(servo: Servo) -> tuple[list[str], str]:
-    """The error flags that a servo had, and why it is not well now, empty where it is.
+def clear_errors(servo: Servo) -> tuple[str, ...]:
+    """The error flags that a servo had and has no more.
 
     Torque goes off and on again, with the goal where the joint stands, and off where it was off. A servo that reports
-    nothing is left alone.
+    nothing is left alone. Raises RobotFault where it does not answer, reports an error still, or may not be given
+    torque, because it moves or is outside its calibrated range: it has none then.
     """
     if (before := servo.ask(LOAD, PRESENT.size)) is None:
-        return [], f"{servo} does not answer: check its cables"
-    if not (had := list(flags_of(before[0]))):
-        return [], ""
+        raise RobotFault(f"{servo} does not answer: check its cables", transient=False)
+    if not (had := flags_of(before[0])):
+        return ()
     on = servo.demand(TORQUE, 1)[0]
     servo.write(TORQUE, b"\0")
-    first, place = servo.demand(POSITION, 2), servo.demand(POSITION, 2)
-    moved = abs(int.from_bytes(first, "little") - int.from_bytes(place, "little"))
-    noted = servo.bus.calibration.get(servo.motor)
-    if noted is None or outside(noted, int.from_bytes(place, "little")) > BEYOND:
-        return had, f"{servo} stands outside its calibrated range, its torque is off: move it inside, and clear again"
-    if moved > ALIKE:
-        return had, f"{servo} moves, its torque is off: hold the arm, and clear again"
-    servo.write(GOAL, place)
-    servo.write(TORQUE, b"\1")
+    if servo.motor not in servo.bus.calibration or servo.outside(servo.position()) > BEYOND:
+        raise RobotFault(
+            f"{servo} reports {', '.join(had)} and stands outside its calibrated range, its torque is off: "
+            "move it inside by hand, and clear again",
+            transient=False,
+        )
+    servo.hold()
     time.sleep(SETTLE)
     after = servo.ask(LOAD, PRESENT.size)
     if not on:
         servo.write(TORQUE, b"\0")
-    if after is None:
-        return had, f"{servo} does not answer: check its cables"
-    still = flags_of(after[0])
-    return had, f"{servo} still reports {', '.join(still)}: {CURES[still[0]]}" if still else ""
+    if after is None or flags_of(after[0]):
+        still = "does not answer" if after is None else f"still reports {', '.join(flags_of(after[0]))}"
+        raise RobotFault(f"{servo} {still}: {CURES[had[0]]}", transient=False)
+    return had
 
 
 def relax(servos: Sequence[Servo]) -> list[str]:

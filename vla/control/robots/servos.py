@@ -30,12 +30,14 @@ LIMITS = struct.Struct("<BBB")
 """Registers 13 to 15: the most temperature, the most and the least voltage."""
 CALIBRATION = struct.Struct("<HH")
 """Registers 9 to 12: the range of positions."""
-MAX_TEMPERATURE, OVERLOAD_TORQUE, TORQUE, GOAL, POSITION, LOAD = 13, 36, 40, 42, 56, 60
+RANGE, MAX_TEMPERATURE, MODE, OVERLOAD_TORQUE, TORQUE, GOAL, POSITION, LOAD = 9, 13, 33, 36, 40, 42, 56, 60
+SIGN = 1 << 15
+"""Of a position below 0."""
 POSITION_MODE = 0
 DEGREES = 360 / 4096
 """An encoder step."""
-BEYOND = 34
-"""[encoder steps], 3 degrees: a joint that rests on its stop may stand so far outside its calibrated range."""
+BEYOND = 3.0
+"""[degrees] that a joint which rests on its stop may stand outside its calibrated range."""
 ALIKE = 20
 """[encoder steps] by which two readings of a joint that nothing drives may differ."""
 GRIP = 0.9
@@ -94,6 +96,29 @@ class Servo:
             raise RobotFault(f"{self} does not answer: check its cables", transient=False)
         return answer[1]
 
+    def position(self) -> int:
+        """Where it stands [encoder steps], by two readings that agree. Raises RobotFault where none do."""
+        before = None
+        for _ in range(TRIES + 1):
+            coded = int.from_bytes(self.demand(POSITION, 2), "little")
+            now = -(coded - SIGN) if coded & SIGN else coded
+            if before is not None and abs(now - before) <= ALIKE:
+                return now
+            before = now
+        raise RobotFault(f"{self} moves, or cannot be read twice alike: hold the arm still", transient=False)
+
+    def outside(self, position: int) -> float:
+        """How far a position is outside its calibrated range [degrees]; 0 or less inside."""
+        noted = self.bus.calibration[self.motor]
+        return max(noted.range_min - position, position - noted.range_max) * DEGREES
+
+    def hold(self) -> None:
+        """Torque on, its goal where it stands: nothing moves. Raises RobotFault where it does not confirm."""
+        position = self.position()
+        coded = abs(position) | (SIGN if position < 0 else 0)
+        if not (self.write(GOAL, coded.to_bytes(2, "little")) and self.write(TORQUE, b"\1")):
+            raise RobotFault(f"{self} does not answer: check its cables", transient=False)
+
     def limits(self) -> ServoLimits:
         """Those of its EEPROM. Raises RobotFault where it does not answer."""
         temperature, high, low = LIMITS.unpack(self.demand(MAX_TEMPERATURE, LIMITS.size))
@@ -142,38 +167,25 @@ class HealthReader:
 
 
 def within_range(bus: Any) -> None:
-    """Raises InputError for a joint that stands outside its calibrated range.
+    """Raises InputError for a joint that stands outside its calibrated range, RobotFault where one does not answer.
 
     The servo takes a goal outside it for the range's end, so that it would go there at full speed with torque.
     """
-    for motor, position in bus.sync_read("Present_Position", normalize=False, num_retry=TRIES).items():
-        noted = bus.calibration[motor]
-        beyond = max(noted.range_min - position, position - noted.range_max)
-        if beyond > BEYOND:
+    for servo in (Servo(bus, motor) for motor in bus.motors):
+        if (beyond := servo.outside(servo.position())) > BEYOND:
             raise InputError(
-                f"servo {bus.motors[motor].id} ({motor}) stands {beyond * DEGREES:.0f} degrees outside its "
-                "calibrated range: move it inside by hand, with torque off (`vla robot relax`), or calibrate anew"
+                f"{servo} stands {beyond:.0f} degrees outside its calibrated range: move it inside by hand, with "
+                "torque off (`vla robot relax`), or calibrate anew"
             )
 
 
 def enable_torque(bus: Any, motors: Any = None, num_retry: int = 0) -> None:
     """In place of the driver's: each servo's goal is where it stands, so that it does not jump to an old one."""
     names = list(bus.motors) if motors is None else [motors] if isinstance(motors, str) else list(motors)
-    for motor in names:
-        if bus.read("Operating_Mode", motor, num_retry=TRIES) == POSITION_MODE:
-            bus.write("Goal_Position", motor, position(bus, motor), normalize=False, num_retry=TRIES)
-        type(bus).enable_torque(bus, motor, num_retry=num_retry)
-
-
-def position(bus: Any, motor: str) -> int:
-    """Where it stands [encoder steps], by two readings that agree. Raises ConnectionError where none do."""
-    before = int(bus.read("Present_Position", motor, normalize=False, num_retry=TRIES))
-    for _ in range(TRIES):
-        now = int(bus.read("Present_Position", motor, normalize=False, num_retry=TRIES))
-        if abs(now - before) <= ALIKE:
-            return now
-        before = now
-    raise ConnectionError(f"{motor}: its position cannot be read twice alike")
+    for servo in (Servo(bus, motor) for motor in names):
+        if servo.demand(MODE, 1)[0] == POSITION_MODE:
+            servo.hold()
+        type(bus).enable_torque(bus, servo.motor, num_retry=num_retry)
 
 
 def limit_grip(servo: Servo) -> None:
