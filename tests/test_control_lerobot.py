@@ -3,45 +3,24 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from emulated_arms import OPTIONS, connected, emulated, make, retried
 
 from vla.control.limits import Limits
 from vla.control.robot import Robot, RobotFault
 from vla.control.robots.lerobot_robot import LeRobotRobot, so101
 from vla.embodiment import Embodiment
 from vla.envs.arm import JOINTS
-from vla.envs.scene import TableScene
 from vla.errors import InputError
-from vla.feetech.arm import ServoArm
 from vla.feetech.port import ServoPort
 from vla.feetech.servo import Register
-
-OPTIONS: dict[str, Any] = dict(
-    id="so101", cameras={}, control_hz=10, velocity=2.0, acceleration=15.0, relax_on_exit=False
-)
-
-
-@contextmanager
-def emulated(folder: Path, name: str) -> Iterator[ServoPort]:
-    scene = TableScene(32)
-    scene.reset()
-    scene.data.qpos[:6] = scene.data.ctrl[:6] = (0.0, -1.2, 1.0, 0.8, 0.0, 0.5)
-    arm = ServoArm(scene)
-    (folder / f"{name}.json").write_text(json.dumps(arm.calibrate()))
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-4)
-    with ServoPort(arm, folder / f"{name} port") as port:
-        yield port
-    sys.setswitchinterval(before)
-    scene.close()
 
 
 @pytest.fixture
@@ -50,39 +29,10 @@ def port(tmp_path: Path) -> Iterator[ServoPort]:
         yield port
 
 
-def make(port: ServoPort, folder: Path, **options: Any) -> LeRobotRobot:
-    return so101(port=port.path, calibration_dir=str(folder), **OPTIONS | options)
-
-
-@contextmanager
-def connected(robot: LeRobotRobot) -> Iterator[LeRobotRobot]:
-    for last in (False, False, False, True):  # the driver gives an answer 50 ms, which a busy machine may miss
-        try:
-            robot.__enter__()
-            break
-        except (RobotFault, InputError):
-            if last:
-                raise
-    try:
-        yield robot
-    finally:
-        robot.__exit__(None, None, None)
-
-
 @pytest.fixture
 def robot(port: ServoPort, tmp_path: Path) -> Iterator[LeRobotRobot]:
     with connected(make(port, tmp_path)) as robot:
         yield robot
-
-
-def retried(call: Any) -> Any:
-    """As the control loop does."""
-    for last in (False, False, False, True):
-        try:
-            return call()
-        except RobotFault as fault:
-            if last or not fault.transient:
-                raise
 
 
 def test_states_and_commands_are_the_joints_in_radians(port: ServoPort, robot: LeRobotRobot) -> None:
@@ -106,17 +56,36 @@ def test_states_and_commands_are_the_joints_in_radians(port: ServoPort, robot: L
     np.testing.assert_allclose(port.arm.joints, state, atol=0.03)
 
 
-def test_a_joint_beyond_its_limit_is_not_thrown_back(port: ServoPort, robot: LeRobotRobot) -> None:
-    """Its limits are made narrower than where it stands; the guard moves it, a command in between goes through."""
-    seen = retried(robot.state)[0]
-    robot._high = robot._high.copy()
-    robot._high[2] = seen[2] - 0.4
-    between, beyond = (seen + np.array([0.0, 0.0, step, 0.0, 0.0, 0.0]) for step in (-0.1, 0.2))
-    for wanted, expected in ((seen, seen[2]), (beyond, seen[2]), (between, between[2])):
-        retried(lambda wanted=wanted: robot.command(wanted))
-        retried(robot.state)  # what was written before it has arrived
-        servo = port.bus.servos[2]
-        assert servo.to_angle(servo.get(Register.GOAL_POSITION)) == pytest.approx(expected, abs=0.02)
+def test_a_joint_beyond_its_limit_is_not_thrown_back(port: ServoPort, tmp_path: Path) -> None:
+    """Its limits are narrower than where it stands; the guard moves it, a command in between goes through. A damaged
+    reading widens nothing."""
+    whole = make(port, tmp_path)
+    high = list(whole.embodiment.action_high)
+    high[2] = 0.6
+    narrow = LeRobotRobot(
+        type="so101_follower",
+        options=whole._options,
+        embodiment=replace(whole.embodiment, action_high=tuple(high)),
+        limits=whole.limits,
+        keys=whole.keys,
+        scale=whole._scale.tolist(),
+        offset=whole._offset.tolist(),
+    )
+    with connected(narrow) as robot:
+        seen = retried(robot.state)[0]
+        between, beyond = (seen + np.array([0.0, 0.0, step, 0.0, 0.0, 0.0]) for step in (-0.1, 0.2))
+        for wanted, expected in ((seen, seen[2]), (beyond, seen[2]), (between, between[2])):
+            retried(lambda wanted=wanted: robot.command(wanted))
+            retried(robot.state)  # what was written before it has arrived
+            servo = port.bus.servos[2]
+            assert servo.to_angle(servo.get(Register.GOAL_POSITION)) == pytest.approx(expected, abs=0.02)
+        read = robot._read
+        robot._read = lambda: dict.fromkeys(robot.keys, 170.0)  # type: ignore[method-assign]
+        robot.state()
+        robot._read = read  # type: ignore[method-assign]
+        retried(lambda: robot.command(beyond + 1.0))
+        retried(robot.state)
+        assert servo.to_angle(servo.get(Register.GOAL_POSITION)) == pytest.approx(seen[2], abs=0.02)
 
 
 def test_the_limits_of_the_joints_are_those_of_the_calibration(tmp_path: Path) -> None:

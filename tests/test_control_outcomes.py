@@ -140,7 +140,7 @@ def test_the_arm_moves_slowly_to_the_demonstrations_start_before_the_policy_acts
     path = np.stack([np.array([0.9, 1.8, 1.0]), *(place for _, place in robot.received)])
     assert (np.abs(np.diff(path, axis=0)) * 50 <= 0.25 * np.array(LIMITS.velocity) + 1e-9).all()
     (said,) = warnings_of(stats)
-    assert said.startswith("outside the demonstrations' start, moved there slowly: shoulder [rad] by +1.3, elbow")
+    assert said.startswith("moving slowly to the start pose: shoulder [rad] by -1.3, elbow")
     assert stats.reason == "done" and stats.seconds > 3.0 + 2.6 / 0.75  # the policy has all of its time
 
 
@@ -150,7 +150,7 @@ def test_where_it_is_not_to_be_moved_the_distance_is_reported() -> None:
     stats = run(robot, stay, config=LoopConfig(move_to_start=False), data=DATA)
     np.testing.assert_allclose(robot.position, [0.9, 1.8, 1.0])
     assert [said.split(":")[0] for said in warnings_of(stats)] == [
-        "outside the demonstrations' start",
+        "the arm is away from the start pose",
         "shoulder [rad] is 0.9, outside the training data (-0.8 to 0.8)",
         "elbow [rad] is 1.8, outside the training data (-1.5 to 1.5)",
     ]

@@ -216,7 +216,7 @@ def test_a_dry_run_tells_the_arm_nothing(tmp_path: Path, monkeypatch: pytest.Mon
         (["policy=hold", "loop.execution=slow"], "naive, chunked"),
         (["policy=hold", "loop.execution=guided"], "for flows"),
         (["policy=hold", "seconds=0"], "above 0"),
-        (["policy=hold", "robot=so101", "robot.port=/dev/nowhere"], "say what to do"),
+        (["policy=hold", "robot=so101", "robot.port=/dev/null"], "say what to do"),
         (["policy=hold", "robot=walker"], "robot"),
     ],
 )

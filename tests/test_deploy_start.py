@@ -85,13 +85,13 @@ def test_a_run_begins_and_ends_where_the_demonstrations_did(
     code = cli.main(["deploy", f"policy={starting / 'policy'}", *options])
     output = capfd.readouterr()
     assert code == 0, output
-    assert "status: http://127.0.0.1:" in output.out and "moved there slowly: shoulder_pan" in output.err
+    assert "status: http://127.0.0.1:" in output.out and "moving slowly to the start pose: shoulder_pan" in output.err
     np.testing.assert_allclose(told[-1], 0.2 + np.array([0.0, -1.5, 1.3, 0.9, -1.5, 0.1]), atol=1e-3)
     report = json.loads((starting / "out" / "deploy.json").read_text())
     assert report["outcome"] == "done" and set(report["cameras"]) == {"front", "wrist"}
     assert report["events"][-1]["what"] == "ended: done" and report["seconds"] > 1
     page = (starting / "out" / "report.html").read_text()
-    assert "moved there slowly" in page and "repeated" in page
+    assert "moving slowly" in page and "repeated" in page
     look = Image.open(starting / "out" / "cameras.png").convert("RGB")
     assert look.width == 2 * (320 + 16)
     assert look.getpixel((160, 120)) == (200, 200, 200)  # the training data's image of the first camera

@@ -23,7 +23,7 @@ LAYERS = (
     ("arguments", "bench", "benchmark", "benchmarks", "checks", "cli", "commands", "compare", "conversion", "convert")
     + ("data", "datatools", "options")
     + ("demo", "deploy", "doctor", "lmms", "record", "scenes", "__main__", "launch", "models", "play", "probe", "push")
-    + ("record_robot", "score", "serve", "so101_sim", "train_tokenizer"),
+    + ("record_robot", "robot", "score", "serve", "so101_sim", "train_tokenizer"),
     ("contrastive", "control", "evaluation", "feetech", "preference", "probes", "scoring", "serving")
     + ("teleop", "training"),
     ("datasets", "envs", "policies", "recording"),

@@ -128,7 +128,7 @@ def device(monkeypatch: pytest.MonkeyPatch, at: Callable[[int], object]) -> None
         (["teleop=script", "episodes=0"], "above 0"),
         (["teleop=script", "out=outputs/pick.zarr"], "out=outputs/NAME.zarr"),
         (["teleop=script", "robot.task=bimanual-lift"], "one SO-101"),
-        (["robot=so101", "robot.port=nowhere", "teleop=script"], "instruction="),
+        (["robot=so101", "robot.port=/dev/null", "teleop=script"], "instruction="),
     ],
 )
 def test_mistakes_are_named_before_anything_is_written(

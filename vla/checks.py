@@ -111,6 +111,14 @@ def serve(*, policy: str, host: str, port: int, key_file: str | None, max_client
     check_policy(policy)
 
 
+def robot(*, action: str, pose: Mapping[str, float] | None, robot: Mapping[str, Any], **_: Any) -> Overrides:
+    if action not in ("status", "clear", "relax", "home"):
+        raise unknown("action", action, ("status", "clear", "relax", "home"))
+    if pose is not None and action != "home":
+        raise InputError(f"pose= is for home, not for {action}")
+    return _robot(robot, lambda: "pick")
+
+
 def push(*, policy: str, **_: Any) -> None:
     if not Path(policy).is_dir():
         raise InputError(f"there is no folder {policy}{_near(policy)}")
@@ -215,13 +223,21 @@ def _near(path: str) -> str:
 
 
 def _robot(robot: Mapping[str, Any], default: Callable[[], str]) -> Overrides:
-    """Of a simulated one its task, which is the default where it is null."""
+    """Of a simulated one its task, which is the default where it is null; of another its port is there."""
     if "task" not in robot:
+        check_port(robot)
         return []
     _check_rendering()
     task = default() if robot["task"] is None else robot["task"]
     check_task(task)
     return [f"robot.task={quoted(task)}"]
+
+
+def check_port(robot: Mapping[str, Any]) -> None:
+    """Raises InputError where nothing is at the serial port of a robot."""
+    for name, options in (("robot", robot), ("robot.options", robot.get("options") or {})):
+        if (port := options.get("port")) is not None and not Path(port).exists():
+            raise InputError(f"{name}.port={port}: nothing is there; `vla doctor` lists the serial ports")
 
 
 def _check_rendering() -> None:

@@ -229,6 +229,21 @@ COMMANDS = {
         ("vla push policy=outputs/train repo=user/name dry_run=true", "vla push repo=user/name license=apache-2.0"),
         check="push",
     ),
+    "robot": Command(
+        "look at an arm's servos, clear their errors, let it go, move it home",
+        "vla.robot:robot",
+        "status: position, load, temperature, voltage, error flags and torque of each servo; exits with 1 where\n"
+        "something is wrong. clear: clears error flags such as overload; nothing moves. relax: torque off, and the\n"
+        "arm falls. home: moves to a pose slowly, within the limits of `vla deploy`, and holds; enter, ctrl-C stop it.",
+        (
+            "vla robot status robot.port=/dev/ttyACM0",
+            "vla robot clear robot.port=/dev/ttyACM0",
+            "vla robot relax robot.port=/dev/ttyACM0",
+            "vla robot home robot.port=/dev/ttyACM0 'pose={shoulder_pan: 0.5, gripper: 0.2}'",
+        ),
+        positional=("action",),
+        check="robot",
+    ),
     "so101-sim": Command(
         "a simulated SO-101 on a serial port, for LeRobot's own driver and tools",
         "vla.so101_sim:so101_sim",

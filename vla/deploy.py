@@ -20,9 +20,9 @@ from vla.control.page import control_page
 from vla.control.probe import probe
 from vla.control.process_inference import ProcessInference
 from vla.control.recording import Recording
-from vla.control.robot import Robot, RobotFault, image_sizes
+from vla.control.robot import Robot, image_sizes
 from vla.control.robots.dry_run import DryRun
-from vla.control.stats import Outcome
+from vla.control.stats import EXIT_CODES
 from vla.control.status import Status
 from vla.control.status_page import status_page
 from vla.control.stop import EmergencyStop, operator, stop_file, stop_gamepad
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from vla.control.stats import ControlStats
 
 STORE, RRD, NUMBERS, LOOK = "episodes.zarr", "episode.rrd", "deploy.json", "cameras.png"
-EXIT_CODES: dict[Outcome, int] = {"done": 0, "error": 1, "stopped": 3, "robot": 4, "policy": 5}
-"""Of the command, by how the run ended; 2 is bad input."""
 MET = "the task is met"
 
 
@@ -104,7 +102,7 @@ def deploy(
         recorders: list[Recorder] = [] if dry_run else [ZarrRecorder(_store(folder, robot, stack), body)]
         if view or not dry_run:
             recorders.append(_rerun(_stream(folder, view, stack), robot))
-        _connect(moved, stack)
+        stack.enter_context(moved)
         _look(moved, told, data, folder, confirm)
         recording = Recording(recorders, len(body.action))
         recording.start(told, policy=policy, robot=type(robot).__name__)
@@ -171,23 +169,13 @@ def _fitting(config: LoopConfig, about: PolicyInfo, policy: str) -> tuple[LoopCo
     return config, about.data
 
 
-def _connect(robot: Robot, stack: ExitStack) -> None:
-    try:
-        stack.enter_context(robot)
-    except RobotFault as fault:
-        raise InputError(str(fault)) from fault
-
-
 def _look(robot: Robot, instruction: str, data: DataSummary, folder: Path, confirm: bool | None) -> None:
     """The cameras' first images beside the training data's, and the operator's consent where that is wanted."""
     wanted = confirm if confirm is not None else not hasattr(robot, "success") and sys.stdin.isatty()
     path = None
     if data.start is not None and data.start.images and robot.embodiment.cameras:
         path = folder / LOOK
-        try:
-            cameras_beside_training(path, robot.observe(instruction), data.start.images)
-        except RobotFault as fault:
-            raise InputError(str(fault)) from fault
+        cameras_beside_training(path, robot.observe(instruction), data.start.images)
         print(f"the cameras beside the training data: {path}", flush=True)
     if wanted:
         print("enter: begin     anything else: end", flush=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float
@@ -27,6 +28,8 @@ from vla.control.guard import Guard
 from vla.control.inference import Inference, InferenceDied, Request
 from vla.control.lag import LagMonitor
 from vla.control.robot import Robot, RobotFault
+from vla.control.robot_calls import RobotCalls
+from vla.control.servo_health import HealthMonitor, HealthReporting
 from vla.control.stats import ControlStats, Outcome, Tally
 from vla.control.stop import EmergencyStop
 from vla.control.tick import Source, Tick
@@ -34,9 +37,6 @@ from vla.policies.data_summary import DataSummary
 from vla.policies.history import FrameHistory
 from vla.start_region import StartRegion
 from vla.types import Observation
-
-TRIES = 3
-"""Of a call to the robot in one tick, while its time lasts."""
 
 
 class ControlLoop:
@@ -105,6 +105,8 @@ class _Run:
         self._history = FrameHistory(inference.history, 1 / body.control_hz)
         self._guard = Guard(body, robot.limits, self._dt)
         self._lag = LagMonitor(body, config.stall, config.stall_seconds, self._dt)
+        warn = partial(self._note, warning=True)
+        self._health = HealthMonitor(robot, warn) if isinstance(robot, HealthReporting) else None
         self._positions = body.is_position_action
         # A step is dealt out over the ticks; a velocity and a force are in force in each.
         self._dealt = np.where(np.array(body.action_mode) == "delta", self._per_step, 1)
@@ -114,8 +116,7 @@ class _Run:
         self._started = self._answered = False
         self._index = self._failed = self._invalid = 0
         self._phase = self._per_step - 1  # the first tick holds, and asks
-        self._fault: RobotFault | None = None
-        self._blind_since: float | None = None
+        self._calls = RobotCalls(clock, config.camera_timeout, self._note, self.end)
         self._request: tuple[Request, float] | None = None
         self._goal: Float[np.ndarray, "a"] | None = None
         self._way: Path | None = None
@@ -130,8 +131,8 @@ class _Run:
         watch: Callable[[Tick], None] | None,
     ) -> None:
         self._poll, self._instruction, self._seconds, self._watch = poll, instruction, seconds, watch
-        if (first := self._try(self._robot.state, self._clock.now() + self._config.heartbeat)) is None:
-            self.end(f"robot: {self._fault}", "robot")
+        if (first := self._calls.attempt(self._robot.state, self._clock.now() + self._config.heartbeat)) is None:
+            self.end(f"robot: {self._calls.fault}", "robot")
         elif self._take_state(first[0]):
             self._guard.start(self._body.hold_action(self._state))
             self._due = self._path = self._guard.position
@@ -166,10 +167,10 @@ class _Run:
         if self._config.end == "disable_torque":
             self._robot.relax()
         elif self._started:
-            self._try(lambda: self._robot.hold(self._guard.position), self._ended + self._config.heartbeat)
+            self._calls.attempt(lambda: self._robot.hold(self._guard.position), self._ended + self._config.heartbeat)
 
     def stats(self) -> ControlStats:
-        end = self.reason or "error", self._outcome
+        end, self._tally.faults = (self.reason or "error", self._outcome), self._calls.faults
         seconds = self._ended - self._began
         return self._tally.stats(end, seconds, self._buffer.stale_fraction, self._guard.clamps, self._events)
 
@@ -187,8 +188,9 @@ class _Run:
         if not away:
             return
         moves = self._config.move_to_start
-        far = ", ".join(f"{name} by {-offset:+.3g}" for name, offset in away.items())
-        self._note(f"outside the demonstrations' start{', moved there slowly' * moves}: {far}", warning=True)
+        far = ", ".join(f"{name} by {offset:+.3g}" for name, offset in away.items())
+        what = "moving slowly to the start pose" if moves else "the arm is away from the start pose"
+        self._note(f"{what}: {far}", warning=True)
         if moves:
             self._move(goal)
 
@@ -210,7 +212,7 @@ class _Run:
 
     def _tick(self) -> None:
         now, scheduled = self._await()
-        deadline, self._fault = scheduled + self._dt, None
+        deadline, self._calls.fault = scheduled + self._dt, None
         infer = self._answer(now)
         source: Source = "brake"
         desired = None
@@ -225,14 +227,31 @@ class _Run:
         self._tally.holds += source == "hold"
         self._tally.jitter.append(now - scheduled)
         observation, observe = self._sense(deadline)
-        self._failed = self._failed + 1 if self._fault else 0
+        self._failed = self._failed + 1 if self._calls.fault else 0
         if self._failed > self._config.faults:
-            self.end(f"robot: {self._fault}", "robot")
+            self.end(f"robot: {self._calls.fault}", "robot")
+        if (
+            self._health is not None
+            and self.reason is None
+            and (ill := self._health.check(self._clock.now(), deadline))
+        ):
+            self.end(ill, "robot")
         if self._watch is not None:
-            sent, left = safe if arrived else None, self._buffer.left(now)
             self._watch(
                 Tick(
-                    now, scheduled, self._state, observation, desired, sent, clamped, source, observe, infer, took, left
+                    time=now,
+                    scheduled=scheduled,
+                    state=self._state,
+                    observation=observation,
+                    desired=desired,
+                    sent=safe if arrived else None,
+                    clamped=clamped,
+                    source=source,
+                    observe=observe,
+                    infer=infer,
+                    command=took,
+                    left=self._buffer.left(now),
+                    temperatures=self._health.temperatures if self._health is not None else {},
                 )
             )
 
@@ -303,14 +322,14 @@ class _Run:
             return None, None
         now = self._clock.now()
         if self._phase or self._way is not None:
-            measured = self._try(self._robot.state, deadline)
+            measured = self._calls.attempt(self._robot.state, deadline)
             if measured is not None and self._take_state(measured[0]):
                 self._check_lag(now)
             return None, None
-        observation = self._try(lambda: self._robot.observe(self._instruction), deadline)
+        observation = self._calls.attempt(lambda: self._robot.observe(self._instruction), deadline)
         if observation is None or not self._take_state(observation.state):
             return None, None
-        self._blind_since = None
+        self._calls.seen()
         self._check_lag(now)
         took = self._clock.now() - now
         self._tally.observe.append(took)
@@ -336,8 +355,7 @@ class _Run:
         if np.shape(state) == (len(self._body.state),) and np.isfinite(state).all():
             self._state = np.asarray(state)
             return True
-        self._tally.faults += 1
-        self._fault = RobotFault("the state is not finite, or of a wrong width", transient=True)
+        self._calls.note(RobotFault("the state is not finite, or of a wrong width", transient=True))
         return False
 
     def _advance(self, now: float) -> Float[np.ndarray, "a"] | None:
@@ -361,7 +379,7 @@ class _Run:
             return True
 
         begun, self._due = self._clock.now(), self._guard.position
-        arrived = self._try(send, deadline) is not None
+        arrived = self._calls.attempt(send, deadline) is not None
         took = self._clock.now() - begun
         if arrived:
             self._guard.sent()
@@ -369,30 +387,3 @@ class _Run:
         else:
             self._guard.stood_still()
         return arrived, took
-
-    def _try[T](self, call: Callable[[], T], deadline: float) -> T | None:
-        """What it returns, tried again while there is time; None where it failed. What will not pass ends the run."""
-        for _ in range(TRIES):
-            try:
-                return call()
-            except RobotFault as error:
-                fault = error
-            self._tally.faults += 1
-            self._note(f"robot: {fault}", warning=True)
-            if fault.camera is not None:
-                self._blind(fault)
-                break
-            self._fault = fault
-            if not fault.transient:
-                self.end(f"robot: {fault}", "robot")
-            if not fault.transient or self._clock.now() >= deadline:
-                break
-        return None
-
-    def _blind(self, fault: RobotFault) -> None:
-        """A camera gave no image: the arm goes on with the actions that there are, then holds."""
-        now = self._clock.now()
-        self._blind_since = now if self._blind_since is None else self._blind_since
-        timeout = self._config.camera_timeout
-        if timeout is not None and now - self._blind_since >= timeout:
-            self.end(f"robot: {fault}", "robot")

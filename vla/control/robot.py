@@ -10,15 +10,17 @@ import numpy as np
 from jaxtyping import Float
 
 from vla.control.limits import Limits
+from vla.control.stats import EXIT_CODES
 from vla.embodiment import Embodiment
+from vla.errors import Failure
 from vla.types import Observation
 
 
-class RobotFault(Exception):
+class RobotFault(Failure):
     """What the bus or a camera did not do. A `transient` one may be gone at the next try; `camera` names the camera."""
 
     def __init__(self, message: str, *, transient: bool, camera: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(message, EXIT_CODES["robot"])
         self.transient, self.camera = transient, camera
 
 
@@ -61,3 +63,11 @@ class Robot(Protocol):
 
     def relax(self) -> None:
         """Torque off, as far as the bus still answers."""
+
+
+@runtime_checkable
+class ReadOnlyConnection(Protocol):
+    """A robot whose motors `with robot:` would change, and that can be read without."""
+
+    def connect_read_only(self) -> None:
+        """In place of `__enter__`: nothing is written to the motors, until `__exit__` and by it."""

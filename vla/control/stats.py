@@ -12,6 +12,8 @@ from vla.control.spread import Spread
 
 Outcome = Literal["done", "stopped", "robot", "policy", "error"]
 """How a run ended: as planned, by the operator, by a fault of the robot or of the policy, by an exception."""
+EXIT_CODES: dict[Outcome, int] = {"done": 0, "error": 1, "stopped": 3, "robot": 4, "policy": 5}
+"""Of a command, by how its run ended; 2 is bad input."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import TracebackType
 
@@ -29,13 +30,15 @@ class Snapshot:
     holds: int
     source: str
     last_warning: str
+    hottest: str
+    """The servo of the highest temperature, and that; empty where none is read."""
 
     def line(self) -> str:
         delay = "-" if self.delay is None else f"{self.delay:.0f} ms"
         text = (
             f"{self.seconds:6.1f} s  {self.rate:5.1f} Hz  delay {delay}  queue {self.queue}  held {self.holds}  "
             f"{self.source}"
-        )
+        ) + (f"  {self.hottest}" if self.hottest else "")
         return f"{text}  last: {self.last_warning}" if self.last_warning else text
 
 
@@ -79,7 +82,16 @@ class Status:
         last, span = ticks[-1], ticks[-1].time - ticks[0].time
         rate = sum(tick.sent is not None for tick in ticks[1:]) / span if span > 0 else 0.0
         delay = None if self._delay is None else 1000 * self._delay
-        return Snapshot(last.time - self._began, rate, delay, last.left, self._holds, last.source, self._last_warning)
+        return Snapshot(
+            last.time - self._began,
+            rate,
+            delay,
+            last.left,
+            self._holds,
+            last.source,
+            self._last_warning,
+            _hottest(last.temperatures),
+        )
 
     def to_dict(self) -> dict[str, object]:
         """The snapshot and all events, as JSON values."""
@@ -98,3 +110,11 @@ class Status:
             print(f"{CLEAR if terminal else ''}{event.time:.1f} s: {event.what}", file=sys.stderr, flush=True)
         if terminal and (now := self.snapshot()) is not None:
             print(f"{CLEAR}{now.line()}", end="", file=sys.stderr, flush=True)
+
+
+def _hottest(temperatures: Mapping[str, float]) -> str:
+    known = dict(temperatures)
+    if not known:
+        return ""
+    servo = max(known, key=known.__getitem__)
+    return f"{servo} {known[servo]:.0f} °C"

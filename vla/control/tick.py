@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -38,3 +39,5 @@ class Tick:
     command: float
     left: int
     """Actions of the chunk in force that are still to be carried out."""
+    temperatures: Mapping[str, float] = field(default_factory=dict)
+    """The last that was read of each servo [degrees C]."""

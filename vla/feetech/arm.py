@@ -57,7 +57,8 @@ class ServoArm:
             servo.measure(float(data.qpos[i]), float(data.qvel[i]), float(data.actuator_force[i]), self.dt)
 
     def calibrate(self) -> Calibration:
-        """Writes to the servos' EEPROM what LeRobot's calibration would, and returns what its file holds.
+        """Writes to the servos' EEPROM what LeRobot's calibration would, switches them off and on, and returns what
+        its file holds.
 
         The middle of each range is the joint's zero, except the gripper's, which is the middle between its stops.
         """
@@ -71,6 +72,7 @@ class ServoArm:
             servo.set(Register.MIN_POSITION, least)
             servo.set(Register.MAX_POSITION, most)
             servo.save()
+            servo.power_on()
             found[name] = {
                 "id": servo.id, "drive_mode": 0, "homing_offset": offset, "range_min": least, "range_max": most
             }  # fmt: skip

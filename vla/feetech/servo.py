@@ -36,6 +36,8 @@ class Register(IntEnum):
     MIN_POSITION = 9
     MAX_POSITION = 11
     MAX_TEMPERATURE = 13
+    MAX_VOLTAGE = 14
+    MIN_VOLTAGE = 15
     MAX_TORQUE = 16
     PHASE = 18
     HOMING_OFFSET = 31
@@ -74,8 +76,8 @@ SIZE = 87
 _PRESENT = struct.Struct("<HHH")
 FACTORY = {
     R.FIRMWARE: 3, R.FIRMWARE + 1: 10, R.MODEL: 777, R.MAX_POSITION: TICKS - 1, R.MAX_TEMPERATURE: 70,
-    R.MAX_TORQUE: 1000, R.PHASE: 12, R.RETURN_DELAY: 250, R.PROTECTIVE_TORQUE: 20, R.PROTECTION_TIME: 200,
-    R.OVERLOAD_TORQUE: 80,
+    R.MAX_VOLTAGE: 140, R.MIN_VOLTAGE: 40, R.MAX_TORQUE: 1000, R.PHASE: 12, R.RETURN_DELAY: 250,
+    R.PROTECTIVE_TORQUE: 20, R.PROTECTION_TIME: 200, R.OVERLOAD_TORQUE: 80,
 }  # fmt: skip
 
 
@@ -109,6 +111,7 @@ class Servo:
         self.set(R.TORQUE_LIMIT, self.get(R.MAX_TORQUE))
         self.set(R.LOCK, 1)
         self.set(R.PRESENT_VOLTAGE, 120)
+        self._fresh = True
         self.error, self.setpoint, self._speed, self._pending = Error(0), 0.0, 0.0, (0, b"")
 
     def save(self) -> None:
@@ -214,9 +217,10 @@ class Servo:
         self.set(R.PRESENT_CURRENT, round(abs(load) * 2700 / 6.5))
         self._protect(abs(load), dt)
         if not self.torque:
-            # A servo without torque follows the hand, so that torque comes back without a jump.
             self.setpoint, self._speed = angle, 0.0
+        if self._fresh:  # its goal is where it is switched on; a hand that moves it later changes no goal
             self.set(R.GOAL_POSITION, position)
+            self._fresh = False
 
     def _protect(self, load: float, dt: float) -> None:
         over = load > self.get(R.OVERLOAD_TORQUE) / 100

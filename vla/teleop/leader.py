@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from vla.control.robot import RobotFault
-from vla.control.robots.lerobot_robot import clear, connect, leave, so101_units
+from vla.control.robots.lerobot_connect import clear, connect, leave
+from vla.control.robots.lerobot_robot import so101_units
 from vla.teleop.protocol import Jog
 
 

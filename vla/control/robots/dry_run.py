@@ -7,18 +7,24 @@ from types import TracebackType
 import numpy as np
 from jaxtyping import Float
 
-from vla.control.robot import Robot
+from vla.control.robot import ReadOnlyConnection, Robot
+from vla.control.servo_health import HealthReporting
 from vla.types import Observation
 
 
 class DryRun:
-    """`robot` with its commands left out."""
+    """`robot` with its commands left out; it is connected so that its motors stay as they are, on or off."""
 
     def __init__(self, robot: Robot) -> None:
         self._robot, self.embodiment, self.limits = robot, robot.embodiment, robot.limits
+        if isinstance(robot, HealthReporting):
+            self.health = robot.health
 
     def __enter__(self) -> DryRun:
-        self._robot.__enter__()
+        if isinstance(self._robot, ReadOnlyConnection):
+            self._robot.connect_read_only()
+        else:
+            self._robot.__enter__()
         return self
 
     def __exit__(

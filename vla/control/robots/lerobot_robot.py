@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,19 +16,27 @@ from jaxtyping import Float
 
 from vla.control.limits import Limits, gripper_box
 from vla.control.robot import RobotFault
+from vla.control.robots.lerobot_build import build
+from vla.control.robots.lerobot_connect import buses, clear, connect, feetech_servos, leave, open_port
+from vla.control.robots.servos import HealthReader, Servo, limit_grip
+from vla.control.servo_health import ServoHealth
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.types import Observation
 
 LOG = logging.getLogger(__name__)
-CONNECTS = 3
-"""How often it is tried: LeRobot writes each servo's settings once, and one lost answer ends that."""
-PATIENCE = 0.002
-"""[s] for which a read of a serial port sleeps at most, before the driver looks whether its own time is over."""
 RESOLUTION = 4095
 """By which LeRobot divides a turn of an STS3215, whose positions are 0 to 4095."""
 CAMERA_AGE = 0.5
 """An image older than this [s] is a fault of the camera."""
+READINGS, ALIKE = 10, 0.02
+"""Of where the arm stands when it connects: how many are taken at most, and how much of its range two may differ."""
+UNUSED = {
+    "max_relative_target": "robot.limits bound the change of each command",
+    "disable_torque_on_disconnect": "robot.relax_on_exit says whether torque goes off",
+    "num_read_retries": "the control loop tries again within its deadlines",
+}
+"""Fields of LeRobot's configs of arms with a port that would change nothing here, and what does."""
 
 
 class LeRobotRobot:
@@ -40,8 +48,9 @@ class LeRobotRobot:
     `send_action`. One thread owns it. `relax_on_exit` turns torque off on leaving; otherwise it stays as `hold` or
     `relax` left it.
 
-    Connecting raises InputError for a robot that is not calibrated and for keys or cameras that it does not have,
-    and RobotFault where it does not answer. Torque comes on in LeRobot's own `connect`.
+    Connecting raises InputError for a robot that is not calibrated, that stands outside its calibrated range, and for
+    keys or cameras that it does not have, and RobotFault where it does not answer or a servo reports an error. Torque
+    comes on then, but for `connect_read_only`. Raises InputError for `options` that nothing would follow from.
     """
 
     def __init__(
@@ -63,28 +72,84 @@ class LeRobotRobot:
             raise InputError(f"keys, scale and offset must have a value for each of {embodiment.action}")
         if not np.all(np.isfinite(self._offset)) or not np.all(np.isfinite(self._scale) & (self._scale != 0)):
             raise InputError("scale and offset must be finite, and scale not 0")
+        _refuse_unused(options or {})
+        _refuse_velocities(keys, embodiment)
         self._type, self._options, self._relax_on_exit = type, dict(options or {}), relax_on_exit
         self._low, self._high = np.array(embodiment.action_low), np.array(embodiment.action_high)
-        self._seen: Float[np.ndarray, "a"] = np.full(len(self._low), np.nan)
         self._robot: Any = None
         self._bus: Any = None
+        self._torque = False
 
     def __enter__(self) -> LeRobotRobot:
+        self._connect(torque=True)
+        return self
+
+    def connect_read_only(self) -> None:
+        """Connects and writes nothing: torque, goals and settings stay as they are, also on leaving. Commands are
+        faults then."""
+        self._connect(torque=False)
+
+    @contextmanager
+    def servos(self) -> Iterator[list[Servo]]:
+        """Its Feetech servos, whatever state they are in: the ports are open meanwhile, and nothing has been asked of
+        the servos. Raises InputError where it has none, and for a port that cannot be opened."""
+        device = build(self._type, self._options)
+        if not (found := feetech_servos(device)):
+            raise InputError(f"LeRobot's {self._type} has no Feetech servos")
+        try:
+            for bus in {id(servo.bus): servo.bus for servo in found}.values():
+                open_port(bus)
+            yield found
+        finally:
+            leave(device)
+
+    def _connect(self, torque: bool) -> None:
+        from lerobot.motors.motors_bus import SerialMotorsBus
+
         robot = build(self._type, self._options)
         lacking = [f"action {key}" for key in self.keys if key not in robot.action_features]
         lacking += [f"camera {camera}" for camera in self.embodiment.cameras if camera not in robot.cameras]
         if lacking:
             raise InputError(f"LeRobot's {self._type} has no {', '.join(lacking)}: name them in robot.options")
-        connect(robot, self._type)
-        self._robot, self._bus = robot, getattr(robot, "bus", None)
-        return self
+        connect(robot, self._type, torque=torque)
+        self._robot, self._torque = robot, torque
+        bus, motors = getattr(robot, "bus", None), {key.removesuffix(".pos") for key in self.keys}
+        self._bus = bus if isinstance(bus, SerialMotorsBus) and motors <= set(bus.motors) else None
+        try:
+            servos = feetech_servos(robot)
+            self._health = HealthReader(servos)
+            if torque:
+                for servo in (servo for servo in servos if servo.motor == "gripper"):
+                    limit_grip(servo)
+                self._least, self._most = self._reach()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+
+    def _reach(self) -> tuple[Float[np.ndarray, "a"], Float[np.ndarray, "a"]]:
+        """What commands may be: the limits, and where the arm stands now, by two readings that agree.
+
+        A joint that stands beyond its limit is not thrown back to it: it is the guard that brings it there.
+        """
+        before = np.full(len(self._low), np.nan)
+        for _ in range(READINGS):
+            try:
+                stands = self.embodiment.hold_action(self.state()[0])
+            except RobotFault as fault:
+                if not fault.transient:
+                    raise
+                continue
+            if np.all(np.abs(stands - before) <= ALIKE * (self._high - self._low)):
+                return np.minimum(self._low, stands), np.maximum(self._high, stands)
+            before = stands
+        raise RobotFault("where the robot stands cannot be read twice alike", transient=False)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._robot is None:
             return
-        if self._relax_on_exit:
+        if self._relax_on_exit and self._torque:
             self.relax()
         leave(self._robot)
         self._robot = self._bus = None
@@ -98,24 +163,28 @@ class LeRobotRobot:
             told = np.array([values[key] for key in self.keys], dtype=float)
         except KeyError as error:
             raise RobotFault(f"the robot did not tell {error}", transient=True) from error
-        self._seen = (told - self._offset) / self._scale
-        return self._seen, measured
+        return (told - self._offset) / self._scale, measured
 
     def observe(self, instruction: str) -> Observation:
-        state, oldest = self.state()
-        images = {}
+        state, measured = self.state()
+        images, captured = {}, {}
         for name in self.embodiment.cameras:
-            images[name], captured = self._look(name)
-            oldest = min(oldest, captured)
-        return Observation(images, state, instruction, oldest)
+            images[name], captured[name] = self._look(name)
+        return Observation(images, state, instruction, min([measured, *captured.values()]), captured=captured)
+
+    @property
+    def image_sizes(self) -> dict[str, tuple[int, int]]:
+        """Height and width of the images of those cameras whose configuration says it [pixels]."""
+        cameras = self._options.get("cameras") or {}
+        return {name: size for name, config in cameras.items() if (size := _image_size(config)) is not None}
 
     def command(self, action: Float[np.ndarray, "a"]) -> None:
         if action.shape != self._low.shape or not np.all(np.isfinite(action)):
             raise RobotFault(f"a command must be {len(self._low)} finite numbers: {action}", transient=False)
-        # LeRobot does not clamp degrees: 400 of them would be written as they are. A joint that stands beyond its
-        # limit is not thrown back to it: it is the guard that brings it there.
-        within = np.clip(action, np.fmin(self._low, self._seen), np.fmax(self._high, self._seen))
-        goal = within * self._scale + self._offset
+        if not self._torque:
+            raise RobotFault("a command: the robot is connected to be read only", transient=False)
+        # LeRobot does not clamp degrees: 400 of them would be written as they are.
+        goal = np.clip(action, self._least, self._most) * self._scale + self._offset
         self._do("write", lambda: self._write(dict(zip(self.keys, goal.tolist(), strict=True))))
 
     def hold(self, last: Float[np.ndarray, "a"]) -> None:
@@ -123,13 +192,21 @@ class LeRobotRobot:
 
     def relax(self) -> None:
         """Torque off at each motor by itself: one that does not answer, or reports overload, keeps none on."""
-        for bus in [] if self._robot is None else buses(self._robot):
+        if self._robot is None:
+            return
+        if not (found := buses(self._robot)):
+            LOG.warning("%s: its torque cannot be switched off from here", self._type)
+        for bus in found:
             for motor in bus.motors:
                 try:
                     clear(bus)
                     bus.write("Torque_Enable", motor, 0, num_retry=2)
                 except Exception as error:  # an overloaded servo obeys, and the driver raises all the same
                     LOG.warning("torque of %s: %s", motor, error)
+
+    def health(self, seconds: float) -> ServoHealth | None:
+        """As `HealthReporting`; None too where it has no servos of Feetech's."""
+        return self._health.next(seconds)
 
     def _read(self) -> dict[str, float]:
         if self._bus is None:
@@ -144,13 +221,13 @@ class LeRobotRobot:
 
     def _look(self, name: str) -> tuple[Any, float]:
         camera = self._robot.cameras[name]
-        image = self._do(f"camera {name}", lambda: camera.read_latest(max_age_ms=int(CAMERA_AGE * 1e3)))
+        image = self._do(f"camera {name}", lambda: camera.read_latest(max_age_ms=int(CAMERA_AGE * 1e3)), camera=name)
         # LeRobot stamps images by perf_counter, whose zero need not be that of monotonic.
         stamp = getattr(camera, "latest_timestamp", None)
         age = 0.0 if stamp is None else max(0.0, time.perf_counter() - stamp)
         return image, time.monotonic() - age
 
-    def _do(self, what: str, call: Any) -> Any:
+    def _do(self, what: str, call: Any, camera: str | None = None) -> Any:
         if self._robot is None:
             raise RobotFault(f"{what}: the robot is not connected", transient=False)
         try:
@@ -160,99 +237,37 @@ class LeRobotRobot:
                 clear(bus)
             # An unplugged port raises what pyserial and the operating system make of it.
             transient = isinstance(error, ConnectionError | TimeoutError)
-            raise RobotFault(f"{what}: {error}", transient=transient) from error
+            raise RobotFault(f"{what}: {error}", transient=transient, camera=camera) from error
 
 
-def build(type: str, options: Mapping[str, Any]) -> Any:
-    """LeRobot's robot of this type. Raises InputError for an unknown type and for options that its config refuses."""
-    from lerobot.robots import RobotConfig, make_robot_from_config
-    from lerobot.utils.import_utils import register_third_party_plugins
-
-    register_third_party_plugins()
-    _import(f"lerobot.robots.{type}", "lerobot.robots.so_follower")
-    return make_robot_from_config(_config(RobotConfig, type, options))
-
-
-def _config(kind: Any, type: str, options: Mapping[str, Any]) -> Any:
-    import draccus
-
-    for camera in dict(options.get("cameras") or {}).values():
-        _import(f"lerobot.cameras.{camera.get('type')}")
-    try:
-        known = kind.get_choice_class(type)
-        values = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
-        return draccus.decode(known, values)
-    except KeyError as error:
-        raise InputError(f"LeRobot has no {type!r}; it knows {', '.join(sorted(kind.get_known_choices()))}") from error
-    except Exception as error:
-        raise InputError(f"LeRobot's {type} does not take these options: {error}") from error
+def _refuse_unused(options: Mapping[str, Any]) -> None:
+    """Raises InputError for a field of UNUSED. Those of the arms of a pair, which LeRobot's own code reads and writes,
+    are used, but for what is done on leaving."""
+    for name, arm in (("", options), *((f"{key}.", value) for key, value in options.items())):
+        if not isinstance(arm, Mapping) or "port" not in arm:
+            continue
+        for field, instead in UNUSED.items():
+            if field in arm and (not name or field == "disable_torque_on_disconnect"):
+                raise InputError(f"robot.options.{name}{field} is not used here, leave it out: {instead}")
 
 
-def _import(*modules: str) -> None:
-    """What registers a config by its import; there need not be all of them."""
-    from importlib import import_module
-
-    for module in modules:
-        try:
-            import_module(module)
-        except ModuleNotFoundError as error:
-            if not (error.name or "").startswith("lerobot"):
-                raise InputError(f"{module} needs the package {error.name}: install it") from error
-
-
-def connect(device: Any, type: str) -> None:
-    """Connects a robot or teleoperator of LeRobot; see LeRobotRobot."""
-    if getattr(device, "bus", None) is not None and not device.calibration:
-        raise InputError(f"{device.calibration_fpath} is missing: calibrate the arm first (docs/arm.md)")
-    for left in reversed(range(CONNECTS)):
-        try:
-            device.connect(calibrate=False)
-            if not device.is_calibrated:
-                raise InputError(f"the servos differ from {device.calibration_fpath}: calibrate anew (docs/arm.md)")
-            for bus in buses(device):
-                # LeRobot spins for each answer, by which the loop's thread, first of all, kept from running what was to
-                # bring it (the kernel's worker for terminals, an emulated arm): reads took 40 ms.
-                if (port := getattr(bus, "port_handler", None)) is not None:
-                    port.ser.timeout = PATIENCE
-            return
-        except InputError:
-            leave(device)
-            raise
-        except Exception as error:
-            leave(device)
-            if not left:
-                raise RobotFault(f"{type} does not connect: {error}", transient=False) from error
+def _refuse_velocities(keys: Sequence[str], body: Embodiment) -> None:
+    """Raises InputError for an action that is taken for a place, and is a speed by LeRobot's names of keys: it would be
+    held for ever."""
+    for key, name, place in zip(keys, body.action, body.is_position_action, strict=True):
+        if place and key.endswith(".vel"):
+            raise InputError(
+                f"{name} is a position to robot.embodiment.action_mode, and {key} a speed to LeRobot: say velocity "
+                "there, such as action_mode=[absolute, velocity]"
+            )
 
 
-def buses(device: Any) -> list[Any]:
-    """The device's own bus, or those of the arms that it is made of."""
-    found = (getattr(part, "bus", None) for part in (device, *vars(device).values()))
-    return [bus for bus in found if bus is not None]
-
-
-def clear(bus: Any) -> None:
-    """Drops late answers, which the next transfer would take for its own, and a port left marked as in use."""
-    handler = getattr(bus, "port_handler", None)
-    if handler is not None and handler.ser is not None:
-        handler.is_using = False
-        try:
-            handler.ser.reset_input_buffer()
-        except Exception as error:
-            LOG.warning("the port is gone: %s", error)
-
-
-def leave(device: Any) -> None:
-    """Closes ports and cameras whatever state they are in; torque stays as it is, where the device has a bus."""
-    closing = [partial(bus.disconnect, disable_torque=False) for bus in buses(device)]
-    if closing:
-        closing += [camera.disconnect for camera in getattr(device, "cameras", {}).values()]
-    else:
-        closing = [device.disconnect]
-    for close in closing:
-        try:
-            close()
-        except Exception as error:
-            LOG.debug("closing %s: %s", device, error)
+def _image_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width as LeRobot's camera of this configuration gives them, turned by its `rotation`."""
+    height, width = config.get("height"), config.get("width")
+    if not height or not width:
+        return None
+    return (width, height) if config.get("rotation") in (90, -90, 270) else (height, width)
 
 
 def so101_units() -> tuple[tuple[str, ...], tuple[float, ...], tuple[float, ...]]:
