@@ -90,7 +90,9 @@ def test_servos_that_differ_from_their_calibration_get_no_torque(port: ServoPort
 
 def test_a_servo_that_reports_an_error_is_named(port: ServoPort, tmp_path: Path) -> None:
     port.bus.servos[1].overload()
-    with pytest.raises(RobotFault, match=r"servo 2 \(shoulder_lift\) reports overload: .*`vla robot clear`"):
+    port.bus.servos[3].overload()
+    named = r"servo 2 \(shoulder_lift\) reports overload: .*`vla robot clear`.*; servo 4 \(wrist_flex\) rep"
+    with pytest.raises(RobotFault, match=named):
         make(port, tmp_path).__enter__()
 
 

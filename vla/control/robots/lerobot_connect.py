@@ -79,7 +79,7 @@ def _diagnose(device: Any) -> str:
     reports an error: LeRobot takes it for a missing one."""
     from lerobot.motors.motors_bus import SerialMotorsBus
 
-    silent = []
+    silent, flagged = [], []
     for bus in buses(device):
         if not isinstance(bus, SerialMotorsBus):
             continue
@@ -93,9 +93,11 @@ def _diagnose(device: Any) -> str:
                 silent.append(f"{servo} does not answer")
             elif flags := flags_of(answer[0]):
                 cures = "; ".join(dict.fromkeys(CURES[flag] for flag in flags))
-                raise RobotFault(f"{servo} reports {', '.join(flags)}: {cures}", transient=False)
+                flagged.append(f"{servo} reports {', '.join(flags)}: {cures}")
         if found and all(answer is None for answer in found.values()):
             return f"no servo answers on {bus.port}: check the power supply and the cables"
+    if flagged:
+        raise RobotFault("; ".join(flagged), transient=False)
     return f"{', '.join(silent)}: check its cables" if silent else ""
 
 
