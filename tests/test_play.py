@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from vla import cli
@@ -20,7 +18,6 @@ from vla.envs.viewer import SIZE, beside
 from vla.errors import InputError
 from vla.play import play
 from vla.teleop.gamepad import AXIS, BUTTON, BUTTONS, EVENT, FULL, INITIAL, Gamepad
-from vla.teleop.hand import LOWEST, Hand
 from vla.teleop.keyboard import KEYS, Keyboard
 from vla.teleop.protocol import STEP, WORDS, Event, Jog
 from vla.teleop.script import Script
@@ -112,15 +109,6 @@ def test_a_mistake_is_named_and_nothing_is_written(
     assert cli.main(["play", *arguments]) == 2
     assert named in capsys.readouterr().err
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["bad.txt", "good.txt"]
-
-
-@given(st.lists(st.sampled_from(["x+", "x-", "y+", "y-", "z+", "z-", "turn+", "turn-", "close", "open"]), max_size=40))
-def test_the_hand_stays_where_the_arm_reaches(words: list[str]) -> None:
-    hand, env = Hand(ENV), ENV
-    for word in words:
-        action = hand.act(WORDS[word])
-        assert (action >= env.embodiment.action_low).all() and (action <= env.embodiment.action_high).all()
-        assert hand.position[2] >= LOWEST and np.hypot(*hand.position[:2]) < 0.6
 
 
 ENV = make_env("pick", images=False).unwrapped
