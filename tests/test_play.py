@@ -155,6 +155,24 @@ def test_a_gamepad_is_read_from_its_bytes() -> None:
     pad.close()
 
 
+def test_a_scripted_episode_begins_with_its_first_movement() -> None:
+    script = Script("wait x+ wait save wait wait discard wait close wait".split())
+    words = ["x+", "wait", "save", "discard", "close", "wait", "quit", "quit"]
+    assert [script.read() for _ in words] == [WORDS[word] for word in words]
+
+
+def test_an_episode_without_motion_is_not_saved_and_its_scene_comes_again(capsys: pytest.CaptureFixture[str]) -> None:
+    store = run("save close close close save close x+ save")
+    assert [(r.info["seed"], r.length) for r in store.records] == [(3, 3), (4, 2)]
+    said = capsys.readouterr().out
+    assert said.count("not saved: the arm has not moved in this episode") == 1 and said.count("scene 3") == 2
+
+
+def test_jogs_that_do_not_move_the_arm_say_why_once(capsys: pytest.CaptureFixture[str]) -> None:
+    run("z- " * 16 + "save")
+    assert capsys.readouterr().out.count("the fingertips do not go below 1 cm above the table") == 1
+
+
 def test_a_script_ends_by_quitting() -> None:
     script = Script(["z+"])
     assert [script.read().delta[2], script.read().event, script.read().event] == [STEP, Event.QUIT, Event.QUIT]

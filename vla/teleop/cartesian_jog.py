@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 LOWEST, OUT_OF_REACH = 0.01, 0.005
 """[m]. Jogs keep the fingertips this far above the table; a place that the arm misses by more than this is out of
 reach."""
-PITCH_STEP, JOINT_STEP = 0.02, 0.2
-"""[rad] that the pitch goes towards the comfortable one, and that a joint target moves, in one jog at most."""
-LEAD, JOINT_LEAD = 0.05, 0.3
-"""[m], [rad]. The targets of the fingertips and of the joints stay this close to what is measured: further ahead, an
-arm that cannot follow would be pressed until its servos overload, or the control loop would take it for stalled."""
+PITCH_STEP, JOINT_STEP = 0.02, 0.3
+"""[rad] that the pitch goes towards the comfortable one, and that a joint's target moves, in one jog at most."""
+LEAD, JOINT_LEAD = 0.06, 0.3
+"""[m] that the target of the fingertips may be ahead of them, and [rad] that a command may be ahead of a joint: less
+than what the control loop takes for a stall."""
 BLOCKED, PATIENCE = 0.008, 0.5
 """[m], [s]. An arm that stands still so far from its target for so long is blocked."""
 STILL = 0.005
@@ -53,7 +53,7 @@ class CartesianJog:
     """Jogs the SO-101 `body` from where its joints are measured, at `joints` [rad].
 
     What is kept is the target, not what is measured: steps add up, whatever the arm's lag and sag. `report` gets the
-    reason why a jog does not move the arm, one line for each change of it.
+    reason why a jog does not move the arm: one line when it changes, or comes again after a second without it.
     """
 
     def __init__(
@@ -78,19 +78,22 @@ class CartesianJog:
         """Absolute joint targets [rad] after `jog`, of an arm whose joints are now `measured` [rad]."""
         self._still = np.where(np.abs(measured - self._measured) > STILL, 0, self._still + 1)
         self._measured = measured.copy()
-        self._tell(self._retreat(), self._move(jog), self._grip(jog.close))
-        step = np.clip(self._gripper - measured[-1], -GRIPPER_STEP, GRIPPER_STEP)
-        return np.clip(np.append(self.joints, measured[-1] + step), self._low, self._high)
+        self._tell(self._retreat() or self._move(jog), self._grip(jog.close))
+        step = np.append(self.joints, self._gripper) - measured
+        # One scale for all five joints keeps the path straight in joint space.
+        step[:-1] *= min(1.0, JOINT_LEAD / max(float(np.abs(step[:-1]).max()), 1e-9))
+        step[-1] = np.clip(step[-1], -GRIPPER_STEP, GRIPPER_STEP)
+        return np.clip(measured + step, self._low, self._high)
 
     def _tell(self, *reasons: str) -> None:
         self._steps_since_reason += 1
         if reason := "; ".join(filter(None, reasons)):
-            if reason != self._reason or self._steps_since_reason > self._patience:
+            if reason != self._reason or self._steps_since_reason > 2 * self._patience:
                 self._report(reason)
             self._reason, self._steps_since_reason = reason, 0
 
     def _retreat(self) -> str:
-        """Takes the target back to an arm that is blocked, whose servos would press on."""
+        """Takes the target back to an arm that is blocked, so that its servos do not press on."""
         if self._still[:-1].min() != self._patience:
             return ""
         reached = np.clip(self._measured[:-1] + self._sag, self._low[:-1], self._high[:-1])
@@ -122,9 +125,11 @@ class CartesianJog:
         joints = self._solve(position, roll)
         if np.linalg.norm(self._tip(joints) - position) > OUT_OF_REACH:
             return f"the arm does not move {_direction(jog)}: {self._obstacle(joints)}"
-        if self._runs_ahead(joints):
-            behind = f"it is {LEAD * 100:g} cm or {JOINT_LEAD:g} rad behind its target"
-            return f"the arm does not move {_direction(jog)}: {behind}, blocked or too slow for these jogs"
+        arm = self._tip(self._measured[:-1])
+        lead, before = np.linalg.norm(position - arm), np.linalg.norm(self.position - arm)
+        if lead > max(LEAD, before):
+            behind = f"{LEAD * 100:g} cm behind its target, it is blocked or too slow for these jogs"
+            return f"the arm does not move {_direction(jog)}: {behind}"
         if self._still[:-1].min() >= self._patience:  # what the servos leave, at rest, between target and arm
             self._sag = self.joints - self._measured[:-1]
             self._still[:-1] = 0
@@ -149,14 +154,6 @@ class CartesianJog:
         if np.abs(joints - self.joints).max() > JOINT_STEP - 1e-6:
             return "too close to a singular pose, in which the joints would have to turn fast"
         return "out of reach"
-
-    def _runs_ahead(self, joints: Float[np.ndarray, "5"]) -> bool:
-        """Whether these targets are too far ahead of the arm, and further than the present ones."""
-        measured = self._measured[:-1]
-        tip = self._tip(measured)
-        ahead, before = (np.linalg.norm(self._tip(targets) - tip) for targets in (joints, self.joints))
-        turned, turned_before = (np.abs(targets - measured).max() for targets in (joints, self.joints))
-        return bool(ahead > max(LEAD, before) or turned > max(JOINT_LEAD, turned_before))
 
     def _grip(self, close: bool | None) -> str:
         if close is None:
