@@ -156,7 +156,7 @@ def test_a_gamepad_is_read_from_its_bytes() -> None:
 
 
 def test_a_scripted_episode_begins_with_its_first_movement() -> None:
-    script = Script("wait x+ wait save wait wait discard wait close wait".split())
+    script = Script(["wait", "x+", "wait", "save", "wait", "wait", "discard", "wait", "close", "wait"])
     words = ["x+", "wait", "save", "discard", "close", "wait", "quit", "quit"]
     assert [script.read() for _ in words] == [WORDS[word] for word in words]
 
