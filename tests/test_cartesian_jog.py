@@ -147,10 +147,11 @@ def test_the_target_of_a_blocked_arm_stays_near_and_comes_back() -> None:
     assert len(said) == 1
 
 
-def test_a_single_jog_into_an_obstacle_is_taken_back() -> None:
+@pytest.mark.parametrize("word", ["z-", "turn+"])
+def test_a_single_jog_into_an_obstacle_is_taken_back(word: str) -> None:
     start, said = np.array(POSES["forward"]), list[str]()
     jogging = CartesianJog(SOLVER, BODY, start, said.append)
-    targets = [jogging.act(WORDS[word], start) for word in ["wait"] * 9 + ["z-"] + ["wait"] * 9]
+    targets = [jogging.act(WORDS[word], start) for word in ["wait"] * 9 + [word] + ["wait"] * 9]
     assert (targets[9] != start).any()
     np.testing.assert_allclose(targets[-1], start)
     assert said == ["the arm is blocked: its target is taken back to where it is"]
@@ -163,7 +164,7 @@ def test_an_arm_that_is_far_behind_is_waited_for_and_can_be_jogged_back() -> Non
     for i in range(9):
         jogging.act(WORDS["y-"], start + i * crawl)
     (reason,) = said
-    assert "does not move right: 6 cm behind its target" in reason
+    assert "does not move right: 6 cm or 0.6 rad behind its target" in reason
     before = jogging.position
     jogging.act(WORDS["y+"], start + 9 * crawl)
     np.testing.assert_allclose(jogging.position - before, [0, STEP, 0])

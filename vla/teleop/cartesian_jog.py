@@ -29,11 +29,11 @@ LOWEST, OUT_OF_REACH = 0.01, 0.005
 reach."""
 PITCH_STEP, JOINT_STEP = 0.02, 0.3
 """[rad] that the pitch goes towards the comfortable one, and that a joint's target moves, in one jog at most."""
-LEAD, JOINT_LEAD = 0.06, 0.3
-"""[m] that the target of the fingertips may be ahead of them, and [rad] that a command may be ahead of a joint: less
-than what the control loop takes for a stall."""
-BLOCKED, PATIENCE = 0.008, 0.5
-"""[m], [s]. An arm that stands still so far from its target for so long is blocked."""
+LEAD, TURN_LEAD, JOINT_LEAD = 0.06, 0.6, 0.3
+"""[m] that the target of the fingertips, and [rad] that the one of the jaws may be ahead of them, and [rad] that a
+command may be ahead of a joint: less than what the control loop takes for a stall."""
+BLOCKED, TURN_BLOCKED, PATIENCE = 0.008, 0.08, 0.5
+"""[m], [rad], [s]. An arm that stands still so far from its target for so long is blocked."""
 STILL = 0.005
 """[rad] that a joint which stands still seems to move from one step to the next, at most: three encoder steps."""
 NEAR = 0.05
@@ -97,7 +97,8 @@ class CartesianJog:
         if self._still[:-1].min() != self._patience:
             return ""
         reached = np.clip(self._measured[:-1] + self._sag, self._low[:-1], self._high[:-1])
-        if np.linalg.norm(self.position - self._tip(reached)) < BLOCKED:
+        short, unturned = self._ahead(self.position, self.joints[ROLL], reached)
+        if short < BLOCKED and unturned < TURN_BLOCKED:
             return ""
         self.joints, self.position = reached, self._tip(reached)
         return "the arm is blocked: its target is taken back to where it is"
@@ -124,12 +125,14 @@ class CartesianJog:
     def _go(self, position: Float[np.ndarray, "3"], roll: float, jog: Jog) -> str:
         joints = self._solve(position, roll)
         if np.linalg.norm(self._tip(joints) - position) > OUT_OF_REACH:
-            return f"the arm does not move {_direction(jog)}: {self._obstacle(joints)}"
-        arm = self._tip(self._measured[:-1])
-        lead, before = np.linalg.norm(position - arm), np.linalg.norm(self.position - arm)
-        if lead > max(LEAD, before):
-            behind = f"{LEAD * 100:g} cm behind its target, it is blocked or too slow for these jogs"
-            return f"the arm does not move {_direction(jog)}: {behind}"
+            return f"the arm does not {_motion(jog)}: {self._obstacle(joints)}"
+        lead, turn_lead = self._ahead(position, roll, self._measured[:-1])
+        before, turned_before = self._ahead(self.position, self.joints[ROLL], self._measured[:-1])
+        if lead > max(LEAD, before) or turn_lead > max(TURN_LEAD, turned_before):
+            behind = (
+                f"{LEAD * 100:g} cm or {TURN_LEAD:g} rad behind its target, it is blocked or too slow for these jogs"
+            )
+            return f"the arm does not {_motion(jog)}: {behind}"
         if self._still[:-1].min() >= self._patience:  # what the servos leave, at rest, between target and arm
             self._sag = self.joints - self._measured[:-1]
             self._still[:-1] = 0
@@ -145,6 +148,12 @@ class CartesianJog:
         low, high = self._low[:-1].copy(), self._high[:-1].copy()
         low[ROLL] = high[ROLL] = roll
         return self._solver.inverse(pose, self.joints, step=JOINT_STEP, low=low, high=high, search=False)
+
+    def _ahead(
+        self, position: Float[np.ndarray, "3"], roll: float, joints: Float[np.ndarray, "5"]
+    ) -> tuple[float, float]:
+        """How far [m] and [rad] a target of fingertips and jaws is from an arm with these joints."""
+        return float(np.linalg.norm(position - self._tip(joints))), abs(roll - float(joints[ROLL]))
 
     def _obstacle(self, joints: Float[np.ndarray, "5"]) -> str:
         """Why `joints`, which came nearest, are not there."""
@@ -171,6 +180,6 @@ class CartesianJog:
         return position
 
 
-def _direction(jog: Jog) -> str:
+def _motion(jog: Jog) -> str:
     names = [pair[step < 0] for pair, step in zip(AXES, jog.delta, strict=True) if step]
-    return " and ".join(names + ["turn its jaws"] * (jog.turn != 0 and not names))
+    return f"move {' and '.join(names)}" if names else "turn its jaws"
