@@ -90,7 +90,7 @@ def test_a_script_that_keeps_nothing_is_no_success(script: str, capsys: pytest.C
 
 
 def test_a_jog_that_does_not_move_the_arm_says_why(capsys: pytest.CaptureFixture[str]) -> None:
-    scripted("open open open open open open save", "robot.acceleration=60", "episodes=1")
+    scripted("open " * 9 + "save", "episodes=1")
     assert capsys.readouterr().out.count("  the gripper is open\n") == 1
 
 
