@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from vla.embodiment import Embodiment
 from vla.envs.arm import JOINTS, TIP_SITE, arm_spec
@@ -70,7 +70,7 @@ class CartesianJog:
         self.position = self._tip(self.joints)
         self._gripper = float(joints[-1])
         self._measured: Float[np.ndarray, "6"] = joints.copy()
-        self._still = np.zeros(len(joints), int)  # steps for which each joint has not moved
+        self._still: Int[np.ndarray, "6"] = np.zeros(len(joints), int)  # steps for which each joint has not moved
         self._sag = np.zeros(len(self.joints))
         self._reason, self._steps_since_reason = "", 0
 
