@@ -29,7 +29,6 @@ from vla.envs.so101 import SO101Env
 from vla.errors import InputError
 from vla.feetech.arm import ServoArm
 from vla.feetech.port import ServoPort
-from vla.recording.session_end import Motion
 from vla.recording.zarr_recorder import ZarrRecorder
 from vla.teleop.cartesian_jog import fingertip_solver
 from vla.teleop.leader import Leader
@@ -92,23 +91,6 @@ def test_a_script_that_keeps_nothing_is_no_success(script: str, capsys: pytest.C
 def test_a_jog_that_does_not_move_the_arm_says_why(capsys: pytest.CaptureFixture[str]) -> None:
     scripted("open " * 9 + "save", "episodes=1")
     assert capsys.readouterr().out.count("  the gripper is open\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("states", "targets", "moved"),
-    [
-        ([0.0, 0.004, -0.004], [0.0, 0.004, 0.0], False),
-        ([0.0, 0.02, 0.04], [0.0, 0.0, 0.0], False),
-        ([0.0, 0.0, 0.0], [0.0, 0.02, 0.04], False),
-        ([0.0, 0.0, 0.04], [0.0, 0.04, None], True),
-    ],
-)
-def test_motion_is_commanded_and_measured(states: list[float], targets: list[float | None], moved: bool) -> None:
-    motion = Motion()
-    assert not motion.seen
-    for state, target in zip(states, targets, strict=True):
-        motion.add(HOME + state * np.eye(6)[2], None if target is None else HOME + target * np.eye(6)[2])
-    assert motion.seen == moved
 
 
 def test_an_episode_lasts_so_long_at_most_and_is_kept() -> None:
