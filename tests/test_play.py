@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from vla import cli
@@ -20,7 +18,6 @@ from vla.envs.viewer import SIZE, beside
 from vla.errors import InputError
 from vla.play import play
 from vla.teleop.gamepad import AXIS, BUTTON, BUTTONS, EVENT, FULL, INITIAL, Gamepad
-from vla.teleop.hand import LOWEST, Hand
 from vla.teleop.keyboard import KEYS, Keyboard
 from vla.teleop.protocol import STEP, WORDS, Event, Jog
 from vla.teleop.script import Script
@@ -114,15 +111,6 @@ def test_a_mistake_is_named_and_nothing_is_written(
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["bad.txt", "good.txt"]
 
 
-@given(st.lists(st.sampled_from(["x+", "x-", "y+", "y-", "z+", "z-", "turn+", "turn-", "close", "open"]), max_size=40))
-def test_the_hand_stays_where_the_arm_reaches(words: list[str]) -> None:
-    hand, env = Hand(ENV), ENV
-    for word in words:
-        action = hand.act(WORDS[word])
-        assert (action >= env.embodiment.action_low).all() and (action <= env.embodiment.action_high).all()
-        assert hand.position[2] >= LOWEST and np.hypot(*hand.position[:2]) < 0.6
-
-
 ENV = make_env("pick", images=False).unwrapped
 assert isinstance(ENV, SO101Env)
 ENV.reset(seed=0)
@@ -165,6 +153,24 @@ def test_a_gamepad_is_read_from_its_bytes() -> None:
         device.write(event(1, BUTTON | INITIAL, save))
         assert pad.read() == Jog()
     pad.close()
+
+
+def test_a_scripted_episode_begins_with_its_first_movement() -> None:
+    script = Script(["wait", "x+", "wait", "save", "wait", "wait", "discard", "wait", "close", "wait"])
+    words = ["x+", "wait", "save", "discard", "close", "wait", "quit", "quit"]
+    assert [script.read() for _ in words] == [WORDS[word] for word in words]
+
+
+def test_an_episode_without_motion_is_not_saved_and_its_scene_comes_again(capsys: pytest.CaptureFixture[str]) -> None:
+    store = run("save close close close save close x+ save")
+    assert [(r.info["seed"], r.length) for r in store.records] == [(3, 3), (4, 2)]
+    said = capsys.readouterr().out
+    assert said.count("not saved: the arm has not moved in this episode") == 1 and said.count("scene 3") == 2
+
+
+def test_jogs_that_do_not_move_the_arm_say_why_once(capsys: pytest.CaptureFixture[str]) -> None:
+    run("z- " * 16 + "save")
+    assert capsys.readouterr().out.count("the fingertips do not go below 1 cm above the table") == 1
 
 
 def test_a_script_ends_by_quitting() -> None:

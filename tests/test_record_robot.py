@@ -30,6 +30,7 @@ from vla.errors import InputError
 from vla.feetech.arm import ServoArm
 from vla.feetech.port import ServoPort
 from vla.recording.zarr_recorder import ZarrRecorder
+from vla.teleop.cartesian_jog import fingertip_solver
 from vla.teleop.leader import Leader
 from vla.teleop.operator import FAULTS, Operator
 from vla.teleop.protocol import WORDS, Event, Jog
@@ -69,23 +70,31 @@ def test_the_script_keeps_discards_and_ends_and_the_same_command_goes_on(capsys:
     assert [r.info["scene"] for r in store.records] == [0, 1]
 
 
-def test_a_pause_is_not_recorded_and_counts_are_of_the_instruction() -> None:
-    store = scripted("x+ x+ x+ x+ x+ x+ save z+ z+ save", "pause=null", "instruction='wave, slowly'", "episodes=1")
+def test_idle_time_before_the_first_movement_is_not_recorded_and_counts_are_of_the_instruction() -> None:
+    waits = "wait " * 9
+    store = scripted(f"save {waits}x+ x+ save z+ save", "pause=null", "instruction='wave, slowly'", "episodes=1")
     assert [(r.instruction, r.length <= 4) for r in store.records] == [("wave, slowly", True)]
     store = scripted("z+ save", "instruction=nod", "episodes=1")
     assert [r.instruction for r in store.records] == ["wave, slowly", "nod"]
 
 
-@pytest.mark.parametrize(("script", "pause"), [("x+ x+ save z+", "null"), ("x+ x+", "0")])
-def test_a_script_that_keeps_nothing_is_no_success(script: str, pause: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("script", ["x+ x+", "save wait save", "close x+ discard wait save"])
+def test_a_script_that_keeps_nothing_is_no_success(script: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("script.txt").write_text(script)
-    assert record("teleop=script", "script=script.txt", f"pause={pause}") == 2
-    assert "the script kept no episode: save begins one" in capsys.readouterr().err
+    assert record("teleop=script", "script=script.txt", "pause=null") == 2
+    said = capsys.readouterr()
+    assert "the script kept no episode: save keeps" in said.err
+    assert said.out.count("not saved: the arm has not moved") == script.count("save")
     assert not Path("by-hand.zarr").exists()
 
 
+def test_a_jog_that_does_not_move_the_arm_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    scripted("open " * 9 + "save", "episodes=1")
+    assert capsys.readouterr().out.count("  the gripper is open\n") == 1
+
+
 def test_an_episode_lasts_so_long_at_most_and_is_kept() -> None:
-    (episode,) = list(scripted(" ".join(["wait"] * 50), "seconds=0.6", "episodes=1"))
+    (episode,) = list(scripted("x+ " + "wait " * 50, "seconds=0.6", "episodes=1"))
     assert not episode.success and episode.time[-1] - episode.time[0] < 0.6
 
 
@@ -126,6 +135,7 @@ def device(monkeypatch: pytest.MonkeyPatch, at: Callable[[int], object]) -> None
         (["teleop=leader"], "leader_port"),
         (["teleop=leader", "leader_port=nowhere", "leader_calibration_dir=."], "calibrate"),
         (["teleop=script", "episodes=0"], "above 0"),
+        (["teleop=script", "pause=3"], "a script has no pause"),
         (["teleop=script", "out=outputs/pick.zarr"], "out=outputs/NAME.zarr"),
         (["teleop=script", "robot.task=bimanual-lift"], "one SO-101"),
         (["robot=so101", "robot.port=/dev/null", "teleop=script"], "instruction="),
@@ -245,7 +255,7 @@ def test_a_leader_tells_its_joints_and_its_faults(ports: dict[str, ServoPort]) -
             except (RobotFault, InputError):
                 if last:
                     raise
-        operator = Operator(leader, ENV.embodiment, None)
+        operator = Operator(leader, ENV.embodiment, None, print)
         for last in (False, False, False, True):
             if (chunk := operator.predict(SEEN)) is not None or last:
                 break
@@ -265,6 +275,7 @@ def test_a_leader_tells_its_joints_and_its_faults(ports: dict[str, ServoPort]) -
 ENV = make_env("pick", images=False).unwrapped
 assert isinstance(ENV, SO101Env)
 ENV.reset(seed=0)
+SOLVER = fingertip_solver()
 SEEN = Observation({}, HOME, "wave", 7.0)
 
 
@@ -282,7 +293,7 @@ class Words:
 
 
 def test_nothing_moves_before_the_first_jog_and_then_from_where_the_arm_is() -> None:
-    operator = Operator(Words("wait", "x+", "wait", "save", "x+"), ENV.embodiment, ENV)
+    operator = Operator(Words("wait", "x+", "wait", "save", "x+"), ENV.embodiment, SOLVER, print)
     assert operator.predict(SEEN) is None
     first, second = operator.predict(SEEN), operator.predict(SEEN)
     assert first is not None and second is not None
@@ -295,13 +306,13 @@ def test_nothing_moves_before_the_first_jog_and_then_from_where_the_arm_is() -> 
 
 def test_a_device_may_fail_now_and_then_but_not_for_long() -> None:
     silent = RobotFault("silent", transient=True)
-    operator = Operator(Words(*[silent] * FAULTS, "x+", *[silent] * (FAULTS + 1)), ENV.embodiment, ENV)
+    operator = Operator(Words(*[silent] * FAULTS, "x+", *[silent] * (FAULTS + 1)), ENV.embodiment, SOLVER, print)
     assert [operator.predict(SEEN) for _ in range(FAULTS)] == [None] * FAULTS and operator.said is None
     assert operator.predict(SEEN) is not None
     for _ in range(FAULTS + 1):
         assert operator.predict(SEEN) is None
     assert operator.said == "silent"
-    gone = Operator(Words(InputError("the gamepad is gone")), ENV.embodiment, ENV)
+    gone = Operator(Words(InputError("the gamepad is gone")), ENV.embodiment, SOLVER, print)
     assert gone.predict(SEEN) is None and gone.said == "the gamepad is gone"
 
 

@@ -6,7 +6,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.folder import open_folder
@@ -15,12 +15,15 @@ from vla.envs.so101 import SO101Env, to_observation
 from vla.envs.viewer import Window
 from vla.errors import InputError
 from vla.recording.protocol import Recorder
-from vla.recording.session_end import check_script_kept, tell_kept
+from vla.recording.session_end import UNMOVED, Motion, check_script_kept, tell_kept
 from vla.recording.zarr_recorder import ZarrRecorder
 from vla.teleop import gamepad, keyboard
+from vla.teleop.cartesian_jog import CartesianJog, fingertip_solver
 from vla.teleop.devices import open_device
-from vla.teleop.hand import Hand
 from vla.teleop.protocol import Event, Teleop
+
+if TYPE_CHECKING:
+    from vla.kinematics.solver import KinematicSolver
 
 HEADLESS = "use device=script script=FILE (vla play --help)"
 
@@ -29,8 +32,8 @@ def play(*, task: str, seed: int, device: str, joystick: str, script: str | None
     """Moves the arm by `device` in the scenes of `seed` and those after it, and appends episodes to the store `out`.
 
     An episode ends when the task is met, or is saved as it is; there is no limit of steps. It begins with the first
-    movement: until then the scene stands still. What is discarded, or under way at the end, leaves nothing. Scenes
-    are drawn as `vla record` draws them, held-out pairs left out.
+    movement: until then the scene stands still. What is discarded, in which the arm did not move, or under way at the
+    end, leaves nothing. Scenes are drawn as `vla record` draws them, held-out pairs left out.
 
     Raises InputError for a script that keeps no episode, for an unknown task, one without a single SO-101, a device
     that is not there, no screen, and a store of another embodiment, before anything is written.
@@ -55,7 +58,7 @@ def play(*, task: str, seed: int, device: str, joystick: str, script: str | None
         store = stack.enter_context(EpisodeStore.open(out, "a") if begun else EpisodeStore.create(out, env.embodiment))
         before = len(store)
         held = {record.info.get("seed") for record in store.records if record.info.get("task") == task}
-        desk = _Desk(env, teleop, ZarrRecorder(store, env.embodiment), window)
+        desk = _Desk(env, teleop, fingertip_solver(), ZarrRecorder(store, env.embodiment), window)
         for scene in (s for s in count(seed) if s not in held):
             event = Event.DISCARD
             while event is Event.DISCARD:
@@ -64,9 +67,7 @@ def play(*, task: str, seed: int, device: str, joystick: str, script: str | None
                 break
         tell_kept(out, store, before)
         if device == "script":
-            check_script_kept(
-                out, store, before, "save keeps what was done so far, and a task that is met keeps itself"
-            )
+            check_script_kept(out, store, before)
 
 
 @dataclass
@@ -75,38 +76,51 @@ class _Desk:
 
     env: SO101Env
     teleop: Teleop
+    solver: KinematicSolver
     recorder: Recorder
     window: Window | None
 
     def episode(self, *, seed: int, **info: Any) -> Event:
-        """Plays the scene of `seed` until the task is met or the operator decides; kept if and only if SAVE."""
+        """Plays the scene of `seed` until the task is met or the operator decides; kept if and only if SAVE, which an
+        episode without motion turns into DISCARD."""
         env, hz = self.env, self.env.embodiment.control_hz
         seen, told = env.reset(seed=seed)
-        hand, steps, due = Hand(env), 0, time.monotonic()
+        joints = env.scene.data.qpos[env.scene.arms[0].joints]  # a view: where they are from now on
+        jogging = CartesianJog(self.solver, env.embodiment, joints, _show)
+        motion, steps, due = Motion(), 0, time.monotonic()
+        motion.add(joints, joints)
         print(f"scene {seed}: {told['instruction']}", flush=True)
         self.recorder.start(told["instruction"], seed=seed, **info)
         while True:
             if self.window is not None and not self.window.show(told["instruction"]):
-                return self._end(Event.QUIT, False)
+                return self._end(Event.QUIT, False, motion)
             jog = self.teleop.read()
-            if jog.event and (steps or jog.event is not Event.SAVE):  # there is nothing to save before the first step
-                return self._end(jog.event, False)
+            if jog.event:
+                return self._end(jog.event, False, motion)
             if steps or jog.moves:
-                action = hand.act(jog)
+                action = jogging.act(jog, joints)
                 self.recorder.step(to_observation(seen, steps / hz), action, points=told["points"])
                 seen, _, met, _, told = env.step(action)
+                motion.add(joints, action)
                 steps += 1
                 if met:
-                    return self._end(Event.SAVE, True)
+                    return self._end(Event.SAVE, True, motion)
             if self.window is not None:
                 # Deadlines are absolute, so that errors do not add up; a step that came late does not hurry the next.
                 due = max(due + 1 / hz, time.monotonic())
                 time.sleep(max(0.0, due - time.monotonic()))
 
-    def _end(self, event: Event, success: bool) -> Event:
+    def _end(self, event: Event, success: bool, motion: Motion) -> Event:
+        if event is Event.SAVE and not motion.seen:
+            print(f"  {UNMOVED}", flush=True)
+            event = Event.DISCARD
         if event is Event.SAVE:
             self.recorder.finish(success)
             print(f"  saved: {'the task is met' if success else 'the task is not met'}", flush=True)
         else:
             self.recorder.abort()
         return event
+
+
+def _show(reason: str) -> None:
+    print(f"  {reason}", flush=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import inf
+from typing import TYPE_CHECKING
 
 from vla.control.config import LoopConfig
 from vla.control.loop import ControlLoop
@@ -17,18 +18,21 @@ from vla.control.thread_inference import ThreadInference
 from vla.control.tick import Tick
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.folder import open_folder
-from vla.envs.make import make_env
-from vla.envs.so101 import SO101Env
+from vla.envs.arm import JOINTS
 from vla.errors import InputError, unknown
-from vla.recording.session_end import check_script_kept, tell_kept
+from vla.recording.session_end import UNMOVED, Motion, check_script_kept, tell_kept
 from vla.recording.zarr_recorder import ZarrRecorder
 from vla.teleop import gamepad, keyboard
+from vla.teleop.cartesian_jog import fingertip_solver
 from vla.teleop.devices import DEVICES, open_device
 from vla.teleop.keyboard import Keyboard
 from vla.teleop.leader import Leader
 from vla.teleop.operator import LASTS, Operator
 from vla.teleop.protocol import Event, Teleop
 from vla.teleop.terminal import Terminal
+
+if TYPE_CHECKING:
+    from vla.kinematics.solver import KinematicSolver
 
 TICKS = 50
 """About how many commands a second the arm gets: a multiple of its own rate."""
@@ -58,7 +62,8 @@ def record_robot(
     """Records until the store `out` holds `episodes` of `instruction`, or the operator stops.
 
     Before each there is a pause, in which the arm follows the operator and the scene is reset: until enter, and at
-    most `pause` [s]. An episode that enter ends, or that meets a simulated task, is a success; one that lasts
+    most `pause` [s]; a script has none, its episodes begin with their first movement. An episode that enter ends, or
+    that meets a simulated task, is a success, and discarded if the arm has not moved in it; one that lasts
     `seconds` is kept too. One that a stop or a fault ends is kept if and only if `keep_unfinished`. The control loop's
     guard stands between the operator and the motors, and the arm holds after each.
 
@@ -67,6 +72,8 @@ def record_robot(
     """
     if episodes < 1 or seconds <= 0 or (pause is not None and pause < 0):
         raise InputError(f"episodes and seconds must be above 0, pause 0 or more: {episodes}, {seconds}, {pause}")
+    if teleop == "script" and pause:
+        raise InputError(f"pause={pause:g}: a script has no pause, its episodes begin with their first movement")
     if not instruction and not hasattr(robot, "instruction"):
         raise InputError("say what is demonstrated: instruction='pick up the red cube'")
     body = robot.embodiment
@@ -76,7 +83,7 @@ def record_robot(
         begun = open_folder(out).exists("")
         if begun:
             EpisodeStore.open(out).embodiment.check(body)
-        device, model = _device(teleop, robot, joystick, script, stack, leader_port, leader_id, leader_calibration_dir)
+        device, solver = _device(teleop, robot, joystick, script, stack, leader_port, leader_id, leader_calibration_dir)
         terminal = stack.enter_context(Terminal(device.press if isinstance(device, Keyboard) else None))
         if teleop in ("leader", "keyboard") and not terminal.there and (teleop == "keyboard" or pause is None):
             raise InputError(f"teleop={teleop} needs a terminal for its keys; a leader can do with pause=SECONDS")
@@ -88,16 +95,16 @@ def record_robot(
         except RobotFault as fault:
             raise InputError(str(fault)) from fault
         print(*(help for name, help in HELPS.items() if name == teleop), KEYS, sep="\n")
-        desk = _Desk(robot, Operator(device, body, model), terminal, stop, config, store)
+        desk = _Desk(robot, Operator(device, body, solver, _show), terminal, stop, config, store)
         before = len(store)
         reason = ""
         try:
-            wait = inf if pause is None else pause
+            wait = 0.0 if teleop == "script" else inf if pause is None else pause
             reason = desk.session(teleop, instruction, episodes, seconds, wait, keep_unfinished)
         finally:
             tell_kept(out, store, before)
         if teleop == "script" and reason == Event.QUIT.value:
-            check_script_kept(out, store, before, "save begins one, and save again ends and keeps it")
+            check_script_kept(out, store, before)
 
 
 def _device(
@@ -109,18 +116,15 @@ def _device(
     port: str | None,
     id: str,
     calibration_dir: str | None,
-) -> tuple[Teleop, SO101Env | None]:
-    """What the operator holds, and a model of the arm for what moves the fingertips."""
+) -> tuple[Teleop, KinematicSolver | None]:
+    """What the operator holds, and the arm's kinematics for what moves the fingertips."""
     if teleop not in ("leader", *DEVICES):
         raise unknown("teleop", teleop, ("leader", *DEVICES))
-    model = make_env("pick", images=False).unwrapped
-    stack.callback(model.close)
-    assert isinstance(model, SO101Env)
-    if robot.embodiment.action != model.embodiment.action or robot.embodiment.state != model.embodiment.state:
+    joints = tuple(f"{joint} [rad]" for joint in JOINTS)
+    if robot.embodiment.action != joints or robot.embodiment.state != joints:
         raise InputError(f"teleoperation is of one SO-101; the arm {robot.embodiment.name} is another")
     if teleop != "leader":
-        model.reset(seed=0)
-        return open_device(teleop, joystick, script, stack), model
+        return open_device(teleop, joystick, script, stack), fingertip_solver()
     if port is None:
         raise InputError("teleop=leader needs leader_port=…, its serial port: `vla doctor` lists those that there are")
     try:
@@ -176,17 +180,24 @@ class _Desk:
         recording = Recording([ZarrRecorder(self.store, self.robot.embodiment)], len(self.robot.embodiment.action))
         task = {"task": self.robot.task} if hasattr(self.robot, "task") else {}
         recording.start(told, robot=type(self.robot).__name__, policy="operator", **task, **info)
-        before, success = len(self.store), False
+        before, success, motion = len(self.store), False, Motion()
+
+        def watch(tick: Tick) -> None:
+            motion.add(tick.state, tick.sent)
+            recording(tick)
+
         try:
-            stats = self._run(told, seconds, recording)
-            success = stats.reason in (MET, Event.SAVE.value)
-            keep = success or stats.reason == TIME or (keep and stats.reason not in AGAIN)
+            stats = self._run(told, seconds, watch)
+            decided = stats.reason in (MET, Event.SAVE.value)
+            success = decided and motion.seen
+            keep = success or stats.reason == TIME or (keep and not decided and stats.reason not in AGAIN)
         finally:
             recording.finish(success, keep)
         if recording.failed:
             raise InputError(f"the episode is not stored: {'; '.join(recording.failed)}")
         kept = len(self.store) > before
-        print(f"  {'kept' if kept else 'discarded'}: {recording.steps} steps, {stats.missed} missed deadlines")
+        how = f"{'kept' if kept else 'discarded'}: {recording.steps} steps, {stats.missed} missed deadlines"
+        _show(UNMOVED if decided and not success else how)
         return stats.reason, kept
 
     def _run(self, told: str, seconds: float, watch: Callable[[Tick], None] | None) -> ControlStats:
@@ -208,3 +219,7 @@ class _Desk:
             return loop.run(told, seconds)
         finally:
             inference.close()
+
+
+def _show(line: str) -> None:
+    print(f"  {line}", flush=True)

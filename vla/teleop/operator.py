@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import mujoco
 import numpy as np
 from jaxtyping import Float
 
 from vla.control.robot import RobotFault
 from vla.embodiment import Embodiment
-from vla.envs.so101 import SO101Env
 from vla.errors import InputError
-from vla.teleop.hand import Hand
+from vla.teleop.cartesian_jog import CartesianJog
 from vla.teleop.protocol import Teleop
 from vla.types import ActionChunk, Observation
+
+if TYPE_CHECKING:
+    from vla.kinematics.solver import KinematicSolver
 
 FAULTS = 10
 """Times one after the other that the device does not answer; then the run is to end."""
@@ -25,17 +28,24 @@ LASTS = 1.0
 class Operator:
     """What `device` says of the arm, as chunks that stay at one target, asked anew at each step.
 
-    Jogs move the fingertips of `model`, which is put where the arm is measured; until the first one, and while the
-    device fails, there is no chunk, and the arm holds. `said` is what ends the run: an Event's value or a fault.
+    Jogs move the fingertips by `solver`, from where the arm is measured; until the first one, and while the device
+    fails, there is no chunk, and the arm holds. `report` gets the reasons why jogs do not move the arm (CartesianJog).
+    `said` is what ends the run: an Event's value or a fault.
     """
 
-    def __init__(self, device: Teleop, embodiment: Embodiment, model: SO101Env | None) -> None:
-        self.embodiment, self._device, self._model = embodiment, device, model
+    def __init__(
+        self,
+        device: Teleop,
+        embodiment: Embodiment,
+        solver: KinematicSolver | None,
+        report: Callable[[str], None],
+    ) -> None:
+        self.embodiment, self._device, self._solver, self._report = embodiment, device, solver, report
         self.reset()
 
     def reset(self) -> None:
         self.said: str | None = None
-        self._hand: Hand | None = None
+        self._jogging: CartesianJog | None = None
         self._failed = 0
 
     def predict(
@@ -54,13 +64,11 @@ class Operator:
         self.said = jog.event and jog.event.value
         if jog.joints is not None:
             return self._stay(np.array(jog.joints), observation.time)
-        if self._model is None or (self._hand is None and not jog.moves):
+        if self._solver is None or (self._jogging is None and not jog.moves):
             return None
-        scene = self._model.scene
-        scene.data.qpos[scene.arms[0].joints] = observation.state
-        mujoco.mj_forward(scene.model, scene.data)
-        self._hand = self._hand or Hand(self._model)
-        return self._stay(self._hand.act(jog), observation.time)
+        if self._jogging is None:
+            self._jogging = CartesianJog(self._solver, self.embodiment, observation.state, self._report)
+        return self._stay(self._jogging.act(jog, observation.state), observation.time)
 
     def _stay(self, target: Float[np.ndarray, "a"], time: float) -> ActionChunk:
         hz = self.embodiment.control_hz

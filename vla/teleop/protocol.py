@@ -31,7 +31,7 @@ class Jog:
     delta: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """How far the fingertips move [m]."""
     turn: float = 0.0
-    """How far the jaws turn [rad], seen from above."""
+    """How far the jaws turn [rad] about the fingers' axis; counterclockwise from above while these point down."""
     close: bool | None = None
     """Whether the gripper closes or opens; None leaves it."""
     event: Event | None = None
