@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
+from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from queue import SimpleQueue
 
 import numpy as np
@@ -27,24 +28,30 @@ FEW = 10
 FASTER = "the disk or the coding is too slow for them; codec=lz4 takes less time, codec=jpeg less of the disk"
 
 
-@dataclass
 class Trace:
     """What the page of a run is drawn from, tick by tick; what was not sent is NaN. Times are the clock's [s]."""
 
-    time: list[float] = field(default_factory=list)
-    state: list[Float[np.ndarray, "s"]] = field(default_factory=list)
-    sent: list[Float[np.ndarray, "a"]] = field(default_factory=list)
-    late: list[float] = field(default_factory=list)
-    command: list[float] = field(default_factory=list)
-    answers: list[tuple[float, float]] = field(default_factory=list)
-    """When an answer came, and how long the policy took for it."""
+    def __init__(self) -> None:
+        # Plain numbers: an hour of ticks as lists of small arrays would be 120 MB.
+        self.time, self.late, self.command = array("d"), array("d"), array("d")
+        self.answers: list[tuple[float, float]] = []
+        """When an answer came, and how long the policy took for it."""
+        self._state, self._sent = array("d"), array("d")
+
+    @property
+    def state(self) -> Float[np.ndarray, "t s"]:
+        return np.array(self._state).reshape(len(self.time), -1)
+
+    @property
+    def sent(self) -> Float[np.ndarray, "t a"]:
+        return np.array(self._sent).reshape(len(self.time), -1)
 
     def add(self, tick: Tick, width: int) -> None:
         self.time.append(tick.time)
-        self.state.append(tick.state)
-        self.sent.append(np.full(width, np.nan) if tick.sent is None else tick.sent)
         self.late.append(tick.time - tick.scheduled)
         self.command.append(tick.command)
+        self._state.extend(tick.state)
+        self._sent.extend(np.full(width, np.nan) if tick.sent is None else tick.sent)
         if tick.infer is not None:
             self.answers.append((tick.time, tick.infer))
 
