@@ -18,6 +18,8 @@ from vla.control.recording import Recording
 from vla.control.robot import Robot
 from vla.control.robots.dry_run import DryRun
 from vla.control.stop import EmergencyStop, operator
+from vla.datasets.codecs import DEFAULT
+from vla.datasets.codecs import codec as known_codec
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.folder import open_folder
 from vla.embodiment import Embodiment
@@ -46,21 +48,29 @@ def deploy(
     dry_run: bool,
     view: bool,
     out: str,
+    record: bool,
+    codec: str | None,
     kinematics: Mapping[str, Any],
 ) -> None:
     """Runs the loop for `seconds` [s], then writes numbers, page, episode and Rerun file into the folder `out`.
 
     The enter key, a signal (`vla.control.stop.SIGNALS`), and an operator who is gone stop the arm. With `dry_run`
-    nothing is sent to it, and what would be is shown (`view`) but not recorded. A policy that outputs tool poses drives
-    joints by `kinematics` (`vla.control.adapt`). The embodiments are compared before the robot is connected. Raises
-    InputError where they differ, for options that do not fit one another or the policy, for a policy that cannot be
-    loaded, and for a store of another embodiment.
+    nothing is sent to it, and what would be is shown (`view`) but not recorded; without `record` there is no episode.
+    A new store's images are coded as `codec` (`vla.datasets.codecs`; None: the default). A policy that outputs tool
+    poses drives joints by `kinematics` (`vla.control.adapt`). The embodiments are compared before the robot is
+    connected. Raises InputError where they differ, for options that do not fit one another or the policy, for a policy
+    that cannot be loaded, and for a store of another embodiment or codec.
     """
     told = instruction or getattr(robot, "instruction", None)
     if not told:
         raise InputError("say what to do: instruction='pick up the red cube'")
     if seconds <= 0:
         raise InputError(f"seconds must be above 0, not {seconds:g}")
+    record = record and not dry_run
+    if codec is not None:
+        known_codec(codec)
+        if not record:
+            raise InputError("codec= is of the episode, which is not stored with record=false or dry_run=true")
     config, body, folder = LoopConfig(**loop), robot.embodiment, Path(out)
     moved: Robot = robot
     if dry_run:
@@ -71,10 +81,10 @@ def deploy(
             partial(_load, policy, body, robot.limits.velocity, dict(kinematics), config.execution)
         )
         stack.callback(inference.close)
-        recorders: list[Recorder] = [] if dry_run else [ZarrRecorder(_store(folder, robot, stack), body)]
+        recorders: list[Recorder] = [ZarrRecorder(_store(folder, robot, codec, stack), body)] if record else []
         if view or not dry_run:
             recorders.append(_rerun(_stream(folder, view, stack), robot))
-        recording = Recording(recorders, len(body.action))
+        recording = Recording(recorders, len(body.action), required=False)
         recording.start(told, policy=policy, robot=type(robot).__name__)
         try:
             stop = EmergencyStop([operator, lambda: "the task is met" if getattr(robot, "success", False) else None])
@@ -87,7 +97,7 @@ def deploy(
     write_json(folder / NUMBERS, report)
     page = control_page(folder, report, recording.trace, body)
     print(_text(report))
-    print(f"open {page}" if dry_run else f"open {page}, or: vla view {folder / STORE}")
+    print(f"open {page}, or: vla view {folder / STORE}" if record else f"open {page}")
 
 
 def _load(
@@ -100,12 +110,14 @@ def _load(
     return loaded
 
 
-def _store(folder: Path, robot: Robot, stack: ExitStack) -> EpisodeStore:
+def _store(folder: Path, robot: Robot, codec: str | None, stack: ExitStack) -> EpisodeStore:
     path = str(folder / STORE)
     if not open_folder(path).exists(""):
-        return stack.enter_context(EpisodeStore.create(path, robot.embodiment))
+        return stack.enter_context(EpisodeStore.create(path, robot.embodiment, codec or DEFAULT))
     store = stack.enter_context(EpisodeStore.open(path, "a"))
     store.embodiment.check(robot.embodiment)
+    if codec not in (None, store.codec):
+        raise InputError(f"{path} has images as {store.codec}, not {codec}: leave codec= out, or set another out=")
     return store
 
 
@@ -117,6 +129,7 @@ def _stream(folder: Path, view: bool, stack: ExitStack) -> rr.RecordingStream:
     if view:
         stream.spawn()
         return stream
+    folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / f".{RRD}.partial"
     stream.save(unfinished)
 
