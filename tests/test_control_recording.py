@@ -174,6 +174,19 @@ def test_a_full_disk_does_not_end_a_deployment(
     assert len(store) == 0 and not store.unfinished_frames and not list(tmp_path.rglob("*.partial"))
 
 
+def test_a_rerun_file_that_cannot_be_written_does_not_end_a_deployment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("File-writer thread shut down prematurely")
+
+    monkeypatch.setattr("rerun.RecordingStream.flush", broken)
+    assert cli.main(["deploy", "policy=hold", "seconds=0.5", f"out={tmp_path / 'out'}"]) == 0
+    assert "not recorded: episode.rrd: a file cannot be written" in capsys.readouterr().out
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["deploy.json", "episodes.zarr", "report.html"]
+    assert len(EpisodeStore.open(tmp_path / "out" / "episodes.zarr")) == 1
+
+
 def test_a_full_disk_ends_a_session_and_the_episodes_before_stay(
     full_disk: Callable[[int], None],
     monkeypatch: pytest.MonkeyPatch,

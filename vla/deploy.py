@@ -25,6 +25,7 @@ from vla.datasets.folder import open_folder
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.evaluation.summary import write_json
+from vla.full_disk import explain_full_disk
 from vla.policies.load import policy_for
 from vla.policies.protocol import Policy
 from vla.recording.protocol import Recorder
@@ -83,8 +84,10 @@ def deploy(
         stack.callback(inference.close)
         recorders: list[Recorder] = [ZarrRecorder(_store(folder, robot, codec, stack), body)] if record else []
         if view or not dry_run:
-            recorders.append(_rerun(_stream(folder, view, stack), robot))
+            recorders.append(_rerun(stream := _stream(folder, view), robot))
         recording = Recording(recorders, len(body.action), required=False)
+        if not view and not dry_run:
+            stack.callback(_close, stream, folder, recording.failed)
         recording.start(told, policy=policy, robot=type(robot).__name__)
         try:
             stop = EmergencyStop([operator, lambda: "the task is met" if getattr(robot, "success", False) else None])
@@ -121,25 +124,32 @@ def _store(folder: Path, robot: Robot, codec: str | None, stack: ExitStack) -> E
     return store
 
 
-def _stream(folder: Path, view: bool, stack: ExitStack) -> rr.RecordingStream:
+def _stream(folder: Path, view: bool) -> rr.RecordingStream:
     """Rerun's viewer, or a file for it, which has its name when it is whole."""
     import rerun as rr
 
     stream = rr.RecordingStream("vla")
     if view:
         stream.spawn()
-        return stream
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f".{RRD}.partial"
-    stream.save(unfinished)
-
-    def close() -> None:
-        stream.flush()
-        stream.disconnect()
-        unfinished.rename(folder / RRD)
-
-    stack.callback(close)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream.save(_unfinished(folder))
     return stream
+
+
+def _close(stream: rr.RecordingStream, folder: Path, failed: list[str]) -> None:
+    try:
+        stream.flush(timeout_sec=60.0)
+    except RuntimeError as error:  # all that Rerun says of a full disk; it does not go on then
+        failed.append(f"{RRD}: {explain_full_disk(error) or error}")
+        _unfinished(folder).unlink(missing_ok=True)
+        return
+    stream.disconnect()
+    _unfinished(folder).rename(folder / RRD)
+
+
+def _unfinished(folder: Path) -> Path:
+    return folder / f".{RRD}.partial"
 
 
 def _rerun(stream: rr.RecordingStream, robot: Robot) -> Recorder:
