@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from crc32c import crc32c
 
+from vla.datasets.crc import Digest, crc_followed_by
 from vla.datasets.folder import Buffer
 from vla.embodiment import Embodiment
 from vla.errors import InputError
@@ -113,9 +114,12 @@ class StoreSummary:
         )
 
 
-def checksum(parts: Iterable[Buffer | np.ndarray]) -> int:
+def checksum(parts: Iterable[Buffer | np.ndarray | Digest]) -> int:
     """CRC-32C over the bytes of the parts, one after another."""
     value = 0
     for part in parts:
-        value = crc32c(np.ascontiguousarray(part).data.cast("B") if isinstance(part, np.ndarray) else part, value)
+        if isinstance(part, Digest):
+            value = crc_followed_by(value, part)
+        else:
+            value = crc32c(np.ascontiguousarray(part).data.cast("B") if isinstance(part, np.ndarray) else part, value)
     return value

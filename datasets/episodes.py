@@ -32,20 +32,18 @@ from typing import Any, Literal, SupportsIndex
 import numpy as np
 import zarr
 from jaxtyping import Int, UInt8, UInt16
-from zarr.storage import MemoryStore
 
 from vla.datasets.codecs import DEFAULT
-from vla.datasets.codecs import codec as known_codec
 from vla.datasets.episode_checks import check_episode, check_names
 from vla.datasets.episode_index import EDITABLE, EpisodeRecord, StoreSummary, checksum
-from vla.datasets.episode_layout import create_layout
 from vla.datasets.episode_records import EpisodeRecords
 from vla.datasets.folder import Folder, open_folder, reading
-from vla.datasets.shards import Rows, create_rows
+from vla.datasets.frame_stream import FrameStream
+from vla.datasets.image_stream import ImageStream
+from vla.datasets.shards import Rows
 from vla.datasets.store_arrays import ALWAYS, PADDED, Content, Shape, StoreArrays, by_name, is_rows, padded, under
-from vla.datasets.store_schema import FORMAT, SCHEMA_VERSION, open_group
+from vla.datasets.store_schema import create_group, open_group
 from vla.datasets.store_statistics import statistics_of
-from vla.datasets.text_chunks import create_texts
 from vla.embodiment import Embodiment, declares_actions
 from vla.errors import InputError
 from vla.statistics import Statistics
@@ -83,28 +81,7 @@ class EpisodeStore:
 
         `provenance` says where the data come from (JSON values). Raises InputError when something is there already.
         """
-        known_codec(codec)
-        check_names("a camera", embodiment.cameras)
-        folder = open_folder(path)
-        files: dict[str, Any] = {}
-        group = zarr.create_group(
-            MemoryStore(files),
-            attributes={
-                "format": FORMAT,
-                "schema_version": SCHEMA_VERSION,
-                "embodiment": embodiment.to_dict(),
-                "codec": codec,
-                "provenance": dict(provenance or {}),
-                "index": "episodes",
-            },
-        )
-        for name, width in (("state", len(embodiment.state)), ("action", len(embodiment.action)), ("time", None)):
-            if width == 0:
-                raise InputError(f"embodiment {embodiment.name} has no {name}: a store needs at least one component")
-            create_rows(group, name, () if width is None else (width,), np.dtype("<f8"))
-        create_layout(group)
-        create_texts(group, "episodes")
-        folder.publish({name: buffer.to_bytes() for name, buffer in files.items()})
+        create_group(open_folder(path), embodiment, codec, provenance or {})
         return cls.open(path, "a")
 
     @classmethod
@@ -232,8 +209,14 @@ class EpisodeStore:
         self._record(episode).to_json()
         check_names("an extra", under("extras", self.streams | by_name(episode).keys()))
 
-    def append(self, episode: Episode) -> None:
-        """Adds `episode`; it is visible, whole, when this returns.
+    def stream_images(self) -> ImageStream:
+        """Takes the images of an episode while it is recorded; `append` then stores it."""
+        self._check_writable()
+        cameras = self.embodiment.cameras if self.records else ()
+        return ImageStream(self._arrays, {name: self._arrays.frames(f"images/{name}").shape for name in cameras})
+
+    def append(self, episode: Episode, images: ImageStream | None = None) -> None:
+        """Adds `episode`; it is visible, whole, when this returns. Its images are those of `images`, where given.
 
         Raises InputError before anything is written when the episode does not fit the store (`check`).
         """
@@ -243,8 +226,10 @@ class EpisodeStore:
         self._join(episode.embodiment)
         arrays = by_name(episode)
         self._create_missing({name: (values.shape[1:], values.dtype) for name, values in arrays.items()})
-        content = {n: [v] if is_rows(n) else self._arrays.frames(n).encode(v) for n, v in arrays.items()}
-        self._commit(content, self._record(episode))
+        streams = {} if images is None else images.arrays
+        given = {name: values for name, values in arrays.items() if name not in streams}
+        content = {n: [v] if is_rows(n) else self._arrays.frames(n).encode(v) for n, v in given.items()}
+        self._commit(content, self._record(episode), streams)
 
     def _record(self, episode: Episode) -> EpisodeRecord:
         streams = tuple(n for n in by_name(episode) if n not in ALWAYS and not n.startswith("images/"))
@@ -299,7 +284,7 @@ class EpisodeStore:
         self._check_writable()
         record.to_json()
         self._create_missing(shapes)
-        self._commit(content, record)
+        self._commit(content, record, {})
 
     def edit(self, changes: Mapping[int, Mapping[str, Any]]) -> None:
         """Changes what is said of episodes (fields in `EDITABLE`), all of them or on any failure none."""
@@ -378,10 +363,10 @@ class EpisodeStore:
         check_names("an extra", under("extras", there | shapes.keys()))
         self._arrays.create({name: shape for name, shape in shapes.items() if name not in there})
 
-    def _commit(self, content: Content, record: EpisodeRecord) -> None:
-        parts = (part for name in self._names(record) for part in content[name])
-        record = replace(record, offset=self.total_frames, checksum=checksum(parts))
-        self._arrays.write(sorted(self.streams | content.keys()), content, record.length)
+    def _commit(self, content: Content, record: EpisodeRecord, streams: Mapping[str, FrameStream]) -> None:
+        found = ([streams[name].digest] if name in streams else content[name] for name in self._names(record))
+        record = replace(record, offset=self.total_frames, checksum=checksum(part for parts in found for part in parts))
+        self._arrays.write(self.streams | content.keys() | streams.keys(), content, record.length, streams)
         self.records.append(record)
         self._arrays.forget(self.total_frames)
 

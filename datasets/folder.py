@@ -14,6 +14,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, Protocol, runtime_checkable
 
 import zarr
@@ -58,6 +59,15 @@ class Folder(Protocol):
 
     def publish(self, files: Mapping[str, bytes]) -> None:
         """Makes the folder with these files, whole or not at all. Raises InputError when something is there."""
+        ...
+
+    def stage(self, inside: str) -> LocalFolder:
+        """A new folder of this machine for files that are to come here (`take`), where it can on the same disk: within
+        the folder `inside`. The caller removes it; what a killed writer left there, the next `lock`."""
+        ...
+
+    def take(self, staging: LocalFolder, name: str) -> None:
+        """Moves a file from such a folder to here, in the place of the one with that name."""
         ...
 
     def remove(self, name: str) -> None:
@@ -143,6 +153,14 @@ class LocalFolder:
         finally:
             shutil.rmtree(unfinished.path, ignore_errors=True)
 
+    def stage(self, inside: str) -> LocalFolder:
+        return LocalFolder(Path(mkdtemp(f".{os.getpid()}.partial", "staged.", self.path / inside)))
+
+    def take(self, staging: LocalFolder, name: str) -> None:
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (staging.path / name).replace(path)
+
     def remove(self, name: str) -> None:
         shutil.rmtree(self.path / name, ignore_errors=True)
 
@@ -162,8 +180,8 @@ class LocalFolder:
         except BlockingIOError:
             os.close(descriptor)
             raise InputError(f"another process is writing to {self}: wait for it, or use another store") from None
-        for leftover in self.path.rglob("*.partial"):
-            leftover.unlink()
+        for leftover in list(self.path.rglob("*.partial")):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         owner = os.getpid()
 
         def release() -> None:

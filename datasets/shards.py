@@ -26,7 +26,7 @@ from crc32c import crc32c
 from jaxtyping import Int, Shaped, UInt64
 
 from vla.datasets.codecs import Codec
-from vla.datasets.folder import Buffer, File, Folder
+from vla.datasets.folder import Buffer, File, Folder, LocalFolder
 from vla.datasets.formats.files import LFS_POINTER
 from vla.errors import InputError
 
@@ -83,10 +83,18 @@ class Shards:
 
     def write(self, shard: int, chunks: Sequence[Buffer]) -> None:
         """Replaces the file."""
+        self.folder.write(self.path(shard), b"".join([*chunks, self.index([len(chunk) for chunk in chunks])]))
+        self.close(shard)
+
+    def index(self, lengths: Sequence[int]) -> bytes:
+        """What a file ends with whose first chunks have these lengths, and whose others are missing."""
         table = np.full((self.chunks, 2), _MISSING, "<u8")
-        lengths = np.array([len(chunk) for chunk in chunks], np.int64)
-        table[: len(chunks)] = np.stack([np.cumsum(lengths) - lengths, lengths], axis=1)
-        self.folder.write(self.path(shard), b"".join([*chunks, _with_crc(table.tobytes())]))
+        table[: len(lengths), 0], table[: len(lengths), 1] = np.cumsum(lengths) - lengths, lengths
+        return _with_crc(table.tobytes())
+
+    def take(self, shard: int, staging: LocalFolder) -> None:
+        """Replaces the file by that of `staging`, where it has the same name."""
+        self.folder.take(staging, self.path(shard))
         self.close(shard)
 
     def damaged(self, shard: int, reason: str) -> InputError:
@@ -185,7 +193,7 @@ class Frames:
         if len(frames) < 2 * DECODED_TOGETHER or self.codec.name == "raw":
             coded = [encode(frame) for frame in frames]
         else:
-            coded = list(_pool().map(encode, frames))
+            coded = list(pool().map(encode, frames))
         return [_with_crc(chunk) if self.codec.crc else chunk for chunk in coded]
 
     def write(self, start: int, stored: Sequence[Buffer]) -> None:
@@ -345,16 +353,17 @@ def _in_parts(do: Callable[[slice], None], count: int, threads: int) -> None:
         do(slice(0, count))
         return
     size = max(DECODED_TOGETHER, -(-count // (4 * threads)))
-    list(_pool().map(do, [slice(start, min(start + size, count)) for start in range(0, count, size)]))
+    list(pool().map(do, [slice(start, min(start + size, count)) for start in range(0, count, size)]))
 
 
 @cache
-def _pool() -> ThreadPoolExecutor:
+def pool() -> ThreadPoolExecutor:
+    """The threads that encode and decode."""
     return ThreadPoolExecutor(_threads(), "decode")
 
 
 # A forked process has none of its parent's threads, and would wait for them.
-os.register_at_fork(after_in_child=_pool.cache_clear)
+os.register_at_fork(after_in_child=pool.cache_clear)
 
 
 def _split(content: bytes, size: int) -> list[memoryview]:

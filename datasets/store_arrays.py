@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from jaxtyping import Float
 
 from vla.datasets.array_length import ArrayLength
 from vla.datasets.codecs import DEFAULT, Codec, codec
-from vla.datasets.folder import Folder, array, reading
+from vla.datasets.folder import Folder, LocalFolder, array, reading
+from vla.datasets.frame_stream import FrameStream
 from vla.datasets.shards import Frames, Rows, create_frames, create_rows, fill_value
 from vla.points import arrange_points
 from vla.types import Episode
@@ -69,6 +71,11 @@ class StoreArrays:
             return [self.rows(name)[rows]]
         return self.frames(name).stored(np.arange(rows.start, rows.stop))
 
+    def stream(self, name: str, shape: tuple[int, ...], staging: LocalFolder) -> FrameStream:
+        """For images of this shape, behind the committed ones. The array need not be there yet."""
+        frames = Frames(self.folder, name, shape, np.dtype(np.uint8), self._coding(name))
+        return FrameStream(frames, self.count, staging)
+
     def create(self, shapes: Mapping[str, Shape]) -> None:
         """Empty arrays, in the place of what a killed writer may have left of that name."""
         for name, (shape, dtype) in shapes.items():
@@ -79,15 +86,26 @@ class StoreArrays:
             else:
                 create_frames(self._group, name, shape, dtype, self._coding(name))
 
-    def write(self, names: Iterable[str], content: Content, steps: int) -> None:
-        """Writes `steps` rows behind the committed ones, as `stored` gives them; an array without content is filled."""
-        for name in names:
+    def write(
+        self,
+        names: Iterable[str],
+        content: Content,
+        steps: int,
+        streams: Mapping[str, FrameStream] = MappingProxyType({}),
+    ) -> None:
+        """Writes `steps` rows behind the committed ones, as `stored` gives them; an array without content is filled.
+
+        Images come last: those of `streams` are in files already, and need no more of a disk that is full.
+        """
+        for name in sorted(names, key=lambda name: (not is_rows(name), name)):
             stop = self.count + steps
             self.resize(name, stop)
             if is_rows(name):
                 shape, dtype = self.shape(name)
                 blank = np.full((steps, *shape), fill_value(dtype), dtype)
                 self.rows(name).write(self.count, content[name][0] if name in content else blank)
+            elif name in streams:
+                streams[name].move(self.frames(name), self.count)
             else:
                 frames = self.frames(name)
                 frames.write(self.count, content.get(name, [frames.blank] * steps))

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
+import numpy as np
 import zarr
+from zarr.storage import MemoryStore
 
+from vla.datasets.codecs import codec as known_codec
+from vla.datasets.episode_checks import check_names
+from vla.datasets.episode_layout import create_layout
 from vla.datasets.folder import Folder, reading
+from vla.datasets.shards import create_rows
+from vla.datasets.text_chunks import create_texts
+from vla.embodiment import Embodiment
 from vla.errors import InputError
 
 FORMAT = "vla.episodes"
@@ -30,3 +39,28 @@ def open_group(folder: Folder, mode: Literal["r", "r+"]) -> zarr.Group:
         advice = f"vla convert {folder} NEW.zarr" if older else "install a newer vla"
         raise InputError(f"{folder} has schema version {version}, this program reads {SCHEMA_VERSION}: {advice}")
     return group
+
+
+def create_group(folder: Folder, embodiment: Embodiment, codec: str, provenance: Mapping[str, Any]) -> None:
+    """An empty store in `folder`. Raises InputError for what no store can be of, and when something is there."""
+    known_codec(codec)
+    check_names("a camera", embodiment.cameras)
+    files: dict[str, Any] = {}
+    group = zarr.create_group(
+        MemoryStore(files),
+        attributes={
+            "format": FORMAT,
+            "schema_version": SCHEMA_VERSION,
+            "embodiment": embodiment.to_dict(),
+            "codec": codec,
+            "provenance": dict(provenance),
+            "index": "episodes",
+        },
+    )
+    for name, width in (("state", len(embodiment.state)), ("action", len(embodiment.action)), ("time", None)):
+        if width == 0:
+            raise InputError(f"embodiment {embodiment.name} has no {name}: a store needs at least one component")
+        create_rows(group, name, () if width is None else (width,), np.dtype("<f8"))
+    create_layout(group)
+    create_texts(group, "episodes")
+    folder.publish({name: buffer.to_bytes() for name, buffer in files.items()})

@@ -131,7 +131,7 @@ class Kept:
 
 def test_a_step_is_what_was_seen_and_what_was_told_by_the_next() -> None:
     kept = Kept()
-    recording = Recording([Failing(), kept], 2)  # type: ignore[list-item]
+    recording = Recording([Failing(), kept], 2, required=False)  # type: ignore[list-item]
     recording.start("pick", seed=1)
     for index in range(10):
         time = index / 10
@@ -140,7 +140,8 @@ def test_a_step_is_what_was_seen_and_what_was_told_by_the_next() -> None:
         recording(Tick(time, time, np.zeros(2), seen, sent, sent, (), "chunk", None, None, 0.001, 1))
     recording.finish(True)
     assert kept.steps == [(0.2, 4.0), (0.5, 8.0)] and kept.ended is True
-    assert recording.failed == ["Failing: no space left on device"]
+    (reason,) = recording.failed
+    assert reason.startswith("Failing: a file cannot be written: no space left on device")
     assert len(recording.trace.time) == 10 and np.isnan(recording.trace.sent[5]).all()
 
 
@@ -207,10 +208,28 @@ def test_a_dry_run_tells_the_arm_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["deploy.json", "report.html"]
 
 
+def test_the_episode_is_optional_and_its_images_are_coded_as_chosen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command = ["deploy", "policy=hold", "seconds=0.4", f"out={out}"]
+    assert cli.main([*command, "record=false"]) == 0
+    assert "vla view" not in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == ["deploy.json", "episode.rrd", "report.html"]
+    assert cli.main([*command, "codec=jpeg"]) == 0 and cli.main(command) == 0
+    with EpisodeStore.open(out / "episodes.zarr") as store:
+        assert store.codec == "jpeg" and len(store) == 2
+    assert cli.main([*command, "codec=raw"]) == 2
+    assert "has images as jpeg, not raw" in capsys.readouterr().err
+    assert len(EpisodeStore.open(out / "episodes.zarr")) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (["policy=expert"], "deploy a checkpoint"),
+        (["policy=hold", "codec=jpg"], "no codec 'jpg'"),
+        (["policy=hold", "codec=jpeg", "record=false"], "record=false"),
         (["policy=nowhere"], "no policy 'nowhere'"),
         (["policy=hold", "loop.hz=25"], "multiple"),
         (["policy=hold", "loop.execution=slow"], "naive, chunked"),

@@ -27,11 +27,14 @@ from vla.control.status import Status
 from vla.control.status_page import status_page
 from vla.control.stop import EmergencyStop, operator, stop_file, stop_gamepad
 from vla.control.tick import Tick
+from vla.datasets.codecs import DEFAULT
+from vla.datasets.codecs import codec as known_codec
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.folder import open_folder
 from vla.embodiment import Embodiment
 from vla.errors import Failure, InputError
 from vla.evaluation.summary import write_json
+from vla.full_disk import explain_full_disk
 from vla.policies.data_summary import DataSummary
 from vla.policies.load import REMOTE, policy_for
 from vla.policies.protocol import Policy, takes_prefix
@@ -62,25 +65,33 @@ def deploy(
     view: bool,
     status_port: int | None,
     out: str,
+    record: bool,
+    codec: str | None,
     kinematics: Mapping[str, Any],
 ) -> None:
     """Runs the loop for `seconds` [s], then writes numbers, page, episode and Rerun file into the folder `out`.
 
     The enter key, a signal (`vla.control.stop.SIGNALS`), an operator who is gone, the file `stop_file` and a button of
     `stop_gamepad` stop the arm. With `dry_run` nothing is sent to it, and what would be is shown (`view`) but not
-    recorded. A policy that outputs tool poses drives joints by `kinematics` (`vla.control.adapt`). The embodiments are
-    compared, and the policy is tried, before the robot is connected. `confirm` waits for enter before anything moves;
-    None: of a real arm, where there is a terminal. A policy server may be `lost` for so long [s].
+    recorded; without `record` there is no episode. A new store's images are coded as `codec` (`vla.datasets.codecs`;
+    None: the default). A policy that outputs tool poses drives joints by `kinematics` (`vla.control.adapt`). The
+    embodiments are compared, and the policy is tried, before the robot is connected. `confirm` waits for enter before
+    anything moves; None: of a real arm, where there is a terminal. A policy server may be `lost` for so long [s].
 
     Raises InputError where the embodiments differ, for options that do not fit one another or the policy, for a policy
-    that cannot be loaded, for a store of another embodiment, and for a robot that does not connect; Failure, with
-    EXIT_CODES, where the run ended otherwise than planned.
+    that cannot be loaded, and for a store of another embodiment or codec; Failure, with EXIT_CODES, where the run ended
+    otherwise than planned, or the robot does not connect.
     """
     told = instruction or getattr(robot, "instruction", None)
     if not told:
         raise InputError("say what to do: instruction='pick up the red cube'")
     if seconds <= 0 or lost <= 0:
         raise InputError(f"seconds and lost must be above 0, not {seconds:g} and {lost:g}")
+    record = record and not dry_run
+    if codec is not None:
+        known_codec(codec)
+        if not record:
+            raise InputError("codec= is of the episode, which is not stored with record=false or dry_run=true")
     config, body, folder = loop_config(loop, policy, lost), robot.embodiment, Path(out)
     steps_of(body.control_hz, config.hz)
     moved: Robot = robot
@@ -95,36 +106,29 @@ def deploy(
         )
         stack.callback(inference.close)
         config, data = _fitting(config, inference.about, policy)
-        events = EventLog()
-        status = Status(events)
-        if (page := stack.enter_context(status_page(status, status_port))) is not None:
-            print(f"status: {page}")
-        recorders: list[Recorder] = [] if dry_run else [ZarrRecorder(_store(folder, robot, stack), body)]
-        if view or not dry_run:
-            recorders.append(_rerun(_stream(folder, view, stack), robot))
+        store = _store(folder, robot, codec, stack) if record else None
         stack.enter_context(moved)
         _look(moved, told, data, folder, confirm)
-        recording = Recording(recorders, len(body.action))
+        recording = _recording(store, robot, folder, view, dry_run, stack)
         recording.start(told, policy=policy, robot=type(robot).__name__)
+        events = EventLog()
+        status = Status(events)
+        if (address := stack.enter_context(status_page(status, status_port))) is not None:
+            print(f"status: {address}", flush=True)
 
         def watch(tick: Tick) -> None:
             recording(tick)
             status(tick)
 
-        loop_ = ControlLoop(
-            moved,
-            inference,
-            config,
-            stop=stop,
-            watch=watch,
-            connect=False,
-            data=data,
-            finished=lambda: MET if getattr(robot, "success", False) else None,
-            events=events,
+        def finished() -> str | None:
+            return MET if getattr(robot, "success", False) else None
+
+        run = ControlLoop(
+            moved, inference, config, stop=stop, watch=watch, connect=False, data=data, finished=finished, events=events
         )
         try:
             with status:
-                stats = loop_.run(told, seconds)
+                stats = run.run(told, seconds)
         finally:
             # Only a simulated robot knows.
             recording.finish(getattr(robot, "success", None))
@@ -133,7 +137,7 @@ def deploy(
     write_json(folder / NUMBERS, report)
     written = control_page(folder, report, recording.trace, body)
     print(_text(report))
-    print(f"open {written}" if dry_run else f"open {written}, or: vla view {folder / STORE}")
+    print(f"open {written}, or: vla view {folder / STORE}" if record else f"open {written}")
     if stats.outcome != "done":
         raise Failure(f"the run ended: {stats.reason}", EXIT_CODES[stats.outcome])
 
@@ -200,33 +204,56 @@ def _load(
     return loaded
 
 
-def _store(folder: Path, robot: Robot, stack: ExitStack) -> EpisodeStore:
+def _store(folder: Path, robot: Robot, codec: str | None, stack: ExitStack) -> EpisodeStore:
     path = str(folder / STORE)
     if not open_folder(path).exists(""):
-        return stack.enter_context(EpisodeStore.create(path, robot.embodiment))
+        return stack.enter_context(EpisodeStore.create(path, robot.embodiment, codec or DEFAULT))
     store = stack.enter_context(EpisodeStore.open(path, "a"))
     store.embodiment.check(robot.embodiment)
+    if codec not in (None, store.codec):
+        raise InputError(f"{path} has images as {store.codec}, not {codec}: leave codec= out, or set another out=")
     return store
 
 
-def _stream(folder: Path, view: bool, stack: ExitStack) -> rr.RecordingStream:
+def _recording(
+    store: EpisodeStore | None, robot: Robot, folder: Path, view: bool, dry_run: bool, stack: ExitStack
+) -> Recording:
+    """Writes into the store, if there is one, and to Rerun; of a dry run to its viewer alone."""
+    recorders: list[Recorder] = [] if store is None else [ZarrRecorder(store, robot.embodiment)]
+    if view or not dry_run:
+        recorders.append(_rerun(stream := _stream(folder, view), robot))
+    recording = Recording(recorders, len(robot.embodiment.action), required=False)
+    if not view and not dry_run:
+        stack.callback(_close, stream, folder, recording.failed)
+    return recording
+
+
+def _stream(folder: Path, view: bool) -> rr.RecordingStream:
     """Rerun's viewer, or a file for it, which has its name when it is whole."""
     import rerun as rr
 
     stream = rr.RecordingStream("vla")
     if view:
         stream.spawn()
-        return stream
-    unfinished = folder / f".{RRD}.partial"
-    stream.save(unfinished)
-
-    def close() -> None:
-        stream.flush()
-        stream.disconnect()
-        unfinished.rename(folder / RRD)
-
-    stack.callback(close)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream.save(_unfinished(folder))
     return stream
+
+
+def _close(stream: rr.RecordingStream, folder: Path, failed: list[str]) -> None:
+    try:
+        stream.flush(timeout_sec=60.0)
+    except RuntimeError as error:  # all that Rerun says of a full disk; it does not go on then
+        failed.append(f"{RRD}: {explain_full_disk(error) or error}")
+        _unfinished(folder).unlink(missing_ok=True)
+        return
+    stream.disconnect()
+    _unfinished(folder).rename(folder / RRD)
+
+
+def _unfinished(folder: Path) -> Path:
+    return folder / f".{RRD}.partial"
 
 
 def _rerun(stream: rr.RecordingStream, robot: Robot) -> Recorder:

@@ -12,10 +12,10 @@ from vla.errors import InputError
 NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 WORDS = re.compile(
     r"no space left on device|disk quota exceeded|file too large|disk is full|os error (28|27|122)\b"
-    r"|disk i/o error|file write failed|\d+ requested and \d+ written",
+    r"|disk i/o error|file write failed|file-writer thread shut down|\d+ requested and \d+ written",
     re.IGNORECASE,
 )
-"""How libraries say it that keep no error number: SQLite, safetensors, torch, numpy."""
+"""How libraries say it that keep no error number: SQLite, safetensors, torch, numpy, Rerun."""
 
 
 def explain_full_disk(error: BaseException) -> str:

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from vla.datasets.episodes import FORMAT, EpisodeStore
+from vla.datasets.episodes import EpisodeStore
 from vla.datasets.formats.files import read_json_object
 from vla.datasets.formats.source import EpisodeSource
 from vla.datasets.formats.vla_store_v1 import VERSION, OldStoreSource
 from vla.datasets.store_arrays import under
+from vla.datasets.store_schema import FORMAT
 from vla.embodiment import Embodiment
 from vla.types import Episode
 

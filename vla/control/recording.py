@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from array import array
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import replace
 from queue import SimpleQueue
 
 import numpy as np
@@ -12,28 +16,42 @@ from jaxtyping import Float
 
 from vla.control.tick import Tick
 from vla.errors import InputError
+from vla.full_disk import explain_full_disk
 from vla.recording.protocol import Recorder
 from vla.types import Observation
 
+LOG = logging.getLogger(__name__)
+BEHIND = 5.0
+"""[s] for which images may wait to be written. Two cameras of 640x480 at 30 Hz are 54 MiB a second."""
+FEW = 10
+"""Observations that are no queue, however old: the process may have been stopped for a while."""
+FASTER = "the disk or the coding is too slow for them; codec=lz4 takes less time, codec=jpeg less of the disk"
 
-@dataclass
+
 class Trace:
     """What the page of a run is drawn from, tick by tick; what was not sent is NaN. Times are the clock's [s]."""
 
-    time: list[float] = field(default_factory=list)
-    state: list[Float[np.ndarray, "s"]] = field(default_factory=list)
-    sent: list[Float[np.ndarray, "a"]] = field(default_factory=list)
-    late: list[float] = field(default_factory=list)
-    command: list[float] = field(default_factory=list)
-    answers: list[tuple[float, float]] = field(default_factory=list)
-    """When an answer came, and how long the policy took for it."""
+    def __init__(self) -> None:
+        # Plain numbers: an hour of ticks as lists of small arrays would be 120 MB.
+        self.time, self.late, self.command = array("d"), array("d"), array("d")
+        self.answers: list[tuple[float, float]] = []
+        """When an answer came, and how long the policy took for it."""
+        self._state, self._sent = array("d"), array("d")
+
+    @property
+    def state(self) -> Float[np.ndarray, "t s"]:
+        return np.array(self._state).reshape(len(self.time), -1)
+
+    @property
+    def sent(self) -> Float[np.ndarray, "t a"]:
+        return np.array(self._sent).reshape(len(self.time), -1)
 
     def add(self, tick: Tick, width: int) -> None:
         self.time.append(tick.time)
-        self.state.append(tick.state)
-        self.sent.append(np.full(width, np.nan) if tick.sent is None else tick.sent)
         self.late.append(tick.time - tick.scheduled)
         self.command.append(tick.command)
+        self._state.extend(tick.state)
+        self._sent.extend(np.full(width, np.nan) if tick.sent is None else tick.sent)
         if tick.infer is not None:
             self.answers.append((tick.time, tick.infer))
 
@@ -42,23 +60,39 @@ class Recording:
     """Give it to the loop as `watch`: it only puts ticks into a queue, which a thread of its own writes down.
 
     A step of the episode is what was seen at the end of a step of the policy, with the command that had been sent by
-    the next: so it holds what was done, whatever the policy said. `failed` is what went wrong in a recorder; the others
-    go on.
+    the next: so it holds what was done, whatever the policy said.
+
+    A recorder that fails is dropped, and the others go on; where the thread falls `BEHIND` [s] behind, all end, for an
+    episode has no holes. `failed` says what went wrong, a line each. Where recorders are `required`, the next tick
+    raises InputError; else a line is logged, and the run goes on.
     """
 
-    def __init__(self, recorders: Sequence[Recorder], width: int) -> None:
+    def __init__(self, recorders: Sequence[Recorder], width: int, required: bool = True) -> None:
         self.trace, self.steps = Trace(), 0
         self.failed: list[str] = []
-        self._recorders, self._width = list(recorders), width
+        self._recorders, self._width, self._required = list(recorders), width, required
         self._queue: SimpleQueue[Tick | None] = SimpleQueue()
+        self._waiting: deque[float] = deque()
+        self._dropped = self._discarded = 0
         self._seen: Observation | None = None
         self._thread = threading.Thread(target=self._write, name="recording", daemon=True)
 
     def start(self, instruction: str, **info: object) -> None:
-        self._each(lambda recorder: recorder.start(instruction, **info))
+        """Raises what a recorder does that cannot begin: nothing moves yet."""
+        for recorder in self._recorders:
+            recorder.start(instruction, **info)
         self._thread.start()
 
     def __call__(self, tick: Tick) -> None:
+        """Never waits. Without its images a tick takes next to no memory."""
+        if self.failed and self._required:
+            raise InputError(f"the episode is not stored: {self.failed[0]}")
+        if tick.observation is not None:
+            if not self._dropped:
+                self._waiting.append(tick.time)
+            if self._dropped or (len(self._waiting) > FEW and tick.time - self._waiting[0] > BEHIND):
+                self._dropped += 1
+                tick = replace(tick, observation=None)
         self._queue.put(tick)
 
     def finish(self, success: bool | None, keep: bool = True) -> None:
@@ -66,26 +100,44 @@ class Recording:
         self._queue.put(None)
         self._thread.join()
         self._each(lambda recorder: recorder.finish(success) if keep and self.steps else recorder.abort())
+        if self._dropped:
+            self.failed.append(f"{self._dropped + self._discarded} observations were dropped")
 
     def _write(self) -> None:
         last: Float[np.ndarray, "a"] | None = None
         while (tick := self._queue.get()) is not None:
             self.trace.add(tick, self._width)
             last = tick.sent if tick.sent is not None else last
-            if tick.observation is None:
-                continue
-            if self._seen is not None and last is not None:
-                self._step(self._seen, last)
-            self._seen = tick.observation
+            if self._dropped:
+                self._discarded += tick.observation is not None
+                self._fall_behind()
+            elif tick.observation is not None:
+                if self._seen is not None and last is not None:
+                    self._step(self._seen, last)
+                self._seen = tick.observation
+                self._waiting.popleft()
 
     def _step(self, seen: Observation, action: Float[np.ndarray, "a"]) -> None:
         self.steps += 1
         self._each(lambda recorder: recorder.step(seen, action))
 
+    def _fall_behind(self) -> None:
+        if self._recorders:
+            self._each(lambda recorder: recorder.abort())
+            self._recorders.clear()
+            self._fail(f"recording fell {BEHIND:g} s behind the cameras, and ended after {self.steps} steps: {FASTER}")
+
     def _each(self, call: Callable[[Recorder], None]) -> None:
         for recorder in list(self._recorders):
             try:
                 call(recorder)
-            except (InputError, OSError, RuntimeError) as error:
-                self.failed.append(f"{type(recorder).__name__}: {error}")
+            except Exception as error:
                 self._recorders.remove(recorder)
+                with suppress(Exception):
+                    recorder.abort()
+                self._fail(f"{type(recorder).__name__}: {explain_full_disk(error) or error}")
+
+    def _fail(self, reason: str) -> None:
+        self.failed.append(reason)
+        if not self._required:
+            LOG.warning("not recorded: %s", reason)

@@ -6,7 +6,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 
 from vla.control.events import EventLog
@@ -48,7 +48,9 @@ class Status:
 
     def __init__(self, events: EventLog) -> None:
         self._events = events
-        self._ticks: deque[Tick] = deque(maxlen=100)
+        self._ticks: deque[tuple[float, bool]] = deque(maxlen=100)
+        """Of the last ticks the time, and whether a command was sent."""
+        self._last: Tick | None = None
         self._began, self._holds = 0.0, 0
         self._delay: float | None = None
         self._over = threading.Event()
@@ -72,15 +74,16 @@ class Status:
         self._began = self._began or tick.time
         self._holds += tick.source == "hold"
         self._delay = tick.infer if tick.infer is not None else self._delay
-        self._ticks.append(tick)
+        self._ticks.append((tick.time, tick.sent is not None))
+        self._last = replace(tick, observation=None)  # images are many
 
     def snapshot(self) -> Snapshot | None:
         """None before the first tick."""
-        ticks = list(self._ticks)
-        if not ticks:
+        last, ticks = self._last, list(self._ticks)
+        if last is None:
             return None
-        last, span = ticks[-1], ticks[-1].time - ticks[0].time
-        rate = sum(tick.sent is not None for tick in ticks[1:]) / span if span > 0 else 0.0
+        span = ticks[-1][0] - ticks[0][0]
+        rate = sum(sent for _, sent in ticks[1:]) / span if span > 0 else 0.0
         delay = None if self._delay is None else 1000 * self._delay
         return Snapshot(
             last.time - self._began,

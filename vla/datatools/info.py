@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from vla.datasets.episode_index import StoreSummary
-from vla.datasets.episodes import SCHEMA_VERSION, EpisodeStore
+from vla.datasets.episodes import EpisodeStore
+from vla.datasets.store_schema import SCHEMA_VERSION
 from vla.datasets.vqa import FORMAT as VQA_FORMAT
 from vla.datasets.vqa import VqaStore
 from vla.datatools.digest import (

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from vla.datasets.episode_index import EpisodeRecord, StoreSummary
-from vla.datasets.episodes import SCHEMA_VERSION, EpisodeStore
+from vla.datasets.episodes import EpisodeStore
+from vla.datasets.store_schema import SCHEMA_VERSION
 from vla.datatools.charts import component_chart, lengths_chart, steps_chart
 from vla.datatools.digest import (
     Component,

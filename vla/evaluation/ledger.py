@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vla.datasets.episodes import EpisodeStore
+from vla.datasets.image_stream import ImageStream
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.evaluation.summary import write_json
@@ -56,10 +57,13 @@ class Ledger:
     def missing(self, trials: Sequence[Trial]) -> list[Trial]:
         return [trial for trial in trials if (done := self.results.get(trial.key)) is None or done.crash]
 
-    def append(self, episode: Episode) -> None:
+    def stream_images(self) -> ImageStream:
+        return self._store.stream_images()
+
+    def append(self, episode: Episode, images: ImageStream | None = None) -> None:
         """Keeps the episode, unless a run that was killed before it noted the result has kept it already."""
         if (key := key_of(episode.info)) not in self._recorded:
-            self._store.append(episode)
+            self._store.append(episode, images)
             self._recorded.add(key)
 
     def note(self, result: Result) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +20,9 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
 from traceback import format_exc
 from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
 
 from vla.embodiment import Embodiment
 from vla.errors import InputError
@@ -79,7 +82,7 @@ def run_in_workers(job: Job, trials: Iterable[Trial], workers: int, sink: Sink) 
                 elif kind == "next":
                     worker.send(next(waiting, None))
                 elif kind == "episode":
-                    sink.append(_received(*content))
+                    sink.append(_received(*content), None)
                 elif kind == "result":
                     worker.begun.pop(content.key)
                     yield content
@@ -164,13 +167,34 @@ def _work(connection: Connection, job: Job) -> None:
         connection.send(("failed", format_exc()))
 
 
+class HeldImages:
+    """The images of an episode in memory, until they go to another process."""
+
+    def __init__(self) -> None:
+        self._images: list[dict[str, np.ndarray]] = []
+
+    @property
+    def frames(self) -> dict[str, UInt8[np.ndarray, "t _h _w 3"]]:
+        return {camera: np.stack([images[camera] for images in self._images]) for camera in self._images[0]}
+
+    def add(self, images: Mapping[str, UInt8[np.ndarray, "_h _w 3"]]) -> None:
+        self._images.append({camera: image.copy() for camera, image in images.items()})
+
+    def abort(self) -> None:
+        self._images.clear()
+
+
 class Outbox:
     """Stands for the parent's store in a process of its own."""
 
     def __init__(self, embodiment: Embodiment, connection: Connection) -> None:
         self.embodiment, self._connection = embodiment, connection
 
-    def append(self, episode: Episode) -> None:
+    def stream_images(self) -> HeldImages:
+        return HeldImages()
+
+    def append(self, episode: Episode, images: HeldImages) -> None:
+        """`images` are the episode's own."""
         shapes = {camera: frames.shape for camera, frames in episode.images.items()}
         memory = SharedMemory(create=True, size=max(1, sum(frames.nbytes for frames in episode.images.values())))
         for camera, view in views(memory, shapes).items():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from vla.embodiment import Embodiment
 from vla.errors import InputError
@@ -15,40 +16,68 @@ from vla.types import Episode, Observation
 
 
 @runtime_checkable
+class Images(Protocol):
+    """Takes the images of one episode, step by step; those that the caller may change meanwhile it copies."""
+
+    @property
+    def frames(self) -> Mapping[str, UInt8[np.ndarray, "t _h _w 3"]]:
+        """What the episode has for its images, by camera: they, or what is as large where they are elsewhere."""
+        ...
+
+    def add(self, images: Mapping[str, UInt8[np.ndarray, "_h _w 3"]]) -> None: ...
+
+    def abort(self) -> None:
+        """Drops what is not stored."""
+        ...
+
+
+@runtime_checkable
 class Sink(Protocol):
-    """Where finished episodes of one embodiment go: a store, or what stands for one in another process."""
+    """Where episodes of one embodiment go: a store, or what stands for one in another process."""
 
     embodiment: Embodiment
 
-    def append(self, episode: Episode) -> None: ...
+    def stream_images(self) -> Images:
+        """For the images of an episode that begins."""
+        ...
+
+    def append(self, episode: Episode, images: Any) -> None:
+        """Keeps an episode; `images` is what `stream_images` gave for it."""
+        ...
 
 
 class ZarrRecorder:
-    """Holds one episode of `embodiment` (default: the store's) in memory and appends it to `store` when it finishes."""
+    """Records one episode of `embodiment` (default: the store's) after the other into `store`.
+
+    Images go to the store as they come; numbers are held in memory until the episode finishes.
+    """
 
     def __init__(self, store: Sink, embodiment: Embodiment | None = None) -> None:
         self.store, self.embodiment = store, embodiment or store.embodiment
         self._unfinished: _Unfinished | None = None
 
     def start(self, instruction: str, **info: Any) -> None:
-        self._unfinished = _Unfinished(instruction, info)
+        self.abort()
+        self._unfinished = _Unfinished(instruction, info, self.store.stream_images())
 
     def step(self, observation: Observation, action: Float[np.ndarray, "a"], **info: Any) -> None:
-        """Raises InputError, and drops the episode, when a camera is missing, or when the action does
-        not fit the embodiment or is not finite.
+        """Raises InputError, and drops the episode, when a camera is missing or its image of another size than before,
+        or when state or action do not fit the embodiment or the action is not finite; OSError where the disk is full.
         """
         episode = self._under_way()
         try:
             _check(self.embodiment, observation, action)
+            episode.images.add({camera: observation.images[camera] for camera in self.embodiment.cameras})
         except InputError as error:
             self.abort()
-            raise InputError(f"step {len(episode.actions)}: {error}") from None
+            raise InputError(f"step {len(episode.time)}: {error}") from None
+        except BaseException:
+            self.abort()
+            raise
         # The caller may reuse its buffers.
-        images = {camera: np.array(observation.images[camera]) for camera in self.embodiment.cameras}
-        episode.observations.append(
-            Observation(images, np.array(observation.state), observation.instruction, observation.time)
-        )
-        episode.actions.append(np.array(action))
+        episode.state.extend(observation.state)
+        episode.action.extend(action)
+        episode.time.append(observation.time)
         chunk = info.get("chunk")
         episode.chunks.append(None if chunk is None else np.array(chunk))
         points = info.get("points")
@@ -57,10 +86,14 @@ class ZarrRecorder:
     def finish(self, success: bool | None) -> None:
         """Raises InputError, and drops the episode, when it is empty or does not fit the store."""
         episode = self._under_way()
-        self.abort()
-        self.store.append(episode.finished(self.embodiment, success))
+        try:
+            self.store.append(episode.finished(self.embodiment, success), episode.images)
+        finally:
+            self.abort()
 
     def abort(self) -> None:
+        if self._unfinished is not None:
+            self._unfinished.images.abort()
         self._unfinished = None
 
     def _under_way(self) -> _Unfinished:
@@ -73,20 +106,22 @@ class ZarrRecorder:
 class _Unfinished:
     instruction: str
     info: Mapping[str, Any]
-    observations: list[Observation] = field(default_factory=list)
-    actions: list[np.ndarray] = field(default_factory=list)
+    images: Images
+    # Plain numbers: a small array takes three times their room, which an hour of steps makes 80 MB.
+    state: array[float] = field(default_factory=lambda: array("d"))
+    action: array[float] = field(default_factory=lambda: array("d"))
+    time: array[float] = field(default_factory=lambda: array("d"))
     chunks: list[np.ndarray | None] = field(default_factory=list)
     points: list[np.ndarray | None] = field(default_factory=list)
 
     def finished(self, embodiment: Embodiment, success: bool | None) -> Episode:
-        seen = self.observations
-        if not seen:
+        if not self.time:
             raise InputError("an episode without steps cannot be stored")
         return Episode(
-            images={camera: np.stack([o.images[camera] for o in seen]) for camera in embodiment.cameras},
-            state=np.stack([o.state for o in seen]),
-            action=np.stack(self.actions),
-            time=np.array([o.time for o in seen], np.float64),
+            images=self.images.frames,
+            state=np.array(self.state).reshape(len(self.time), -1),
+            action=np.array(self.action).reshape(len(self.time), -1),
+            time=np.array(self.time),
             instruction=self.instruction,
             embodiment=embodiment,
             success=success,
@@ -98,6 +133,8 @@ class _Unfinished:
 
 def _check(embodiment: Embodiment, observation: Observation, action: Float[np.ndarray, "a"]) -> None:
     embodiment.check_action(action)
+    if np.shape(observation.state) != (len(embodiment.state),):
+        raise InputError(f"state has shape {np.shape(observation.state)}, expected {(len(embodiment.state),)}")
     for camera in embodiment.cameras:
         if camera not in observation.images:
             raise InputError(f"no image of camera {camera!r}: the observation has {', '.join(observation.images)}")
