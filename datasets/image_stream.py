@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from jaxtyping import UInt8
@@ -15,6 +15,9 @@ from vla.datasets.frame_stream import FrameStream
 from vla.datasets.shards import pool
 from vla.datasets.store_arrays import StoreArrays
 from vla.errors import InputError
+
+LARGE = 200_000
+"""Bytes of a step's images that are worth handing over to other threads."""
 
 
 class ImageStream:
@@ -48,8 +51,11 @@ class ImageStream:
             if image.shape != shape or image.dtype != np.uint8:
                 raise InputError(f"image of camera {camera!r} is {image.dtype} {image.shape}, expected uint8 {shape}")
         streams = [self._streams[camera] for camera in images]
-        for stream, coded in zip(streams, pool().map(_encode, streams, images.values()), strict=True):
-            stream.add(coded)
+        large = sum(image.nbytes for image in images.values()) >= LARGE
+        work = _encode, streams, images.values()
+        coded: Iterable[bytes] = pool().map(*work) if large else map(*work)
+        for stream, chunk in zip(streams, coded, strict=True):
+            stream.add(chunk)
 
     @property
     def frames(self) -> dict[str, UInt8[np.ndarray, "t _h _w 3"]]:
