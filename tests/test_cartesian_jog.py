@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from vla.envs.make import make_env
 from vla.envs.so101 import SO101Env
 from vla.teleop.cartesian_jog import JOINT_LEAD, LEAD, LOWEST, PATIENCE, ROLL, CartesianJog, fingertip_solver
+from vla.teleop.operator import Operator
 from vla.teleop.protocol import STEP, TURN, WORDS, Jog
+from vla.types import Observation
 
 ENV = make_env("pick", images=False).unwrapped
 assert isinstance(ENV, SO101Env)
@@ -204,3 +206,27 @@ def test_a_narrower_calibrated_range_is_kept() -> None:
         joints = jogging.act(Jog((0.0, STEP, 0.0)), joints)
     assert joints[0] == pytest.approx(-0.3, abs=0.05) and joints[0] >= -0.3
     assert said == ["the arm does not move left: out of reach, shoulder_pan at the limit"]
+
+
+class Six:
+    """A device that says six times to go on, then to wait."""
+
+    count = 0
+
+    def read(self) -> Jog:
+        self.count += 1
+        return WORDS["x+" if self.count <= 6 else "wait"]
+
+
+@pytest.mark.parametrize("hz", [5.0, 10.0, 30.0, 50.0])
+def test_jogs_are_as_fast_at_every_rate(hz: float) -> None:
+    """At most ten commands a second, on an arm whose policy has thirty steps too."""
+    operator = Operator(Six(), replace(BODY, control_hz=hz), SOLVER, print)
+    state = np.array(POSES["home"])
+    begun, path = tip(state), []
+    for step in range(round(1.5 * hz)):
+        chunk = operator.predict(Observation({}, state, "", step / hz))
+        state = state if chunk is None else chunk.actions[0]  # an arm that is there at once
+        path.append(tip(state)[0] - begun[0])
+    assert path[-1] == pytest.approx(0.06, abs=0.005)
+    assert np.diff(path).max() * hz < 0.13  # [m/s]

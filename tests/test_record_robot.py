@@ -105,10 +105,16 @@ def test_what_a_signal_cuts_off_is_kept_or_not_as_told(
     held: list[np.ndarray] = []
     monkeypatch.setattr(SimRobot, "hold", lambda self, last: held.append(last))
     device(monkeypatch, lambda count: os.kill(os.getpid(), signal.SIGTERM) if count == 5 else None)
-    assert record("teleop=script", f"keep_unfinished={keep}") == 0
+    assert record("teleop=script", f"keep_unfinished={keep}") == 3
     store = EpisodeStore.open("by-hand.zarr")
     assert len(store) == keep and not store.unfinished_frames and "ended: terminated" in capsys.readouterr().out
     assert len(held) == 1 and np.isfinite(held[0]).all()
+
+
+def test_a_file_stops_the_arm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    device(monkeypatch, lambda count: Path("stop").touch() if count == 5 else None)
+    assert record("teleop=script", "stop_file=stop") == 3
+    assert "the session ended: emergency stop: stop" in capsys.readouterr().err
 
 
 def device(monkeypatch: pytest.MonkeyPatch, at: Callable[[int], object]) -> None:
@@ -187,9 +193,9 @@ def ports(tmp_path: Path) -> Iterator[dict[str, ServoPort]]:
 ON_BUS = ("robot.port=follower", "robot.id=follower", "robot.calibration_dir=.", "instruction=wave")
 
 
-def on_bus(*given: str) -> None:
+def on_bus(*given: str, ends: int = 0) -> None:
     """Connecting may fail on a busy machine, on which the emulated servos answer too late."""
-    assert 0 in (record(*ON_BUS, *given, robot="so101") for _ in range(4))
+    assert ends in (record(*ON_BUS, *given, robot="so101") for _ in range(4))
 
 
 LEAD = ("leader_port=leader", "leader_id=leader", "leader_calibration_dir=.")
@@ -238,7 +244,7 @@ def test_an_arm_that_is_unplugged_leaves_no_half_an_episode(
     for _ in range(4):  # on a busy machine the emulated servos may be silent for so long that the run ends before
         if len(steps) < 3:
             steps.clear()
-            on_bus("teleop=script", f"keep_unfinished={keep}")
+            on_bus("teleop=script", f"keep_unfinished={keep}", ends=4)
     store = EpisodeStore.open("by-hand.zarr")
     assert len(steps) >= 3 and not store.unfinished_frames and all(not r.success for r in store.records)
     assert len(store) >= 1 if keep else len(store) == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -25,7 +25,7 @@ from vla.control.robots.dry_run import DryRun
 from vla.control.stats import EXIT_CODES
 from vla.control.status import Status
 from vla.control.status_page import status_page
-from vla.control.stop import EmergencyStop, operator, stop_file, stop_gamepad
+from vla.control.stop import EmergencyStop, operator, stop_sources
 from vla.control.tick import Tick
 from vla.datasets.codecs import DEFAULT
 from vla.datasets.codecs import codec as known_codec
@@ -99,7 +99,7 @@ def deploy(
         # An arm that is told nothing does not stay behind, and does not move to a start.
         moved, config = DryRun(robot), replace(config, stall=float("inf"), move_to_start=False, end="hold")
     with ExitStack() as stack:
-        stop = EmergencyStop(_stops(stop_file, stop_gamepad, stack))
+        stop = EmergencyStop([operator, *stop_sources(stop_file, stop_gamepad, stack)])
         sizes = dict(image_sizes(robot))
         inference = ProcessInference(
             partial(_load, policy, body, sizes, robot.limits.velocity, dict(kinematics), config.execution)
@@ -148,15 +148,6 @@ def loop_config(loop: Mapping[str, Any], policy: str, lost: float) -> LoopConfig
     if policy.startswith(REMOTE):
         return replace(config, heartbeat=max(config.heartbeat, lost))
     return replace(config, invalid=None) if policy == "hold" else config
-
-
-def _stops(file: str | None, gamepad: str | None, stack: ExitStack) -> list[Callable[[], str | None]]:
-    sources: list[Callable[[], str | None]] = [operator]
-    if file is not None:
-        sources.append(stop_file(file))
-    if gamepad is not None:
-        sources.append(stop_gamepad(gamepad, stack))
-    return sources
 
 
 def _fitting(config: LoopConfig, about: PolicyInfo, policy: str) -> tuple[LoopConfig, DataSummary]:

@@ -9,17 +9,19 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from vla.control.config import LoopConfig
+from vla.control.events import EventLog
 from vla.control.loop import ControlLoop
 from vla.control.recording import Recording
-from vla.control.robot import Robot, RobotFault
-from vla.control.stats import ControlStats
-from vla.control.stop import EmergencyStop
+from vla.control.robot import Robot
+from vla.control.stats import EXIT_CODES, ControlStats, Outcome
+from vla.control.status import Status
+from vla.control.stop import EmergencyStop, stop_sources
 from vla.control.thread_inference import ThreadInference
 from vla.control.tick import Tick
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.folder import open_folder
 from vla.envs.arm import JOINTS
-from vla.errors import InputError, unknown
+from vla.errors import Failure, InputError, unknown
 from vla.recording.session_end import UNMOVED, Motion, check_script_kept, tell_kept
 from vla.recording.zarr_recorder import ZarrRecorder
 from vla.teleop import gamepad, keyboard
@@ -38,6 +40,8 @@ TICKS = 50
 """About how many commands a second the arm gets: a multiple of its own rate."""
 MET, TIME = "the task is met", "done"
 AGAIN = (Event.DISCARD.value, Event.NEXT.value)
+DECIDED = (Event.QUIT.value, TIME, MET, Event.SAVE.value, *AGAIN)
+"""Reasons that are the operator's, or as planned."""
 HELPS = {"gamepad": gamepad.HELP, "keyboard": keyboard.HELP}
 KEYS = "enter: begin; end and keep     backspace, r: discard, and again     q, ctrl-C: stop the arm, and end"
 
@@ -56,6 +60,8 @@ def record_robot(
     leader_calibration_dir: str | None,
     joystick: str,
     script: str | None,
+    stop_file: str | None,
+    stop_gamepad: str | None,
     out: str,
     codec: str,
 ) -> None:
@@ -67,8 +73,9 @@ def record_robot(
     `seconds` is kept too. One that a stop or a fault ends is kept if and only if `keep_unfinished`. The control loop's
     guard stands between the operator and the motors, and the arm holds after each.
 
-    Raises InputError, before anything moves, for options that do not fit, a device that is not there, a store of
-    another embodiment, and a robot that does not connect; and for a script that keeps no episode.
+    Raises InputError, before anything moves, for options that do not fit, a device that is not there, and a store of
+    another embodiment; and for a script that keeps no episode. Raises Failure, with EXIT_CODES, where a robot does not
+    connect, and where a fault or a stop other than the operator's quitting ended the session.
     """
     if episodes < 1 or seconds <= 0 or (pause is not None and pause < 0):
         raise InputError(f"episodes and seconds must be above 0, pause 0 or more: {episodes}, {seconds}, {pause}")
@@ -88,12 +95,9 @@ def record_robot(
         if teleop in ("leader", "keyboard") and not terminal.there and (teleop == "keyboard" or pause is None):
             raise InputError(f"teleop={teleop} needs a terminal for its keys; a leader can do with pause=SECONDS")
         store = stack.enter_context(EpisodeStore.open(out, "a") if begun else EpisodeStore.create(out, body, codec))
-        stop = EmergencyStop()
+        stop = EmergencyStop(stop_sources(stop_file, stop_gamepad, stack))
         stack.enter_context(stop.signals())
-        try:
-            stack.enter_context(robot)
-        except RobotFault as fault:
-            raise InputError(str(fault)) from fault
+        stack.enter_context(robot)
         print(*(help for name, help in HELPS.items() if name == teleop), KEYS, sep="\n")
         desk = _Desk(robot, Operator(device, body, solver, _show), terminal, stop, config, store)
         before = len(store)
@@ -105,6 +109,8 @@ def record_robot(
             tell_kept(out, store, before)
         if teleop == "script" and reason == Event.QUIT.value:
             check_script_kept(out, store, before)
+        if desk.ended is not None and reason and reason not in DECIDED:
+            raise Failure(f"the session ended: {reason}", EXIT_CODES[desk.ended])
 
 
 def _device(
@@ -127,10 +133,7 @@ def _device(
         return open_device(teleop, joystick, script, stack), fingertip_solver()
     if port is None:
         raise InputError("teleop=leader needs leader_port=…, its serial port: `vla doctor` lists those that there are")
-    try:
-        return stack.enter_context(Leader(port, id, calibration_dir)), None
-    except RobotFault as fault:
-        raise InputError(str(fault)) from fault
+    return stack.enter_context(Leader(port, id, calibration_dir)), None
 
 
 @dataclass
@@ -143,6 +146,8 @@ class _Desk:
     stop: EmergencyStop
     config: LoopConfig
     store: EpisodeStore
+    ended: Outcome | None = None
+    """How the last run did."""
 
     def session(
         self, teleop: str, instruction: str | None, episodes: int, seconds: float, pause: float, keep: bool
@@ -214,9 +219,12 @@ class _Desk:
             self.stop.trip(Event.QUIT.value)
         inference = ThreadInference(self.operator)
         try:
-            stop = EmergencyStop([lambda: self.stop.reason, said, met])
-            loop = ControlLoop(self.robot, inference, self.config, stop=stop, watch=watch, connect=False)
-            return loop.run(told, seconds)
+            stop, events = EmergencyStop([self.stop.poll, said, met]), EventLog()
+            loop = ControlLoop(self.robot, inference, self.config, stop=stop, watch=watch, connect=False, events=events)
+            with Status(events, line=False):
+                stats = loop.run(told, seconds)
+            self.ended = stats.outcome
+            return stats
         finally:
             inference.close()
 

@@ -44,10 +44,10 @@ class Snapshot:
 
 class Status:
     """Give it to the loop as `watch`, inside `with`: a thread prints warnings of `events` to the standard error, and on
-    a terminal a line of what is going on."""
+    a terminal with `line` also one of what is going on."""
 
-    def __init__(self, events: EventLog) -> None:
-        self._events = events
+    def __init__(self, events: EventLog, line: bool = True) -> None:
+        self._events, self._line = events, line
         self._ticks: deque[tuple[float, bool]] = deque(maxlen=100)
         """Of the last ticks the time, and whether a command was sent."""
         self._last: Tick | None = None
@@ -67,7 +67,7 @@ class Status:
         self._over.set()
         self._thread.join(EVERY)
         self._print()
-        if sys.stderr.isatty():
+        if self._line and sys.stderr.isatty():
             print(file=sys.stderr, flush=True)
 
     def __call__(self, tick: Tick) -> None:
@@ -106,7 +106,7 @@ class Status:
             self._print()
 
     def _print(self) -> None:
-        terminal = sys.stderr.isatty()
+        terminal = self._line and sys.stderr.isatty()
         while self._events.unseen:
             event = self._events.unseen.popleft()
             self._last_warning = event.what

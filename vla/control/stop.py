@@ -98,6 +98,12 @@ def operator() -> str | None:
     return "emergency stop: key" if line else "the operator is gone: the standard input has ended"
 
 
+def stop_sources(file: str | None, gamepad: str | None, stack: ExitStack) -> list[Callable[[], str | None]]:
+    """Sources of `stop_file` and `stop_gamepad`, of those that are given."""
+    files = [] if file is None else [stop_file(file)]
+    return files if gamepad is None else [*files, stop_gamepad(gamepad, stack)]
+
+
 def stop_file(path: str) -> Callable[[], str | None]:
     """A source: the file at `path`, as soon as there is one. Raises InputError where there is one already."""
     if os.path.lexists(path):

@@ -37,7 +37,7 @@ class Tick:
     infer: float | None
     """Of the answer that came in this tick, if one did."""
     command: float
-    left: int
+    left: int = 0
     """Actions of the chunk in force that are still to be carried out."""
     temperatures: Mapping[str, float] = field(default_factory=dict)
     """The last that was read of each servo [degrees C]."""
