@@ -138,16 +138,18 @@ class Terminal(io.StringIO):
 def test_the_status_shows_rate_delay_queue_and_holds_and_each_warning_once(monkeypatch: pytest.MonkeyPatch) -> None:
     events, out = EventLog(), Terminal()
     monkeypatch.setattr("sys.stderr", out)
+    monkeypatch.setenv("COLUMNS", "60")
     with Status(events) as status:
         assert status.snapshot() is None
         for step in range(51):
             status(tick(3.0 + step / 50, "hold" if step < 5 else "chunk"))
         events.add(0.5, "robot: mute", warning=True)
         events.add(0.6, "clamped: velocity")
-        now = status.snapshot()
+    now = status.snapshot()
     assert now is not None and (now.rate, now.queue, now.holds) == (pytest.approx(50), 7, 5)
     assert out.getvalue().count("0.5 s: robot: mute\n") == 1 and "clamped" not in out.getvalue()
-    assert "50.0 Hz  delay 50 ms  queue 7  held 5  chunk  last: robot: mute" in out.getvalue()
+    assert "50.0 Hz  delay 50 ms  queue 7  held 5  c" in out.getvalue()
+    assert "last: robot: mute" in now.line() and max(map(len, out.getvalue().split("\x1b[K"))) <= 60
 
 
 def test_the_status_is_on_a_page_of_this_machine() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 from collections import deque
@@ -112,7 +113,8 @@ class Status:
             self._last_warning = event.what
             print(f"{CLEAR if terminal else ''}{event.time:.1f} s: {event.what}", file=sys.stderr, flush=True)
         if terminal and (now := self.snapshot()) is not None:
-            print(f"{CLEAR}{now.line()}", end="", file=sys.stderr, flush=True)
+            width = shutil.get_terminal_size().columns - 1  # one that wraps could not be erased
+            print(f"{CLEAR}{now.line()[:width]}", end="", file=sys.stderr, flush=True)
 
 
 def _hottest(temperatures: Mapping[str, float]) -> str:
