@@ -12,10 +12,12 @@ import pytest
 from emulated_arms import OPTIONS, connected, emulated, make, retried
 
 from vla.cli import main
+from vla.control.limits import Limits
 from vla.control.robot import RobotFault
 from vla.control.robots.dry_run import DryRun
 from vla.control.robots.lerobot_build import build
 from vla.control.robots.lerobot_robot import LeRobotRobot, so101
+from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.feetech.port import ServoPort
 from vla.feetech.servo import READ_ONLY, SIZE, Register, Servo
@@ -155,3 +157,41 @@ def test_a_wrong_port_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["deploy", "policy=hold", "robot=so101", "robot.port=/dev/none", "instruction=wait"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("vla deploy: robot.port=/dev/none: ") and len(error.splitlines()) == 1
+
+
+def base(modes: tuple[str, ...]) -> LeRobotRobot:
+    """A mobile base's joint and speed, as LeKiwi names them."""
+    names = ("lift.pos", "x.vel")
+    body = Embodiment("base", (), names, names, (-1.0, -1.0), (1.0, 1.0), 10.0, action_mode=modes)
+    limits = Limits((1.0, 1.0), (2.0, 2.0))
+    return LeRobotRobot(
+        type="lekiwi", options={}, embodiment=body, limits=limits, keys=names, scale=(1.0, 1.0), offset=(0.0, 0.0)
+    )
+
+
+def test_a_speed_is_not_taken_for_a_place() -> None:
+    """It would be held for ever."""
+    with pytest.raises(InputError, match=r"x.vel is a position to robot.embodiment.action_mode, and x.vel a speed"):
+        base(())
+    body = base(("absolute", "velocity")).embodiment
+    np.testing.assert_array_equal(body.hold_action(np.array([0.3, 0.2])), [0.3, 0.0])
+
+
+def test_cameras_are_known_by_size_and_named_by_number_with_a_warning(
+    port: ServoPort, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    size = {"width": 64, "height": 48, "fps": 30}
+    cameras = {
+        "front": {"type": "opencv", "index_or_path": 9, **size},
+        "wrist": {"type": "opencv", "index_or_path": "/dev/v4l/by-id/usb-x", "rotation": 90, **size},
+        "top": {"type": "opencv", "index_or_path": "/dev/video9", **size},
+    }
+    robot = make(port, tmp_path, cameras=cameras)
+    assert robot.image_sizes == {"front": (48, 64), "wrist": (64, 48), "top": (48, 64)}
+    with pytest.raises(RobotFault, match="does not connect"), robot:
+        pass
+    told = [record.getMessage() for record in caplog.records if "by-id" in record.getMessage()]
+    assert [line.split(" today")[0] for line in told] == [
+        "camera front is number 9",
+        "camera top is number /dev/video9",
+    ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -111,6 +113,7 @@ class LeRobotRobot:
         lacking += [f"camera {camera}" for camera in self.embodiment.cameras if camera not in robot.cameras]
         if lacking:
             raise InputError(f"LeRobot's {self._type} has no {', '.join(lacking)}: name them in robot.options")
+        _warn_of_numbers(self._options)
         connect(robot, self._type, torque=torque)
         self._robot, self._torque = robot, torque
         bus, motors = getattr(robot, "bus", None), {key.removesuffix(".pos") for key in self.keys}
@@ -260,6 +263,14 @@ def _refuse_velocities(keys: Sequence[str], body: Embodiment) -> None:
                 f"{name} is a position to robot.embodiment.action_mode, and {key} a speed to LeRobot: say velocity "
                 "there, such as action_mode=[absolute, velocity]"
             )
+
+
+def _warn_of_numbers(options: Mapping[str, Any]) -> None:
+    """Logs the cameras that are named by a number, which another may have after the next start of the machine."""
+    for name, config in (options.get("cameras") or {}).items():
+        path = config.get("index_or_path")
+        if sys.platform == "linux" and path is not None and re.fullmatch(r"(/dev/video)?\d+", str(path)):
+            LOG.warning("camera %s is %s today: name it by /dev/v4l/by-id (vla doctor lists them)", name, path)
 
 
 def _image_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
