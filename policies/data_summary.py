@@ -15,9 +15,10 @@ from vla.start_region import StartRegion
 
 Range = tuple[tuple[float, ...], tuple[float, ...]]
 """The least and the greatest value of each component, in its unit."""
+DEGREES = 180 / np.pi
 TOO_WIDE, TOO_NARROW = 3.0, 0.03
-"""Data that span so many times a robot's range, or of which every joint spans less than this share, are in other
-units: a degree is 57 times a radian."""
+"""Data that span so many times a robot's range are in other units; so are those of which every joint spans less than
+this share of it, if as many radians fit into a range of degrees."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,10 @@ class DataSummary:
             return
         share = np.where(bound, (high - low) / np.where(bound, most - least, 1.0), 1.0)
         apart = bound & ((low > most) | (high < least) | (share > TOO_WIDE))
-        narrow = bound & ~body.is_gripper
-        if narrow.sum() > 1 and (share[narrow] < TOO_NARROW).all():
-            apart |= narrow
+        joints = bound & ~body.is_gripper
+        in_degrees = (DEGREES * low >= least) & (DEGREES * high <= most)
+        if joints.sum() > 1 and (share < TOO_NARROW)[joints].all() and in_degrees[joints].all():
+            apart |= joints
         if apart.any():
             at = int(np.argmax(apart))
             raise InputError(

@@ -192,6 +192,6 @@ def test_cameras_are_known_by_size_and_named_by_number_with_a_warning(
         pass
     told = [record.getMessage() for record in caplog.records if "by-id" in record.getMessage()]
     assert [line.split(" today")[0] for line in told] == [
-        "camera front is number 9",
-        "camera top is number /dev/video9",
+        "camera front is 9",
+        "camera top is /dev/video9",
     ]

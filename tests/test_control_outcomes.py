@@ -237,6 +237,9 @@ def test_the_same_event_is_counted_while_it_goes_on() -> None:
     log.add(3.1, "robot: mute", warning=True)
     assert [(e.time, e.count, e.last) for e in log.entries] == [(0.0, 3, 1.4), (3.0, 1, 3.0), (3.1, 1, 3.1)]
     assert [event.what for event in log.unseen] == ["robot: mute"]
+    again = EventLog(("robot: mute",))
+    again.add(0.1, "robot: mute", warning=True)
+    assert len(again.entries) == 1 and not again.unseen
     for number in range(MOST):
         log.add(4.0, f"fault {number}")
     assert len(log.entries) == MOST and log.left_out == 3

@@ -204,11 +204,11 @@ import os
 from vla import cli
 from vla.datasets.store_arrays import StoreArrays
 write = StoreArrays.write
-def killed(self, names, content, steps):
+def killed(self, names, *content):
     if self.count == 10:
-        write(self, [name for name in names if name != "state"], content, steps)
+        write(self, [name for name in names if name != "state"], *content)
         os.kill(os.getpid(), {int(signal.SIGKILL)})
-    write(self, names, content, steps)
+    write(self, names, *content)
 StoreArrays.write = killed
 cli.main({arguments})
 """

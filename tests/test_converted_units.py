@@ -109,3 +109,9 @@ def test_data_of_the_robot_s_own_range_are_not(share: float) -> None:
     low, high = (share * np.array(end) for end in (body.action_low, body.action_high))
     low[0], high[0] = 0.1, 0.1001
     adapt(Still(body, DataSummary(action=(tuple(low), tuple(high)))), body, None, {})
+
+
+def test_a_robot_that_hardly_moved_is_not_taken_for_one_in_radians() -> None:
+    """A short recording in degrees, of angles that no joint could have in radians."""
+    low, high = np.array(DEGREES.action_high) - 0.5, np.array(DEGREES.action_high)
+    adapt(Still(DEGREES, DataSummary(action=(tuple(low), tuple(high)))), DEGREES, None, {})

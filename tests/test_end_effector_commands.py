@@ -72,7 +72,7 @@ def test_eval_runs_it_on_joints(checkpoint: Path, tmp_path: Path, capsys: pytest
 
 
 def test_deploy_makes_it_one_of_joints(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    policy = _load(str(checkpoint), so101_body(), (2.0,) * 6, {}, "rtc")
+    policy = _load(str(checkpoint), so101_body(), {}, (2.0,) * 6, {}, "rtc")
     assert policy.embodiment == so101_body() and "the policy outputs poses" in capsys.readouterr().out
 
 

@@ -25,7 +25,7 @@ from vla.control.robots.dry_run import DryRun
 from vla.control.stats import EXIT_CODES
 from vla.control.status import Status
 from vla.control.status_page import status_page
-from vla.control.stop import EmergencyStop, operator, stop_sources
+from vla.control.stop import EmergencyStop, in_background, operator, stop_sources
 from vla.control.tick import Tick
 from vla.datasets.codecs import DEFAULT
 from vla.datasets.codecs import codec as known_codec
@@ -172,6 +172,8 @@ def _look(robot: Robot, instruction: str, data: DataSummary, folder: Path, confi
         path = folder / LOOK
         cameras_beside_training(path, robot.observe(instruction), data.start.images)
         print(f"the cameras beside the training data: {path}", flush=True)
+    if wanted and sys.stdin.isatty() and in_background(sys.stdin.fileno()):
+        raise InputError("in the background no key begins the run: bring it to the foreground, or add confirm=false")
     if wanted:
         print("enter: begin     anything else: end", flush=True)
         if sys.stdin.readline().strip():

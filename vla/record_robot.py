@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
 
+from vla.control.clock import NO_PRIORITY
 from vla.control.config import LoopConfig
 from vla.control.events import EventLog
 from vla.control.loop import ControlLoop
@@ -219,7 +220,7 @@ class _Desk:
             self.stop.trip(Event.QUIT.value)
         inference = ThreadInference(self.operator)
         try:
-            stop, events = EmergencyStop([self.stop.poll, said, met]), EventLog()
+            stop, events = EmergencyStop([self.stop.poll, said, met]), EventLog((NO_PRIORITY,) if self.ended else ())
             loop = ControlLoop(self.robot, inference, self.config, stop=stop, watch=watch, connect=False, events=events)
             with Status(events, line=False):
                 stats = loop.run(told, seconds)

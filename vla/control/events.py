@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 
 TOGETHER = 1.0
@@ -24,9 +25,13 @@ class Event:
 
 
 class EventLog:
-    """Events in the order in which they began. One thread adds; another may read `entries` and take `unseen`."""
+    """Events in the order in which they began. One thread adds; another may read `entries` and take `unseen`.
 
-    def __init__(self) -> None:
+    Warnings of `known` were shown in an earlier run.
+    """
+
+    def __init__(self, known: Collection[str] = ()) -> None:
+        self._known = known
         self.entries: list[Event] = []
         self.left_out = 0
         self.unseen: deque[Event] = deque(maxlen=MOST)
@@ -43,5 +48,5 @@ class EventLog:
             return
         self._latest[what] = event = Event(time, what, warning, last=time)
         self.entries.append(event)
-        if warning:
+        if warning and what not in self._known:
             self.unseen.append(event)
