@@ -173,9 +173,7 @@ def test_a_robot_with_some_of_the_cameras(make_model: Models) -> None:
     chunk = policy.predict(observation("wrist"))
     assert chunk is not None and chunk.points is not None and chunk.points.shape == (1, 2)
     assert chunk.actions[:, 0].max() <= 0.5
-    with pytest.raises(
-        InputError, match="other wrist, top; name the robot.s cameras as the policy does: front, wrist"
-    ):
+    with pytest.raises(InputError, match="other wrist, top; name the robot.s cameras as the policy does: front, wrist"):
         adapt(VlaPolicy(model, other), other, None, {})
 
 
