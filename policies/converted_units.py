@@ -12,8 +12,8 @@ from jaxtyping import Float
 from vla.embodiment import Embodiment
 from vla.kinematics.joint_map import UNITS, bare, unit_of
 from vla.policies.data_summary import DataSummary, Range, data_of
-from vla.policies.history import history_of
-from vla.policies.protocol import BatchPolicy, Policy, takes_fewer_cameras, takes_prefix
+from vla.policies.protocol import BatchPolicy, Policy, guides, takes_fewer_cameras
+from vla.policies.wrapped import WrappedPolicy
 from vla.types import ActionChunk, Observation
 
 Factors = Float[np.ndarray, "c"]
@@ -33,7 +33,7 @@ def unit_factors(there: Sequence[str], here: Sequence[str]) -> Factors | None:
     return np.array(factors)
 
 
-class ConvertedPolicy:
+class ConvertedPolicy(WrappedPolicy):
     """Drives `body` by `policy`, whose values are multiplied by `state` and `action`, and observations divided."""
 
     def __init__(self, policy: Policy, body: Embodiment, state: Factors, action: Factors) -> None:
@@ -43,27 +43,9 @@ class ConvertedPolicy:
         self.data = DataSummary(_scaled(known.state, state), _scaled(known.action, action), start)
 
     @property
-    def model(self) -> Any:
-        """The policy's, where it has one."""
-        return getattr(self.policy, "model", None)
-
-    @property
     def fewer_cameras(self) -> bool:
         """The policy's (`FewerCamerasPolicy`)."""
         return takes_fewer_cameras(self.policy)
-
-    @property
-    def takes_prefix(self) -> bool:
-        """The policy's (`PrefixPolicy`)."""
-        return takes_prefix(self.policy)
-
-    @property
-    def history(self) -> tuple[float, ...]:
-        """The policy's (`HistoryPolicy`)."""
-        return history_of(self.policy)
-
-    def reset(self) -> None:
-        self.policy.reset()
 
     def predict(
         self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
@@ -87,7 +69,7 @@ class BatchConvertedPolicy(ConvertedPolicy):
     @property
     def guides(self) -> bool:
         """Whether its chunks can be guided."""
-        return bool(getattr(self.policy, "guides", False))
+        return guides(self.policy)
 
     def predict_batch(
         self,

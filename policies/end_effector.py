@@ -15,8 +15,8 @@ from vla.kinematics.arm import ArmKinematics
 from vla.kinematics.chain import ToolKinematics
 from vla.kinematics.joint_map import Named, bare
 from vla.kinematics.tool_pose import ToolPose
-from vla.policies.history import history_of
-from vla.policies.protocol import BatchPolicy, GuidedPolicy, Policy, takes_fewer_cameras, takes_prefix
+from vla.policies.protocol import BatchPolicy, Policy, guides, takes_fewer_cameras
+from vla.policies.wrapped import WrappedPolicy
 from vla.types import ActionChunk, Observation
 
 PACE = 0.95
@@ -27,7 +27,7 @@ LAG = 0.1
 may begin so far ahead, for it would pull the arm back otherwise."""
 
 
-class EndEffectorPolicy:
+class EndEffectorPolicy(WrappedPolicy):
     """Drives `body` by the tool poses of `policy`.
 
     The tool's pose in the observed state follows from the measured joints by forward kinematics, the chunk's joint
@@ -59,24 +59,6 @@ class EndEffectorPolicy:
         self._passed, self._observed = _Passed.of(there, body, self._poses, components or {})
         if lacking := set(range(len(body.action))) - {*self._arm.at, *self._passed.theirs}:
             raise InputError(f"{there.name} has no action for {body.name}'s {body.action[min(lacking)]}")
-
-    @property
-    def model(self) -> Any:
-        """The policy's, where it has one."""
-        return getattr(self.policy, "model", None)
-
-    @property
-    def takes_prefix(self) -> bool:
-        """Whether the policy does."""
-        return takes_prefix(self.policy)
-
-    @property
-    def history(self) -> tuple[float, ...]:
-        """The policy's (`HistoryPolicy`)."""
-        return history_of(self.policy)
-
-    def reset(self) -> None:
-        self.policy.reset()
 
     def predict(
         self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
@@ -138,7 +120,7 @@ class BatchEndEffectorPolicy(EndEffectorPolicy):
     @property
     def guides(self) -> bool:
         """Whether its chunks can be guided."""
-        return isinstance(self.policy, GuidedPolicy) and self.policy.guides
+        return guides(self.policy)
 
     def predict_batch(
         self,

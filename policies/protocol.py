@@ -85,3 +85,8 @@ class GuidedPolicy(BatchPolicy, Protocol):
     ) -> list[ActionChunk | None]:
         """`beyond` are the old chunk's m actions after the prefix; `vjp` as in `vla.actions.guidance.Guide`."""
         ...
+
+
+def guides(policy: Policy | BatchPolicy) -> bool:
+    """Whether its chunks can be guided: those of a flow can."""
+    return isinstance(policy, GuidedPolicy) and policy.guides

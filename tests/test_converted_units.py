@@ -10,12 +10,11 @@ from ee_stores import in_degrees, moving
 from jaxtyping import Float
 
 from vla.control.adapt import adapt
-from vla.control.inference import guides
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.policies.converted_units import ConvertedPolicy
 from vla.policies.data_summary import DataSummary
-from vla.policies.protocol import BatchPolicy, takes_prefix
+from vla.policies.protocol import BatchPolicy, guides, takes_prefix
 from vla.start_region import StartRegion
 from vla.types import ActionChunk, Observation
 

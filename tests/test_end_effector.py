@@ -14,14 +14,14 @@ from ee_stores import in_degrees, moving, so101_body, store_of
 from jaxtyping import Float
 
 from vla.control.adapt import adapt, adapted_line
-from vla.control.inference import Request, guides, predict
+from vla.control.inference import Request, predict
 from vla.datasets.episodes import EpisodeStore
 from vla.datatools.derive import derive
 from vla.embodiment import Embodiment, Rotation
 from vla.errors import InputError
 from vla.kinematics.tool_pose import ToolPose
 from vla.policies.end_effector import LAG, PACE, BatchEndEffectorPolicy, EndEffectorPolicy
-from vla.policies.protocol import BatchPolicy
+from vla.policies.protocol import BatchPolicy, guides
 from vla.types import ActionChunk, Episode, Observation
 
 HORIZON = 6

@@ -22,7 +22,7 @@ from vla.control.process_inference import ProcessInference
 from vla.control.recording import Recording
 from vla.control.robot import Robot, image_sizes
 from vla.control.robots.dry_run import DryRun
-from vla.control.stats import EXIT_CODES
+from vla.control.stats import EXIT_CODES, MET
 from vla.control.status import Status
 from vla.control.status_page import status_page
 from vla.control.stop import EmergencyStop, in_background, operator, stop_sources
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from vla.control.stats import ControlStats
 
 STORE, RRD, NUMBERS, LOOK = "episodes.zarr", "episode.rrd", "deploy.json", "cameras.png"
-MET = "the task is met"
 
 
 def deploy(
@@ -193,6 +192,8 @@ def _load(
         print(line, flush=True)
     if takes_prefix(loaded):
         check_execution(loaded, execution)
+    if unsized := [camera for camera in body.cameras if camera not in sizes]:
+        print(f"the policy is not tried before it runs: no size is configured of {', '.join(unsized)}", flush=True)
     probe(loaded, body, sizes, execution)
     return loaded
 

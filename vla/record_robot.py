@@ -9,12 +9,12 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from vla.control.clock import NO_PRIORITY
-from vla.control.config import LoopConfig
+from vla.control.config import LoopConfig, rate_for
 from vla.control.events import EventLog
 from vla.control.loop import ControlLoop
 from vla.control.recording import Recording
 from vla.control.robot import Robot
-from vla.control.stats import EXIT_CODES, ControlStats, Outcome
+from vla.control.stats import EXIT_CODES, MET, ControlStats, Outcome
 from vla.control.status import Status
 from vla.control.stop import EmergencyStop, stop_sources
 from vla.control.thread_inference import ThreadInference
@@ -37,9 +37,7 @@ from vla.teleop.terminal import Terminal
 if TYPE_CHECKING:
     from vla.kinematics.solver import KinematicSolver
 
-TICKS = 50
-"""About how many commands a second the arm gets: a multiple of its own rate."""
-MET, TIME = "the task is met", "done"
+TIME = "done"
 AGAIN = (Event.DISCARD.value, Event.NEXT.value)
 DECIDED = (Event.QUIT.value, TIME, MET, Event.SAVE.value, *AGAIN)
 """Reasons that are the operator's, or as planned."""
@@ -85,8 +83,7 @@ def record_robot(
     if not instruction and not hasattr(robot, "instruction"):
         raise InputError("say what is demonstrated: instruction='pick up the red cube'")
     body = robot.embodiment
-    hz = body.control_hz * max(1, round(TICKS / body.control_hz))
-    config = LoopConfig(hz=hz, execution="chunked", execute=1, ttl=LASTS)
+    config = LoopConfig(hz=rate_for(body.control_hz), execution="chunked", execute=1, ttl=LASTS)
     with ExitStack() as stack:
         begun = open_folder(out).exists("")
         if begun:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from vla.control.config import LoopConfig
+from vla.control.config import LoopConfig, rate_for
 from vla.control.events import EventLog
 from vla.control.loop import ControlLoop
 from vla.control.robot import Robot, RobotFault
@@ -30,8 +30,6 @@ SPEED = 0.25
 """Of the robot's limit of velocity."""
 SETTLE = 0.5
 """[s] at the pose, in which the arm is watched."""
-TICKS = 50
-"""About how many commands a second the arm gets: a multiple of its own rate."""
 
 
 def robot(*, action: str, robot: Robot, pose: Mapping[str, float] | None) -> None:
@@ -89,11 +87,11 @@ def _relax(servos: list[Servo]) -> None:
 
 def _home(robot: Robot, pose: Mapping[str, float] | None) -> None:
     body = robot.embodiment
-    data, ticks = DataSummary(start=_region(body, goal_of(robot, pose))), max(1, round(TICKS / body.control_hz))
+    data = DataSummary(start=_region(body, goal_of(robot, pose)))
     inference, events = ThreadInference(HoldPolicy(body)), EventLog()
     status = Status(events)
     try:
-        config = LoopConfig(hz=body.control_hz * ticks, slow=SPEED)
+        config = LoopConfig(hz=rate_for(body.control_hz), slow=SPEED)
         stop = EmergencyStop([operator])
         loop = ControlLoop(robot, inference, config, stop=stop, watch=status, data=data, events=events)
         with status:

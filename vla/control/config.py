@@ -55,6 +55,11 @@ class LoopConfig:
                 raise InputError(f"loop.{name}={value:g} must be above 0, or null")
 
 
+def rate_for(policy_hz: float) -> float:
+    """About fifty ticks a second: a multiple of the policy's rate."""
+    return policy_hz * max(1, round(LoopConfig.hz / policy_hz))
+
+
 def steps_of(policy_hz: float, loop_hz: float) -> int:
     """Ticks in a step of the policy. Raises InputError where that is no whole number."""
     ratio = loop_hz / policy_hz

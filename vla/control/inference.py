@@ -13,7 +13,7 @@ from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.policies.data_summary import DataSummary, data_of
 from vla.policies.history import history_of
-from vla.policies.protocol import BatchPolicy, GuidedPolicy, Policy, takes_prefix
+from vla.policies.protocol import BatchPolicy, Policy, guides, takes_prefix
 from vla.types import ActionChunk, Observation
 
 PREFIXED = ("rtc", "guided", "guided-vjp")
@@ -53,11 +53,6 @@ def predict(policy: Policy, requests: Sequence[Request]) -> list[ActionChunk | N
     guide: dict[str, Any] = {"beyond": np.stack(beyond), "vjp": requests[0].vjp} if beyond else {}
     given = np.stack(prefixes) if prefixes else None
     return policy.predict_batch([request.observation for request in requests], prefix=given, **guide)
-
-
-def guides(policy: Policy) -> bool:
-    """Whether its chunks can be guided: those of a flow can."""
-    return isinstance(policy, GuidedPolicy) and policy.guides
 
 
 def check_execution(policy: Policy, execution: str) -> None:
