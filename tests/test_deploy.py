@@ -200,12 +200,15 @@ def test_a_deployment_leaves_its_numbers_its_page_and_its_episode(
     assert "commands a second" in capfd.readouterr().out
 
 
-def test_a_dry_run_tells_the_arm_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_tells_the_arm_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     told: list[np.ndarray] = []
     monkeypatch.setattr(SimRobot, "command", lambda self, action: told.append(action))
     command = ["deploy", "policy=hold", "seconds=0.5", f"out={tmp_path / 'out'}", "dry_run=true"]
     assert cli.main(command) == 0 and told == []
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["deploy.json", "report.html"]
+    assert "no motion to the demonstrations' start" in capfd.readouterr().out
 
 
 def test_the_episode_is_optional_and_its_images_are_coded_as_chosen(
@@ -230,6 +233,7 @@ def test_the_episode_is_optional_and_its_images_are_coded_as_chosen(
         (["policy=expert"], "deploy a checkpoint"),
         (["policy=hold", "codec=jpg"], "no codec 'jpg'"),
         (["policy=hold", "codec=jpeg", "record=false"], "record=false"),
+        (["policy=hold", "dry_run=true", "loop.end=home"], "loop.end=home moves the arm"),
         (["policy=nowhere"], "no policy 'nowhere'"),
         (["policy=hold", "loop.hz=25"], "multiple"),
         (["policy=hold", "loop.execution=slow"], "naive, chunked"),

@@ -95,8 +95,11 @@ def deploy(
     steps_of(body.control_hz, config.hz)
     moved: Robot = robot
     if dry_run:
-        # An arm that is told nothing does not stay behind, and does not move to a start.
+        if config.end != "hold":
+            raise InputError(f"loop.end={config.end} moves the arm: leave it out with dry_run=true")
+        # An arm that is told nothing does not stay behind.
         moved, config = DryRun(robot), replace(config, stall=float("inf"), move_to_start=False, end="hold")
+        print("dry_run: nothing is sent to the robot, also no motion to the demonstrations' start")
     with ExitStack() as stack:
         stop = EmergencyStop([operator, *stop_sources(stop_file, stop_gamepad, stack)])
         sizes = dict(image_sizes(robot))

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from vla.control.robot import RobotFault
-from vla.control.robots.servos import LOAD, PRESENT, Servo, enable_torque, flags_of, within_range
+from vla.control.robots.servos import LOAD, PRESENT, Servo, flags_of, within_range
 from vla.control.servo_health import CURES
 from vla.errors import InputError
 
@@ -20,8 +20,7 @@ CALIBRATE = "calibrate anew (docs/arm.md)"
 
 
 def connect(device: Any, type: str, *, torque: bool = True) -> None:
-    """Connects a robot or teleoperator of LeRobot with its cameras, by its own `connect`, of which `configure` is the
-    only part that writes to a serial bus.
+    """Connects a robot or teleoperator of LeRobot with its cameras.
 
     A robot's servos hold where they stand when their torque comes on. Without `torque` nothing is written: torque,
     goals and settings stay as they are. Raises InputError for a device that is not calibrated, a joint outside its
@@ -37,13 +36,12 @@ def connect(device: Any, type: str, *, torque: bool = True) -> None:
     serial = [part for part in of_device if isinstance(part.bus, SerialMotorsBus)]
     if not torque and not (serial and serial == of_device):
         raise InputError(f"LeRobot's {type} cannot be connected without torque: dry_run needs servos on a serial bus")
-    for part in serial:
-        part.configure = partial(_configure, part, part.configure if torque else None)
     for left in reversed(range(CONNECTS)):
         try:
-            device.connect(calibrate=False)
-            if not serial and not device.is_calibrated:
-                raise InputError(f"the motors differ from {device.calibration_fpath}: {CALIBRATE}")
+            if torque:
+                _connect(device, serial)
+            else:
+                _connect_passive(serial)
             for part in serial:
                 # LeRobot spins for each answer, by which the loop's thread, first of all, kept from running what was to
                 # bring it (the kernel's worker for terminals, an emulated arm): reads took 40 ms.
@@ -59,19 +57,39 @@ def connect(device: Any, type: str, *, torque: bool = True) -> None:
                 raise RobotFault(f"{type} does not connect: {silent or error}", transient=False) from error
 
 
-def _configure(part: Any, settings: Any) -> None:
-    """LeRobot's `settings` of one arm, once it is known to be calibrated; None leaves its motors alone."""
+def _connect(device: Any, serial: list[Any]) -> None:
+    """By the device's own `connect`, which writes settings and enables torque, once all arms were found to be fit."""
     from lerobot.motors.feetech import FeetechMotorsBus
     from lerobot.robots import Robot
 
+    for part in serial:
+        follows = isinstance(part, Robot) and isinstance(part.bus, FeetechMotorsBus)
+        if follows and type(part.bus) is FeetechMotorsBus:
+            from vla.control.robots.holding_bus import HoldingBus
+
+            part.bus = HoldingBus.like(part.bus)
+        part.bus.connect()
+        _require_calibrated(part)
+        if follows:
+            within_range(part.bus)
+        part.bus.disconnect(disable_torque=False)
+    device.connect(calibrate=False)
+    if not serial and not device.is_calibrated:
+        raise InputError(f"the motors differ from {device.calibration_fpath}: {CALIBRATE}")
+
+
+def _connect_passive(serial: list[Any]) -> None:
+    """Buses and cameras alone: nothing is written to a servo."""
+    for part in serial:
+        part.bus.connect()
+        _require_calibrated(part)
+        for camera in getattr(part, "cameras", {}).values():
+            camera.connect()
+
+
+def _require_calibrated(part: Any) -> None:
     if not part.is_calibrated:
         raise InputError(f"the servos differ from {part.calibration_fpath}: {CALIBRATE}")
-    if settings is None:
-        return
-    if isinstance(part, Robot) and isinstance(part.bus, FeetechMotorsBus):
-        within_range(part.bus)
-        part.bus.enable_torque = partial(enable_torque, part.bus)
-    settings()
 
 
 def _diagnose(device: Any) -> str:

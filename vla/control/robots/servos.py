@@ -179,15 +179,6 @@ def within_range(bus: Any) -> None:
             )
 
 
-def enable_torque(bus: Any, motors: Any = None, num_retry: int = 0) -> None:
-    """In place of the driver's: each servo's goal is where it stands, so that it does not jump to an old one."""
-    names = list(bus.motors) if motors is None else [motors] if isinstance(motors, str) else list(motors)
-    for servo in (Servo(bus, motor) for motor in names):
-        if servo.demand(MODE, 1)[0] == POSITION_MODE:
-            servo.hold()
-        type(bus).enable_torque(bus, servo.motor, num_retry=num_retry)
-
-
 def limit_grip(servo: Servo) -> None:
     """Keeps a gripper's torque below what trips its overload protection, until the supply is cut.
 
