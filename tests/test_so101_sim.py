@@ -100,7 +100,7 @@ def test_faults_by_their_names(tmp_path: Path) -> None:
         assert (faults.mute, faults.corrupt, faults.drop, faults.delay) == ({3}, 0.5, 0.25, 0.02)
         obey(port, "heal")
         assert not faults.mute and faults.corrupt == faults.drop == faults.delay == 0
-        for wrong in ("mute 7", "mute", "corrupt 2", "slow -1", "slow x", "burn"):
+        for wrong in ("mute 7", "mute", "corrupt 2", "slow -1", "slow x", "burn", "blind front"):
             with pytest.raises(InputError, match="known: mute"):
                 obey(port, wrong)
     scene.close()

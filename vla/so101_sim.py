@@ -21,7 +21,7 @@ from vla.feetech.port import ServoPort
 NAME = "so101"
 """The id under which LeRobot finds the calibration."""
 LOG_BUFFER = 1 << 20
-FAULTS = "mute ID | overload ID | corrupt P | drop P | slow SECONDS | unplug | plug | heal"
+FAULTS = "mute ID | overload ID | blind CAMERA | corrupt P | drop P | slow SECONDS | unplug | plug | heal"
 
 
 def so101_sim(
@@ -51,8 +51,7 @@ def so101_sim(
         folder.mkdir(parents=True, exist_ok=True)
         if calibrated:
             _write(folder / f"{NAME}.json", json.dumps(arm.calibrate(), indent=4))
-        if camera_port:
-            stack.enter_context(CameraStream(arm, camera_port, fps))
+        cameras = stack.enter_context(CameraStream(arm, camera_port, fps)) if camera_port else None
         servos = ServoPort(arm, folder / "port")
         if log:
             Path(log).parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +66,7 @@ def so101_sim(
         try:
             for line in sys.stdin:
                 try:
-                    obey(port, line)
+                    obey(port, line, cameras)
                 except InputError as error:
                     print(error, flush=True)
             threading.Event().wait()
@@ -93,9 +92,10 @@ def connection(folder: Path, cameras: tuple[str, ...], size: int, camera_port: i
     return " \\\n".join(lines)
 
 
-def obey(port: ServoPort, line: str) -> None:
+def obey(port: ServoPort, line: str, cameras: CameraStream | None = None) -> None:
     """Brings the fault that a line names. Raises InputError for a line that names none."""
     faults, words = port.bus.faults, line.split()
+    known = cameras.arm.scene.cameras if cameras else ()
     match words:
         case []:
             pass
@@ -105,6 +105,10 @@ def obey(port: ServoPort, line: str) -> None:
             port.plug()
         case ["heal"]:
             faults.mute, faults.corrupt, faults.drop, faults.delay = set(), 0.0, 0.0, 0.0
+            if cameras:
+                cameras.dead = frozenset()
+        case ["blind", name] if cameras and name in known:
+            cameras.dead |= {name}
         case ["mute" | "overload" as what, id] if id in {str(servo.id) for servo in port.bus.servos}:
             if what == "mute":
                 faults.mute = faults.mute | {int(id)}

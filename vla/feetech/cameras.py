@@ -37,6 +37,8 @@ class CameraStream:
         # A scene of its own over the same model: drawing takes milliseconds, in which the arm's must go on.
         self._scene = copy.copy(arm.scene)
         self._scene.data = mujoco.MjData(arm.scene.model)
+        self.dead: frozenset[str] = frozenset()
+        """Cameras of which no image arrives: LeRobot's reader would take another camera's where a name is missing."""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="cameras", daemon=True)
         self._failure: BaseException | None = None
@@ -79,7 +81,7 @@ class CameraStream:
         with self.arm.lock:
             scene.data.qpos[:], captured = source.qpos, time.time()
         mujoco.mj_forward(scene.model, scene.data)
-        images = {name: encode_image(scene.render(name)) for name in scene.cameras}
+        images = {name: "" if name in self.dead else encode_image(scene.render(name)) for name in scene.cameras}
         return json.dumps({"timestamps": dict.fromkeys(images, captured), "images": images})
 
 

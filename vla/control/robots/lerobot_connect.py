@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,6 +19,8 @@ CONNECTS = 3
 """How often it is tried: LeRobot writes each servo's settings once, and one lost answer ends that."""
 PATIENCE = 0.002
 """[s] for which a read of a serial port sleeps at most, before the driver looks whether its own time is over."""
+READER = "_read_loop"
+"""The end of the names of LeRobot's threads that read cameras."""
 CALIBRATE = "calibrate anew (docs/arm.md)"
 
 
@@ -29,6 +34,7 @@ def connect(device: Any, type: str, *, torque: bool = True) -> None:
     """
     from lerobot.motors.motors_bus import SerialMotorsBus
 
+    _quieten()
     of_device = [part for _, part in parts(device)]
     for part in of_device:
         if not part.calibration:
@@ -55,6 +61,27 @@ def connect(device: Any, type: str, *, torque: bool = True) -> None:
             silent = _diagnose(device)
             if not left:
                 raise RobotFault(f"{type} does not connect: {silent or error}", transient=False) from error
+
+
+def _quieten() -> None:
+    """The loop reports cameras without images: LeRobot needs not print a line for each image that one loses."""
+    logging.getLogger("lerobot.cameras").setLevel(logging.ERROR)
+    if not isinstance(threading.excepthook, ReaderEnds):
+        threading.excepthook = ReaderEnds(threading.excepthook)
+
+
+@dataclass(frozen=True)
+class ReaderEnds:
+    """One line where a thread of LeRobot that reads a camera ends; `others` takes the end of all other threads."""
+
+    others: Callable[[threading.ExceptHookArgs], Any]
+
+    def __call__(self, what: threading.ExceptHookArgs) -> None:
+        if what.thread is None or not what.thread.name.endswith(READER):
+            self.others(what)
+            return
+        errors = (what.exc_value, getattr(what.exc_value, "__cause__", None))
+        LOG.error(" ".join(": ".join(str(error) for error in errors if error).split()))
 
 
 def _connect(device: Any, serial: list[Any]) -> None:

@@ -1,0 +1,59 @@
+"""A camera that dies while the emulated arm runs, read by LeRobot's own camera class."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+from emulated_arms import connected, emulated, make
+
+from vla.control.config import LoopConfig
+from vla.control.loop import ControlLoop
+from vla.control.stop import EmergencyStop
+from vla.control.thread_inference import ThreadInference
+from vla.control.tick import Tick
+from vla.feetech.cameras import CameraStream
+from vla.policies.hold import HoldPolicy
+from vla.so101_sim import obey
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("hz", [10, 30])
+def test_a_camera_killed_in_mid_run_ends_it_and_is_named(
+    tmp_path: Path,
+    hz: int,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # put back at the end
+    times: list[float] = []
+    address = free_port()
+    of = {"type": "zmq", "server_address": "127.0.0.1", "port": address, "width": 32, "height": 32, "fps": 15}
+    cameras = {name: of | {"camera_name": name} for name in ("front", "wrist")}
+    with emulated(tmp_path, "so101") as port, CameraStream(port.arm, address, 15) as stream:
+        robot = make(port, tmp_path, cameras=cameras, control_hz=hz)
+        inference = ThreadInference(HoldPolicy(robot.embodiment))
+
+        def kill(tick: Tick) -> None:
+            times.append(tick.time)
+            if tick.time > times[0] + 1.0 and "wrist" not in stream.dead:
+                obey(port, "blind wrist", stream)
+
+        with connected(robot), caplog.at_level(logging.ERROR):
+            config = LoopConfig(hz=hz, camera_timeout=1.0)
+            loop = ControlLoop(robot, inference, config, stop=EmergencyStop(), watch=kill, connect=False)
+            stats = loop.run("wait", 30.0)
+        inference.close()
+    assert stats.outcome == "robot" and "camera wrist" in stats.reason
+    assert 2.0 < stats.seconds < 6.0
+    assert [record.name for record in caplog.records] == ["vla.control.robots.lerobot_connect"]
+    assert "Traceback" not in capfd.readouterr().err
