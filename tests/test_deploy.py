@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +87,18 @@ def test_of_requests_that_wait_the_latest_is_answered() -> None:
             inference.ask(request(words))
         first, second = wait(inference), wait(inference)
         assert [said.request.observation.instruction for said in (first, second)] == ["one", "one two three"]
+    finally:
+        inference.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no niceness of their own")
+def test_all_threads_of_the_policy_are_nicer_than_the_loop() -> None:
+    inference = ProcessInference(Scripted)
+    try:
+        (process,) = [child for child in active_children() if child.name == "policy"]
+        threads = [int(thread.name) for thread in Path(f"/proc/{process.pid}/task").iterdir()]
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        assert threads and all(os.getpriority(os.PRIO_PROCESS, thread) == min(own + 10, 19) for thread in threads)
     finally:
         inference.close()
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 
 from vla.control.inference import Answer, InferenceDied, PolicyInfo, Request
 from vla.control.stop import SIGNALS
@@ -115,9 +116,20 @@ class ProcessInference:
             raise InferenceDied("the policy's process has ended") from error
 
 
+def _be_nice() -> None:
+    """All threads of this process: on Linux each has a niceness of its own, which it passes on to those it starts."""
+    tasks = Path("/proc/self/task")
+    if not tasks.is_dir():
+        os.nice(NICE)
+        return
+    for thread in tasks.iterdir():
+        with suppress(ProcessLookupError):
+            tid = int(thread.name)
+            os.setpriority(os.PRIO_PROCESS, tid, os.getpriority(os.PRIO_PROCESS, tid) + NICE)
+
+
 def _serve(load: Callable[[], Policy], pipe: Connection) -> None:
     """The process: until the pipe is closed. The parent decides what a signal means, and has the processor first."""
-    os.nice(NICE)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     try:
@@ -126,6 +138,7 @@ def _serve(load: Callable[[], Policy], pipe: Connection) -> None:
     except InputError as error:
         pipe.send(str(error))
         return
+    _be_nice()  # only now: nothing waits for the loop's deadlines while a policy is loaded
     pipe.send(PolicyInfo.of(policy))
     memory: SharedMemory | None = None
     with suppress(EOFError, ConnectionError):
