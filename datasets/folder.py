@@ -61,12 +61,12 @@ class Folder(Protocol):
         """Makes the folder with these files, whole or not at all. Raises InputError when something is there."""
         ...
 
-    def stage(self, inside: str) -> LocalFolder:
+    def stage(self, inside: str) -> Staging:
         """A new folder of this machine for files that are to come here (`take`), where it can on the same disk: within
         the folder `inside`. The caller removes it; what a killed writer left there, the next `lock`."""
         ...
 
-    def take(self, staging: LocalFolder, name: str) -> None:
+    def take(self, staging: Staging, name: str) -> None:
         """Moves a file from such a folder to here, in the place of the one with that name."""
         ...
 
@@ -153,13 +153,13 @@ class LocalFolder:
         finally:
             shutil.rmtree(unfinished.path, ignore_errors=True)
 
-    def stage(self, inside: str) -> LocalFolder:
-        return LocalFolder(Path(mkdtemp(f".{os.getpid()}.partial", "staged.", self.path / inside)))
+    def stage(self, inside: str) -> Staging:
+        return Staging(Path(mkdtemp(f".{os.getpid()}.partial", "staged.", self.path / inside)))
 
-    def take(self, staging: LocalFolder, name: str) -> None:
+    def take(self, staging: Staging, name: str) -> None:
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        (staging.path / name).replace(path)
+        staging.file(name).replace(path)
 
     def remove(self, name: str) -> None:
         shutil.rmtree(self.path / name, ignore_errors=True)
@@ -195,6 +195,16 @@ class LocalFolder:
     def zarr(self) -> Store:
         self._inode = self.path.stat().st_ino
         return LocalStore(self.path)
+
+
+class Staging(LocalFolder):
+    """Files that are to come into another folder, all in one directory: directories take long to make and to remove."""
+
+    def file(self, name: str) -> Path:
+        return self.path / name.replace("/", ".")
+
+    def open(self, name: str) -> MappedFile:
+        return MappedFile(self.file(name))
 
 
 class MappedFile:

@@ -8,7 +8,7 @@ import numpy as np
 from crc32c import crc32c
 
 from vla.datasets.crc import Digest
-from vla.datasets.folder import Buffer, LocalFolder
+from vla.datasets.folder import Buffer, Staging
 from vla.datasets.shards import FRAMES_PER_SHARD, Frames
 
 
@@ -20,7 +20,7 @@ class FrameStream:
     full, and InputError when those stored frames are damaged.
     """
 
-    def __init__(self, frames: Frames, start: int, staging: LocalFolder) -> None:
+    def __init__(self, frames: Frames, start: int, staging: Staging) -> None:
         self.frames, self.start, self.count = frames, start, 0
         self._staging = staging
         self._staged = Frames(staging, frames.shards.name, frames.shape, frames.dtype, frames.codec)
@@ -62,9 +62,8 @@ class FrameStream:
 
     def _put(self, chunk: Buffer) -> None:
         if not self._lengths:
-            path = self._staging.path / self.frames.shards.path((self.start + self.count) // FRAMES_PER_SHARD)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("wb", buffering=0)
+            name = self.frames.shards.path((self.start + self.count) // FRAMES_PER_SHARD)
+            self._file = self._staging.file(name).open("wb", buffering=0)
         self._write(chunk)
         self._lengths.append(len(chunk))
         if len(self._lengths) == FRAMES_PER_SHARD:

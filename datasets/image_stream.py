@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from jaxtyping import UInt8
 
-from vla.datasets.folder import LocalFolder
+from vla.datasets.folder import Staging
 from vla.datasets.frame_stream import FrameStream
 from vla.datasets.shards import pool
 from vla.datasets.store_arrays import StoreArrays
@@ -80,7 +80,7 @@ def _encode(stream: FrameStream, image: UInt8[np.ndarray, "_h _w 3"]) -> bytes:
     return stream.frames.encode(image[None])[0]
 
 
-def _discard(streams: Mapping[str, FrameStream], staging: LocalFolder, owner: int) -> None:
+def _discard(streams: Mapping[str, FrameStream], staging: Staging, owner: int) -> None:
     if os.getpid() != owner:  # forked: they are the other's
         return
     for stream in streams.values():

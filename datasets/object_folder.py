@@ -20,7 +20,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import ObjectStore, from_url
 from zarr.abc.store import Store
 
-from vla.datasets.folder import Buffer, LocalFolder
+from vla.datasets.folder import Buffer, Staging
 from vla.errors import InputError
 
 LOCK = ".writer"
@@ -62,13 +62,13 @@ class ObjectFolder:
     def write(self, name: str, content: bytes) -> None:
         obstore.put(self._store, name, content)
 
-    def stage(self, inside: str) -> LocalFolder:
+    def stage(self, inside: str) -> Staging:
         """Among the temporary files, where nobody looks after what a killed writer left."""
-        return LocalFolder(Path(mkdtemp(f".{os.getpid()}.partial", "vla-staged.")))
+        return Staging(Path(mkdtemp(f".{os.getpid()}.partial", "vla-staged.")))
 
-    def take(self, staging: LocalFolder, name: str) -> None:
-        obstore.put(self._store, name, staging.path / name)
-        (staging.path / name).unlink()
+    def take(self, staging: Staging, name: str) -> None:
+        obstore.put(self._store, name, staging.file(name))
+        staging.file(name).unlink()
 
     def publish(self, files: Mapping[str, bytes]) -> None:
         """The root's metadata come last: without them there is no store."""

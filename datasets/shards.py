@@ -26,7 +26,7 @@ from crc32c import crc32c
 from jaxtyping import Int, Shaped, UInt64
 
 from vla.datasets.codecs import Codec
-from vla.datasets.folder import Buffer, File, Folder, LocalFolder
+from vla.datasets.folder import Buffer, File, Folder, Staging
 from vla.datasets.formats.files import LFS_POINTER
 from vla.errors import InputError
 
@@ -92,7 +92,7 @@ class Shards:
         table[: len(lengths), 0], table[: len(lengths), 1] = np.cumsum(lengths) - lengths, lengths
         return _with_crc(table.tobytes())
 
-    def take(self, shard: int, staging: LocalFolder) -> None:
+    def take(self, shard: int, staging: Staging) -> None:
         """Replaces the file by that of `staging`, where it has the same name."""
         self.folder.take(staging, self.path(shard))
         self.close(shard)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from vla.datasets.array_length import ArrayLength
 from vla.datasets.codecs import DEFAULT, Codec, codec
-from vla.datasets.folder import Folder, LocalFolder, array, reading
+from vla.datasets.folder import Folder, Staging, array, reading
 from vla.datasets.frame_stream import FrameStream
 from vla.datasets.shards import Frames, Rows, create_frames, create_rows, fill_value
 from vla.points import arrange_points
@@ -71,7 +71,7 @@ class StoreArrays:
             return [self.rows(name)[rows]]
         return self.frames(name).stored(np.arange(rows.start, rows.stop))
 
-    def stream(self, name: str, shape: tuple[int, ...], staging: LocalFolder) -> FrameStream:
+    def stream(self, name: str, shape: tuple[int, ...], staging: Staging) -> FrameStream:
         """For images of this shape, behind the committed ones. The array need not be there yet."""
         frames = Frames(self.folder, name, shape, np.dtype(np.uint8), self._coding(name))
         return FrameStream(frames, self.count, staging)
