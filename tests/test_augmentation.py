@@ -20,7 +20,7 @@ from vla.training.augment import augment, change_light
 from vla.training.augmentation import AMOUNTS, Augmentation
 from vla.training.batches import micro_batches
 from vla.training.distributed import World
-from vla.training.geometry import homography, move, move_points, report, warp
+from vla.training.geometry import check, homography, move, move_points, report, warp
 from vla.training.loop import train
 from vla.training.plan import Plan
 from vla.training.step import backward
@@ -269,5 +269,20 @@ def test_cameras_and_points_that_do_not_fit_stop_a_run_before_it_begins(make_mod
     with pytest.raises(InputError, match="top; the robots have front, wrist"):
         train(make_model(), mixture(demonstrations()), plan(GEOMETRY | {"cameras": ["top"]}), tmp_path / "run")
     with pytest.raises(InputError, match="3 points for 2 cameras"):
-        train(make_model(points=3), mixture(demonstrations()), plan(GEOMETRY), tmp_path / "run")
+        named = GEOMETRY | {"cameras": ["front"]}
+        train(make_model(points=3), mixture(demonstrations()), plan(named), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_robot_whose_points_are_of_unknown_cameras_keeps_its_geometry_and_that_is_reported(
+    make_model: Models,
+) -> None:
+    processor = make_model(points=3).processor
+    augmentation = Augmentation.of(GEOMETRY)
+    check(augmentation, processor)
+    assert list(report(augmentation, processor)) == [
+        "geometric augmentation of toy: no camera; which of its 3 points is of which camera is unknown"
+    ]
+    rows = demonstrations()
+    moved, warps = move(rows, processor, augmentation, [(i,) for i in range(len(rows))])
+    assert all(a is b for a, b in zip(moved, rows, strict=True)) and not any(len(maps) for maps in warps)

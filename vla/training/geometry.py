@@ -23,6 +23,7 @@ from torch import Tensor
 
 from vla.errors import InputError
 from vla.processor import Processor
+from vla.robot_spec import RobotSpec
 from vla.robot_views import row_frames
 from vla.training.augmentation import WRIST, Augmentation
 from vla.types import Example
@@ -69,10 +70,12 @@ def move(
     """
     moved, warps = list(examples), [torch.zeros(0, 3, 3)] * len(examples)
     for row, (example, key) in enumerate(zip(examples, keys, strict=True)):
-        if not (isinstance(example.target, str) or example.turns):
+        if isinstance(example.target, str) or example.turns:
+            continue
+        robot = processor.robot(example.embodiment)
+        if _points_by_camera(robot):
             matrices = {c: _drawn(c, image.shape, augmentation, key) for c, image in example.images.items()}
             moved[row] = replace(example, points=_moved(example.points, list(matrices.values())))
-            robot = processor.robot(example.embodiment)
             maps = [matrices[camera] for camera, _ in row_frames(robot, example.images, example.past)]
             warps[row] = torch.from_numpy(np.array(maps, np.float32).reshape(-1, 3, 3))  # there may be no camera
     return moved, warps
@@ -121,13 +124,18 @@ def warp(
     return out
 
 
+def _points_by_camera(robot: RobotSpec) -> bool:
+    """Whether it is known which points are in the images of which camera: those of all cameras are alike."""
+    return robot.points % max(1, len(robot.embodiment.cameras)) == 0
+
+
 def check(augmentation: Augmentation, processor: Processor) -> None:
-    """Raises InputError where a camera that is named is none of a robot's, or points are not of all cameras alike."""
+    """Raises InputError where a camera that is named is none of a robot's, or has points of which that is unknown."""
     known = {camera for robot in processor.robots for camera in robot.embodiment.cameras}
     if processor.robots and (unknown := sorted(set(augmentation.cameras or ()) - known)):
         raise InputError(f"plan.augment.cameras has {', '.join(unknown)}; the robots have {', '.join(sorted(known))}")
-    for robot in processor.robots if augmentation.geometric else ():
-        if robot.points % max(1, len(robot.embodiment.cameras)):
+    for robot in processor.robots if augmentation.geometric and augmentation.cameras else ():
+        if not _points_by_camera(robot):
             raise InputError(
                 f"{robot.name} has {robot.points} points for {len(robot.embodiment.cameras)} cameras: which is of "
                 "which camera is unknown, so set plan.augment.cameras=[]"
@@ -137,6 +145,10 @@ def check(augmentation: Augmentation, processor: Processor) -> None:
 def report(augmentation: Augmentation, processor: Processor) -> Iterator[str]:
     """A line for each robot: whose geometry is varied, and whose is not and why."""
     for robot in processor.robots if augmentation.geometric else ():
+        if not _points_by_camera(robot):
+            unknown = f"which of its {robot.points} points is of which camera is unknown"
+            yield f"geometric augmentation of {robot.name}: no camera; {unknown}"
+            continue
         moved = [c for c in robot.embodiment.cameras if augmentation.moves(c)]
         still = [c for c in robot.embodiment.cameras if not augmentation.moves(c)]
         why = f'"{WRIST}" in the name' if augmentation.cameras is None else "not in plan.augment.cameras"
