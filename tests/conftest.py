@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import sys
@@ -32,6 +33,9 @@ install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pe
 import hypothesis
 import numpy as np
 import pytest
+
+# Processes that load a policy are copies of one that has imported what that takes, once for all tests.
+multiprocessing.set_forkserver_preload(["vla.policies.vla"])
 
 from vla.embodiment import Embodiment
 from vla.types import Episode

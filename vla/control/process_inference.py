@@ -34,7 +34,7 @@ class ProcessInference:
     """
 
     def __init__(self, load: Callable[[], Policy]) -> None:
-        context = get_context("spawn")
+        context = get_context("forkserver")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(load, theirs), name="policy", daemon=True)
         self._process.start()

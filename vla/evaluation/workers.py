@@ -99,7 +99,7 @@ class _Worker:
     """A process, and the trials that it has begun."""
 
     def __init__(self, job: Job) -> None:
-        context = get_context("spawn")
+        context = get_context("forkserver")
         self.connection, theirs = context.Pipe()
         self.begun: dict[Key, Trial] = {}
         self.told_all = False
