@@ -78,26 +78,25 @@ def unhurried() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def make_episode() -> Callable[..., Episode]:
-    """Random episodes of a small robot: two cameras of 8 x 10 pixels, two state and three action components."""
-    robot = TOY
+    return toy_episode
 
-    def make(seed: int = 0, steps: int = 5, horizon: int | None = None, **fields: Any) -> Episode:
-        rng = np.random.default_rng(seed)
-        values: dict[str, Any] = {
-            "images": {name: rng.integers(0, 256, (steps, 8, 10, 3), np.uint8) for name in robot.cameras},
-            "state": rng.normal(size=(steps, 2)),
-            "action": rng.normal(size=(steps, 3)),
-            "time": 7.0 + np.arange(steps) / robot.control_hz,
-            "instruction": "lift the ring",
-            "embodiment": robot,
-            "success": bool(seed % 2),
-            "info": {"seed": seed},
-            "points": None,
-            "chunks": None if horizon is None else rng.normal(size=(steps, horizon, 3)),
-        }
-        return Episode(**(values | fields))
 
-    return make
+def toy_episode(seed: int = 0, steps: int = 5, horizon: int | None = None, **fields: Any) -> Episode:
+    """A random one of a small robot: two cameras of 8 x 10 pixels, two state and three action components."""
+    rng = np.random.default_rng(seed)
+    values: dict[str, Any] = {
+        "images": {name: rng.integers(0, 256, (steps, 8, 10, 3), np.uint8) for name in TOY.cameras},
+        "state": rng.normal(size=(steps, 2)),
+        "action": rng.normal(size=(steps, 3)),
+        "time": 7.0 + np.arange(steps) / TOY.control_hz,
+        "instruction": "lift the ring",
+        "embodiment": TOY,
+        "success": bool(seed % 2),
+        "info": {"seed": seed},
+        "points": None,
+        "chunks": None if horizon is None else rng.normal(size=(steps, horizon, 3)),
+    }
+    return Episode(**(values | fields))
 
 
 @pytest.fixture(scope="session")

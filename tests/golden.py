@@ -1,4 +1,4 @@
-"""What refactoring must not change. `python tests/golden.py` computes it anew into tests/data/golden.json.
+"""What refactoring must not change. `python tests/golden.py [CASE ...]` computes it anew into tests/data/golden.json.
 
 Keys and names of files are behaviour too: checkpoints and stores that were written once must load for ever.
 """
@@ -15,21 +15,24 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from conftest import TOY, tiny_model
+from conftest import TOY, tiny_model, toy_episode
 from so101_checkpoints import so101_model
 from test_heads import HEADS, demonstrations, observed, options, question
 
+from vla.datasets.episodes import EpisodeStore
 from vla.envs.make import make_env
 from vla.envs.so101 import to_observation
 from vla.envs.tasks import TASKS
 from vla.model import VLA
 from vla.policies.vla import VlaPolicy
 from vla.record import demonstrate
+from vla.types import Episode, Span
 from vla.wire import pack
 
 DATA = Path(__file__).parent / "data"
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FILE = DATA / "golden.json"
+STORE = DATA / "episodes.zarr"
 CHECKPOINTS = ("bins", "flow")
 """Heads of the checkpoints in `DATA`."""
 
@@ -102,6 +105,16 @@ def configuration() -> dict[str, list[str]]:
     return {str(file.relative_to(CONFIGS)): keys(yaml.safe_load(file.read_text())) for file in files}
 
 
+def stored() -> list[Episode]:
+    """The episodes of the store in `DATA`."""
+    spans = (Span(0, 2, "reach the ring"), Span(2, 5, "lift it"))
+    return [
+        toy_episode(0, horizon=2, paraphrases=("raise the ring",), spans=spans),
+        toy_episode(1, points=np.full((5, 2, 2), 0.25)),
+        toy_episode(2, steps=3, success=None, extras={"force": np.linspace(0, 1, 3)}),
+    ]
+
+
 def wire() -> dict[str, str]:
     """Messages as bytes."""
     image = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
@@ -124,9 +137,18 @@ CASES: dict[str, Callable[[], Any]] = {
 
 def main() -> None:
     DATA.mkdir(exist_ok=True)
+    if sys.argv[1:]:  # the names of cases
+        known = json.loads(FILE.read_text())
+        FILE.write_text(json.dumps(known | {name: CASES[name]() for name in sys.argv[1:]}, indent=1) + "\n")
+        return
     FILE.write_text(json.dumps({name: case() for name, case in CASES.items()}, indent=1) + "\n")
-    for name in CHECKPOINTS:
-        head_model(name).save_pretrained(DATA / f"checkpoint-{name}")
+    for name in CHECKPOINTS:  # what was written once stays as it is
+        if not (folder := DATA / f"checkpoint-{name}").exists():
+            head_model(name).save_pretrained(folder)
+    if not STORE.exists():
+        with EpisodeStore.create(STORE, TOY) as store:
+            for episode in stored():
+                store.append(episode)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden import CASES, CHECKPOINTS, DATA, FILE, chunks, head_model
+from golden import CASES, CHECKPOINTS, DATA, FILE, STORE, chunks, head_model, stored
 
+from vla.datasets.episodes import EpisodeStore
 from vla.model import VLA
 
 GOLDEN = json.loads(FILE.read_text())
@@ -39,3 +40,18 @@ def test_a_checkpoint_written_before_acts_as_it_did(name: str) -> None:
     found = chunks(model)
     check({key: found[key] for key in expected}, expected, name)
     assert chunks(head_model(name)) == found
+
+
+def test_a_store_written_before_is_read_as_it_was() -> None:
+    with EpisodeStore.open(STORE) as store:
+        for found, expected in zip(store, stored(), strict=True):
+            for name in ("instruction", "success", "info", "paraphrases", "spans"):
+                assert getattr(found, name) == getattr(expected, name), name
+            for name in ("state", "action", "time"):
+                np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+            for kind in ("images", "extras"):
+                for name, values in getattr(expected, kind).items():
+                    np.testing.assert_array_equal(getattr(found, kind)[name], values)
+            for name in ("points", "chunks"):
+                if (values := getattr(expected, name)) is not None:
+                    np.testing.assert_array_equal(getattr(found, name)[:, : values.shape[1]], values)
