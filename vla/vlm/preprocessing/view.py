@@ -101,7 +101,9 @@ def draw_all(
     for places in stored.values():
         together = [image for place in places if isinstance(image := images[place], StoredImage)]
 
-        def put(number: int, image: Image, places: Sequence[int] = places) -> None:
-            draw(image, views[places[number]], frames[places[number]])
+        def put(
+            number: int, image: Image, places: Sequence[int] = places, stored: Sequence[StoredImage] = together
+        ) -> None:
+            draw(stored[number].of(image), views[places[number]], frames[places[number]])
 
         together[0].source.each(np.array([image.index for image in together]), put)
