@@ -50,16 +50,19 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Crop:
-    """Resized so that its shorter side is `shortest` pixels, and the middle of it cut out (CLIP)."""
+    """Resized so that its shorter side is `shortest` pixels, and the middle of it cut out (CLIP); half a pixel goes up
+    and left, or with `nearest` to the even number (torchvision)."""
 
     kind: ClassVar[str] = "crop"
     size: Sides
     shortest: int
     resample: str = "bicubic"
+    nearest: bool = False
 
     def view(self, height: int, width: int) -> View:
         longest = int(self.shortest * max(height, width) / min(height, width))
         size = (self.shortest, longest) if height <= width else (longest, self.shortest)
         # What is smaller than the frame is padded first, half a pixel more behind it.
-        offset = [(f - s) // 2 if f > s else -int((s - f) / 2) for f, s in zip(self.size, size, strict=True)]
+        cut = round if self.nearest else int
+        offset = [(f - s) // 2 if f > s else -cut((s - f) / 2) for f, s in zip(self.size, size, strict=True)]
         return View((Piece(self.size, (size,), (offset[0], offset[1])),), self.resample)

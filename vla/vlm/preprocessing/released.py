@@ -86,7 +86,7 @@ def _plain(values: Values, side: int, resample: str) -> Framing:
     if not values.get("do_center_crop"):
         return Stretch(_both(size), resample)
     shortest = size["shortest_edge"] if isinstance(size, dict) and "shortest_edge" in size else min(_both(size))
-    return Crop(_both(values.get("crop_size") or shortest), shortest, resample)
+    return Crop(_both(values.get("crop_size") or shortest), shortest, resample, values.get("crop_nearest", False))
 
 
 def _native(values: Values, side: int, resample: str) -> Framing:
