@@ -52,9 +52,16 @@ def fitted(height: int, width: int, size: Size) -> tuple[int, int, int, int]:
 
 
 def scaled(image: Image, height: int, width: int, resample: str = "bilinear") -> UInt8[np.ndarray, "h w 3"]:
-    """The image resized, bilinear or bicubic, with antialiasing; as it is where it has the size."""
+    """The image resized, bilinear, bicubic or lanczos, with antialiasing; as it is where it has the size.
+
+    PyTorch has no Lanczos filter: that is Pillow's.
+    """
     if image.shape[:2] == (height, width):
         return image
+    if resample == "lanczos":
+        from PIL import Image as Pillow
+
+        return np.array(Pillow.fromarray(image).resize((width, height), Pillow.Resampling.LANCZOS))
     import torch
     from torch.nn.functional import interpolate
 

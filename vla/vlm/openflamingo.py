@@ -90,21 +90,22 @@ def load(checkpoint: Path, vision: str, language: str) -> tuple[CrossAttentionVL
         tokenizer.add_special_tokens({"pad_token": "<PAD>"})
     decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     renamed, every = rename(content.get("model_state_dict", content))
-    backbone = CrossAttentionVLM(
+    config = family("openflamingo").config()
+    backbone: Any = CrossAttentionVLM(
         {**encoder.config.to_dict(), "layer": -1},
         decoder.config.to_dict(),
         encoder.config.image_size,
         tokenizer.convert_tokens_to_ids("<image>"),
         connector={"kind": "resampler", **_sizes(renamed)},
         blocks={"kind": "flamingo", "every": every},
-        mean=family("openflamingo").config()["images"]["image_mean"],
-        std=family("openflamingo").config()["images"]["image_std"],
+        mean=config["images"]["image_mean"],
+        std=config["images"]["image_std"],
         weights=decoder,
     )
     backbone.vision.load_state_dict(encoder.state_dict())
     _fill(backbone, renamed)
-    config, side = family("openflamingo").config(), backbone.image_size
-    shown = Preprocessing(framing_of("openflamingo", config["images"], side), Markup(tokens=1))
+    framing = framing_of("openflamingo", config["images"], backbone.image_size)
+    shown = Preprocessing(framing, Markup(tokens=backbone.tokens_per_image))
     return backbone.eval(), speak(backbone, tokenizer, config["chat"], shown)
 
 
