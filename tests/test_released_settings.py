@@ -7,13 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from released_checkpoints import save_released
 from test_released_families import QUESTION, photo, their_frames, their_inputs
 from transformers import AutoProcessor
 
 from vla.errors import InputError
+from vla.evaluation.pictures import Pictures
 from vla.vlm.pretrained import open_backbone
 
 # Of InternVLProcessor, which sums a tensor with NumPy.
@@ -81,6 +84,49 @@ def test_what_cannot_be_followed_is_refused(name: str, change: dict[str, Any], w
     changed(tmp_path, change)
     with pytest.raises(InputError, match=why):
         open_backbone(str(tmp_path))
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_settings_that_leave_colours_to_the_class_are_read_too(nested: bool, tmp_path: Path) -> None:
+    """In processor_config.json, or in a preprocessor_config.json beside one that is of the text alone."""
+    save_released("llava-1.5", tmp_path)
+    file = tmp_path / "processor_config.json"
+    values = json.loads(file.read_text())
+    own = values.pop("image_processor") | {"size": {"shortest_edge": 40}}
+    del own["image_mean"], own["image_std"]
+    file.write_text(json.dumps(values | ({"image_processor": own} if nested else {})))
+    if not nested:
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(own))
+    theirs, ours = AutoProcessor.from_pretrained(tmp_path), open_backbone(str(tmp_path))[1]
+    inputs = their_inputs("llava-1.5", theirs, ASKED, [photo("97x333")])
+    pixels = ours.pixels(ours.question_prompt([ASKED], [{"a": photo("97x333")}]).images)[0]
+    torch.testing.assert_close(pixels, inputs["pixel_values"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "I;16", "1", "EXIF"])
+@pytest.mark.parametrize("name", ["qwen2.5-vl", "smolvlm2"])
+def test_a_benchmark_s_picture_is_what_transformers_makes_of_the_file(name: str, mode: str, tmp_path: Path) -> None:
+    pixels = photo("97x333")
+    grey = Image.fromarray(pixels[..., 0])
+    made = {
+        "LA": lambda: Image.merge("LA", (grey, Image.fromarray(pixels[..., 1]))),
+        "RGBA": lambda: Image.fromarray(np.concatenate([pixels, pixels[..., :1]], -1)),
+        "P": lambda: Image.fromarray(pixels).quantize(16),
+        "I;16": lambda: Image.fromarray(pixels[..., 0].astype(np.uint16) * 257),
+        "EXIF": lambda: Image.fromarray(pixels),
+    }
+    image = made[mode]() if mode in made else Image.fromarray(pixels).convert(mode)
+    file = tmp_path / ("image.jpg" if mode in ("CMYK", "EXIF") else "image.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    image.save(file, **({"exif": turned} if mode == "EXIF" else {}))
+    save_released(name, tmp_path / "model")
+    theirs, ours = AutoProcessor.from_pretrained(tmp_path / "model"), open_backbone(str(tmp_path / "model"))[1]
+    with Image.open(file) as opened:
+        expected = their_frames(name, their_inputs(name, theirs, ASKED, [opened]))
+    batch = ours.question_prompt([ASKED], [Pictures(tmp_path).of("image", {"image": file.name})])
+    for frame, other in zip(ours.pixels(batch.images)[batch.image_mask], expected, strict=True):
+        torch.testing.assert_close(frame, other, atol=1e-5, rtol=0)
 
 
 PLACES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json", "processor_config.json")

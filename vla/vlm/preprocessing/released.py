@@ -22,6 +22,8 @@ RESAMPLE = {1: "bicubic", 2: "bilinear", 3: "bicubic"}
 the families of `LANCZOS`, whose images it resizes with Pillow."""
 LANCZOS = ("smolvlm",)
 
+OF_IMAGES = {"image_mean", "image_processor_type", "feature_extractor_type"}
+"""One of these stands in a file that holds an image processor's settings and no other's."""
 SIZES = ("size", "crop_size", "max_image_size")
 """Settings that say how large frames are."""
 
@@ -52,7 +54,9 @@ def preprocessor_of(name: str | Path, defaults: Values) -> dict[str, Any]:
     """
     values = dict(defaults)
     for file in FILES:
-        if (found := file_of(name, file)) is not None and "image_mean" in (own := found.get("image_processor", found)):
+        found = file_of(name, file) or {}
+        own = found.get("image_processor", found)
+        if own is not found or not OF_IMAGES.isdisjoint(own):
             values |= {key: value for key, value in own.items() if value is not None}
             break
     if "image_mean" not in values:
@@ -90,7 +94,7 @@ def frame_of(values: Values) -> int | tuple[int, int] | None:
 
 
 def _plain(values: Values, side: int, resample: str) -> Framing:
-    size = values.get("size") or side
+    size: Any = values.get("size") or side
     kept = isinstance(size, dict) and "shortest_edge" in size
     # CLIP's processor has no use for it.
     if values.get("do_pad") and not str(values.get("image_processor_type")).startswith("CLIP"):
