@@ -24,14 +24,15 @@ QUESTION, ANSWER = "What is it on the left?", "A red cube."
 Opened = tuple[Processor, Any]
 
 
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
-    """Our processor of a released folder, and its tokenizer."""
+@pytest.fixture(scope="module", params=["qwen2", "olmoe"])
+def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    """Of Molmo and of MolmoE: our processor of a released folder, and its tokenizer."""
     folder = tmp_path_factory.mktemp("molmo")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(test_molmo, "SIDE", SIDE)
         patch.setattr(test_molmo, "ROWS", ROWS)
-        test_molmo.save(folder, test_molmo.released("qwen2"), test_molmo.released_config("qwen2"), MARKS)
+        kind = request.param
+        test_molmo.save(folder, test_molmo.released(kind), test_molmo.released_config(kind), MARKS)
     told = {"image_patch_size": PATCH, "image_mean": list(OPENAI_CLIP_MEAN), "image_std": list(OPENAI_CLIP_STD)}
     (folder / "preprocessor_config.json").write_text(json.dumps(told))
     words = byte_level("<|endoftext|>")

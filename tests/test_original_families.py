@@ -272,8 +272,9 @@ def test_logits_are_those_of_transformers_classes(name: str, opened: Any) -> Non
     assert expected.std() > 0.1
 
 
-def test_logits_of_qwen_vl_are_those_of_its_original_read_plainly(opened: Any) -> None:
-    model, _ = opened("qwen-vl")
+@pytest.mark.parametrize("name", ["qwen-vl", "qwen-vl-chat"])
+def test_logits_of_qwen_vl_are_those_of_its_original_read_plainly(name: str, opened: Any) -> None:
+    model, _ = opened(name)
     weights = qwen_weights()
     batch = model.processor.question_prompt(["the cat"], [{"a": photo("640x480")}])
     embeds = weights["transformer.wte.weight"][batch.input_ids[0]]
