@@ -3,10 +3,12 @@
 | array           | shape        | content                                                                             |
 |-----------------|--------------|-------------------------------------------------------------------------------------|
 | images/<camera> | (N, h, w, 3) | uint8; black where an item has no image of that camera                              |
-| items           | (N,)         | JSON texts: {cameras, questions: [[field of `Question`, …], …], source, key}    |
+| items           | (N,)         | JSON texts: {cameras, questions: [[field of `Question`, …], …], source, key, sizes} |
 
 The group's attributes hold the format, the schema version, the cameras, the images' height and width [px], their
-codec, and the number of committed items. Writing that number, a replacement of one file, is the last step of an append:
+codec, and the number of committed items. In version 2 these are the largest height and width: each image has its own
+shape, `sizes` {camera: [height, width]}, and lies at the upper left of its frame, its last row and column repeated
+behind it. Writing that number, a replacement of one file, is the last step of an append:
 a batch is visible whole or not at all. What a killed writer left beyond it, the next append overwrites.
 One process writes (an flock on the folder, held while appending); readers see the items there when they opened.
 """
@@ -34,11 +36,12 @@ from vla.datasets.questions import Question
 from vla.datasets.shards import FRAMES_PER_SHARD
 from vla.datasets.store_arrays import StoreArrays
 from vla.errors import InputError
-from vla.stored_image import StoredImage
+from vla.stored_image import Image, StoredImage, decoded
 from vla.types import Example
 
 FORMAT = "vla.vqa"
-SCHEMA_VERSION = 1
+SAME_SIZE, OWN_SIZES = VERSIONS = 1, 2
+"""Schema versions: all images are of one size, or each is of its own."""
 CONVERSATION = "conversation"
 """The kind of a question that may refer to the ones before it in its item: such items stay one example."""
 HELD_OUT = 0.1
@@ -51,7 +54,7 @@ Split = Literal["train", "held-out"]
 class VqaItem:
     """One moment (an image for each camera that took part; none for text alone) and questions about it."""
 
-    images: Mapping[str, UInt8[np.ndarray, "h w 3"]]
+    images: Mapping[str, UInt8[np.ndarray, "_h _w 3"]]
     questions: tuple[Question, ...]
     source: str
 
@@ -74,11 +77,12 @@ class VqaStore:
         with reading(f"{self.path}/zarr.json"):
             group = zarr.open_group(self.folder.zarr(), mode="r", zarr_format=3)
             attributes: dict[str, Any] = dict(group.attrs)
-        if (attributes.get("format"), attributes.get("schema_version")) != (FORMAT, SCHEMA_VERSION):
+        if attributes.get("format") != FORMAT or attributes.get("schema_version") not in VERSIONS:
             raise InputError(
-                f"{self.path} is not a VQA store of version {SCHEMA_VERSION}: its attributes are {attributes}"
+                f"{self.path} is not a VQA store of version {SAME_SIZE} or {OWN_SIZES}: its attributes are {attributes}"
             )
         with reading(self.path):
+            self.smaller = attributes["schema_version"] == OWN_SIZES
             self.cameras: tuple[str, ...] = tuple(attributes["cameras"])
             self.height, self.width = int(attributes["height"]), int(attributes["width"])
             # Stores made before there was a choice are zstd.
@@ -92,9 +96,16 @@ class VqaStore:
 
     @classmethod
     def create(
-        cls, path: str | Path, cameras: Sequence[str], height: int, width: int, codec: str = DEFAULT
+        cls,
+        path: str | Path,
+        cameras: Sequence[str],
+        height: int,
+        width: int,
+        codec: str = DEFAULT,
+        smaller: bool = False,
     ) -> VqaStore:
-        """A new, empty store for images of one size [px], coded as `codec` (`vla.datasets.codecs`).
+        """A new, empty store for images of one size [px], or also `smaller` ones, coded as `codec`
+        (`vla.datasets.codecs`).
 
         Raises:
             InputError: something is at `path` already, or there is no camera or no such codec.
@@ -102,7 +113,8 @@ class VqaStore:
         known_codec(codec)
         if not cameras or min(height, width) < 1:
             raise InputError(f"a VQA store needs a camera and a size in pixels, not {cameras} and {height} x {width}")
-        attributes = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "cameras": list(cameras)}
+        version = OWN_SIZES if smaller else SAME_SIZE
+        attributes = {"format": FORMAT, "schema_version": version, "cameras": list(cameras)}
         attributes |= {"height": height, "width": width, "codec": codec, "items": 0}
         files: dict[str, Any] = {}
         group = zarr.create_group(MemoryStore(files), attributes=attributes)
@@ -143,8 +155,7 @@ class VqaStore:
         for number, item in enumerate(items):
             self._check(number, item)
         start, stop = len(self), len(self) + len(items)
-        texts = [_to_json(item) for item in items]
-        blank = np.zeros((self.height, self.width, 3), np.uint8)
+        texts = [_to_json(item, self.smaller) for item in items]
         release = self.folder.lock()
         try:
             group = zarr.open_group(self.folder.zarr(), mode="r+", zarr_format=3)
@@ -152,7 +163,10 @@ class VqaStore:
                 raise InputError(f"{self.path} has grown since it was opened: open it again to append")
             arrays = StoreArrays(self.folder, group, self.codec, start)
             for camera in self.cameras:
-                frames = np.array([item.images.get(camera, blank) for item in items]).reshape(-1, *blank.shape)
+                frames = np.zeros((len(items), self.height, self.width, 3), np.uint8)
+                for frame, item in zip(frames, items, strict=True):
+                    if camera in item.images:
+                        _lay(item.images[camera], frame)
                 name = f"images/{camera}"
                 arrays.write([name], {name: arrays.frames(name).encode(frames)}, len(items))
             stream = array(group, "items")
@@ -186,8 +200,7 @@ class VqaStore:
     def stored(self, index: int) -> tuple[dict[str, StoredImage], str]:
         """The item's images, to be decoded with others, and its source."""
         record = self._record(index)
-        images = {camera: StoredImage(self._arrays.frames(f"images/{camera}"), index) for camera in record["cameras"]}
-        return images, record["source"]
+        return self._stored(index, record), record["source"]
 
     def questions(self, split: Split | None = None) -> Iterator[Question]:
         """Every question of a split, in the store's order."""
@@ -224,8 +237,10 @@ class VqaStore:
         for camera, image in item.images.items():
             if camera not in self.cameras:
                 raise InputError(f"item {number}: camera {camera!r} is not one of the store's, {self.cameras}")
-            if image.shape != size or image.dtype != np.uint8:
-                raise InputError(f"item {number}: {camera} is {image.dtype} {image.shape}, expected uint8 {size}")
+            fits = 0 < image.shape[0] <= self.height and 0 < image.shape[1] <= self.width if self.smaller else False
+            if not (fits or image.shape == size) or image.dtype != np.uint8:
+                most = "at most " if self.smaller else ""
+                raise InputError(f"item {number}: {camera} is {image.dtype} {image.shape}, expected uint8 {most}{size}")
 
     def _record(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
@@ -234,9 +249,13 @@ class VqaStore:
             record: dict[str, Any] = json.loads(self._texts[index])
         return record
 
-    def _images(self, index: int, record: Mapping[str, Any]) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
-        where = np.array([index])
-        return {camera: self._arrays.frames(f"images/{camera}").read(where)[0] for camera in record["cameras"]}
+    def _stored(self, index: int, record: Mapping[str, Any]) -> dict[str, StoredImage]:
+        sizes = {camera: (height, width) for camera, (height, width) in record.get("sizes", {}).items()}
+        frames = {camera: self._arrays.frames(f"images/{camera}") for camera in record["cameras"]}
+        return {camera: StoredImage(own, index, sizes.get(camera)) for camera, own in frames.items()}
+
+    def _images(self, index: int, record: Mapping[str, Any]) -> dict[str, UInt8[np.ndarray, "_h _w 3"]]:
+        return decoded(self._stored(index, record))
 
 
 class VqaExamples(Sequence[Example]):
@@ -281,10 +300,21 @@ class VqaExamples(Sequence[Example]):
         return Question.from_json(self._store._record(item)["questions"][chosen[0]])
 
 
-def _to_json(item: VqaItem) -> str:
+def _lay(image: Image, frame: UInt8[np.ndarray, "h w 3"]) -> None:
+    """Draws the image at the upper left of the frame, its last row and column repeated behind it: a lossy codec bends
+    what is beside an edge."""
+    height, width = image.shape[:2]
+    frame[:height, :width] = image
+    frame[:height, width:] = image[:, -1:]
+    frame[height:] = frame[height - 1]
+
+
+def _to_json(item: VqaItem, sizes: bool) -> str:
     questions = [astuple(question) for question in item.questions]
     # An item without images is keyed by its text.
     key = crc32c(b"" if item.images else json.dumps(questions).encode())
     for _, image in sorted(item.images.items()):
         key = crc32c(np.ascontiguousarray(image).data.cast("B"), key)
-    return json.dumps({"cameras": list(item.images), "questions": questions, "source": item.source, "key": key})
+    record = {"cameras": list(item.images), "questions": questions, "source": item.source, "key": key}
+    own = {"sizes": {camera: image.shape[:2] for camera, image in item.images.items()}} if sizes else {}
+    return json.dumps(record | own)

@@ -190,7 +190,8 @@ def test_cameras_are_drawn_apart_and_wrist_cameras_stay_by_default(make_model: M
     assert torch.equal(by_default[:, 0], both[:, 0]) and torch.equal(wrist[:, 1], both[:, 1])
     assert not torch.isclose(both[:, 0], both[:, 1], atol=1e-4).flatten(1).all(1).any()
     assert list(report(Augmentation(**GEOMETRY), model.processor)) == [
-        'geometric augmentation of toy: front; unchanged: wrist ("wrist" in the name)'
+        'geometric augmentation of toy: front; unchanged: wrist ("wrist" in the name); rows with questions keep '
+        "their geometry"
     ]
     assert list(report(Augmentation(brightness=0.1), model.processor)) == []
 

@@ -25,7 +25,7 @@ from vla.policies.vla import VlaPolicy
 from vla.processor import Processor
 from vla.robot_spec import RobotSpec
 from vla.training.batches import micro_batches
-from vla.training.camera_dropout import check_dropout, without_cameras
+from vla.training.camera_dropout import check_dropout, report_dropout, without_cameras
 from vla.training.demonstrations import Demonstrations, robot_specs
 from vla.training.distributed import World
 from vla.training.loop import Plan, train
@@ -105,11 +105,26 @@ def test_shares_and_the_last_camera() -> None:
     assert all(len(without_cameras(example(i), 0.999, (0, 1, i)).images) == 1 for i in range(20))
     question = Example(example().images, "what color is the cube?", "red")
     assert without_cameras(question, 0.9, (0, 0, 0)) is question
+    both = replace(example(), turns=(("what color is the cube?", "red"),))
+    assert all(without_cameras(both, 0.9, (0, 0, i)) is both for i in range(20))
     # The other cameras, and their order, do not matter to one.
     seen = example()
     turned = replace(seen, images=dict(reversed(seen.images.items())), points=None)
     for key in range(30):
         assert set(without_cameras(seen, 0.3, (key,)).images) == set(without_cameras(turned, 0.3, (key,)).images)
+
+
+def test_a_run_says_once_which_cameras_are_left_out_and_where_not(
+    make_model: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = trained(make_model(points=2))
+    train(model, mixture(), plan(camera_dropout=0.25, batch_size=2, loader_workers=0), tmp_path)
+    said = "each left out of 25.0% of the rows but never the last; rows with questions keep all cameras"
+    assert capsys.readouterr().out.count(f"camera dropout of toy: front, wrist, {said}\n") == 1
+    robot = model.processor.robot()
+    single = replace(robot, embodiment=replace(robot.embodiment, cameras=("front",)))
+    assert list(report_dropout(0.1, [single])) == ["camera dropout of toy: none, it has one camera"]
+    assert list(report_dropout(0.0, [robot])) == []
 
 
 def test_points_of_a_camera_that_is_left_out_bear_no_loss(make_model: Models) -> None:

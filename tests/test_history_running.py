@@ -178,10 +178,15 @@ def test_a_server_keeps_the_frames_of_each_client() -> None:
         # What a client sends itself goes first.
         past = [{"top": np.full((4, 6, 3), 77, np.uint8)}, {}]
         assert one.infer(frames_sent(10, 0.7, **{"vla/past": past}))["actions"].tolist() == [[77, -1], [10, 0]]
+        # It is kept too, for what comes without any; and an episode that begins forgets it.
+        assert one.infer(frames_sent(11, 0.9))["actions"][0].tolist() == [-1, 10]
+        one.infer(frames_sent(12, 1.0, **{"vla/past": past, "vla/reset": True}))
+        assert one.infer(frames_sent(13, 1.2))["actions"][0].tolist() == [-1, 12]
         with pytest.raises(RuntimeError, match="vla/past: a list of 2 maps"):
             one.infer(frames_sent(11, 0.8, **{"vla/past": past[:1]}))
-        with pytest.raises(RuntimeError, match="vla/reset is true or false"):
-            other.infer(frames_sent(11, 60.0, **{"vla/reset": 1}))
+        for more in ({}, {"vla/past": past}):
+            with pytest.raises(RuntimeError, match="vla/reset is true or false"), PlainClient(url) as robot:
+                robot.infer(frames_sent(11, 60.0, **{"vla/reset": 1}, **more))
 
 
 def test_a_remote_policy_is_shown_what_the_loop_saw() -> None:

@@ -76,9 +76,9 @@ def test_every_weight_has_its_place(tmp_path: Path, language: str, every: int) -
     embedding = {"gpt_neox": "gpt_neox.embed_in", "mpt": "transformer.wte", "llama": "model.embed_tokens"}[language]
     weights[f"lang_encoder.{embedding}.weight"] = torch.randn(ROWS, HIDDEN)
     torch.save(weights, tmp_path / "checkpoint.pt")
-    backbone, tokenizer = load(tmp_path / "checkpoint.pt", str(tmp_path / "clip"), str(tmp_path / "language"))
-    assert len(tokenizer) == backbone.vocab_size == ROWS
-    assert backbone.image_token_id == tokenizer.convert_tokens_to_ids("<image>") == WORDS + 1
+    backbone, processor = load(tmp_path / "checkpoint.pt", str(tmp_path / "clip"), str(tmp_path / "language"))
+    assert processor.text_vocab == processor.tokenizer.get_vocab_size() == backbone.vocab_size == ROWS
+    assert backbone.image_token_id == processor.tokenizer.token_to_id("<image>") == processor.image == WORDS + 1
     assert torch.equal(backbone.embed_tokens(torch.arange(ROWS)[None])[0], weights[f"lang_encoder.{embedding}.weight"])
     arrived = {id(t) for n, t in backbone.named_parameters() if not n.startswith(("vision.", "language."))}
     assert len(arrived) == len(weights) - 1

@@ -127,6 +127,7 @@ def test_no_shape_of_an_image_leaves_the_budget(height: int, width: int, framing
         assert 3136 <= pixels <= 200704
     for piece in view.pieces:
         left, top, wide, tall = piece.content
+        assert min(piece.frame) > 0 and min(min(size) for size in piece.sizes) > 0
         assert min(left, top) >= 0 and left + wide <= piece.frame[1] and top + tall <= piece.frame[0]
 
 

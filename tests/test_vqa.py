@@ -17,6 +17,7 @@ from vla.datasets.questions import KINDS, Question
 from vla.datasets.vqa import VqaItem, VqaStore
 from vla.errors import InputError
 from vla.evaluation.vqa import score
+from vla.stored_image import decoded
 
 SIZE = 16
 
@@ -131,6 +132,24 @@ def test_a_bad_item_is_named_and_nothing_is_written(store: VqaStore, bad: VqaIte
     with pytest.raises(InputError, match=message):
         store.append([item(0), bad])
     assert len(store) == len(VqaStore(store.path)) == 0
+
+
+@pytest.mark.parametrize("codec", ["zstd", "jpeg"])
+def test_images_of_their_own_sizes(tmp_path: Path, codec: str) -> None:
+    """White, so that a lossy codec shows what it bends at the border of what is stored behind the image."""
+    store = VqaStore.create(tmp_path / "own.zarr", ("front", "wrist"), SIZE, 2 * SIZE, codec, smaller=True)
+    asked = (Question("color", "what color?", "white", "front"),)
+    shapes = [(SIZE, 2 * SIZE), (1, 1), (9, 30), (SIZE, 3), (5, 2 * SIZE)]
+    items = [VqaItem({"front": np.full((*shape, 3), 255, np.uint8)}, asked, "") for shape in shapes]
+    store.append(items)
+    for opened in (store, VqaStore(store.path)):
+        assert all(same(opened[i], items[i]) for i in range(len(items)))
+        for i, shape in enumerate(shapes):
+            stored = opened.stored(i)[0]["front"]
+            assert stored.shape == (*shape, 3) == opened.examples()[i].images["front"].shape
+            assert (decoded({"front": stored})["front"] == 255).all()
+    with pytest.raises(InputError, match=r"front is uint8 \(17, 3, 3\), expected uint8 at most \(16, 32, 3\)"):
+        store.append([VqaItem({"front": np.zeros((SIZE + 1, 3, 3), np.uint8)}, asked, "")])
 
 
 def test_what_is_no_store_is_named(tmp_path: Path) -> None:

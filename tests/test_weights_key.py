@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from released_checkpoints import save_released
 from test_benchmark_run import Seeing, data
 
 from vla import cli
 from vla.errors import InputError
 from vla.evaluation import answerer
+from vla.evaluation.answerer import BackboneAnswerer
 from vla.evaluation.benchmark import read_ledger
 from vla.evaluation.ledger import check_folder
 from vla.hub import weights_digest
@@ -108,6 +110,58 @@ def test_a_benchmark_asks_again_when_its_questions_change(
     file = folder / "coco_pope_random.json"
     file.write_text(file.read_text().replace("a red?", "a big red?"))
     assert cli.main(command) == 0 and len(seeing.asked) == 4
+
+
+def replaced(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+CHANGES = {
+    "tiles": ("processor_config.json", '"max_patches": 12', '"max_patches": 3'),
+    "image size": ("processor_config.json", '"height": 28,\n      "width": 28', '"height": 14,\n      "width": 14'),
+    "normalisation": ("processor_config.json", "0.485", "0.1"),
+    "prompt": ("chat_template.jinja", "<|im_start|>{{", "<|im_start|>now {{"),
+}
+"""Files of a released checkpoint beside its weights, and what is replaced in them by what."""
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_benchmark_asks_again_when_the_preprocessing_changes(
+    change: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_released("internvl-3", tmp_path / "model")
+    out = tmp_path / "out"
+    command = ["benchmark", "pope", f"data={data / 'pope'}", f"policy={tmp_path / 'model'}", f"out={out}"]
+    assert cli.main(command) == 0
+    first = (out / "pope/answers.jsonl").read_text()
+    file, *texts = CHANGES[change]
+    replaced(tmp_path / "model" / file, *texts)
+    assert cli.main(command) == 0
+    (kept,) = (out / "pope").glob("answers-*.jsonl")
+    assert kept.read_text() == first
+    assert "answers of other preprocessing are kept" in capsys.readouterr().out
+    assert set(read_ledger(out / "pope/answers.jsonl")) == {"1", "2"}
+    # The first ones again: their answers are there, and none is asked for.
+    replaced(tmp_path / "model" / file, *reversed(texts))
+    monkeypatch.setattr(BackboneAnswerer, "__call__", lambda *_: pytest.fail("asked"))
+    assert cli.main(command) == 0
+    assert (out / "pope/answers.jsonl").read_text() == first
+
+
+def test_a_benchmark_asks_again_when_an_image_changes(
+    data: Path, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, seeing = tmp_path / "pope", Seeing()
+    shutil.copytree(data / "pope", folder)
+    monkeypatch.setattr(answerer, "open_answerer", lambda _: seeing)
+    command = ["benchmark", "pope", f"data={folder}", f"policy={policy}", f"out={tmp_path / 'out'}"]
+    assert cli.main(command) == 0
+    (image,) = folder.glob("val2014/*")
+    shutil.copy(folder / "other/other.png", image)
+    assert cli.main(command) == 0
+    assert [shown for _, shown in seeing.asked] == [["red"], ["red"], ["blue"], ["blue"]]
 
 
 def test_an_evaluation_of_other_weights_is_refused(tmp_path: Path) -> None:

@@ -10,20 +10,22 @@ def benchmark(*, benchmark: str, data: str, policy: str, limit: int | None, out:
 
     `data` is a folder with its official files and images, `limit` the number of questions (None: all). Into
     `out`/`benchmark` go answers.jsonl, as they come, and scores.json; the same command again goes on where it was cut
-    off, and asks anew where the weights are others since. Prints the scores with 95 % bootstrap intervals and a table
-    of categories. Raises InputError for files that are not the benchmark's, and for a folder with the answers of
-    another policy.
+    off, and asks anew where the weights, the preprocessing or the questions are others since. Prints the scores with
+    95 % bootstrap intervals and a table of categories. Raises InputError for files that are not the benchmark's, and
+    for a folder with the answers of another policy.
     """
-    from vla.evaluation.answerer import open_answerer, weights_of
+    from vla.evaluation.answerer import open_answerer, preprocessing_of, weights_of
     from vla.evaluation.benchmark import ANSWERS, Files, prepare
     from vla.evaluation.summary import write_json
     from vla.score import table
 
     files = Files.open(benchmark, Path(data), limit)
     settings = {"benchmark": benchmark, "data": data, "policy": policy, "limit": limit}
-    settings |= {"weights": weights_of(policy), "questions": files.digest}
+    answerer = open_answerer(policy)
+    settings |= {"weights": weights_of(policy), "preprocessing": preprocessing_of(answerer)}
+    settings |= {"questions": files.digest, "answer tokens": files.tokens}
     folder = Path(out) / benchmark
     prepare(folder, settings)
-    report = files.run(open_answerer(policy), folder / ANSWERS)
+    report = files.run(answerer, folder / ANSWERS)
     write_json(folder / "scores.json", settings | report)
     print(table(benchmark, report))

@@ -20,7 +20,8 @@ class ChatFormat:
 
     All are text, in which the tokenizer's special tokens may be written out. With `bos` the row begins with what the
     tokenizer begins a text with (`<s>`). In a `prefix_lm` (PaliGemma) all up to the reply attends in both directions,
-    so a row has one turn.
+    so a row has one turn. `apart` encodes the text behind an image, and each answer, as texts of their own, as in
+    MiniGPT-4's training: SentencePiece writes a space before each.
     """
 
     begin: str = "<bos>"
@@ -33,6 +34,7 @@ class ChatFormat:
     between: str = ""
     bare: str | None = None
     bos: bool = False
+    apart: bool = False
 
 
 @dataclass(frozen=True)

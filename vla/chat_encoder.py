@@ -28,7 +28,9 @@ class ChatEncoder:
 
     def __init__(self, tokenizer: Tokenizer, chat: ChatFormat, image: int) -> None:
         self.tokenizer, self.chat, self.image = tokenizer, chat, image
-        self._section, self._tail = (continuing(tokenizer, section=section) for section in (True, False))
+        self._section, self._tail = (
+            tokenizer if chat.apart else continuing(tokenizer, section=section) for section in (True, False)
+        )
         self._bos = bos_of(tokenizer) if chat.bos else ()
         self.question, self.again = (Part.before(self._section, text) for text in (chat.question, chat.again))
         bare = chat.begin + chat.question if chat.bare is None else chat.bare
@@ -44,7 +46,8 @@ class ChatEncoder:
         end = self.chat.end
         if (token := self.tokenizer.token_to_id(end)) is not None:
             return ((token,),)
-        found = tuple(dict.fromkeys(encode_whole(t, end) for t in (self._tail, self._section, self.tokenizer)))
+        behind_text = continuing(self.tokenizer, section=False)
+        found = tuple(dict.fromkeys(encode_whole(t, end) for t in (behind_text, self._section, self.tokenizer)))
         unknown = self.tokenizer.token_to_id(getattr(self.tokenizer.model, "unk_token", None) or "")
         if not end or not found[0] or unknown in found[0]:
             raise InputError(f"the tokenizer has no token {end!r}, which the format of its conversations needs")

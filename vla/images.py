@@ -32,6 +32,17 @@ def resize(image: Image, size: Size) -> UInt8[np.ndarray, "h w 3"]:
     return frame
 
 
+def reduced(image: Image, longest: int) -> UInt8[np.ndarray, "h w 3"]:
+    """The image with no side longer than `longest` pixels, its aspect ratio kept; as it is where it is small enough.
+
+    Bilinear with antialiasing, as `resize`.
+    """
+    if max(image.shape[:2]) <= longest:
+        return image
+    *_, width, height = fitted(image.shape[0], image.shape[1], longest)
+    return scaled(image, height, width)
+
+
 def fitted(height: int, width: int, size: Size) -> tuple[int, int, int, int]:
     """Where `resize` puts an image of this height and width: left, top, width and height [pixels]."""
     tall, wide = sides(size)
@@ -41,9 +52,16 @@ def fitted(height: int, width: int, size: Size) -> tuple[int, int, int, int]:
 
 
 def scaled(image: Image, height: int, width: int, resample: str = "bilinear") -> UInt8[np.ndarray, "h w 3"]:
-    """The image resized, bilinear or bicubic, with antialiasing; as it is where it has the size."""
+    """The image resized, bilinear, bicubic or lanczos, with antialiasing; as it is where it has the size.
+
+    PyTorch has no Lanczos filter: that is Pillow's.
+    """
     if image.shape[:2] == (height, width):
         return image
+    if resample == "lanczos":
+        from PIL import Image as Pillow
+
+        return np.array(Pillow.fromarray(image).resize((width, height), Pillow.Resampling.LANCZOS))
     import torch
     from torch.nn.functional import interpolate
 

@@ -9,6 +9,7 @@ other (as MolmoAct and embodied chain-of-thought reason before they act); then w
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -308,8 +309,13 @@ class Processor:
             part.copy_(image).mul_(1 / 255 / std).sub_(mean / std)
         return out
 
-    def save(self, folder: Path) -> None:
-        self.tokenizer.save(str(folder / "tokenizer.json"))
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of all that decides which tokens and pixels a row has, and where its answer ends."""
+        return hashlib.sha256(json.dumps([self.to_dict(), self.tokenizer.to_str()]).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the tokenizer, as processor.json holds it."""
         values: dict[str, Any] = {
             "image_size": self.image_size,
             "tokens_per_image": self.tokens_per_image,
@@ -327,7 +333,11 @@ class Processor:
         }
         if self.head is not None:
             values["head"] = self.head.settings
-        (folder / "processor.json").write_text(json.dumps(values, indent=1))
+        return values
+
+    def save(self, folder: Path) -> None:
+        self.tokenizer.save(str(folder / "tokenizer.json"))
+        (folder / "processor.json").write_text(json.dumps(self.to_dict(), indent=1))
 
     @classmethod
     def load(cls, folder: Path) -> Processor:

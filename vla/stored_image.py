@@ -27,20 +27,25 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True)
 class StoredImage:
-    """Image `index` of `source`."""
+    """Image `index` of `source`, or its upper left part of height and width `size` [pixels]."""
 
     source: ImageSource
     index: int
+    size: tuple[int, int] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Height, width [pixels] and 3."""
-        return self.source.shape
+        return self.source.shape if self.size is None else (*self.size, 3)
+
+    def of(self, decoded: Image) -> Image:
+        """The image, of what is decoded at `index`."""
+        return decoded[: self.shape[0], : self.shape[1]]
 
     def decoded(self) -> Image:
         """The image as an array of its own."""
         found: list[Image] = []
-        self.source.each(np.array([self.index]), lambda _, image: found.append(image.copy()))
+        self.source.each(np.array([self.index]), lambda _, image: found.append(self.of(image).copy()))
         return found[0]
 
 

@@ -23,7 +23,7 @@ from vla.datasets.formats.files import LFS_POINTER
 from vla.datasets.questions import MAIN_CAMERA, Question
 from vla.datasets.vqa import CONVERSATION, VqaItem
 from vla.errors import InputError
-from vla.images import resize
+from vla.images import reduced
 from vla.rgb import to_rgb
 
 OPEN = "open"
@@ -89,7 +89,7 @@ def attempt(name: str, make: Callable[[], VqaEntry]) -> VqaEntry | Rejected:
 
 
 def read_items(entries: Iterator[VqaEntry | Rejected], size: int, rejected: list[Rejected] | None) -> Iterator[VqaItem]:
-    """The entries as items, their images fitted into `size` x `size` px; what is bad goes to `rejected`.
+    """The entries as items, their images with no side longer than `size` px; what is bad goes to `rejected`.
 
     Raises:
         InputError: an entry is bad and there is no `rejected` to note it.
@@ -106,9 +106,10 @@ def read_items(entries: Iterator[VqaEntry | Rejected], size: int, rejected: list
             rejected.append(Rejected(name, error.reason, str(error)))
 
 
-def decoded(entry: VqaEntry, size: int) -> dict[str, UInt8[np.ndarray, "size size 3"]]:
-    """The entry's image, if any, fitted into `size` x `size` px. Raises BadEntry where it cannot be."""
-    return {} if entry.image is None else {MAIN_CAMERA: resize(pixels(entry.image), size)}
+def decoded(entry: VqaEntry, size: int) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
+    """The entry's image, if any, in its own shape and with no side longer than `size` px: a model shows it as it was
+    trained to. Raises BadEntry where it cannot be read."""
+    return {} if entry.image is None else {MAIN_CAMERA: reduced(pixels(entry.image), size)}
 
 
 def pixels(image: Path | bytes) -> UInt8[np.ndarray, "h w 3"]:

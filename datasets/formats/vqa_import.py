@@ -58,7 +58,7 @@ def detect(path: Path) -> str | None:
 def import_vqa(
     src: Path, dst: Path, format: str | None = None, images: Path | None = None, size: int = 224, codec: str = "zstd"
 ) -> None:
-    """Writes the VQA store `dst`, its images `size` x `size` px, and prints the report that its attributes keep.
+    """Writes the VQA store `dst`, no side of its images longer than `size` px, and prints the report that it keeps.
 
     `format` is one of `FORMATS` (None: `detect` tells), `images` the folder of images that the format names by path.
 
@@ -86,7 +86,7 @@ def import_vqa(
         "source": str(src.absolute()),
         "images": str((images or src).absolute()),
     }
-    settings |= {"size": size, "codec": codec, "files": _fingerprints(source)}
+    settings |= {"size": size, "shape": "own", "codec": codec, "files": _fingerprints(source)}
 
     work = dst.with_name(f".{dst.name}.import")
     dst.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def import_vqa(
 def _run(source: VqaSource, index: VqaIndex, path: Path, size: int, codec: str) -> dict[str, Any]:
     """Both passes, or what is left of them. Returns the report."""
     # First, since it also checks the codec.
-    store = VqaStore(path) if path.exists() else VqaStore.create(path, (MAIN_CAMERA,), size, size, codec)
+    store = VqaStore(path) if path.exists() else VqaStore.create(path, (MAIN_CAMERA,), size, size, codec, smaller=True)
     if not index.complete:
         _fill_index(source, index)
     report = index.report(_write(source, index, store, size))

@@ -18,7 +18,8 @@ def describe_vqa(store: VqaStore) -> Iterator[str]:
     yield "  " + ", ".join(f"{split}: {len(store.split(split))} items" for split in kinds)
     size = sum(store.folder.sizes().values())
     cameras = ", ".join(store.cameras)
-    yield f"  {size / 1e6:.1f} MB; images {store.width}x{store.height} as {store.codec} from {cameras}"
+    most = "up to " if store.smaller else ""
+    yield f"  {size / 1e6:.1f} MB; images {most}{store.width}x{store.height} as {store.codec} from {cameras}"
     for source, count in store.sources.most_common():
         yield f"  {count} items from {source or 'an unnamed source'}"
     yield f"    {'questions':24}{'train':>10}{'held-out':>10}"

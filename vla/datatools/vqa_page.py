@@ -38,7 +38,11 @@ def _head(store: VqaStore, kinds: Counter[str]) -> str:
     tiles = (
         tile("items", f"{len(store)}", f"{len(store.split('held-out'))} held out"),
         tile("questions", f"{kinds.total()}", f"of {len(kinds)} kinds"),
-        tile("cameras", f"{len(store.cameras)}", f"{escape(', '.join(store.cameras))}<br>{store.width}×{store.height}"),
+        tile(
+            "cameras",
+            f"{len(store.cameras)}",
+            f"{escape(', '.join(store.cameras))}<br>{'up to ' * store.smaller}{store.width}×{store.height}",
+        ),
         tile("size", amount(size), f"images as {store.codec}"),
     )
     name = store.path.rstrip("/").rpartition("/")[2]

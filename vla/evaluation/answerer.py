@@ -130,6 +130,12 @@ def weights_of(name: str) -> str | None:
     return weights_digest(folder) if folder.is_dir() else None
 
 
+def preprocessing_of(answerer: Answerer) -> str | None:
+    """The digest of how a backbone is shown images and questions (`Processor.digest`), which its files' weights do not
+    say; None of a hosted model, which is sent both as they are."""
+    return answerer.model.processor.digest if isinstance(answerer, BackboneAnswerer) else None
+
+
 def open_hosted(name: str) -> Hosted:
     """FAMILY of `vla models`, or MODEL@URL of any server. Raises InputError where it is none."""
     from vla.vlm.catalog import family

@@ -44,8 +44,9 @@ FOLDERS = ("chartqa", "mme", "chair")
 QUESTIONS = "v2_OpenEnded_mscoco_*_questions.json"
 """VQAv2's questions are in a file of their own."""
 ANSWERS = "answers.jsonl"
-KEYED = ("weights", "questions")
-"""Settings that answers belong to: the digests of the weights that gave them, and of the questions."""
+KEYED = ("weights", "preprocessing", "questions", "answer tokens")
+"""Settings that answers belong to: the digests of the weights that gave them, of what these are shown of an image and
+read of a question (`Processor.digest`), of the questions with their images, and how long an answer may be."""
 TOKENS = {"chair": 256, "mathvista": 256, "mmmu": 128}
 """How long an answer may be, where 32 tokens are not enough."""
 
@@ -86,8 +87,11 @@ class Files:
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of the questions as they are asked."""
-        asked = [[i, self.benchmark.prompt(entry)] for i, entry in sorted(self.questions.items())]
+        """The SHA-256 of the questions as they are asked, and of the files that hold their images."""
+        asked = [
+            [i, self.benchmark.prompt(entry), self.pictures.digest(i, entry)]
+            for i, entry in sorted(self.questions.items())
+        ]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
     def run(self, answerer: Answerer, ledger: Path | None = None) -> dict[str, Any]:
@@ -158,8 +162,9 @@ def _note(path: Path, answers: Mapping[str, str]) -> None:
 def prepare(folder: Path, settings: Mapping[str, Any]) -> None:
     """Notes the settings in `folder`, and makes its answers those that belong to them.
 
-    Answers that other weights gave, or to other questions (`KEYED`), are put aside under the name of these, and taken
-    up again when these are back. Raises InputError where the folder holds answers that were given with other settings.
+    Answers that other weights gave, with other preprocessing or to other questions (`KEYED`), are put aside under the
+    name of these, and taken up again when these are back. Raises InputError where the folder holds answers that were
+    given with other settings.
     """
     path, answers = folder / "settings.json", folder / ANSWERS
     saved = json.loads(path.read_text()) if path.exists() else settings

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import csv
+import hashlib
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,7 @@ class Pictures:
         self._upright = upright
         self._files: dict[str, Path | None] = {}
         self._within: dict[str, tuple[Path, int]] = {}
+        self._digests: dict[Path, str] = {}
         for file in sorted(folder.rglob("*")):
             if file.suffix.lower() in SUFFIXES:
                 for key in _keys(file.relative_to(folder)):
@@ -63,6 +65,14 @@ class Pictures:
         """Raises InputError where there is no image of question `i`."""
         if i not in self._within:
             self.find(i, entry)
+
+    def digest(self, i: str, entry: Entry) -> str:
+        """The SHA-256 of the file that holds the images of question `i`. Raises InputError where there is none."""
+        file = self._within[i][0] if i in self._within else self.find(i, entry)
+        if file not in self._digests:
+            with file.open("rb") as content:
+                self._digests[file] = hashlib.file_digest(content, "sha256").hexdigest()
+        return self._digests[file]
 
     def find(self, i: str, entry: Entry) -> Path:
         """The file of question `i`. Raises InputError where there is none."""

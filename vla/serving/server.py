@@ -254,13 +254,12 @@ class PolicyServer:
         fewer, moments = takes_fewer_cameras(self._policy), len(history_of(self._policy))
         body = self._policy.embodiment
         request, name = read_request(message, self._keys, body, fewer_cameras=fewer, moments=moments)
-        if request.observation.past:
-            return request, name
         if not isinstance(begins := message.get(RESET, False), bool):
             raise InputError(f"{RESET} is true or false")
         if begins:
             client.history.reset()
-        return replace(request, observation=client.history.see(request.observation)), name
+        seen = client.history.see(request.observation)
+        return (request if request.observation.past else replace(request, observation=seen)), name
 
     def _result(
         self, chunk: ActionChunk | None, name: int | str | None, infer_ms: float, total_ms: float | None

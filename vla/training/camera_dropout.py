@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +19,8 @@ STREAM = 0x2545F491
 
 def without_cameras(example: Example, share: float, key: tuple[int, ...]) -> Example:
     """The example of a robot without some of its cameras, each left out with the probability `share`, and without
-    their points and past frames; a question stays as it is.
+    their points and past frames. A question stays as it is, and so does a row of a robot that has questions too: their
+    answers may depend on any of the images.
 
     What is drawn for a camera depends on the row's `key` and the camera's name alone. Where all would be left out, the
     one that was the nearest to staying stays.
@@ -37,6 +38,19 @@ def without_cameras(example: Example, share: float, key: tuple[int, ...]) -> Exa
         {camera: views[camera] for camera in kept if camera in views} for views in (example.images, *example.past)
     )
     return replace(example, images=images, past=tuple(past), points=points)
+
+
+def report_dropout(share: float, robots: Sequence[RobotSpec]) -> Iterator[str]:
+    """A line for each robot: which cameras rows lack, and which rows keep all."""
+    for robot in robots if share else ():
+        cameras = robot.embodiment.cameras
+        if len(cameras) > 1:
+            yield (
+                f"camera dropout of {robot.name}: {', '.join(cameras)}, each left out of {share:.1%} of the rows but "
+                "never the last; rows with questions keep all cameras"
+            )
+        else:
+            yield f"camera dropout of {robot.name}: none, it has one camera"
 
 
 def check_dropout(share: float, robots: Sequence[RobotSpec]) -> None:

@@ -15,6 +15,7 @@ from vla.datasets.mixture import Mixture
 from vla.model import VLA
 from vla.training import checkpoint
 from vla.training.blocks import compile_blocks, recompute_blocks
+from vla.training.camera_dropout import report_dropout
 from vla.training.checkpoint import Progress
 from vla.training.distributed import World, join
 from vla.training.gate import UNITS, choose
@@ -107,7 +108,8 @@ def _train(
         prefetch(model.processor, mixture, plan, start, world) as batches,
         log(run, start, plan, world.first) as said,
     ):
-        for line in report(plan.augmentation, model.processor):
+        robots = model.processor.robots
+        for line in (*report(plan.augmentation, model.processor), *report_dropout(plan.camera_dropout, robots)):
             said.say(line)
         stopping = False
         while progress.step < plan.steps and not stopping:

@@ -18,11 +18,15 @@ END_TO_END = (
     "from raw images of several shapes and a question, pixels, tokens and logits equal to those of transformers' own "
     "processor, chat template and model, on small random weights, and the backbone contract; released weights not tried"
 )
-WRITTEN = (
-    "the backbone contract, and logits equal to a plain reading of the original, on small random weights; "
-    "released weights not tried"
+ORIGINAL = (
+    "from raw images of several shapes and a question, tokens by the original code's rules, pixels within 2 of 255 "
+    "levels of Pillow's, and logits equal, on small random weights; released weights not tried"
 )
-CROPS = f"{WRITTEN}; crops, their padding and order equal, pixels within one of 255 levels"
+CROPS = (
+    "the backbone contract; from raw images of several shapes and a question, tokens and crops by the released "
+    "processor's rules, pixels within one of 255 levels of it; padding and logits equal to a plain reading of the "
+    "original (test_molmo.py); on small random weights; released weights not tried"
+)
 DUAL = "vectors and logits equal to transformers', padding and batches without effect; released weights not tried"
 HOSTED = "against failing servers, and `transformers serve` (test_hosted_serve.py); not against the provider"
 
@@ -82,6 +86,12 @@ def _released(name: str, title: str, connector: str, freezes: tuple[str, ...] = 
     )
 
 
+def _original(name: str, title: str, connector: str, freezes: tuple[str, ...], source: str) -> Family:
+    """A backbone that transformers has no processor for: end to end against the original code's rules, read plainly."""
+    test = "test_original_families.py"
+    return Family(name, "backbone", title, connector, freezes, test, ORIGINAL, source, CHECKS)
+
+
 def _hosted(name: str, title: str) -> Family:
     return Family(name, "hosted", title, "undisclosed", (), "test_hosted.py", HOSTED)
 
@@ -118,10 +128,10 @@ CATALOG: tuple[Family, ...] = (
         "test_wheels.py",
         "released weights: it answers, sees as onnxruntime does, and its connector aligns on rendered scenes",
     ),
-    _released("llava-1", "LLaVA", "linear", (VISION,), "a delta to LLaMA-7B's weights: there is no converter yet"),
+    _original("llava-1", "LLaVA", "linear", (VISION,), "a delta to LLaMA-7B's weights: there is no converter yet"),
     _released("llava-1.5", "LLaVA-1.5", "MLP", (VISION,)),
     _released("blip-2", "BLIP-2", "Q-Former", (VISION, LANGUAGE)),
-    _released(
+    _original(
         "minigpt-4",
         "MiniGPT-4",
         "Q-Former, linear",
@@ -131,16 +141,12 @@ CATALOG: tuple[Family, ...] = (
     _released(
         "idefics", "Flamingo, open reproduction", "perceiver resampler, gated cross-attention", (VISION, LANGUAGE)
     ),
-    Family(
+    _original(
         "openflamingo",
-        "backbone",
         "Flamingo, OpenFlamingo's weights",
         "perceiver resampler, gated cross-attention",
         (VISION, LANGUAGE),
-        "test_openflamingo.py",
-        WRITTEN,
         "checkpoint.pt onto CLIP ViT-L/14 and its language model, by vla.vlm.openflamingo.load",
-        CHECKS[2:],
     ),
     _released("internvl-1.5", "InternVL-1.5", "pixel shuffle, MLP", (), "by vla.vlm.converters.internvl"),
     _released("internvl-2.5", "InternVL-2.5", "pixel shuffle, MLP", (), "by vla.vlm.converters.internvl"),
@@ -152,16 +158,15 @@ CATALOG: tuple[Family, ...] = (
     _released("paligemma", "PaliGemma", "linear, prefix-LM"),
     _released("paligemma-2", "PaliGemma 2", "linear, prefix-LM"),
     _released("smolvlm2", "SmolVLM2", "pixel shuffle, linear", (VISION,)),
-    Family(
-        "qwen-vl",
-        "backbone",
-        "Qwen-VL",
-        "256 queries, one cross-attention",
-        (VISION,),
-        "test_qwen_vl.py",
-        WRITTEN,
-        "a folder with the released files, the weights as safetensors",
-        CHECKS[2:],
+    *(
+        _original(
+            name,
+            title,
+            "256 queries, one cross-attention",
+            (VISION,),
+            "a folder with the released files, the weights as safetensors",
+        )
+        for name, title in (("qwen-vl", "Qwen-VL, the base model"), ("qwen-vl-chat", "Qwen-VL-Chat"))
     ),
     *(
         Family(
@@ -170,10 +175,10 @@ CATALOG: tuple[Family, ...] = (
             title,
             "2x2 attention pooling, SwiGLU MLP",
             (),
-            "test_molmo.py",
+            "test_molmo_prompt.py",
             CROPS,
             "a folder with the released files",
-            CHECKS[2:],
+            CHECKS,
         )
         for name, title in (("molmo", "Molmo"), ("molmoe", "MolmoE"))
     ),
@@ -217,6 +222,11 @@ def family_of(config: Mapping[str, Any]) -> Family:
         kind = "pixtral"
     elif kind == "paligemma" and text.startswith("gemma2"):
         kind = "paligemma-2"
+    elif kind == "llava" and config.get("projector_hidden_act") == "linear":
+        kind = "llava-1"
+    elif kind == "internvl" and text == "llama":  # InternLM2, under llama's names
+        normed = (config.get("vision_config") or {}).get("use_qk_norm")
+        kind = "internvl-1.5" if normed else "internvl-2.5"
     elif kind == "blip-2" and text == "llama":
         kind = "minigpt-4"
     return family(DEFAULTS.get(kind, kind))

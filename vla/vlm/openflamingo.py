@@ -15,11 +15,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
 
 from vla.errors import InputError
-from vla.vlm.families import CLIP
+from vla.processor import Processor
+from vla.vlm.catalog import family
 from vla.vlm.flamingo import CrossAttentionVLM
+from vla.vlm.preprocessing.markup import Markup
+from vla.vlm.preprocessing.released import framing_of
+from vla.vlm.preprocessing.settings import Preprocessing
+from vla.vlm.pretrained import speak
 
 GATED = re.compile(r"^lang_encoder\.(?:gated_cross_attn_layers\.(\d+)|.+\.(\d+)\.gated_cross_attn_layer)\.(.+)$")
 OURS = {
@@ -65,8 +70,9 @@ def rename(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
     return renamed, every
 
 
-def load(checkpoint: Path, vision: str, language: str) -> tuple[CrossAttentionVLM, PreTrainedTokenizerFast]:
-    """The backbone of a released `checkpoint` and its tokenizer.
+def load(checkpoint: Path, vision: str, language: str) -> tuple[CrossAttentionVLM, Processor]:
+    """The backbone of a released `checkpoint` and the processor that uses it as it was trained; `vla.model.VLA` of the
+    two is saved into a folder that `vla train backbone=` takes.
 
     `vision` and `language` are what it was trained on, ids or folders of transformers' classes: CLIP ViT-L/14, and
     for OpenFlamingo-4B RedPajama-INCITE-3B, for -9B MPT-7B. (That of -3B, MPT-1B, is no class of transformers.)
@@ -84,20 +90,23 @@ def load(checkpoint: Path, vision: str, language: str) -> tuple[CrossAttentionVL
         tokenizer.add_special_tokens({"pad_token": "<PAD>"})
     decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     renamed, every = rename(content.get("model_state_dict", content))
-    backbone = CrossAttentionVLM(
+    config = family("openflamingo").config()
+    backbone: Any = CrossAttentionVLM(
         {**encoder.config.to_dict(), "layer": -1},
         decoder.config.to_dict(),
         encoder.config.image_size,
         tokenizer.convert_tokens_to_ids("<image>"),
         connector={"kind": "resampler", **_sizes(renamed)},
         blocks={"kind": "flamingo", "every": every},
-        mean=CLIP["image_mean"],
-        std=CLIP["image_std"],
+        mean=config["images"]["image_mean"],
+        std=config["images"]["image_std"],
         weights=decoder,
     )
     backbone.vision.load_state_dict(encoder.state_dict())
     _fill(backbone, renamed)
-    return backbone.eval(), tokenizer
+    framing = framing_of("openflamingo", config["images"], backbone.image_size)
+    shown = Preprocessing(framing, Markup(tokens=backbone.tokens_per_image))
+    return backbone.eval(), speak(backbone, tokenizer, config["chat"], shown)
 
 
 def _ours(name: str) -> str:

@@ -21,7 +21,7 @@ from vla.vlm.backbone import Backbone
 from vla.vlm.composed import ComposedVLM
 from vla.vlm.preprocessing.chat_template import chat_of, template_of
 from vla.vlm.preprocessing.markup import Markup
-from vla.vlm.preprocessing.released import frame_of, preprocessor_of
+from vla.vlm.preprocessing.released import file_of, frame_of, preprocessor_of
 from vla.vlm.preprocessing.settings import Preprocessing
 
 HALF, IMAGENET = [0.5, 0.5, 0.5], {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -31,6 +31,8 @@ NORMALISED: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("dinov2", "dinov2_with_registers", "convnext", "convnextv2", "swin", "swinv2"), IMAGENET),
 }
 """Mean and deviation that encoders were trained with, for those without a preprocessor's file."""
+CHATML = "chatml"
+"""What Qwen-VL-Chat's generation_config.json calls its format; that of the base model has "raw"."""
 PARTS = ("vision", "language", "connector", "image_size")
 
 
@@ -138,6 +140,9 @@ def _released(name: str, row: catalog.Family | None = None) -> tuple[Backbone, P
     backbone, tokenizer = families.load(name, attention=attention)
     if row is None:
         row = _family_of(name)
+        if row.name == "llava-1" and tokenizer.convert_tokens_to_ids("<im_start>") in (None, tokenizer.unk_token_id):
+            row = catalog.family("llava-1.5")
+            print(f"{name}: its tokenizer has no <im_start>, so it is no LLaVA of before version 1: read as {row.name}")
     config, markup = row.config(), Markup(**row.config().get("markup", {}))
     images = families.preprocessing_of(name, backbone, row)
     template = template_of(name, tokenizer)
@@ -154,4 +159,9 @@ def _released(name: str, row: catalog.Family | None = None) -> tuple[Backbone, P
 def _family_of(name: str) -> catalog.Family:
     file = Path(name) / "config.json"
     values = json.loads(file.read_text()) if file.is_file() else AutoConfig.from_pretrained(name).to_dict()
+    if (
+        values.get("model_type") == "qwen"
+        and (file_of(name, "generation_config.json") or {}).get("chat_format") == CHATML
+    ):
+        return catalog.family("qwen-vl-chat")
     return catalog.family_of(values)

@@ -19,19 +19,22 @@ FIRST, SECOND, SAID = "firstquestion", "secondquestion", "someanswer"
 
 
 def template_of(name: str | Path, tokenizer: Any) -> str | None:
-    """The chat template of a checkpoint, a hub's id or a folder: its processor's, or its tokenizer's."""
+    """The chat template of a checkpoint, a hub's id or a folder: its processor's, or its tokenizer's; of several
+    files the one that transformers takes."""
+    files = (file_of(name, file) or {} for file in ("processor_config.json", "chat_template.json"))
+    own = (found["chat_template"] for found in files if found.get("chat_template"))
+    template: Any = next(own, None) or _plain_template(name) or tokenizer.chat_template
+    return template.get("default") if isinstance(template, dict) else template
+
+
+def _plain_template(name: str | Path) -> str | None:
     path = cached_file(
         name,
         "chat_template.jinja",
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    if path is not None:
-        return Path(path).read_text()
-    if (found := file_of(name, "chat_template.json")) is not None:
-        return str(found["chat_template"])
-    template: Any = tokenizer.chat_template
-    return template["default"] if isinstance(template, dict) else template
+    return None if path is None else Path(path).read_text()
 
 
 def chat_of(

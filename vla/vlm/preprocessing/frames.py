@@ -38,28 +38,38 @@ class Square:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Resized to the frame, whatever its aspect ratio."""
+    """Resized to the frame, whatever its aspect ratio; or to the size `before`, and the middle cut out."""
 
     kind: ClassVar[str] = "stretch"
     size: Sides
     resample: str = "bicubic"
+    before: Sides | None = None
 
     def view(self, height: int, width: int) -> View:
-        return View((Piece(self.size, (self.size,)),), self.resample)
+        size = self.before or self.size
+        return View((Piece(self.size, (size,), _middle(self.size, size)),), self.resample)
 
 
 @dataclass(frozen=True)
 class Crop:
-    """Resized so that its shorter side is `shortest` pixels, and the middle of it cut out (CLIP)."""
+    """Resized so that its shorter side is `shortest` pixels, and the middle of it cut out (CLIP); half a pixel goes up
+    and left, or with `nearest` to the even number (torchvision)."""
 
     kind: ClassVar[str] = "crop"
     size: Sides
     shortest: int
     resample: str = "bicubic"
+    nearest: bool = False
 
     def view(self, height: int, width: int) -> View:
         longest = int(self.shortest * max(height, width) / min(height, width))
         size = (self.shortest, longest) if height <= width else (longest, self.shortest)
-        # What is smaller than the frame is padded first, half a pixel more behind it.
-        offset = [(f - s) // 2 if f > s else -int((s - f) / 2) for f, s in zip(self.size, size, strict=True)]
-        return View((Piece(self.size, (size,), (offset[0], offset[1])),), self.resample)
+        return View((Piece(self.size, (size,), _middle(self.size, size, self.nearest)),), self.resample)
+
+
+def _middle(frame: Sides, size: Sides, nearest: bool = False) -> Sides:
+    """Where an image of this size lies, of which the frame shows the middle."""
+    cut = round if nearest else int
+    # What is smaller than the frame is padded first, half a pixel more behind it.
+    top, left = ((f - s) // 2 if f > s else -cut((s - f) / 2) for f, s in zip(frame, size, strict=True))
+    return top, left

@@ -49,6 +49,6 @@ class Patches:
 
     def view(self, height: int, width: int) -> View:
         ratio = max(height / self.longest, width / self.longest, 1)
-        sides = (math.floor(height / ratio), math.floor(width / ratio)) if ratio > 1 else (height, width)
+        sides = max(1, math.floor(height / ratio)), max(1, math.floor(width / ratio))
         frame = ((sides[0] - 1) // self.cell + 1) * self.cell, ((sides[1] - 1) // self.cell + 1) * self.cell
         return View((Piece(frame, (frame,)),), self.resample)

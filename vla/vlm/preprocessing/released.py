@@ -18,8 +18,12 @@ from vla.vlm.preprocessing.tiles import Canvas, Split, Tiles, Whole
 
 FILES = ("processor_config.json", "preprocessor_config.json")
 RESAMPLE = {1: "bicubic", 2: "bilinear", 3: "bicubic"}
-"""Pillow's numbers of filters. For Lanczos (1) transformers takes bicubic on tensors, and so is done here."""
+"""Pillow's numbers of filters. For Lanczos (1) transformers takes bicubic on tensors, and so is done here; but not for
+the families of `LANCZOS`, whose images it resizes with Pillow."""
+LANCZOS = ("smolvlm",)
 
+OF_IMAGES = {"image_mean", "image_processor_type", "feature_extractor_type"}
+"""One of these stands in a file that holds an image processor's settings and no other's."""
 SIZES = ("size", "crop_size", "max_image_size")
 """Settings that say how large frames are."""
 
@@ -50,7 +54,9 @@ def preprocessor_of(name: str | Path, defaults: Values) -> dict[str, Any]:
     """
     values = dict(defaults)
     for file in FILES:
-        if (found := file_of(name, file)) is not None and "image_mean" in (own := found.get("image_processor", found)):
+        found = file_of(name, file) or {}
+        own = found.get("image_processor", found)
+        if own is not found or not OF_IMAGES.isdisjoint(own):
             values |= {key: value for key, value in own.items() if value is not None}
             break
     if "image_mean" not in values:
@@ -67,26 +73,45 @@ def framing_of(family: str, values: Values, side: int) -> Framing:
     number = values.get("resample", 3)
     if number not in RESAMPLE:
         raise InputError(f"images resized with Pillow's filter {number} cannot be shown: bilinear and bicubic can")
-    return FRAMINGS.get(family, _plain)(values, side, RESAMPLE[number])
+    if not values.get("do_resize", True):
+        raise InputError("the image processor has do_resize=false: images that are not resized cannot be shown")
+    resample = "lanczos" if number == 1 and family in LANCZOS else RESAMPLE[number]
+    try:
+        return FRAMINGS.get(family, _plain)(values, side, resample)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"the image processor's settings cannot be read ({error!r}): {dict(values)}") from error
 
 
 def frame_of(values: Values) -> int | tuple[int, int] | None:
     """The side of a square frame, or its height and width [pixels]; None where the settings do not say."""
-    if not (size := values.get("crop_size") or values.get("size")):
+    cropped = values.get("do_center_crop", True) and values.get("crop_size")
+    if not (size := cropped or values.get("size")):
         return None
     tall, wide = _both(size)
     return tall if tall == wide else (tall, wide)
 
 
 def _plain(values: Values, side: int, resample: str) -> Framing:
-    size = values.get("size") or side
-    if values.get("do_pad"):
+    size: Any = values.get("size") or side
+    kept = isinstance(size, dict) and "shortest_edge" in size
+    # CLIP's processor has no use for it.
+    if values.get("do_pad") and not str(values.get("image_processor_type")).startswith("CLIP"):
         fill = [int(255 * mean) for mean in values["image_mean"]]
         return Square(_both(values.get("crop_size") or size), resample, (fill[0], fill[1], fill[2]))
+    if kept and (not values.get("do_center_crop") or size.get("longest_edge")):
+        raise InputError(
+            f"the image processor has the size {size} and do_center_crop={values.get('do_center_crop', False)}: images "
+            "of any shape cannot be shown to this backbone: give a height and a width, or do_center_crop=true"
+        )
     if not values.get("do_center_crop"):
         return Stretch(_both(size), resample)
-    shortest = size["shortest_edge"] if isinstance(size, dict) and "shortest_edge" in size else min(_both(size))
-    return Crop(_both(values.get("crop_size") or shortest), shortest, resample)
+    if isinstance(size, dict) and not kept:
+        frame = _both(values.get("crop_size") or size)
+        return Stretch(frame, resample, None if frame == _both(size) else _both(size))
+    shortest = size["shortest_edge"] if kept else min(_both(size))
+    return Crop(_both(values.get("crop_size") or shortest), shortest, resample, values.get("crop_nearest", False))
 
 
 def _native(values: Values, side: int, resample: str) -> Framing:

@@ -43,7 +43,7 @@ class View:
     """The frames of an image; `grid` is in how many rows and columns of frames it was cut.
 
     With `squared` the image is put in the middle of a square before it is resized. What of a frame it does not cover
-    has the colour `fill` (RGB). `resample` is bilinear or bicubic, both with antialiasing.
+    has the colour `fill` (RGB). `resample` is bilinear, bicubic or lanczos, with antialiasing.
     """
 
     pieces: tuple[Piece, ...]
@@ -101,7 +101,9 @@ def draw_all(
     for places in stored.values():
         together = [image for place in places if isinstance(image := images[place], StoredImage)]
 
-        def put(number: int, image: Image, places: Sequence[int] = places) -> None:
-            draw(image, views[places[number]], frames[places[number]])
+        def put(
+            number: int, image: Image, places: Sequence[int] = places, stored: Sequence[StoredImage] = together
+        ) -> None:
+            draw(stored[number].of(image), views[places[number]], frames[places[number]])
 
         together[0].source.each(np.array([image.index for image in together]), put)
