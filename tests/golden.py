@@ -101,7 +101,7 @@ def keys(value: Any, path: str = "") -> list[str]:
 
 def configuration() -> dict[str, list[str]]:
     """The options of each command and group, by file."""
-    files = sorted(CONFIGS.rglob("*.yaml"))
+    files = sorted(file for file in CONFIGS.rglob("*.yaml") if file.parent.name != "families")
     return {str(file.relative_to(CONFIGS)): keys(yaml.safe_load(file.read_text())) for file in files}
 
 

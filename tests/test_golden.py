@@ -28,7 +28,13 @@ def check(found: Any, expected: Any, where: str) -> None:
         assert found == expected, where
 
 
-@pytest.mark.parametrize("name", sorted(CASES))
+def test_options_may_come_but_none_goes() -> None:
+    found = CASES["options"]()
+    gone = {file: set(known) - set(found.get(file, ())) for file, known in GOLDEN["options"].items()}
+    assert not any(gone.values()), gone
+
+
+@pytest.mark.parametrize("name", sorted(CASES.keys() - {"options"}))
 def test_it_is_what_it_was(name: str) -> None:
     check(CASES[name](), GOLDEN[name], name)
 
