@@ -217,9 +217,12 @@ class DiffusionPolicySource:
         return found
 
     def _coarse(self) -> int:
-        """How many episodes have time stamps that are no times."""
-        readable = [index for index in range(len(self)) if "timestamp" in self._data and index not in self._faults]
-        return sum(are_coarse(self._stamps(index), self.embodiment.control_hz) for index in readable)
+        """How many episodes have time stamps that can be read and are no times."""
+        count = 0
+        for index in range(len(self)) if "timestamp" in self._data else ():
+            with suppress(InputError):
+                count += are_coarse(self._stamps(index), self.embodiment.control_hz)
+        return count
 
     def _stamps(self, index: int) -> Float[np.ndarray, "t"]:
         """The time stamps of an episode [s]."""
