@@ -1,7 +1,8 @@
 """What the actions of data that do not say it are: inferred from the numbers, reported with the evidence, or refused.
 
 Names decide nothing but which state component is compared first, which components are grippers (predicted as they are)
-and that roll, pitch and yaw are one rotation; all three are reported, and can be said instead.
+and that roll, pitch and yaw are one rotation (`vla.datasets.rotation_evidence`); all three are reported, and can be
+said instead.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vla.datasets.action_evidence import Finding, Steps, examine, examine_quaternion
+from vla.datasets.rotation_evidence import found_rotations
 from vla.embodiment import ABSOLUTE, ACTION_MODES, Embodiment, Rotation, components_of
 from vla.errors import InputError
 
@@ -21,7 +23,6 @@ Numbers = Iterable[tuple[Float[np.ndarray, "_t s"], Float[np.ndarray, "_t a"]]]
 """State and action of episodes."""
 MOST_STEPS = 200_000
 GRIPPER = ("grip", "jaw", "claw")
-ANGLES = ("roll", "pitch", "yaw")
 
 
 def infer_actions(
@@ -48,6 +49,8 @@ def infer_actions(
     if unknown := sorted(set(held) - set(body.action)):
         raise InputError(f"grippers: there is no action {unknown[0]!r}: there are {', '.join(body.action)}")
     said = {name: _positions(body, name, parts) for name, parts in (rotations or {}).items()}
+    if both := [body.action[i] for at in said.values() for i in at if body.action[i] in held]:
+        raise InputError(f"{both[0]} cannot be a gripper and part of a rotation: grippers=[…] names the grippers")
     episodes = _limited(numbers)
     if not episodes:
         raise InputError(f"{body.name}: no episode has finite states and actions to tell what the actions are")
@@ -65,7 +68,7 @@ def infer_actions(
         grippers=tuple(held),
         rotations=(),
     )
-    known, told = _rotations(known, steps.action, None if rotations is None else said)
+    known, told = _rotations(known, [action for _, action in episodes], None if rotations is None else said)
     return known, [*_report(known, findings), *told]
 
 
@@ -168,13 +171,13 @@ def _turn(episodes: Sequence[tuple[Float[np.ndarray, "_t s"], Float[np.ndarray, 
 
 
 def _rotations(
-    body: Embodiment, action: Float[np.ndarray, "n a"], rotations: Mapping[str, tuple[int, ...]] | None
+    body: Embodiment, actions: Sequence[Float[np.ndarray, "_t a"]], rotations: Mapping[str, tuple[int, ...]] | None
 ) -> tuple[Embodiment, list[str]]:
-    """With the rotations that are named, or that the numbers or roll, pitch and yaw show."""
+    """With the rotations that are named, or that are found."""
     if rotations is not None:
         found, why = list(rotations.items()), "as you say"
     else:
-        found, why = _found_rotations(body, action), "rotations={} says otherwise"
+        found, why = found_rotations(body, actions), "rotations={} says otherwise"
     groups, told = [], []
     for representation, at in found:
         measured = [body.measured_by[i] for i in at]
@@ -195,46 +198,6 @@ def _positions(body: Embodiment, representation: str, names: Sequence[str]) -> t
     if len(names) != (count := components_of(representation)):
         raise InputError(f"rotations: {representation} has {count} components, not {len(names)}")
     return tuple(body.action.index(name) for name in names)
-
-
-def _found_rotations(body: Embodiment, action: Float[np.ndarray, "n a"]) -> list[tuple[str, tuple[int, ...]]]:
-    found: list[tuple[str, tuple[int, ...]]] = []
-    free = [bool(position) for position in body.is_position_action]
-    for width, find in ((6, _six), (4, _quaternion), (3, _euler)):
-        for start in range(len(body.action) - width + 1):
-            at = tuple(range(start, start + width))
-            if all(free[i] for i in at) and (name := find([body.action[i] for i in at], action[:, at])):
-                found.append((name, at))
-                for i in at:
-                    free[i] = False
-    return found
-
-
-def _six(names: Sequence[str], values: Float[np.ndarray, "n 6"]) -> str:
-    first, second = values[:, :3], values[:, 3:]
-    units = [np.abs(np.linalg.norm(column, axis=1) - 1).max() for column in (first, second)]
-    return "rotation_6d" if max(*units, np.abs((first * second).sum(1)).max()) < 1e-3 else ""
-
-
-def _quaternion(names: Sequence[str], values: Float[np.ndarray, "n 4"]) -> str:
-    if np.abs(np.linalg.norm(values, axis=1) - 1).max() > 1e-3 or (np.ptp(values, axis=0) < 1e-6).sum() > 2:
-        return ""
-    last = [name.lower().split("[")[0].strip()[-1:] for name in names]
-    for representation, letters in (("quaternion_xyzw", "xyzw"), ("quaternion_wxyz", "wxyz")):
-        if "".join(last) == letters:
-            return representation
-    quoted = ", ".join(f'"{name}"' for name in names)
-    raise InputError(
-        f"{', '.join(names)} are a unit quaternion whose order nothing tells: say "
-        f"'rotations={{quaternion_xyzw: [{quoted}]}}' or quaternion_wxyz, or rotations={{}} for plain numbers"
-    )
-
-
-def _euler(names: Sequence[str], values: Float[np.ndarray, "n 3"]) -> str:
-    if not all(word in name.lower() for word, name in zip(ANGLES, names, strict=True)):
-        return ""
-    reach = float(np.abs(values).max())
-    return "euler_xyz" if reach <= 2 * math.pi * 1.001 else "euler_xyz_deg" if reach <= 360.0 else ""
 
 
 def report_stated(body: Embodiment, by: str) -> list[str]:

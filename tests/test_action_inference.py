@@ -217,3 +217,55 @@ def test_episodes_that_are_not_finite_are_passed_over() -> None:
 def test_what_cannot_be_said_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         infer_actions(body_of(("a", "b")), random_data(), **options)
+
+
+def test_a_gripper_is_no_part_of_a_rotation() -> None:
+    names = ("roll", "pitch", "yaw")
+    data = episodes("absolute", 0)
+    with pytest.raises(InputError, match="yaw cannot be a gripper and part of a rotation"):
+        infer_actions(body_of(names), data, "absolute", ["yaw"], {"euler_xyz": names})
+    assert infer_actions(body_of(names), data, "absolute", ["yaw"])[0].rotations == ()
+
+
+def half_turns(longest: float, seed: int = 0) -> list[tuple[Any, Any]]:
+    """Rotation vectors of about half a turn: at most pi long, or up to 2 pi where quaternions change their sign."""
+    rng, out = np.random.default_rng(seed), []
+    for _ in range(3):
+        turns = Spatial.from_rotvec(smooth(rng, 120, 3, 0.4)) * Spatial.from_rotvec([2.9, 0.4, 0.0])
+        vectors = turns.as_rotvec()
+        if longest > np.pi:
+            size = np.linalg.norm(vectors, axis=1, keepdims=True)
+            vectors = np.where(np.sin(np.arange(120) / 9)[:, None] > 0, vectors, vectors * (1 - 2 * np.pi / size))
+        state = np.column_stack([smooth(rng, 120, 3), vectors])
+        out.append((state, np.concatenate([state[1:], state[-1:]])))
+    assert any((np.abs(np.diff(state, axis=0)).max() > 3) for state, _ in out)
+    return out
+
+
+@pytest.mark.parametrize("longest", [np.pi, 2 * np.pi])
+@pytest.mark.parametrize(
+    "names",
+    [("rx", "ry", "rz"), ("ee_ori[0]", "ee_ori[1]", "ee_ori[2]"), ("roll", "pitch", "yaw"), ("p[3]", "p[4]", "p[5]")],
+)
+def test_rotation_vectors_that_turn_into_their_opposites_are_one_rotation(
+    names: tuple[str, str, str], longest: float
+) -> None:
+    whole = ("x", "y", "z", *names)
+    found, told = infer_actions(body_of(whole, whole), half_turns(longest))
+    (rotation,) = found.rotations
+    assert (rotation.action, rotation.representation, rotation.state) == ((3, 4, 5), "axis_angle", (3, 4, 5))
+    assert found.action_turn == (0.0,) * 6
+    assert any("are a rotation, axis_angle" in line for line in told)
+
+
+@pytest.mark.parametrize("names", [("rx", "ry", "rz"), ("roll", "pitch", "yaw")])
+def test_euler_angles_that_wrap_are_no_rotation_vector(names: tuple[str, str, str]) -> None:
+    rng, data = np.random.default_rng(0), []
+    for _ in range(3):
+        turns = Spatial.from_euler("xyz", smooth(rng, 120, 3, 0.4) * (1, 0.2, 0.2) + (np.pi, 0, 0))
+        state = np.column_stack([smooth(rng, 120, 3), turns.as_euler("xyz")])
+        data.append((state, np.concatenate([state[1:], state[-1:]])))
+    whole = ("x", "y", "z", *names)
+    found, _ = infer_actions(body_of(whole, whole), data)
+    assert [rotation.representation for rotation in found.rotations] == (["euler_xyz"] if "yaw" in names else [])
+    assert found.action_turn[3] == (0.0 if "yaw" in names else 2 * np.pi)

@@ -177,3 +177,36 @@ def test_what_is_not_there_is_said_before_anything_heavy_is_imported(tmp_path: P
     assert ran.stdout.strip() == f"{[2] * len(ABSENT)} False", ran.stderr
     for line, (_, said) in zip(ran.stderr.splitlines(), ABSENT, strict=True):
         assert said in line
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ('{"joint[0]": delta, x: absolute}', {"joint[0]": "delta", "x": "absolute"}),
+        ("{'a b (deg)': delta,\"c:d\" : force}", {"a b (deg)": "delta", "c:d": "force"}),
+    ],
+)
+def test_the_keys_of_a_mapping_may_be_quoted(typed: str, expected: dict[str, str]) -> None:
+    assert value("convert", "a", "b", f"actions={typed}", key="actions") == expected
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("actions=[delta]", "actions=['delta']: takes text or a mapping, such as {A: B} or null"),
+        ("actions=3", "actions=3: takes text"),
+        ("grippers=jaw", "grippers=jaw: takes a list, such as [A,B] or null"),
+        ("rotations=euler_xyz", "takes a mapping"),
+        ("rotations={euler_xyz: roll}", "takes a mapping"),
+        ("bgr=3", "bgr=3: takes true or false or text or a list"),
+        ("bgr={front: false}", "takes true or false or text or a list"),
+        ("flip=[vertical]", "takes text or a mapping"),
+        ("rename=[a]", "takes a mapping"),
+    ],
+)
+def test_a_value_of_another_kind_is_named(
+    option: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["convert", str(tmp_path), str(tmp_path / "a.zarr"), option]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1

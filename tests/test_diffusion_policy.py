@@ -209,7 +209,7 @@ def test_a_buffer_without_a_rate_or_with_a_damaged_file_is_refused(tmp_path: Pat
         diffusion_policy.open_source(path)
     source = diffusion_policy.open_source(path, fps=10.0)
     (path / "data/state/1.0").write_bytes(b"\0" * 20)
-    with pytest.raises(InputError, match="data/state cannot be read in episode 2"):
+    with pytest.raises(InputError, match=r"data/state/1\.0 has 20 bytes and not 0"):
         source[2]
 
 
@@ -221,3 +221,62 @@ def test_only_replay_buffers_are_detected(tmp_path: Path) -> None:
     assert not diffusion_policy.detect(tmp_path / "missing")
     with pytest.raises(InputError, match="cannot be read as a replay buffer"):
         diffusion_policy.open_source(tmp_path / "other.zarr")
+
+
+@pytest.mark.parametrize("name", ["data/img/4.0.0.0", "data/action/1.0", "meta/episode_ends/0"])
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.1])
+def test_a_chunk_that_is_cut_short_is_named(tmp_path: Path, name: str, share: float) -> None:
+    """Blosc itself reads on in whatever lies behind it."""
+    path = write(tmp_path / "a.zarr", push_t())
+    content = (path / name).read_bytes()
+    (path / name).write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(InputError, match=rf"{name} has \d+ bytes and not ({len(content)}|16), it is cut short"):
+        if source := diffusion_policy.open_source(path, fps=10.0):
+            source[1]
+
+
+def test_git_lfs_pointers_are_named_wherever_they_stand(tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+    path = write(tmp_path / "a.zarr", push_t())
+    (path / "meta/episode_ends/0").write_text(pointer)
+    with pytest.raises(InputError, match="episode_ends/0 is a Git LFS pointer"):
+        diffusion_policy.open_source(path, fps=10.0)
+    (tmp_path / "b.zarr.zip").write_text(pointer)
+    with pytest.raises(InputError, match=r"b\.zarr\.zip is a Git LFS pointer"):
+        diffusion_policy.open_source(tmp_path / "b.zarr.zip", fps=10.0)
+
+
+def stamped(path: Path, stamps: Any) -> Path:
+    return write(path, {**push_t(), "timestamp": np.asarray(stamps)})
+
+
+def test_the_rate_is_that_of_the_time_stamps_that_are_there(tmp_path: Path) -> None:
+    path = stamped(tmp_path / "a.zarr", np.full(9, np.nan))
+    with pytest.raises(InputError, match="does not say how many steps"):
+        diffusion_policy.open_source(path)
+    path = stamped(tmp_path / "b.zarr", [0, 0.05, np.nan, 0.0, 0.05, 0.0, 0.05, 0.1, 0.15])
+    assert diffusion_policy.open_source(path).embodiment.control_hz == 20.0
+
+
+@pytest.mark.parametrize(("unit", "count"), [("s", 1.0), ("ms", 1e3), ("us", 1e6), ("ns", 1e9)])
+@pytest.mark.parametrize("fps", [None, 20.0])
+def test_time_stamps_are_read_in_their_unit(tmp_path: Path, unit: str, count: float, fps: float | None) -> None:
+    times = np.concatenate([1.7e9 + np.arange(n) / 20 for n in np.diff((0, *ENDS))])
+    rows = times if unit == "s" else np.round(times * count).astype(np.int64)
+    source = diffusion_policy.open_source(stamped(tmp_path / "a.zarr", rows), fps=fps)
+    assert source.embodiment.control_hz == 20.0
+    np.testing.assert_allclose(source[2].time, times[5:], atol=1e-6)
+    assert [remark for remark in source.provenance["remarks"] if "timestamp" in remark] == (
+        [] if unit == "s" else [f"timestamp is in {unit}"]
+    )
+
+
+def test_time_stamps_that_are_no_times_are_steps_at_the_rate(tmp_path: Path) -> None:
+    """Seconds since 1970 are 128 apart in float32."""
+    times = np.concatenate([1.7e9 + np.arange(n) / 20 for n in np.diff((0, *ENDS))]).astype(np.float32)
+    source = diffusion_policy.open_source(stamped(tmp_path / "a.zarr", times), fps=20.0)
+    np.testing.assert_allclose(source[2].time, np.arange(4) / 20)
+    assert (
+        "the timestamps of 3 episodes are no times: their steps are taken in order at 20 Hz"
+        in (source.provenance["remarks"])
+    )

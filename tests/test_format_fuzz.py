@@ -157,6 +157,7 @@ def test_damaged_data_are_converted_or_refused(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", WRITERS)
 def test_much_damaged_data_are_converted_or_refused(name: str, tmp_path: Path) -> None:
     check(name, tmp_path, range(12, 500))

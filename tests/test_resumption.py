@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_full_disk import largest_file
 from test_run import options, stores
 from test_training import mixture, plan
 
 from vla import cli
 from vla.datasets.mixture import Mixture
 from vla.errors import InputError
+from vla.full_disk import explaining_full_disk
 from vla.model import VLA
 from vla.training import checkpoint
 from vla.training.checkpoint import STEP, best, checkpoints, latest
@@ -41,6 +43,20 @@ def test_a_run_that_was_copied_with_its_links_followed_goes_on(make_model: Model
     assert (copy / "best").is_symlink() and [p.name for p in checkpoints(copy)] == ["step-00000001", "step-00000003"]
     outcome = train(make_model(), mixture(), plan(steps=4, evaluate_every=1), copy, scores(0.01))
     assert outcome.best == copy / "step-00000004"
+
+
+def test_a_disk_that_is_full_at_a_checkpoint_ends_in_one_line_and_the_run_goes_on(
+    make_model: Models, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train(make_model(), mixture(), plan(steps=1), run)
+    size = max(file.stat().st_size for file in (run / "step-00000001").rglob("*.safetensors"))
+    refused = pytest.raises(InputError, match="cannot be written: File too large: free space")
+    with refused, largest_file(size // 2), explaining_full_disk():
+        train(make_model(), mixture(), plan(steps=2), run)
+    assert not (run / ".partial").exists()
+    assert [file.name for file in checkpoints(run)] == ["step-00000001"]
+    assert train(make_model(), mixture(), plan(steps=2), run).step == 2
 
 
 def test_best_alone_is_gone_on_from_and_another_runs_is_refused(make_model: Models, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from vla.datasets.formats.lerobot_features import names_of
 from vla.demo import Progress
 from vla.errors import InputError
 from vla.push import push
+from vla.words import counted
 
 STEPS = 6
 COLOR = np.random.default_rng(0).integers(0, 256, (STEPS, 12, 10, 3), np.uint8)
@@ -104,6 +105,10 @@ def test_rlds_images_of_any_channels_are_cameras(tmp_path: Path, channels: int, 
     }
     source = rlds.open_source(test_rlds.write(tmp_path / "rlds", [[record]], step))
     np.testing.assert_array_equal(source[0].images["image"], expected)
+    forms = {1: "grey", 4: "color, its transparency dropped"}
+    assert source.provenance["remarks"] == (
+        [f"image is read as images ({forms[channels]})"] if channels in forms else []
+    )
 
 
 def test_rows_of_png_bytes_without_a_type(tmp_path: Path) -> None:
@@ -250,7 +255,7 @@ def test_why_no_episode_can_be_read_is_said(tmp_path: Path, capsys: pytest.Captu
         rows = [None, *table["action"].to_pylist()[1:]]
         pq.write_table(table.set_column(table.column_names.index("action"), "action", [rows]), file)
     assert cli.main(["convert", str(root), str(tmp_path / "out.zarr"), "actions=absolute"]) == 2
-    assert "episode 0 cannot be read: a column holds" in capsys.readouterr().err
+    assert "episode 0 cannot be read: action: a column holds" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["config.json", "processor.json", "model.safetensors"])
@@ -270,3 +275,66 @@ def test_a_demo_names_a_damaged_file(tmp_path: Path, content: str) -> None:
     (tmp_path / "progress.json").write_text(content)
     with pytest.raises(InputError, match=r"progress\.json is damaged .*: remove the folder"):
         Progress(tmp_path, {})
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_pixel_that_is_not_finite_is_named_and_can_be_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], bad: int
+) -> None:
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        for index in range(2):
+            state, action = path_of()
+            pixels = (COLOR / 255).astype(np.float32)
+            pixels[3, 2, 1, 0] = np.nan if index == bad else 0
+            demo = file.create_group(f"data/demo_{index}")
+            demo["obs/state"], demo["obs/front"], demo["actions"] = state, pixels, action
+    command = ["convert", str(tmp_path / "a.hdf5"), str(tmp_path / "out.zarr"), "fps=10", "actions=absolute"]
+    assert cli.main(command) == 2
+    assert f"episode {bad} of" in (error := capsys.readouterr().err)
+    assert "obs/front at step 3 has pixels that are not finite" in error
+    assert cli.main([*command, "skip=true"]) == 0
+    (episode,) = EpisodeStore.open(tmp_path / "out.zarr")
+    expected = COLOR.copy()
+    expected[3, 2, 1, 0] = 0
+    np.testing.assert_array_equal(episode.images["front"], expected)
+
+
+def test_lengths_that_are_out_of_date_are_those_of_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = lerobot(tmp_path / "set")
+    listed = root / "meta/episodes.jsonl"
+    rows = [json.loads(line) for line in listed.read_text().splitlines()]
+    whole = [len(episode.action) for episode in map(lerobot_v21.open_source(root).__getitem__, range(len(rows)))]
+    listed.write_text("\n".join(json.dumps({**row, "length": row["length"] - 1}) for row in rows[:1]))
+    assert cli.main(["convert", str(root), str(tmp_path / "out.zarr"), "actions=absolute"]) == 0
+    printed = capsys.readouterr().out
+    assert f"stale for 1 of 1 episodes: all rows of their files are taken (episode 0: {whole[0]}, not" in printed
+    assert f"does not list: {counted(len(rows) - 1, 'file')}, episode_000001.parquet first" in printed
+    assert [len(episode) for episode in EpisodeStore.open(tmp_path / "out.zarr")] == whole[:1]
+    # Longer than the rows: they are all there where meta/info.json says so, else some are lost.
+    listed.write_text("\n".join(json.dumps({**row, "length": row["length"] + 1}) for row in rows))
+    info = json.loads((root / "meta/info.json").read_text())
+    for total, expected in ((sum(whole), {}), (sum(whole) + 1, set(range(len(rows))))):
+        (root / "meta/info.json").write_text(json.dumps({**info, "total_frames": total}))
+        assert lerobot_v21.open_source(root).faults().keys() == set(expected)
+
+
+@pytest.mark.parametrize(("dtype", "is_time"), [(np.float32, False), (np.float64, True)])
+def test_seconds_since_1970_are_times_where_the_numbers_are_fine_enough(
+    tmp_path: Path, dtype: Any, is_time: bool
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    root = test_lerobot_v21.write_v21(tmp_path / "set", {"ego": range(3)})
+    frames = lerobot_v21.open_source(root)[0].images["ego"]
+    times = 1.7e9 + np.arange(6) / 10
+    for file in root.rglob("*.parquet"):
+        table = pq.read_table(file)
+        place = table.column_names.index("timestamp")
+        pq.write_table(table.set_column(place, "timestamp", pa.array(times.astype(dtype))), file)
+    source = lerobot_v21.open_source(root)
+    episode, remarks = source[0], source.provenance["remarks"]
+    np.testing.assert_array_equal(episode.images["ego"], frames)
+    np.testing.assert_allclose(episode.time, times if is_time else times - 1.7e9, atol=1e-6)
+    said = "the timestamps of 3 episodes are no times: their steps are taken in order at 10 Hz"
+    assert (said in remarks) is not is_time and len(remarks) == 1

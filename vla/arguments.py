@@ -7,6 +7,8 @@
 | free text (`TEXTS`)     | as typed; quotes around the whole are left out                                            |
 | every other one         | Hydra's grammar                                                                           |
 
+A mapping's keys may be quoted, for characters that have a meaning: `{"joint[0]": delta}`.
+
 `null` is no value, and `${KEY}` the value of another option, in all of them. A path that may be a list or a mapping of
 paths has Hydra's grammar where the value stands in brackets.
 """
@@ -50,6 +52,8 @@ MAPPINGS = ("data", "vqa", "backbone")
 
 # What Hydra calls an override: KEY=VALUE, +KEY=VALUE, ++KEY=VALUE or ~KEY.
 OVERRIDE = re.compile(r"(\+{0,2})([A-Za-z_][\w.@:/-]*)=|~[A-Za-z_][\w.@:/]*(=|\Z)")
+QUOTED_KEY = re.compile(r"""(?<=[{,])(\s*)(["'])((?:(?!\2).)*)\2(?=\s*:)""")
+"""A key of a mapping in quotes, which Hydra's grammar has not: it has backslashes."""
 INTERPOLATION = re.compile(r"(\\*)\$\{(?!\w[\w.:,/-]*\})")
 """`${` that opens no reference to an option or a resolver, behind its backslashes."""
 
@@ -131,8 +135,12 @@ def _grammatical(name: str, override: str, multirun: bool) -> str:
     if (name, plain) == ("data", "images"):  # whether they are looked at, not where they are
         return override
     if not (is_path(plain) or (plain == "task" and ".yaml" in value)) or _is_collection(plain, value):
-        return override
+        return f"{key}={QUOTED_KEY.sub(_unquoted_key, value)}" if value.startswith("{") else override
     return override if multirun and _is_readable(override) else f"{key}={quoted(value)}"
+
+
+def _unquoted_key(match: re.Match[str]) -> str:
+    return match[1] + re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", match[3])
 
 
 def _is_collection(key: str, value: str) -> bool:

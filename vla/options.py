@@ -114,13 +114,42 @@ KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 def _check_value(name: str, value: Any, annotation: str) -> None:
-    """Raises InputError for a value that is not of the kind that a parameter's annotation names, where that is one."""
-    kind, _, rest = annotation.partition(" | ")
-    if kind not in KINDS or rest not in ("", "None") or (value is None and rest):
-        return
-    accepted, expected = KINDS[kind]
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind != "bool"):
-        raise InputError(f"{name}={'null' if value is None else value}: takes {expected}{' or null' if rest else ''}")
+    """Raises InputError for a value that is of none of the kinds that a parameter's annotation names."""
+    kinds = _either(annotation)
+    if not any(_is_of(value, kind) for kind in kinds):
+        expected = " or ".join(_EXPECTED.get(kind.partition("[")[0], kind) for kind in kinds)
+        raise InputError(f"{name}={'null' if value is None else value}: takes {expected}")
+
+
+_EXPECTED = {
+    **{kind: expected for kind, (_, expected) in KINDS.items()},
+    "None": "null",
+    "Sequence": "a list, such as [A,B]",
+    "Mapping": "a mapping, such as {A: B}",
+}
+
+
+def _either(annotation: str) -> list[str]:
+    """The parts of `A | B`, but not those within brackets."""
+    return re.split(r" \| (?![^\[]*\])", annotation)
+
+
+def _is_of(value: Any, kind: str, inside: bool = False) -> bool:
+    """Whether a value is of a kind as an annotation writes it: true of kinds that are not among `_EXPECTED`.
+
+    `inside` a list or mapping, text that looks like a number or a switch is text.
+    """
+    name, _, parts = kind.rstrip("]").partition("[")
+    if kind in KINDS:
+        accepted, _ = KINDS[kind]
+        if inside and kind == "str":
+            return not isinstance(value, list | tuple | Mapping)
+        return isinstance(value, accepted) and (not isinstance(value, bool) or kind == "bool")
+    if name == "Sequence":
+        return isinstance(value, list | tuple) and all(_is_of(one, parts, True) for one in value)
+    if name == "Mapping":
+        return isinstance(value, Mapping) and all(_is_of(one, parts.partition(", ")[2], True) for one in value.values())
+    return value is None if kind == "None" else True
 
 
 def values_of(config: DictConfig) -> dict[str, Any]:

@@ -12,6 +12,10 @@ from jaxtyping import Float, Shaped
 
 from vla.errors import InputError
 from vla.types import Span, one_after_another
+from vla.words import counted
+
+COARSE = 0.5
+"""Steps between two numbers of float32, from which on they are no times of steps."""
 
 
 class MissingChoice(InputError):
@@ -67,6 +71,25 @@ def control_rate(fps: float | None, known: Any, hint: str) -> float:
     if not 0 < rate < float("inf"):
         raise InputError(f"{hint}: {rate} is not a number of steps a second: give fps, above 0")
     return rate
+
+
+def are_coarse(stamps: Float[np.ndarray, "t"], rate: float) -> bool:
+    """Whether time stamps [s] of `rate` steps a second are no times: all one, or float32 numbers too large for them.
+
+    Seconds since 1970 are 128 apart in float32.
+    """
+    if len(stamps) < 2 or not np.isfinite(stamps).all():
+        return False
+    largest = np.abs(stamps).max()
+    is_single = bool((stamps.astype(np.float32) == stamps).all())
+    return bool(np.ptp(stamps) == 0 or (is_single and np.spacing(np.float32(largest)) * rate > COARSE))
+
+
+def coarse_remark(episodes: int, rate: float) -> str:
+    """What to say of episodes whose time stamps `are_coarse`."""
+    return (
+        f"the timestamps of {counted(episodes, 'episode')} are no times: their steps are taken in order at {rate:g} Hz"
+    )
 
 
 def own_names(paths: Iterable[str], prefixes: Sequence[str]) -> dict[str, str]:

@@ -7,13 +7,14 @@
 array whose name begins with `robot`, by name, but velocities and the poses at a demonstration's start and end.
 Arrays whose rows are images are cameras (`image_columns.FrameArray`).
 `<camera>_depth` is a camera's depth.
-`timestamp` [s] is the time, where there is one. Everything else becomes an extra.
+`timestamp` is the time, where there is one, in seconds or a smaller unit. Everything else becomes an extra.
 
 Source: Chi et al., "Diffusion Policy: Visuomotor Policy Learning via Action Diffusion", 2023.
 """
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -23,8 +24,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
-from vla.datasets.formats.columns import component_names, concatenate, control_rate, extremes, select
-from vla.datasets.formats.files import check_fetched, is_lfs_pointer, read_json
+from vla.datasets.formats.blosc_chunks import check_chunks
+from vla.datasets.formats.columns import (
+    are_coarse,
+    coarse_remark,
+    component_names,
+    concatenate,
+    control_rate,
+    extremes,
+    select,
+)
+from vla.datasets.formats.files import check_fetched, check_file, is_lfs_pointer, read_json
 from vla.datasets.formats.image_columns import FrameArray, camera_of_depth, depth_mm
 from vla.embodiment import Embodiment
 from vla.errors import InputError
@@ -36,6 +46,8 @@ if TYPE_CHECKING:
 ENDS = ("meta/episode_ends/.zarray", "meta/episode_ends/zarr.json")
 ACTIONS = ("action", "actions")
 STATES = ("state", "agent_pos")
+UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+"""How many of each are a second."""
 NOT_STATE = ("_vel", "_start_pose", "_end_pose")
 
 
@@ -103,6 +115,7 @@ class DiffusionPolicySource:
         self._extras = [
             name for name, data in self._data.items() if name not in taken | unchosen and data.dtype.kind in "biuf"
         ]
+        self._unit, stamped = self._clock(fps)
         components = tuple(n for name in self._action for n in component_names(name, shapes[name]))
         low, high = extremes(self._actions(), len(components))
         self.embodiment = Embodiment(
@@ -112,7 +125,7 @@ class DiffusionPolicySource:
             action=components,
             action_low=low,
             action_high=high,
-            control_hz=control_rate(fps, self._stamped_rate(), f"{path} (Push-T has 10)"),
+            control_hz=control_rate(fps, stamped, f"{path} (Push-T has 10)"),
         )
         self.provenance: Mapping[str, Any] = {
             "format": "diffusion_policy",
@@ -135,20 +148,23 @@ class DiffusionPolicySource:
         """Episode `index`. Raises InputError naming the array that cannot be read."""
         action = [self._rows(name, index) for name in self._action]
         steps = len(action[0])
-        stamps = self._rows("timestamp", index) if "timestamp" in self._data else None
         return Episode(
             images={camera: self._frames(camera, index) for camera in self.embodiment.cameras},
             state=concatenate((self._rows(name, index) for name in self._state), steps),
             action=concatenate(action, steps),
-            time=np.arange(steps) / self.embodiment.control_hz
-            if stamps is None
-            else stamps.astype(np.float64).reshape(steps),
+            time=self._times(index, steps),
             instruction=self._instruction,
             embodiment=self.embodiment,
             success=None,
             depth={camera: depth_mm(self._rows(name, index)) for camera, name in self._depth.items()},
             extras={name: self._rows(name, index) for name in self._extras},
         )
+
+    def _times(self, index: int, steps: int) -> Float[np.ndarray, "t"]:
+        """The times [s]: the time stamps, or by the rate where there are none or they are no times."""
+        rate = self.embodiment.control_hz
+        stamps = self._stamps(index) if "timestamp" in self._data else np.zeros(0)
+        return stamps if len(stamps) and not are_coarse(stamps, rate) else np.arange(steps) / rate
 
     def numbers(self, index: int) -> tuple[Float[np.ndarray, "t s"], Float[np.ndarray, "t a"]]:
         """State and action of episode `index`, without its images."""
@@ -158,11 +174,16 @@ class DiffusionPolicySource:
 
     def _rows(self, name: str, index: int) -> Shaped[np.ndarray, "t ..."]:
         self._check_length(name, index)
+        rows = slice(self._ends[index - 1] if index else 0, self._ends[index])
+        folder = self._path / "data" / name
         try:
-            return np.asarray(self._data[name][self._ends[index - 1] if index else 0 : self._ends[index]])
+            if self._path.is_dir():
+                check_chunks(self._data[name], folder, rows.start, rows.stop)
+            return np.asarray(self._data[name][rows])
         except Exception as error:  # codecs raise nearly anything over damaged chunks
-            if self._path.is_dir() and (pointers := [*filter(is_lfs_pointer, (self._path / "data" / name).rglob("*"))]):
-                check_fetched(pointers[0])
+            _check_fetched(folder)
+            if isinstance(error, InputError):
+                raise
             raise InputError(f"{self._path}: data/{name} cannot be read in episode {index}: {error}") from error
 
     def _check_length(self, name: str, index: int) -> None:
@@ -185,6 +206,9 @@ class DiffusionPolicySource:
     def _remarks(self) -> list[str]:
         """What the user should know: chunks that are not there are read as zeros, and rows after the last episode."""
         found = [array.remark for array in self._frame_arrays.values() if array.remark]
+        found += [f"timestamp is in {self._unit}"] if self._unit != "s" else []
+        if coarse := self._coarse():
+            found.append(coarse_remark(coarse, self.embodiment.control_hz))
         for name, data in self._data.items():
             if missing := data.nchunks - data.nchunks_initialized:
                 found.append(f"data/{name}: {missing} of {data.nchunks} chunks are not there, and are read as 0")
@@ -192,8 +216,20 @@ class DiffusionPolicySource:
                 found.append(f"data/{name}: {left} rows after the last episode are left out")
         return found
 
+    def _coarse(self) -> int:
+        """How many episodes have time stamps that can be read and are no times."""
+        count = 0
+        for index in range(len(self)) if "timestamp" in self._data else ():
+            with suppress(InputError):
+                count += are_coarse(self._stamps(index), self.embodiment.control_hz)
+        return count
+
+    def _stamps(self, index: int) -> Float[np.ndarray, "t"]:
+        """The time stamps of an episode [s]."""
+        return self._rows("timestamp", index).astype(np.float64).ravel() / UNITS[self._unit]
+
     def _frames(self, camera: str, index: int) -> UInt8[np.ndarray, "t h w 3"]:
-        return self._frame_arrays[camera].frames(self._rows(camera, index))
+        return self._frame_arrays[camera].frames(self._rows(camera, index), f"{self._path}: data/{camera}")
 
     def _frame_array(self, name: str) -> FrameArray | None:
         data = self._data[name]
@@ -217,13 +253,24 @@ class DiffusionPolicySource:
             except InputError as error:
                 self._faults[index] = str(error)
 
-    def _stamped_rate(self) -> float | None:
-        """Steps a second by the time stamps of the first episode."""
+    def _clock(self, fps: float | None) -> tuple[str, float | None]:
+        """The unit of the time stamps (of `UNITS`), and the steps a second that those of the first episode say.
+
+        It is the unit in which they are nearest to `fps`, or else the first in which there is a step a second.
+        """
         stamps = self._first_rows("timestamp") if "timestamp" in self._data else None
-        if stamps is None or len(stamps) < 2:
-            return None
-        step = float(np.median(np.diff(stamps.astype(np.float64), axis=0)))
-        return round(1 / step, 3) if step > 0 else None
+        if stamps is None or stamps.dtype.kind not in "iuf" or len(stamps) < 2:
+            return "s", None
+        steps = np.diff(stamps.astype(np.float64), axis=0)
+        step = float(np.median(steps[np.isfinite(steps)])) if np.isfinite(steps).any() else 0.0
+        if step <= 0:
+            return "s", None
+        rates = {unit: round(count / step, 3) for unit, count in UNITS.items()}
+        if fps:
+            unit = min(UNITS, key=lambda unit: abs(math.log(UNITS[unit] / step / fps)))
+        else:
+            unit = next((unit for unit, rate in rates.items() if rate >= 1), "s")
+        return unit, rates[unit]
 
 
 def _open(path: Path) -> tuple[dict[str, zarr.Array], list[int]]:
@@ -235,9 +282,15 @@ def _open(path: Path) -> tuple[dict[str, zarr.Array], list[int]]:
     # Image replay buffers are compressed as JPEG 2000 or JPEG XL.
     register_codecs(verbose=False)
     try:
+        if not path.is_dir():
+            check_file(path)
         store = path if path.is_dir() else ZipStore(path, mode="r")
         data = dict(sorted(zarr.open_group(store, path="data", mode="r").arrays()))
-        ends = np.asarray(zarr.open_array(store, path="meta/episode_ends", mode="r")).tolist()
+        listed = zarr.open_array(store, path="meta/episode_ends", mode="r")
+        if path.is_dir():
+            _check_fetched(path / "meta")
+            check_chunks(listed, path / "meta" / "episode_ends", 0, listed.shape[0])
+        ends = np.asarray(listed).tolist()
     except InputError:
         raise
     except Exception as error:  # zarr and its codecs raise nearly anything over damaged files
@@ -247,6 +300,12 @@ def _open(path: Path) -> tuple[dict[str, zarr.Array], list[int]]:
     if not ends or any(end < start for start, end in zip([0, *ends], ends, strict=False)):
         raise InputError(f"{path}: meta/episode_ends must rise from 0, and is {ends[:5]}")
     return data, ends
+
+
+def _check_fetched(folder: Path) -> None:
+    """Raises InputError for a Git LFS pointer anywhere in it; not for a folder that is not there, as in a zip file."""
+    for pointer in filter(is_lfs_pointer, folder.rglob("*")):
+        check_fetched(pointer)
 
 
 def _action(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:

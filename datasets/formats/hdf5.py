@@ -228,7 +228,7 @@ class Hdf5Source:
         rows = self._layout.read(group, key)
         if key in self._layout.encoded:
             return self._upright(decode_frames(map(bytes, rows), _where(path, key)))
-        return self._upright(self._layout.arrays[key].frames(rows))
+        return self._upright(self._layout.arrays[key].frames(rows, _where(path, key)))
 
     def _depth(self, group: h5py.Group, key: str, path: Path) -> UInt16[np.ndarray, "t h w"]:
         rows = self._layout.read(group, key)

@@ -22,6 +22,8 @@ KINDS = {"rgb", "image", "images", "img", "color", "depth"}
 MILLIMETRES = 1000.0
 CHANNELS = (1, 3, 4)
 """Of grey, of colors, and of colors with transparency."""
+FORMS = {1: "grey", 4: "color, its transparency dropped"}
+"""Of frames that are not of three colors."""
 LEAST_SIDE = 8
 """Pixels of a side below which an array without colors is no image."""
 FEW_LEVELS = 16
@@ -119,17 +121,21 @@ class FrameArray:
         rows = first()
         if channels == 1 and len(np.unique(rows)) <= FEW_LEVELS:
             return None
-        if floats and not (np.isfinite(rows).all() and rows.min(initial=0) >= 0 and rows.max(initial=0) <= 255):
+        rows = rows[np.isfinite(rows)] if floats else rows
+        if floats and not (rows.min(initial=0) >= 0 and rows.max(initial=0) <= 255):
             return None
         # Floats in 0 to 255 have a pixel above 1 somewhere, unless they are black.
         scale = 255.0 if floats and rows.max(initial=0) <= 1 else 1.0
-        kind = {1: "grey", 3: "color", 4: "color, its transparency dropped"}[channels]
+        kind = FORMS.get(channels, "color")
         facts = [kind, "channels first"] if channels_first else [kind]
         facts += [f"floats in 0 to {255 / scale:g}"] if floats else []
         return cls(channels_first, scale, f"{name} is read as images ({', '.join(facts)})")
 
-    def frames(self, rows: Num[np.ndarray, "t ..."]) -> UInt8[np.ndarray, "t h w 3"]:
-        """The frames in RGB."""
+    def frames(self, rows: Num[np.ndarray, "t ..."], what: str) -> UInt8[np.ndarray, "t h w 3"]:
+        """The frames in RGB. Raises InputError, in which `what` names them, for a pixel that is not finite."""
+        finite = np.isfinite(rows.reshape(len(rows), -1)).all(axis=1)
+        if not finite.all():
+            raise InputError(f"{what} at step {int(finite.argmin())} has pixels that are not finite")
         if rows.ndim == 3:
             rows = rows[..., None]
         rows = rows.transpose(0, 2, 3, 1) if self.channels_first else rows

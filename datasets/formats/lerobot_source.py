@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8, UInt16
 
-from vla.datasets.formats.columns import concatenate, extremes, instruction_and_spans
+from vla.datasets.formats.columns import are_coarse, coarse_remark, concatenate, extremes, instruction_and_spans
 from vla.datasets.formats.image_columns import decode_frames, decode_image
 from vla.datasets.formats.lerobot_features import (
     CHUNKS,
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 Info = Mapping[str, Any]
 OFF_FRAME = 0.25
 """Frames by which a timestamp may be off the frame's own."""
+LONGEST_VIDEO = 86400.0
+"""Seconds: what is later is a clock's, since 1970 or since it was switched on."""
 
 
 @runtime_checkable
@@ -52,8 +54,11 @@ class LeRobotFiles(Protocol):
     lengths: Sequence[int]
     """Steps of each episode."""
     tasks: Mapping[int, str]
-    remarks: Sequence[str]
-    """What the user should know of the files: a sentence each."""
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What the user should know of the files, as far as they were read: a sentence each."""
+        ...
 
     def faults(self) -> Mapping[int, str]:
         """Why episodes cannot be read, as far as that is known without reading them."""
@@ -153,7 +158,7 @@ class LeRobotSource:
             "fps": info["fps"],
             "features": {self._map.name(key): dict(one) for key, one in self._schema.items() if key not in COUNTERS},
             **self._map.to_dict(),
-            "remarks": [*self._files.remarks, *self._map.remarks, *self._video_remarks()],
+            "remarks": [*self._files.remarks, *self._map.remarks, *self._time_remarks()],
             "actions_stated": "in meta/vla.json" if self._known and self._known.declares_actions else "",
             "regular_time": self._clock[0],
             **kept,
@@ -174,7 +179,7 @@ class LeRobotSource:
         wanted = ("timestamp", "task_index", *self._map.state, *self._map.action, *self._map.texts, *own, *inline)
         table = self._files.rows(index, [*wanted, *filter(self._is_column, self._map.extras.values())])
         steps = table.num_rows
-        timestamps = numbers(table["timestamp"], "float32", ()).astype(np.float64)
+        timestamps = self._times(numbers(table["timestamp"], "float64", ()))
         instruction, spans = self._tasks(numbers(table["task_index"], "int64", ()))
         rows = {TIME: (), POINTS: (-1, 2), CHUNKS: (-1, len(self.embodiment.action))}
         own_values = {
@@ -226,12 +231,18 @@ class LeRobotSource:
         return bool(self._schema[key]["dtype"] != "video")
 
     def _numbers(self, table: pa.Table, keys: Sequence[str]) -> Float[np.ndarray, "t n"]:
-        parts = (numbers(table[key], self._schema[key]["dtype"], row_shape(self._schema[key])) for key in keys)
-        return concatenate(parts, table.num_rows)
+        return concatenate((self._values(table, key) for key in keys), table.num_rows)
+
+    def _values(self, table: pa.Table, key: str) -> Shaped[np.ndarray, "t ..."]:
+        """Raises ValueError that names the feature whose steps are not all there or of another shape."""
+        try:
+            return numbers(table[key], self._schema[key]["dtype"], row_shape(self._schema[key]))
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
 
     def _column(self, table: pa.Table, key: str) -> Shaped[np.ndarray, "t ..."]:
         """A feature's values, NaN again where its companion says that they are not known."""
-        values = numbers(table[key], self._schema[key]["dtype"], row_shape(self._schema[key]))
+        values = self._values(table, key)
         if KNOWN + key not in self._schema:
             return values
         known = numbers(table[KNOWN + key], "bool", values.shape[1:])
@@ -305,6 +316,11 @@ class LeRobotSource:
             self._videos[key] = reader = VideoReader(path, pixels)
         return reader.read(offset + self._frame_times(timestamps), 0.5 / self._files.info["fps"])
 
+    def _times(self, timestamps: Float[np.ndarray, "t"]) -> Float[np.ndarray, "t"]:
+        """The times [s] of an episode's steps: their timestamps, or by the rate where these are no times."""
+        fps = float(self._files.info["fps"])
+        return np.arange(len(timestamps)) / fps if are_coarse(timestamps, fps) else timestamps
+
     def _frame_times(self, timestamps: Float[np.ndarray, "t"]) -> Float[np.ndarray, "t"]:
         """The times [s] of an episode's frames from its first one on.
 
@@ -312,37 +328,46 @@ class LeRobotSource:
         jitters: then the frames are the rows' in their order.
         """
         fps = float(self._files.info["fps"])
-        return timestamps if _are_frames(timestamps * fps) else np.arange(len(timestamps)) / fps
+        return timestamps if _are_frames(timestamps, fps) else np.arange(len(timestamps)) / fps
 
-    def _video_remarks(self) -> list[str]:
-        """Of how many episodes the frames are taken in their order (`_frame_times`), where any is a video."""
+    def _time_remarks(self) -> list[str]:
+        """Of how many episodes the timestamps are no times (`_times`), or the frames are taken in their order
+        (`_frame_times`), where any is a video."""
         visual = (*self._map.cameras.values(), *self._map.depth.values())
-        _, off = self._clock
-        if not off or all(self._schema[key]["dtype"] == "image" for key in visual):
-            return []
-        return [
-            f"the timestamps of {off} episodes are not those of video frames at {self._files.info['fps']} Hz: their "
-            "frames are taken one a row, in order"
-        ]
+        _, off, coarse = self._clock
+        rate, remarks = self._files.info["fps"], []
+        if coarse:
+            remarks.append(coarse_remark(coarse, rate))
+        if off > coarse and not all(self._schema[key]["dtype"] == "image" for key in visual):
+            remarks.append(
+                f"the timestamps of {off - coarse} episodes are not those of video frames at {rate} Hz: their "
+                "frames are taken one a row, in order"
+            )
+        return remarks
 
     @cached_property
-    def _clock(self) -> tuple[bool, int]:
-        """Whether every timestamp is what LeRobot itself would write, the step over the rate; and of how many episodes
-        they are not those of video frames."""
-        fps, regular, off = self._files.info["fps"], TIME not in self._schema, 0
+    def _clock(self) -> tuple[bool, int, int]:
+        """Whether every timestamp is what LeRobot itself would write, the step over the rate; of how many episodes
+        they are not those of video frames; and of how many of these they are no times."""
+        fps, regular, off, coarse = float(self._files.info["fps"]), TIME not in self._schema, 0, 0
         for table in self._files.columns(("timestamp", "frame_index")):
-            steps, times = numbers(table["frame_index"], "int64", ()), numbers(table["timestamp"], "float32", ())
-            regular = regular and np.array_equal(times, (steps / fps).astype(np.float32))
-            places = times.astype(np.float64) * fps
+            steps, times = numbers(table["frame_index"], "int64", ()), numbers(table["timestamp"], "float64", ())
             starts = [0, *(np.flatnonzero(np.diff(steps) <= 0) + 1), len(steps)]
-            off += sum(not _are_frames(places[start:stop]) for start, stop in pairwise(starts))
-        return regular, off
+            for start, stop in pairwise(starts):
+                known = self._times(times[start:stop])
+                due = (steps[start:stop] / fps).astype(np.float32)
+                regular = regular and np.array_equal(known.astype(np.float32), due)
+                is_off = not _are_frames(times[start:stop], fps)
+                off, coarse = off + is_off, coarse + are_coarse(times[start:stop], fps)
+        return regular, off, coarse
 
 
-def _are_frames(places: Float[np.ndarray, "t"]) -> bool:
-    """Whether places [frames] along a video are near those of frames, each of another one and in their order."""
+def _are_frames(times: Float[np.ndarray, "t"], fps: float) -> bool:
+    """Whether times [s] along a video are near those of frames, each of another one and in their order."""
+    places = times * fps
     nearest = np.rint(places)
-    return bool(np.abs(places - nearest).max(initial=0) <= OFF_FRAME and (np.diff(nearest) > 0).all())
+    is_near = np.abs(places - nearest).max(initial=0) <= OFF_FRAME and times.max(initial=0) < LONGEST_VIDEO
+    return bool(is_near and (np.diff(nearest) > 0).all())
 
 
 def numbers(column: pa.ChunkedArray, dtype: str, row: tuple[int, ...]) -> Shaped[np.ndarray, "t ..."]:

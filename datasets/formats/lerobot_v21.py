@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla.datasets.formats.files import read_json_lines, reading_file
 from vla.datasets.formats.lerobot_features import is_depth, map_features
-from vla.datasets.formats.lerobot_info import INFO, NO_STEPS, path_of, read_info, required, version_of, whole_number
+from vla.datasets.formats.lerobot_info import (
+    INFO,
+    NO_STEPS,
+    data_files,
+    path_of,
+    read_info,
+    required,
+    version_of,
+    whole_number,
+)
 from vla.datasets.formats.lerobot_rows import check_columns
 from vla.datasets.formats.lerobot_source import LeRobotSource
 from vla.errors import InputError
+from vla.words import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -80,8 +92,14 @@ class V21Files:
         self.tasks: Mapping[int, str] = {
             whole_number(row, "task_index", tasks): _task(row, tasks) for row in read_json_lines(tasks)
         }
-        self.remarks: Sequence[str] = []
+        self._stale: dict[int, int] = {}
+        """The rows of episodes that meta/episodes.jsonl says another length of."""
         self._faults = {index: NO_STEPS for index, length in enumerate(self.lengths) if not length}
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """Of what was read so far."""
+        return [remark for remark in (self._stale_lengths(), self._unlisted()) if remark]
 
     def missing_cameras(self, episodes: range) -> dict[str, list[int]]:
         """The video features that some of `episodes` have no file of, each with those episodes."""
@@ -104,13 +122,49 @@ class V21Files:
 
         path = self._path("data_path", index)
         with reading_file(path, "Parquet"):
-            table = pq.ParquetFile(path).read(columns=list(columns))
-        check_columns(table.column_names, columns, path)
+            file = pq.ParquetFile(path)
+            check_columns(file.schema_arrow.names, columns, path)
+            table = file.read(columns=list(columns))
         if table.num_rows != self.lengths[index]:
-            raise InputError(
-                f"{path} has {table.num_rows} rows, meta/episodes.jsonl says {self.lengths[index]}: download it again"
-            )
+            if table.num_rows < self.lengths[index] and not self._is_complete:
+                raise InputError(
+                    f"{path} has {table.num_rows} rows, meta/episodes.jsonl says {self.lengths[index]}: "
+                    "download it again"
+                )
+            self._stale[index] = table.num_rows
         return table
+
+    @cached_property
+    def _is_complete(self) -> bool:
+        """Whether there are as many rows as meta/info.json says: then it is meta/episodes.jsonl that is out of date."""
+        import pyarrow.parquet as pq
+
+        count = 0
+        for path in data_files(self.root):
+            with suppress(InputError), reading_file(path, "Parquet"):
+                count += pq.read_metadata(path).num_rows
+        stated = self.info.get("total_frames")
+        return isinstance(stated, int) and count >= stated
+
+    def _stale_lengths(self) -> str:
+        """One line where episodes are of other lengths than they are listed with."""
+        if not self._stale:
+            return ""
+        index, rows = min(self._stale.items())
+        return (
+            f"meta/episodes.jsonl is stale for {len(self._stale)} of {len(self.lengths)} episodes: all rows of their "
+            f"files are taken (episode {index}: {rows}, not {self.lengths[index]})"
+        )
+
+    def _unlisted(self) -> str:
+        """One line where there are files of episodes that meta/episodes.jsonl does not list."""
+        listed = {self._path("data_path", index) for index in range(len(self.lengths))}
+        files = [path for path in data_files(self.root) if path not in listed]
+        if not files:
+            return ""
+        return (
+            f"left out is what meta/episodes.jsonl does not list: {counted(len(files), 'file')}, {files[0].name} first"
+        )
 
     def video(self, index: int, feature: str) -> tuple[Path, float]:
         return self._path("video_path", index, video_key=feature), 0.0

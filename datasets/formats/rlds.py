@@ -35,7 +35,7 @@ from jaxtyping import Float
 
 from vla.datasets.formats.columns import component_names, concatenate, control_rate, extremes, instruction_and_spans
 from vla.datasets.formats.files import read_json_object
-from vla.datasets.formats.image_columns import depth_mm
+from vla.datasets.formats.image_columns import FORMS, depth_mm
 from vla.datasets.formats.rlds_features import read_features
 from vla.datasets.formats.rlds_roles import Choice, Roles
 from vla.datasets.formats.tfrecord import Values, parse_example, read_record, records
@@ -153,7 +153,7 @@ class RldsSource:
             "action": list(self._roles.action),
             "left_out": dict(self._roles.left_out),
             "shards": [path.name for path in shards],
-            "remarks": _missing_shards(shards),
+            "remarks": [*self._image_remarks(), *_missing_shards(shards)],
         }
 
     def __len__(self) -> int:
@@ -210,6 +210,11 @@ class RldsSource:
     def faults(self) -> Mapping[int, str]:
         """Why episodes cannot be read, as far as that is known without decoding them."""
         return self._faults
+
+    def _image_remarks(self) -> list[str]:
+        """A sentence for each camera whose images are not of three colors."""
+        forms = {camera: self._step[path].shape[-1] for camera, path in self._roles.cameras.items()}
+        return [f"{camera} is read as images ({FORMS[form]})" for camera, form in forms.items() if form in FORMS]
 
     def _components(self, columns: Mapping[str, str]) -> tuple[str, ...]:
         return tuple(n for name, path in columns.items() for n in component_names(name, self._step[path].shape))

@@ -140,8 +140,10 @@ class Selection:
             raise InputError(f"{self.name(position)} cannot be read: {self.faults[position]}")
         try:
             return self.source[self.chosen[position]]
-        except InputError:
-            raise
+        except InputError as error:
+            if "episode" in str(error):
+                raise
+            raise InputError(f"{self.name(position)} cannot be read: {error}") from error
         except Exception as error:  # the libraries behind raise nearly anything over damaged files
             raise InputError(f"{self.name(position)} cannot be read ({type(error).__name__}: {error})") from error
 

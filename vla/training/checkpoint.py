@@ -30,6 +30,7 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
 
 from vla.errors import InputError
 from vla.model import VLA
@@ -66,7 +67,11 @@ def save(run: Path, progress: Progress, model: VLA, ema: Ema, optimizer: Optimiz
     world.barrier()
     with _alone():
         writer = HuggingFaceStorageWriter(str(partial / TRAINING), save_distributed=True)
-        dcp.save(_state(model, ema, optimizer), storage_writer=writer)
+        try:
+            dcp.save(_state(model, ema, optimizer), storage_writer=writer)
+        except CheckpointException as error:  # no Exception, and it keeps from whoever asks what it was that failed
+            shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the space
+            raise next(iter(error.failures.values()))[0] from error
     ema.swap(model)
     weights = full_weights(model, keep=world.first)
     if world.first:
@@ -237,7 +242,7 @@ def _readable(checkpoint: Path) -> Iterator[None]:
     """What a file that is cut short or damaged raises, which is of many kinds, as an InputError."""
     try:
         yield
-    except Exception as error:
+    except (Exception, CheckpointException) as error:
         raise InputError(f"{checkpoint}/{TRAINING} is damaged: remove {checkpoint}, {AGAIN} ({error})") from error
 
 

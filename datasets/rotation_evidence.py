@@ -1,0 +1,114 @@
+"""Which action components are one rotation: by their numbers, and Euler angles also by their names.
+
+A rotation vector (axis-angle) of about half a turn jumps by 2 pi to its opposite where the angle crosses pi, or where
+the quaternion behind it changed its sign (robosuite's go up to 2 pi). Read as three angles that wrap, what is left of
+such a step is large; read as rotations, it is as small as the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from vla.embodiment import Embodiment
+from vla.errors import InputError
+from vla.rotations import decode
+
+ANGLES = ("roll", "pitch", "yaw")
+CLEARLY = 0.9
+"""The sum of the steps across jumps, relative to that of another reading, below which one is the better reading."""
+JUMP = 1.5 * math.pi
+"""Radians."""
+SLACK = 1.001
+
+Found = list[tuple[str, tuple[int, ...]]]
+
+
+def found_rotations(body: Embodiment, actions: Sequence[Float[np.ndarray, "_t a"]]) -> Found:
+    """The rotations among the targets that are no grippers, each a representation and the places of its components.
+
+    Raises InputError for a unit quaternion whose order nothing tells.
+    """
+    whole = np.concatenate(actions)
+    found: Found = []
+    free = (body.is_position_action & ~body.is_gripper).tolist()
+
+    def take(name: str, at: tuple[int, ...]) -> None:
+        found.append((name, at))
+        for i in at:
+            free[i] = False
+
+    for width, find in ((6, _six), (4, _quaternion)):
+        for at in _windows(free, width):
+            if all(free[i] for i in at) and (name := find([body.action[i] for i in at], whole[:, at])):
+                take(name, at)
+    vectors = {at: _across_jumps([body.action[i] for i in at], [a[:, at] for a in actions]) for at in _windows(free, 3)}
+    for at in sorted(vectors, key=vectors.__getitem__):
+        if vectors[at] < CLEARLY and all(free[i] for i in at):
+            take("axis_angle", at)
+    for at in _windows(free, 3):
+        if all(free[i] for i in at) and (name := _euler([body.action[i] for i in at], whole[:, at])):
+            take(name, at)
+    return found
+
+
+def _windows(free: Sequence[bool], width: int) -> list[tuple[int, ...]]:
+    starts = range(len(free) - width + 1)
+    return [tuple(range(start, start + width)) for start in starts if all(free[start : start + width])]
+
+
+def _across_jumps(names: Sequence[str], values: Sequence[Float[np.ndarray, "_t 3"]]) -> float:
+    """The steps [rad] across jumps, read as rotation vectors, relative to those of the other reading.
+
+    That is Euler angles where the names are theirs, else angles that wrap each for itself. Infinite where nothing jumps
+    or a vector is longer than a full turn.
+    """
+    if max(np.linalg.norm(rows, axis=1).max(initial=0) for rows in values) > SLACK * 2 * math.pi:
+        return math.inf
+    steps = np.concatenate([np.stack([rows[:-1], rows[1:]]) for rows in values], axis=1)
+    before, after = steps[:, np.linalg.norm(steps[1] - steps[0], axis=1) > JUMP]
+    if not len(before):
+        return math.inf
+    turned = _turned(before, after, "axis_angle")
+    if _are_angles(names):
+        return turned / max(_turned(before, after, "euler_xyz"), 1e-9)
+    wrapped = np.linalg.norm((after - before + math.pi) % (2 * math.pi) - math.pi, axis=1).sum()
+    return turned / max(float(wrapped), 1e-9)
+
+
+def _turned(before: Float[np.ndarray, "n 3"], after: Float[np.ndarray, "n 3"], representation: str) -> float:
+    return float((decode(after, representation) * decode(before, representation).inv()).magnitude().sum())
+
+
+def _six(names: Sequence[str], values: Float[np.ndarray, "n 6"]) -> str:
+    first, second = values[:, :3], values[:, 3:]
+    units = [np.abs(np.linalg.norm(column, axis=1) - 1).max() for column in (first, second)]
+    return "rotation_6d" if max(*units, np.abs((first * second).sum(1)).max()) < 1e-3 else ""
+
+
+def _quaternion(names: Sequence[str], values: Float[np.ndarray, "n 4"]) -> str:
+    if np.abs(np.linalg.norm(values, axis=1) - 1).max() > 1e-3 or (np.ptp(values, axis=0) < 1e-6).sum() > 2:
+        return ""
+    last = [name.lower().split("[")[0].strip()[-1:] for name in names]
+    for representation, letters in (("quaternion_xyzw", "xyzw"), ("quaternion_wxyz", "wxyz")):
+        if "".join(last) == letters:
+            return representation
+    quoted = ", ".join(f'"{name}"' for name in names)
+    raise InputError(
+        f"{', '.join(names)} are a unit quaternion whose order nothing tells: say "
+        f"'rotations={{quaternion_xyzw: [{quoted}]}}' or quaternion_wxyz, or rotations={{}} for plain numbers"
+    )
+
+
+def _are_angles(names: Sequence[str]) -> bool:
+    return all(word in name.lower() for word, name in zip(ANGLES, names, strict=True))
+
+
+def _euler(names: Sequence[str], values: Float[np.ndarray, "n 3"]) -> str:
+    if not _are_angles(names):
+        return ""
+    reach = float(np.abs(values).max())
+    return "euler_xyz" if reach <= 2 * math.pi * SLACK else "euler_xyz_deg" if reach <= 360.0 else ""
