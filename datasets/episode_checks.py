@@ -16,7 +16,7 @@ from vla.types import Episode
 
 def check_episode(episode: Episode, embodiment: Embodiment, stored: Mapping[str, Shape]) -> None:
     """Raises InputError naming what is wrong: empty, of another robot, not finite, or unlike what is `stored`."""
-    embodiment.check(episode.embodiment)
+    embodiment.union([episode.embodiment])
     steps = len(episode)
     if steps == 0:
         raise InputError("an episode without steps cannot be stored")

@@ -32,7 +32,7 @@ def append_cut(
     cameras = target.embodiment.cameras
     if missing := set(cameras) - set(source.embodiment.cameras):
         raise InputError(f"{source.path} has no camera {min(missing)!r}")
-    target.embodiment.check(replace(source.embodiment, cameras=cameras))
+    target.embodiment.union([replace(source.embodiment, cameras=cameras)])
     if source.codec != target.codec:
         raise InputError(f"{source.path} has images as {source.codec}, {target.path} as {target.codec}")
     if len(steps) == 0:

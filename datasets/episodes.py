@@ -259,7 +259,7 @@ class EpisodeStore:
         self._check_writable()
         names = {camera: (cameras or {}).get(camera, camera) for camera in other.embodiment.cameras}
         body = replace(other.embodiment, cameras=tuple(names.values()))
-        self.embodiment.check(body)
+        self.embodiment.union([body])
         record = other.records[index].edited(changes)
         moved = {f"{kind}/{old}": f"{kind}/{new}" for old, new in names.items() for kind in ("images", "depth")}
         shapes = {moved.get(name, name): other._arrays.shape(name) for name in other._names(record)}
@@ -346,7 +346,7 @@ class EpisodeStore:
 
     def _fitted(self, episode: Episode) -> Episode:
         """The episode with the store's order of cameras, its points and chunks with the store's rows."""
-        self.embodiment.check(episode.embodiment)
+        self.embodiment.union([episode.embodiment])
         rows = {name: values for name in PADDED if (values := getattr(episode, name)) is not None}
         fitted: dict[str, Any] = self._padded(rows, episode.embodiment.cameras)
         return replace(episode, embodiment=replace(episode.embodiment, cameras=self.embodiment.cameras), **fitted)

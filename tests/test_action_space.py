@@ -232,6 +232,20 @@ def test_limits_and_the_order_of_cameras_are_no_identity() -> None:
             ARM.check(replace(ARM, **changed))  # type: ignore[arg-type]
 
 
+def test_recordings_in_which_nothing_comes_round_take_the_turns_and_rotations_of_those_in_which_it_does() -> None:
+    turned = replace(ARM, action_turn=(6.28, 0.0, 0.0, 0.0))
+    for union in (ARM.union([turned]), turned.union([ARM])):
+        assert union.action_turn == turned.action_turn and union.rotations == ARM.rotations
+    body = pose("axis_angle")
+    plain = replace(body, rotations=())
+    for union in (plain.union([body]), body.union([plain])):
+        assert union.rotations == body.rotations
+    with pytest.raises(InputError, match="action_turn"):
+        turned.union([replace(ARM, action_turn=(360.0, 0.0, 0.0, 0.0))])
+    with pytest.raises(InputError, match="rotations"):
+        body.union([pose("euler_xyz")])
+
+
 def test_an_embodiment_survives_json() -> None:
     for body in (ARM, pose("euler_ZYX")):
         values = json.loads(json.dumps(body.to_dict()))

@@ -207,12 +207,27 @@ class Embodiment:
         return mine == theirs or (fewer and bool(theirs) and theirs < mine)
 
     def union(self, others: Iterable[Embodiment], fewer_cameras: bool = False) -> Embodiment:
-        """This robot with the ranges of all. Raises InputError when one is another kind of robot (`check`)."""
-        low, high = list(self.action_low), list(self.action_high)
+        """This robot with the ranges of all, and the wrapping angles and rotations that any of them knows.
+
+        Recordings in which a joint never comes round do not show these. Raises InputError when one is another kind of
+        robot (`check`).
+        """
+        union = self
         for other in others:
-            self.check(other, fewer_cameras)
-            low, high = list(map(min, low, other.action_low)), list(map(max, high, other.action_high))
-        return replace(self, action_low=tuple(low), action_high=tuple(high))
+            union, other = union._with_rotations_of(other), other._with_rotations_of(union)
+            union.check(other, fewer_cameras)
+            low, high = map(min, union.action_low, other.action_low), map(max, union.action_high, other.action_high)
+            union = replace(union, action_low=tuple(low), action_high=tuple(high))
+        return union
+
+    def _with_rotations_of(self, other: Embodiment) -> Embodiment:
+        """With those wrapping angles and rotations of another that this one says nothing of."""
+        if other.state != self.state or other.action != self.action:
+            return self
+        taken = {i for rotation in self.rotations for i in rotation.action}
+        more = tuple(rotation for rotation in other.rotations if taken.isdisjoint(rotation.action))
+        turns = tuple(mine or theirs for mine, theirs in zip(self.action_turn, other.action_turn, strict=True))
+        return replace(self, rotations=tuple(sorted(self.rotations + more, key=lambda r: r.action)), action_turn=turns)
 
     def check_action(self, action: Float[np.ndarray, "*h a"]) -> None:
         """Raises InputError when an action has the wrong width or is not finite, naming the component."""

@@ -168,7 +168,7 @@ def _origin(store: EpisodeStore) -> dict[str, Any]:
 def _check_fit(first: EpisodeStore, other: EpisodeStore) -> None:
     """Raises InputError when the episodes of the two cannot lie in one store."""
     try:
-        first.embodiment.check(other.embodiment)
+        first.embodiment.union([other.embodiment])
     except InputError as error:
         raise InputError(f"{first.path} and {other.path} cannot be merged: {error}") from error
     theirs = other.summary.images
