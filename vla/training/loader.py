@@ -18,6 +18,7 @@ from vla.datasets.shards import cores
 from vla.processor import Processor
 from vla.training.batches import micro_batches
 from vla.training.distributed import World
+from vla.training.freed_memory import keep_freed_memory
 from vla.training.loader_processes import SLOTS, Make, in_processes
 from vla.training.plan import Plan
 
@@ -33,6 +34,7 @@ def prefetch(
     `plan.loader_workers` processes make them, or a thread where that is 0; to the bit the same. A batch is to be used
     before the next one is asked for. Raises InputError where an example cannot be read.
     """
+    keep_freed_memory()
     make: Make = partial(micro_batches, processor, mixture, plan, world=world)
     steps, processes = range(start, plan.steps), loader_workers(plan, world)
     made = in_processes(make, steps, processes) if processes and len(steps) > 1 else _one_by_one(make, steps)
