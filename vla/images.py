@@ -63,8 +63,11 @@ def scaled(image: Image, height: int, width: int, resample: str = "bilinear") ->
 
         return np.array(Pillow.fromarray(image).resize((width, height), Pillow.Resampling.LANCZOS))
     import torch
-    from torch.nn.functional import interpolate
 
     # One that is not to be written, or lies backwards, is no tensor.
-    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None]
-    return interpolate(pixels, (height, width), mode=resample, antialias=True)[0].permute(1, 2, 0).numpy()
+    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])[None]).permute(0, 3, 1, 2)
+    # As interpolate(antialias=True), which gives one plane a channel: putting these together takes twice as long.
+    resize = {"bilinear": torch.ops.aten._upsample_bilinear2d_aa, "bicubic": torch.ops.aten._upsample_bicubic2d_aa}
+    out = torch.empty((1, 3, height, width), dtype=torch.uint8, memory_format=torch.channels_last)
+    resize[resample].out(pixels, [height, width], False, None, None, out=out)
+    return out[0].permute(1, 2, 0).numpy()

@@ -67,7 +67,9 @@ def draw(image: Image, view: View, frames: Sequence[UInt8[np.ndarray, "_h _w 3"]
 def _place(image: Image, piece: Piece, fill: Colour, frame: UInt8[np.ndarray, "_h _w 3"]) -> None:
     left, top, width, height = piece.content
     if (width, height) != (frame.shape[1], frame.shape[0]):
-        frame[:top], frame[top + height :], frame[:, :left], frame[:, left + width :] = fill, fill, fill, fill
+        for bar in (frame[:top], frame[top + height :], frame[:, :left], frame[:, left + width :]):
+            for channel, value in enumerate(fill):  # numpy takes eight times as long for all three at once
+                bar[..., channel] = value
     y, x = top - piece.offset[0], left - piece.offset[1]
     frame[top : top + height, left : left + width] = image[y : y + height, x : x + width]
 
