@@ -21,6 +21,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+@pytest.mark.slow  # four trainings, each with rollouts
 def test_every_head_is_measured(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heads, "TIMED", 2)
     chosen = ("parallel", "bins", "l1", "flow head.insulate=true head.tokens=bins")

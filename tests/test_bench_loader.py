@@ -41,6 +41,7 @@ def test_formats_read_the_same_windows(tmp_path: Path, monkeypatch: pytest.Monke
         np.testing.assert_array_equal(action, frames.action[wanted], name)
 
 
+@pytest.mark.slow  # seven formats, each written and read in a process of its own
 def test_the_table_has_every_format(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(loader, "SECONDS", 0.03)
     monkeypatch.setattr(loader, "FORMATS", {n: FORMATS[n] for n in ("memmap", "jpeg")})
@@ -87,6 +88,7 @@ def test_both_loaders_of_training_make_the_same_tensors(tmp_path: Path, monkeypa
     assert apart.min(1).values.max() < 0.1 < apart.max()
 
 
+@pytest.mark.slow  # steps at the benchmark's own size
 def test_a_step_of_nano_tells_what_it_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"HEIGHT": 48, "WIDTH": 64, "HORIZON": 3}.items():
         monkeypatch.setattr(loader_training, name, value)

@@ -122,19 +122,6 @@ def test_stores_of_different_codecs_merge_without_loss(build: Callable[..., Path
         np.testing.assert_array_equal(ours.images["front"], theirs.images["front"])
 
 
-def test_a_day_on_which_a_joint_came_round_merges_with_one_on_which_it_did_not(
-    build: Callable[..., Path], tmp_path: Path, make_episode: Make
-) -> None:
-    first = build("a.zarr")
-    round_robot = replace(make_episode().embodiment, action_turn=(0.0, 6.283, 0.0))
-    with EpisodeStore.create(tmp_path / "b.zarr", round_robot) as store:
-        store.append(make_episode(9, embodiment=round_robot))
-    for number, order in enumerate(((first, tmp_path / "b.zarr"), (tmp_path / "b.zarr", first))):
-        assert run("merge", *order, f"out={tmp_path / f'{number}.zarr'}") == 0
-        with EpisodeStore.open(tmp_path / f"{number}.zarr") as merged:
-            assert len(merged) == 7 and merged.embodiment.action_turn == round_robot.action_turn
-
-
 def test_other_robots_and_other_pictures_cannot_be_merged(
     build: Callable[..., Path], tmp_path: Path, make_episode: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -125,10 +125,10 @@ def state(found: Path) -> dict[str, torch.Tensor]:
     return {name: torch.cat(p) if p[0].ndim else p[0] for name, p in parts.items()}
 
 
-def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], atol: float = 1e-5) -> None:
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
-        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -136,8 +136,10 @@ def test_a_step_of_two_ranks_is_that_of_one_process(make_model: Models, run: Pat
     alone = train(make_model(head="flow"), mixture(), plan(steps=1, **CASES[name]), run / name / "one", evaluate)
     one, two = (run / name / ranks / "step-00000001" for ranks in ("one", "two"))
     assert len(list((two / "training").iterdir())) == 2
-    assert_close(state(two), state(one))
-    assert_close(VLA.load(two).state_dict(), VLA.load(one).state_dict())
+    # Muon's update is computed in bfloat16, in which sums of another order round to a tenth of the learning rate.
+    atol = 1e-4 if name == "muon" else 1e-5
+    assert_close(state(two), state(one), atol)
+    assert_close(VLA.load(two).state_dict(), VLA.load(one).state_dict(), atol)
     together = checkpoint.json.loads((two / "training.json").read_text())["evaluations"]
     assert together == [pytest.approx(e, rel=1e-4) for e in alone.evaluations]
 

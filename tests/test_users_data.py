@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from vla.datasets.formats.lerobot_features import names_of
 from vla.demo import Progress
 from vla.errors import InputError
 from vla.push import push
+from vla.types import Episode
 from vla.words import counted
 
 STEPS = 6
@@ -338,3 +341,19 @@ def test_seconds_since_1970_are_times_where_the_numbers_are_fine_enough(
     np.testing.assert_allclose(episode.time, times if is_time else times - 1.7e9, atol=1e-6)
     said = "the timestamps of 3 episodes are no times: their steps are taken in order at 10 Hz"
     assert (said in remarks) is not is_time and len(remarks) == 1
+
+
+def test_a_day_on_which_a_joint_came_round_merges_with_one_on_which_it_did_not(
+    tmp_path: Path, make_episode: Callable[..., Episode]
+) -> None:
+    plain = make_episode().embodiment
+    turning = replace(plain, action_turn=(0.0, 6.283, 0.0))
+    days = {"first.zarr": plain, "second.zarr": turning}
+    for name, robot in days.items():
+        with EpisodeStore.create(tmp_path / name, robot) as store:
+            store.append(make_episode(embodiment=robot))
+    for order in (list(days), list(reversed(days))):
+        out = tmp_path / f"{order[0]} first"
+        assert cli.main(["data", "merge", *(str(tmp_path / name) for name in order), f"out={out}"]) == 0
+        with EpisodeStore.open(out) as merged:
+            assert len(merged) == 2 and merged.embodiment.action_turn == turning.action_turn
