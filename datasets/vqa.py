@@ -237,7 +237,7 @@ class VqaStore:
         for camera, image in item.images.items():
             if camera not in self.cameras:
                 raise InputError(f"item {number}: camera {camera!r} is not one of the store's, {self.cameras}")
-            fits = 0 < image.shape[0] <= self.height and 0 < image.shape[1] <= self.width if self.smaller else False
+            fits = self.smaller and 0 < image.shape[0] <= self.height and 0 < image.shape[1] <= self.width
             if not (fits or image.shape == size) or image.dtype != np.uint8:
                 most = "at most " if self.smaller else ""
                 raise InputError(f"item {number}: {camera} is {image.dtype} {image.shape}, expected uint8 {most}{size}")

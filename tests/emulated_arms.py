@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,12 @@ def emulated(folder: Path, name: str) -> Iterator[ServoPort]:
         yield port
     sys.setswitchinterval(before)
     scene.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def make(port: ServoPort, folder: Path, **options: Any) -> LeRobotRobot:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 from pathlib import Path
 
 import pytest
-from emulated_arms import connected, emulated, make
+from emulated_arms import connected, emulated, free_port, make
 
 from vla.control.config import LoopConfig
 from vla.control.loop import ControlLoop
@@ -18,12 +17,6 @@ from vla.control.tick import Tick
 from vla.feetech.cameras import CameraStream
 from vla.policies.hold import HoldPolicy
 from vla.so101_sim import obey
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize("hz", [10, 30])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from emulated_arms import free_port
 
 from vla.envs.make import make_env
 from vla.envs.scene import TableScene
@@ -19,12 +19,6 @@ from vla.errors import InputError
 from vla.feetech.arm import ServoArm
 from vla.feetech.port import ServoPort
 from vla.so101_sim import obey
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def connected(config: Any) -> Any:

@@ -227,7 +227,9 @@ class Embodiment:
         taken = {i for rotation in self.rotations for i in rotation.action}
         more = tuple(rotation for rotation in other.rotations if taken.isdisjoint(rotation.action))
         turns = tuple(mine or theirs for mine, theirs in zip(self.action_turn, other.action_turn, strict=True))
-        return replace(self, rotations=tuple(sorted(self.rotations + more, key=lambda r: r.action)), action_turn=turns)
+        # Those of a robot that learns of no other keep their order, in which a checkpoint has them.
+        rotations = tuple(sorted(self.rotations + more, key=lambda r: r.action)) if more else self.rotations
+        return replace(self, rotations=rotations, action_turn=turns)
 
     def check_action(self, action: Float[np.ndarray, "*h a"]) -> None:
         """Raises InputError when an action has the wrong width or is not finite, naming the component."""

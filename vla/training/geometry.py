@@ -153,8 +153,8 @@ def report(augmentation: Augmentation, processor: Processor) -> Iterator[str]:
         still = [c for c in robot.embodiment.cameras if not augmentation.moves(c)]
         why = f'"{WRIST}" in the name' if augmentation.cameras is None else "not in plan.augment.cameras"
         kept = f"; unchanged: {', '.join(still)} ({why})" if still else ""
-        said = f"geometric augmentation of {robot.name}: {', '.join(moved) or 'no camera'}{kept}"
-        yield f"{said}; rows with questions keep their geometry" if moved else said
+        line = f"geometric augmentation of {robot.name}: {', '.join(moved) or 'no camera'}{kept}"
+        yield f"{line}; rows with questions keep their geometry" if moved else line
 
 
 def _translation(x: float, y: float) -> Float[np.ndarray, "3 3"]:

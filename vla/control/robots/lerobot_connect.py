@@ -89,11 +89,11 @@ def _connect(device: Any, serial: list[Any]) -> None:
     from lerobot.motors.feetech import FeetechMotorsBus
     from lerobot.robots import Robot
 
+    from vla.control.robots.holding_bus import HoldingBus
+
     for part in serial:
         follows = isinstance(part, Robot) and isinstance(part.bus, FeetechMotorsBus)
         if follows and type(part.bus) is FeetechMotorsBus:
-            from vla.control.robots.holding_bus import HoldingBus
-
             part.bus = HoldingBus.like(part.bus)
         part.bus.connect()
         _require_calibrated(part)

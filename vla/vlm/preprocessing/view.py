@@ -68,10 +68,14 @@ def _place(image: Image, piece: Piece, fill: Colour, frame: UInt8[np.ndarray, "_
     left, top, width, height = piece.content
     if (width, height) != (frame.shape[1], frame.shape[0]):
         for bar in (frame[:top], frame[top + height :], frame[:, :left], frame[:, left + width :]):
-            for channel, value in enumerate(fill):  # numpy takes eight times as long for all three at once
-                bar[..., channel] = value
+            _paint(bar, fill)
     y, x = top - piece.offset[0], left - piece.offset[1]
     frame[top : top + height, left : left + width] = image[y : y + height, x : x + width]
+
+
+def _paint(pixels: UInt8[np.ndarray, "_h _w 3"], colour: Colour) -> None:
+    for channel, value in enumerate(colour):  # numpy takes eight times as long for all three at once
+        pixels[..., channel] = value
 
 
 def squared(image: Image, fill: Colour) -> Image:
@@ -79,7 +83,7 @@ def squared(image: Image, fill: Colour) -> Image:
     height, width = image.shape[:2]
     side = max(height, width)
     square = np.empty((side, side, 3), np.uint8)
-    square[:] = fill
+    _paint(square, fill)
     top, left = (side - height) // 2, (side - width) // 2
     square[top : top + height, left : left + width] = image
     return square
