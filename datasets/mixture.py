@@ -26,6 +26,8 @@ class Source(Protocol):
     def example(self, index: int, rng: np.random.Generator) -> Example: ...
 
 
+DRAWS_PER_BLOCK = 1024
+"""Whose items are computed together."""
 FIRST_VIEW_ALONE = 0.7
 
 
@@ -115,6 +117,8 @@ class Mixture:
         self._up_to = list(accumulate(exact))
         self._seeds = {name: _seed(seed, name) for name in self._sources}
         self._orders = {name: Order(len(source), self._seeds[name]) for name, source in self._sources.items()}
+        self._blocks: dict[str, tuple[int, list[int]]] = {}
+        """The block of draws of each source that was computed last, and the item of each of them."""
 
     @property
     def shares(self) -> dict[str, float]:
@@ -149,10 +153,20 @@ class Mixture:
         examples: list[Example] = []
         for name, source in self._sources.items():
             draws = [draw for own, draw in rows if own == name]
-            for draw, item in zip(draws, self._orders[name](np.array(draws, np.int64)).tolist(), strict=True):
+            for draw in draws:
+                item = self._item(name, draw)
                 rng = np.random.default_rng([self._seeds[name], draw])
                 examples.append(replace(source.example(item, rng), source=name))
         return examples
+
+    def _item(self, source: str, draw: int) -> int:
+        """The item of a draw. Those of a block are computed together: one alone takes a hundred times as long."""
+        block, place = divmod(draw, DRAWS_PER_BLOCK)
+        number, items = self._blocks.get(source, (-1, []))
+        if number != block:
+            items = self._orders[source](block * DRAWS_PER_BLOCK + np.arange(DRAWS_PER_BLOCK)).tolist()
+            self._blocks[source] = block, items
+        return items[place]
 
 
 def _seed(seed: int, name: str) -> int:

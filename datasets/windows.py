@@ -70,11 +70,17 @@ class Windows:
         return self._episodes[chosen], self._begins[chosen] + (indices - first) * self._stride
 
     def __getitem__(self, index: int) -> Example:
-        stored = self._example(index)
+        stored = self._example(*self._at(index))
         return replace(stored, images=decoded(stored.images), past=tuple(map(decoded, stored.past)))
 
-    def _example(self, index: int) -> Example:
-        episode, frame = (int(values[0]) for values in self._placed(np.array([range(len(self))[index]])))
+    def _at(self, index: int) -> tuple[int, int]:
+        """The episode of a window, and the frame that it starts at."""
+        index = range(len(self))[index]
+        chosen = int(self._up_to.searchsorted(index, side="right"))
+        first = int(self._up_to[chosen - 1]) if chosen else 0
+        return int(self._episodes[chosen]), int(self._begins[chosen]) + (index - first) * self._stride
+
+    def _example(self, episode: int, frame: int) -> Example:
         wanted = np.arange(frame, frame + self.horizon)
         inside = self.store.records.frames(episode)
         last = inside.stop - 1
@@ -97,10 +103,11 @@ class Windows:
         """The window at `index` under one of the instructions that fit its step; in some, as in real-time chunking, the
         first actions are under way already.
         """
-        groups = self._prompts(*(int(values[0]) for values in self._placed(np.array([index]))))
+        episode, frame = self._at(index)
+        groups = self._prompts(episode, frame)
         prompts = groups[int(rng.integers(len(groups)))] if len(groups) > 1 else groups[0]
         prompt = prompts[rng.integers(len(prompts))] if len(prompts) > 1 else prompts[0]
-        return replace(self._example(index), prompt=prompt, given=self._under_way(rng))
+        return replace(self._example(episode, frame), prompt=prompt, given=self._under_way(rng))
 
     def _under_way(self, rng: np.random.Generator) -> int:
         """How many actions are."""

@@ -68,7 +68,8 @@ def _place(image: Image, piece: Piece, fill: Colour, frame: UInt8[np.ndarray, "_
     left, top, width, height = piece.content
     if (width, height) != (frame.shape[1], frame.shape[0]):
         for bar in (frame[:top], frame[top + height :], frame[:, :left], frame[:, left + width :]):
-            _paint(bar, fill)
+            if bar.size:
+                _paint(bar, fill)
     y, x = top - piece.offset[0], left - piece.offset[1]
     frame[top : top + height, left : left + width] = image[y : y + height, x : x + width]
 
