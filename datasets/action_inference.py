@@ -16,8 +16,9 @@ from jaxtyping import Float
 
 from vla.datasets.action_evidence import Finding, Steps, examine, examine_quaternion
 from vla.datasets.rotation_evidence import found_rotations
-from vla.embodiment import ABSOLUTE, ACTION_MODES, Embodiment, Rotation, components_of
+from vla.embodiment import ABSOLUTE, ACTION_MODES, Embodiment, Rotation
 from vla.errors import InputError
+from vla.rotations import components_of
 
 Numbers = Iterable[tuple[Float[np.ndarray, "_t s"], Float[np.ndarray, "_t a"]]]
 """State and action of episodes."""

@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from vla.common.screen import has_screen
 from vla.envs.make import make_env
 from vla.envs.so101 import SO101Env
 from vla.errors import InputError
-from vla.recording.view import has_screen
 
 SIZE = 480
 """Pixels of an image's side."""

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from rerun.experimental import RrdReader
 
 from vla import cli
+from vla.datasets.episode_range import FEW, choose
 from vla.datasets.episodes import EpisodeStore
 from vla.errors import InputError
-from vla.recording.view import FEW, choose, view
+from vla.recording.view import view
 from vla.types import Episode
 
 Make = Callable[..., Episode]

@@ -34,6 +34,6 @@ def bench(*, name: str, json: str | None) -> None:
     table = getattr(import_module(module), function)()
     print(table.to_text())
     if json is not None:
-        from vla.evaluation.summary import write_json
+        from vla.common.atomic import write_json
 
         write_json(Path(json), table.to_dict())

@@ -14,9 +14,9 @@ def benchmark(*, benchmark: str, data: str, policy: str, limit: int | None, out:
     95 % bootstrap intervals and a table of categories. Raises InputError for files that are not the benchmark's, and
     for a folder with the answers of another policy.
     """
+    from vla.common.atomic import write_json
     from vla.evaluation.answerer import open_answerer, preprocessing_of, weights_of
     from vla.evaluation.benchmark import ANSWERS, Files, prepare
-    from vla.evaluation.summary import write_json
     from vla.score import table
 
     files = Files.open(benchmark, Path(data), limit)

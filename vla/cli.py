@@ -92,7 +92,7 @@ def execute(name: str, arguments: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The `vla` command. Exit code: 0 done, 1 failed, 2 bad input (one line on stderr), 130 interrupted; `vla deploy`
-    has more (`vla.control.stats.EXIT_CODES`)."""
+    has more (`vla.errors.EXIT_CODES`)."""
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         if name in ("-h", "--help"):

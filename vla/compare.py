@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vla.common.atomic import write_json
 from vla.datasets.formats.files import read_json_object, reading_file
 from vla.errors import InputError
 from vla.evaluation.plots import COLORS, png, style
-from vla.evaluation.summary import paired, rate, write_json
+from vla.evaluation.summary import paired, rate
 from vla.evaluation.trial import AVERAGED, Result
 
 if TYPE_CHECKING:

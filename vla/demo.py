@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from vla.accelerator import accelerator
 from vla.benchmarks.table import device_name
+from vla.common.atomic import atomic_replace, write_json
 from vla.datasets.easy_questions import read_easy_vqa
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.vqa import VqaStore
@@ -25,7 +26,7 @@ from vla.errors import InputError, reading
 from vla.evaluation.plots import read_losses, training_curve
 from vla.evaluation.report import Sample, write_report
 from vla.evaluation.rollout import rollout
-from vla.evaluation.summary import summarize, write_json
+from vla.evaluation.summary import summarize
 from vla.evaluation.trial import Result, trials_for
 from vla.model import VLA
 from vla.policies.vla import VlaPolicy
@@ -35,8 +36,8 @@ from vla.recording.video import compose, write_video
 from vla.recording.zarr_recorder import ZarrRecorder
 from vla.scenes import record_scenes
 from vla.training import checkpoint
-from vla.training.heldout import vqa_accuracy
-from vla.training.run import heldout_by_kind, train
+from vla.training.heldout import heldout_by_kind, vqa_accuracy
+from vla.training.run import train
 from vla.types import Episode, Example
 
 AGAIN = "remove the folder, and run it again"
@@ -157,12 +158,10 @@ def import_easy_vqa(path: Path) -> None:
     """The training images of easy-vqa as a store, for a source with real files."""
     if path.exists():
         return
-    partial_path = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial_path, ignore_errors=True)
     items = list(read_easy_vqa("train"))
     height, width = next(iter(items[0].images.values())).shape[:2]
-    VqaStore.create(partial_path, list(items[0].images), height, width).extend(items)
-    os.replace(partial_path, path)
+    with atomic_replace(path) as partial:
+        VqaStore.create(partial, list(items[0].images), height, width).extend(items)
 
 
 def evaluate(

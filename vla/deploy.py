@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vla.common.atomic import write_json
 from vla.control.adapt import adapt, adapted_line
 from vla.control.camera_look import cameras_beside_training
 from vla.control.config import LoopConfig, steps_of
@@ -22,7 +23,7 @@ from vla.control.process_inference import ProcessInference
 from vla.control.recording import Recording
 from vla.control.robot import Robot, image_sizes
 from vla.control.robots.dry_run import DryRun
-from vla.control.stats import EXIT_CODES, MET
+from vla.control.stats import MET
 from vla.control.status import Status
 from vla.control.status_page import status_page
 from vla.control.stop import EmergencyStop, in_background, operator, stop_sources
@@ -32,8 +33,7 @@ from vla.datasets.codecs import codec as known_codec
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.folder import open_folder
 from vla.embodiment import Embodiment
-from vla.errors import Failure, InputError
-from vla.evaluation.summary import write_json
+from vla.errors import EXIT_CODES, Failure, InputError
 from vla.full_disk import explain_full_disk
 from vla.policies.data_summary import DataSummary
 from vla.policies.load import REMOTE, policy_for

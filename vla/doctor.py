@@ -110,7 +110,7 @@ def cameras(pattern: str = "/dev/v4l/by-id/*-index0") -> Check:
 
 def priority() -> Check:
     """Whether the control loop may go before other programs."""
-    from vla.control.clock import first_of_threads
+    from vla.common.thread_priority import first_of_threads
 
     with first_of_threads() as first:
         fix = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -14,15 +13,12 @@ from jaxtyping import Bool, Float
 
 from vla.errors import InputError
 from vla.kinematics.chain import ToolKinematics
+from vla.rotations import EULER, components_of, convert
 
 ABSOLUTE = "absolute"
 ACTION_MODES = (ABSOLUTE, "delta", "velocity", "force")
 """What an action component is: a target in the state's own coordinates; the change during one step; a rate in its unit
 a second; a force, torque or effort."""
-ROTATIONS = {"quaternion_xyzw": 4, "quaternion_wxyz": 4, "axis_angle": 3, "rotation_6d": 6}
-"""Components of each representation, beside Euler angles: `euler_` and three axes as scipy names them, in lower case
-about fixed axes, in capitals about the body's own; in radians, or with `_deg` in degrees."""
-EULER = re.compile("euler_([xyz]{3}|[XYZ]{3})(_deg)?")
 FRAMES = ("base", "tool")
 
 
@@ -55,15 +51,6 @@ class Rotation:
         if not EULER.fullmatch(self.representation):
             return 0.0
         return 360.0 if self.representation.endswith("_deg") else 2 * math.pi
-
-
-def components_of(representation: str) -> int:
-    """How many numbers a rotation has in this representation. Raises InputError for one that is unknown."""
-    if EULER.fullmatch(representation):
-        return 3
-    if representation not in ROTATIONS:
-        raise InputError(f"{representation!r} is no rotation: choose {', '.join(ROTATIONS)} or euler_xyz, euler_ZYX, …")
-    return ROTATIONS[representation]
 
 
 @dataclass(frozen=True)
@@ -163,8 +150,6 @@ class Embodiment:
                 held[..., i] = np.clip(0.0, self.action_low[i], self.action_high[i]) if at is None else state[..., at]
         for rotation in self.rotations:
             if rotation.state and self.is_position_action[rotation.action[0]]:
-                from vla.rotations import convert
-
                 held[..., list(rotation.action)] = convert(
                     state[..., list(rotation.state)], rotation.state_representation, rotation.representation
                 )

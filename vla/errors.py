@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import Literal
 
 
 class InputError(ValueError):
@@ -34,6 +35,12 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
     """The error for a name that is none of the known ones, with the nearest of them first."""
     known = list(known)
     return InputError(f"unknown {kind} {name!r}{suggestion(name, known)}; known: {', '.join(known)}")
+
+
+Outcome = Literal["done", "stopped", "robot", "policy", "error"]
+"""How a run ended: as planned, by the operator, by a fault of the robot or of the policy, by an exception."""
+EXIT_CODES: dict[Outcome, int] = {"done": 0, "error": 1, "stopped": 3, "robot": 4, "policy": 5}
+"""Of a command, by how its run ended; 2 is bad input."""
 
 
 class Failure(RuntimeError):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from vla.common.atomic import atomic_replace
 from vla.errors import InputError
 
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
@@ -31,14 +30,10 @@ def write_page(path: Path, title: str, sections: Sequence[str]) -> Path:
         + "\n".join(sections)
         + "\n</main>\n</body>\n</html>\n"
     )
-    unfinished = path.with_name(f".{path.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(page, encoding="utf-8")
-        os.replace(unfinished, path)
+        with atomic_replace(path) as partial:
+            partial.write_text(page, encoding="utf-8")
     except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink()
         raise InputError(f"cannot write {path}: {error.strerror}") from error
     return path
 

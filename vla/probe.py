@@ -21,8 +21,8 @@ def probe(*, policy: str, probes: Sequence[str] | None, n: int, seed: int, out: 
     """
     if n < 2 or seed < 0:
         raise InputError(f"a probe needs 2 scenes or more and a seed of 0 or more, not n={n} seed={seed}")
+    from vla.common.atomic import write_json
     from vla.evaluation.answerer import open_answerer
-    from vla.evaluation.summary import write_json
     from vla.probes.page import write_probe_page
     from vla.probes.registry import check, chosen
 

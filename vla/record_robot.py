@@ -14,7 +14,7 @@ from vla.control.events import EventLog
 from vla.control.loop import ControlLoop
 from vla.control.recording import Recording
 from vla.control.robot import Robot
-from vla.control.stats import EXIT_CODES, MET, ControlStats, Outcome
+from vla.control.stats import MET, ControlStats
 from vla.control.status import Status
 from vla.control.stop import EmergencyStop, stop_sources
 from vla.control.thread_inference import ThreadInference
@@ -22,7 +22,7 @@ from vla.control.tick import Tick
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.folder import open_folder
 from vla.envs.arm import JOINTS
-from vla.errors import Failure, InputError, unknown
+from vla.errors import EXIT_CODES, Failure, InputError, Outcome, unknown
 from vla.recording.session_end import UNMOVED, Motion, check_script_kept, tell_kept
 from vla.recording.zarr_recorder import ZarrRecorder
 from vla.teleop import gamepad, keyboard

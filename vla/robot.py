@@ -13,12 +13,11 @@ from vla.control.events import EventLog
 from vla.control.loop import ControlLoop
 from vla.control.robot import Robot, RobotFault
 from vla.control.robots.lerobot_robot import LeRobotRobot, so101_units
-from vla.control.stats import EXIT_CODES
 from vla.control.status import Status
 from vla.control.stop import EmergencyStop, operator
 from vla.control.thread_inference import ThreadInference
 from vla.embodiment import Embodiment
-from vla.errors import Failure, InputError, unknown
+from vla.errors import EXIT_CODES, Failure, InputError, unknown
 from vla.policies.data_summary import DataSummary
 from vla.policies.hold import HoldPolicy
 from vla.start_region import StartRegion

@@ -7,17 +7,31 @@ rotation.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
-from vla.embodiment import components_of
+from vla.errors import InputError
 
 if TYPE_CHECKING:
     from scipy.spatial.transform import Rotation as Spatial
 
 TINY = 1e-9
+ROTATIONS = {"quaternion_xyzw": 4, "quaternion_wxyz": 4, "axis_angle": 3, "rotation_6d": 6}
+"""Components of each representation, beside Euler angles: `euler_` and three axes as scipy names them, in lower case
+about fixed axes, in capitals about the body's own; in radians, or with `_deg` in degrees."""
+EULER = re.compile("euler_([xyz]{3}|[XYZ]{3})(_deg)?")
+
+
+def components_of(representation: str) -> int:
+    """How many numbers a rotation has in this representation. Raises InputError for one that is unknown."""
+    if EULER.fullmatch(representation):
+        return 3
+    if representation not in ROTATIONS:
+        raise InputError(f"{representation!r} is no rotation: choose {', '.join(ROTATIONS)} or euler_xyz, euler_ZYX, …")
+    return ROTATIONS[representation]
 
 
 def decode(values: Float[np.ndarray, "*t n"], representation: str) -> Spatial:

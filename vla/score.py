@@ -19,7 +19,7 @@ def score(*, benchmark: str, predictions: str, references: str, json: str | None
     questions = bench.entries(Path(references))
     report = bench.score(questions, bench.answers(Path(predictions), questions))
     if json is not None:
-        from vla.evaluation.summary import write_json
+        from vla.common.atomic import write_json
 
         Path(json).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(json), {"benchmark": benchmark, "predictions": predictions, "references": references} | report)

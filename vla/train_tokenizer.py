@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vla.actions.fast import FastTokenizer
+from vla.common.atomic import atomic_replace
 from vla.errors import InputError
 from vla.robot_spec import RobotSpec
 from vla.training.demonstrations import Demonstrations, robot_specs
@@ -42,20 +41,13 @@ def train_tokenizer(
             yield from one.chunks(robot, one.train_episodes)
 
     tokenizer = FastTokenizer.train(chunks, vocab, scale)
-    _save(tokenizer, folder)
+    with atomic_replace(folder) as partial:
+        partial.mkdir()
+        tokenizer.save(partial)
     print(f"{folder}: {tokenizer.vocab_size} tokens")
     for one, robot in sources:
         _report(tokenizer, one, robot)
     return tokenizer
-
-
-def _save(tokenizer: FastTokenizer, folder: Path) -> None:
-    """The folder is there whole or not at all."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    tokenizer.save(partial)
-    os.replace(partial, folder)
 
 
 def _report(tokenizer: FastTokenizer, one: Demonstrations, robot: RobotSpec) -> None:

@@ -52,7 +52,7 @@ def open_source(
     others are told in the provenance, under "left_out". Raises InputError when there is no such dataset, its files are
     damaged, or a chosen feature or camera is not there.
     """
-    from vla.recording.view import choose
+    from vla.datasets.episode_range import choose
 
     if not detect(path):
         raise InputError(f"{path} is not a LeRobot dataset of version 2: it has no such meta/info.json")

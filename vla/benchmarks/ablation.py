@@ -14,11 +14,12 @@ from scipy.stats import t as student
 
 from vla.accelerator import accelerator
 from vla.benchmarks.table import Table
+from vla.common.atomic import write_json
 from vla.datasets.vqa import VqaStore
 from vla.envs.make import make_env
 from vla.evaluation.answerer import BackboneAnswerer
 from vla.evaluation.rollout import rollout
-from vla.evaluation.summary import summarize, write_json
+from vla.evaluation.summary import summarize
 from vla.evaluation.trial import trials_for
 from vla.model import VLA
 from vla.options import bind, compose
@@ -26,8 +27,8 @@ from vla.policies.vla import VlaPolicy
 from vla.probes.registry import chosen
 from vla.record import record_demonstrations
 from vla.scenes import record_scenes
-from vla.training.heldout import vqa_accuracy
-from vla.training.run import heldout_by_kind, train
+from vla.training.heldout import heldout_by_kind, vqa_accuracy
+from vla.training.run import train
 
 TASK, HEAD = "pick", "head=flow"
 RECIPES: Mapping[str, Sequence[str]] = {

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import gc
-import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
+from vla.common.thread_priority import first_of_threads
 from vla.control.events import EventLog
 
 NO_PRIORITY = "the loop has no real-time priority, other programs may delay it: `vla doctor` says how to get it"
@@ -51,24 +50,3 @@ class WallClock:
                 yield
         finally:
             gc.unfreeze()
-
-
-@contextmanager
-def first_of_threads() -> Iterator[bool]:
-    """This thread goes before all others (Linux SCHED_FIFO), where the system lets it; those it starts do not.
-
-    Yields whether it does.
-    """
-    if sys.platform != "linux":
-        yield False
-        return
-    before = os.sched_getscheduler(0), os.sched_getparam(0)
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(10))
-    except PermissionError:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        os.sched_setscheduler(0, *before)

@@ -30,9 +30,10 @@ from vla.control.lag import LagMonitor
 from vla.control.robot import Robot, RobotFault
 from vla.control.robot_calls import RobotCalls
 from vla.control.servo_health import HealthMonitor, HealthReporting
-from vla.control.stats import ControlStats, Outcome, Tally
+from vla.control.stats import ControlStats, Tally
 from vla.control.stop import EmergencyStop
 from vla.control.tick import Source, Tick
+from vla.errors import Outcome
 from vla.policies.data_summary import DataSummary
 from vla.policies.history import FrameHistory
 from vla.start_region import StartRegion

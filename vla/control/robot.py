@@ -10,9 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from vla.control.limits import Limits
-from vla.control.stats import EXIT_CODES
 from vla.embodiment import Embodiment
-from vla.errors import Failure
+from vla.errors import EXIT_CODES, Failure
 from vla.types import Observation
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from vla.control.clock import Clock
 from vla.control.robot import RobotFault
-from vla.control.stats import Outcome
+from vla.errors import Outcome
 
 TRIES = 3
 """Of a call in one tick, while its time lasts."""

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from vla.control.camera_stats import CameraStats, CameraTally
 from vla.control.events import Event, EventLog
 from vla.control.spread import Spread
+from vla.errors import Outcome
 
-Outcome = Literal["done", "stopped", "robot", "policy", "error"]
-"""How a run ended: as planned, by the operator, by a fault of the robot or of the policy, by an exception."""
-EXIT_CODES: dict[Outcome, int] = {"done": 0, "error": 1, "stopped": 3, "robot": 4, "policy": 5}
-"""Of a command, by how its run ended; 2 is bad input."""
 MET = "the task is met"
 """The reason of a run that a simulated scene ends."""
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
+from vla.common.terminal import in_background
 from vla.errors import InputError
 from vla.teleop.gamepad import Gamepad
 
@@ -61,14 +62,6 @@ class EmergencyStop:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def in_background(terminal: int) -> bool:
-    """Whether the process is not in the foreground of the terminal of this descriptor, so that reading suspends it."""
-    try:
-        return os.tcgetpgrp(terminal) != os.getpgrp()
-    except OSError:  # it controls no processes, or is gone, which reading tells
-        return False
 
 
 def operator() -> str | None:

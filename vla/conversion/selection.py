@@ -53,11 +53,11 @@ class Selection:
         unreadable episodes are to be skipped, when it is known of one of the episodes that it cannot be read.
         """
         from vla.datasets.action_inference import report_stated
+        from vla.datasets.episode_range import choose
         from vla.datasets.formats.corrected_images import correct_images
         from vla.datasets.formats.registry import open_format
         from vla.datasets.formats.source import NamesFaults
         from vla.datasets.formats.stated_actions import StatedActions, state_actions
-        from vla.recording.view import choose
 
         self.request = request
         self.src = request.src

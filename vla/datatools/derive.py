@@ -12,11 +12,12 @@ from tqdm import tqdm
 
 from vla.datasets.episodes import EpisodeStore
 from vla.datatools.whole import appearing
-from vla.embodiment import Embodiment, Rotation, components_of
+from vla.embodiment import Embodiment, Rotation
 from vla.errors import InputError
 from vla.kinematics.chain import Tool, ToolKinematics, chain_joints, extract_chain
 from vla.kinematics.joint_map import match_joints
 from vla.kinematics.tool_pose import ToolPose, component_names
+from vla.rotations import components_of
 from vla.statistics import check_finite
 
 END_EFFECTOR = "ee"

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from vla.common.atomic import write_json
 from vla.errors import InputError
 from vla.evaluation.answerer import ROWS, Answerer
 from vla.evaluation.pictures import UPRIGHT, Pictures
-from vla.evaluation.summary import write_json
 from vla.scoring.benchmark import Benchmark
 from vla.scoring.choice import ROTATION
 from vla.scoring.files import Entry

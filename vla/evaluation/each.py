@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vla.common.atomic import write_json
 from vla.envs.make import check_task
 from vla.errors import InputError
-from vla.evaluation.summary import write_json
 
 
 def evaluate_each(tasks: Sequence[str], evaluate: Callable[..., dict[str, Any]], **options: Any) -> dict[str, Any]:

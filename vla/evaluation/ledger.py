@@ -18,11 +18,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vla.common.atomic import write_json
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.image_stream import ImageStream
 from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.evaluation.summary import write_json
 from vla.evaluation.trial import Key, Result, Trial
 from vla.types import Episode
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from vla.common.atomic import atomic_replace
 from vla.errors import InputError
 
 if TYPE_CHECKING:
@@ -88,18 +88,14 @@ def training_curve(losses: Mapping[str, Points], history: Sequence[Mapping[str, 
 
 def png(path: Path, size: tuple[float, float], *paint: Callable[[Axes], None]) -> None:
     """Writes what each of `paint` draws, side by side on a figure of that size [inch], to the PNG file `path`."""
-    unfinished = path.with_name(f".{path.name}.partial")
 
     def save(figure: Figure, axes: Sequence[Axes]) -> None:
         for axis, work in zip(axes, paint, strict=True):
             work(axis)
-        figure.savefig(unfinished, format="png", dpi=150, facecolor="white")
+        with atomic_replace(path) as partial:
+            figure.savefig(partial, format="png", dpi=150, facecolor="white")
 
-    try:
-        _with_axes(len(paint), size, save)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    _with_axes(len(paint), size, save)
 
 
 def svg(size: tuple[float, float], paint: Callable[[Axes], None]) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 import gymnasium
 
+from vla.common.atomic import write_json
 from vla.control.adapt import adapted_line, load_for_robots
 from vla.control.buffer import EXECUTIONS
 from vla.datasets.vqa import VqaStore
@@ -31,7 +32,7 @@ from vla.evaluation.intervals import decided_after
 from vla.evaluation.ledger import Ledger, check_folder
 from vla.evaluation.page import evaluation_page
 from vla.evaluation.rollout import PolicyFor, progress
-from vla.evaluation.summary import summarize, write_json
+from vla.evaluation.summary import summarize
 from vla.evaluation.trial import Key, Result, Trial, trials_for
 from vla.evaluation.workers import Job, run_in_workers
 from vla.policies.history import history_of
@@ -209,8 +210,7 @@ def measure(env: gymnasium.Env[Any, Any], policy: Policy, times: int = 5) -> flo
 
 def answer(model: Any, store: str, questions: int) -> dict[str, float]:
     """Accuracy on up to so many held-out questions of each kind."""
-    from vla.training.heldout import vqa_accuracy
-    from vla.training.run import heldout_by_kind
+    from vla.training.heldout import heldout_by_kind, vqa_accuracy
 
     return vqa_accuracy(model, heldout_by_kind(VqaStore(store), questions))
 

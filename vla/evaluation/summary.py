@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,10 +87,3 @@ def _latency(named: Sequence[Result], cells: Sequence[tuple[str, float]]) -> lis
 def _mean(values: Iterable[float]) -> float | None:
     found = list(values)
     return float(np.mean(found)) if found else None
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Whole or not at all."""
-    partial_path = path.with_name(f".{path.name}.partial")
-    partial_path.write_text(json.dumps(values, indent=1))
-    os.replace(partial_path, path)

@@ -12,7 +12,7 @@ from collections import deque
 from pathlib import Path
 from types import TracebackType
 
-from vla.control.clock import first_of_threads
+from vla.common.thread_priority import first_of_threads
 from vla.errors import InputError
 from vla.feetech.arm import ServoArm
 from vla.feetech.bus import Bus

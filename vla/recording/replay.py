@@ -9,6 +9,7 @@ from typing import Any
 
 import rerun as rr
 
+from vla.common.atomic import atomic_replace
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.recording.protocol import Recorder
@@ -33,17 +34,13 @@ def replay(episodes: Iterable[Episode], save: str | Path | None = None, names: S
     if path is None:
         stream.spawn()
         return _drive_all(stream, first.embodiment, chain([first], episodes), names)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.partial")
     try:
-        stream.save(unfinished)
-        count = _drive_all(stream, first.embodiment, chain([first], episodes), names)
-        stream.disconnect()
-        unfinished.rename(path)
+        with atomic_replace(path) as partial:
+            stream.save(partial)
+            count = _drive_all(stream, first.embodiment, chain([first], episodes), names)
+            stream.disconnect()
     except RuntimeError as error:  # all that Rerun says of a full disk
         raise InputError(f"{path} cannot be written, is the disk full? ({error})") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
     return count
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from vla.common.atomic import atomic_replace
 from vla.errors import InputError
 from vla.types import Episode, instructions_at, outcome_of
 
@@ -60,13 +61,8 @@ def write_video(path: str | Path, frames: Iterable[UInt8[np.ndarray, "h w 3"]], 
     first = next(frames, None)
     if first is None:
         raise InputError(f"there are no frames to write to {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        writers[path.suffix](unfinished, chain([first], frames), fps)
-        unfinished.rename(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with atomic_replace(path) as partial:
+        writers[path.suffix](partial, chain([first], frames), fps)
 
 
 def _write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import re
-import sys
 from pathlib import Path
 
+from vla.common.screen import has_screen
+from vla.datasets.episode_range import FEW, choose
 from vla.datasets.formats.registry import open_episodes
 from vla.errors import InputError
 
 STORES = ("rollouts.zarr", "demos.zarr")
 """The stores of a run's folder, the one to show first."""
-FEW = 20
-"""How many episodes are shown unless others are asked for: a viewer holds them all in memory."""
-
 ABREAST = 4
 """Episodes that can stand side by side."""
 
@@ -81,25 +77,3 @@ def find_store(path: Path) -> Path:
     if len(found) > 1:
         print(f"{path} holds {', '.join(store.name for store in found)}; showing {found[0].name}")
     return found[0]
-
-
-def choose(episodes: str | None, count: int) -> range:
-    """The episodes of a store of `count` that FIRST:END names; None: the first few.
-
-    Raises InputError for what is no such range, and where it holds no episode.
-    """
-    if episodes is None:
-        chosen = range(min(count, FEW))
-    else:
-        match = re.fullmatch(r"(\d*):(\d*)", episodes)
-        if match is None:
-            raise InputError(f"episodes must be FIRST:END, such as 0:10, not {episodes!r}")
-        chosen = range(count)[int(match[1] or 0) : int(match[2] or count)]
-    if not chosen:
-        raise InputError(f"there is no episode to show: the store has {count}, asked for were {episodes or 'all'}")
-    return chosen
-
-
-def has_screen() -> bool:
-    """Whether a window can open; only Linux and its like can do without one."""
-    return sys.platform in ("darwin", "win32") or bool(os.environ.get("WAYLAND_DISPLAY") or os.environ.get("DISPLAY"))

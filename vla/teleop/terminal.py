@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from vla.control.stop import in_background
+from vla.common.terminal import in_background
 from vla.teleop.keyboard import KEYS
 from vla.teleop.protocol import Event
 

@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from vla.action_space import difference
+from vla.datasets.vqa import VqaStore
+from vla.datasets.windows import Windows
 from vla.evaluation.vqa import DESCRIPTIONS, score
 from vla.model import VLA
 from vla.stored_image import decoded
@@ -66,3 +68,18 @@ def action_errors(model: VLA, examples: Sequence[Example], batch_size: int = 64)
             errors.append(np.abs(difference(body, actions, wanted))[inside].mean(axis=0))
     means = np.mean(errors, axis=0).tolist()
     return float(np.mean(shares)), dict(zip(body.action, means, strict=True))
+
+
+def heldout_by_kind(store: VqaStore, count: int, among: Sequence[str] | None = None) -> dict[str, list[Example]]:
+    """Up to `count` held-out questions of each kind (of those `among`) that has any, spread over the store."""
+    if count < 1:
+        return {}
+    kinds = sorted({question.kind for question in store.questions("held-out")})
+    kinds = [kind for kind in kinds if among is None or kind in among]
+    return {kind: spread(store.examples("held-out", kinds=[kind]), count) for kind in kinds}
+
+
+def spread(examples: Sequence[Example] | Windows, count: int) -> list[Example]:
+    """Up to `count` of the examples, evenly spaced."""
+    chosen = np.unique(np.linspace(0, len(examples) - 1, min(count, len(examples))).astype(int))
+    return [examples[int(i)] for i in chosen] if len(examples) else []

@@ -16,7 +16,6 @@ from vla.datasets.episodes import EpisodeStore
 from vla.datasets.mixture import Conversations, Mixture, Source
 from vla.datasets.prompts import check_choice
 from vla.datasets.vqa import VqaStore
-from vla.datasets.windows import Windows
 from vla.envs.instructions import every_instruction
 from vla.envs.make import is_task
 from vla.errors import InputError
@@ -32,7 +31,7 @@ from vla.training.continued import Ranges
 from vla.training.demonstrations import Demonstrations, robot_specs
 from vla.training.distributed import join
 from vla.training.gate import UNITS
-from vla.training.heldout import action_errors, vqa_accuracy
+from vla.training.heldout import action_errors, heldout_by_kind, spread, vqa_accuracy
 from vla.training.history import with_history
 from vla.training.horizon import horizon_steps
 from vla.training.loop import Evaluate, Outcome
@@ -239,21 +238,6 @@ def evaluator(
         return scores
 
     return evaluate
-
-
-def heldout_by_kind(store: VqaStore, count: int, among: Sequence[str] | None = None) -> dict[str, list[Example]]:
-    """Up to `count` held-out questions of each kind (of those `among`) that has any, spread over the store."""
-    if count < 1:
-        return {}
-    kinds = sorted({question.kind for question in store.questions("held-out")})
-    kinds = [kind for kind in kinds if among is None or kind in among]
-    return {kind: spread(store.examples("held-out", kinds=[kind]), count) for kind in kinds}
-
-
-def spread(examples: Sequence[Example] | Windows, count: int) -> list[Example]:
-    """Up to `count` of the examples, evenly spaced."""
-    chosen = np.unique(np.linspace(0, len(examples) - 1, min(count, len(examples))).astype(int))
-    return [examples[int(i)] for i in chosen] if len(examples) else []
 
 
 def _texts(stores: Mapping[str, VqaStore], episodes: Sequence[EpisodeStore]) -> Iterator[str]:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vla.common.atomic import write_json
 from vla.datasets.questions import KINDS
 from vla.datasets.vqa import VqaStore
 from vla.evaluation.answerer import Answerer, open_answerer, weights_of
 from vla.evaluation.plots import COLORS, GREY, style, svg
-from vla.evaluation.summary import write_json
 from vla.evaluation.vqa import score
 from vla.page import section, write_page
 from vla.probes.page import write_probe_page
@@ -23,7 +23,7 @@ from vla.probes.probe import Found
 from vla.probes.registry import LOWER, check, chosen
 from vla.scoring.benchmark import Unit, interval, mean, scored
 from vla.stored_image import decoded
-from vla.training.heldout import SHORT
+from vla.training.heldout import SHORT, heldout_by_kind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -138,7 +138,6 @@ def _cell(score: Mapping[str, Any]) -> str:
 
 def held_out(answerer: Answerer, stores: Mapping[str, str]) -> Found:
     """The accuracy of held-out short questions, as evaluations in training tell it, with an interval."""
-    from vla.training.run import heldout_by_kind  # which imports this
 
     units: list[Unit] = []
     for path in stores.values():

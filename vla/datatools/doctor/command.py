@@ -69,7 +69,7 @@ def doctor(
         fixes = Fixes(path, lengths, store.embodiment.cameras, store.embodiment.action)
         print("\n".join(describe(path, diagnosis, fixes)))
         if json is not None:
-            from vla.evaluation.summary import write_json
+            from vla.common.atomic import write_json
 
             write_json(Path(json), to_dict(path, diagnosis, fixes))
             print(f"wrote {json}")
