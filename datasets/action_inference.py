@@ -14,11 +14,11 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float
 
+from vla.common.rotations import components_of
 from vla.datasets.action_evidence import Finding, Steps, examine, examine_quaternion
 from vla.datasets.rotation_evidence import found_rotations
 from vla.embodiment import ABSOLUTE, ACTION_MODES, Embodiment, Rotation
 from vla.errors import InputError
-from vla.rotations import components_of
 
 Numbers = Iterable[tuple[Float[np.ndarray, "_t s"], Float[np.ndarray, "_t a"]]]
 """State and action of episodes."""

@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from vla.common.pip_install import install_command
 from vla.datasets.formats.vqa_entries import VqaEntry, VqaSource, pixels
 from vla.datasets.questions import MAIN_CAMERA, Question
 from vla.datasets.vqa import VqaItem
 from vla.errors import InputError
-from vla.install import install_command
 
 SOURCE = "easy-vqa"
 SHAPES = frozenset({"circle", "rectangle", "triangle"})

@@ -7,10 +7,10 @@ from itertools import pairwise
 
 import numpy as np
 
+from vla.common.statistics import check_finite
 from vla.datasets.store_arrays import Shape
 from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.statistics import check_finite
 from vla.types import Episode
 
 

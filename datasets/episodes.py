@@ -33,6 +33,8 @@ import numpy as np
 import zarr
 from jaxtyping import Int, UInt8, UInt16
 
+from vla.common.statistics import Statistics
+from vla.common.stored_image import StoredImage
 from vla.datasets.codecs import DEFAULT
 from vla.datasets.episode_checks import check_episode, check_names
 from vla.datasets.episode_index import EDITABLE, EpisodeRecord, StoreSummary, checksum
@@ -46,8 +48,6 @@ from vla.datasets.store_schema import create_group, open_group
 from vla.datasets.store_statistics import statistics_of
 from vla.embodiment import Embodiment, declares_actions
 from vla.errors import InputError
-from vla.statistics import Statistics
-from vla.stored_image import StoredImage
 from vla.types import Episode
 
 

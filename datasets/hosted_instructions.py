@@ -6,12 +6,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from vla.common.scene_objects import Scene
 from vla.datasets.instructions import caption
 from vla.datasets.questions import MAIN_CAMERA, Question, View, point_answer
 from vla.datasets.vqa import CONVERSATION
 from vla.errors import InputError
-from vla.scene import Scene
-from vla.vlm.hosted import Hosted
+from vla.models.backbones.hosted import Hosted
 
 FORMAT = (
     "Write it as one who looks at the picture; never mention the caption or the list. Ask and tell only what follows "

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vla.common.scene_objects import Scene, SceneObject
 from vla.datasets.questions import MAIN_CAMERA, Query, Question, View, depth_gap, lateral_gap
 from vla.datasets.vqa import CONVERSATION
-from vla.scene import Scene, SceneObject
 
 CAPTION = ("describe the image", "what is in the image?", "what do you see?", "caption the image", "what is here?")
 DETAIL = ("describe the image in detail", "tell me everything that you see", "what is on the table, in detail?")

@@ -54,7 +54,7 @@ def open_entries(path: Path, images: Path | None) -> VqaSource:
 def read_llava(
     json_path: str | Path, image_folder: str | Path, size: int, rejected: list[Rejected] | None = None
 ) -> Iterator[VqaItem]:
-    """The entries as items, no side of their images longer than `size` px (`vla.images.reduced`).
+    """The entries as items, no side of their images longer than `size` px (`vla.common.images.reduced`).
 
     Each turn is a question of kind "conversation", which `VqaStore.examples` keeps together and in order, save that
     a single one is "open". Image tokens are stripped. An entry without an image is text alone.

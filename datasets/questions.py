@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from vla.common.scene_objects import POINT_SCALE, Scene, SceneObject
 from vla.errors import InputError
-from vla.scene import POINT_SCALE, Scene, SceneObject
 
 KINDS = ("existence", "color", "shape", "count", "relation", "point", "identify")
 NAMED_VIEW_KINDS = ("existence", "point")

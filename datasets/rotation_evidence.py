@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from vla.common.rotations import decode
 from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.rotations import decode
 
 ANGLES = ("roll", "pitch", "yaw")
 CLEARLY = 0.9

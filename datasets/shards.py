@@ -151,7 +151,7 @@ class Frames:
         return frames
 
     def each(self, indices: Int[np.ndarray, "n"], use: Callable[[int, np.ndarray], None]) -> None:
-        """As `vla.stored_image.ImageSource`: a thread decodes one frame after the other into the same memory."""
+        """As `vla.common.stored_image.ImageSource`: a thread decodes one frame after the other into the same memory."""
         stored = self.stored(indices)
 
         def decode(part: slice) -> None:

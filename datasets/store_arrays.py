@@ -10,12 +10,12 @@ import numpy as np
 import zarr
 from jaxtyping import Float
 
+from vla.common.points import arrange_points
 from vla.datasets.array_length import ArrayLength
 from vla.datasets.codecs import DEFAULT, Codec, codec
 from vla.datasets.folder import Folder, Staging, array, reading
 from vla.datasets.frame_stream import FrameStream
 from vla.datasets.shards import Frames, Rows, create_frames, create_rows, fill_value
-from vla.points import arrange_points
 from vla.types import Episode
 
 Content = Mapping[str, Sequence[Any]]

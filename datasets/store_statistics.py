@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
+from vla.common.statistics import Statistics, check_finite
 from vla.embodiment import Embodiment
-from vla.statistics import Statistics, check_finite
 
 Kind = Literal["state", "action"]
 

@@ -29,6 +29,7 @@ from crc32c import crc32c
 from jaxtyping import Int, UInt8
 from zarr.storage import MemoryStore
 
+from vla.common.stored_image import Image, StoredImage, decoded
 from vla.datasets.codecs import DEFAULT
 from vla.datasets.codecs import codec as known_codec
 from vla.datasets.folder import Folder, array, open_folder, reading
@@ -36,7 +37,6 @@ from vla.datasets.questions import Question
 from vla.datasets.shards import FRAMES_PER_SHARD
 from vla.datasets.store_arrays import StoreArrays
 from vla.errors import InputError
-from vla.stored_image import Image, StoredImage, decoded
 from vla.types import Example
 
 FORMAT = "vla.vqa"

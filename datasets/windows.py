@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from vla.common.stored_image import StoredViews, decoded
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.prompts import check_choice, prompts_at
 from vla.errors import InputError
-from vla.stored_image import StoredViews, decoded
 from vla.types import Example
 
 UNDER_WAY = 0.2

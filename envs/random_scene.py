@@ -8,6 +8,7 @@ import mujoco
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from vla.common.scene_objects import Scene
 from vla.envs.arm import ARM_CONTYPE, arm_spec
 from vla.envs.ik import ArmIK, azimuth
 from vla.envs.objects import COLORS, SHAPES, SLOTS, Furniture, ObjectSpec
@@ -15,7 +16,6 @@ from vla.envs.randomize import Looks, jitter_sizes
 from vla.envs.scene import CAMERAS, TableScene
 from vla.envs.tasks.task import scatter
 from vla.envs.truth import table_truth
-from vla.scene import Scene
 
 AWAY = 9.0
 """[m]. Nothing that far is in sight."""

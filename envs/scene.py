@@ -12,6 +12,7 @@ import mujoco
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from vla.common.rendering import make_renderer
 from vla.envs.arm import HAND_BODIES, JOINTS, TIP_SITE
 from vla.envs.objects import (
     COLORS,
@@ -25,7 +26,6 @@ from vla.envs.objects import (
     geom_size,
 )
 from vla.envs.table import ARM_BASES, ARM_PREFIXES, HIDDEN, SHOWN, build_spec
-from vla.rendering import make_renderer
 
 CAMERAS = ("front", "wrist")
 """Those of a scene with one arm; with two, each arm has a wrist camera."""

@@ -8,9 +8,9 @@ import gymnasium as gym
 import numpy as np
 from jaxtyping import Float, Int
 
+from vla.common.scene_objects import Scene, SceneObject
 from vla.envs.objects import SHAPES
 from vla.envs.scene import TableScene
-from vla.scene import Scene, SceneObject
 
 CLEAR_PIXELS, CLEAR_FRACTION = 12, 0.30
 """An object is seen when it shows this many pixels (in a 96 x 96 image) and this part of its outline."""

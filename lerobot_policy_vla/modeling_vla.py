@@ -18,9 +18,9 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
 from lerobot_policy_vla.configuration_vla import VlaConfig
+from vla.common.images import sides
 from vla.errors import InputError
-from vla.images import sides
-from vla.model import VLA
+from vla.models.vla import VLA
 from vla.policies.history import FrameHistory
 from vla.policies.vla import VlaPolicy as Driver
 from vla.types import Observation

@@ -15,7 +15,7 @@ from lerobot_policy_vla.configuration_vla import VlaConfig
 
 
 def make_vla_pre_post_processors(config: VlaConfig, dataset_stats: Any = None) -> tuple[Any, Any]:
-    """The pipelines that `vla.hub.LEROBOT_FILES` writes down; `dataset_stats` are not looked at."""
+    """The pipelines that `vla.models.hub.LEROBOT_FILES` writes down; `dataset_stats` are not looked at."""
     return make_policy_processor_pipelines(
         input_steps=[
             RenameObservationsProcessorStep(rename_map={}),

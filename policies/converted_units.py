@@ -12,7 +12,7 @@ from jaxtyping import Float
 from vla.embodiment import Embodiment
 from vla.kinematics.joint_map import UNITS, bare, unit_of
 from vla.policies.data_summary import DataSummary, Range, data_of
-from vla.policies.protocol import BatchPolicy, Policy, guides, takes_fewer_cameras
+from vla.policies.policy import BatchPolicy, Policy, guides, takes_fewer_cameras
 from vla.policies.wrapped import WrappedPolicy
 from vla.types import ActionChunk, Observation
 

@@ -8,10 +8,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from vla.common.start_region import StartRegion
 from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.policies.protocol import Policy
-from vla.start_region import StartRegion
+from vla.policies.policy import Policy
 
 Range = tuple[tuple[float, ...], tuple[float, ...]]
 """The least and the greatest value of each component, in its unit."""

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from vla.common.kinematic_chain import ToolKinematics
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.kinematics.arm import ArmKinematics
-from vla.kinematics.chain import ToolKinematics
 from vla.kinematics.joint_map import Named, bare
 from vla.kinematics.tool_pose import ToolPose
-from vla.policies.protocol import BatchPolicy, Policy, guides, takes_fewer_cameras
+from vla.policies.policy import BatchPolicy, Policy, guides, takes_fewer_cameras
 from vla.policies.wrapped import WrappedPolicy
 from vla.types import ActionChunk, Observation
 

@@ -13,8 +13,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from vla.policies.protocol import Policy
-from vla.stored_image import Views
+from vla.common.stored_image import Views
+from vla.policies.policy import Policy
 from vla.types import Observation
 
 CLOSEST = 0.25

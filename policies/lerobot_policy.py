@@ -27,7 +27,7 @@ from torch import Tensor
 
 from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.hub import fetch
+from vla.models.hub import fetch
 from vla.policies.data_summary import DataSummary, Range
 from vla.types import ActionChunk, Observation
 

@@ -13,8 +13,8 @@ import gymnasium
 
 from vla.embodiment import Embodiment
 from vla.errors import InputError, suggestion
-from vla.hub import HUB_NAME, checkpoint_of, fetch, tasks_of, weights_digest
-from vla.policies.protocol import Policy
+from vla.models.hub import HUB_NAME, checkpoint_of, fetch, tasks_of, weights_digest
+from vla.policies.policy import Policy
 
 if TYPE_CHECKING:
     from vla.policies.vla import VlaPolicy
@@ -35,7 +35,7 @@ def load_policy(name: str) -> Callable[[gymnasium.Env[Any, Any]], Policy]:
     asks a server (`vla serve`). Raises InputError when `name` is neither scripted nor a checkpoint.
     """
     if name == "expert":
-        from vla.policies.expert import ExpertPolicy
+        from vla.policies.scripted_expert import ExpertPolicy
 
         return ExpertPolicy
     if name == "hold":
@@ -50,8 +50,8 @@ def load_policy(name: str) -> Callable[[gymnasium.Env[Any, Any]], Policy]:
         from vla.policies.remote import RemotePolicy
 
         return lambda env: RemotePolicy(name, timeout=PATIENCE)
-    from vla.accelerator import accelerator
-    from vla.model import VLA
+    from vla.common.device import accelerator
+    from vla.models.vla import VLA
     from vla.policies.vla import VlaPolicy
 
     model = VLA.load(checkpoint(name)).to(accelerator())
@@ -91,8 +91,8 @@ def tasks_of_policy(name: str) -> tuple[str, ...]:
 
 
 def weights_of_policy(name: str) -> str | None:
-    """The digest of a policy's weights (`vla.hub.weights_digest`), wherever its folder lies or of its server; None of a
-    scripted one."""
+    """The digest of a policy's weights (`vla.models.hub.weights_digest`), wherever its folder lies or of its server;
+    None of a scripted one."""
     if name.startswith(REMOTE):
         from vla.policies.remote import server_metadata
 
@@ -123,7 +123,7 @@ def policy_for(name: str, body: Embodiment) -> Policy:
 def load_realtime(name: str, embodiment: str | Embodiment = "") -> VlaPolicy:
     """A checkpoint's policy that is asked for one chunk at a time: decoded by its engine, in bf16 on a GPU."""
     folder = checkpoint(name)
-    from vla.accelerator import accelerator
+    from vla.common.device import accelerator
     from vla.policies.vla import VlaPolicy
 
     return VlaPolicy.load(folder, embodiment, "bfloat16" if accelerator().type == "cuda" else "float32")

@@ -13,11 +13,11 @@ from jaxtyping import Float
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.sync.client import ClientConnection, connect
 
+from vla.common.msgpack_numpy import pack, unpack
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.policies.data_summary import DataSummary
 from vla.types import ActionChunk, Observation
-from vla.wire import pack, unpack
 
 KEY_VARIABLE = "VLA_API_KEY"
 BACKOFF = (0.1, 5.0)

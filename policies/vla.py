@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from vla.accelerator import accelerator
+from vla.common.device import accelerator
+from vla.common.points import arrange_points
 from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.inference.engine import Engine
-from vla.model import VLA
-from vla.points import arrange_points
+from vla.models.engine.engine import Engine
+from vla.models.processor import is_like
+from vla.models.vla import VLA
 from vla.policies.data_summary import DataSummary
-from vla.processor import is_like
 from vla.types import ActionChunk, Observation
 
 
@@ -29,7 +29,7 @@ class VlaPolicy:
     whose `check` says in what they differ. Raises InputError, naming those that there are, when the checkpoint drives
     none of that name, or several and none is named.
 
-    `engine` is the precision of a `vla.inference.engine.Engine` that decodes; None: the model itself does.
+    `engine` is the precision of a `vla.models.engine.engine.Engine` that decodes; None: the model itself does.
     """
 
     def __init__(self, model: VLA, embodiment: str | Embodiment = "", engine: str | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vla.policies.history import history_of
-from vla.policies.protocol import Policy, takes_prefix
+from vla.policies.policy import Policy, takes_prefix
 
 
 class WrappedPolicy:

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from vla.common.images import resize, sides
 from vla.errors import InputError
-from vla.images import resize, sides
-from vla.vlm.backbone import Backbone
-from vla.vlm.build import build
+from vla.models.backbones.backbone import Backbone
+from vla.models.backbones.build import build
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 ANSWER = 4

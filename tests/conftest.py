@@ -41,7 +41,7 @@ from vla.embodiment import Embodiment
 from vla.types import Episode
 
 if TYPE_CHECKING:
-    from vla.model import VLA
+    from vla.models.vla import VLA
 
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
@@ -110,12 +110,12 @@ def tiny_model(
     """A model of 32x32 images and two layers, for the robot of `make_episode` with 4 actions a chunk."""
     import torch
 
-    from vla.model import VLA
-    from vla.normalize import Normalizer
-    from vla.processor import IMAGE, Processor
-    from vla.robot_spec import RobotSpec
-    from vla.vlm.composed import ComposedVLM
-    from vla.vlm.nano import train_tokenizer
+    from vla.models.backbones.composed import ComposedVLM
+    from vla.models.backbones.nano import train_tokenizer
+    from vla.models.normalization import Normalizer
+    from vla.models.processor import IMAGE, Processor
+    from vla.models.robot_spec import RobotSpec
+    from vla.models.vla import VLA
 
     tokenizer = train_tokenizer(["what color is the cube? red blue", "lift the ring", "where is it? 12 34"])
     vision = {

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from vla.control.inference import Answer, InferenceDied, Request
-from vla.control.limits import Limits
 from vla.embodiment import Embodiment
+from vla.robots.limits import Limits
 from vla.types import ActionChunk, Observation
 
 NAMES = ("shoulder [rad]", "elbow [rad]", "gripper [rad]")

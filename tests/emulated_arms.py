@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vla.control.robot import RobotFault
-from vla.control.robots.lerobot_robot import LeRobotRobot, so101
 from vla.envs.scene import TableScene
 from vla.errors import InputError
-from vla.feetech.arm import ServoArm
-from vla.feetech.port import ServoPort
+from vla.robots.feetech_emulator.arm import ServoArm
+from vla.robots.feetech_emulator.port import ServoPort
+from vla.robots.lerobot.lerobot_robot import LeRobotRobot, so101
+from vla.robots.robot import RobotFault
 
 OPTIONS: dict[str, Any] = dict(
     id="so101", cameras={}, control_hz=10, velocity=2.0, acceleration=15.0, relax_on_exit=False

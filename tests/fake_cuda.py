@@ -17,7 +17,7 @@ from torch._subclasses import fake_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from vla.inference import graphs
+from vla.models.engine import graphs
 
 COPIES = ("aten::to", "aten::_to_copy", "aten::copy_")
 INDEXED = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")

@@ -19,15 +19,15 @@ from conftest import TOY, tiny_model, toy_episode
 from so101_checkpoints import so101_model
 from test_heads import HEADS, demonstrations, observed, options, question
 
+from vla.commands.record import demonstrate
+from vla.common.msgpack_numpy import pack
 from vla.datasets.episodes import EpisodeStore
 from vla.envs.make import make_env
 from vla.envs.so101 import to_observation
 from vla.envs.tasks import TASKS
-from vla.model import VLA
+from vla.models.vla import VLA
 from vla.policies.vla import VlaPolicy
-from vla.record import demonstrate
 from vla.types import Episode, Span
-from vla.wire import pack
 
 DATA = Path(__file__).parent / "data"
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

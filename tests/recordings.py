@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vla.datatools.doctor.recording import Recording
+from vla.datasets.doctor.recording import Recording
 from vla.embodiment import Embodiment
 
 HZ = 10.0

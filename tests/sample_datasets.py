@@ -23,11 +23,11 @@ import test_webdataset_tar
 from omegaconf import OmegaConf
 from PIL import Image
 
-from vla.convert import convert
+from vla.commands.convert import convert
+from vla.commands.options import compose
 from vla.datasets.episodes import EpisodeStore
 from vla.embodiment import Embodiment
-from vla.evaluation.trial import Result
-from vla.options import compose
+from vla.evaluation.rollouts.trial import Result
 from vla.types import Episode, Span
 
 STEPS = 4

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from websockets.sync.client import connect
 
 from vla.embodiment import Embodiment
-from vla.policies.protocol import Policy
+from vla.policies.policy import Policy
 from vla.serving.observation import Keys
 from vla.serving.server import PolicyServer
 from vla.types import ActionChunk, Observation

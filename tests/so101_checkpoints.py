@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from vla.envs.make import make_env
-from vla.model import VLA
-from vla.normalize import Normalizer
-from vla.processor import Processor
-from vla.robot_spec import RobotSpec
+from vla.models.normalization import Normalizer
+from vla.models.processor import Processor
+from vla.models.robot_spec import RobotSpec
+from vla.models.vla import VLA
 
 
 def so101_model(plain: VLA) -> VLA:

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from test_training import demonstrations
 
 from vla.embodiment import Embodiment
-from vla.model import VLA
-from vla.normalize import Normalizer
-from vla.robot_spec import RobotSpec
-from vla.training.gate import UNITS, choose
-from vla.training.heldout import action_error, action_errors
+from vla.evaluation.heldout import action_error, action_errors
+from vla.models.normalization import Normalizer
+from vla.models.robot_spec import RobotSpec
+from vla.models.vla import VLA
+from vla.training.checkpoint_gate import UNITS, choose
 from vla.training.run import evaluator
 from vla.types import Example
 

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation as Spatial
 
-from vla.action_space import average, difference, interpolate, unwrapped, wrapped
-from vla.action_targets import ActionTargets, relative_components
+from vla.common.rotations import convert, decode, encode
 from vla.embodiment import Embodiment, Rotation, declares_actions
 from vla.errors import InputError
-from vla.rotations import convert, decode, encode
+from vla.kinematics.action_space import average, difference, interpolate, unwrapped, wrapped
+from vla.models.action_targets import ActionTargets, relative_components
 
 REPRESENTATIONS = (
     "euler_xyz",

@@ -13,8 +13,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from vla import cli, options
-from vla.arguments import parse, quoted
+from vla.commands import cli, options
+from vla.commands.arguments import parse, quoted
 
 ODD = st.text(
     st.one_of(
@@ -163,7 +163,7 @@ ABSENT = [
 ]
 CODE = """
 import json, sys
-from vla.cli import main
+from vla.commands.cli import main
 print([main(arguments) for arguments in json.loads(sys.argv[1])], "torch" in sys.modules)
 """
 

@@ -12,18 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Float, UInt8
 
+from vla.common.images import fitted, resize
 from vla.datasets.mixture import Mixture
 from vla.errors import InputError
-from vla.images import fitted, resize
-from vla.model import VLA
+from vla.models.vla import VLA
 from vla.training.augment import augment, change_light
 from vla.training.augmentation import AMOUNTS, Augmentation
 from vla.training.batches import micro_batches
 from vla.training.distributed import World
 from vla.training.geometry import check, homography, move, move_points, report, warp
 from vla.training.loop import train
-from vla.training.plan import Plan
 from vla.training.step import backward
+from vla.training.train_config import Plan
 from vla.types import Example
 
 Models = Callable[..., VLA]

@@ -16,12 +16,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_training import ALONE, demonstrations, mixture, plan, questions
 
 from vla.embodiment import Embodiment
-from vla.model import VLA
-from vla.normalize import Normalizer
-from vla.robot_spec import RobotSpec
+from vla.models.build import with_head
+from vla.models.normalization import Normalizer
+from vla.models.robot_spec import RobotSpec
+from vla.models.vla import VLA
 from vla.training.balance import KINDS, element_weights
 from vla.training.loop import train
-from vla.training.start import with_head
 from vla.training.step import backward
 from vla.types import Example
 

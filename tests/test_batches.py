@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vla.batch import IGNORE, Batch
 from vla.datasets.mixture import Mixture
-from vla.model import VLA
+from vla.models.batch import IGNORE, Batch
+from vla.models.vla import VLA
 from vla.training.batches import SPARE, micro_batches, trimmed
 from vla.training.distributed import World
 from vla.training.loop import Plan

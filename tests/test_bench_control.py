@@ -13,8 +13,8 @@ from so101_checkpoints import so101_model
 from vla.benchmarks import control
 from vla.benchmarks.control_goals import measure, read_goals
 from vla.errors import InputError
-from vla.feetech.servo import TICK
-from vla.model import VLA
+from vla.models.vla import VLA
+from vla.robots.feetech_emulator.servo import TICK
 
 
 def test_an_even_line_is_measured_as_one() -> None:

@@ -12,7 +12,7 @@ from vla.benchmarks.gpu import CPU, GPU, Part, bench_gpu
 
 @pytest.mark.slow  # each part is a process that imports all
 def test_what_fails_and_what_is_cut_off_leaves_the_others_figures() -> None:
-    table = "__import__('vla.benchmarks.table', fromlist=['Table']).Table([{'ms': 1.5}], [])"
+    table = "__import__('vla.common.result_table', fromlist=['Table']).Table([{'ms': 1.5}], [])"
     parts = [
         Part("bad", "1 / 0"),
         Part("slow", "__import__('time').sleep(600)", 0.5),

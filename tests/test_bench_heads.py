@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from vla.benchmarks import heads
+from vla.commands.record import demonstrate
 from vla.datasets.episodes import EpisodeStore
 from vla.envs.make import make_env
-from vla.heads.bins import BinsHead
-from vla.record import demonstrate
+from vla.models.action_heads.bins import BinsHead
 
 
 @pytest.fixture(scope="module")

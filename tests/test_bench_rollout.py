@@ -10,7 +10,7 @@ import pytest
 from toy_env import ToyEnv
 
 from vla.benchmarks import rollout
-from vla.evaluation.trial import Result, Trial
+from vla.evaluation.rollouts.trial import Result, Trial
 
 
 def lengths(seeds: range) -> Iterator[int]:

@@ -11,11 +11,11 @@ from contestant_loops import count, fail
 from vla.benchmarks import train as benchmark
 from vla.benchmarks.train_contestant import Contestant
 from vla.benchmarks.train_shapes import TINY, Shape, ours
+from vla.commands.record import demonstrate
 from vla.datasets.episodes import EpisodeStore
 from vla.envs.make import make_env
-from vla.record import demonstrate
 from vla.training.loop import train
-from vla.training.plan import Plan
+from vla.training.train_config import Plan
 
 
 def test_turns_follow_one_another_and_nothing_happens_between_them(tmp_path: Path) -> None:

@@ -16,13 +16,13 @@ from PIL import Image
 from pyarrow import parquet
 from test_hosted import Server, completion, server
 
-from vla import cli
+from vla.commands import cli
+from vla.common.stored_image import Views
 from vla.errors import InputError
-from vla.evaluation.answerer import HostedAnswerer, open_answerer
-from vla.evaluation.benchmark import Files, read_ledger, some
-from vla.scoring.registry import BENCHMARKS
-from vla.scoring.vqa import SHORT
-from vla.stored_image import Views
+from vla.evaluation.vlm.answerer import HostedAnswerer, open_answerer
+from vla.evaluation.vlm.benchmark_run import Files, read_ledger, some
+from vla.evaluation.vlm.scoring.registry import BENCHMARKS
+from vla.evaluation.vlm.scoring.vqa import SHORT
 
 __all__ = ["server"]
 TEN = ["red"] * 10
@@ -179,7 +179,7 @@ def test_the_prompt_is_the_official_one(data: Path) -> None:
 
 
 def test_a_run_that_was_cut_off_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vla.evaluation.benchmark.ROWS", 1)
+    monkeypatch.setattr("vla.evaluation.vlm.benchmark_run.ROWS", 1)
     files, ledger, seeing = Files.open("mmbench", data / "mmbench"), tmp_path / "answers.jsonl", Seeing()
     seeing.fail_after = 1
     with pytest.raises(RuntimeError, match="killed"):

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from jaxtyping import Float, Int
 
-from vla.actions.bins import OpenVLABins, UniformBins
-from vla.actions.protocol import ActionTokenizer
+from vla.models.action_tokenizers.action_tokenizer import ActionTokenizer
+from vla.models.action_tokenizers.bins import OpenVLABins, UniformBins
 
 BINS = st.builds(UniformBins, bins=st.integers(2, 512), limit=st.floats(0.5, 4))
 CHUNKS = hnp.arrays(np.float64, st.tuples(st.integers(1, 5), st.integers(1, 4)), elements=st.floats(-1, 1))

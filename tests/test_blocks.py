@@ -17,9 +17,9 @@ from tiny_families import MODELS, config_of
 from torch import Tensor, nn
 
 from vla.errors import InputError
-from vla.model import VLA
+from vla.models.backbones.build import build
+from vla.models.vla import VLA
 from vla.training.blocks import blocks, compile_blocks, recompute_blocks
-from vla.vlm.build import build
 
 CONFIGS = {name: config_of(name) for name in MODELS} | {
     "qwen-vl": test_qwen_vl.CONFIG,

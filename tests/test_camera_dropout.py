@@ -12,18 +12,18 @@ import pytest
 import torch
 from serving import PlainClient, served
 
-from vla.batch import IGNORE, Batch
 from vla.control.adapt import adapt
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.mixture import Mixture
 from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.inference.engine import Engine
-from vla.model import VLA
+from vla.models.batch import IGNORE, Batch
+from vla.models.engine.engine import Engine
+from vla.models.processor import Processor
+from vla.models.robot_spec import RobotSpec
+from vla.models.vla import VLA
 from vla.policies.remote import RemotePolicy
 from vla.policies.vla import VlaPolicy
-from vla.processor import Processor
-from vla.robot_spec import RobotSpec
 from vla.training.batches import micro_batches
 from vla.training.camera_dropout import check_dropout, report_dropout, without_cameras
 from vla.training.demonstrations import Demonstrations, robot_specs

@@ -13,18 +13,18 @@ import torch
 from test_pretrained import ROBOT, example, released
 
 from vla.errors import InputError
-from vla.model import VLA
-from vla.processor import Processor
-from vla.robot_spec import with_cameras
-from vla.training.start import build
+from vla.models.backbones.molmo_crops import Crops
+from vla.models.build import build
+from vla.models.preprocessing.adapted import for_camera, with_tiles
+from vla.models.preprocessing.frames import Crop, Pad, Square, Stretch
+from vla.models.preprocessing.markup import Markup
+from vla.models.preprocessing.native import Native, Patches
+from vla.models.preprocessing.settings import Preprocessing
+from vla.models.preprocessing.tiles import Canvas, Split, Tiles, Whole
+from vla.models.processor import Processor
+from vla.models.robot_spec import with_cameras
+from vla.models.vla import VLA
 from vla.types import Observation
-from vla.vlm.molmo_crops import Crops
-from vla.vlm.preprocessing.adapted import for_camera, with_tiles
-from vla.vlm.preprocessing.frames import Crop, Pad, Square, Stretch
-from vla.vlm.preprocessing.markup import Markup
-from vla.vlm.preprocessing.native import Native, Patches
-from vla.vlm.preprocessing.settings import Preprocessing
-from vla.vlm.preprocessing.tiles import Canvas, Split, Tiles, Whole
 
 FIXED = Markup(tokens=64)
 CELLS = Markup(cell=28)

@@ -11,9 +11,17 @@ from hypothesis import strategies as st
 
 from vla.envs.make import make_env
 from vla.envs.so101 import SO101Env
-from vla.teleop.cartesian_jog import JOINT_LEAD, LEAD, LOWEST, PATIENCE, ROLL, CartesianJog, fingertip_solver
-from vla.teleop.operator import Operator
-from vla.teleop.protocol import STEP, TURN, WORDS, Jog
+from vla.robots.teleoperators.cartesian_jog import (
+    JOINT_LEAD,
+    LEAD,
+    LOWEST,
+    PATIENCE,
+    ROLL,
+    CartesianJog,
+    fingertip_solver,
+)
+from vla.robots.teleoperators.operator import Operator
+from vla.robots.teleoperators.teleoperator import STEP, TURN, WORDS, Jog
 from vla.types import Observation
 
 ENV = make_env("pick", images=False).unwrapped

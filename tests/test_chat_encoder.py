@@ -9,9 +9,9 @@ import pytest
 from released_checkpoints import byte_level, sentence_piece
 from tokenizers import Tokenizer, decoders, models, normalizers
 
-from vla.chat import ChatFormat, bos_of
-from vla.chat_encoder import ChatEncoder
 from vla.errors import InputError
+from vla.models.chat import ChatFormat, bos_of
+from vla.models.chat_encoder import ChatEncoder
 
 CHAT = ChatFormat("SYS USER: ", "\n", " ASSISTANT:", "</s>", "USER: ", " ", between="\n", bare="SYS USER: ", bos=True)
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla import cli, options
+from vla.commands import cli, options
 from vla.errors import InputError
 
 Calls = list[dict[str, Any]]
@@ -182,6 +182,6 @@ def test_our_own_bug_keeps_its_traceback(stub: Callable[..., None]) -> None:
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
-    command = f"{sys.executable} -m vla.cli --help | head -1"
+    command = f"{sys.executable} -m vla.commands.cli --help | head -1"
     shown = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert shown.stderr == "" and shown.stdout.count("\n") == 1

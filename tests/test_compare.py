@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vla import cli
-from vla.compare import compare
+from vla.commands import cli
+from vla.commands.compare import compare
 from vla.errors import InputError
-from vla.evaluation.trial import Result
+from vla.evaluation.rollouts.trial import Result
 
 Write = Callable[..., str]
 

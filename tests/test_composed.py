@@ -11,10 +11,10 @@ import torch
 from backbones import check_backbone
 from safetensors.torch import load_file
 
+from vla.common.images import Size
 from vla.errors import InputError
-from vla.images import Size
-from vla.model import VLA
-from vla.vlm.composed import ComposedVLM
+from vla.models.backbones.composed import ComposedVLM
+from vla.models.vla import VLA
 
 CONVNEXT = {
     "model_type": "convnext",

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModel, CLIPVisionModel, InternVLConfig, InternVLModel
 
 from vla.errors import InputError
-from vla.vlm.connectors import KINDS, build_connector
-from vla.vlm.vision import build_vision
+from vla.models.backbones.connectors import KINDS, build_connector
+from vla.models.backbones.vision import build_vision
 
 SMALL: dict[str, dict[str, Any]] = {
     "linear": {},

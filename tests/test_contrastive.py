@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vla.contrastive.losses import sigmoid_loss, softmax_loss
+from vla.training.contrastive.losses import sigmoid_loss, softmax_loss
 
 PAIRS, WIDTH = 6, 5
 LOSSES: dict[str, Callable[..., Tensor]] = {

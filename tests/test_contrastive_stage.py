@@ -12,15 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vla.contrastive.encoder import LARGEST, STARTS, PairEncoder, tokens
-from vla.contrastive.train import train_contrastive
-from vla.contrastive.zero_shot import recall, zero_shot
 from vla.datasets.questions import Question
 from vla.datasets.vqa import CONVERSATION, VqaItem, VqaStore
 from vla.errors import InputError
-from vla.model import VLA
-from vla.training.plan import Plan
+from vla.models.vla import VLA
+from vla.training.contrastive.encoder import LARGEST, STARTS, PairEncoder, tokens
+from vla.training.contrastive.train import train_contrastive
+from vla.training.contrastive.zero_shot import recall, zero_shot
 from vla.training.run import train
+from vla.training.train_config import Plan
 
 COLORS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220)}
 

@@ -8,7 +8,7 @@ from control_fakes import BODY, HORIZON, follow_wave, wave
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vla.control.buffer import ActionBuffer
+from vla.control.action_queue import ActionBuffer
 from vla.control.inference import Answer, Request
 from vla.types import ActionChunk, Observation
 

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from emulated_arms import OPTIONS, connected, emulated, make, retried
 
-from vla.cli import main
-from vla.control.limits import Limits
-from vla.control.robot import RobotFault
-from vla.control.robots.dry_run import DryRun
-from vla.control.robots.lerobot_build import build
-from vla.control.robots.lerobot_robot import LeRobotRobot, so101
+from vla.commands.cli import main
 from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.feetech.port import ServoPort
-from vla.feetech.servo import READ_ONLY, SIZE, Register, Servo
+from vla.robots.dry_run import DryRun
+from vla.robots.feetech_emulator.port import ServoPort
+from vla.robots.feetech_emulator.servo import READ_ONLY, SIZE, Register, Servo
+from vla.robots.lerobot.lerobot_build import build
+from vla.robots.lerobot.lerobot_robot import LeRobotRobot, so101
+from vla.robots.limits import Limits
+from vla.robots.robot import RobotFault
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from control_fakes import HORIZON, FakeRobot, VirtualClock, VirtualInference, ch
 from vla.control.config import LoopConfig
 from vla.control.inference import Answer, Request
 from vla.control.loop import ControlLoop
-from vla.control.robot import RobotFault
 from vla.control.stop import EmergencyStop
+from vla.robots.robot import RobotFault
 from vla.types import ActionChunk
 
 SECONDS = 2.4

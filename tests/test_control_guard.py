@@ -12,14 +12,14 @@ from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vla.control.guard import Guard
-from vla.control.limits import Limits, gripper_box, limits_of
+from vla.commands.options import compose
+from vla.control.safety_filter import Guard
 from vla.embodiment import Embodiment
 from vla.envs.arm import JOINTS, LINKS, arm_spec
 from vla.envs.ik import ArmIK
 from vla.envs.make import make_env
 from vla.errors import InputError
-from vla.options import compose
+from vla.robots.limits import Limits, gripper_box, limits_of
 
 DT = 0.02
 LOW, HIGH = np.array(BODY.action_low), np.array(BODY.action_high)

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from emulated_arms import OPTIONS, connected, emulated, make, retried
 
-from vla.control.limits import Limits
-from vla.control.robot import Robot, RobotFault
-from vla.control.robots.lerobot_robot import LeRobotRobot, so101
 from vla.embodiment import Embodiment
 from vla.envs.arm import JOINTS
 from vla.errors import InputError
-from vla.feetech.port import ServoPort
-from vla.feetech.servo import Register
+from vla.robots.feetech_emulator.port import ServoPort
+from vla.robots.feetech_emulator.servo import Register
+from vla.robots.lerobot.lerobot_robot import LeRobotRobot, so101
+from vla.robots.limits import Limits
+from vla.robots.robot import Robot, RobotFault
 
 
 @pytest.fixture

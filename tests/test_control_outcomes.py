@@ -22,17 +22,17 @@ from control_fakes import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vla.common.start_region import StartRegion
 from vla.control.camera_stats import CameraTally
 from vla.control.config import LoopConfig
 from vla.control.events import MOST, EventLog
 from vla.control.inference import Request
 from vla.control.loop import ControlLoop
-from vla.control.robot import RobotFault
 from vla.control.stats import ControlStats
 from vla.control.stop import EmergencyStop, stop_file, stop_gamepad
 from vla.errors import InputError
 from vla.policies.data_summary import DataSummary
-from vla.start_region import StartRegion
+from vla.robots.robot import RobotFault
 from vla.types import ActionChunk, Observation
 
 REGION = StartRegion((-0.6, -1.0, 0.9), (-0.5, -0.9, 1.0), (-0.4, -0.8, 1.1))

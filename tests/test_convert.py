@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import zarr
 
-from vla import cli
+from vla.commands import cli
 from vla.datasets.episode_index import checksum
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.formats import registry
@@ -201,7 +201,7 @@ def test_killed_conversion_goes_on(make_episode: Make, tmp_path: Path) -> None:
     # Killed in the middle of the third episode, when some of its arrays are written.
     code = f"""
 import os
-from vla import cli
+from vla.commands import cli
 from vla.datasets.store_arrays import StoreArrays
 write = StoreArrays.write
 def killed(self, names, *content):

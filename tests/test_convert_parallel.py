@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import zarr
 
-from vla import cli
-from vla.conversion import parallel
+from vla.commands import cli
+from vla.datasets.conversion import parallel
 from vla.datasets.episodes import EpisodeStore
 from vla.types import Episode, Span
 

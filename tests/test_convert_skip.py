@@ -15,7 +15,7 @@ import pytest
 import zarr
 from test_lerobot_v21 import write_v21
 
-from vla import cli
+from vla.commands import cli
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.formats import lerobot_v3
 from vla.types import Episode

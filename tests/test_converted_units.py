@@ -9,13 +9,13 @@ import pytest
 from ee_stores import in_degrees, moving
 from jaxtyping import Float
 
+from vla.common.start_region import StartRegion
 from vla.control.adapt import adapt
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.policies.converted_units import ConvertedPolicy
 from vla.policies.data_summary import DataSummary
-from vla.policies.protocol import BatchPolicy, guides, takes_prefix
-from vla.start_region import StartRegion
+from vla.policies.policy import BatchPolicy, guides, takes_prefix
 from vla.types import ActionChunk, Observation
 
 RADIANS = moving(9, steps=4).embodiment

@@ -15,8 +15,8 @@ from transformers import AutoConfig, Blip2ForConditionalGeneration, InternVLForC
 from transformers import PreTrainedTokenizerFast as Fast
 
 from vla.errors import InputError
-from vla.vlm import converters
-from vla.vlm.families import load
+from vla.models.backbones import converters
+from vla.models.backbones.families import load
 
 
 def minigpt4_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:

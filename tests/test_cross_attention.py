@@ -12,8 +12,8 @@ from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 from transformers.models.mllama.modeling_mllama import MllamaCrossAttentionDecoderLayer
 
 from vla.errors import InputError
-from vla.vlm.cross_attention import AdapterBlock, FlamingoBlock, latest_image, latest_run
-from vla.vlm.flamingo import CrossAttentionVLM
+from vla.models.backbones.cross_attention import AdapterBlock, FlamingoBlock, latest_image, latest_run
+from vla.models.backbones.flamingo import CrossAttentionVLM
 
 IMAGE = 100
 SIZES = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -12,14 +12,14 @@ import pytest
 from damage import at_most, damage
 from sample_datasets import EPISODES, QUESTIONS, SAMPLES, to_store
 
-from vla.compare import compare
+from vla.commands.compare import compare
+from vla.commands.score import score
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.preferences import read_pairs
 from vla.datasets.vqa import VqaStore
 from vla.errors import InputError
-from vla.model import VLA
-from vla.score import score
-from vla.teleop.script import Script
+from vla.models.vla import VLA
+from vla.robots.teleoperators.script import Script
 
 FEW = range(4)
 MANY = range(500)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import zarr
 
-from vla import cli
+from vla.commands import cli
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.questions import Question
+from vla.datasets.tools.info import describe
 from vla.datasets.vqa import VqaItem, VqaStore
-from vla.datatools.info import describe
 from vla.types import Episode, Span
 
 Make = Callable[..., Episode]

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stores import assert_equal
 
-from vla import cli
+from vla.commands import cli
+from vla.datasets.doctor.fixes import numbers_text
 from vla.datasets.episode_cut import cut_spans
 from vla.datasets.episodes import EpisodeStore
-from vla.datatools.cuts import closed_up
-from vla.datatools.doctor.fixes import numbers_text
-from vla.datatools.select import episodes_of
+from vla.datasets.tools.cuts import closed_up
+from vla.datasets.tools.select import episodes_of
 from vla.types import Episode, Span
 
 Make = Callable[..., Episode]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from recordings import HZ, arm, smooth
 
-from vla import cli
+from vla.commands import cli
 from vla.datasets.episodes import EpisodeStore
 from vla.types import Episode
 

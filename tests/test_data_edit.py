@@ -19,11 +19,11 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla import cli, options
+from vla.commands import cli, options
 from vla.datasets.episodes import EpisodeStore
-from vla.datatools import whole
-from vla.datatools.copies import draw_parts
-from vla.datatools.select import episodes_of
+from vla.datasets.tools import atomic_store as whole
+from vla.datasets.tools.copies import draw_parts
+from vla.datasets.tools.select import episodes_of
 from vla.errors import InputError
 from vla.types import Episode, Span
 
@@ -329,9 +329,10 @@ def test_a_failure_on_the_way_leaves_no_trace(
 
 KILLED = """
 import os, signal, sys
-from vla import cli, options
+from vla.commands import cli
+from vla.commands import options
 from vla.datasets.episodes import EpisodeStore
-from vla.datatools import whole
+from vla.datasets.tools import atomic_store as whole
 
 def at_second_call(owner, name):
     function, calls = getattr(owner, name), []

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vla import cli
+from vla.commands import cli
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.questions import Question
+from vla.datasets.tools.digest import components, timing
+from vla.datasets.tools.store_page import EPISODES, shown
 from vla.datasets.vqa import VqaItem, VqaStore
-from vla.datatools.digest import components, timing
-from vla.datatools.store_page import EPISODES, shown
 from vla.embodiment import Embodiment
 from vla.types import Episode
 

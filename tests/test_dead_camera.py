@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from emulated_arms import connected, emulated, free_port, make
 
+from vla.commands.so101_sim import obey
 from vla.control.config import LoopConfig
 from vla.control.loop import ControlLoop
 from vla.control.stop import EmergencyStop
 from vla.control.thread_inference import ThreadInference
 from vla.control.tick import Tick
-from vla.feetech.cameras import CameraStream
 from vla.policies.hold import HoldPolicy
-from vla.so101_sim import obey
+from vla.robots.feetech_emulator.cameras import CameraStream
 
 
 @pytest.mark.parametrize("hz", [10, 30])
@@ -48,5 +48,5 @@ def test_a_camera_killed_in_mid_run_ends_it_and_is_named(
         inference.close()
     assert stats.outcome == "robot" and "camera wrist" in stats.reason
     assert 2.0 < stats.seconds < 6.0
-    assert [record.name for record in caplog.records] == ["vla.control.robots.lerobot_connect"]
+    assert [record.name for record in caplog.records] == ["vla.robots.lerobot.lerobot_connect"]
     assert "Traceback" not in capfd.readouterr().err

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vla.action_targets import ActionTargets
 from vla.datasets.episodes import EpisodeStore
 from vla.errors import InputError
+from vla.models.action_targets import ActionTargets
 from vla.training.demonstrations import Demonstrations, robot_specs
 from vla.types import Episode
 

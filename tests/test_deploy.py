@@ -17,17 +17,17 @@ import pytest
 from scripted_policy import Scripted, unloadable
 from so101_checkpoints import so101_model
 
-from vla import cli
+from vla.commands import cli
 from vla.control.inference import Answer, Inference, InferenceDied, Request, check_execution
 from vla.control.process_inference import ProcessInference
 from vla.control.recording import Recording
-from vla.control.robots.sim import SimRobot
 from vla.control.thread_inference import ThreadInference, answer
 from vla.control.tick import Tick
 from vla.datasets.episodes import EpisodeStore
 from vla.envs.make import make_env
 from vla.errors import InputError
-from vla.model import VLA
+from vla.models.vla import VLA
+from vla.robots.sim import SimRobot
 from vla.types import ActionChunk, Observation
 
 
@@ -162,7 +162,7 @@ def test_a_step_is_what_was_seen_and_what_was_told_by_the_next() -> None:
 
 def test_the_simulated_arm_keeps_the_clocks_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("vla.control.robots.sim.time.monotonic", lambda: now)
+    monkeypatch.setattr("vla.robots.sim.time.monotonic", lambda: now)
     robot = SimRobot(task="pick", seed=3, velocity=3.0, acceleration=30.0)
     with robot:
         start, measured = robot.state()

@@ -17,20 +17,20 @@ import pytest
 from PIL import Image
 from so101_checkpoints import so101_model
 
-from vla import cli
+from vla.commands import cli
+from vla.commands.deploy import loop_config
+from vla.common.start_region import StartRegion, thumbnail
 from vla.control.events import EventLog
-from vla.control.robots.sim import SimRobot
 from vla.control.status import Status
 from vla.control.status_page import status_page
 from vla.control.tick import Source, Tick
 from vla.datasets.episodes import EpisodeStore
-from vla.deploy import loop_config
 from vla.errors import InputError
-from vla.model import VLA
+from vla.models.processor import Processor
+from vla.models.robot_spec import RobotSpec
+from vla.models.vla import VLA
 from vla.policies.vla import VlaPolicy
-from vla.processor import Processor
-from vla.robot_spec import RobotSpec
-from vla.start_region import StartRegion, thumbnail
+from vla.robots.sim import SimRobot
 from vla.training.demonstrations import Demonstrations, robot_specs
 from vla.types import Episode
 

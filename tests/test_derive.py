@@ -13,12 +13,12 @@ from ee_stores import in_degrees, moving, so101_body, store_of
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
-from vla import cli
+from vla.commands import cli
+from vla.common.rotations import decode
 from vla.datasets.episodes import EpisodeStore
 from vla.embodiment import Embodiment
 from vla.envs.robot_models import load_robot_model
 from vla.errors import InputError
-from vla.rotations import decode
 
 TOOL = ["model=so101", "tool=gripperframe"]
 
@@ -160,7 +160,7 @@ def test_what_does_not_fit_is_refused_and_nothing_written(
 
 
 def test_joints_without_a_unit_or_of_another_kind_are_refused(tmp_path: Path) -> None:
-    from vla.datatools.derive import derive as make
+    from vla.datasets.tools.derive import derive as make
 
     normalised = in_degrees(moving(0), "{}.pos")
     source = store_of(tmp_path / "a.zarr", normalised)

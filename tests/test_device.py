@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from vla.model import VLA
+from vla.models.vla import VLA
 from vla.training.batches import spare
 from vla.training.distributed import World
 from vla.training.loop import Plan

@@ -19,9 +19,9 @@ from safetensors import safe_open
 
 from vla.datasets.mixture import Mixture
 from vla.errors import InputError
-from vla.model import VLA
+from vla.evaluation.heldout import action_error, vqa_accuracy
+from vla.models.vla import VLA
 from vla.training import checkpoint
-from vla.training.heldout import action_error, vqa_accuracy
 from vla.training.loop import Plan, train
 from vla.types import Example
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vla import doctor
-from vla.doctor import Check
+from vla.commands import doctor
+from vla.commands.doctor import Check
 
 
 def test_lacking_something_optional_still_passes(

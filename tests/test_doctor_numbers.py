@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recordings import HZ, arm, changed, record, scaled
 
-from vla.datatools.doctor.command import OF_NUMBERS
-from vla.datatools.doctor.finding import AddToAction, Drop, Finding, ShiftActions, Trim
-from vla.datatools.doctor.idle import idle_ends, idle_pauses
-from vla.datatools.doctor.motion import jerk
-from vla.datatools.doctor.recording import Recording
-from vla.datatools.doctor.robust import center, core_spread, runs, spread
-from vla.datatools.doctor.skipped import check_skipped
-from vla.datatools.doctor.timing import lost_frames
+from vla.datasets.doctor.command import OF_NUMBERS
+from vla.datasets.doctor.finding import AddToAction, Drop, Finding, ShiftActions, Trim
+from vla.datasets.doctor.idle import idle_ends, idle_pauses
+from vla.datasets.doctor.motion import jerk
+from vla.datasets.doctor.recording import Recording
+from vla.datasets.doctor.robust import center, core_spread, runs, spread
+from vla.datasets.doctor.skipped import check_skipped
+from vla.datasets.doctor.timing import lost_frames
 from vla.embodiment import Rotation
 
 ODD = [3, 11, 12, 20]

@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
 
 from vla.errors import InputError
-from vla.vlm.dual import DualEncoder
-from vla.vlm.features import feature_map
+from vla.models.backbones.dual import DualEncoder
+from vla.models.backbones.features import feature_map
 
 TEXT = {
     "vocab_size": 128,

@@ -16,12 +16,12 @@ from jaxtyping import Float
 from vla.control.adapt import adapt, adapted_line
 from vla.control.inference import Request, predict
 from vla.datasets.episodes import EpisodeStore
-from vla.datatools.derive import derive
+from vla.datasets.tools.derive import derive
 from vla.embodiment import Embodiment, Rotation
 from vla.errors import InputError
 from vla.kinematics.tool_pose import ToolPose
 from vla.policies.end_effector import LAG, PACE, BatchEndEffectorPolicy, EndEffectorPolicy
-from vla.policies.protocol import BatchPolicy, guides
+from vla.policies.policy import BatchPolicy, guides
 from vla.types import ActionChunk, Episode, Observation
 
 HORIZON = 6

@@ -11,22 +11,22 @@ import pytest
 from ee_stores import moving, so101_body, store_of
 from serving import served
 
-from vla import cli
-from vla.action_targets import ActionTargets
 from vla.benchmarks.end_effector import bench_end_effector
+from vla.commands import cli
+from vla.commands.deploy import _load
 from vla.control.adapt import load_for_robots
 from vla.datasets.episodes import EpisodeStore
-from vla.datatools.derive import derive
-from vla.deploy import _load
+from vla.datasets.tools.derive import derive
 from vla.embodiment import Embodiment
 from vla.envs.make import make_env
 from vla.errors import InputError
-from vla.model import VLA
-from vla.normalize import Normalizer
+from vla.models.action_targets import ActionTargets
+from vla.models.normalization import Normalizer
+from vla.models.processor import Processor
+from vla.models.robot_spec import RobotSpec
+from vla.models.vla import VLA
 from vla.policies.replay import ReplayPolicy
 from vla.policies.vla import VlaPolicy
-from vla.processor import Processor
-from vla.robot_spec import RobotSpec
 
 
 @pytest.fixture(scope="module")

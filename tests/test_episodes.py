@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import Killed, assert_equal, cut_before
 
+from vla.common.statistics import Statistics
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.shards import FRAMES_PER_SHARD
 from vla.errors import InputError
-from vla.statistics import Statistics
 from vla.types import Episode
 
 Make = Callable[..., Episode]

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from vla import cli
 from vla.benchmarks.rollout import untrained_policy
+from vla.commands import cli
 from vla.datasets.episodes import EpisodeStore
 from vla.envs.make import make_env
 from vla.errors import InputError
-from vla.evaluation.contacts import touched
-from vla.evaluation.run import headline, measure, parse_seeds
+from vla.evaluation.evaluate import headline, measure, parse_seeds
+from vla.evaluation.rollouts.contacts import touched
 from vla.policies.hold import HoldPolicy
 from vla.policies.load import weights_of_policy
 from vla.training.demonstrations import Demonstrations

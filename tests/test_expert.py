@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from vla.envs import MAX_STEPS
-from vla.envs.expert import GRIPPER_STEP, MAX_STEP, Expert
 from vla.envs.make import make_env
 from vla.envs.objects import SHAPES, ObjectSpec
+from vla.envs.scripted_expert import GRIPPER_STEP, MAX_STEP, Expert
 from vla.envs.tasks import TASKS
 
 NOISE = {"bimanual-lift": 0.01}

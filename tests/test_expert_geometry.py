@@ -18,14 +18,14 @@ from tiny_families import config_of
 from torch import Tensor
 from transformers import GemmaConfig
 
-from vla.actions.expert import Expert, ExpertShape, frequencies
 from vla.benchmarks.train_shapes import TINY, save_for_lerobot
 from vla.errors import InputError
-from vla.heads.decoder_shape import expert_shape
-from vla.heads.decoding import keys_values
-from vla.model import VLA
-from vla.vlm.backbone import Backbone
-from vla.vlm.build import build
+from vla.models.action_heads.action_expert import Expert, ExpertShape, frequencies
+from vla.models.action_heads.decoder_shape import expert_shape
+from vla.models.action_heads.decoding import keys_values
+from vla.models.backbones.backbone import Backbone
+from vla.models.backbones.build import build
+from vla.models.vla import VLA
 
 NAMES = {
     "query": "self_attn.q_proj",
@@ -119,7 +119,7 @@ def test_a_decoder_that_rotates_a_part_of_each_head() -> None:
     x, positions = torch.randn(2, 4, 3, 8), torch.arange(3).expand(2, -1) + 5
     from transformers.models.phi.modeling_phi import PhiRotaryEmbedding, apply_rotary_pos_emb
 
-    from vla.actions.expert import rotate
+    from vla.models.action_heads.action_expert import rotate
 
     cos, sin = PhiRotaryEmbedding(backbone.language.config)(x, positions)
     turned, _ = apply_rotary_pos_emb(x[..., :4], x[..., :4], cos, sin)

@@ -15,9 +15,9 @@ from transformers import Blip2Config, LlamaConfig, PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vla.errors import InputError
-from vla.vlm.build import build
-from vla.vlm.cache import grid_steps
-from vla.vlm.families import load
+from vla.models.backbones.build import build
+from vla.models.backbones.cache import grid_steps
+from vla.models.backbones.families import load
 
 PATCHY = ("qwen2-vl", "qwen2.5-vl")
 

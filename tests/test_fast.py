@@ -17,9 +17,9 @@ from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from vla.actions.fast import FastTokenizer
-from vla.actions.protocol import ActionTokenizer
 from vla.errors import InputError
+from vla.models.action_tokenizers.action_tokenizer import ActionTokenizer
+from vla.models.action_tokenizers.fast import FastTokenizer
 
 HORIZON, DIM = 8, 3
 

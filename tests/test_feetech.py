@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from vla.envs.arm import JOINTS
 from vla.envs.scene import TableScene
 from vla.errors import InputError
-from vla.feetech.arm import ServoArm
-from vla.feetech.bus import Bus
-from vla.feetech.packets import BROADCAST, Error, Instruction, Packet, Parser, encode
-from vla.feetech.port import ServoPort
-from vla.feetech.servo import TICK, Register, Servo
+from vla.robots.feetech_emulator.arm import ServoArm
+from vla.robots.feetech_emulator.bus import Bus
+from vla.robots.feetech_emulator.packets import BROADCAST, Error, Instruction, Packet, Parser, encode
+from vla.robots.feetech_emulator.port import ServoPort
+from vla.robots.feetech_emulator.servo import TICK, Register, Servo
 
 PACKETS = st.builds(Packet, st.integers(0, 253), st.integers(0, 255), st.binary(max_size=40))
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from vla.actions.expert import Expert, ExpertShape, frequencies, rotary, rotate
-from vla.actions.flow import EULER_STEPS, FlowHead, KeysValues, sample_time
 from vla.errors import InputError
+from vla.models.action_heads.action_expert import Expert, ExpertShape, frequencies, rotary, rotate
+from vla.models.action_heads.flow_matching import EULER_STEPS, FlowHead, KeysValues, sample_time
 
 LAYERS, GROUPS, HEAD, TOKENS = 2, 2, 8, 5
 HORIZON, WIDTH, STATE = 4, 2, 3

@@ -22,7 +22,7 @@ from test_lerobot_v21 import write_v21
 from test_rlds import episode
 from test_rlds import write as write_rlds
 
-from vla.convert import convert
+from vla.commands.convert import convert
 from vla.datasets.episodes import EpisodeStore
 from vla.errors import InputError
 from vla.types import Episode

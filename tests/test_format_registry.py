@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vla import cli
+from vla.commands import cli
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.formats import lerobot_v3
 from vla.datasets.formats.lerobot_v3_writer import LeRobotWriter

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vla import cli
+from vla.commands import cli
+from vla.common.full_disk import explain_full_disk
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.formats.compare import check_equal
-from vla.full_disk import explain_full_disk
 from vla.types import Episode
 
 Make = Callable[..., Episode]

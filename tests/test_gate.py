@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla.training.gate import choose
+from vla.training.checkpoint_gate import choose
 
 EVALUATIONS = st.lists(
     st.fixed_dictionaries({"vqa": st.floats(0, 1), "action_error": st.floats(0, 1)}), min_size=1, max_size=8

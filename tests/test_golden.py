@@ -10,7 +10,7 @@ import pytest
 from golden import CASES, CHECKPOINTS, DATA, FILE, STORE, chunks, head_model, stored
 
 from vla.datasets.episodes import EpisodeStore
-from vla.model import VLA
+from vla.models.vla import VLA
 
 GOLDEN = json.loads(FILE.read_text())
 TOLERANCE = {"rtol": 2e-4, "atol": 2e-5}

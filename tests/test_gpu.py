@@ -12,9 +12,9 @@ import torch
 from test_inference import HEADS, observe
 from test_training import demonstrations, mixture, plan
 
-from vla.inference.engine import Engine
-from vla.model import VLA
-from vla.training.heldout import action_error
+from vla.evaluation.heldout import action_error
+from vla.models.engine.engine import Engine
+from vla.models.vla import VLA
 from vla.training.loop import train
 
 pytestmark = [

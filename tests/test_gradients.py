@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vla.datasets.mixture import Mixture
-from vla.model import VLA
+from vla.models.vla import VLA
 from vla.training.batches import micro_batches
 from vla.training.distributed import World
 from vla.training.gradients import gradient_report, gradient_shares

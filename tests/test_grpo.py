@@ -16,9 +16,9 @@ from test_preference_train import colors, nothing, plan
 from vla.datasets.preferences import Pair, pairs_of
 from vla.datasets.vqa import VqaStore
 from vla.errors import InputError
-from vla.model import VLA
-from vla.preference.grpo import advantages, answered, grpo_loss, sample, train_grpo, truth
-from vla.preference.losses import token_logps
+from vla.models.vla import VLA
+from vla.training.preference.grpo import advantages, answered, grpo_loss, sample, train_grpo, truth
+from vla.training.preference.losses import token_logps
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vla import cli
+from vla.commands import cli
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.formats import hdf5
 from vla.errors import InputError

@@ -12,13 +12,13 @@ import pytest
 import torch
 from jaxtyping import UInt8
 
-from vla.actions.fast import FastTokenizer
 from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.heads.fast import to_json
-from vla.model import VLA
+from vla.models.action_heads.fast import to_json
+from vla.models.action_tokenizers.fast import FastTokenizer
+from vla.models.processor import Processor
+from vla.models.vla import VLA
 from vla.policies.vla import VlaPolicy
-from vla.processor import Processor
 from vla.training.balance import count, element_weights
 from vla.training.optimizer import Optimizers
 from vla.types import Example, Observation

@@ -17,16 +17,16 @@ from vla.datasets.mixture import Mixture
 from vla.datasets.windows import Windows
 from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.inference.engine import Engine
-from vla.model import VLA
+from vla.evaluation.heldout import action_errors
+from vla.models.continued import Ranges, continued
+from vla.models.engine.engine import Engine
+from vla.models.processor import Processor
+from vla.models.robot_spec import RobotSpec
+from vla.models.vla import VLA
 from vla.policies.history import FrameHistory
 from vla.policies.vla import VlaPolicy
-from vla.processor import Processor
-from vla.robot_spec import RobotSpec
 from vla.training.batches import micro_batches, spare
-from vla.training.continued import Ranges, continued
 from vla.training.distributed import World
-from vla.training.heldout import action_errors
 from vla.training.history import history_steps, with_history
 from vla.training.loop import Plan
 from vla.types import Episode, Example, Observation

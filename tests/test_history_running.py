@@ -22,8 +22,8 @@ from vla.control.loop import ControlLoop
 from vla.control.process_inference import ProcessInference
 from vla.control.stop import EmergencyStop
 from vla.control.thread_inference import ThreadInference
-from vla.evaluation.rollout import run_trials
-from vla.evaluation.trial import Trial
+from vla.evaluation.rollouts.rollout import run_trials
+from vla.evaluation.rollouts.trial import Trial
 from vla.policies.history import FrameHistory, history_of
 from vla.policies.remote import RemotePolicy
 from vla.types import ActionChunk, Observation

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_run import options, stores
 
-from vla import cli
+from vla.commands import cli
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.windows import Windows
 from vla.errors import InputError
-from vla.heads.build import HEADS
+from vla.models.action_heads.build import HEADS
 from vla.training.demonstrations import Demonstrations
 from vla.training.horizon import SECONDS, horizon_steps, prefix_steps
 from vla.training.run import train

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vla.errors import InputError
-from vla.vlm import hosted
-from vla.vlm.hosted import Hosted, HostedError, Price, backoff, is_snapshot
+from vla.models.backbones import hosted
+from vla.models.backbones.hosted import Hosted, HostedError, Price, backoff, is_snapshot
 
 KEY = "sk-test-0123456789"
 MODEL = "gpt-4o-2024-08-06"

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from test_hosted import MODEL, Reply, Server, client, completion, server, waits
 
-from vla import cli
+from vla.commands import cli
 from vla.errors import InputError
-from vla.vlm.hosted import HEADROOM, Hosted
+from vla.models.backbones.hosted import HEADROOM, Hosted
 
 __all__ = ["client", "server", "waits"]
 

@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_serve_available
 
-from vla.vlm.hosted import Hosted, Price
+from vla.models.backbones.hosted import Hosted, Price
 
 RED = np.full((6, 8, 3), (200, 10, 20), np.uint8)
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 import yaml
 
-from vla import cli
+from vla.commands import cli
 from vla.errors import InputError
-from vla.hub import FILES, LEROBOT_FILES, card, fetch, parameters
-from vla.model import VLA
+from vla.models.hub import FILES, LEROBOT_FILES, card, fetch, parameters
+from vla.models.vla import VLA
 from vla.policies.load import load_policy
 
 Make = Callable[..., VLA]
@@ -88,7 +88,7 @@ def run_folder(make_model: Make, tmp_path: Path) -> Path:
 def test_dry_run_tells_files_and_card_and_sends_nothing(
     run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vla.push._upload", lambda *_: pytest.fail("it uploads"))
+    monkeypatch.setattr("vla.commands.push._upload", lambda *_: pytest.fail("it uploads"))
     assert cli.main(["push", f"policy={run_folder}", "repo=someone/pick", "dry_run=true", "license=mit"]) == 0
     out = capsys.readouterr().out
     weights = (run_folder / "best" / "model.safetensors").stat().st_size

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vla.images import fitted, resize
-from vla.stored_image import StoredImage
-from vla.vlm.preprocessing.frames import Pad
-from vla.vlm.preprocessing.view import draw_all
+from vla.common.images import fitted, resize
+from vla.common.stored_image import StoredImage
+from vla.models.preprocessing.frames import Pad
+from vla.models.preprocessing.view import draw_all
 
 SIZES = st.integers(1, 60)
 

@@ -14,12 +14,12 @@ from released_checkpoints import save_released
 from test_released_families import QUESTION, photo, their_frames, their_inputs
 from transformers import AutoProcessor
 
-from vla import cli
+from vla.commands import cli
 from vla.datasets.mixture import Conversations
 from vla.datasets.vqa import VqaItem, VqaStore
-from vla.processor import Processor
+from vla.models.backbones.pretrained import open_backbone
+from vla.models.processor import Processor
 from vla.types import Example
-from vla.vlm.pretrained import open_backbone
 
 # Of InternVLProcessor, which sums a tensor with NumPy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")

@@ -12,14 +12,14 @@ import torch
 from vla.benchmarks.inference_shapes import SHAPES, make, observation
 from vla.benchmarks.train_shapes import TINY
 from vla.errors import InputError
-from vla.heads.bins import BinsHead
-from vla.inference.backbone import FusedBackbone, decoder_of
-from vla.inference.engine import Engine, padded
-from vla.inference.graphs import Graphs
-from vla.model import VLA
+from vla.models.action_heads.bins import BinsHead
+from vla.models.backbones.build import build as build_backbone
+from vla.models.engine.backbone import FusedBackbone, decoder_of
+from vla.models.engine.engine import Engine, padded
+from vla.models.engine.graphs import Graphs
+from vla.models.vla import VLA
 from vla.policies.vla import VlaPolicy
 from vla.types import Observation
-from vla.vlm.build import build as build_backbone
 
 HEADS: dict[str, dict[str, Any]] = {
     "parallel": {"head": "parallel"},

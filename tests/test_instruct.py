@@ -15,15 +15,15 @@ from test_hosted import MODEL, Server, completion
 from test_hosted import server as server  # a fixture
 from test_questions import Draw, build, draws, possible_views
 
+from vla.commands.record import record
+from vla.common.scene_objects import Scene, SceneObject
 from vla.datasets.hosted_instructions import ASKED, facts, hosted_instructions
 from vla.datasets.instructions import NUMBERS, instructions
 from vla.datasets.mixture import Conversations
 from vla.datasets.questions import Question
 from vla.datasets.vqa import CONVERSATION, VqaStore
 from vla.errors import InputError
-from vla.record import record
-from vla.scene import Scene, SceneObject
-from vla.vlm.hosted import Hosted
+from vla.models.backbones.hosted import Hosted
 
 ROW = Scene(
     tuple(

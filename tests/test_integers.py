@@ -10,9 +10,9 @@ from hypothesis.extra import numpy as hnp
 from jaxtyping import Float
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from vla.actions.integers import IntegerText, allowed_tokens, digit_tokens, mask_digits
 from vla.errors import InputError
-from vla.vlm.nano import train_tokenizer
+from vla.models.action_tokenizers.integers import IntegerText, allowed_tokens, digit_tokens, mask_digits
+from vla.models.backbones.nano import train_tokenizer
 
 CODECS = st.builds(IntegerText, steps=st.integers(1, 5000), limit=st.floats(0.5, 2))
 CHUNKS = hnp.arrays(np.float64, st.tuples(st.integers(1, 5), st.integers(1, 4)), elements=st.floats(-1, 1))

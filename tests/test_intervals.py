@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla.evaluation.intervals import always_valid, decided_after, mcnemar, paired_difference, wilson
+from vla.common.intervals import always_valid, decided_after, mcnemar, paired_difference, wilson
 
 COUNTS = st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vla import cli
+from vla.commands import cli
 from vla.datasets.episodes import EpisodeStore
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()

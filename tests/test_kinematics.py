@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
+from vla.common.kinematic_chain import chain_joints, extract_chain
 from vla.envs.robot_models import load_robot_model
 from vla.errors import InputError
-from vla.kinematics.chain import chain_joints, extract_chain
 from vla.kinematics.solver import KinematicSolver
 
 SO101 = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vla.actions.l1 import L1Head
+from vla.models.action_heads.l1_regression import L1Head
 
 HORIZON, WIDTH, HIDDEN = 4, 3, 16
 

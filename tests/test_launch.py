@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vla import cli
+from vla.commands import cli
 
 
 def test_the_runs_of_a_sweep_are_jobs(

@@ -140,7 +140,7 @@ def test_lock_holds_names_and_versions_only() -> None:
 
 
 def test_command_line_starts_without_heavy_imports() -> None:
-    code = "import sys, vla.cli; print(*sys.modules)"
+    code = "import sys, vla.commands.cli; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     heavy = {"torch", "transformers", "mujoco", "zarr", "rerun", "numpy", "hydra", "gymnasium", "matplotlib", "lerobot"}
     assert heavy.isdisjoint(loaded)

@@ -20,8 +20,8 @@ from so101_checkpoints import so101_model
 
 from vla.envs.make import make_env
 from vla.errors import InputError
-from vla.hub import LEROBOT_FILES
-from vla.model import VLA
+from vla.models.hub import LEROBOT_FILES
+from vla.models.vla import VLA
 from vla.policies.vla import VlaPolicy
 from vla.types import Observation
 

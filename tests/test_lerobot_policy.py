@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from vla import cli
+from vla.commands import cli
 from vla.control.inference import check_execution
 from vla.control.probe import probe
 from vla.embodiment import Embodiment
@@ -20,7 +20,7 @@ from vla.envs.so101 import to_observation
 from vla.errors import InputError
 from vla.policies.lerobot_policy import LeRobotPolicy, load_lerobot
 from vla.policies.load import load_policy
-from vla.policies.protocol import Policy
+from vla.policies.policy import Policy
 from vla.types import Observation
 
 Save = Callable[..., Path]

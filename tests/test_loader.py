@@ -19,15 +19,15 @@ import pytest
 import torch
 from stores import ReadableHere
 
-from vla.batch import Batch
+from vla.common.images import resize
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.mixture import Conversations, Mixture
 from vla.datasets.questions import Question
 from vla.datasets.vqa import VqaItem, VqaStore
 from vla.datasets.windows import Windows
 from vla.errors import InputError
-from vla.images import resize
-from vla.model import VLA
+from vla.models.batch import Batch
+from vla.models.vla import VLA
 from vla.training.distributed import World
 from vla.training.loader import loader_workers, prefetch
 from vla.training.loop import Plan
@@ -157,7 +157,7 @@ from pathlib import Path
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.mixture import Mixture
 from vla.datasets.windows import Windows
-from vla.model import VLA
+from vla.models.vla import VLA
 from vla.training.loop import Plan, train
 
 mixture = Mixture({"robot": Windows(EpisodeStore.open("demos"), 4)}, {"robot": 1.0}, 0)

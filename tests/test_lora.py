@@ -15,11 +15,11 @@ from tiny_families import MODELS, config_of
 from torch import Tensor
 
 from vla.errors import InputError
-from vla.model import VLA
+from vla.models.backbones.build import build
+from vla.models.vla import VLA
 from vla.training.loop import train
 from vla.training.lora import adapt, inject, merged
 from vla.training.optimizer import Optimizers, freeze
-from vla.vlm.build import build
 
 Models = Callable[..., VLA]
 

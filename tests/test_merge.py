@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from tests.lerobot_recordings import recording
-from vla import cli
+from vla.commands import cli
 from vla.control.adapt import adapt
 from vla.datasets.episodes import EpisodeStore
 from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.model import VLA
+from vla.models.vla import VLA
 from vla.policies.load import policy_for
 from vla.policies.vla import VlaPolicy
 from vla.recording.zarr_recorder import ZarrRecorder
@@ -156,7 +156,7 @@ def test_a_policy_drives_a_robot_whose_cameras_are_in_another_order(make_model: 
 
 def test_a_policy_of_lerobots_recordings_drives_the_arm_that_they_are_of(tmp_path: Path) -> None:
     """lerobot-record knows degrees and percent, under names of its own."""
-    from vla.control.robots.lerobot_robot import so101, so101_units
+    from vla.robots.lerobot.lerobot_robot import so101, so101_units
 
     options_of_arm = {"id": "so101", "calibration_dir": None, "cameras": None, "control_hz": 10, "velocity": 2.0}
     arm = so101(port="none", acceleration=15.0, relax_on_exit=False, units="lerobot", **options_of_arm)

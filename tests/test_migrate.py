@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vla.data import data
+from vla.commands.data import data
 from vla.datasets.episodes import EpisodeStore
 from vla.errors import InputError
 from vla.training.demonstrations import Demonstrations

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vla.batch import IGNORE
 from vla.datasets.episodes import EpisodeStore
 from vla.errors import InputError
-from vla.model import VLA
+from vla.models.batch import IGNORE
+from vla.models.vla import VLA
 from vla.policies.vla import VlaPolicy
 from vla.training.demonstrations import Demonstrations, robot_specs
 from vla.training.run import train

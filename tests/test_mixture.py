@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vla.common.stored_image import decoded
 from vla.datasets.mixture import Conversations, Mixture
 from vla.datasets.questions import Question
 from vla.datasets.vqa import CONVERSATION, VqaItem, VqaStore
 from vla.errors import InputError
-from vla.stored_image import decoded
 from vla.types import Example
 
 

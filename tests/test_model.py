@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from jaxtyping import UInt8
 
 from vla.errors import InputError
-from vla.heads.decoding import median_bins
-from vla.model import VLA
+from vla.models.action_heads.decoding import median_bins
+from vla.models.processor import IGNORE, Processor
+from vla.models.vla import VLA
 from vla.policies.vla import VlaPolicy
-from vla.processor import IGNORE, Processor
 from vla.training.optimizer import freeze
 from vla.types import Example, Observation
 

@@ -10,12 +10,12 @@ import pytest
 from released_checkpoints import PROCESSORS
 from test_original_families import FAMILIES as ORIGINALS
 
-from vla import cli
-from vla.chat import ChatFormat
+from vla.commands import cli
 from vla.errors import InputError
-from vla.vlm.catalog import CATALOG, CHECKS, Family, family
-from vla.vlm.hosted import Hosted, Price
-from vla.vlm.preprocessing.markup import Markup
+from vla.models.backbones.catalog import CATALOG, CHECKS, Family, family
+from vla.models.backbones.hosted import Hosted, Price
+from vla.models.chat import ChatFormat
+from vla.models.preprocessing.markup import Markup
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = pytest.mark.parametrize("row", CATALOG, ids=lambda row: row.name)
@@ -88,5 +88,5 @@ def test_unknown_family_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_table_needs_no_heavy_import() -> None:
-    code = "import sys, vla.models as m; m.models(family=None); sys.exit('torch' in sys.modules)"
+    code = "import sys, vla.commands.models as m; m.models(family=None); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0

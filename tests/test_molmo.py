@@ -16,15 +16,15 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, layer_norm, pad, silu
 from transformers import PreTrainedTokenizerFast
 
-from vla.batch import Shown, _collate_images, own_frames
 from vla.errors import InputError
-from vla.vlm import families
-from vla.vlm.backbone import ImageLayout
-from vla.vlm.build import build
-from vla.vlm.molmo import Molmo, load
-from vla.vlm.molmo_crops import Crops, token_grid
-from vla.vlm.preprocessing.markup import Markup
-from vla.vlm.preprocessing.settings import Preprocessing
+from vla.models.backbones import families
+from vla.models.backbones.backbone import ImageLayout
+from vla.models.backbones.build import build
+from vla.models.backbones.molmo import Molmo, load
+from vla.models.backbones.molmo_crops import Crops, token_grid
+from vla.models.batch import Shown, _collate_images, own_frames
+from vla.models.preprocessing.markup import Markup
+from vla.models.preprocessing.settings import Preprocessing
 
 TEXT, VISION, PATCH, SIDE, ROWS, EXTRA = 32, 128, 7, 28, 96, 8
 HEADS, EXPERTS, CHOSEN, MLP, POOLED = 4, 6, 2, 48, 40

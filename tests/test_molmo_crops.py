@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla.vlm.molmo_crops import Crops, inside, tiling, token_grid
-from vla.vlm.preprocessing.view import draw
+from vla.models.backbones.molmo_crops import Crops, inside, tiling, token_grid
+from vla.models.preprocessing.view import draw
 
 
 @pytest.mark.parametrize(

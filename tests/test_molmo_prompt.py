@@ -14,9 +14,9 @@ from test_molmo import EXTRA, MARKS, PATCH, plain_crops
 from test_released_families import IMAGES, photo
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from vla.processor import Processor
+from vla.models.backbones.pretrained import open_backbone
+from vla.models.processor import Processor
 from vla.types import Example
-from vla.vlm.pretrained import open_backbone
 
 SIDE, ROWS = 84, 264
 """A crop that is larger than its margins, and a row for each byte."""

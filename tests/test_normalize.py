@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from jaxtyping import Float
 
-from vla.actions.bins import UniformBins
+from vla.common.statistics import Statistics
 from vla.errors import InputError
-from vla.normalize import BOUND, METHODS, Normalizer, methods_of
-from vla.statistics import Statistics
+from vla.models.action_tokenizers.bins import UniformBins
+from vla.models.normalization import BOUND, METHODS, Normalizer, methods_of
 
 Range = list[tuple[float, float]]
 # The lower bound and the extent of each component; the test itself makes the normaliser of them, since the

@@ -14,7 +14,7 @@ from obstore.exceptions import GenericError
 from obstore.store import from_url
 from stores import assert_equal
 
-from vla import cli
+from vla.commands import cli
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.object_folder import RemoteFile
 from vla.datasets.questions import Question

@@ -16,8 +16,8 @@ from test_inference import observe
 from vla.benchmarks import inference
 from vla.benchmarks.inference import Machine, bench_inference
 from vla.benchmarks.inference_shapes import make
-from vla.evaluation.answerer import BackboneAnswerer, open_answerer
-from vla.model import VLA
+from vla.evaluation.vlm.answerer import BackboneAnswerer, open_answerer
+from vla.models.vla import VLA
 from vla.policies.load import load_realtime
 from vla.policies.vla import VlaPolicy
 from vla.types import ActionChunk

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from vla.errors import InputError
-from vla.vlm.openflamingo import load, rename
+from vla.models.backbones.openflamingo import load, rename
 
 WORDS = 120
 ROWS = WORDS + 3

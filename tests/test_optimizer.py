@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from test_training import demonstrations
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from vla.model import VLA
+from vla.models.vla import VLA
 from vla.training.muon import Muon
 from vla.training.optimizer import Ema, Optimizers, clip_gradients
-from vla.training.plan import Plan, Schedule
 from vla.training.schedule import learning_rate
 from vla.training.state_dropout import without_states
+from vla.training.train_config import Plan, Schedule
 
 Models = Callable[..., VLA]
 

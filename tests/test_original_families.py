@@ -23,12 +23,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
-from vla.model import VLA
-from vla.processor import Processor
+from vla.models.backbones import openflamingo
+from vla.models.backbones.catalog import CATALOG, ORIGINAL, family_of
+from vla.models.backbones.pretrained import open_backbone
+from vla.models.processor import Processor
+from vla.models.vla import VLA
 from vla.types import Example
-from vla.vlm import openflamingo
-from vla.vlm.catalog import CATALOG, ORIGINAL, family_of
-from vla.vlm.pretrained import open_backbone
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """OpenAI's CLIP."""

@@ -11,16 +11,16 @@ from test_pretrained import released
 from test_run import options, stores
 from tiny_families import MODELS
 
-from vla import cli
+from vla.commands import cli
+from vla.commands.options import compose, values_of
 from vla.errors import InputError
-from vla.model import VLA
-from vla.options import compose, values_of
+from vla.models.backbones import catalog
+from vla.models.backbones.pretrained import open_backbone
+from vla.models.vla import VLA
+from vla.training.backbone_defaults import own_plan
 from vla.training.optimizer import Optimizers, freeze
-from vla.training.own_plan import own_plan
-from vla.training.plan import Plan, make_plan
 from vla.training.run import train
-from vla.vlm import catalog
-from vla.vlm.pretrained import open_backbone
+from vla.training.train_config import Plan, make_plan
 
 DEFAULTS: dict[str, Any] = values_of(compose("train", []))["plan"]
 NANO = ("vision.embeddings", "vision.encoder.stages.0", "vision.encoder.stages.1")
@@ -44,7 +44,7 @@ def test_nano_has_its_own() -> None:
 
 
 def open_nano() -> Any:
-    from vla.vlm.nano import nano, train_tokenizer
+    from vla.models.backbones.nano import nano, train_tokenizer
 
     return nano(train_tokenizer(["a red cube"]))
 

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vla import cli
+from vla.commands import cli
+from vla.commands.play import play
 from vla.datasets.episodes import EpisodeStore
 from vla.envs.make import make_env
 from vla.envs.primitives import tip_of
 from vla.envs.so101 import SO101Env
 from vla.envs.viewer import SIZE, beside
 from vla.errors import InputError
-from vla.play import play
-from vla.teleop.gamepad import AXIS, BUTTON, BUTTONS, EVENT, FULL, INITIAL, Gamepad
-from vla.teleop.keyboard import KEYS, Keyboard
-from vla.teleop.protocol import STEP, WORDS, Event, Jog
-from vla.teleop.script import Script
+from vla.robots.teleoperators.gamepad import AXIS, BUTTON, BUTTONS, EVENT, FULL, INITIAL, Gamepad
+from vla.robots.teleoperators.keyboard import KEYS, Keyboard
+from vla.robots.teleoperators.script import Script
+from vla.robots.teleoperators.teleoperator import STEP, WORDS, Event, Jog
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vla.common.points import arrange_points
 from vla.errors import InputError
-from vla.points import arrange_points
 
 CAMERAS = ("front", "wrist", "top")
 

@@ -11,12 +11,12 @@ import pytest
 from serving import Mark, served
 from test_run import options
 
-from vla import checks, cli
+from vla.commands import checks, cli
+from vla.commands.options import compose, values_of
 from vla.datasets.episodes import EpisodeStore
 from vla.errors import InputError
-from vla.evaluation import run as evaluation
-from vla.model import VLA
-from vla.options import compose, values_of
+from vla.evaluation import evaluate as evaluation
+from vla.models.vla import VLA
 from vla.policies.load import tasks_of_policy, tasks_trained_on
 from vla.training.run import train
 from vla.types import Episode

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_questions import Draw, build, draws, possible_views
 
-from vla.batch import IGNORE
 from vla.datasets.instructions import instructions
 from vla.datasets.preferences import corrupted, read_pairs
 from vla.datasets.questions import Question, questions
 from vla.errors import InputError
-from vla.preference.losses import Objective, answer_mask, changed, preference_loss, token_weights
+from vla.models.batch import IGNORE
+from vla.training.preference.losses import Objective, answer_mask, changed, preference_loss, token_weights
 
 NAMES = re.compile(r"\b(?:an?|another) (\w+ \w+)")
 

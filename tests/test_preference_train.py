@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
+from vla.commands.options import compose
 from vla.datasets.preferences import Pair, pairs_of
 from vla.datasets.questions import Question
 from vla.datasets.vqa import VqaItem, VqaStore
 from vla.errors import InputError
-from vla.model import VLA
-from vla.options import compose
-from vla.preference.losses import Objective, preference_loss, token_logps
-from vla.preference.train import pair_loss, train_preference
-from vla.training.plan import Plan
+from vla.models.vla import VLA
+from vla.training.preference.losses import Objective, preference_loss, token_logps
+from vla.training.preference.train import pair_loss, train_preference
+from vla.training.train_config import Plan
 
 COLORS = {"red": (220, 20, 20), "blue": (20, 20, 220)}
 

@@ -22,11 +22,11 @@ from transformers import (
 )
 
 from vla.errors import InputError
-from vla.vlm.preprocessing.frames import Crop, Pad, Square, Stretch
-from vla.vlm.preprocessing.native import Native, Patches
-from vla.vlm.preprocessing.settings import KINDS, Framing, Preprocessing
-from vla.vlm.preprocessing.tiles import Canvas, Split, Tiles, Whole
-from vla.vlm.preprocessing.view import draw
+from vla.models.preprocessing.frames import Crop, Pad, Square, Stretch
+from vla.models.preprocessing.native import Native, Patches
+from vla.models.preprocessing.settings import KINDS, Framing, Preprocessing
+from vla.models.preprocessing.tiles import Canvas, Split, Tiles, Whole
+from vla.models.preprocessing.view import draw
 
 SIZES = [(480, 640), (97, 333), (220, 170), (28, 28), (5, 90)]
 PLAIN = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}

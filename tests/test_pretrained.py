@@ -27,17 +27,17 @@ from transformers import (
     ViTMAEModel,
 )
 
-from vla.batch import IGNORE
 from vla.datasets.mixture import Mixture
 from vla.errors import InputError
-from vla.model import VLA
-from vla.normalize import Normalizer
-from vla.robot_spec import RobotSpec
+from vla.models.backbones import catalog
+from vla.models.backbones.pretrained import open_backbone, speak
+from vla.models.batch import IGNORE
+from vla.models.build import build
+from vla.models.normalization import Normalizer
+from vla.models.robot_spec import RobotSpec
+from vla.models.vla import VLA
 from vla.training.loop import Plan, train
-from vla.training.start import build
 from vla.types import Example, Observation
-from vla.vlm import catalog
-from vla.vlm.pretrained import open_backbone, speak
 
 MARKS = ("<pad>", "<s>", "</s>", "<bos>", "<eos>", "<image>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "[INST]")
 MARKS += ("[/INST]", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<end_of_utterance>")

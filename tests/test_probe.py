@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from control_fakes import BODY
 
+from vla.common.start_region import StartRegion
 from vla.control.probe import probe
 from vla.errors import InputError
 from vla.policies.data_summary import DataSummary
-from vla.start_region import StartRegion
 from vla.types import ActionChunk, Observation
 
 SIZES = {"front": (48, 64)}

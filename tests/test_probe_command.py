@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vla import cli
-from vla.evaluation.answerer import BackboneAnswerer
-from vla.model import VLA
-from vla.probes.registry import PROBES, chosen
+from vla.commands import cli
+from vla.evaluation.vlm.answerer import BackboneAnswerer
+from vla.evaluation.vlm.probes.registry import PROBES, chosen
+from vla.models.vla import VLA
 
 
 @pytest.fixture

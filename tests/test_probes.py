@@ -10,18 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from vla.common.stored_image import Views
 from vla.envs.objects import ObjectSpec
-from vla.evaluation.answerer import Answerer
-from vla.probes.captions import CHAIR_SIM, attributed
-from vla.probes.counting import COUNTING, matched, number, points
-from vla.probes.detail import DETAIL, TASKS, thresholds
-from vla.probes.existence import POPE_SIM
-from vla.probes.modality import measured
-from vla.probes.probe import Found, Probe
-from vla.probes.scenes import studio
-from vla.probes.spatial import SPATIAL
-from vla.scoring.files import Entry
-from vla.stored_image import Views
+from vla.evaluation.vlm.answerer import Answerer
+from vla.evaluation.vlm.probes.captions import CHAIR_SIM, attributed
+from vla.evaluation.vlm.probes.counting import COUNTING, matched, number, points
+from vla.evaluation.vlm.probes.detail import DETAIL, TASKS, thresholds
+from vla.evaluation.vlm.probes.existence import POPE_SIM
+from vla.evaluation.vlm.probes.modality import measured
+from vla.evaluation.vlm.probes.probe import Found, Probe
+from vla.evaluation.vlm.probes.scenes import studio
+from vla.evaluation.vlm.probes.spatial import SPATIAL
+from vla.evaluation.vlm.scoring.files import Entry
 
 PROBES = {"pope": POPE_SIM, "chair": CHAIR_SIM, "counting": COUNTING, "spatial": SPATIAL, "detail": DETAIL}
 N = 8

@@ -10,10 +10,10 @@ import pytest
 import torch
 from jaxtyping import UInt8
 
+from vla.common.images import resize
 from vla.errors import InputError
-from vla.images import resize
-from vla.model import VLA
-from vla.processor import IGNORE, Processor
+from vla.models.processor import IGNORE, Processor
+from vla.models.vla import VLA
 from vla.types import Example, Observation
 
 Models = Callable[..., VLA]

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.lerobot_recordings import STEPS, recording
-from vla import cli
+from vla.commands import cli
 from vla.datasets.episode_index import EpisodeRecord
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.prompts import INSTRUCTIONS, prompts_at

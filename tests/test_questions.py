@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vla.common.scene_objects import Scene, SceneObject
 from vla.datasets.questions import COLORS as COLOR_WORDS
 from vla.datasets.questions import DEPTH_MARGIN, KINDS, LATERAL_MARGIN, MAX_COUNT, Question, questions
 from vla.datasets.questions import SHAPES as VOCABULARY
 from vla.errors import InputError
-from vla.scene import Scene, SceneObject
 
 COLORS = ("red", "green", "blue", "orange")
 SHAPES = ("cube", "ball", "box")

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn.functional import gelu, interpolate, layer_norm, silu
 
 from vla.errors import InputError
-from vla.vlm import families
-from vla.vlm.build import build
-from vla.vlm.own_family import converted
-from vla.vlm.qwen_vl import SPECIAL, VISUAL, QwenVL, load, rules
+from vla.models.backbones import families
+from vla.models.backbones.build import build
+from vla.models.backbones.own_family import converted
+from vla.models.backbones.qwen_vl import SPECIAL, VISUAL, QwenVL, load, rules
 
 WIDTH, HEADS, OUT, CELLS, PATCH, SIDE, MLP = 24, 3, 32, 4, 7, 28, 60
 START = 300

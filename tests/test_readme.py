@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vla import cli, options
+from vla.commands import cli, options
 
 ROOT = Path(__file__).resolve().parents[1]
 

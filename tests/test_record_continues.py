@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vla import cli, record
+from vla.commands import cli, record
 from vla.datasets.episodes import EpisodeStore
 from vla.errors import InputError
 from vla.types import Episode

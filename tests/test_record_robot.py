@@ -17,24 +17,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vla import cli, options
-from vla.control.robot import RobotFault
-from vla.control.robots.lerobot_robot import LeRobotRobot
-from vla.control.robots.sim import SimRobot
+from vla.commands import cli, options
 from vla.datasets.episodes import EpisodeStore
 from vla.embodiment import Embodiment
 from vla.envs.make import make_env
 from vla.envs.scene import TableScene
 from vla.envs.so101 import SO101Env
 from vla.errors import InputError
-from vla.feetech.arm import ServoArm
-from vla.feetech.port import ServoPort
 from vla.recording.zarr_recorder import ZarrRecorder
-from vla.teleop.cartesian_jog import fingertip_solver
-from vla.teleop.leader import Leader
-from vla.teleop.operator import FAULTS, Operator
-from vla.teleop.protocol import WORDS, Event, Jog
-from vla.teleop.terminal import Terminal
+from vla.robots.feetech_emulator.arm import ServoArm
+from vla.robots.feetech_emulator.port import ServoPort
+from vla.robots.lerobot.lerobot_robot import LeRobotRobot
+from vla.robots.robot import RobotFault
+from vla.robots.sim import SimRobot
+from vla.robots.teleoperators.cartesian_jog import fingertip_solver
+from vla.robots.teleoperators.leader import Leader
+from vla.robots.teleoperators.operator import FAULTS, Operator
+from vla.robots.teleoperators.teleoperator import WORDS, Event, Jog
+from vla.robots.teleoperators.terminal import Terminal
 from vla.types import Observation
 
 HOME = np.array([0.0, -1.2, 1.0, 0.8, 0.0, 0.5])
@@ -128,7 +128,7 @@ def device(monkeypatch: pytest.MonkeyPatch, at: Callable[[int], object]) -> None
             at(self.count)
             return WORDS["x+"]
 
-    monkeypatch.setattr("vla.record_robot.open_device", lambda *_: Device())
+    monkeypatch.setattr("vla.commands.record_robot.open_device", lambda *_: Device())
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_keys_of_a_terminal_even_in_pieces() -> None:
 
 def test_the_keyboard_of_the_terminal_moves_the_arm(monkeypatch: pytest.MonkeyPatch) -> None:
     master, slave = pty.openpty()
-    monkeypatch.setattr("vla.record_robot.Terminal", lambda press: Terminal(press, slave))
+    monkeypatch.setattr("vla.commands.record_robot.Terminal", lambda press: Terminal(press, slave))
     os.write(master, b"\x1b[A")
     command = SimRobot.command
 

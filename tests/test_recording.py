@@ -17,7 +17,7 @@ from rerun.experimental import RrdReader
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.formats.video_frames import VideoReader
 from vla.errors import InputError
-from vla.recording.protocol import Recorder
+from vla.recording.recorder import Recorder
 from vla.recording.replay import drive, replay
 from vla.recording.rerun_recorder import RerunRecorder
 from vla.recording.video import compose, write_video

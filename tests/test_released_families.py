@@ -16,10 +16,10 @@ from released_checkpoints import PROCESSORS, save_released
 from torch import Tensor
 from transformers import AutoProcessor
 
-from vla.model import VLA
+from vla.models.backbones.catalog import family
+from vla.models.backbones.pretrained import open_backbone
+from vla.models.vla import VLA
 from vla.types import Example
-from vla.vlm.catalog import family
-from vla.vlm.pretrained import open_backbone
 
 # Of InternVLProcessor, which sums a tensor with NumPy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")

@@ -16,8 +16,8 @@ from test_released_families import QUESTION, photo, their_frames, their_inputs
 from transformers import AutoProcessor
 
 from vla.errors import InputError
-from vla.evaluation.pictures import Pictures
-from vla.vlm.pretrained import open_backbone
+from vla.evaluation.vlm.benchmark_images import Pictures
+from vla.models.backbones.pretrained import open_backbone
 
 # Of InternVLProcessor, which sums a tensor with NumPy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")

@@ -16,6 +16,7 @@ from serving import ROBOT, Mark, served
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
+from vla.common.msgpack_numpy import pack, unpack
 from vla.control.adapt import adapt
 from vla.errors import InputError
 from vla.policies.load import load_policy
@@ -23,7 +24,6 @@ from vla.policies.remote import RemotePolicy, api_key
 from vla.serving.observation import Keys
 from vla.serving.server import PolicyServer
 from vla.types import ActionChunk, Observation
-from vla.wire import pack, unpack
 
 
 def seen(number: int = 1, instruction: str = "go") -> Observation:

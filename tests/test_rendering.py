@@ -11,9 +11,10 @@ from typing import Any
 import mujoco
 import pytest
 
-from vla import cli, rendering
+from vla.commands import cli
+from vla.common import rendering
+from vla.common.rendering import check_rendering, make_renderer
 from vla.errors import InputError
-from vla.rendering import check_rendering, make_renderer
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="on other systems MuJoCo draws in its own way")
 

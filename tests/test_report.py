@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
+from vla.common.plots import panels, read_losses, running_mean, training_curve
 from vla.errors import InputError
-from vla.evaluation.plots import panels, read_losses, running_mean, training_curve
-from vla.evaluation.report import Sample, write_report
-from vla.evaluation.trial import Result
+from vla.evaluation.reports.demo_report import Sample, write_report
+from vla.evaluation.rollouts.trial import Result
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 SUMMARY: dict[str, Any] = {

@@ -15,11 +15,11 @@ from test_full_disk import largest_file
 from test_run import options, stores
 from test_training import mixture, plan
 
-from vla import cli
+from vla.commands import cli
+from vla.common.full_disk import explaining_full_disk
 from vla.datasets.mixture import Mixture
 from vla.errors import InputError
-from vla.full_disk import explaining_full_disk
-from vla.model import VLA
+from vla.models.vla import VLA
 from vla.training import checkpoint
 from vla.training.checkpoint import STEP, best, checkpoints, latest
 from vla.training.loop import train

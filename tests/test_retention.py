@@ -14,12 +14,12 @@ from PIL import Image
 from test_run import one_thread, options, stores
 
 from vla.errors import InputError
-from vla.evaluation.answerer import Answerer
-from vla.model import VLA
-from vla.probes.probe import Found
-from vla.probes.registry import PROBES
-from vla.training.gate import choose
-from vla.training.retention import Retention
+from vla.evaluation.vlm.answerer import Answerer
+from vla.evaluation.vlm.probes.probe import Found
+from vla.evaluation.vlm.probes.registry import PROBES
+from vla.models.vla import VLA
+from vla.training.checkpoint_gate import choose
+from vla.training.regression_gates import Retention
 from vla.training.run import train
 from vla.types import Episode
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from test_preference_train import colors, plan
 
-from vla.cli import main
+from vla.commands.cli import main
 from vla.datasets.preferences import Pair, pairs_of
 from vla.datasets.questions import Question
 from vla.datasets.vqa import VqaItem, VqaStore
 from vla.errors import InputError
-from vla.model import VLA
-from vla.preference.reward import RewardModel, reward_loss, train_reward
+from vla.models.vla import VLA
+from vla.training.preference.reward import RewardModel, reward_loss, train_reward
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_a_reward_model_that_was_cut_off_goes_on(
 
     run("whole")
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("vla.preference.reward.by_kind", killed)
+        patched.setattr("vla.training.preference.reward.by_kind", killed)
         run("cut")
     run("cut")
     whole, cut = (RewardModel.load(tmp_path / name / "step-00000004").state_dict() for name in ("whole", "cut"))

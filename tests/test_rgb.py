@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vla.rgb import to_rgb
+from vla.common.rgb import to_rgb
 
 RAMP = np.tile(np.linspace(0, 1, 256), (4, 1))
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from emulated_arms import emulated, make
 
-from vla.cli import main
+from vla.commands.cli import main
+from vla.commands.robot import goal_of
+from vla.commands.so101_sim import obey
 from vla.envs.arm import arm_spec
 from vla.envs.ik import ArmIK
 from vla.envs.so101 import home_joints
-from vla.feetech.packets import Error
-from vla.feetech.port import ServoPort
-from vla.feetech.servo import Register
-from vla.robot import goal_of
-from vla.so101_sim import obey
+from vla.robots.feetech_emulator.packets import Error
+from vla.robots.feetech_emulator.port import ServoPort
+from vla.robots.feetech_emulator.servo import Register
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vla.actions.bins import UniformBins
 from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.normalize import Normalizer
-from vla.robot_spec import RobotSpec, check_same, check_together
+from vla.models.action_tokenizers.bins import UniformBins
+from vla.models.normalization import Normalizer
+from vla.models.robot_spec import RobotSpec, check_same, check_together
 
 ARM = Embodiment(
     name="arm",

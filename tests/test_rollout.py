@@ -11,8 +11,8 @@ from jaxtyping import Float
 from toy_env import LENGTHS, ROBOT, Bad, BadEnv, BatchEcho, Counting, Echo, ToyEnv
 
 from vla.errors import InputError
-from vla.evaluation.rollout import rollout
-from vla.evaluation.trial import Result, Trial
+from vla.evaluation.rollouts.rollout import rollout
+from vla.evaluation.rollouts.trial import Result, Trial
 from vla.types import ActionChunk, Observation
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.test_flow import HORIZON, WIDTH, context, everything, head
-from vla.actions.guidance import Guide, guided, soft_mask, strength
+from vla.models.action_heads.rtc_guidance import Guide, guided, soft_mask, strength
 
 
 @given(st.integers(0, 6), st.integers(0, 6), st.integers(1, 16))

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from vla.datasets.episodes import EpisodeStore
 from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.model import VLA
+from vla.models.vla import VLA
 from vla.policies.vla import VlaPolicy
 from vla.training.run import train
 from vla.types import Episode

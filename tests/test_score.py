@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from vla import cli
+from vla.commands import cli
+from vla.commands.score import score
 from vla.errors import InputError
-from vla.score import score
-from vla.scoring.benchmark import resampled
-from vla.scoring.files import answers, entries
-from vla.scoring.registry import BENCHMARKS, benchmark
+from vla.evaluation.vlm.scoring.benchmark import resampled
+from vla.evaluation.vlm.scoring.files import answers, entries
+from vla.evaluation.vlm.scoring.registry import BENCHMARKS, benchmark
 
 TEN = ["red"] * 6 + ["dark red"] * 4
 CHOICES = {"choice_a": "cat", "choice_b": "dog", "choice_c": "bus", "choice_d": "tie"}

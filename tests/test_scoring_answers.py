@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla.scoring.text import anls, contained, edits, relaxed
-from vla.scoring.vqa import CONTRACTIONS, agreement, plain, textvqa, vqav2
+from vla.evaluation.vlm.scoring.text import anls, contained, edits, relaxed
+from vla.evaluation.vlm.scoring.vqa import CONTRACTIONS, agreement, plain, textvqa, vqav2
 
 
 def people(*answers: str) -> dict[str, object]:

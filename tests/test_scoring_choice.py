@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from vla.errors import InputError
-from vla.scoring.chair import CHAIR, Vocabulary
-from vla.scoring.choice import MMBENCH, SEED_BENCH, chosen
-from vla.scoring.mathvista import MATHVISTA, extracted, normalized
-from vla.scoring.mmmu import MMMU, letter, matches
-from vla.scoring.yesno import MME, POPE, TASKS, label, says_yes
+from vla.evaluation.vlm.scoring.chair import CHAIR, Vocabulary
+from vla.evaluation.vlm.scoring.choice import MMBENCH, SEED_BENCH, chosen
+from vla.evaluation.vlm.scoring.mathvista import MATHVISTA, extracted, normalized
+from vla.evaluation.vlm.scoring.mmmu import MMMU, letter, matches
+from vla.evaluation.vlm.scoring.yesno import MME, POPE, TASKS, label, says_yes
 
 OPTIONS = {"A": "a red bus", "B": "a cat", "C": "a dog", "D": "none of these"}
 

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from vla.errors import InputError
-from vla.evaluation.vqa import score
-from vla.probes.counting import COUNTING
-from vla.probes.existence import POPE_SIM
-from vla.probes.spatial import SPATIAL
-from vla.scoring.answered import answered
-from vla.scoring.chair import Vocabulary
-from vla.scoring.files import Entry
-from vla.scoring.mathvista import normalized
-from vla.scoring.registry import BENCHMARKS
-from vla.scoring.yesno import yes_or_no
+from vla.evaluation.vlm.probes.counting import COUNTING
+from vla.evaluation.vlm.probes.existence import POPE_SIM
+from vla.evaluation.vlm.probes.spatial import SPATIAL
+from vla.evaluation.vlm.scoring.answered import answered
+from vla.evaluation.vlm.scoring.chair import Vocabulary
+from vla.evaluation.vlm.scoring.files import Entry
+from vla.evaluation.vlm.scoring.mathvista import normalized
+from vla.evaluation.vlm.scoring.registry import BENCHMARKS
+from vla.evaluation.vlm.scoring.yesno import yes_or_no
+from vla.evaluation.vlm.vqa import score
 
 WORDS = ["", "a", "no", "yes", "-", "cannot be determined"]
 LETTERS = "ABCD"

@@ -14,7 +14,7 @@ import pytest
 from conftest import TOY
 from serving import PlainClient, message
 
-from vla.cli import main
+from vla.commands.cli import main
 from vla.policies.remote import RemotePolicy
 from vla.types import Observation
 
@@ -46,7 +46,7 @@ def test_serves_a_checkpoint_until_sigterm(
 HUNG = """
 import threading
 from types import SimpleNamespace
-import vla.serve
+import vla.commands.serve
 import vla.serving.server
 from serving import Mark
 
@@ -59,9 +59,9 @@ class Hung(Mark):
         print("asked", flush=True)
         threading.Event().wait()
 
-vla.serve.load_realtime = lambda *_: Hung()
+vla.commands.serve.load_realtime = lambda *_: Hung()
 vla.serving.server.DRAIN = 0.1
-vla.serve.serve(
+vla.commands.serve.serve(
     policy="hung", embodiment=None, host="127.0.0.1", port=0, key_file=None, cameras=None, state=(), prompt="prompt",
     max_clients=2, max_mb=1,
 )

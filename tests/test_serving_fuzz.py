@@ -14,9 +14,9 @@ from serving import ROBOT, Mark, PlainClient, message, served
 from test_wire import VALUES
 from websockets.exceptions import ConnectionClosed
 
+from vla.common.msgpack_numpy import pack
 from vla.errors import InputError
 from vla.serving.observation import Keys, read_request
-from vla.wire import pack
 
 KEYS = Keys.of(ROBOT, {}, ())
 NAN = np.array([np.nan, 0])

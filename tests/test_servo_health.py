@@ -15,16 +15,16 @@ from emulated_arms import connected, emulated, make
 
 from vla.control.config import LoopConfig
 from vla.control.loop import ControlLoop
-from vla.control.robots.dry_run import DryRun
-from vla.control.robots.servos import Servo
-from vla.control.servo_health import ServoHealth, ServoLimits
 from vla.control.stats import ControlStats
 from vla.control.stop import EmergencyStop
 from vla.control.thread_inference import ThreadInference
 from vla.control.tick import Tick
-from vla.feetech.packets import Error
-from vla.feetech.servo import Register
 from vla.policies.hold import HoldPolicy
+from vla.robots.dry_run import DryRun
+from vla.robots.feetech_emulator.packets import Error
+from vla.robots.feetech_emulator.servo import Register
+from vla.robots.lerobot.servos import Servo
+from vla.robots.servo_health import ServoHealth, ServoLimits
 
 SOUND = ServoHealth("servo 2 (shoulder_lift)", 0.1, 12.0, 40.0, (), ServoLimits(70.0, 4.0, 14.0, 0.8))
 

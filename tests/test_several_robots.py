@@ -13,12 +13,12 @@ from jaxtyping import UInt8
 
 from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.heads.decoding import median_bins
-from vla.model import VLA
-from vla.normalize import Normalizer
+from vla.models.action_heads.decoding import median_bins
+from vla.models.normalization import Normalizer
+from vla.models.processor import IGNORE, Processor
+from vla.models.robot_spec import RobotSpec
+from vla.models.vla import VLA
 from vla.policies.vla import VlaPolicy
-from vla.processor import IGNORE, Processor
-from vla.robot_spec import RobotSpec
 from vla.types import Example, Observation
 
 Models = Callable[..., VLA]

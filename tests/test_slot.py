@@ -12,10 +12,10 @@ from jaxtyping import Float
 from toy_env import ROBOT, ToyEnv
 
 from vla.errors import InputError
-from vla.evaluation.rollout import run_trials
-from vla.evaluation.slot import Slot
-from vla.evaluation.summary import summarize
-from vla.evaluation.trial import Result, Trial, trials_for
+from vla.evaluation.rollouts.episode_runner import Slot
+from vla.evaluation.rollouts.rollout import run_trials
+from vla.evaluation.rollouts.summary import summarize
+from vla.evaluation.rollouts.trial import Result, Trial, trials_for
 from vla.types import ActionChunk, Observation
 
 

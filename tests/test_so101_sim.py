@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from emulated_arms import free_port
 
+from vla.commands.so101_sim import obey
 from vla.envs.make import make_env
 from vla.envs.scene import TableScene
 from vla.errors import InputError
-from vla.feetech.arm import ServoArm
-from vla.feetech.port import ServoPort
-from vla.so101_sim import obey
+from vla.robots.feetech_emulator.arm import ServoArm
+from vla.robots.feetech_emulator.port import ServoPort
 
 
 def connected(config: Any) -> Any:

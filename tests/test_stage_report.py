@@ -12,8 +12,8 @@ from test_contrastive_stage import options
 from test_preference_train import colors
 
 from vla.errors import InputError
-from vla.model import VLA
-from vla.probes.registry import PROBES
+from vla.evaluation.vlm.probes.registry import PROBES
+from vla.models.vla import VLA
 from vla.training.run import train
 from vla.training.stage_report import START
 

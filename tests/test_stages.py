@@ -13,13 +13,13 @@ from omegaconf import OmegaConf
 from test_run import options, stores
 from test_training import demonstrations, questions
 
+from vla.commands.options import bind, compose
 from vla.errors import InputError
-from vla.model import VLA
-from vla.options import bind, compose
+from vla.models.vla import VLA
 from vla.training.lora import adapt
 from vla.training.optimizer import Optimizers, freeze
-from vla.training.plan import make_plan
 from vla.training.run import train
+from vla.training.train_config import make_plan
 
 ALL = {"vision", "connector", "language"}
 TRAINED = {

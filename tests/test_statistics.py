@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from vla.common.statistics import LEVELS, Statistics, check_finite
 from vla.errors import InputError
-from vla.statistics import LEVELS, Statistics, check_finite
 
 values = arrays(
     np.float64, st.tuples(st.integers(1, 60), st.integers(1, 4)), elements=st.floats(-1e6, 1e6, allow_subnormal=False)
@@ -54,7 +54,7 @@ def test_quantiles_are_those_of_all_rows_however_they_come(rows: np.ndarray, siz
 def test_many_rows_in_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     rows = np.stack([rng.standard_cauchy(30_000), np.round(rng.normal(size=30_000), 1)], axis=1)
-    monkeypatch.setattr("vla.statistics.BLOCK_ROWS", 1000)
+    monkeypatch.setattr("vla.common.statistics.BLOCK_ROWS", 1000)
     streamed = Statistics.over(lambda: np.array_split(rows, 77))
     np.testing.assert_allclose([streamed.q01, streamed.q99], np.quantile(rows, [0.01, 0.99], axis=0), rtol=1e-12)
     np.testing.assert_allclose([streamed.mean, streamed.std], [rows.mean(0), rows.std(0)], rtol=1e-9)
@@ -71,7 +71,7 @@ def test_statistics_of_two_stores_are_those_of_their_rows_together() -> None:
 
 
 def test_rows_are_held_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vla.statistics.BLOCK_ROWS", 4096)
+    monkeypatch.setattr("vla.common.statistics.BLOCK_ROWS", 4096)
 
     def rows(count: int) -> Statistics:
         return Statistics.over(lambda: (np.random.default_rng(i).normal(size=(512, 2)) for i in range(count)))

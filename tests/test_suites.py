@@ -13,14 +13,14 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from omegaconf import OmegaConf
 
-from vla import cli
+from vla.commands import cli
+from vla.commands.record import demonstrate
 from vla.datasets.episodes import EpisodeStore
-from vla.envs.expert import expert_of
 from vla.envs.make import make_env
+from vla.envs.scripted_expert import expert_of
 from vla.envs.suites.config import suites, tasks_of
 from vla.envs.suites.env import SuiteEnv
 from vla.errors import InputError
-from vla.record import demonstrate
 
 REACHER = """
 id: Reacher-v5

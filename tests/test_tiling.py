@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vla.common.images import scaled
 from vla.errors import InputError
-from vla.images import scaled
-from vla.vlm.preprocessing.tiles import Tiles
-from vla.vlm.preprocessing.view import draw
-from vla.vlm.tiling import tile_grid
+from vla.models.backbones.tiling import tile_grid
+from vla.models.preprocessing.tiles import Tiles
+from vla.models.preprocessing.view import draw
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from test_training import mixture, plan
 
 from vla.errors import InputError
-from vla.model import VLA
+from vla.models.vla import VLA
 from vla.training.loop import Plan, train
 from vla.training.tracking import tracked
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vla import cli
-from vla.actions.fast import FastTokenizer
+from vla.commands import cli
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.windows import Windows
+from vla.models.action_tokenizers.fast import FastTokenizer
 from vla.training.demonstrations import Demonstrations, robot_specs
 from vla.types import Episode
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from vla.datasets.mixture import Mixture
 from vla.errors import InputError
-from vla.model import VLA
+from vla.models.vla import VLA
 from vla.policies.vla import VlaPolicy
 from vla.training import checkpoint
 from vla.training.augment import change_light
@@ -250,7 +250,7 @@ def test_a_kill_while_saving_leaves_the_previous_checkpoint(
 
     with monkeypatch.context() as patch:
         if broken == "save_file":  # while the weights are written, after the training state
-            patch.setattr("vla.model.save_file", killed)
+            patch.setattr("vla.models.vla.save_file", killed)
         elif broken == "replace":
             patch.setattr(os, "replace", killed)
         else:  # while the old checkpoint is dropped: the new one is there

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vla import cli
+from vla.commands import cli
 from vla.datasets.episode_index import EpisodeRecord
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.formats import lerobot_v3

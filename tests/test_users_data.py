@@ -20,16 +20,16 @@ from PIL import Image
 from scipy.spatial.transform import Rotation as Spatial
 from test_action_inference import POSE, body_of, episodes, smooth
 
-from vla import cli
+from vla.commands import cli
+from vla.commands.demo import Progress
+from vla.commands.push import push
+from vla.common.plural import counted
 from vla.datasets.action_inference import infer_actions
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.formats import diffusion_policy, hdf5, lerobot_v3, lerobot_v21, rlds
 from vla.datasets.formats.lerobot_features import names_of
-from vla.demo import Progress
 from vla.errors import InputError
-from vla.push import push
 from vla.types import Episode
-from vla.words import counted
 
 STEPS = 6
 COLOR = np.random.default_rng(0).integers(0, 256, (STEPS, 12, 10, 3), np.uint8)

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rerun.experimental import RrdReader
 
-from vla import cli
+from vla.commands import cli
+from vla.commands.view import view
 from vla.datasets.episode_range import FEW, choose
 from vla.datasets.episodes import EpisodeStore
 from vla.errors import InputError
-from vla.recording.view import view
 from vla.types import Episode
 
 Make = Callable[..., Episode]

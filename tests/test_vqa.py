@@ -11,13 +11,13 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vla.common.stored_image import decoded
 from vla.datasets import vqa
 from vla.datasets.easy_questions import read_easy_vqa
 from vla.datasets.questions import KINDS, Question
 from vla.datasets.vqa import VqaItem, VqaStore
 from vla.errors import InputError
-from vla.evaluation.vqa import score
-from vla.stored_image import decoded
+from vla.evaluation.vlm.vqa import score
 
 SIZE = 16
 

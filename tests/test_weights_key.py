@@ -13,14 +13,14 @@ import pytest
 from released_checkpoints import save_released
 from test_benchmark_run import Seeing, data
 
-from vla import cli
+from vla.commands import cli
 from vla.errors import InputError
-from vla.evaluation import answerer
-from vla.evaluation.answerer import BackboneAnswerer
-from vla.evaluation.benchmark import read_ledger
-from vla.evaluation.ledger import check_folder
-from vla.hub import weights_digest
-from vla.model import VLA
+from vla.evaluation.rollouts.result_store import check_folder
+from vla.evaluation.vlm import answerer
+from vla.evaluation.vlm.answerer import BackboneAnswerer
+from vla.evaluation.vlm.benchmark_run import read_ledger
+from vla.models.hub import weights_digest
+from vla.models.vla import VLA
 from vla.policies.load import weights_of_policy
 from vla.training import stage_report
 from vla.training.stage_report import DRAWS, StageReport

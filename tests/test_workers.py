@@ -14,11 +14,11 @@ from toy_env import ROBOT, Bad, BadEnv, BatchEcho, Counting, Echo, Elsewhere, Ru
 
 from vla.datasets.episodes import EpisodeStore
 from vla.errors import InputError
-from vla.evaluation.ledger import Ledger, key_of, read_results
-from vla.evaluation.run import _decided, run
-from vla.evaluation.summary import summarize
-from vla.evaluation.trial import Key, Result, Trial
-from vla.evaluation.workers import Job, _Worker
+from vla.evaluation.evaluate import _decided, run
+from vla.evaluation.rollouts.result_store import Ledger, key_of, read_results
+from vla.evaluation.rollouts.summary import summarize
+from vla.evaluation.rollouts.trial import Key, Result, Trial
+from vla.evaluation.rollouts.workers import Job, _Worker
 from vla.types import Episode
 
 TRIALS = [Trial(seed, {"add": 10 * (seed % 2)}, "named") for seed in range(12, 25)]

@@ -2,6 +2,6 @@
 
 import sys
 
-from vla.cli import main
+from vla.commands.cli import main
 
 sys.exit(main())

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from vla.common.kinematic_chain import ToolKinematics
+from vla.common.rotations import EULER, components_of, convert
 from vla.errors import InputError
-from vla.kinematics.chain import ToolKinematics
-from vla.rotations import EULER, components_of, convert
 
 ABSOLUTE = "absolute"
 ACTION_MODES = (ABSOLUTE, "delta", "velocity", "force")

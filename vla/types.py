@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8, UInt16
 
+from vla.common.stored_image import StoredViews
 from vla.embodiment import Embodiment
-from vla.stored_image import StoredViews
 
 
 @dataclass(frozen=True)

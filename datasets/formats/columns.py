@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from vla.common.plural import counted
 from vla.errors import InputError
 from vla.types import Span, one_after_another
-from vla.words import counted
 
 COARSE = 0.5
 """Steps between two numbers of float32, from which on they are no times of steps."""

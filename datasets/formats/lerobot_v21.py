@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vla.common.plural import counted
 from vla.datasets.formats.files import read_json_lines, reading_file
 from vla.datasets.formats.lerobot_features import is_depth, map_features
 from vla.datasets.formats.lerobot_info import (
@@ -24,7 +25,6 @@ from vla.datasets.formats.lerobot_info import (
 from vla.datasets.formats.lerobot_rows import check_columns
 from vla.datasets.formats.lerobot_source import LeRobotSource
 from vla.errors import InputError
-from vla.words import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa

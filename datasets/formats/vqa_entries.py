@@ -19,12 +19,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
+from vla.common.images import reduced
+from vla.common.rgb import to_rgb
 from vla.datasets.formats.files import LFS_POINTER
 from vla.datasets.questions import MAIN_CAMERA, Question
 from vla.datasets.vqa import CONVERSATION, VqaItem
 from vla.errors import InputError
-from vla.images import reduced
-from vla.rgb import to_rgb
 
 OPEN = "open"
 """The kind of a question that stands alone and whose source names no kind."""
@@ -113,7 +113,7 @@ def decoded(entry: VqaEntry, size: int) -> dict[str, UInt8[np.ndarray, "h w 3"]]
 
 
 def pixels(image: Path | bytes) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels of a file, or of its content (`vla.rgb.to_rgb`). Raises BadEntry where it is not an image."""
+    """The pixels of a file, or of its content (`vla.common.rgb.to_rgb`). Raises BadEntry where it is not an image."""
     content = image_bytes(image)
     try:
         return _decode(content)

@@ -25,11 +25,11 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import Float, UInt8
 
+from vla.common.pip_install import install_command
 from vla.embodiment import ACTION_MODES, Embodiment
 from vla.envs.suites.config import Suite
 from vla.envs.suites.pictures import Pictures
 from vla.errors import InputError
-from vla.install import install_command
 
 MAX_LENGTH = 256
 """Characters of an instruction."""

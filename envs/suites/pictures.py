@@ -9,9 +9,9 @@ import mujoco
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from vla.common.rendering import make_renderer
 from vla.envs.suites.config import Camera
 from vla.errors import InputError
-from vla.rendering import make_renderer
 
 
 class Pictures:

@@ -12,22 +12,22 @@ from typing import Any
 
 from scipy.stats import t as student
 
-from vla.accelerator import accelerator
-from vla.benchmarks.table import Table
+from vla.commands.options import bind, compose
+from vla.commands.record import record_demonstrations
+from vla.commands.record_scenes import record_scenes
 from vla.common.atomic import write_json
+from vla.common.device import accelerator
+from vla.common.result_table import Table
 from vla.datasets.vqa import VqaStore
 from vla.envs.make import make_env
-from vla.evaluation.answerer import BackboneAnswerer
-from vla.evaluation.rollout import rollout
-from vla.evaluation.summary import summarize
-from vla.evaluation.trial import trials_for
-from vla.model import VLA
-from vla.options import bind, compose
+from vla.evaluation.heldout import heldout_by_kind, vqa_accuracy
+from vla.evaluation.rollouts.rollout import rollout
+from vla.evaluation.rollouts.summary import summarize
+from vla.evaluation.rollouts.trial import trials_for
+from vla.evaluation.vlm.answerer import BackboneAnswerer
+from vla.evaluation.vlm.probes.registry import chosen
+from vla.models.vla import VLA
 from vla.policies.vla import VlaPolicy
-from vla.probes.registry import chosen
-from vla.record import record_demonstrations
-from vla.scenes import record_scenes
-from vla.training.heldout import heldout_by_kind, vqa_accuracy
 from vla.training.run import train
 
 TASK, HEAD = "pick", "head=flow"

@@ -22,21 +22,21 @@ from jaxtyping import Float
 
 from vla.benchmarks.control_goals import measure, read_goals
 from vla.benchmarks.control_load import busy, without_privileges
-from vla.benchmarks.table import Table, Target
+from vla.common.result_table import Table, Target
 from vla.control.config import LoopConfig
 from vla.control.loop import ControlLoop
 from vla.control.process_inference import ProcessInference
-from vla.control.robots.lerobot_robot import LeRobotRobot, so101
 from vla.control.stop import EmergencyStop
 from vla.embodiment import Embodiment
 from vla.envs.arm import JOINTS, LINKS
 from vla.envs.make import make_env
 from vla.errors import InputError
-from vla.evaluation.rollout import rollout
-from vla.evaluation.summary import summarize
-from vla.evaluation.trial import trials_for
-from vla.hub import write_config
+from vla.evaluation.rollouts.rollout import rollout
+from vla.evaluation.rollouts.summary import summarize
+from vla.evaluation.rollouts.trial import trials_for
+from vla.models.hub import write_config
 from vla.policies.load import load_policy
+from vla.robots.lerobot.lerobot_robot import LeRobotRobot, so101
 from vla.types import ActionChunk, Observation
 
 SECONDS = 60.0

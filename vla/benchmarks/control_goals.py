@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vla.errors import InputError
-from vla.feetech.servo import TICK
+from vla.robots.feetech_emulator.servo import TICK
 
 WINDOW = 0.1
 """Over which velocity and acceleration are taken [s]: over one write an encoder step would be the largest of them."""

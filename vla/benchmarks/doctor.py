@@ -25,10 +25,10 @@ from tqdm import tqdm
 
 from vla.benchmarks.doctor_faults import FAULTS, HARDER, Fault
 from vla.benchmarks.doctor_peers import PYTHONS, Complaints, complaints, exported
-from vla.benchmarks.table import Table, Target
+from vla.common.result_table import Table, Target
+from vla.datasets.doctor.command import diagnose
+from vla.datasets.doctor.finding import Finding
 from vla.datasets.episodes import EpisodeStore
-from vla.datatools.doctor.command import diagnose
-from vla.datatools.doctor.finding import Finding
 from vla.embodiment import Embodiment
 from vla.types import Episode
 
@@ -141,7 +141,7 @@ def _blind(episode: Episode) -> Episode:
 
 
 def _record(task: str, episodes: int, path: Path, seed: int) -> list[Episode]:
-    from vla.record import record_demonstrations
+    from vla.commands.record import record_demonstrations
 
     record_demonstrations(task, episodes, str(path), seed, noise=0.03, randomize=True, workers=1, holdout=True)
     with EpisodeStore.open(path) as store:

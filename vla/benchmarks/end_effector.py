@@ -25,21 +25,21 @@ from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from vla.benchmarks.table import Table, Target
+from vla.commands.record import demonstrate
+from vla.common.result_table import Table, Target
 from vla.control.adapt import adapt
-from vla.control.limits import Limits, limits_of
 from vla.datasets.episodes import EpisodeStore
-from vla.datatools.derive import derive, tool_kinematics
+from vla.datasets.tools.derive import derive, tool_kinematics
 from vla.embodiment import Embodiment
 from vla.envs.make import make_env
-from vla.evaluation.rollout import rollout
-from vla.evaluation.summary import paired, rate
-from vla.evaluation.trial import Result, Trial
+from vla.evaluation.rollouts.rollout import rollout
+from vla.evaluation.rollouts.summary import paired, rate
+from vla.evaluation.rollouts.trial import Result, Trial
 from vla.kinematics.arm import ArmKinematics
 from vla.policies.end_effector import PACE
-from vla.policies.protocol import Policy
+from vla.policies.policy import Policy
 from vla.policies.replay import ReplayPolicy
-from vla.record import demonstrate
+from vla.robots.limits import Limits, limits_of
 from vla.types import ActionChunk, Observation
 
 TASKS = ("pick", "place", "bimanual-lift")

@@ -8,10 +8,10 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from vla.benchmarks.table import Table, Target
-from vla.envs.expert import Expert
+from vla.common.result_table import Table, Target
 from vla.envs.make import make_env
 from vla.envs.random_scene import SceneSampler
+from vla.envs.scripted_expert import Expert
 
 
 def bench_env() -> Table:

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vla.accelerator import accelerator
-from vla.benchmarks.table import Table, Target
+from vla.common.device import accelerator
+from vla.common.result_table import Table, Target
 
 SECONDS = 460.0
 """That all parts have together."""

@@ -11,19 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from vla.benchmarks.table import Table
+from vla.commands.options import bind, compose
+from vla.commands.record import record_demonstrations
+from vla.common.plots import read_losses
+from vla.common.result_table import Table
+from vla.common.stored_image import decoded
 from vla.datasets.windows import Windows
 from vla.envs.make import make_env
-from vla.evaluation.plots import read_losses
-from vla.evaluation.rollout import rollout
-from vla.evaluation.summary import summarize
-from vla.evaluation.trial import trials_for
-from vla.options import bind, compose
+from vla.evaluation.rollouts.rollout import rollout
+from vla.evaluation.rollouts.summary import summarize
+from vla.evaluation.rollouts.trial import trials_for
 from vla.policies.vla import VlaPolicy
-from vla.record import record_demonstrations
-from vla.stored_image import decoded
+from vla.training.checkpoint_gate import UNITS
 from vla.training.demonstrations import Demonstrations
-from vla.training.gate import UNITS
 from vla.training.run import train
 from vla.types import Observation
 

@@ -21,15 +21,15 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from tqdm import tqdm
 
-from vla.accelerator import accelerator
 from vla.benchmarks.inference_others import generated, lerobot
 from vla.benchmarks.inference_shapes import SHAPES, Shape, make, observation
-from vla.benchmarks.table import Table, Target
 from vla.benchmarks.train import H100, gemm_peak
-from vla.heads.bins import BinsHead
-from vla.inference.engine import Engine
-from vla.inference.layers import WeightOnly
-from vla.model import VLA
+from vla.common.device import accelerator
+from vla.common.result_table import Table, Target
+from vla.models.action_heads.bins import BinsHead
+from vla.models.engine.engine import Engine
+from vla.models.engine.layers import WeightOnly
+from vla.models.vla import VLA
 
 PARTS = ("vision", "prefill", "decode", "total")
 ROOFLINE, LEROBOT, GENERATE, NANO = 1.7, 4.0, 8.0, 3.0

@@ -13,7 +13,7 @@ import torch
 
 from vla.benchmarks.inference_shapes import Shape, observation
 from vla.benchmarks.train_shapes import save_for_lerobot
-from vla.model import VLA
+from vla.models.vla import VLA
 
 PROMPT = 48
 """Tokens of an instruction, as LeRobot pads it."""

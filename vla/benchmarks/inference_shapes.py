@@ -12,15 +12,15 @@ import torch
 from vla.benchmarks.train_shapes import REAL, TINY, random_backbone, words
 from vla.benchmarks.train_shapes import Shape as Sizes
 from vla.embodiment import Embodiment
-from vla.model import VLA
-from vla.normalize import Normalizer
-from vla.processor import Processor
-from vla.robot_spec import RobotSpec
-from vla.training.start import with_head
+from vla.models.backbones.backbone import Backbone
+from vla.models.backbones.build import build
+from vla.models.backbones.nano import nano, train_tokenizer
+from vla.models.build import with_head
+from vla.models.normalization import Normalizer
+from vla.models.processor import Processor
+from vla.models.robot_spec import RobotSpec
+from vla.models.vla import VLA
 from vla.types import Observation
-from vla.vlm.backbone import Backbone
-from vla.vlm.build import build
-from vla.vlm.nano import nano, train_tokenizer
 
 TEXT = "pick up the red cube and put it into the bowl"
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from vla.benchmarks.loader_formats import FORMATS, Frames
 from vla.benchmarks.loader_scale import measure_scale
-from vla.benchmarks.table import Table, Target
+from vla.common.result_table import Table, Target
 from vla.datasets.episodes import EpisodeStore
 from vla.embodiment import Embodiment
 from vla.types import Episode
@@ -92,8 +92,8 @@ def _targets(rows: list[dict[str, Any]], sizes: tuple[int, ...]) -> list[Target]
 def _record(folder: Path, episodes: int, steps: int, size: int) -> Frames:
     """Experts at work in differing scenes; what a real camera would see, less its noise."""
     from vla.benchmarks.loader_formats import create_frames
-    from vla.envs.expert import Expert
     from vla.envs.make import make_env
+    from vla.envs.scripted_expert import Expert
 
     env = make_env("pick", image_size=size, randomize=True)
     robot: Embodiment = env.unwrapped.embodiment  # type: ignore[attr-defined]
@@ -115,7 +115,7 @@ def _record(folder: Path, episodes: int, steps: int, size: int) -> Frames:
 
 def _resized(source: Frames, folder: Path, size: int) -> Frames:
     from vla.benchmarks.loader_formats import create_frames
-    from vla.images import resize
+    from vla.common.images import resize
 
     frames = create_frames(folder, source.robot, source.episodes, source.steps, size)
     frames.state[:], frames.action[:] = source.state, source.action

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from vla.common.images import Size, sides
 from vla.datasets.codecs import CODECS
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.windows import Windows
 from vla.embodiment import Embodiment
-from vla.images import Size, sides
 from vla.types import Episode
 
 Read = Callable[[np.ndarray], object]

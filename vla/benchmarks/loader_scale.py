@@ -20,7 +20,7 @@ import numpy as np
 import zarr
 from tqdm import tqdm
 
-from vla.benchmarks.table import Target
+from vla.common.result_table import Target
 from vla.datasets.array_length import ArrayLength
 from vla.datasets.episode_layout import EpisodeLayout
 from vla.datasets.episodes import EpisodeStore

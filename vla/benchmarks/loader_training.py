@@ -22,22 +22,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vla.benchmarks.loader_formats import FORMATS, FPS, Frames, create_frames, video_backend
-from vla.benchmarks.table import Target
+from vla.commands.options import compose
+from vla.common.images import fitted
+from vla.common.result_table import Target
 from vla.datasets.mixture import Mixture
-from vla.images import fitted
-from vla.model import VLA
-from vla.options import compose
+from vla.models.build import build
+from vla.models.preprocessing.frames import Pad
+from vla.models.preprocessing.settings import Preprocessing
+from vla.models.vla import VLA
 from vla.training.action_head import head_settings
+from vla.training.backbone_defaults import own_plan
 from vla.training.demonstrations import Demonstrations, robot_specs
 from vla.training.distributed import World
 from vla.training.loader import prefetch
 from vla.training.optimizer import Ema, Optimizers, freeze
-from vla.training.own_plan import own_plan
-from vla.training.plan import Plan, make_plan
-from vla.training.start import build
 from vla.training.step import run_step
-from vla.vlm.preprocessing.frames import Pad
-from vla.vlm.preprocessing.settings import Preprocessing
+from vla.training.train_config import Plan, make_plan
 
 HEIGHT, WIDTH = 480, 640
 CAMERAS = ("front", "wrist", "side")
@@ -90,8 +90,8 @@ def _targets(rows: Sequence[Mapping[str, Any]]) -> list[Target]:
 
 def record(folder: Path, episodes: int, steps: int) -> Frames:
     """An expert at work, seen by three cameras: the third is the first in a mirror."""
-    from vla.envs.expert import Expert
     from vla.envs.make import make_env
+    from vla.envs.scripted_expert import Expert
 
     env, rng = make_env("pick", image_size=WIDTH, randomize=True), np.random.default_rng(0)
     robot = replace(env.unwrapped.embodiment, cameras=CAMERAS)  # type: ignore[attr-defined]

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vla.benchmarks.table import Table, Target
+from vla.common.result_table import Table, Target
+from vla.models.backbones.build import build
 from vla.training.blocks import blocks
 from vla.training.lora import inject
-from vla.vlm.build import build
 
 GIB = 2**30
 BATCH, TEXT, LABELS, RANK, RANKS = 8, 96, 32, 16, 8

@@ -21,19 +21,19 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from vla.benchmarks.table import Table, Target
+from vla.common.pip_install import install_command
+from vla.common.result_table import Table, Target
 from vla.envs import MAX_STEPS
 from vla.envs.make import make_env
 from vla.errors import InputError
-from vla.evaluation.ledger import Ledger
-from vla.evaluation.trial import Result, Trial
-from vla.evaluation.workers import Job, run_in_workers
-from vla.install import install_command
-from vla.model import VLA
-from vla.normalize import Normalizer
+from vla.evaluation.rollouts.result_store import Ledger
+from vla.evaluation.rollouts.trial import Result, Trial
+from vla.evaluation.rollouts.workers import Job, run_in_workers
+from vla.models.normalization import Normalizer
+from vla.models.processor import Processor
+from vla.models.robot_spec import RobotSpec
+from vla.models.vla import VLA
 from vla.policies.load import load_policy
-from vla.processor import Processor
-from vla.robot_spec import RobotSpec
 
 TASK, EXECUTE, HORIZON = "pick", 3, 6
 ENVS, WORKERS, WAVES, ROUNDS = 8, 2, 3, 3

@@ -20,7 +20,7 @@ from lerobot_policy_vla.environment_vla import VlaEnvConfig, make
 from lerobot_policy_vla.modeling_vla import VlaPolicy
 from lerobot_policy_vla.processor_vla import make_vla_pre_post_processors
 from vla.benchmarks import rollout as bench
-from vla.model import VLA
+from vla.models.vla import VLA
 
 GYM_ID = "vla/bench-rollout-v1"
 

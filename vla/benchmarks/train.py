@@ -24,18 +24,18 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from vla.accelerator import accelerator
 from vla.benchmarks import train_ours
-from vla.benchmarks.table import Table, Target
 from vla.benchmarks.train_contestant import Contestant
 from vla.benchmarks.train_shapes import REAL, TINY, Shape, save_for_lerobot
-from vla.convert import convert
+from vla.commands.convert import convert
+from vla.commands.options import bind, compose
+from vla.commands.record import demonstrate
+from vla.common.device import accelerator
+from vla.common.result_table import Table, Target
 from vla.datasets.episodes import EpisodeStore
 from vla.envs.make import make_env
-from vla.options import bind, compose
-from vla.record import demonstrate
-from vla.training.plan import Precision
 from vla.training.step import uses_bf16
+from vla.training.train_config import Precision
 
 RATIO, MFU = 1.3, 0.45
 H100 = 989e12

@@ -36,11 +36,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoTokenizer
 
-from vla.accelerator import accelerator
-from vla.actions.fast import FastTokenizer
 from vla.benchmarks.loader_formats import video_backend
 from vla.benchmarks.train_contestant import Turns
 from vla.benchmarks.train_shapes import Shape
+from vla.common.device import accelerator
+from vla.models.action_tokenizers.fast import FastTokenizer
 
 
 def loop(

@@ -12,14 +12,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vla.accelerator import accelerator
-from vla.batch import Batch
 from vla.benchmarks.train_contestant import Turns
 from vla.benchmarks.train_shapes import Shape, ours
-from vla.heads import flow
-from vla.model import VLA
+from vla.common.device import accelerator
+from vla.models.action_heads import flow
+from vla.models.batch import Batch
+from vla.models.vla import VLA
 from vla.training import loop as loop_of_training
-from vla.training.plan import Plan, Precision
+from vla.training.train_config import Plan, Precision
 
 
 def loop(

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
-from vla.actions.fast import FastTokenizer
-from vla.chat import ChatFormat
 from vla.datasets.mixture import Mixture
-from vla.model import VLA
-from vla.processor import PAD, SPECIAL_TOKENS, Processor
+from vla.models.action_tokenizers.fast import FastTokenizer
+from vla.models.backbones.backbone import Backbone
+from vla.models.backbones.build import build
+from vla.models.build import with_head
+from vla.models.chat import ChatFormat
+from vla.models.processor import PAD, SPECIAL_TOKENS, Processor
+from vla.models.vla import VLA
 from vla.training.action_head import head_settings
 from vla.training.demonstrations import Demonstrations, robot_specs
-from vla.training.start import with_head
-from vla.vlm.backbone import Backbone
-from vla.vlm.build import build
 
 MARKS = ("<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
 """What SmolVLM's tokenizer has to have besides ours."""

@@ -8,17 +8,17 @@ from typing import Any
 
 import gymnasium
 
-from vla.control.limits import limits_of
+from vla.common.kinematic_chain import Tool, ToolKinematics, chain_joints, extract_chain
 from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.kinematics.chain import Tool, ToolKinematics, chain_joints, extract_chain
 from vla.kinematics.joint_map import bare, match_joints, read_components
+from vla.models.robot_views import REMEDY
 from vla.policies.converted_units import in_units_of
 from vla.policies.data_summary import data_of
 from vla.policies.load import load_policy
-from vla.policies.protocol import Policy, takes_fewer_cameras
+from vla.policies.policy import Policy, takes_fewer_cameras
 from vla.policies.remote import RemotePolicy
-from vla.robot_views import REMEDY
+from vla.robots.limits import limits_of
 
 KINEMATICS = ("model", "tool", "joints", "units", "components")
 

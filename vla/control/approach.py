@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
-from vla.action_space import difference, interpolate
-from vla.control.limits import Limits
+from vla.common.start_region import StartRegion
 from vla.embodiment import Embodiment
+from vla.kinematics.action_space import difference, interpolate
 from vla.policies.data_summary import Range
-from vla.start_region import StartRegion
+from vla.robots.limits import Limits
 
 NEAR = 0.01
 """The share of a component's range within which the arm counts as being there."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vla.control.spread import Spread
+from vla.common.percentiles import Spread
 from vla.types import Observation
 
 

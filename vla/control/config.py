@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from vla.control.buffer import check_settings
+from vla.control.action_queue import check_settings
 from vla.errors import InputError
 
 End = Literal["hold", "home", "disable_torque"]

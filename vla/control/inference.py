@@ -13,11 +13,11 @@ from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.policies.data_summary import DataSummary, data_of
 from vla.policies.history import history_of
-from vla.policies.protocol import BatchPolicy, Policy, guides, takes_prefix
+from vla.policies.policy import BatchPolicy, Policy, guides, takes_prefix
 from vla.types import ActionChunk, Observation
 
 PREFIXED = ("rtc", "guided", "guided-vjp")
-"""Executions of `vla.control.buffer` that give the policy the actions with which its chunk is to begin."""
+"""Executions of `vla.control.action_queue` that give the policy the actions with which its chunk is to begin."""
 
 
 class InferenceDied(Exception):
@@ -29,7 +29,7 @@ class Request:
     """An observation to answer. The chunk's first action stands at policy step `start`, counted from the run's first.
 
     The chunk is to begin with `prefix`, the actions that are carried out before it can come. Where `beyond` is given,
-    the old chunk's actions after those, it is drawn to them, `vjp` as in `vla.actions.guidance.Guide`.
+    the old chunk's actions after those, it is drawn to them, `vjp` as in `vla.models.action_heads.rtc_guidance.Guide`.
     """
 
     observation: Observation

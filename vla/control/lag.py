@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from vla.action_space import difference
 from vla.embodiment import Embodiment
+from vla.kinematics.action_space import difference
 
 
 class LagMonitor:

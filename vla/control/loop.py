@@ -18,25 +18,25 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float
 
-from vla.action_space import interpolate
+from vla.common.start_region import StartRegion
+from vla.control.action_queue import ActionBuffer
 from vla.control.approach import Path, outside, pose_action, slow_path, unseen
-from vla.control.buffer import ActionBuffer
 from vla.control.clock import Clock, WallClock
 from vla.control.config import LoopConfig, steps_of
 from vla.control.events import EventLog
-from vla.control.guard import Guard
 from vla.control.inference import Inference, InferenceDied, Request
 from vla.control.lag import LagMonitor
-from vla.control.robot import Robot, RobotFault
 from vla.control.robot_calls import RobotCalls
-from vla.control.servo_health import HealthMonitor, HealthReporting
+from vla.control.safety_filter import Guard
 from vla.control.stats import ControlStats, Tally
 from vla.control.stop import EmergencyStop
 from vla.control.tick import Source, Tick
 from vla.errors import Outcome
+from vla.kinematics.action_space import interpolate
 from vla.policies.data_summary import DataSummary
 from vla.policies.history import FrameHistory
-from vla.start_region import StartRegion
+from vla.robots.robot import Robot, RobotFault
+from vla.robots.servo_health import HealthMonitor, HealthReporting
 from vla.types import Observation
 
 

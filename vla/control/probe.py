@@ -13,7 +13,7 @@ from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.policies.data_summary import data_of
 from vla.policies.history import FrameHistory
-from vla.policies.protocol import Policy, takes_prefix
+from vla.policies.policy import Policy, takes_prefix
 from vla.types import Observation
 
 

@@ -14,11 +14,11 @@ from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 from vla.control.inference import Answer, InferenceDied, PolicyInfo, Request
+from vla.control.shared_images import images_of, views, with_images, without_images
 from vla.control.stop import SIGNALS
 from vla.control.thread_inference import answer
 from vla.errors import InputError
-from vla.policies.protocol import Policy
-from vla.shared_images import images_of, views, with_images, without_images
+from vla.policies.policy import Policy
 
 NICE = 10
 """By which the policy's process is nicer than the loop's: on few cores it would cost the loop deadlines else."""

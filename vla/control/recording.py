@@ -14,10 +14,10 @@ from queue import SimpleQueue
 import numpy as np
 from jaxtyping import Float
 
+from vla.common.full_disk import explain_full_disk
 from vla.control.tick import Tick
 from vla.errors import InputError
-from vla.full_disk import explain_full_disk
-from vla.recording.protocol import Recorder
+from vla.recording.recorder import Recorder
 from vla.types import Observation
 
 LOG = logging.getLogger(__name__)

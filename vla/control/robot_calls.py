@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from vla.control.clock import Clock
-from vla.control.robot import RobotFault
 from vla.errors import Outcome
+from vla.robots.robot import RobotFault
 
 TRIES = 3
 """Of a call in one tick, while its time lasts."""

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from vla.common.percentiles import Spread
 from vla.control.camera_stats import CameraStats, CameraTally
 from vla.control.events import Event, EventLog
-from vla.control.spread import Spread
 from vla.errors import Outcome
 
 MET = "the task is met"

@@ -16,7 +16,7 @@ from types import FrameType
 
 from vla.common.terminal import in_background
 from vla.errors import InputError
-from vla.teleop.gamepad import Gamepad
+from vla.robots.teleoperators.gamepad import Gamepad
 
 SIGNALS = {
     signal.SIGINT: "interrupted",

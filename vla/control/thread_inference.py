@@ -9,7 +9,7 @@ from collections.abc import Callable
 from vla.control.inference import Answer, InferenceDied, Request, predict
 from vla.errors import InputError
 from vla.policies.history import history_of
-from vla.policies.protocol import Policy
+from vla.policies.policy import Policy
 
 
 def answer(policy: Policy, request: Request, asked: float, now: Callable[[], float] = time.monotonic) -> Answer:

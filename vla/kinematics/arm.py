@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from vla.common.kinematic_chain import ToolKinematics
 from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.kinematics.chain import ToolKinematics
 from vla.kinematics.solver import KinematicSolver
 
 

@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vla.common.kinematic_chain import ArmJoint
 from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.kinematics.chain import ArmJoint
 
 UNITS = {"rad": 1.0, "deg": math.pi / 180, "°": math.pi / 180, "m": 1.0, "mm": 1e-3}
 """[rad or m] of one."""

@@ -42,7 +42,8 @@ class _Box(mink.Limit):
 
 
 class KinematicSolver:
-    """Of the joints in MJCF that `vla.kinematics.chain.extract_chain` gave, for its tools `frames`, in their order.
+    """Of the joints in MJCF that `vla.common.kinematic_chain.extract_chain` gave, for its tools `frames`, in their
+    order.
 
     Joints are in the order of the chain. Owns scratch data: one thread at a time may use it.
     """

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from vla.common.kinematic_chain import Tool
+from vla.common.rotations import decode, encode
 from vla.embodiment import Embodiment, Rotation
 from vla.errors import InputError
-from vla.kinematics.chain import Tool
-from vla.rotations import decode, encode
 
 
 @dataclass(frozen=True)

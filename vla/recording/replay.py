@@ -12,7 +12,7 @@ import rerun as rr
 from vla.common.atomic import atomic_replace
 from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.recording.protocol import Recorder
+from vla.recording.recorder import Recorder
 from vla.recording.rerun_recorder import RerunRecorder, blueprint
 from vla.types import Episode, Observation, instructions_at
 

@@ -24,15 +24,15 @@ from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
 from vla import __version__
+from vla.common.msgpack_numpy import pack, unpack
 from vla.control.inference import Request, predict
 from vla.errors import InputError
 from vla.policies.data_summary import data_of
 from vla.policies.history import FrameHistory, history_of
-from vla.policies.protocol import BatchPolicy, Policy, guides, takes_fewer_cameras
+from vla.policies.policy import BatchPolicy, Policy, guides, takes_fewer_cameras
 from vla.serving.metrics import Metrics
 from vla.serving.observation import BEYOND, ID, PAST, PREFIX, RESET, TIME, VJP, Keys, read_request
 from vla.types import ActionChunk
-from vla.wire import pack, unpack
 
 LOG = logging.getLogger(__name__)
 DRAIN = 30.0

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from vla.actions.fast import FastTokenizer
 from vla.errors import InputError, suggestion
-from vla.heads.build import HEADS
-from vla.heads.fast import to_json
-from vla.robot_spec import RobotSpec
+from vla.models.action_heads.build import HEADS
+from vla.models.action_heads.fast import to_json
+from vla.models.action_tokenizers.fast import FastTokenizer
+from vla.models.robot_spec import RobotSpec
 from vla.training.demonstrations import Demonstrations
 
 
 def head_settings(
     head: str | Mapping[str, Any], demonstrations: Sequence[Demonstrations], robots: Sequence[RobotSpec]
 ) -> dict[str, Any]:
-    """The settings that `vla.heads.build.build_head` takes, of a head's name or of its name and options.
+    """The settings that `vla.models.action_heads.build.build_head` takes, of a head's name or of its name and options.
 
     FAST's `tokenizer` is the folder of one (`vla train-tokenizer`); without one it is trained on the demonstrations.
     Raises InputError when there is no such head or no such tokenizer.

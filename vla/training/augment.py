@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vla.batch import Batch
+from vla.models.batch import Batch
 from vla.training.augmentation import Augmentation
 from vla.training.geometry import warp
 

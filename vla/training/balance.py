@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vla.model import NUMBERS, POINTS, TOKENS, WORDS
+from vla.models.vla import NUMBERS, POINTS, TOKENS, WORDS
 from vla.training.batches import SPARE
 
 KINDS = {WORDS: 1.0, POINTS: 3.2, TOKENS: 2.4, NUMBERS: 10.0}

@@ -9,15 +9,15 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from vla.batch import Batch, Frames, own_frames
+from vla.common.images import sides
+from vla.common.stored_image import StoredViews
 from vla.datasets.mixture import Mixture
-from vla.images import sides
-from vla.processor import Processor
-from vla.stored_image import StoredViews
+from vla.models.batch import Batch, Frames, own_frames
+from vla.models.processor import Processor
 from vla.training.camera_dropout import without_cameras
 from vla.training.distributed import World
 from vla.training.geometry import move
-from vla.training.plan import Plan
+from vla.training.train_config import Plan
 from vla.types import Example
 
 SPARE = ""

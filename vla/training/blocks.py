@@ -12,10 +12,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from vla.actions.expert import ExpertLayer
 from vla.errors import InputError
-from vla.model import VLA
-from vla.vlm.cross_attention import CrossBlock
+from vla.models.action_heads.action_expert import ExpertLayer
+from vla.models.backbones.cross_attention import CrossBlock
+from vla.models.vla import VLA
 
 KINDS = (GradientCheckpointingLayer, nn.TransformerEncoderLayer, CrossBlock, ExpertLayer)
 """The layers of transformers' models, of Qwen-VL's encoder, of Flamingo and of the flow head's expert."""

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from vla.common.points import arrange_points
 from vla.errors import InputError
-from vla.points import arrange_points
-from vla.robot_spec import RobotSpec
+from vla.models.robot_spec import RobotSpec
 from vla.types import Example
 
 STREAM = 0x2545F491

@@ -33,9 +33,9 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 from torch.distributed.checkpoint.api import CheckpointException
 
 from vla.errors import InputError
-from vla.model import VLA
-from vla.processor import Processor
-from vla.robot_spec import check_same
+from vla.models.processor import Processor
+from vla.models.robot_spec import check_same
+from vla.models.vla import VLA
 from vla.training.distributed import World, full_weights
 from vla.training.lora import merged
 from vla.training.optimizer import Ema, Optimizers

@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float, Int
 
-from vla.action_targets import RELATIVE, ActionTargets, relative_components
+from vla.common.start_region import StartRegion, thumbnail
+from vla.common.statistics import Statistics, check_finite
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.windows import Windows, split
 from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.normalize import QUANTILE, Normalizer, methods_of
-from vla.robot_spec import RobotSpec
-from vla.start_region import StartRegion, thumbnail
-from vla.statistics import Statistics, check_finite
+from vla.models.action_targets import RELATIVE, ActionTargets, relative_components
+from vla.models.normalization import QUANTILE, Normalizer, methods_of
+from vla.models.robot_spec import RobotSpec
 from vla.training.horizon import prefix_steps
 
 HELD_OUT_EPISODES = 0.05
@@ -118,8 +118,8 @@ def robot_specs(
 ) -> list[RobotSpec]:
     """The robots, by name; each normalised by the statistics of all its demonstrations, as if they were one store.
 
-    `predict` says which actions are predicted relative to the state (`vla.action_targets.relative_components`),
-    `normalization` how ranges are taken (`vla.normalize`): for all components, or by their names.
+    `predict` says which actions are predicted relative to the state (`vla.models.action_targets.relative_components`),
+    `normalization` how ranges are taken (`vla.models.normalization`): for all components, or by their names.
     Points are of as many things as any of its stores knows. With `fewer_cameras` a robot has the cameras of all its
     stores, and may act with some of them. Raises InputError when two stores give one name to embodiments that differ,
     or for a component that no robot has.

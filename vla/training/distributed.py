@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from vla.model import VLA
+    from vla.models.vla import VLA
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vla.errors import InputError
-from vla.processor import Processor
-from vla.robot_spec import RobotSpec
-from vla.robot_views import row_frames
+from vla.models.processor import Processor
+from vla.models.robot_spec import RobotSpec
+from vla.models.robot_views import row_frames
 from vla.training.augmentation import WRIST, Augmentation
 from vla.types import Example
 

@@ -9,11 +9,11 @@ from itertools import combinations
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from vla.batch import Batch
-from vla.model import VLA
+from vla.models.batch import Batch
+from vla.models.vla import VLA
 from vla.training.distributed import World
-from vla.training.plan import Plan
 from vla.training.step import backward
+from vla.training.train_config import Plan
 
 
 def gradient_shares(

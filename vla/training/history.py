@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from vla.errors import InputError
-from vla.robot_spec import RobotSpec
+from vla.models.robot_spec import RobotSpec
 
 
 def history_steps(seconds: Iterable[float], rate: float) -> tuple[int, ...]:

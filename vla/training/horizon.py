@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vla.errors import InputError
-from vla.processor import Processor
+from vla.models.processor import Processor
 
 SECONDS = {"parallel": 0.6, "bins": 0.6, "text": 0.6, "fast": 1.0, "l1": 1.0, "flow": 1.0}
 """Of a chunk where nothing is said: the second of pi0, pi0-FAST and OpenVLA-OFT's ALOHA, and less for heads that say

@@ -12,15 +12,15 @@ from functools import partial
 import numpy as np
 from jaxtyping import UInt8
 
-from vla.batch import Batch
 from vla.datasets.mixture import Mixture
 from vla.datasets.shards import cores
-from vla.processor import Processor
+from vla.models.batch import Batch
+from vla.models.processor import Processor
 from vla.training.batches import micro_batches
 from vla.training.distributed import World
 from vla.training.freed_memory import keep_freed_memory
 from vla.training.loader_processes import SLOTS, Make, in_processes
-from vla.training.plan import Plan
+from vla.training.train_config import Plan
 
 MOST_PROCESSES = 8
 

@@ -23,9 +23,9 @@ import torch
 from jaxtyping import UInt8
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from vla.batch import Batch, own_frames
 from vla.datasets.shards import decode_alone
 from vla.errors import InputError
+from vla.models.batch import Batch, own_frames
 
 Make = Callable[..., list[Batch]]
 """The micro-batches of a step; their images lie in what the keyword `frames` gives."""
@@ -103,7 +103,7 @@ class FrameMemory:
         os.close(self._file)
 
     def frames(self, shape: tuple[int, ...]) -> UInt8[np.ndarray, "_b _k _h _w 3"]:
-        """As `vla.batch.Frames`: here where there is room."""
+        """As `vla.models.batch.Frames`: here where there is room."""
         wanted = math.prod(shape)
         return self.bytes[:wanted].reshape(shape) if wanted <= self.size else own_frames(shape)
 

@@ -11,9 +11,9 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from vla.training.gate import UNITS
-from vla.training.plan import Plan
+from vla.training.checkpoint_gate import UNITS
 from vla.training.tracking import Tracker, tracked
+from vla.training.train_config import Plan
 
 
 @dataclass(frozen=True)

@@ -12,21 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from vla.datasets.mixture import Mixture
-from vla.model import VLA
+from vla.models.vla import VLA
 from vla.training import checkpoint
 from vla.training.blocks import compile_blocks, recompute_blocks
 from vla.training.camera_dropout import report_dropout
 from vla.training.checkpoint import Progress
+from vla.training.checkpoint_gate import UNITS, choose
 from vla.training.distributed import World, join
-from vla.training.gate import UNITS, choose
 from vla.training.geometry import check, report
 from vla.training.gradients import gradient_report, gradient_shares
 from vla.training.loader import prefetch
 from vla.training.log import Log, log
 from vla.training.optimizer import Ema, Optimizers, freeze
-from vla.training.plan import Plan
 from vla.training.resumption import settings
 from vla.training.step import Diverged, Totals, computing, run_step, uses_bf16
+from vla.training.train_config import Plan
 
 __all__ = ["Diverged", "Evaluate", "Outcome", "Plan", "train"]
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vla.errors import InputError
-from vla.model import VLA
+from vla.models.vla import VLA
 
 ALL = "all-linear"
 ROWS = "new_rows"

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from vla.errors import InputError
-from vla.model import VLA
+from vla.models.vla import VLA
 from vla.training.distributed import whole
 from vla.training.lora import ROWS, train_rows
 from vla.training.muon import Muon
-from vla.training.plan import Optimizer
+from vla.training.train_config import Optimizer
 
 
 def freeze(model: VLA, parts: tuple[str, ...]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vla.errors import InputError
-from vla.training.plan import Plan
+from vla.training.train_config import Plan
 
 FIXED = {
     "plan.seed": "what a step draws follows from it",

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from vla.action_targets import RELATIVE
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.mixture import Conversations, Mixture, Source
 from vla.datasets.prompts import check_choice
@@ -19,27 +18,28 @@ from vla.datasets.vqa import VqaStore
 from vla.envs.instructions import every_instruction
 from vla.envs.make import is_task
 from vla.errors import InputError
-from vla.evaluation.answerer import weights_of
-from vla.model import VLA
-from vla.normalize import QUANTILE
-from vla.processor import is_like
-from vla.robot_spec import with_cameras
+from vla.evaluation.heldout import action_errors, heldout_by_kind, spread, vqa_accuracy
+from vla.evaluation.vlm.answerer import weights_of
+from vla.models.action_targets import RELATIVE
+from vla.models.build import build, checkpoint_folder
+from vla.models.continued import Ranges
+from vla.models.normalization import QUANTILE
+from vla.models.processor import is_like
+from vla.models.robot_spec import with_cameras
+from vla.models.vla import VLA
 from vla.training.action_head import head_settings
+from vla.training.backbone_defaults import own_plan
 from vla.training.camera_dropout import check_dropout
 from vla.training.chain import chain
-from vla.training.continued import Ranges
+from vla.training.checkpoint_gate import UNITS
 from vla.training.demonstrations import Demonstrations, robot_specs
 from vla.training.distributed import join
-from vla.training.gate import UNITS
-from vla.training.heldout import action_errors, heldout_by_kind, spread, vqa_accuracy
 from vla.training.history import with_history
 from vla.training.horizon import horizon_steps
 from vla.training.loop import Evaluate, Outcome
 from vla.training.loop import train as run_plan
 from vla.training.lora import adapt
-from vla.training.own_plan import own_plan
-from vla.training.plan import Plan, make_plan
-from vla.training.start import build, checkpoint_folder
+from vla.training.train_config import Plan, make_plan
 from vla.types import Example
 
 HELD_OUT_WINDOWS = 128
@@ -86,27 +86,30 @@ def train(
     `data` is a store, the source "robot", or several by name; those of one embodiment share its normalisation.
     `task` is there for the options, where it names the default of `data`.
     `backbone` is "nano" (pretrained, shipped), "scratch" (nano with random weights and a new tokenizer, trained whole
-    whatever `plan` freezes), a checkpoint's folder, or what `vla.vlm.pretrained` opens. `mixture` weighs the sources
-    by their names in `data` and `vqa`, with `temperature` also by their size; a store of `data` that it does not name
+    whatever `plan` freezes), a checkpoint's folder, or what `vla.models.backbones.pretrained` opens. `mixture` weighs
+    the sources by their names in `data` and `vqa`, with `temperature` also by their size; a store of `data` that it
+    does not name
     weighs what it says of "robot".
     `horizon` is a chunk's, in steps or seconds, and `delay` the longest inference that it is trained for
     (`vla.training.horizon`).
     `log` is what tracks the run beside TensorBoard (`vla.training.tracking`).
-    `head` says how actions are said (`vla.heads`), by its name or with its options; `state_as` how a state is told;
-    `instruction` whether a step is trained with the episode's instruction or its sub-task's (`vla.datasets.prompts`).
+    `head` says how actions are said (`vla.models.action_heads`), by its name or with its options; `state_as` how a
+    state is told; `instruction` whether a step is trained with the episode's instruction or its sub-task's
+    (`vla.datasets.prompts`).
     `predict` says which actions are predicted relative to the state and `normalization` how ranges are taken
     (`vla.training.demonstrations.robot_specs`); a policy that goes on has its own, and its ranges by `statistics`
-    (`vla.training.start.build`).
+    (`vla.models.build.build`).
     `lora` are the options of `vla.training.lora.adapt`, where adapters are to train in place of the backbone.
-    `retain` names what a checkpoint must keep of the model it starts from (`vla.training.retention`).
+    `retain` names what a checkpoint must keep of the model it starts from (`vla.training.regression_gates`).
     `kinds` names which kinds of question a store gives, all where none. `contrastive` are the options of
-    `vla.contrastive.train`, where images and captions alone are to train, `preference` those of
-    `vla.preference.train`, where pairs of answers are; `reward` and `grpo` those of the modules of that name, where a
-    reward model is to learn from pairs, or a model from rewards; `stages` runs of this one after another, by what each
+    `vla.training.contrastive.train`, where images and captions alone are to train, `preference` those of
+    `vla.training.preference.train`, where pairs of answers are; `reward` and `grpo` those of the modules of that name,
+    where a reward model is to learn from pairs, or a model from rewards; `stages` runs of this one after another, by
+    what each
     changes, put to the probes of `probe_scenes` between them, on so many scenes (`vla.training.chain`).
     Images of questions are seen in up to `tiles` pieces, those of robots' cameras as `images` and `image_tokens` say
-    (`vla.vlm.preprocessing.adapted.for_camera`), of all robots or by their names. A prefix-LM is asked one question a
-    row, whatever `turns` is.
+    (`vla.models.preprocessing.adapted.for_camera`), of all robots or by their names. A prefix-LM is asked one question
+    a row, whatever `turns` is.
     Raises InputError, before anything is written, when a path is missing or the parts do not fit together.
     """
     options = dict(locals())
@@ -159,11 +162,11 @@ def train(
     if grpo and Path(judge := str(grpo.get("reward"))).is_dir():
         origin["reward_weights"] = weights_of(judge)
     if contrastive is not None:
-        from vla.contrastive.train import train_contrastive
+        from vla.training.contrastive.train import train_contrastive
 
         return train_contrastive(model, stores, settings, Path(out), origin=origin, **contrastive)
     if reward is not None:
-        from vla.preference.reward import train_reward
+        from vla.training.preference.reward import train_reward
 
         return train_reward(model, stores, settings, Path(out), origin=origin, **reward)
     turns = 1 if model.processor.chat.prefix_lm else turns
@@ -178,7 +181,7 @@ def train(
     }
     evaluate = evaluator(questions, heldout)
     if retain:
-        from vla.training.retention import Retention
+        from vla.training.regression_gates import Retention
 
         kept, told = Retention(model, retain), evaluate
 
@@ -186,11 +189,11 @@ def train(
             return told(trained) | kept(trained)
 
     if preference is not None:
-        from vla.preference.train import train_preference
+        from vla.training.preference.train import train_preference
 
         return train_preference(model, stores, settings, Path(out), evaluate, origin=origin, **preference)
     if grpo is not None:
-        from vla.preference.grpo import train_grpo
+        from vla.training.preference.grpo import train_grpo
 
         return train_grpo(model, stores, settings, Path(out), evaluate, origin=origin, **grpo)
     origin["rows"] = {name: len(source) for name, source in sources.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from vla.training.plan import Plan
+from vla.training.train_config import Plan
 
 
 def learning_rate(plan: Plan, step: int) -> float:

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vla.common.atomic import write_json
+from vla.common.html_page import section, write_page
+from vla.common.plots import COLORS, GREY, style, svg
+from vla.common.stored_image import decoded
 from vla.datasets.questions import KINDS
 from vla.datasets.vqa import VqaStore
-from vla.evaluation.answerer import Answerer, open_answerer, weights_of
-from vla.evaluation.plots import COLORS, GREY, style, svg
-from vla.evaluation.vqa import score
-from vla.page import section, write_page
-from vla.probes.page import write_probe_page
-from vla.probes.probe import Found
-from vla.probes.registry import LOWER, check, chosen
-from vla.scoring.benchmark import Unit, interval, mean, scored
-from vla.stored_image import decoded
-from vla.training.heldout import SHORT, heldout_by_kind
+from vla.evaluation.heldout import SHORT, heldout_by_kind
+from vla.evaluation.vlm.answerer import Answerer, open_answerer, weights_of
+from vla.evaluation.vlm.probes.probe import Found
+from vla.evaluation.vlm.probes.probe_report import write_probe_page
+from vla.evaluation.vlm.probes.registry import LOWER, check, chosen
+from vla.evaluation.vlm.scoring.benchmark import Unit, interval, mean, scored
+from vla.evaluation.vlm.vqa import score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

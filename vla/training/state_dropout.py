@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from vla.batch import Batch
+from vla.models.batch import Batch
 
 STREAM = 0x5DEECE66D
 """What parts these draws from the others that a row's seed gives."""

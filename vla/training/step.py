@@ -12,17 +12,17 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vla.batch import Batch
 from vla.errors import InputError
-from vla.model import VLA
+from vla.models.batch import Batch
+from vla.models.vla import VLA
 from vla.training.augment import augment
 from vla.training.balance import count, element_weights, numbered
 from vla.training.batches import SPARE
 from vla.training.distributed import World
 from vla.training.optimizer import Optimizers, clip_gradients
-from vla.training.plan import Plan
 from vla.training.schedule import learning_rate
 from vla.training.state_dropout import without_states
+from vla.training.train_config import Plan
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,171 @@
+"""Episodes of a source into a store of ours, each read back; a store that was begun goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from vla.common.plural import counted
+from vla.datasets.conversion.selection import Selection
+from vla.errors import InputError
+
+if TYPE_CHECKING:
+    from vla.datasets.episodes import EpisodeStore
+    from vla.types import Episode
+
+
+class Written:
+    """What a conversion has done: episodes, steps, the mean error of each one's pixels, and what it skipped."""
+
+    def __init__(self) -> None:
+        self.episodes = 0
+        self.steps = 0
+        self.errors: list[float] = []
+        self.unsaid = 0
+        """Episodes without an instruction."""
+        self.skipped: list[dict[str, Any]] = []
+        self.started = time.monotonic()
+
+
+class StoreTarget:
+    """The store at `dst`: new once there is an episode for it, or the one that the same conversion began.
+
+    Each episode of the selection is appended or skipped, one after the other, and a skipped one is noted in the store's
+    provenance; so the two counts say where to go on.
+    """
+
+    def __init__(self, selection: Selection, dst: str, codec: str, quiet: bool = False) -> None:
+        """Raises InputError when something else is at `dst`, or what was begun there is of other episodes."""
+        from vla.datasets.folder import open_folder
+
+        self.selection, self.dst, self.codec = selection, dst, codec
+        self.skipped: list[dict[str, Any]] = []
+        self.store: EpisodeStore | None = None
+        if open_folder(dst).exists("zarr.json"):
+            self.store = _reopened(selection, dst, codec)
+            self.skipped = [dict(entry) for entry in self.store.provenance.get("skipped", ())]
+            if not quiet:
+                print(f"{dst}: going on after {counted(self.done, 'episode')}")
+            self._check_begun(self.store)
+
+    @property
+    def done(self) -> int:
+        """Positions that were appended or skipped."""
+        return len(self.skipped) + (0 if self.store is None else len(self.store))
+
+    def check(self, episode: Episode) -> None:
+        """Raises InputError when the episode cannot be stored."""
+        from vla.datasets.episode_checks import check_episode
+
+        if self.store is None:
+            check_episode(episode, self.selection.embodiment, {})
+        else:
+            self.store.check(episode)
+
+    def append(self, episode: Episode) -> float:
+        """Stores the episode and reads it back; returns the mean error of its pixels."""
+        from vla.datasets.formats.compare import check_equal
+
+        store = self._opened()
+        store.append(episode)
+        return check_equal(episode, store[len(store) - 1])
+
+    def copy(self, part: EpisodeStore, index: int) -> None:
+        """Stores episode `index` of another store, its images as they are coded there."""
+        self._opened().append_from(part, index)
+
+    def skip(self, episode: int, reason: str) -> None:
+        """Notes that an episode of the source is left out."""
+        self.skipped.append({"episode": episode, "reason": reason})
+        if self.store is not None:
+            self.store.set_provenance(self._provenance(self.store.provenance))
+
+    def _opened(self) -> EpisodeStore:
+        from vla.datasets.episodes import EpisodeStore
+
+        if self.store is None:
+            provenance = self._provenance(self.selection.provenance)
+            self.store = EpisodeStore.create(self.dst, self.selection.embodiment, self.codec, provenance)
+        return self.store
+
+    def close(self) -> None:
+        if self.store is not None:
+            self.store.close()
+
+    def _provenance(self, known: Mapping[str, Any]) -> dict[str, Any]:
+        return {**known, "skipped": self.skipped} if self.skipped else dict(known)
+
+    def _check_begun(self, store: EpisodeStore) -> None:
+        from vla.datasets.formats.compare import check_equal
+
+        left = {entry["episode"] for entry in self.skipped}
+        stored = [position for position in range(self.done) if self.selection.chosen[position] not in left]
+        if not stored:
+            return
+        try:
+            check_equal(self.selection[stored[-1]], store[len(store) - 1])
+        except InputError as error:
+            store.close()
+            raise InputError(f"{self.dst} was not begun from {self.selection.name(stored[-1])}: {error}") from error
+
+
+def to_store(selection: Selection, dst: str, codec: str, quiet: bool = False) -> Written:
+    """Appends the episodes that the store at `dst` does not have yet, with a bar unless `quiet`.
+
+    There is no store where every episode was skipped. Raises InputError that names the episode that cannot be read or
+    stored.
+    """
+    from tqdm import tqdm
+
+    written = Written()
+    target = StoreTarget(selection, dst, codec, quiet)
+    try:
+        positions = range(target.done, len(selection))
+        shown = {"desc": "convert", "unit": "episode", "initial": target.done, "total": len(selection)}
+        for position in tqdm(positions, disable=quiet, **shown):
+            try:
+                episode = selection[position]
+                with naming(selection.name(position)):
+                    target.check(episode)
+            except InputError as error:
+                if not selection.request.skip:
+                    raise InputError(f"{error}; {selection.advice}") from error
+                target.skip(selection.chosen[position], selection.reason(position, error))
+                continue
+            with naming(selection.name(position)):
+                written.errors.append(target.append(episode))
+            written.episodes += 1
+            written.steps += len(episode)
+            written.unsaid += not episode.instruction
+    finally:
+        target.close()
+    written.skipped = target.skipped
+    return written
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Says of which episode an InputError speaks."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from error
+
+
+def _reopened(selection: Selection, dst: str, codec: str) -> EpisodeStore:
+    """The store that the same conversion began. Raises InputError for one of other data."""
+    from vla.datasets.episodes import EpisodeStore
+
+    store = EpisodeStore.open(dst, "a")
+    begun = {"codec": store.codec, **store.provenance.get("conversion", {})}
+    wanted = {"codec": codec, **selection.provenance["conversion"]}
+    for key, value in wanted.items():
+        if begun.get(key) != value:
+            store.close()
+            raise InputError(
+                f"{dst} is there already, and not of this conversion (its {key} is {begun.get(key)}, not {value}): "
+                "choose another DST, or remove it"
+            )
+    return store

@@ -1,0 +1,151 @@
+"""`vla data doctor`: every detector on a store, and what they found as text, JSON and a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from vla.common.plural import counted
+from vla.datasets.doctor.cameras import check_camera
+from vla.datasets.doctor.colors import check_colors
+from vla.datasets.doctor.components import check_components
+from vla.datasets.doctor.finding import Finding
+from vla.datasets.doctor.fixes import Fixes, steps_text
+from vla.datasets.doctor.frames import CameraScan, read_shots, scan_camera
+from vla.datasets.doctor.idle import check_idle
+from vla.datasets.doctor.motion import check_motion
+from vla.datasets.doctor.outliers import check_outliers
+from vla.datasets.doctor.recording import Recording
+from vla.datasets.doctor.registration import FEWEST, Fit, Template, reference_episodes
+from vla.datasets.doctor.skipped import check_skipped
+from vla.datasets.doctor.timing import check_timing
+from vla.datasets.doctor.tracking import check_tracking
+from vla.datasets.episodes import EpisodeStore
+from vla.datasets.tools.digest import named
+from vla.datasets.tools.select import episodes_of
+from vla.errors import InputError
+
+OF_NUMBERS = (
+    check_idle,
+    check_timing,
+    check_skipped,
+    check_tracking,
+    check_motion,
+    check_components,
+    check_outliers,
+)
+SHOWN = 4
+"""Episodes whose steps are printed."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found in a recording, faults first, and the figures of the cameras that were looked at."""
+
+    data: Recording
+    findings: tuple[Finding, ...]
+    scans: tuple[CameraScan, ...]
+
+
+def doctor(
+    path: str, *, episodes: str | None = None, images: bool = True, html: str | None = None, json: str | None = None
+) -> None:
+    """Prints what is wrong with the episodes of the store at `path` (`episodes`: with these of them), where, and the
+    command that repairs it. `images=False` leaves the cameras out, which takes seconds at a thousand episodes.
+
+    With `html`, also writes a page with pictures to that file, and with `json` the findings as data; either may be
+    there already. Raises InputError when there is no readable store at `path`, and for an empty one.
+    """
+    with EpisodeStore.open(path) as store:
+        if not len(store):
+            raise InputError(f"{path} has no episodes to look at: record some first")
+        chosen = range(len(store)) if episodes is None else episodes_of(episodes, len(store))
+        diagnosis = diagnose(store, chosen, images)
+        lengths = {index: store.records[index].length for index in range(len(store))}
+        fixes = Fixes(path, lengths, store.embodiment.cameras, store.embodiment.action)
+        print("\n".join(describe(path, diagnosis, fixes)))
+        if json is not None:
+            from vla.common.atomic import write_json
+
+            write_json(Path(json), to_dict(path, diagnosis, fixes))
+            print(f"wrote {json}")
+        if html is not None:
+            from vla.datasets.doctor.doctor_report import write_doctor_page
+
+            print(f"wrote {write_doctor_page(store, diagnosis, fixes, html)}")
+
+
+def diagnose(store: EpisodeStore, episodes: Sequence[int], images: bool = True) -> Diagnosis:
+    """Every detector on these episodes, with a bar while images are decoded."""
+    data = Recording.of(store, episodes)
+    findings = [finding for check in OF_NUMBERS for finding in check(data)]
+    scans = []
+    cameras = store.embodiment.cameras if images else ()
+    total = len(cameras) * len(data)
+    with tqdm(total=total, desc="images", unit="episode", leave=False, disable=not total) as bar:
+        for camera in cameras:
+            fits: list[Fit] = []
+            scan = _scan(store, data, camera, bar.update, fits)
+            findings += check_camera(data, scan, fits)
+            scans.append(scan)
+    findings += check_colors(data, scans)
+    findings.sort(key=lambda finding: finding.level != "fault")
+    return Diagnosis(data, tuple(findings), tuple(scans))
+
+
+def _scan(store: EpisodeStore, data: Recording, camera: str, advance: Any, fits: list[Fit]) -> CameraScan:
+    if len(data) < FEWEST:
+        return scan_camera(store, data, camera, advance)
+    template = Template(data)
+    for episode in reference_episodes(len(data)):
+        template.add(episode, *read_shots(store, data, camera, episode))
+    return scan_camera(store, data, camera, advance, lambda *shots: fits.append(template.fit(*shots)))
+
+
+def describe(path: str, diagnosis: Diagnosis, fixes: Fixes) -> Iterator[str]:
+    """The lines that are printed."""
+    data, findings = diagnosis.data, diagnosis.findings
+    faults = sum(finding.level == "fault" for finding in findings)
+    found = ", ".join((counted(faults, "fault"), counted(len(findings) - faults, "hint"))) if findings else "nothing"
+    looked = f"{counted(len(data), 'episode')}, {counted(len(data.time), 'step')}"
+    cameras = counted(len(diagnosis.scans), "camera")
+    yield f"{path}: {looked}, {cameras}: {found} found"
+    for finding in findings:
+        yield f"  {finding.level} {finding.check}: {finding.text}"
+        if len(finding.episodes) < len(data):
+            yield f"    in {named(finding.episodes)}"
+        if finding.steps:
+            yield f"    steps {steps_text(finding.steps, SHOWN)}"
+        yield f"    {fixes.of(finding)}"
+    if (command := fixes.together(findings)) is not None:
+        yield f"  all that can be left out or cut, in one: {command}"
+
+
+def to_dict(path: str, diagnosis: Diagnosis, fixes: Fixes) -> dict[str, Any]:
+    """The findings as JSON values."""
+    return {
+        "store": path,
+        "episodes": len(diagnosis.data),
+        "steps": len(diagnosis.data.time),
+        "cameras": [scan.camera for scan in diagnosis.scans],
+        "faults": sum(finding.level == "fault" for finding in diagnosis.findings),
+        "hints": sum(finding.level == "hint" for finding in diagnosis.findings),
+        "findings": [
+            {
+                "check": finding.check,
+                "level": finding.level,
+                "subject": finding.subject,
+                "text": finding.text,
+                "episodes": list(finding.episodes),
+                "steps": {str(episode): [list(pair) for pair in ranges] for episode, ranges in finding.steps.items()},
+                "values": dict(finding.values),
+                "fix": fixes.of(finding),
+            }
+            for finding in diagnosis.findings
+        ],
+        "fix": fixes.together(diagnosis.findings),
+    }

@@ -1,0 +1,106 @@
+"""Components of state and action by themselves: constant, rarely moving, clipped, and states that do not follow."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from vla.datasets.doctor.finding import Advice, Finding
+from vla.datasets.doctor.recording import Recording, unit
+from vla.datasets.doctor.robust import runs
+from vla.datasets.doctor.timing import share
+
+RARE = 0.02
+"""A component whose bulk, 98 % of its values, spans less than this share of its range moves rarely."""
+DEAD = 0.01
+"""A state that spans less than this share of what its action does has not followed it."""
+CLIPPED = 0.03
+"""The share of the moving steps at exactly one extreme value from which on a component is clipped."""
+DISTINCT = 20
+"""A component of fewer different values is a switch, which is always at an extreme."""
+
+
+def check_components(data: Recording) -> list[Finding]:
+    found = []
+    everything = tuple(data.numbers.tolist())
+    keep = Advice("keep it if the robot is to have it; a component that never moves is of no harm in training")
+    for kind, values, names in (("state", data.state, data.body.state), ("action", data.action, data.body.action)):
+        ranges = np.ptp(values, axis=0)
+        if still := [name for name, width in zip(names, ranges, strict=True) if width == 0]:
+            text = f"{kind} {', '.join(still)} {'is' if len(still) == 1 else 'are'} the same in all steps"
+            found.append(Finding("constant", text, everything, keep, "hint", still[0]))
+        bulk = np.subtract(*np.quantile(values, [0.99, 0.01], axis=0))
+        for i in np.flatnonzero((ranges > 0) & (bulk < RARE * ranges)).tolist():
+            odd = np.abs(values[:, i] - np.median(values[:, i])) > 0.5 * ranges[i]
+            places = data.by_episode(np.flatnonzero(odd))
+            text = f"{kind} {names[i]} hardly moves in 98 % of the steps, and goes far in {len(places)} episodes"
+            fix = Advice("see whether these moves are real")
+            found.append(Finding("rarely-moves", text, tuple(places), fix, "hint", names[i]))
+    return found + _dead(data) + _clipped(data)
+
+
+def _dead(data: Recording) -> list[Finding]:
+    found = []
+    for i, at in enumerate(data.body.measured_by):
+        if at is None or not data.body.is_position_action[i] or unit(data.body.action[i]) != unit(data.body.state[at]):
+            continue
+        if data.action_scale[i] > 0 and np.ptp(data.state[:, at]) < DEAD * np.ptp(data.action[:, i]):
+            name = data.body.state[at]
+            text = f"state {name} stands still while its action moves: a motor or an encoder that is not connected"
+            fix = Advice("repair the joint and record again")
+            found.append(Finding("dead-joint", text, tuple(data.numbers.tolist()), fix, subject=name))
+    return found
+
+
+def _clipped(data: Recording) -> list[Finding]:
+    found = []
+    moving = data.speed > 0
+    moving = np.append(moving, False) | np.insert(moving, 0, False)
+    body = data.body
+    # Grippers rest at their ends, and a part of a unit quaternion is often 1.
+    turned = [(list(r.state), list(r.action)) for r in body.rotations if not r.turn]
+    grippers = np.flatnonzero(body.is_gripper).tolist()
+    left_out = (
+        {body.measured_by[i] for i in grippers} | {i for state, _ in turned for i in state},
+        {*grippers} | {i for _, action in turned for i in action},
+    )
+    for kind, values, names, leave in (
+        ("state", data.state, body.state, left_out[0]),
+        ("action", data.action, body.action, left_out[1]),
+    ):
+        for i in (i for i in range(len(names)) if i not in leave):
+            for value, at in clipped_steps(values[:, i], moving):
+                places = data.by_episode(np.flatnonzero(at))
+                side = "largest" if value > np.median(values[:, i]) else "smallest"
+                text = (
+                    f"{kind} {names[i]} is exactly {value:.4g}, its {side} value, in "
+                    f"{share(int(at.sum()), int(moving.sum()))} of the steps in which the robot moves: it was clipped"
+                )
+                steps = {
+                    number: tuple((s, e) for s, e in runs(_mask(ranges)).tolist()) for number, ranges in places.items()
+                }
+                fix = Advice("record with wider limits, or take it as the limit that it is")
+                found.append(Finding("clipped", text, tuple(places), fix, "hint", names[i], steps))
+    return found
+
+
+def clipped_steps(
+    values: Float[np.ndarray, "n"], moving: Bool[np.ndarray, "n"]
+) -> list[tuple[float, Bool[np.ndarray, "n"]]]:
+    """Where a component lies exactly at its largest or smallest value more often than at a value of its own accord,
+    in steps that move."""
+    if len(np.unique(values[:: max(1, len(values) // 10_000)])) < DISTINCT:
+        return []
+    found = []
+    for extreme in (values.min(), values.max()):
+        at = (values == extreme) & moving
+        if at.sum() > CLIPPED * moving.sum() and at.sum() >= 3:
+            found.append((float(extreme), at))
+    return found
+
+
+def _mask(ranges: tuple[tuple[int, int], ...]) -> Bool[np.ndarray, "t"]:
+    mask = np.zeros(ranges[-1][1], bool)
+    for start, stop in ranges:
+        mask[start:stop] = True
+    return mask

@@ -1,0 +1,179 @@
+"""`vla data merge`, `split` and `filter`: new stores from episodes of others, their images copied as they are coded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from vla.common.plural import counted
+from vla.datasets.codecs import DEFAULT
+from vla.datasets.episode_cut import append_cut
+from vla.datasets.episodes import EpisodeStore
+from vla.datasets.store_arrays import PADDED
+from vla.datasets.tools.atomic_store import appearing
+from vla.datasets.tools.cuts import Cuts
+from vla.datasets.tools.select import episodes_of, matching, unknown_of
+from vla.embodiment import Embodiment
+from vla.errors import InputError
+
+
+def merge(path: str, *, others: Sequence[str], out: str) -> None:
+    """Makes the store `out` of all episodes of the store at `path` and of the `others`, in that order.
+
+    Images keep their codec; where the stores differ in it, those of `out` are lossless. Of points and chunks each step
+    has as many rows as in any of the stores. Raises InputError when the embodiments differ, naming the component.
+    """
+    with ExitStack() as stack:
+        stores = [stack.enter_context(EpisodeStore.open(each)) for each in (path, *others)]
+        for store in stores[1:]:
+            _check_fit(stores[0], store)
+        codecs = {store.codec for store in stores}
+        new = stack.enter_context(appearing(out))
+        provenance = {"merged from": [_origin(store) for store in stores]}
+        codec = codecs.pop() if len(codecs) == 1 else DEFAULT
+        with EpisodeStore.create(new, stores[0].embodiment, codec, provenance) as target:
+            target.room = {n: max(s.rows(n).shape[1] if n in s.streams else 0 for s in stores) for n in PADDED}
+            for store in stores:
+                copy_episodes(store, range(len(store)), target)
+            count = len(target)
+    print(f"{out}: {counted(count, 'episode')} of {counted(len(stores), 'store')}")
+    for store in stores[1:]:
+        if store.embodiment.name != stores[0].embodiment.name:
+            print(f"  {store.path} is of {store.embodiment.name}: its robot is {stores[0].embodiment.name} now")
+
+
+def split(path: str, *, out: str, parts: Mapping[str, float], seed: int = 0) -> None:
+    """Makes the folder `out` of a store for each of the `parts`, {name: share}, of whole episodes drawn by `seed`.
+
+    The parts keep the order of the episodes. Raises InputError unless the shares are positive, sum to 1 and give
+    each part an episode.
+    """
+    if not parts or any(not name or "/" in name or name.startswith(".") for name in parts):
+        raise InputError(f"parts needs names that folders can have, not {', '.join(map(repr, parts)) or 'none'}")
+    with EpisodeStore.open(path) as source:
+        chosen = draw_parts(len(source), parts, seed)
+        with appearing(out) as folder:
+            for name, indices in chosen.items():
+                about = {"split": {"part": name, "parts": dict(parts), "seed": seed}, "from": _origin(source)}
+                with _like(source, folder / f"{name}.zarr", about) as target:
+                    copy_episodes(source, indices, target)
+    print(
+        f"{out}: "
+        + ", ".join(f"{name}.zarr with {counted(len(indices), 'episode')}" for name, indices in chosen.items())
+    )
+
+
+def filter(
+    path: str,
+    *,
+    out: str,
+    episodes: str | None = None,
+    success: bool | str | None = None,
+    instruction: str | None = None,
+    min_steps: int | None = None,
+    max_steps: int | None = None,
+    drop: str | None = None,
+    drop_cameras: Sequence[str] = (),
+    trim: float | None = None,
+    steps: Mapping[int, str | int] | None = None,
+    action_shift: int = 0,
+) -> None:
+    """Makes the store `out` of the episodes of the store at `path` that fit every condition (`matching`), without
+    those of `drop` ("3,7,9:12") and without `drop_cameras`, each with the steps that `Cuts` leaves."""
+    conditions: dict[str, Any] = {
+        "episodes": episodes,
+        "success": success,
+        "instruction": instruction,
+        "min_steps": min_steps,
+        "max_steps": max_steps,
+    }
+    changes = {
+        "drop": drop,
+        "drop_cameras": list(drop_cameras) or None,
+        "trim": trim,
+        "steps": None if steps is None else {str(episode): str(text) for episode, text in steps.items()},
+        "action_shift": action_shift or None,
+    }
+    given = {name: value for name, value in {**conditions, **changes}.items() if value is not None}
+    if not given:
+        raise InputError(f"say what to keep: {', '.join(f'{name}=…' for name in {**conditions, **changes})}")
+    cuts = Cuts(trim, steps, action_shift)
+    with EpisodeStore.open(path) as source:
+        kept = matching(source.records, **conditions)
+        if drop is not None:
+            gone = set(episodes_of(drop, len(source), "drop"))
+            if not (kept := [index for index in kept if index not in gone]):
+                raise InputError(f"drop={drop}: no episode would be left")
+        body = without_cameras(source.embodiment, drop_cameras)
+        chosen = cuts.of(source, kept) if cuts.anything or drop_cameras else {}
+        about = {"filter": given, "from": _origin(source)}
+        with appearing(out) as new, EpisodeStore.create(new, body, source.codec, about) as target:
+            if chosen:
+                for index, left in tqdm(chosen.items(), desc=f"copy {path}", unit="episode", leave=False):
+                    append_cut(target, source, index, left, cuts.rows(source, index, left))
+            else:
+                copy_episodes(source, kept, target)
+            steps_left, steps_before = target.total_frames, sum(source.records[index].length for index in kept)
+        print(f"{out}: {len(kept)} of {counted(len(source), 'episode')} of {path}")
+        if steps_left < steps_before:
+            print(f"  {counted(steps_before - steps_left, 'step')} of theirs cut off, {steps_left} left")
+        if isinstance(success, bool) and (unknown := unknown_of(source.records, range(len(source)))):
+            print(f"  left out: {counted(len(unknown), 'episode')} of unknown success; success=unknown takes those")
+
+
+def without_cameras(body: Embodiment, cameras: Sequence[str]) -> Embodiment:
+    """Raises InputError for a camera that is not there."""
+    if unknown := set(cameras) - set(body.cameras):
+        raise InputError(f"there is no camera {min(unknown)!r}: there are {', '.join(body.cameras) or 'none'}")
+    return replace(body, cameras=tuple(camera for camera in body.cameras if camera not in cameras))
+
+
+def copy_episodes(source: EpisodeStore, indices: Iterable[int], target: EpisodeStore) -> None:
+    """Appends episodes of `source` to `target`, with a bar."""
+    for index in tqdm(list(indices), desc=f"copy {source.path}", unit="episode", leave=False):
+        target.append_from(source, index)
+
+
+def draw_parts(count: int, parts: Mapping[str, float], seed: int) -> dict[str, list[int]]:
+    """The indices of each part of `count` episodes: drawn at random, each in one part, the sizes within one of the
+    shares. Raises InputError as `split` does, and for a negative seed."""
+    shares = np.array([float(share) for share in parts.values()])
+    if not (np.all(shares > 0) and math.isclose(shares.sum(), 1, abs_tol=1e-6)):
+        raise InputError(f"the shares of the parts must be positive and sum to 1, not {dict(parts)}")
+    ends = np.rint(np.cumsum(shares) * count).astype(int)
+    if seed < 0:
+        raise InputError(f"the seed must be 0 or more, not {seed}")
+    drawn = np.split(np.random.default_rng(seed).permutation(count), ends[:-1])
+    for name, indices in zip(parts, drawn, strict=True):
+        if len(indices) == 0:
+            raise InputError(f"{name}: {parts[name]:g} of {count} episodes is none; give it a larger share")
+    return {name: sorted(indices.tolist()) for name, indices in zip(parts, drawn, strict=True)}
+
+
+def _like(source: EpisodeStore, path: Path, provenance: Mapping[str, Any]) -> EpisodeStore:
+    return EpisodeStore.create(path, source.embodiment, source.codec, provenance)
+
+
+def _origin(store: EpisodeStore) -> dict[str, Any]:
+    return {"store": store.path.rstrip("/").rpartition("/")[2], "episodes": len(store), **store.provenance}
+
+
+def _check_fit(first: EpisodeStore, other: EpisodeStore) -> None:
+    """Raises InputError when the episodes of the two cannot lie in one store."""
+    try:
+        first.embodiment.union([other.embodiment])
+    except InputError as error:
+        raise InputError(f"{first.path} and {other.path} cannot be merged: {error}") from error
+    theirs = other.summary.images
+    for camera, (height, width) in first.summary.images.items():
+        other_height, other_width = theirs.get(camera, (height, width))
+        if (height, width) != (other_height, other_width):
+            sizes = f"{width}x{height} pixels in {first.path}, {other_width}x{other_height} in {other.path}"
+            raise InputError(f"camera {camera} has {sizes}")

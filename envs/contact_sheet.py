@@ -1,0 +1,50 @@
+"""A contact sheet of the tasks: python -m vla.envs.contact_sheet docs/tasks.png"""
+
+from __future__ import annotations
+
+import sys
+from textwrap import fill
+
+import mujoco
+import numpy as np
+from PIL import Image, ImageDraw
+
+from vla.envs.make import make_env
+from vla.envs.scripted_expert import Expert
+from vla.envs.tasks import TASKS
+
+SIZE, COLUMNS, CAPTION = 224, 4, 34
+PART = 0.6
+"""How much of the expert's episode has passed in the picture."""
+
+
+def sheet(seed: int = 3) -> Image.Image:
+    """The front camera's view of every task, its expert at work, over the instruction."""
+    rows = -(-len(TASKS) // COLUMNS)
+    page = Image.new("RGB", (COLUMNS * SIZE, rows * (SIZE + CAPTION)), "white")
+    for number, task in enumerate(TASKS):
+        x, y = number % COLUMNS * SIZE, number // COLUMNS * (SIZE + CAPTION)
+        picture, instruction = _picture(task, seed)
+        page.paste(picture, (x, y))
+        ImageDraw.Draw(page).text((x + 4, y + SIZE + 3), fill(instruction, 40), "black", font_size=11)
+    return page
+
+
+def _picture(task: str, seed: int) -> tuple[Image.Image, str]:
+    env = make_env(task, images=False, randomize=False, image_size=SIZE)
+    expert, states, over = Expert(env), [], False
+    _, info = env.reset(seed=seed)
+    scene = env.unwrapped.scene  # type: ignore[attr-defined]
+    while not over:
+        states.append(scene.data.qpos.copy())
+        _, _, terminated, truncated, _ = env.step(expert.act())
+        over = terminated or truncated
+    scene.data.qpos[:] = states[int(PART * len(states))]
+    mujoco.mj_forward(scene.model, scene.data)
+    picture = Image.fromarray(np.asarray(env.render()))
+    env.close()
+    return picture, info["instruction"]
+
+
+if __name__ == "__main__":
+    sheet().quantize(256, kmeans=2).save(sys.argv[1], optimize=True)

@@ -1,0 +1,27 @@
+"""The scripted expert of a simulated task as a policy: the ceiling that a learned one is held against."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from jaxtyping import Float
+
+from vla.embodiment import Embodiment
+from vla.envs.scripted_expert import expert_of
+from vla.types import ActionChunk, Observation
+
+
+class ExpertPolicy:
+    """Chunks of one action, from the environment's privileged state; the observation is not looked at."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        self._expert = expert_of(env)
+        self.embodiment: Embodiment = env.unwrapped.embodiment  # type: ignore[attr-defined]
+
+    def reset(self) -> None:
+        self._expert.reset()
+
+    def predict(self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None) -> ActionChunk:
+        return ActionChunk(self._expert.act()[None], observation.time, 1 / self.embodiment.control_hz)

@@ -1,0 +1,246 @@
+"""What is wrong with the options of a command as far as it shows at once: names, and paths where nothing is.
+
+Each function takes the options of one command as plain values, and raises InputError. It returns overrides for what
+follows from other options (the task of a simulated robot from the policy's). None imports what takes time (torch,
+MuJoCo), so that a mistake is answered in a second, not after the imports of its command.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vla.commands.arguments import quoted
+from vla.errors import InputError, suggestion, unknown
+from vla.models.hub import HUB_NAME
+
+SCENES = "scenes"
+REMOTE = re.compile(r"\w+://")
+HOSTED, HUB = "hosted:", "hub:"
+
+
+Overrides = list[str]
+
+
+def record(*, task: str, codec: str, robot: Mapping[str, Any] | None, **_: Any) -> Overrides:
+    from vla.datasets.codecs import codec as known_codec
+
+    known_codec(codec)
+    if robot is None:
+        check_task(task, SCENES)
+        _check_rendering()
+        return []
+    return _robot(robot, lambda: task)
+
+
+def train(
+    *,
+    task: str | None,
+    data: str | Mapping[str, str] | None,
+    vqa: Mapping[str, str],
+    mixture: Mapping[str, float],
+    backbone: str | Mapping[str, Any],
+    plan: Mapping[str, Any],
+    stages: Mapping[str, Any],
+    **_: Any,
+) -> None:
+    from vla.training.train_config import make_plan
+
+    make_plan(plan)
+    if data == f"outputs/{task}.zarr" and not Path(data).exists():
+        known = tasks()
+        if task not in known:
+            raise InputError(f"there is no task {task!r}{suggestion(task, known)}; and no store {data}")
+        raise InputError(f"there is no store {data}: `vla record task={task}` makes it, data= names another")
+    if not stages:
+        check_stores(data)
+    for name, path in vqa.items():
+        if mixture.get(name, 0) > 0:
+            check_store(path, f"`vla record task=scenes out={path}` makes one; mixture.{name}=0 trains without it")
+    if isinstance(backbone, str):
+        check_backbone(backbone)
+
+
+def train_tokenizer(*, data: str | Mapping[str, str], **_: Any) -> None:
+    check_stores(data)
+
+
+def evaluate(*, policy: str, task: str | None, phrasing: str, vqa: str | None, **_: Any) -> None:
+    from vla.envs.instructions import check_phrasing
+    from vla.policies.load import REMOTE as SERVERS
+    from vla.policies.load import check_policy, tasks_trained_on
+
+    check_phrasing(phrasing)
+    check_policy(policy)
+    if vqa is not None and not REMOTE.match(vqa) and not Path(vqa).exists():
+        raise InputError(f"no VQA store at {vqa}{_near(vqa)}: `vla record task=scenes out={vqa}` makes one")
+    if task is not None:
+        check_task(task)
+    elif not policy.startswith((HUB, *SERVERS)):
+        tasks_trained_on(policy)
+    _check_rendering()
+
+
+def deploy(*, policy: str, robot: Mapping[str, Any], **_: Any) -> Overrides:
+    from vla.policies.load import check_policy, tasks_trained_on
+
+    check_policy(policy)
+
+    def trained_on() -> str:
+        try:
+            found = tasks_trained_on(policy)
+        except InputError as error:
+            print(f"robot.task=pick: {error}", flush=True)
+            return "pick"
+        if len(found) > 1:
+            raise InputError(f"{policy} was trained on {', '.join(found)}: say which, robot.task={found[0]}")
+        print(f"robot.task={found[0]}: {policy} was trained on it" if policy != "hold" else f"robot.task={found[0]}")
+        return found[0]
+
+    return _robot(robot, trained_on)
+
+
+def serve(*, policy: str, host: str, port: int, key_file: str | None, max_clients: int, max_mb: int, **_: Any) -> None:
+    from vla.commands.serve import check_address
+    from vla.policies.load import check_policy
+
+    check_address(host, port, key_file, max_clients, max_mb)
+    check_policy(policy)
+
+
+def robot(*, action: str, pose: Mapping[str, float] | None, robot: Mapping[str, Any], **_: Any) -> Overrides:
+    if action not in ("status", "clear", "relax", "home"):
+        raise unknown("action", action, ("status", "clear", "relax", "home"))
+    if pose is not None and action != "home":
+        raise InputError(f"pose= is for home, not for {action}")
+    return _robot(robot, lambda: "pick")
+
+
+def push(*, policy: str, **_: Any) -> None:
+    if not Path(policy).is_dir():
+        raise InputError(f"there is no folder {policy}{_near(policy)}")
+
+
+def benchmark(*, benchmark: str, data: str, policy: str, **_: Any) -> None:
+    from vla.evaluation.vlm.scoring.registry import benchmark as known
+
+    known(benchmark)
+    if not Path(data).exists():
+        raise InputError(f"data={data}: nothing is there{_near(data)}")
+    check_answerer(policy)
+
+
+def probe(*, policy: str, **_: Any) -> None:
+    check_answerer(policy)
+    _check_rendering()
+
+
+def play(*, task: str, **_: Any) -> None:
+    check_task(task)
+    _check_rendering()
+
+
+so101_sim = play
+
+
+def view(*, task: str | None, **_: Any) -> None:
+    if task is not None:
+        check_task(task)
+        _check_rendering()
+
+
+def demo(*, plan: Mapping[str, Any], **_: Any) -> None:
+    from vla.training.train_config import make_plan
+
+    make_plan(plan)
+    _check_rendering()
+
+
+def check_task(name: str, *more: str) -> None:
+    """Raises InputError for a task that is none of ours, of `more`, of a suite, or of a file."""
+    from vla.envs.make import is_task
+    from vla.envs.suites.config import suites
+
+    known = [*tasks(), *more]
+    if name not in more and not is_task(name):
+        raise unknown("task", name, [*known, *(f"{suite}/TASK" for suite in suites()), "FILE.yaml"])
+
+
+def tasks() -> list[str]:
+    """The names of our tasks."""
+    from vla.envs import MAX_STEPS
+
+    return list(MAX_STEPS)
+
+
+def check_stores(data: str | Mapping[str, str] | None) -> None:
+    """`check_store` of each store of demonstrations."""
+    for path in () if data is None else (data,) if isinstance(data, str) else data.values():
+        check_store(path, "`vla record` makes one")
+
+
+def check_store(path: str, cure: str) -> None:
+    """Raises InputError where no store can be at a path of this machine, saying what there is or the cure."""
+    if REMOTE.match(path):
+        return
+    if not (folder := Path(path)).exists():
+        raise InputError(f"there is no store {path}{_near(path)}: {cure}")
+    if (folder / "meta" / "info.json").is_file():
+        command = shlex.join(["vla", "convert", path, f"outputs/{folder.resolve().name.partition('.')[0]}.zarr"])
+        raise InputError(f"{path} is a LeRobotDataset: `{command}` makes a store of it")
+
+
+def check_backbone(name: str) -> None:
+    """Raises InputError for a backbone that is no folder, no family, and cannot be a hub's."""
+    from vla.models.backbones.catalog import CATALOG
+
+    known = [*(row.name for row in CATALOG if row.role == "backbone"), "scratch"]
+    if name in known or Path(name).is_dir():
+        return
+    if Path(name).exists() or not re.fullmatch(HUB_NAME, name) or Path(name).parent.is_dir():
+        near = suggestion(name, known) or _near(name)
+        raise InputError(f"no backbone {name!r}{near}: give a checkpoint's folder, a hub's id, or of `vla models` one")
+
+
+def check_answerer(name: str) -> None:
+    """Raises InputError for what `vla.evaluation.vlm.answerer.open_answerer` cannot open."""
+    if name.startswith(HOSTED):
+        from vla.evaluation.vlm.answerer import open_hosted
+
+        open_hosted(name.removeprefix(HOSTED))
+    elif not name.startswith(HUB):
+        check_backbone(name)
+
+
+def _near(path: str) -> str:
+    """What lies beside where nothing is, and is called alike."""
+    folder = Path(path).parent
+    beside = [one.name for one in folder.iterdir()] if folder.is_dir() else []
+    return suggestion(Path(path).name, beside)
+
+
+def _robot(robot: Mapping[str, Any], default: Callable[[], str]) -> Overrides:
+    """Of a simulated one its task, which is the default where it is null; of another its port is there."""
+    if "task" not in robot:
+        check_port(robot)
+        return []
+    _check_rendering()
+    task = default() if robot["task"] is None else robot["task"]
+    check_task(task)
+    return [f"robot.task={quoted(task)}"]
+
+
+def check_port(robot: Mapping[str, Any]) -> None:
+    """Raises InputError where nothing is at the serial port of a robot."""
+    for name, options in (("robot", robot), ("robot.options", robot.get("options") or {})):
+        if (port := options.get("port")) is not None and not Path(port).exists():
+            raise InputError(f"{name}.port={port}: nothing is there; `vla doctor` lists the serial ports")
+
+
+def _check_rendering() -> None:
+    from vla.common.rendering import check_rendering
+
+    check_rendering()

@@ -1,0 +1,135 @@
+"""`vla compare A B`: two evaluations on the same scenes, paired by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vla.common.atomic import write_json
+from vla.common.plots import COLORS, png, style
+from vla.datasets.formats.files import read_json_object, reading_file
+from vla.errors import InputError
+from vla.evaluation.rollouts.summary import paired, rate
+from vla.evaluation.rollouts.trial import AVERAGED, Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SAME = ("task", "phrasing", "axes", "randomize")
+"""What both must have in common; policies, seeds and `execute` may differ: only the seeds of both are compared."""
+MEASURES = ("seconds", "jerk", "collisions", "limit_hits", "clamped")
+Place = tuple[str, str, float | str, int]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One folder of `vla eval`, its results without the crashes; a delay that was measured is "measured"."""
+
+    name: str
+    settings: Mapping[str, Any]
+    results: Mapping[Place, Result]
+
+    @classmethod
+    def read(cls, folder: str) -> Evaluation:
+        """Raises InputError when `folder` holds no evaluation, or one that cannot be held against another."""
+        path = Path(folder) / "eval.json"
+        if not path.is_file():
+            raise InputError(f"{folder} holds no eval.json: run vla eval out={folder} first")
+        report = read_json_object(path)
+        if "by_task" in report:
+            raise InputError(f"{folder} holds several tasks: compare the folders in it, one by one")
+        if not {"stopped_after", "measured", "policy", "results", *SAME} <= report.keys():
+            raise InputError(f"{path} was written by an older version, or is damaged: run that evaluation again")
+        if report["stopped_after"]:
+            raise InputError(f"{folder} was stopped early, which biases its rate: finish it with stop=null")
+        results: dict[Place, Result] = {}
+        with reading_file(path, "the report of an evaluation"):
+            listed = [Result(**values) for values in report["results"]]
+        for result in listed:
+            delay = "measured" if result.delay and result.delay == report["measured"] else result.delay
+            # Without a delay all others are the same.
+            execution = result.execution if delay or result.execution == AVERAGED else "naive"
+            if not result.crash:
+                results[result.group, execution, delay, result.seed] = result
+        return cls(folder, report, results)
+
+
+def compare(*, a: str, b: str, out: str) -> None:
+    """Prints how `b` does against `a` in each group, and writes `out/compare.json` and `out/compare.png`.
+
+    Both rates have Wilson's interval, the difference Newcombe's, and p is McNemar's, exact. Raises InputError when the
+    evaluations are not of the same scenes, or share no trial.
+    """
+    first, second = Evaluation.read(a), Evaluation.read(b)
+    rows = table(first, second)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "compare.json", {"a": a, "b": b, "rows": rows})
+    png(folder / "compare.png", (6.0, 1.2 + 0.45 * len(rows)), lambda axes: _paint(axes, rows))
+    print(f"a: {first.settings['policy']} ({a})\nb: {second.settings['policy']} ({b})")
+    print("\n".join(map(_line, rows)))
+
+
+def table(first: Evaluation, second: Evaluation) -> list[dict[str, Any]]:
+    """A row for each group, execution and delay that both have; the difference is the second's rate minus the first's.
+
+    Raises InputError when there is none, or settings or instructions differ.
+    """
+    if different := [k for k in SAME if first.settings[k] != second.settings[k]]:
+        said = "; ".join(f"{k}: {first.settings[k]!r} and {second.settings[k]!r}" for k in different)
+        raise InputError(f"{first.name} and {second.name} are not of the same scenes: {said}")
+    groups: dict[Any, list[tuple[Result, Result]]] = {}
+    for place, one in first.results.items():
+        if (other := second.results.get(place)) is not None:
+            groups.setdefault(place[:3], []).append((one, other))
+            if one.instruction != other.instruction:
+                said = f"{one.instruction!r} and {other.instruction!r}"
+                raise InputError(f"seed {one.seed} is another scene in each: {said}")
+    if not groups:
+        raise InputError(f"{first.name} and {second.name} have no seed in common: evaluate both on the same seeds=")
+    return [_row(*place, *zip(*pairs, strict=True)) for place, pairs in groups.items()]
+
+
+def _row(group: str, execution: str, delay: float | str, a: Sequence[Result], b: Sequence[Result]) -> dict[str, Any]:
+    row: dict[str, Any] = {"group": group, "execution": execution, "delay": delay, **paired(a, b)}
+    for name, results in (("a", a), ("b", b)):
+        means = {m: sum(getattr(r, m) for r in results) / len(results) for m in MEASURES}
+        wrong = sum(r.wrong_object and not r.success for r in results) / len(results)
+        row[name] = rate(results) | {"wrong_object_rate": wrong, "delay": results[0].delay, **means}
+    return row
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    slow = [f"{row['execution']} {one:g} s" for one in dict.fromkeys((row["a"]["delay"], row["b"]["delay"])) if one]
+    if not slow and row["execution"] == AVERAGED:
+        slow = [AVERAGED]
+    return ", ".join((row["group"], *slow))
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    def told(name: str) -> str:
+        low, high = row[name]["success_ci95"]
+        return f"{row[name]['success_rate']:.3f} [{low:.3f}, {high:.3f}]"
+
+    low, high = row["difference_ci95"]
+    verdict = {"better": "b is better", "worse": "a is better"}.get(row["verdict"], row["verdict"])
+    return (
+        f"{_name(row)}: a {told('a')}, b {told('b')}, b - a {row['difference']:+.3f} [{low:+.3f}, {high:+.3f}], "
+        f"p {row['p']:.2g} in {row['pairs']} pairs (b alone {row['won']}, a alone {row['lost']}): {verdict}"
+    )
+
+
+def _paint(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    for height, row in enumerate(reversed(rows)):
+        for name, color, shift in (("a", COLORS[0], 0.12), ("b", COLORS[1], -0.12)):
+            low, high = row[name]["success_ci95"]
+            y = height + shift
+            axes.plot((100 * low, 100 * high), (y, y), color=color, linewidth=2, alpha=0.5)
+            label = name if height == 0 else None
+            axes.plot(100 * row[name]["success_rate"], y, "o", color=color, label=label)
+    axes.set_yticks(range(len(rows)), [_name(row) for row in reversed(rows)])
+    axes.set_xlim(-2, 102)
+    axes.legend(frameon=False, fontsize=9)
+    style(axes, "success, 95 % interval", "%")

@@ -1,0 +1,133 @@
+"""`vla data`: what a store holds, whether it is sound, and stores made from stores."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, get_args, get_origin
+
+from vla.common.plural import counted
+from vla.datasets.doctor.command import doctor
+from vla.datasets.episodes import EpisodeStore
+from vla.datasets.tools.copies import filter, merge, split
+from vla.datasets.tools.derive import derive
+from vla.datasets.tools.edits import delete, edit, rename
+from vla.datasets.tools.info import info
+from vla.datasets.tools.migrate import migrate
+from vla.errors import InputError
+
+
+def data(*, action: str, path: str, **options: object) -> None:
+    """Does one of `ACTIONS` to the store at `path`; options that are None are not given.
+
+    Raises InputError, before anything is written, for an unknown action, and for an option that it does not take,
+    that is of another type, or that is missing.
+    """
+    if action not in ACTIONS:
+        raise InputError(f"vla data can {', '.join(ACTIONS)}, not {action!r}")
+    function = ACTIONS[action]
+    parameters = inspect.signature(function).parameters
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, value in given.items():
+        if name not in parameters:
+            owners = " and ".join(known for known in ACTIONS if name in inspect.signature(ACTIONS[known]).parameters)
+            value = " ".join(map(str, value)) if name == "others" and isinstance(value, list) else value
+            raise InputError(f"vla data {action} cannot use {name}={value}: it belongs to vla data {owners}")
+        kind, words = TYPES[name]
+        if not _is(value, kind):
+            raise InputError(f"{name}={value}: {name} takes {words}")
+    needed = [name for name, parameter in list(parameters.items())[1:] if parameter.default is parameter.empty]
+    if missing := [name for name in needed if name not in given]:
+        raise InputError(f"vla data {action}: say {', '.join(f'{name}=…' for name in missing)}; see vla data --help")
+    function(path, **given)
+
+
+def check(path: str, *, repair: bool = False) -> None:
+    """Reads every episode and compares it with its checksum. Raises InputError that lists the damaged ones.
+
+    With `repair`, what lies beyond the last whole episode is removed, half-written files are, and so is the lock that
+    a killed writer left in an object store.
+    """
+    from tqdm import tqdm
+
+    damaged = []
+    with EpisodeStore.open(path, "a" if repair else "r", break_lock=repair) as store:
+        for index in tqdm(range(len(store)), desc="check", unit="episode"):
+            try:
+                store[index]
+            except InputError as error:
+                damaged.append(str(error))
+        if repair:
+            removed = store.trim()
+            print(f"{path}: removed {removed} steps of an episode that was never finished")
+        elif left := store.unfinished_frames:
+            print(f"{path}: {left} steps of an episode that was never finished; repair=true removes them")
+        count = len(store)
+    if damaged:
+        raise InputError(f"{len(damaged)} of {counted(count, 'episode')} of {path} damaged: {'; '.join(damaged)}")
+    print(f"{path}: {counted(count, 'episode')}, all sound")
+
+
+ACTIONS: dict[str, Callable[..., None]] = {
+    "info": info,
+    "check": check,
+    "doctor": doctor,
+    "merge": merge,
+    "split": split,
+    "filter": filter,
+    "delete": delete,
+    "edit": edit,
+    "rename": rename,
+    "migrate": migrate,
+    "derive": derive,
+}
+TYPES: dict[str, tuple[Any, str]] = {
+    "others": (list[str], "paths of stores"),
+    "out": (str, "a path"),
+    "html": (str, "a file"),
+    "episodes": (str, "numbers and ranges: 3,7,9:12"),
+    "success": (Literal[True, False, "unknown"], "true, false or unknown"),
+    "instruction": (str, "a text"),
+    "paraphrases": (list[str], "a list of texts: 'paraphrases=[lift it, pick it up]'"),
+    "min_steps": (int, "a whole number"),
+    "max_steps": (int, "a whole number"),
+    "parts": (dict[str, float], "names with their shares: 'parts={train: 0.9, test: 0.1}'"),
+    "seed": (int, "a whole number"),
+    "embodiment": (str, "a name"),
+    "cameras": (dict[str, str], "names: 'cameras={old: new}'"),
+    "instructions": (dict[str, str], "texts: 'instructions={old words: new words}'"),
+    "repair": (bool, "true or false"),
+    "actions": ((str, dict), "a mode, or modes by name: 'actions={x: delta, gripper: absolute}'"),
+    "grippers": (list[str], "a list of names"),
+    "rotations": (dict[str, list[str]], "names by representation: 'rotations={euler_xyz: [roll, pitch, yaw]}'"),
+    "model": (str, "so101, so101_pair, or an MJCF or URDF file"),
+    "tool": ((str, list), "a site or body of the model, of two arms a list: 'tool=[left_tip, right_tip]'"),
+    "rotation": (str, "6d, axis_angle, quaternion, or euler_xyz and the like"),
+    "joints": (dict, "the component of each joint: \"joints={joint: 'component [rad]'}\""),
+    "units": (str, "rad or deg"),
+    "keep_joints": (bool, "true or false"),
+    "drop": (str, "numbers and ranges: 3,7,9:12"),
+    "drop_cameras": (list[str], "names of cameras: 'drop_cameras=[wrist]'"),
+    "trim": (float, "seconds"),
+    "steps": (dict[int, str | int], "steps by episode: 'steps={3: \"10:80\"}'"),
+    "action_shift": (int, "a whole number of steps"),
+    "action_offset": (dict[str | int, float], "amounts by action component: 'action_offset={elbow_flex: -0.1}'"),
+    "bgr": (list[str], "names of cameras: 'bgr=[front]'"),
+    "upside_down": (list[str], "names of cameras: 'upside_down=[front]'"),
+    "images": (bool, "true or false"),
+    "json": (str, "a file"),
+}
+"""The type of each option, and how it is written."""
+
+
+def _is(value: object, kind: Any) -> bool:
+    """Whether the value is of the type, and what it holds of those that the type names."""
+    inner = get_args(kind)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_is(k, inner[0]) and _is(v, inner[1]) for k, v in value.items())
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is(each, inner[0]) for each in value)
+    if get_origin(kind) is Literal:
+        return isinstance(value, bool | str) and value in inner
+    types = (int, float) if kind is float else kind
+    return isinstance(value, types) and (kind is bool or not isinstance(value, bool))

@@ -1,0 +1,58 @@
+"""`vla models`: the families of vision-language models, and what is known of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vla.models.backbones import catalog
+from vla.models.backbones.catalog import Family
+
+
+def models(*, family: str | None) -> None:
+    """Prints the table of all families, or what is known of one. Raises InputError for a family that there is not."""
+    print(one(catalog.family(family)) if family else table(catalog.CATALOG))
+
+
+def table(rows: Sequence[Family]) -> str:
+    """A line for each family under its columns."""
+    head = ("family", "role", "connector", "checkpoint", "equal to the original", "verified by", "finetune freezes")
+    lines = [
+        head,
+        *((r.name, r.role, r.connector, _checkpoint(r), _checked(r), r.test or "-", _freezes(r)) for r in rows),
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    text = "\n".join(line.rstrip() for line in padded)
+    return f"{text}\n\n`vla models family=NAME` tells more; a local folder in the place of a checkpoint works the same."
+
+
+def one(row: Family) -> str:
+    """Everything about one family, its configuration too."""
+    fields = {
+        "family": f"{row.name} ({row.title})",
+        "role": row.role,
+        "connector": row.connector,
+        "checkpoint": _checkpoint(row),
+        "convert": row.source,
+        "freezes": f"{_freezes(row)} (finetune); all but the connector (align)" if row.role == "backbone" else "",
+        "equal": f"{_checked(row)}: compared with the original" if row.checked else "",
+        "verified": f"{row.verified} (tests/{row.test})" if row.test else "nothing yet",
+        "load": row.load,
+        "config": row.config_path,
+    }
+    lines = [f"{name:<11}{value}" for name, value in fields.items() if value]
+    values = row.config().items()
+    return "\n".join([*lines, *(f"{'':<13}{key}: {'null' if value is None else value}" for key, value in values)])
+
+
+def _checkpoint(row: Family) -> str:
+    config = row.config()
+    return str(config["model"] if row.role == "hosted" else config["checkpoint"] or "-")
+
+
+def _checked(row: Family) -> str:
+    return ", ".join(row.checked) or "-"
+
+
+def _freezes(row: Family) -> str:
+    return "-" if row.role == "hosted" else ", ".join(row.freezes) or "nothing"

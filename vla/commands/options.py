@@ -1,0 +1,241 @@
+"""The options of a command: Hydra composes them, and every mistake becomes one line that names it.
+
+Hydra ends here. A command receives its top-level keys as keyword arguments, swap points already built.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vla.commands.arguments import is_path, keys_of
+from vla.errors import InputError, suggestion, unknown
+from vla.training.train_config import Plan
+
+CONFIGS = "vla.configs"
+
+
+def compose(command: str, overrides: Sequence[str]) -> DictConfig:
+    """The options of `command`: its file in configs/ with `overrides` (Hydra's grammar) applied.
+
+    Raises InputError that names the override which does not parse, fit or exist, or the option still to be given.
+    """
+    with hydra.initialize_config_module(CONFIGS, version_base="1.3"):
+        defaults = hydra.compose(command)
+    try:
+        with hydra.initialize_config_module(CONFIGS, version_base="1.3"):
+            config = hydra.compose(command, list(overrides))
+        _check_types(defaults, config, overrides)
+        config = OmegaConf.create(_expanded(OmegaConf.to_container(config)))
+        if missing := sorted(OmegaConf.missing_keys(config)):
+            raise InputError(f"say {', '.join(f'{key}=…' for key in missing)}; see `vla {command} --help`")
+        OmegaConf.to_container(config, resolve=True)
+    except OverrideParseException as error:
+        raise _unreadable(error) from error
+    except MissingConfigException as error:
+        raise InputError(_no_choice(str(error))) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(_explain(command, defaults, error)) from error
+    return config
+
+
+def sweep(command: str, overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of every run in the product of the values given as KEY=A,B,C."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except OverrideParseException as error:
+        raise _unreadable(error) from error
+    return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+
+
+def check_known(command: str, config: DictConfig) -> None:
+    """Raises InputError for an option (+KEY=VALUE) that the command's file in configs/ does not have."""
+    known = keys_of(command)
+    for key in sorted(map(str, config.keys() - known)):
+        raise InputError(f"there is no option {key!r}{suggestion(key, known)}; see `vla {command} --help`")
+
+
+def check_outputs_differ(configs: Sequence[DictConfig]) -> None:
+    """Raises InputError when two runs of a sweep would write to the same place."""
+    for out, count in Counter(str(config.out) for config in configs if config.get("out")).items():
+        if count > 1:
+            better = Path(out).with_stem(f"{Path(out).stem}-${{seed}}")
+            raise InputError(f"{count} runs would all write {out}: name it by what differs, e.g. 'out={better}'")
+
+
+def bind(function: Callable[..., Any], config: DictConfig) -> Callable[[], Any]:
+    """`function` with the options as its keyword arguments: plain Python values, each `_target_` built.
+
+    Raises InputError for an option that `function` does not take and for a `_target_` that cannot be built.
+    """
+    try:
+        # Only what is to be built goes through Hydra, which would take a `${` in plain text for a reference.
+        values = {k: instantiate(config[k], _convert_="all") if _builds(v) else v for k, v in values_of(config).items()}
+    except InstantiationException as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from None
+        if isinstance(error.__cause__, TypeError | ImportError | None):
+            raise InputError(_one_line(error)) from error
+        raise
+    parameters = inspect.signature(function).parameters
+    if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        for name in values.keys() - parameters.keys():
+            raise InputError(f"there is no option {name!r}{suggestion(name, parameters)}")
+    try:
+        inspect.signature(function).bind(**values)
+    except TypeError as error:
+        raise InputError(f"the options do not fit: {error}") from error
+    for name, value in values.items():
+        _check_value(name, value, str(parameters[name].annotation) if name in parameters else "")
+    return partial(function, **values)
+
+
+KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "bool": ((bool,), "true or false"),
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "str": ((str,), "text"),
+}
+
+
+def _check_value(name: str, value: Any, annotation: str) -> None:
+    """Raises InputError for a value that is of none of the kinds that a parameter's annotation names."""
+    kinds = _either(annotation)
+    if not any(_is_of(value, kind) for kind in kinds):
+        expected = " or ".join(_EXPECTED.get(kind.partition("[")[0], kind) for kind in kinds)
+        raise InputError(f"{name}={'null' if value is None else value}: takes {expected}")
+
+
+_EXPECTED = {
+    **{kind: expected for kind, (_, expected) in KINDS.items()},
+    "None": "null",
+    "Sequence": "a list, such as [A,B]",
+    "Mapping": "a mapping, such as {A: B}",
+}
+
+
+def _either(annotation: str) -> list[str]:
+    """The parts of `A | B`, but not those within brackets."""
+    return re.split(r" \| (?![^\[]*\])", annotation)
+
+
+def _is_of(value: Any, kind: str, inside: bool = False) -> bool:
+    """Whether a value is of a kind as an annotation writes it: true of kinds that are not among `_EXPECTED`.
+
+    `inside` a list or mapping, text that looks like a number or a switch is text.
+    """
+    name, _, parts = kind.rstrip("]").partition("[")
+    if kind in KINDS:
+        accepted, _ = KINDS[kind]
+        if inside and kind == "str":
+            return not isinstance(value, list | tuple | Mapping)
+        return isinstance(value, accepted) and (not isinstance(value, bool) or kind == "bool")
+    if name == "Sequence":
+        return isinstance(value, list | tuple) and all(_is_of(one, parts, True) for one in value)
+    if name == "Mapping":
+        return isinstance(value, Mapping) and all(_is_of(one, parts.partition(", ")[2], True) for one in value.values())
+    return value is None if kind == "None" else True
+
+
+def values_of(config: DictConfig) -> dict[str, Any]:
+    """The options as plain values, nothing built of them."""
+    values = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def as_text(config: DictConfig) -> str:
+    """The composed options as YAML."""
+    return OmegaConf.to_yaml(config).rstrip()
+
+
+def _check_types(defaults: DictConfig, config: DictConfig, overrides: Sequence[str]) -> None:
+    """A number or a switch stays one: OmegaConf by itself takes any value for an untyped key."""
+    plan = {f"plan.{field.name}": field.default for field in fields(Plan)}
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group
+        before = OmegaConf.select(defaults, key, throw_on_missing=False)
+        after = OmegaConf.select(config, key, throw_on_missing=False)
+        if before is None and after is not None:
+            before = plan.get(key)
+        kinds: dict[type, tuple[tuple[type, ...], str]] = {
+            bool: KINDS["bool"],
+            int: KINDS["int"],
+            float: KINDS["float"],
+            tuple: ((ListConfig,), "a list, such as [A,B]"),
+            ListConfig: ((ListConfig,), "a list, such as [A,B]"),
+        }
+        accepted, expected = kinds.get(type(before), ((), ""))
+        if accepted and (type(after) not in accepted):
+            raise InputError(f"{override.input_line}: {key} takes {expected} (default {before})")
+
+
+def _expanded(value: Any, key: str = "") -> Any:
+    """The values with the home folder for a ~ at the beginning of a path (`vla.commands.arguments.PATHS`)."""
+    if isinstance(value, Mapping):
+        return {name: _expanded(one, f"{key}.{name}".lstrip(".")) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_expanded(one, key) for one in value]
+    if isinstance(value, str) and is_path(key):
+        return re.sub(r"^(lerobot:)?(~[^/]*)", lambda m: (m[1] or "") + os.path.expanduser(m[2]), value)
+    return value
+
+
+def _explain(command: str, defaults: DictConfig, error: Exception) -> str:
+    if ambiguous := re.match(r"Ambiguous value for argument '([^']+)'", str(error)):
+        return f"{ambiguous[1]} holds several values: add -m to run each, or quote it as 'KEY=\"A,B\"'"
+    missing = re.search(r"Could not (?:override|append to|find) '([^']+)'|Key '([^']+)' is not in struct", str(error))
+    if missing is None:
+        return _one_line(error)
+    key, known = missing[1] or missing[2], _keys(OmegaConf.to_container(defaults))
+    return f"there is no option {key!r}{suggestion(key, known)}; see `vla {command} --help`"
+
+
+def _no_choice(message: str) -> str:
+    """What is wrong with the choice of a file of a group of configs/: `head=flo`."""
+    found = re.search(
+        r"Could not find '([\w-]+)/(.+)'\s+Available options in '[^']+':\s+(.+?)\s*Config search", message, re.S
+    )
+    if found is None:
+        return re.sub(r"\s+", " ", message.partition("Config search path")[0]).strip()
+    return str(unknown(found[1], found[2], found[3].split()))
+
+
+def _unreadable(error: OverrideParseException) -> InputError:
+    reason = _one_line(error).partition(" expecting ")[0]
+    return InputError(f"cannot read {error.override!r}: {reason}; quote a value that holds special characters")
+
+
+def _builds(value: Any) -> bool:
+    """Whether a `_target_` is in it."""
+    if isinstance(value, Mapping):
+        return "_target_" in value or any(map(_builds, value.values()))
+    return isinstance(value, list) and any(map(_builds, value))
+
+
+def _keys(values: Any, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a nested mapping."""
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            yield f"{prefix}{key}"
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def _one_line(error: Exception) -> str:
+    """Hydra's message without its pointers to keys and manuals."""
+    return " ".join(re.split(r"\n *(?:full_key: |See )", str(error))[0].split())

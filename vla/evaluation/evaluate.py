@@ -1,0 +1,267 @@
+"""`vla eval`: the success rate of a policy in simulation, with its interval."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+
+from vla.common.atomic import write_json
+from vla.common.intervals import decided_after
+from vla.control.action_queue import EXECUTIONS
+from vla.control.adapt import adapted_line, load_for_robots
+from vla.datasets.vqa import VqaStore
+from vla.embodiment import Embodiment
+from vla.envs.instructions import check_phrasing
+from vla.envs.make import check_task, make_env
+from vla.envs.so101 import to_observation
+from vla.envs.suites.config import tasks_of
+from vla.errors import InputError
+from vla.evaluation.reports.evaluation_report import evaluation_page
+from vla.evaluation.rollouts.result_store import Ledger, check_folder
+from vla.evaluation.rollouts.rollout import PolicyFor, progress
+from vla.evaluation.rollouts.summary import summarize
+from vla.evaluation.rollouts.task_group import evaluate_each
+from vla.evaluation.rollouts.trial import Key, Result, Trial, trials_for
+from vla.evaluation.rollouts.workers import Job, run_in_workers
+from vla.policies.history import history_of
+from vla.policies.load import SCRIPTED, tasks_of_policy, tasks_trained_on, weights_of_policy
+from vla.policies.policy import Policy
+
+MEASURED = "measured"
+FRAMES = ("asked", "all")
+
+
+def evaluate(
+    *,
+    policy: str,
+    task: str | None,
+    seeds: str,
+    phrasing: str,
+    axes: Sequence[str],
+    axes_report: Sequence[str],
+    swap: bool,
+    delay: Sequence[float | str],
+    execution: Sequence[str],
+    out: str,
+    randomize: bool,
+    parallel: int,
+    workers: int,
+    execute: int,
+    guard: bool,
+    frames: str,
+    stop: float | None,
+    vqa: str | None,
+    questions: int,
+    merge: Sequence[str],
+    kinematics: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Rolls `policy` out on each of `seeds`, into `out`: eval.json, report.html, and what `ledger` lists.
+
+    Without a `task` it is what the policy was trained on.
+
+    Scenes are drawn as those of the demonstrations are, but for `axes` (`vla.envs.axes`): what differs from them. Each
+    axis of `axes_report` alone is a group beside that. With `swap` each seed is run a second time, its instruction
+    naming another object of the scene. Each `execution` meets each `delay` [s]
+    (`vla.evaluation.rollouts.episode_runner`); "measured" is the median time of one prediction, here and now. A policy
+    that outputs tool poses drives joints by `kinematics`
+    (`vla.control.adapt`). `merge` takes over the trials of other folders. A group of tasks is evaluated as
+    `evaluate_each` says. Returns what eval.json has. Raises InputError, before anything is written, when a name is
+    unknown, the policy is of another embodiment, or `out` holds something else.
+    """
+    options = dict(locals())
+    if task is None:
+        tasks = tasks_trained_on(policy)
+        print(f"task={', '.join(tasks)}: {'the default' if policy in SCRIPTED else f'{policy} was trained on it'}")
+    else:
+        tasks = tasks_of(task)
+        if (trained := tasks_of_policy(policy)) and not set(trained) & set(tasks):
+            print(f"{policy} was trained on {', '.join(trained)}, and is evaluated on {task}")
+    if len(tasks) > 1:
+        return evaluate_each(tasks, evaluate, **options | {"task": task or ", ".join(tasks)})
+    (task,) = tasks
+    folder = Path(out)
+    check_phrasing(phrasing)
+    check_task(task, (*axes, *axes_report), swap=swap)
+    if frames not in FRAMES:
+        raise InputError(f"frames is one of {', '.join(FRAMES)}, not {frames!r}")
+    if set(execution) - set(EXECUTIONS) or not execution:
+        raise InputError(f"execution is a list of {', '.join(EXECUTIONS)}, not {execution}")
+    if not delay or not all(map(_is_delay, delay)):
+        raise InputError(f"delay is a list of seconds, or of {MEASURED}, not {delay}")
+    if min(parallel, workers, execute, questions) < 1:
+        raise InputError("parallel, workers, execute and questions must be at least 1")
+    several = swap or axes_report or len(delay) * len(execution) > 1
+    if stop is not None and (several or not isinstance(stop, float) or not 0 < stop < 1):
+        raise InputError("stop is a rate between 0 and 1, of one group: leave out swap, axes_report and delays")
+    numbers = parse_seeds(seeds)
+    scenes: dict[str, Any] = {"randomize": randomize, "phrasing": phrasing, "axes": tuple(axes)}
+    make = partial(make_env, task, **scenes, holdout=True, images=False)
+    load = partial(load_for_robots, policy, dict(kinematics))
+    settings: dict[str, Any] = {
+        "policy": policy,
+        "weights": weights_of_policy(policy),
+        "task": task,
+        **scenes | {"axes": list(axes)},
+        "execute": execute,
+        "guard": guard,
+        "kinematics": {key: value for key, value in kinematics.items() if value is not None} or None,
+    }
+    for other in merge:
+        if not (Path(other) / "settings.json").exists():
+            raise InputError(f"merge takes folders of vla eval: {other} holds no evaluation")
+    for place in (out, *merge):
+        check_folder(Path(place), settings)
+    settings["measured"] = _measured([folder, *map(Path, merge)], asked=MEASURED in delay)
+    embodiment, model, settings["measured"] = _look(make, load, settings["measured"], asked=MEASURED in delay)
+    if vqa is None:
+        model = None  # the rollouts load their own
+    else:
+        if model is None:
+            raise InputError(f"{policy} answers no questions: leave vqa out, or give a checkpoint of vla train")
+        VqaStore(vqa)
+    delays = [float(settings["measured"] if d == MEASURED else d) for d in delay]
+    trials = trials_for(numbers, swap, axes=axes, alone=axes_report, delays=delays, executions=execution)
+    job = Job(make, load, embodiment, parallel, execute, every_frame=frames == "all", guard=guard)
+    with Ledger(folder, settings, embodiment) as ledger:
+        for other in merge:
+            ledger.copy_from(Path(other))
+        run(job, trials, workers, ledger, None if stop is None else lambda: _decided(trials, ledger.results, stop))
+        results = [ledger.results[trial.key] for trial in trials if trial.key in ledger.results]
+    report = settings | {"seeds": seeds, "swap": swap, "stop": stop}
+    report |= summarize(results, stop=stop)
+    report["vqa"] = None if vqa is None else answer(model, vqa, questions)
+    write_json(folder / "eval.json", report | {"results": [asdict(r) for r in results]})
+    evaluation_page(folder, report, results)
+    print(headline(report, folder))
+    return report
+
+
+def run(
+    job: Job, trials: Sequence[Trial], workers: int, ledger: Ledger, decided: Callable[[], bool] | None = None
+) -> None:
+    """Runs what `ledger` lacks of the trials, and notes it there, until all is done or `decided`."""
+    missing = ledger.missing(trials)
+    lacking = {trial.key for trial in missing}
+    before = [ledger.results[trial.key] for trial in trials if trial.key not in lacking]
+    if not missing or (decided and decided()):
+        return
+    # A process that does not fill its environments would not earn the time it takes to start.
+    workers = min(workers, -(-len(missing) // job.parallel))
+    found = run_in_workers(job, missing, workers, ledger)
+    for result in progress(found, len(trials), before):
+        ledger.note(result)
+        if decided and decided():
+            found.close()
+            return
+
+
+def _decided(trials: Sequence[Trial], results: Mapping[Key, Result], rate: float) -> bool:
+    """Whether the outcomes of the first trials, as far as all of those are done, tell their rate from `rate`.
+
+    In the order of the trials, for those that end first are the successes.
+    """
+    ended = takewhile(lambda result: result is not None, (results.get(trial.key) for trial in trials))
+    return decided_after([r.success for r in ended if r is not None and not r.crash], rate) is not None
+
+
+def _look(
+    make: Callable[[], gymnasium.Env[Any, Any]], load: Callable[[], PolicyFor], measured: float | None, *, asked: bool
+) -> tuple[Embodiment, Any, float | None]:
+    """The embodiment, which must be the policy's too, the policy's model, if it has one, and the time that it takes."""
+    env = make()
+    try:
+        embodiment: Embodiment = env.unwrapped.embodiment  # type: ignore[attr-defined]
+        policy = load()(env)
+        policy.embodiment.check(embodiment)
+        if (line := adapted_line(policy)) is not None:
+            print(line)
+        if asked and measured is None:
+            measured = measure(env, policy)
+    finally:
+        env.close()
+    return embodiment, getattr(policy, "model", None), measured
+
+
+def measure(env: gymnasium.Env[Any, Any], policy: Policy, times: int = 5) -> float:
+    """The median time of one prediction [s], after a first one that does not count."""
+    values, _ = env.reset(seed=0)
+    values = values | {"images": env.unwrapped.capture()}  # type: ignore[attr-defined]
+    policy.reset()
+    seen = to_observation(values, 0.0)
+    seen = replace(seen, past=(seen.images,) * len(history_of(policy)))  # as in the middle of an episode
+    taken = []
+    for _ in range(times + 1):
+        start = time.perf_counter()
+        policy.predict(seen)
+        taken.append(time.perf_counter() - start)
+    return round(statistics.median(taken[1:]), 4)
+
+
+def answer(model: Any, store: str, questions: int) -> dict[str, float]:
+    """Accuracy on up to so many held-out questions of each kind."""
+    from vla.evaluation.heldout import heldout_by_kind, vqa_accuracy
+
+    return vqa_accuracy(model, heldout_by_kind(VqaStore(store), questions))
+
+
+def headline(report: Mapping[str, Any], folder: Path) -> str:
+    lines = []
+    if report["success_rate"] is not None:
+        low, high = report["success_ci95"]
+        lines.append(f"success {report['success_rate']:.3f} [{low:.3f}, {high:.3f}] in {report['episodes']} episodes")
+    if report["crashed"]:
+        lines.append(f"{report['crashed']} crashed, counted as neither: see eval.json")
+    if report["stopped_after"]:
+        lines.append(f"told from {report['stop']} after {report['stopped_after']} episodes")
+    if report["instruction_swap_success"] is not None:
+        lines.append(f"with the instruction swapped: {report['instruction_swap_success']:.3f}")
+    for row in report["by_axis"]:
+        lines.append(f"{row['axis']}: {_rate(row)}, {row['difference']:+.3f} (p {row['p']:.2g}): {row['verdict']}")
+    lines += [f"{row['execution']}, {row['delay']:g} s late: {_rate(row)}" for row in report["latency"]]
+    if report["vqa"]:
+        lines.append("questions: " + ", ".join(f"{kind} {value:.2f}" for kind, value in report["vqa"].items()))
+    return "\n".join([*lines, f"open {folder / 'report.html'}, or: vla view {shlex.quote(str(folder))}"])
+
+
+def _rate(row: Mapping[str, Any]) -> str:
+    low, high = row["success_ci95"]
+    return "none" if row["success_rate"] is None else f"{row['success_rate']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def parse_seeds(text: str) -> range:
+    """ "1000:1060" is 1000 … 1059. Raises InputError for anything else, and for no seed at all."""
+    match = re.fullmatch(r"(\d+):(\d+)", str(text).strip())
+    seeds = range(int(match[1]), int(match[2])) if match else range(0)
+    if not seeds:
+        raise InputError(f"seeds must be FIRST:END with END beyond FIRST, such as 1000:1060, not {text!r}")
+    return seeds
+
+
+def _is_delay(delay: Any) -> bool:
+    number = isinstance(delay, int | float) and not isinstance(delay, bool)
+    return delay == MEASURED or (number and 0 <= delay < math.inf)
+
+
+def _measured(folders: Sequence[Path], *, asked: bool) -> float | None:
+    """The time of a prediction that was measured for these folders, if it was.
+
+    Raises InputError where it is asked for and they differ: their trials are not of one delay.
+    """
+    paths = [folder / "settings.json" for folder in folders]
+    saved = [json.loads(path.read_text()).get("measured") if path.exists() else None for path in paths]
+    found = list(dict.fromkeys(value for value in saved if value is not None))
+    if asked and len(found) > 1:
+        raise InputError(f"the folders measured other delays ({', '.join(map(str, found))} s): give delay=[SECONDS]")
+    return saved[0] if saved[0] is not None or not asked else next(iter(found), None)

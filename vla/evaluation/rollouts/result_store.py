@@ -1,0 +1,113 @@
+"""What an evaluation has done so far, in its folder: results as they come, and their episodes.
+
+| file             | content                                                              |
+|------------------|----------------------------------------------------------------------|
+| settings.json    | what every trial has in common: policy, task, wording, scenes        |
+| results.jsonl    | a line a finished trial, in the order in which they ended            |
+| rollouts.zarr    | their episodes, whole or absent                                      |
+
+A killed evaluation goes on with the trials that it lacks; a trial that crashed is run again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vla.common.atomic import write_json
+from vla.datasets.episodes import EpisodeStore
+from vla.datasets.image_stream import ImageStream
+from vla.embodiment import Embodiment
+from vla.errors import InputError
+from vla.evaluation.rollouts.trial import Key, Result, Trial
+from vla.types import Episode
+
+STORE = "rollouts.zarr"
+
+
+class Ledger:
+    """Use it as a context manager. `append` makes it a place for finished episodes (`zarr_recorder.Sink`)."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], embodiment: Embodiment) -> None:
+        """Raises InputError when `folder` holds something else, or an evaluation with other settings."""
+        check_folder(folder, settings)
+        self.folder, self.embodiment = folder, embodiment
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "settings.json", settings)
+        path = folder / STORE
+        self._store = EpisodeStore.open(path, "a") if path.exists() else EpisodeStore.create(path, embodiment)
+        self._recorded = {key_of(record.info) for record in self._store.records}
+        self.results = read_results(folder)
+        path = folder / "results.jsonl"
+        cut = path.exists() and path.read_text()[-1:] not in ("", "\n")
+        self._lines = path.open("a")
+        self._lines.write("\n" * cut)
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._lines.close()
+        self._store.close()
+
+    def missing(self, trials: Sequence[Trial]) -> list[Trial]:
+        return [trial for trial in trials if (done := self.results.get(trial.key)) is None or done.crash]
+
+    def stream_images(self) -> ImageStream:
+        return self._store.stream_images()
+
+    def append(self, episode: Episode, images: ImageStream | None = None) -> None:
+        """Keeps the episode, unless a run that was killed before it noted the result has kept it already."""
+        if (key := key_of(episode.info)) not in self._recorded:
+            self._store.append(episode, images)
+            self._recorded.add(key)
+
+    def note(self, result: Result) -> None:
+        self.results[result.key] = result
+        self._lines.write(json.dumps(asdict(result)) + "\n")
+        self._lines.flush()
+
+    def copy_from(self, folder: Path) -> None:
+        """Takes over what another evaluation with the same settings has and this one lacks."""
+        with EpisodeStore.open(folder / STORE) as other:
+            for index, record in enumerate(other.records):
+                if (key := key_of(record.info)) not in self._recorded:
+                    self._store.append_from(other, index)
+                    self._recorded.add(key)
+        for key, result in read_results(folder).items():
+            if key not in self.results or self.results[key].crash:
+                self.note(result)
+
+
+def check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raises InputError when `folder` cannot take an evaluation with these settings."""
+    if (folder / "settings.json").exists():
+        saved = json.loads((folder / "settings.json").read_text())
+        # The time of a prediction is measured once it is asked for.
+        if changed := sorted(k for k in settings | saved if k != "measured" and saved.get(k) != settings.get(k)):
+            if changed == ["weights"]:
+                why = "of other weights: the policy was trained on since, or is another of the same name"
+            else:
+                why = f"with other settings ({', '.join(changed)})"
+            raise InputError(f"{folder} holds an evaluation {why}: set out=")
+    elif folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty and holds no evaluation: remove it, or name another folder with out=")
+
+
+def read_results(folder: Path) -> dict[Key, Result]:
+    """The results noted in `folder`, the last one of each trial; lines that were cut off are passed over."""
+    path, found = folder / "results.jsonl", dict[Key, Result]()
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with suppress(json.JSONDecodeError):
+            result = Result(**json.loads(line))
+            found[result.key] = result
+    return found
+
+
+def key_of(info: Mapping[str, Any]) -> Key:
+    """The key of the trial whose recorder was told `info`."""
+    return info["group"], info.get("execution", "naive"), info.get("delay", 0.0), info["seed"]

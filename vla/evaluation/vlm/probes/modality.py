@@ -1,0 +1,104 @@
+"""The modality gap: how far apart a model holds images and the texts that describe them (Liang et al. 2022)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from vla.datasets.questions import MAIN_CAMERA
+from vla.errors import InputError
+from vla.evaluation.vlm.answerer import Answerer, BackboneAnswerer
+from vla.evaluation.vlm.probes.probe import Case, Found, blank
+from vla.evaluation.vlm.probes.scenes import Picture, numbers, studio
+from vla.evaluation.vlm.scoring.benchmark import Draws, Unit, ratio, scored
+
+STEPS = np.linspace(0.0, 1.5, 13)
+"""How far images are moved along the gap, in gaps."""
+FOLDS = 5
+RIDGE = 1e-2
+
+
+def modality_gap(answerer: Answerer, n: int, seed: int, baseline: bool = True) -> Found:
+    """Of n pictures with captions of their own. Raises InputError for a hosted model."""
+    if not isinstance(answerer, BackboneAnswerer):
+        raise InputError("a hosted model shows no embeddings: leave modality-gap out of probes")
+    pictures, texts = _captioned(n, seed)
+    images = [picture.image for picture in pictures]
+    x, y = answerer.embed([{MAIN_CAMERA: image} for image in images], texts)
+    found, drawn, nearest = measured(x, y)
+    wrong = [i for i in range(n) if nearest[i] != i][:8]
+    cases = tuple(Case(images[i], "the nearest caption", texts[nearest[i]], texts[i]) for i in wrong)
+    unseen = {}
+    if baseline:
+        nothing, _ = answerer.embed([{MAIN_CAMERA: blank(images[0])}], texts[:1])
+        scores = measured(np.repeat(nothing, n, axis=0), y)[0]["scores"]
+        unseen = {name: float(score["value"]) for name, score in scores.items()}
+    return Found(found, drawn, unseen, cases)
+
+
+def _captioned(n: int, seed: int) -> tuple[list[Picture], list[str]]:
+    """Pictures in which every object is surely seen or surely not, and what is in them from left to right."""
+    found: dict[str, Picture] = {}
+    scenes = numbers(seed)
+    with studio() as camera:
+        while len(found) < n:
+            picture = camera.sample(next(scenes))
+            names = [t.name for t in sorted(picture.view.seen, key=lambda t: t.centers[MAIN_CAMERA])]
+            if names and not picture.view.unsure:
+                found.setdefault(" and ".join(f"a {name}" for name in names), picture)
+    return list(found.values()), list(found)
+
+
+def measured(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"]) -> tuple[dict[str, Any], Draws, list[int]]:
+    """The report of n pairs of embeddings, its draws, and which text is nearest to each image.
+
+    gap: the distance of the means of the normalised embeddings; image_cosine and text_cosine: the mean within each;
+    separable: how well a line tells images from texts (least squares, cross-validated); recall_at_1: images whose own
+    text is the nearest; recall_moved: the same with the images moved along the gap to where it is highest.
+    """
+    x, y = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (x.astype(float), y.astype(float)))
+    gap = x.mean(0) - y.mean(0)
+    moved = [_nearest(x - step * gap, y) for step in STEPS]
+    own = np.arange(len(x))
+    best = max(moved, key=lambda found: (found == own).mean())
+    hits = np.stack([_separated(x, y).mean(0), moved[0] == own, best == own, np.ones(len(x))], 1)
+    units = [Unit((*x[i].tolist(), *y[i].tolist(), *hits[i].tolist())) for i in own]
+    width = x.shape[1]
+
+    def rates(sums: Float[np.ndarray, "k s"]) -> dict[str, Float[np.ndarray, " k"]]:
+        images, texts = sums[:, :width], sums[:, width : 2 * width]
+        separable, first, after, count = sums[:, 2 * width :].T
+        pairs = count * (count - 1)
+        return {
+            "gap": ratio(np.linalg.norm(images - texts, axis=1), count),
+            "image_cosine": ratio((images**2).sum(1) - count, pairs),
+            "text_cosine": ratio((texts**2).sum(1) - count, pairs),
+            "separable": ratio(separable, count),
+            "recall_at_1": ratio(first, count),
+            "recall_moved": ratio(after, count),
+        }
+
+    return *scored(units, rates), moved[0].tolist()
+
+
+def _nearest(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"]) -> Int[np.ndarray, " n"]:
+    return np.asarray((x / np.linalg.norm(x, axis=1, keepdims=True) @ y.T).argmax(1))
+
+
+def _separated(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"]) -> Bool[np.ndarray, "2 n"]:
+    """Which images, and which texts, fall on their side of a plane that was fitted without them."""
+    right = np.zeros((2, len(x)), bool)
+    fold = np.arange(len(x)) % FOLDS
+    for held in range(min(FOLDS, len(x))):
+        kept = fold != held
+        rows = np.concatenate([x[kept], y[kept]])
+        if not len(rows):
+            continue
+        middle = rows.mean(0)
+        rows = rows - middle
+        side = np.repeat([1.0, -1.0], kept.sum())
+        weights = rows.T @ np.linalg.solve(rows @ rows.T + RIDGE * np.eye(len(rows)), side)
+        right[0, ~kept], right[1, ~kept] = (x[~kept] - middle) @ weights > 0, (y[~kept] - middle) @ weights < 0
+    return right

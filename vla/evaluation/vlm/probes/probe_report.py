@@ -1,0 +1,100 @@
+"""The page on a model's probes: scores beside those without a picture, curves, and the worst answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vla.common.html_page import image_uri, section, write_page
+from vla.common.plots import COLORS, GREY, style, svg
+from vla.evaluation.vlm.probes.counting import points
+from vla.evaluation.vlm.probes.detail import TASKS
+from vla.evaluation.vlm.probes.probe import Case, Found
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TEXT = 160
+"""Characters of an answer that are shown."""
+CURVES = {"number": "exact, by how many there are", **{task: f"right, by {task}" for task in TASKS}}
+"""The kinds of categories that are levels, and the title of their curve."""
+
+
+def write_probe_page(file: Path, policy: str, found: Mapping[str, Found]) -> Path:
+    """Raises InputError when it cannot be written."""
+    head = (
+        f'<h1>Probes</h1>\n<p class="lead">{escape(policy)}</p>\n<p class="soft">Intervals are 95\N{NO-BREAK SPACE}% '
+    )
+    head += "bootstraps over scenes; blank: the same questions without anything to see.</p>"
+    return write_page(file, f"{policy}: probes", [head, *(_probe(name, one) for name, one in found.items())])
+
+
+def _probe(name: str, found: Found) -> str:
+    # The third column of a table is the wide one.
+    rows = "".join(
+        f"<tr><td></td><td></td><td>{label}</td><td>{score['value']:.3f}</td>"
+        f"<td>{score['ci95'][0]:.3f} – {score['ci95'][1]:.3f}</td><td>{_blank(found, label)}</td></tr>"
+        for label, score in found.report["scores"].items()
+    )
+    head = "".join(f"<th>{text}</th>" for text in ("", "", "score", "value", "95 % interval", "blank"))
+    table = f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    cases = "".join(map(_case, found.worst))
+    body = table + _plots(found) + (f'<h3>Worst</h3><div class="samples">{cases}</div>' if cases else "")
+    return section(name, body)
+
+
+def _blank(found: Found, label: str) -> str:
+    return f"{found.blank[label]:.3f}" if label in found.blank else "–"
+
+
+def _plots(found: Found) -> str:
+    """A curve of each kind of levels, and bars of each other kind of categories."""
+    kinds: dict[str, list[tuple[str, float]]] = {}
+    for row in found.report["categories"]:
+        kinds.setdefault(row["kind"], []).append((row["name"].strip(), row[found.main[0]]))
+    figures = []
+    for kind, rows in kinds.items():
+        if kind == "task":  # its levels have a curve each
+            continue
+        if kind in CURVES:
+            rows = sorted(rows, key=lambda row: float(row[0]))
+            paint = partial(_curve, rows=rows, title=CURVES[kind], score=found.report["scores"].get(kind))
+        else:
+            paint = partial(_bars, rows=rows, title=f"{found.main[0]}, by {kind}")
+        figures.append(f'<figure class="card">{svg((3.8, 2.5), paint)}</figure>')
+    return f'<div class="curves small">{"".join(figures)}</div>' if figures else ""
+
+
+def _curve(axes: Axes, rows: Sequence[tuple[str, float]], title: str, score: Mapping[str, Any] | None) -> None:
+    x = [float(name) for name, _ in rows]
+    axes.plot(x, [value for _, value in rows], "o-", color=COLORS[0])
+    if score is not None:  # a threshold, over levels that double
+        axes.set_xscale("log", base=2)
+        axes.axvline(score["value"], color=COLORS[1], linestyle="--")
+        axes.axvspan(*score["ci95"], color=COLORS[1], alpha=0.15, linewidth=0)
+        axes.set_xticks(x, [name for name, _ in rows])
+    axes.set_ylim(-0.03, 1.03)
+    style(axes, title, "")
+
+
+def _bars(axes: Axes, rows: Sequence[tuple[str, float]], title: str) -> None:
+    axes.barh([name for name, _ in rows], [value for _, value in rows], color=COLORS[0], height=0.6)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.axvline(0.5, color=GREY, linewidth=0.6)
+    style(axes, title, "")
+
+
+def _case(case: Case) -> str:
+    said = escape(case.said[:TEXT]) or "(nothing)"
+    if case.answer.endswith("points"):  # a number is none
+        said += f" ({len(points(case.said))} points)"
+    answer = f'<span class="bad">✗ {said}</span><span class="soft">true: {escape(case.answer[:TEXT])}</span>'
+    picture = f'<img src="{image_uri(case.image)}" alt="{escape(case.question)}">'
+    return (
+        f'<figure class="card"><div class="picture">{picture}</div>'
+        f"<figcaption><span>{escape(case.question)}</span>{answer}</figcaption></figure>"
+    )

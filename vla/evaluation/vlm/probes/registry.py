@@ -1,0 +1,48 @@
+"""The probes by name."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+from vla.errors import InputError, suggestion
+from vla.evaluation.vlm.answerer import Answerer, BackboneAnswerer
+from vla.evaluation.vlm.probes.captions import CHAIR_SIM
+from vla.evaluation.vlm.probes.counting import COUNTING
+from vla.evaluation.vlm.probes.detail import DETAIL
+from vla.evaluation.vlm.probes.existence import POPE_SIM
+from vla.evaluation.vlm.probes.modality import modality_gap
+from vla.evaluation.vlm.probes.probe import Found
+from vla.evaluation.vlm.probes.spatial import SPATIAL
+
+
+@runtime_checkable
+class Run(Protocol):
+    def __call__(self, answerer: Answerer, n: int, seed: int, baseline: bool = True) -> Found: ...
+
+
+GAP = "modality-gap"
+PROBES: Mapping[str, Run] = {
+    "pope-sim": POPE_SIM,
+    "chair-sim": CHAIR_SIM,
+    "counting": COUNTING,
+    "spatial": SPATIAL,
+    "detail": DETAIL,
+    GAP: modality_gap,
+}
+LOWER = ("chair-sim", GAP)
+"""Where less is better."""
+
+
+def check(names: Collection[str] | None) -> None:
+    """Raises InputError for an unknown one."""
+    for name in names or ():
+        if name not in PROBES:
+            known = ", ".join(PROBES)
+            raise InputError(f"unknown probe {name!r}: choose from {known}{suggestion(name, PROBES)}")
+
+
+def chosen(names: Sequence[str] | None, answerer: Answerer) -> dict[str, Run]:
+    """These probes, or all that this model can take."""
+    able = [name for name in PROBES if name != GAP or isinstance(answerer, BackboneAnswerer)]
+    return {name: PROBES[name] for name in (able if names is None else names)}

@@ -1,0 +1,42 @@
+"""Which head a name stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vla.errors import InputError, suggestion
+from vla.models.action_heads.action_head import Head, Vocabulary
+from vla.models.action_heads.bins import BinsHead
+from vla.models.action_heads.fast import FastHead
+from vla.models.action_heads.flow import FlowMatchingHead
+from vla.models.action_heads.l1 import RegressionHead
+from vla.models.action_heads.parallel import ParallelHead
+from vla.models.action_heads.text import TextHead
+
+HEADS: dict[str, Callable[..., Head]] = {
+    "parallel": ParallelHead,
+    "bins": BinsHead,
+    "fast": FastHead,
+    "text": TextHead,
+    "l1": RegressionHead,
+    "flow": FlowMatchingHead,
+}
+
+
+def stored_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a checkpoint's head as this version has them: a flow of before has an expert of another shape."""
+    before = settings.get("kind") == "flow" and "expert" not in settings
+    return dict(settings) | ({"expert": {}} if before else {})
+
+
+def build_head(settings: Mapping[str, Any], vocabulary: Vocabulary) -> Head:
+    """The head of `settings`: its "kind" and its arguments. Raises InputError when they are not of this version."""
+    arguments = dict(settings)
+    kind = arguments.pop("kind", None)
+    if kind not in HEADS:
+        raise InputError(f"there is no head {kind}: choose of {', '.join(HEADS)}{suggestion(kind, HEADS)}")
+    try:
+        return HEADS[kind](vocabulary, **arguments)
+    except TypeError as error:
+        raise InputError(f"the head {kind} is not made of these settings: {error}") from error

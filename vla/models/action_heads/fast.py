@@ -1,0 +1,78 @@
+"""FAST tokens, one after the other (pi0-FAST: Pertsch et al. 2025, arXiv 2501.09747)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from vla.errors import InputError
+from vla.models.action_heads.action_head import Asked, Chunks, Target, Vocabulary
+from vla.models.action_heads.autoregressive import say
+from vla.models.action_tokenizers.fast import FastTokenizer
+from vla.models.batch import IGNORE
+from vla.models.robot_spec import RobotSpec
+
+
+class FastHead:
+    """As many tokens as the chunk needs, then `<eos>`; those of our tokenizer always spell a whole chunk.
+
+    A chunk is told whole, so actions under way are told as numbers.
+    `tokenizer` is what `to_json` gives.
+    """
+
+    ordered, tells_given, bidirectional, regression = 0, True, False, None
+
+    def __init__(self, vocabulary: Vocabulary, tokenizer: Mapping[str, Any] | None = None) -> None:
+        if tokenizer is None:
+            raise InputError("the head fast needs a tokenizer of actions (vla train-tokenizer)")
+        self.settings: Mapping[str, Any] = {"kind": "fast", "tokenizer": tokenizer}
+        self.fast = _of_json(tokenizer)
+        self.rows = self.fast.vocab_size
+        # How many numbers each token spells, where it is one of our tokenizer: its characters.
+        ours = (tokenizer["bpe"].get("decoder") or {}).get("type") == "Fuse"
+        words = [self.fast.bpe.id_to_token(i) for i in range(self.rows)]
+        self._sizes = torch.tensor([len(word) for word in words]) if ours else None
+        self.slots = vocabulary.horizon * vocabulary.width + 1
+        self.text, self.blank, self.eos = vocabulary.text, vocabulary.text + self.rows, vocabulary.eos
+
+    def target(
+        self,
+        robot: RobotSpec,
+        actions: Float[np.ndarray, "h a"],
+        inside: Bool[np.ndarray, "h"],
+        given: int,
+        rng: np.random.Generator | None,
+    ) -> Target:
+        ids = (self.text + self.fast.encode(actions)).tolist()
+        return Target([self.blank, *ids, self.eos], [IGNORE, *ids, self.eos])
+
+    def places(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
+        return order.clamp(max=self.slots - 1)
+
+    def decode(self, asked: Asked) -> Chunks:
+        robot, rows = asked.robot, torch.arange(self.text, self.blank, device=asked.told.device)
+        # Of a published tokenizer, which may take two tokens for one number, it is not known what one spells.
+        most = robot.action_tokens if self._sizes is not None else 2 * robot.action_tokens + 1
+        said = say(asked, self.blank, [[] for _ in asked.told], rows, self.eos, most, self._sizes)
+        return [self.fast.decode(np.array(row, np.int64) - self.text, robot.horizon, robot.width) for row in said]
+
+
+def to_json(tokenizer: FastTokenizer) -> dict[str, Any]:
+    return {
+        "bpe": json.loads(tokenizer.bpe.to_str()),
+        "scale": tokenizer.scale,
+        "min_token": tokenizer.min_token,
+        "max_token": tokenizer.max_token,
+    }
+
+
+def _of_json(values: Mapping[str, Any]) -> FastTokenizer:
+    rest = {name: value for name, value in values.items() if name != "bpe"}
+    return FastTokenizer(Tokenizer.from_str(json.dumps(values["bpe"])), **rest)

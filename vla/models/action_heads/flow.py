@@ -1,0 +1,171 @@
+"""Numbers that an expert of its own moves to from noise, reading what the backbone cached (pi0, Black et al. 2024,
+arXiv 2410.24164); insulated: pi0.5 + KI, Driess et al. 2025, arXiv 2505.23705."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from vla.errors import InputError
+from vla.models.action_heads.action_expert import Expert, ExpertShape
+from vla.models.action_heads.action_head import Asked, Cached, Chunks, Regression, Target, Vocabulary, finite
+from vla.models.action_heads.bins import BinsHead
+from vla.models.action_heads.decoder_shape import expert_shape, shape_of_before
+from vla.models.action_heads.decoding import keys_values
+from vla.models.action_heads.fast import FastHead
+from vla.models.action_heads.flow_matching import FlowHead, sample_time
+from vla.models.action_heads.rtc_guidance import Guide
+from vla.models.batch import Batch
+from vla.models.robot_spec import RobotSpec
+
+REPEATS = 4
+"""Times and noises a row: the expert costs little beside the backbone, whose pass they share."""
+
+
+class FlowMatchingHead:
+    """The numbers that a model is told are the suffix's first token; actions are those of the widest robot.
+
+    `insulate`: the expert's loss does not reach the backbone, which learns to say the same chunk in `tokens` ("fast",
+    with its `tokenizer`, or "bins"); the expert reads what comes before them. `width`, `heads`, `mlp_size` and `cross`
+    are the expert's (`expert_shape`), or `expert` is all of its shape: that of a checkpoint, empty in one that was made
+    before shapes were stored. `adaptive`: time enters through the expert's norms (pi0.5); if not, into
+    each action (pi0), which learns faster at the start. `continues`: it learns to go on from actions under way that
+    it is told as they are (training-time real-time chunking), where other flows are put right at each step.
+    """
+
+    reads_cache, bidirectional = True, False
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        insulate: bool = False,
+        tokens: str = "fast",
+        tokenizer: Mapping[str, Any] | None = None,
+        width: int | None = None,
+        adaptive: bool = False,
+        continues: bool = False,
+        heads: int | None = None,
+        mlp_size: int | None = None,
+        cross: bool = False,
+        expert: Mapping[str, Any] | None = None,
+    ) -> None:
+        settings: dict[str, Any] = {"kind": "flow", "insulate": insulate, "adaptive": adaptive}
+        settings |= {"continues": True} if continues else {}
+        self._continues, self._expert = continues, expert
+        self._sizes: dict[str, Any] = {"width": width, "heads": heads, "mlp_size": mlp_size, "cross": cross}
+        settings |= self._sizes if not expert else {}
+        settings |= {"expert": expert} if expert is not None else {}
+        self._insulate, self._adaptive, self._vocabulary = insulate, adaptive, vocabulary
+        self._tokens: BinsHead | FastHead | None = None
+        if insulate:
+            if tokens not in ("fast", "bins"):
+                raise InputError(f"the backbone of an insulated flow learns tokens fast or bins, not {tokens}")
+            self._tokens = FastHead(vocabulary, tokenizer) if tokens == "fast" else BinsHead(vocabulary)
+            settings |= {"tokens": tokens} | ({"tokenizer": tokenizer} if tokens == "fast" else {})
+        self.settings: Mapping[str, Any] = settings
+        said = self._tokens
+        self.rows, self.ordered, self.slots = (said.rows, said.ordered, said.slots) if said else (0, 0, 0)
+        self.tells_given = said is not None and said.tells_given
+
+    @property
+    def regression(self) -> Regression:
+        return self
+
+    def target(
+        self,
+        robot: RobotSpec,
+        actions: Float[np.ndarray, "h a"],
+        inside: Bool[np.ndarray, "h"],
+        given: int,
+        rng: np.random.Generator | None,
+    ) -> Target:
+        """Actions under way are learned like the others, but where the head `continues`."""
+        said = Target([], []) if self._tokens is None else self._tokens.target(robot, actions, inside, given, rng)
+        return Target(said.inputs, said.labels, inside)
+
+    def places(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
+        return order if self._tokens is None else self._tokens.places(order, width)
+
+    def module(self, backbone: Any, told: int) -> FlowHead:
+        """An expert for this backbone, whose shape the settings then tell."""
+        if self._expert is None:
+            shape = expert_shape(backbone, **self._sizes)
+            self._expert = asdict(shape) | {"frequencies": list(shape.frequencies)}  # as JSON has it
+            self.settings = {k: v for k, v in self.settings.items() if k not in self._sizes} | {"expert": self._expert}
+        elif self._expert:
+            shape = ExpertShape(**{**self._expert, "frequencies": tuple(self._expert["frequencies"])})
+        else:
+            shape = shape_of_before(backbone, self._sizes["width"])
+        expert = Expert(shape, self._adaptive)
+        return FlowHead(expert, self._vocabulary.horizon, self._vocabulary.width, told, self._continues)
+
+    def _start(self, position: Int[Tensor, "b"]) -> Int[Tensor, "b"] | None:
+        """Where the expert's positions begin: where the backbone's end, but in checkpoints of before."""
+        return position if self._expert else None
+
+    def loss(
+        self,
+        module: FlowHead,
+        batch: Batch,
+        hidden: Float[Tensor, "b l d"],
+        told: Float[Tensor, "b n"],
+        cached: Cached | None,
+    ) -> Float[Tensor, "k"]:
+        """The mean over `REPEATS` times and noises."""
+        assert cached is not None
+        length = int(batch.prefix.max())
+        before = torch.arange(length, device=batch.prefix.device) < batch.prefix[:, None]
+        prefix = [(_repeated(keys[:, :, :length]), _repeated(values[:, :, :length])) for keys, values in cached.layers]
+        actions, before, mask, told = (_repeated(x) for x in (batch.actions, before, batch.regressed, told))
+        given, start = _repeated(batch.given), self._start(_repeated(cached.next_position))
+        losses = module.loss(actions, prefix, before, mask, told, self._insulate, _drawn(batch), given, start)
+        return losses.unflatten(0, (REPEATS, -1)).mean(0)
+
+    def decode(self, asked: Asked) -> Chunks:
+        """From the same noise each time: a policy's chunks do not jump between ways that are equally good."""
+        robot, rows, module, device = asked.robot, len(asked.told), cast(FlowHead, asked.module), asked.told.device
+        mask = (torch.arange(module.action_width, device=device) < robot.width).expand(rows, robot.horizon, -1)
+        drawn = torch.randn(mask.shape[1:], device="cpu", generator=torch.Generator().manual_seed(0))
+        noise = drawn.to(device).expand(mask.shape)
+
+        def wide(actions: Float[np.ndarray, "b k _"]) -> Float[Tensor, "b k a"]:
+            padding = ((0, 0), (0, 0), (0, module.action_width - robot.width))
+            return torch.from_numpy(np.pad(actions, padding)).to(device, torch.float32)
+
+        given = None if asked.given is None else wide(asked.given)
+        cached, before, told = keys_values(asked.decoding.cache), asked.decoding.mask, asked.told
+        start = self._start(asked.decoding.next_position())
+        if asked.beyond is None or not asked.vjp:
+            guide = None if asked.beyond is None else Guide(wide(asked.beyond), False)
+            chunks = module.sample(cached, before, mask, told, given, noise, guide, start)
+            return finite(chunks[..., : robot.width])
+        with torch.inference_mode(False):
+            # Tensors of inference mode have no gradients; copies that are made outside of it may have.
+            cached = [(keys.clone(), values.clone()) for keys, values in cached]
+            given = None if asked.given is None else wide(asked.given)
+            guide, fresh = Guide(wide(asked.beyond), True), [x.clone() for x in (before, mask, told, noise)]
+            start = None if start is None else start.clone()
+            chunks = module.sample(cached, fresh[0], fresh[1], fresh[2], given, fresh[3], guide, start)
+            return finite(chunks[..., : robot.width])
+
+
+def _drawn(batch: Batch) -> tuple[Float[Tensor, "r h a"], Float[Tensor, "r"]] | None:
+    """The noise and the times of `REPEATS` copies of the rows, as each row's seed says; None where one has no seed."""
+    if (batch.seed < 0).any():
+        return None
+    shape, device = (REPEATS, *batch.actions.shape[1:]), batch.actions.device
+    own = [torch.Generator().manual_seed(seed) for seed in batch.seed.tolist()]
+    noise = torch.stack([torch.randn(shape, device="cpu", generator=generator) for generator in own], 1)
+    time = torch.stack([sample_time(REPEATS, "cpu", generator) for generator in own], 1)
+    return noise.flatten(0, 1).to(device), time.flatten().to(device)
+
+
+def _repeated(x: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "r ..."]:
+    """The rows one after the other, `REPEATS` times."""
+    return x.repeat(REPEATS, *[1] * (x.ndim - 1))

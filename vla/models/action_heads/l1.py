@@ -1,0 +1,69 @@
+"""Numbers, all at once, from empty slots (OpenVLA-OFT, Kim et al. 2025, arXiv 2502.19645, sec. 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from vla.models.action_heads.action_head import Asked, Cached, Chunks, Regression, Target, Vocabulary, finite
+from vla.models.action_heads.l1_regression import L1Head
+from vla.models.batch import IGNORE, Batch
+from vla.models.robot_spec import RobotSpec
+
+
+class RegressionHead:
+    """A blank for each number of the widest robot's chunk. `bidirectional`: the slots look at each other, as in
+    OpenVLA-OFT; else each at those before it."""
+
+    settings: Mapping[str, Any] = {"kind": "l1"}
+    rows, ordered, tells_given, reads_cache = 0, 0, True, False
+
+    def __init__(self, vocabulary: Vocabulary, bidirectional: bool = False) -> None:
+        self.bidirectional = bidirectional
+        if bidirectional:
+            self.settings = {**self.settings, "bidirectional": True}
+        self._horizon, self._width = vocabulary.horizon, vocabulary.width
+        self.slots = vocabulary.horizon * vocabulary.width
+        self.blank, self.eos = vocabulary.text, vocabulary.eos
+
+    @property
+    def regression(self) -> Regression:
+        return self
+
+    def target(
+        self,
+        robot: RobotSpec,
+        actions: Float[np.ndarray, "h a"],
+        inside: Bool[np.ndarray, "h"],
+        given: int,
+        rng: np.random.Generator | None,
+    ) -> Target:
+        inputs = [self.blank] * self.slots + [self.eos]
+        return Target(inputs, [IGNORE] * len(inputs), inside & (np.arange(len(actions)) >= given))
+
+    def places(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
+        return order
+
+    def module(self, backbone: Any, told: int) -> L1Head:
+        return L1Head(backbone.hidden_size, self._horizon, self._width)
+
+    def loss(
+        self,
+        module: L1Head,
+        batch: Batch,
+        hidden: Float[Tensor, "b l d"],
+        told: Float[Tensor, "b n"],
+        cached: Cached | None,
+    ) -> Float[Tensor, "k"]:
+        slots = hidden[batch.input_ids == self.blank].unflatten(0, (len(hidden), self.slots))
+        return module.loss(slots, batch.actions, batch.regressed)
+
+    def decode(self, asked: Asked) -> Chunks:
+        hidden = asked.ask(torch.full((len(asked.told), self.slots), self.blank, device=asked.told.device), 0)
+        assert asked.module is not None
+        return finite(asked.module(hidden)[..., : asked.robot.width])

@@ -1,0 +1,63 @@
+"""Integers written out in the words that the model has (VLA-0, Goyal et al. 2025, arXiv 2510.13054)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from vla.models.action_heads.action_head import Asked, Chunks, Target, Vocabulary
+from vla.models.action_heads.autoregressive import say
+from vla.models.action_tokenizers.integers import IntegerText, allowed_tokens, digit_tokens, mask_digits
+from vla.models.batch import IGNORE
+from vla.models.robot_spec import RobotSpec
+
+
+class TextHead:
+    """Its one row is the blank, which asks for the text; the text reaches as far as the robots' bins do."""
+
+    settings: Mapping[str, Any] = {"kind": "text"}
+    rows, ordered, slots, tells_given, bidirectional, regression = 0, 0, 1, False, False, None
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.tokenizer, self.integers = vocabulary.tokenizer, IntegerText(limit=vocabulary.robots[0].bins.limit)
+        self.blank, self.pad, self.eos = vocabulary.text, vocabulary.pad, vocabulary.eos
+        self._allowed = torch.from_numpy(allowed_tokens(self.tokenizer))
+        self._digits = digit_tokens(self.tokenizer)
+
+    def target(
+        self,
+        robot: RobotSpec,
+        actions: Float[np.ndarray, "h a"],
+        inside: Bool[np.ndarray, "h"],
+        given: int,
+        rng: np.random.Generator | None,
+    ) -> Target:
+        words = self._words(actions)
+        wanted = np.repeat(inside & (np.arange(len(actions)) >= given), robot.width)
+        ids = np.concatenate(words)
+        labels = np.where(np.repeat(wanted, [len(word) for word in words]), ids, IGNORE)
+        known = sum(map(len, words[: given * robot.width]))
+        if rng is not None:  # what is under way is known
+            ids[known:] = mask_digits(ids[known:], self._digits, self.pad, rng)
+        return Target([self.blank, *ids.tolist(), self.eos], [IGNORE, *labels.tolist(), self.eos])
+
+    def _words(self, actions: Float[np.ndarray, "h a"]) -> Sequence[Int[np.ndarray, "_n"]]:
+        """Tokens of each integer with the space before it, so that those of the first actions are a prefix of all."""
+        words = self.integers.encode(actions).split()
+        return [np.array(self.tokenizer.encode(f" {word}", add_special_tokens=False).ids) for word in words]
+
+    def places(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
+        return torch.zeros_like(order)
+
+    def decode(self, asked: Asked) -> Chunks:
+        robot = asked.robot
+        longest = robot.action_tokens * (len(str(self.integers.steps)) + 1)
+        given = np.zeros((len(asked.told), 0, robot.width)) if asked.given is None else asked.given
+        known = [[int(i) for word in self._words(actions) for i in word] for actions in given]
+        said = say(asked, self.blank, known, self._allowed, self.eos, longest + 1)
+        return [self.integers.decode(self.tokenizer.decode(row), robot.horizon, robot.width) for row in said]

@@ -1,0 +1,48 @@
+"""Which module a backbone's configuration describes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from vla.errors import InputError
+from vla.models.backbones.backbone import Backbone
+from vla.models.backbones.precision import without_dtype
+from vla.models.preprocessing.earlier import without_run
+
+FAMILIES = {
+    "composed": "composed:ComposedVLM",
+    "flamingo": "flamingo:CrossAttentionVLM",
+    "llava": "token_family:TokenFamily",
+    "pixtral": "token_family:TokenFamily",
+    "internvl": "token_family:TokenFamily",
+    "qwen2_vl": "token_family:TokenFamily",
+    "qwen2_5_vl": "token_family:TokenFamily",
+    "paligemma": "token_family:TokenFamily",
+    "smolvlm": "token_family:TokenFamily",
+    "blip-2": "token_family:TokenFamily",
+    "qwen_vl": "qwen_vl:QwenVL",
+    "molmo": "molmo:Molmo",
+    "idefics": "idefics:Idefics",
+    "mllama": "mllama:Mllama",
+}
+"""The class of each family, in the modules beside this one."""
+
+
+def build(config: Mapping[str, Any]) -> Backbone:
+    """The backbone of `config`, with random weights: "family", and what its class is made of.
+
+    A configuration without a family is one of before there were several: composed. A precision that it names is left
+    out (`vla.models.backbones.precision`). Raises InputError when the family is unknown or its arguments are not of
+    this version.
+    """
+    arguments = without_run(without_dtype(config))
+    family = arguments.pop("family", "composed")
+    if family not in FAMILIES:
+        raise InputError(f"there is no backbone family {family}: choose of {', '.join(FAMILIES)}")
+    module, name = FAMILIES[family].split(":")
+    try:
+        return getattr(import_module(f"vla.models.backbones.{module}"), name)(**arguments)
+    except TypeError as error:
+        raise InputError(f"a {family} backbone is not made of these arguments: {error}") from error

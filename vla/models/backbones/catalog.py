@@ -1,0 +1,233 @@
+"""Every family of vision-language models that can be used, and what is known of each: what `vla models` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Literal, cast
+
+from omegaconf import OmegaConf
+
+from vla.errors import InputError, suggestion
+
+Role = Literal["backbone", "dual encoder", "hosted"]
+
+CONTRACT = "the backbone contract on small random weights, logits equal to transformers'; released weights not tried"
+END_TO_END = (
+    "from raw images of several shapes and a question, pixels, tokens and logits equal to those of transformers' own "
+    "processor, chat template and model, on small random weights, and the backbone contract; released weights not tried"
+)
+ORIGINAL = (
+    "from raw images of several shapes and a question, tokens by the original code's rules, pixels within 2 of 255 "
+    "levels of Pillow's, and logits equal, on small random weights; released weights not tried"
+)
+CROPS = (
+    "the backbone contract; from raw images of several shapes and a question, tokens and crops by the released "
+    "processor's rules, pixels within one of 255 levels of it; padding and logits equal to a plain reading of the "
+    "original (test_molmo.py); on small random weights; released weights not tried"
+)
+DUAL = "vectors and logits equal to transformers', padding and batches without effect; released weights not tried"
+HOSTED = "against failing servers, and `transformers serve` (test_hosted_serve.py); not against the provider"
+
+VISION, LANGUAGE = "vision", "language"
+CHECKS = ("preprocessing", "prompt", "logits")
+"""What of a family may be compared with the original: what is shown of an image, the tokens, and what is answered."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A row: `freezes` are the parts that the finetune stage keeps as they are, after the family's own recipe.
+
+    (The align stage trains the connector alone, in every family.) `verified` says what `test`, a file of tests/,
+    shows, and `checked` of what against the original (`CHECKS`); all are empty where nothing does yet. `source` says
+    what must be converted first, where transformers cannot read the released files.
+    """
+
+    name: str
+    role: Role
+    title: str
+    connector: str
+    freezes: tuple[str, ...] = ()
+    test: str = ""
+    verified: str = ""
+    source: str = ""
+    checked: tuple[str, ...] = ()
+
+    @property
+    def config_path(self) -> str:
+        return f"configs/families/{self.name}.yaml"
+
+    def config(self) -> dict[str, Any]:
+        """The family's file: checkpoint, attention, how images are shown and conversations written, or of a hosted one
+        what `Hosted` takes."""
+        text = (files("vla.configs") / "families" / f"{self.name}.yaml").read_text()
+        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(text)))
+
+    @property
+    def load(self) -> str:
+        """How to get it."""
+        config = self.config()
+        if self.role == "hosted":
+            arguments = f'"{config["model"]}", "{config["base_url"]}", "{config["key_env"]}"'
+            return f"vla.models.backbones.hosted.Hosted({arguments})"
+        if self.role == "dual encoder":
+            return f'vla.models.backbones.dual.DualEncoder.load("{config["checkpoint"]}")'
+        if config["checkpoint"] is None:
+            return "vla train backbone='{vision: ID, language: ID, connector: mlp}'"
+        return f"vla train backbone={'FOLDER' if self.source else self.name}"
+
+
+def _released(name: str, title: str, connector: str, freezes: tuple[str, ...] = (), source: str = "") -> Family:
+    """A backbone of transformers' own classes; end to end where transformers reads the released files."""
+    if source:
+        return Family(name, "backbone", title, connector, freezes, "test_families.py", CONTRACT, source, CHECKS[2:])
+    return Family(
+        name, "backbone", title, connector, freezes, "test_released_families.py", END_TO_END, "", checked=CHECKS
+    )
+
+
+def _original(name: str, title: str, connector: str, freezes: tuple[str, ...], source: str) -> Family:
+    """A backbone that transformers has no processor for: end to end against the original code's rules, read plainly."""
+    test = "test_original_families.py"
+    return Family(name, "backbone", title, connector, freezes, test, ORIGINAL, source, CHECKS)
+
+
+def _hosted(name: str, title: str) -> Family:
+    return Family(name, "hosted", title, "undisclosed", (), "test_hosted.py", HOSTED)
+
+
+def _dual(name: str, title: str) -> Family:
+    return Family(name, "dual encoder", title, "none: one space", (), "test_dual.py", DUAL)
+
+
+CATALOG: tuple[Family, ...] = (
+    Family(
+        "nano",
+        "backbone",
+        "ours, in the package",
+        "MLP",
+        ("vision.embeddings", "vision.encoder.stages.0", "vision.encoder.stages.1"),
+        "test_journey.py",
+        "trained, evaluated and deployed in simulation",
+    ),
+    Family(
+        "composed",
+        "backbone",
+        "any vision encoder and causal LM of transformers",
+        "any of vla.models.backbones",
+        (VISION,),
+        "test_composed.py",
+        "the backbone contract for every connector with four kinds of encoder, and for four of language models",
+    ),
+    Family(
+        "smollm2-dinov2",
+        "backbone",
+        "SmolLM2-135M and DINOv2-small",
+        "pixel shuffle, MLP",
+        (VISION,),
+        "test_wheels.py",
+        "released weights: it answers, sees as onnxruntime does, and its connector aligns on rendered scenes",
+    ),
+    _original("llava-1", "LLaVA", "linear", (VISION,), "a delta to LLaMA-7B's weights: there is no converter yet"),
+    _released("llava-1.5", "LLaVA-1.5", "MLP", (VISION,)),
+    _released("blip-2", "BLIP-2", "Q-Former", (VISION, LANGUAGE)),
+    _original(
+        "minigpt-4",
+        "MiniGPT-4",
+        "Q-Former, linear",
+        (VISION, LANGUAGE),
+        "with BLIP-2's ViT and Q-Former, and Vicuna-v0, by vla.models.backbones.converters.convert_minigpt4",
+    ),
+    _released(
+        "idefics", "Flamingo, open reproduction", "perceiver resampler, gated cross-attention", (VISION, LANGUAGE)
+    ),
+    _original(
+        "openflamingo",
+        "Flamingo, OpenFlamingo's weights",
+        "perceiver resampler, gated cross-attention",
+        (VISION, LANGUAGE),
+        "checkpoint.pt onto CLIP ViT-L/14 and its language model, by vla.models.backbones.openflamingo.load",
+    ),
+    _released("internvl-1.5", "InternVL-1.5", "pixel shuffle, MLP", (), "by vla.models.backbones.converters.internvl"),
+    _released("internvl-2.5", "InternVL-2.5", "pixel shuffle, MLP", (), "by vla.models.backbones.converters.internvl"),
+    _released("internvl-3", "InternVL3", "pixel shuffle, MLP"),
+    _released("llama-3.2-vision", "Llama 3.2 Vision", "cross-attention adapter", (LANGUAGE,)),
+    _released("pixtral", "Pixtral", "MLP, native resolution", (VISION,)),
+    _released("qwen2-vl", "Qwen2-VL", "2x2 merger MLP, native resolution", (VISION,)),
+    _released("qwen2.5-vl", "Qwen2.5-VL", "2x2 merger MLP, native resolution", (VISION,)),
+    _released("paligemma", "PaliGemma", "linear, prefix-LM"),
+    _released("paligemma-2", "PaliGemma 2", "linear, prefix-LM"),
+    _released("smolvlm2", "SmolVLM2", "pixel shuffle, linear", (VISION,)),
+    *(
+        _original(
+            name,
+            title,
+            "256 queries, one cross-attention",
+            (VISION,),
+            "a folder with the released files, the weights as safetensors",
+        )
+        for name, title in (("qwen-vl", "Qwen-VL, the base model"), ("qwen-vl-chat", "Qwen-VL-Chat"))
+    ),
+    *(
+        Family(
+            name,
+            "backbone",
+            title,
+            "2x2 attention pooling, SwiGLU MLP",
+            (),
+            "test_molmo_prompt.py",
+            CROPS,
+            "a folder with the released files",
+            CHECKS,
+        )
+        for name, title in (("molmo", "Molmo"), ("molmoe", "MolmoE"))
+    ),
+    _dual("clip", "CLIP"),
+    _dual("align", "ALIGN"),
+    _dual("siglip", "SigLIP"),
+    _dual("siglip2", "SigLIP 2"),
+    _hosted("gpt-4v", "GPT-4V; its maker retired it in December 2024"),
+    _hosted("gpt-4o", "GPT-4o"),
+    _hosted("claude-3", "Claude 3"),
+    _hosted("gemini", "Gemini 1.5"),
+)
+
+
+def family(name: str) -> Family:
+    """The row of a family. Raises InputError, with the names there are, for another."""
+    for row in CATALOG:
+        if row.name == name:
+            return row
+    known = [row.name for row in CATALOG]
+    raise InputError(f"there is no family {name!r}: choose of {', '.join(known)}{suggestion(name, known)}")
+
+
+DEFAULTS = {
+    "llava": "llava-1.5",
+    "internvl": "internvl-3",
+    "qwen2_vl": "qwen2-vl",
+    "qwen2_5_vl": "qwen2.5-vl",
+    "smolvlm": "smolvlm2",
+    "qwen": "qwen-vl",
+    "mllama": "llama-3.2-vision",
+}
+"""The family whose conversations a checkpoint of this model_type is read with, where their names differ."""
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family of a checkpoint with this configuration (config.json). Raises InputError where there is none."""
+    kind, text = str(config.get("model_type")), str((config.get("text_config") or {}).get("model_type", ""))
+    vision = str((config.get("vision_config") or {}).get("model_type", ""))
+    if kind == "llava" and vision == "pixtral":
+        kind = "pixtral"
+    elif kind == "paligemma" and text.startswith("gemma2"):
+        kind = "paligemma-2"
+    elif kind == "llava" and config.get("projector_hidden_act") == "linear":
+        kind = "llava-1"
+    elif kind == "internvl" and text == "llama":  # InternLM2, under llama's names
+        normed = (config.get("vision_config") or {}).get("use_qk_norm")
+        kind = "internvl-1.5" if normed else "internvl-2.5"
+    elif kind == "blip-2" and text == "llama":
+        kind = "minigpt-4"
+    return family(DEFAULTS.get(kind, kind))

@@ -1,0 +1,165 @@
+"""A backbone composed of a vision encoder, a connector and a causal language model (LLaVA, InternVL, BLIP-2)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+
+from vla.common.images import Size
+from vla.models.backbones.backbone import ImageLayout
+from vla.models.backbones.connectors import build_connector
+from vla.models.backbones.masks import run_decoder
+from vla.models.backbones.precision import without_dtype
+from vla.models.backbones.vision import build_vision
+
+Config = Mapping[str, Any]
+MLP: Config = {"kind": "mlp", "norm": True}
+
+
+class ComposedVLM(nn.Module):
+    """Any transformers vision encoder, any connector, and any transformers causal LM.
+
+    `vision` and `language` are transformers configurations as dicts with `model_type`, `connector` is a kind of
+    `connectors.KINDS` with its options. To the tokens of a feature map (ConvNeXt, Swin) are added learned positions,
+    one a cell, since a convolutional encoder carries none; but for a connector that does not keep the map's cells.
+    """
+
+    def __init__(
+        self,
+        vision: Config,
+        language: Config,
+        image_size: Size,
+        image_token_id: int,
+        attention: str = "sdpa",
+        connector: Config = MLP,
+        mean: Sequence[float] = (0.5, 0.5, 0.5),
+        std: Sequence[float] = (0.25, 0.25, 0.25),
+    ) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {
+            "family": "composed",
+            "vision": without_dtype(vision),
+            "language": without_dtype(language),
+            "image_size": image_size if isinstance(image_size, int) else list(image_size),
+            "image_token_id": image_token_id,
+            "attention": attention,
+            "connector": dict(connector),
+            "mean": list(mean),
+            "std": list(std),
+        }
+        self.mean, self.std = (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+        self.vision = build_vision(self.config["vision"])
+        self.language = AutoModelForCausalLM.from_config(
+            _config(self.config["language"]), attn_implementation=attention
+        )
+        self.image_size, self.image_token_id = self.config["image_size"], image_token_id
+        self.hidden_size: int = self.language.config.hidden_size
+        rows, columns = self.vision.grid(image_size)
+        made = build_connector(
+            vision_width=self.vision.width, grid=(rows, columns), hidden_size=self.hidden_size, **connector
+        )
+        self.tokens_per_image: int = made.tokens  # type: ignore[assignment]
+        cells = None
+        if self.vision.maps and self.tokens_per_image == rows * columns:
+            cells = nn.Parameter(_grid_positions(rows, columns, self.hidden_size) * 0.2)
+        made.register_parameter("cells", cells)
+        self.connector = made
+        self.register_load_state_dict_pre_hook(_cells_of_the_connector)
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.language.config.vocab_size)
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"vision": self.vision.model, "connector": self.connector, "language": self.language}
+
+    def add_rows(self, count: int) -> None:
+        self.language.resize_token_embeddings(self.vocab_size + count, mean_resizing=False)
+        self.config["language"]["vocab_size"] = self.vocab_size
+
+    def row_weights(self) -> tuple[Float[Tensor, "_r d"], Float[Tensor, "_r d"]]:
+        return self.language.get_input_embeddings().weight, self.language.get_output_embeddings().weight
+
+    def see(
+        self,
+        pixel_values: Float[Tensor, "b k 3 h w"],
+        image_mask: Bool[Tensor, "b k"],
+        layout: ImageLayout | None = None,
+    ) -> Float[Tensor, "n t d"] | None:
+        """The tokens of each image; None where there is none."""
+        if not image_mask.any():
+            return None
+        tokens: Tensor = self.connector(self.vision(pixel_values[image_mask]).flatten(1, 2))
+        cells: Any = self.connector.cells
+        return tokens if cells is None else tokens + cells
+
+    def embed(
+        self, input_ids: Int[Tensor, "b l"], vision: Float[Tensor, "n t d"] | None = None
+    ) -> Float[Tensor, "b l d"]:
+        embeds = self.embed_tokens(input_ids)
+        if vision is None:
+            return embeds
+        places = (input_ids == self.image_token_id).unsqueeze(-1)
+        return embeds.masked_scatter(places, vision.to(embeds.dtype))
+
+    def embed_tokens(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        embeds: Tensor = self.language.get_input_embeddings()(input_ids)
+        return embeds
+
+    def hidden(
+        self,
+        embeds: Float[Tensor, "b l d"],
+        attention_mask: Bool[Tensor, "b m"],
+        cache: Any | None = None,
+        vision: Any | None = None,
+        segments: Int[Tensor, "b l"] | None = None,
+    ) -> tuple[Float[Tensor, "b l d"], Any]:
+        """See `Backbone.hidden`."""
+        return run_decoder(self.language.base_model, embeds, attention_mask, cache, segments), cache
+
+    def new_cache(self) -> DynamicCache:
+        return DynamicCache(config=self.language.config)
+
+    def crop(self, cache: DynamicCache, length: int) -> DynamicCache:
+        cache.crop(length)
+        return cache
+
+    def fork(self, cache: DynamicCache, copies: int) -> DynamicCache:
+        forked = copy.deepcopy(cache)
+        forked.batch_repeat_interleave(copies)
+        return forked
+
+    def next_position(self, attention_mask: Bool[Tensor, "b m"], cache: Any | None = None) -> Int[Tensor, "b"]:
+        return attention_mask.sum(1)
+
+    def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
+        return self.language.get_output_embeddings()(hidden)
+
+
+def _grid_positions(rows: int, columns: int, size: int) -> Float[Tensor, "n d"]:
+    """Sines and cosines of the row and of the column, a quarter of `size` each, in random mixture.
+
+    A start at the scale of the features, with neighbours alike: places are what the model must learn to name.
+    """
+    frequencies = torch.pi * torch.arange(1, size // 4 + 1) ** 0.5
+    y, x = torch.meshgrid(torch.linspace(0, 1, rows), torch.linspace(0, 1, columns), indexing="ij")
+    angles = [axis.reshape(-1, 1) * frequencies for axis in (y, x)]
+    waves = torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], 1)
+    return waves @ torch.randn(waves.shape[1], size) * (2 / waves.shape[1]) ** 0.5
+
+
+def _config(values: Config) -> Any:
+    rest = {k: v for k, v in values.items() if k != "model_type"}
+    return AutoConfig.for_model(values["model_type"], **rest)
+
+
+def _cells_of_the_connector(module: nn.Module, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Of before the positions were a part of the connector."""
+    if f"{prefix}cells" in weights:
+        weights[f"{prefix}connector.cells"] = weights.pop(f"{prefix}cells")

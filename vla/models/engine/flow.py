@@ -1,0 +1,181 @@
+"""A flow's Euler steps with all that does not change computed once: the prefix's keys and values in their place, the
+mask, the rotation, and what each step makes of its time.
+
+Shapes as in `vla.models.action_heads.flow_matching`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from vla.models.action_heads.action_expert import AdaptiveNorm, ExpertLayer, time_features
+from vla.models.action_heads.flow_matching import EULER_STEPS, FlowHead, KeysValues
+from vla.models.action_heads.rtc_guidance import Guide
+from vla.models.engine.graphs import Graphs
+from vla.models.engine.layers import FusedLayer, Rotation, Sizes, dtype_of, fused, grouped, quantize, rms_norm, signed
+
+Modulation = tuple[Float[Tensor, "w"], Float[Tensor, "w"], Float[Tensor, "w"]]
+"""What an adaptive norm does at one time: 1 + scale, shift, and the gate of the branch after it."""
+
+
+def can_fuse_expert(head: FlowHead) -> bool:
+    """Whether each layer looks at the prefix and at its own tokens together, with whole heads rotated."""
+    shape = head.expert.shape
+    return not shape.cross and 2 * len(shape.frequencies) == shape.head_dim
+
+
+class FusedFlow(nn.Module):
+    """`FlowHead.sample` of a head, with weights of its own in `precision`. x itself stays in float32."""
+
+    def __init__(self, head: FlowHead, precision: str, graphs: Graphs) -> None:
+        super().__init__()
+        expert, self.dtype, self.graphs = head.expert, dtype_of(precision), graphs
+        self.plain, self.horizon, self.action_width = head, head.horizon, head.action_width
+        heads = expert.shape.heads
+        self.sizes = Sizes(heads, expert.kv_heads, expert.head_dim, expert.shape.eps, expert.head_dim**-0.5)
+        layers: Any = expert.layers
+        self.layers = nn.ModuleList(_layer(layer, self.sizes, self.dtype) for layer in layers)
+        if precision in ("int8", "fp8"):
+            quantize(self.layers, precision)
+        self._enter(head)
+        scale = None if expert.adaptive else expert.norm.norm.weight
+        self.leave = fused([head.leave], scale, self.dtype)
+        self.state = None if head.state is None else fused([head.state], dtype=self.dtype)
+
+    @torch.no_grad()
+    def _enter(self, head: FlowHead) -> None:
+        """What each step's time is made into."""
+        expert, time = head.expert, head.time
+        device = head.enter.weight.device
+        steps = 1 - torch.arange(EULER_STEPS, device=device) / EULER_STEPS
+        told = time_features(steps, expert.width)
+        self.then = None
+        if expert.adaptive:
+            self.enter = fused([head.enter], dtype=self.dtype)
+            conditions = F.silu(time(told))
+            layers: Any = expert.layers
+            norms = [norm for layer in layers for norm in (layer.before_attention, layer.before_mlp)]
+            self.modulations = [_modulations(norm, conditions, self.dtype) for norm in (*norms, expert.norm)]
+            return
+        # W [enter(x), told] + b = (W_x enter) x + (W_x b_enter + W_told told + b): the map that x enters by is folded.
+        into: Any = time[0]
+        of_x, of_time = into.weight[:, : expert.width], into.weight[:, expert.width :]
+        self.enter = nn.Linear(self.action_width, expert.width, bias=False, device="meta")
+        self.enter.weight = nn.Parameter((of_x @ head.enter.weight).to(self.dtype), requires_grad=False)
+        self.biases = (of_x @ head.enter.bias + told @ of_time.T + into.bias).to(self.dtype)
+        self.then = fused([time[2]], dtype=self.dtype)  # type: ignore[list-item]
+
+    def sample(
+        self,
+        prefix: KeysValues,
+        prefix_mask: Bool[Tensor, "b m"],
+        mask: Bool[Tensor, "b h a"],
+        state: Float[Tensor, "b s"] | None = None,
+        given: Float[Tensor, "b k a"] | None = None,
+        noise: Float[Tensor, "b h a"] | None = None,
+        guide: Guide | None = None,
+        start: Int[Tensor, "b"] | None = None,
+    ) -> Float[Tensor, "b h a"]:
+        """See `FlowHead.sample`. Guidance, and given actions with a time of their own, the plain head does."""
+        if guide is not None or (given is not None and self.plain.continues):
+            return self.plain.sample(prefix, prefix_mask, mask, state, given, noise, guide, start)
+        if noise is None:
+            noise = torch.randn(mask.shape, device=mask.device)
+        # Without a state or given actions, empty tensors: a graph takes tensors.
+        told = noise.new_zeros(len(noise), 0) if state is None else state
+        known = noise[:, :0] if given is None else given
+        # The prefix is read where it is.
+        key = ("flow", prefix[0][0].data_ptr(), prefix[0][0].shape)
+
+        def run(*tensors: Tensor) -> Tensor:
+            return self._sample(prefix, *tensors)
+
+        start = prefix_mask.sum(1) if start is None else start
+        sampled: Tensor = self.graphs.run(key, run, prefix_mask, mask, told, known, noise.contiguous(), start)
+        return sampled
+
+    def _sample(
+        self,
+        prefix: KeysValues,
+        prefix_mask: Bool[Tensor, "b m"],
+        mask: Bool[Tensor, "b h a"],
+        state: Float[Tensor, "b s"],
+        given: Float[Tensor, "b k a"],
+        noise: Float[Tensor, "b h a"],
+        start: Int[Tensor, "b"],
+    ) -> Float[Tensor, "b h a"]:
+        rows, known = len(noise), given.shape[1]
+        first = None if self.state is None else self.state(state.to(self.dtype))[:, None]
+        count = self.horizon + (first is not None)
+        positions = start[:, None] + torch.arange(count, device=noise.device)
+        rotation = signed(*self.plain.expert.rotation(positions), self.dtype)
+        allowed = grouped(_allowed(prefix_mask, mask.any(-1), first is not None), self.sizes.shared)
+        kept = [tuple(F.pad(x.to(self.dtype), (0, 0, 0, count)) for x in pair) for pair in prefix]
+        x = noise
+        for step in range(EULER_STEPS):
+            time = 1 - step / EULER_STEPS
+            if known:
+                x = torch.cat([time * noise[:, :known] + (1 - time) * given, x[:, known:]], 1)
+            tokens = self.enter(torch.where(mask, x, 0.0).to(self.dtype))
+            if self.then is not None:
+                tokens = self.then(F.silu(tokens + self.biases[step]))
+            if first is not None:
+                tokens = torch.cat([first.expand(rows, -1, -1), tokens], 1)
+            hidden = self._expert(tokens, kept, rotation, allowed, step)
+            x = x - self.leave(hidden[:, -self.horizon :]).float() / EULER_STEPS
+        if known:
+            x = torch.cat([given, x[:, known:]], 1)
+        return torch.where(mask, x, 0.0)
+
+    def _expert(
+        self, x: Float[Tensor, "b n w"], kept: Any, rotation: Rotation, allowed: Bool[Tensor, "b 1 q k"], step: int
+    ) -> Float[Tensor, "b n w"]:
+        """The normed hidden states."""
+        if self.then is not None:
+            for layer, (keys, values) in zip(self.layers, kept, strict=True):
+                x = layer(x, keys, values, rotation, allowed)
+            return rms_norm(x, self.sizes.eps)
+        for i, (layer, (keys, values)) in enumerate(zip(self.layers, kept, strict=True)):
+            scale, shift, gate = self.modulations[2 * i][step]
+            normed = torch.addcmul(shift, layer.norm(x), scale)  # type: ignore[operator]
+            x = torch.addcmul(x, layer.attention(normed, keys, values, rotation, allowed), gate)  # type: ignore[operator]
+            scale, shift, gate = self.modulations[2 * i + 1][step]
+            x = torch.addcmul(x, layer.mlp(torch.addcmul(shift, layer.norm(x), scale)), gate)  # type: ignore[operator]
+        scale, shift, _ = self.modulations[-1][step]
+        return torch.addcmul(shift, rms_norm(x, self.sizes.eps), scale)
+
+
+def _layer(layer: ExpertLayer, sizes: Sizes, dtype: torch.dtype) -> FusedLayer:
+    attention, mlp = layer.before_attention.norm.weight, layer.before_mlp.norm.weight
+    return FusedLayer(
+        sizes,
+        fused([layer.query, layer.key, layer.value], attention, dtype),
+        fused([layer.out], dtype=dtype),
+        fused([layer.gate, layer.up], mlp, dtype),
+        fused([layer.down], dtype=dtype),
+        layer.activation,
+    )
+
+
+def _modulations(norm: AdaptiveNorm, conditions: Float[Tensor, "s w"], dtype: torch.dtype) -> list[Modulation]:
+    """At each step's time."""
+    assert norm.modulation is not None
+    scale, shift, gate = norm.modulation(conditions).to(dtype).chunk(3, -1)
+    return list(zip(1 + scale, shift, gate, strict=True))
+
+
+def _allowed(prefix_mask: Bool[Tensor, "b m"], seen: Bool[Tensor, "b h"], has_state: bool) -> Bool[Tensor, "b n k"]:
+    """Actions look at the prefix, the state and each other; the state at the prefix and itself."""
+    if has_state:
+        seen = F.pad(seen, (1, 0), value=True)
+    count = seen.shape[1]
+    own = seen[:, None].repeat(1, count, 1)
+    if has_state:
+        own[:, 0] = False
+    own = own | torch.eye(count, dtype=torch.bool, device=seen.device)
+    return torch.cat([prefix_mask[:, None].expand(-1, count, -1), own], -1)

@@ -1,0 +1,101 @@
+"""A family's preprocessing with other numbers of frames, and for the cameras of a robot: one affordable frame each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import isqrt
+from typing import Any
+
+from vla.errors import InputError
+from vla.models.backbones.molmo_crops import Crops
+from vla.models.preprocessing.frames import Crop, Pad, Stretch
+from vla.models.preprocessing.native import Native, Patches
+from vla.models.preprocessing.settings import Framing, Preprocessing
+from vla.models.preprocessing.tiles import Canvas, Split, Tiles, Whole
+from vla.models.preprocessing.view import Sides
+
+MODES = ("native", "stretch", "pad", "crop")
+CAMERA_TOKENS = 256
+"""What a camera's image costs at most where the backbone takes any size, unless said otherwise: its side in cells is at
+most 16 for a square one, as PaliGemma's at 224 pixels."""
+
+
+def with_tiles(preprocessing: Preprocessing, tiles: int | None) -> Preprocessing:
+    """Images cut into at most `tiles` frames, and the whole; None: as the family was trained.
+
+    Raises InputError where a family takes images in their own shape, of one frame each.
+    """
+    framing = preprocessing.framing
+    if tiles is None:
+        return preprocessing
+    if tiles < 1:
+        raise InputError(f"an image is seen in at least one piece: tiles is {tiles}")
+    if isinstance(framing, Tiles | Canvas | Crops):
+        return replace(preprocessing, framing=replace(framing, most=tiles))
+    if isinstance(framing, Split | Whole):
+        side, grid = framing.side, isqrt(tiles)
+        made: Framing = Whole(side, framing.longest) if grid == 1 else Split(side, side * grid)
+        return replace(preprocessing, framing=made)
+    if tiles == 1:
+        return preprocessing
+    if isinstance(framing, Native | Patches):
+        raise InputError(f"this backbone sees an image whole, in its own shape: leave out tiles={tiles}")
+    return replace(preprocessing, framing=Tiles(size_of(framing), tiles))
+
+
+def for_camera(preprocessing: Preprocessing, mode: str | None = None, tokens: int | None = None) -> Preprocessing:
+    """One frame of at most `tokens` image tokens, by `mode`: native (its own shape), stretch, pad (bars) or crop (the
+    middle); None: as the family was trained, in one frame.
+
+    Raises InputError for a mode or a number of tokens that the family does not have.
+    """
+    if mode is not None and mode not in MODES:
+        raise InputError(f"images is one of {', '.join(MODES)}, not {mode}")
+    framing, cell = preprocessing.framing, preprocessing.markup.cell
+    if isinstance(framing, Native | Patches):
+        budget = CAMERA_TOKENS if tokens is None else tokens
+        if budget < 1:
+            raise InputError(f"a camera's image is at least one token: image_tokens is {budget}")
+        least = min(framing.least if isinstance(framing, Native) else cell**2, budget * cell**2)
+        if mode in (None, "native"):
+            return replace(preprocessing, framing=Native(cell, least, budget * cell**2, framing.resample))
+        side = isqrt(budget) * cell
+        return replace(preprocessing, framing=_framed(mode, (side, side), framing))
+    if mode == "native":
+        raise InputError("this backbone sees frames of one size: images is stretch, pad or crop")
+    size = size_of(framing)
+    made = _framed(mode, size, framing) if mode else _single(framing)
+    found = replace(preprocessing, framing=made)
+    count = found.markup.count(made.view(*size))
+    if tokens is not None and tokens != count:
+        raise InputError(f"an image of a camera is always {count} tokens to this backbone, not image_tokens={tokens}")
+    return found
+
+
+def size_of(framing: Framing) -> Sides:
+    """Height and width of a frame [pixels], where they are fixed."""
+    if isinstance(framing, Split | Whole | Crops):
+        return framing.side, framing.side
+    sized: Any = framing
+    size: Sides = sized.size
+    return size
+
+
+def _framed(mode: str | None, size: Sides, framing: Any) -> Framing:
+    resample: str = framing.resample
+    if mode == "stretch":
+        return Stretch(size, resample)
+    if mode == "crop":
+        return Crop(size, min(size), resample)
+    return Pad(size, resample, getattr(framing, "fill", (0, 0, 0)))
+
+
+def _single(framing: Framing) -> Framing:
+    """As the family was trained, in one frame."""
+    if isinstance(framing, Tiles | Split | Whole):
+        return Stretch(size_of(framing), framing.resample)
+    if isinstance(framing, Canvas):
+        return replace(framing, most=1)
+    if isinstance(framing, Crops):
+        return replace(framing, most=0)
+    return framing

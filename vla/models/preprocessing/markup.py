@@ -1,0 +1,73 @@
+"""The tokens that stand for an image in the text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vla.models.preprocessing.view import View
+
+Part = str | int
+"""A text, or a number of image tokens."""
+
+
+@dataclass(frozen=True)
+class Markup:
+    """An image is `begin`, its image tokens, and `end`; `{number}` in `begin` is which of a row's images it is.
+
+    `tokens` stand for each frame, or with `shared` for all of an image's together. With `cell` there is one for each
+    cell of so many pixels of the first frame, and `between` after each row of them but the last; where there are
+    further frames, which share `overlap` cells at each side with their neighbours, those of their common grid follow in
+    the same way (Molmo). With `split` each frame has its row and column before it (Idefics3). With `joined` the `end`
+    of an image is the `begin` of the next (Idefics).
+    """
+
+    begin: str = ""
+    between: str = ""
+    end: str = ""
+    tokens: int = 0
+    cell: int = 0
+    overlap: int = 0
+    shared: bool = False
+    split: bool = False
+    joined: bool = False
+
+    def parts(self, view: View, number: int = 1) -> Iterator[Part]:
+        """Texts and numbers of image tokens, one after another; `number` is the image's in its row, from 1."""
+        if self.split:
+            yield from self._split(view)
+            return
+        begin = "" if self.joined and number > 1 else self.begin.replace("{number}", str(number))
+        if self.cell:
+            rows, columns = (side // self.cell for side in view.pieces[0].frame)
+            yield from self._grid(begin, rows, columns)
+            if self.overlap and len(view.pieces) > 1:
+                shared = 2 * self.overlap
+                yield from self._grid(begin, *(n * (rows - shared) + shared for n in view.grid))
+        else:
+            yield begin
+            yield self.tokens * (1 if self.shared else len(view.pieces))
+            yield self.end
+
+    def _grid(self, begin: str, rows: int, columns: int) -> Iterator[Part]:
+        for row in range(rows):
+            yield self.between if row else begin
+            yield columns
+        yield self.end
+
+    def _split(self, view: View) -> Iterator[Part]:
+        rows, columns = view.grid if len(view.pieces) > 1 else (0, 0)
+        line = ""
+        for row in range(rows):
+            for column in range(columns):
+                yield f"{line}{self.end}<row_{row + 1}_col_{column + 1}>"
+                yield self.tokens
+                line = ""
+            line = "\n"
+        yield f"{line}{line}{self.begin}"
+        yield self.tokens
+        yield self.end
+
+    def count(self, view: View) -> int:
+        """How many image tokens stand for an image."""
+        return sum(part for part in self.parts(view) if isinstance(part, int))

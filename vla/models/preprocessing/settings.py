@@ -1,0 +1,73 @@
+"""How images are shown and written, as it is saved with a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from vla.errors import InputError
+from vla.models.backbones.molmo_crops import Crops
+from vla.models.preprocessing.frames import Crop, Pad, Square, Stretch
+from vla.models.preprocessing.markup import Markup, Part
+from vla.models.preprocessing.native import Native, Patches
+from vla.models.preprocessing.tiles import Canvas, Split, Tiles, Whole
+from vla.models.preprocessing.view import View
+
+
+@runtime_checkable
+class Framing(Protocol):
+    """What is shown of an image; a frozen dataclass whose fields are its settings."""
+
+    kind: ClassVar[str]
+
+    def view(self, height: int, width: int) -> View: ...
+
+    def __hash__(self) -> int: ...
+
+
+ALL = (Pad, Square, Stretch, Crop, Native, Patches, Tiles, Split, Whole, Canvas, Crops)
+KINDS: dict[str, Any] = {framing.kind: framing for framing in ALL}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a vision encoder is shown of an image, and the tokens that stand for it."""
+
+    framing: Framing
+    markup: Markup
+
+    def view(self, height: int, width: int) -> View:
+        """What is shown of an image of this height and width [pixels]."""
+        return _view(self.framing, height, width)
+
+    def parts(self, view: View, number: int) -> tuple[Part, ...]:
+        """`Markup.parts` of what is shown of an image."""
+        return _parts(self.markup, view, number)
+
+    def to_dict(self) -> dict[str, Any]:
+        framing: Any = self.framing
+        return {"kind": framing.kind, **asdict(framing), "markup": asdict(self.markup)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """Raises InputError for what is not a way of showing images."""
+        rest = dict(values)
+        kind, markup = rest.pop("kind", None), rest.pop("markup", {})
+        try:
+            settings = {name: tuple(value) if isinstance(value, list) else value for name, value in rest.items()}
+            return cls(KINDS[kind](**settings), Markup(**markup))
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{kind!r} with {rest} is no way of showing images: {error}") from error
+
+
+# Images of one camera, and of one benchmark, have few shapes.
+@lru_cache(maxsize=4096)
+def _view(framing: Framing, height: int, width: int) -> View:
+    return framing.view(height, width)
+
+
+@lru_cache(maxsize=4096)
+def _parts(markup: Markup, view: View, number: int) -> tuple[Part, ...]:
+    return tuple(markup.parts(view, number))

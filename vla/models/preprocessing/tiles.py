@@ -1,0 +1,123 @@
+"""Several frames of one size: InternVL's tiles, the splitting of Idefics3 and SmolVLM, and Llama 3.2's canvas."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from vla.models.backbones.tiling import grids_of, tile_grid
+from vla.models.preprocessing.view import Piece, Sides, View
+
+LONGEST = 4096
+"""[pixels] The longest side that Idefics3 ever resizes to."""
+
+
+def _cut(grid: Sides, size: Sides, sizes: tuple[Sides, ...]) -> tuple[Piece, ...]:
+    """The frames of `size`, row by row, of an image that was resized to `sizes`."""
+    rows, columns = grid
+    return tuple(Piece(size, sizes, (-r * size[0], -c * size[1])) for r in range(rows) for c in range(columns))
+
+
+def _longest(height: int, width: int, longest: int) -> Sides:
+    """The size in which the longer side is `longest` and the other even, or else within 4096 pixels."""
+    aspect, longer = width / height, longest
+    shorter = int(longer / aspect) if width >= height else int(longer * aspect)
+    shorter = max(1, shorter + shorter % 2)
+    sides = (shorter, longer) if width >= height else (longer, shorter)
+    if max(sides) > LONGEST:
+        aspect = sides[1] / sides[0]
+        sides = (int(LONGEST / aspect), LONGEST) if sides[1] >= sides[0] else (LONGEST, int(LONGEST * aspect))
+    return max(1, sides[0]), max(1, sides[1])
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Stretched over the grid of up to `most` tiles whose aspect ratio is nearest; of more than one, the whole image
+    comes last (InternVL 1.5, section 3.3)."""
+
+    kind: ClassVar[str] = "tiles"
+    size: Sides
+    most: int = 12
+    least: int = 1
+    resample: str = "bicubic"
+
+    def view(self, height: int, width: int) -> View:
+        grid = tile_grid(height, width, self.size, self.most, self.least)
+        stretched = (grid[0] * self.size[0], grid[1] * self.size[1])
+        pieces = _cut(grid, self.size, (stretched,))
+        whole = (Piece(self.size, (self.size,)),) if len(pieces) > 1 else ()
+        return View(pieces + whole, self.resample, grid=grid)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The longer side resized to `longest` pixels, both stretched to whole tiles of `side`, and the whole image last
+    (Idefics3, section 3.2.2)."""
+
+    kind: ClassVar[str] = "split"
+    side: int
+    longest: int
+    resample: str = "bicubic"
+
+    def view(self, height: int, width: int) -> View:
+        first = _longest(height, width, self.longest)
+        second = self._whole_tiles(*first)
+        grid, size = (second[0] // self.side, second[1] // self.side), (self.side, self.side)
+        if grid == (1, 1):
+            return View((Piece(size, (first, second)),), self.resample)
+        pieces = _cut(grid, size, (first, second))
+        return View((*pieces, Piece(size, (first, second, size))), self.resample, grid=grid)
+
+    def _whole_tiles(self, height: int, width: int) -> Sides:
+        def up(side: int) -> int:
+            return math.ceil(side / self.side) * self.side
+
+        aspect = width / height
+        if width >= height:
+            return up(int(up(width) / aspect)), up(width)
+        return up(height), up(int(up(height) * aspect))
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The whole image alone, as `Split` shows it without splitting: resized, and then stretched to a tile."""
+
+    kind: ClassVar[str] = "whole"
+    side: int
+    longest: int
+    resample: str = "bicubic"
+
+    def view(self, height: int, width: int) -> View:
+        first, size = _longest(height, width, self.longest), (self.side, self.side)
+        return View((Piece(size, (first, size)),), self.resample)
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """On the smallest canvas of up to `most` tiles that enlarges it least, or else reduces it least; at its upper left,
+    the rest black (Llama 3.2)."""
+
+    kind: ClassVar[str] = "canvas"
+    size: Sides
+    most: int = 4
+    resample: str = "bilinear"
+
+    def view(self, height: int, width: int) -> View:
+        side = self.size[0]
+        rows, columns = self._grid(height, width)
+        sides = [min(max(own, side), tiles * side) for own, tiles in ((height, rows), (width, columns))]
+        down, across = sides[0] / height, sides[1] / width
+        if across < down:
+            fit = (min(math.floor(height * across) or 1, sides[0]), sides[1])
+        else:
+            fit = (sides[0], min(math.floor(width * down) or 1, sides[1]))
+        return View(_cut((rows, columns), self.size, (fit,)), self.resample, grid=(rows, columns))
+
+    def _grid(self, height: int, width: int) -> Sides:
+        side = self.size[0]
+        grids = grids_of(self.most)
+        scales = [min(r * side / height, c * side / width) for r, c in grids]
+        enlarging = [scale for scale in scales if scale >= 1]
+        best = min(enlarging) if enlarging else max(scales)
+        return min((g for g, s in zip(grids, scales, strict=True) if s == best), key=lambda g: g[0] * g[1])

@@ -1,0 +1,392 @@
+"""From examples and observations to token batches and back: the one path, saved with the weights.
+
+A row is a conversation as `ChatFormat` says: of nano `<bos> image… image… prompt <answer> target <eos> [prompt …]`.
+What is shown of an image and stands for it in the text is said by `vla.models.preprocessing`; the rows beyond the text
+vocabulary are the head's, a blank the last.
+An action target is first where what the prompt names is in the images, if the data know it, one coordinate after the
+other (as MolmoAct and embodied chain-of-thought reason before they act); then what the head says of the actions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import groupby, repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from vla.common.images import Size, sides
+from vla.common.scene_objects import POINT_SCALE
+from vla.common.stored_image import StoredViews
+from vla.embodiment import Embodiment
+from vla.errors import InputError
+from vla.models.action_heads.action_head import Head, Vocabulary
+from vla.models.action_heads.build import build_head, stored_settings
+from vla.models.action_heads.parallel import ParallelHead
+from vla.models.action_tokenizers.bins import UniformBins
+from vla.models.batch import IGNORE, Batch, Frames, Row, Shown, collate, own_frames
+from vla.models.chat import ChatFormat, token_id
+from vla.models.chat_encoder import ChatEncoder
+from vla.models.preprocessing.adapted import for_camera, with_tiles
+from vla.models.preprocessing.earlier import earlier
+from vla.models.preprocessing.frames import Pad
+from vla.models.preprocessing.markup import Markup
+from vla.models.preprocessing.settings import Preprocessing
+from vla.models.robot_spec import RobotSpec, check_together
+from vla.models.robot_views import points_of, row_frames, shown_cameras
+from vla.types import Example, Observation
+
+PAD, BOS, EOS, IMAGE, ANSWER = SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<image>", "<answer>")
+UNKNOWN_DRAWN = 0.5
+"""The share of training rows whose unknown points are drawn at random, still without a loss; else they are not in the
+image. A trained model says points where its data knew none, too: its actions there must not follow them."""
+STATE_TEXT = UniformBins(256, 1.0)
+"""How a state is written out where it is text (pi0.5)."""
+
+
+def percent(points: Float[np.ndarray, "p 2"]) -> Float[np.ndarray, "p 2"]:
+    """Whole percent, as the tokens say; -1 for a point that is unknown or not in its image."""
+    seen = ((points >= 0) & (points < 1)).all(1, keepdims=True)
+    return np.where(seen, np.floor(np.nan_to_num(points) * POINT_SCALE), -1.0)
+
+
+class Processor:
+    """Builds batches for one backbone, and reads its tokens.
+
+    `robots` are those that the model drives, told apart by their embodiments' names; a pure VLM has none. They share
+    the action rows and the horizon, each has its own normalisation. Raises InputError when they cannot.
+    `head` is the settings of how actions are said; `state_as` says whether a robot's state is told as "numbers" or
+    written out as "text" in the prompt (pi0.5). `chat` is the format of the backbone's conversations, `image` and
+    `pad` are its tokens for these, and `text_vocab` its rows without those of the head; without them they are the
+    tokenizer's own. Images are shown and written as `images` says, or else fitted into `image_size`, with
+    `tokens_per_image` each; those that come with questions in up to `tiles` pieces (None: as the backbone was trained),
+    those of a robot's cameras as its spec says.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        image_size: Size,
+        tokens_per_image: int,
+        robots: Sequence[RobotSpec] = (),
+        mean: Sequence[float] = (0.5, 0.5, 0.5),
+        std: Sequence[float] = (0.25, 0.25, 0.25),
+        head: Mapping[str, Any] = ParallelHead.settings,
+        state_as: str = "numbers",
+        chat: ChatFormat | None = None,
+        image: int | None = None,
+        pad: int | None = None,
+        text_vocab: int | None = None,
+        tiles: int | None = None,
+        images: Preprocessing | None = None,
+    ) -> None:
+        check_together(robots)
+        if state_as not in ("numbers", "text"):
+            raise InputError(f"a state is told as numbers or as text, not as {state_as}")
+        self.tokenizer, self.robots = tokenizer, tuple(robots)
+        self.image_size, self.tokens_per_image = image_size, tokens_per_image
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.chat = chat = chat or ChatFormat()
+        self.pad = token_id(tokenizer, PAD) if pad is None else pad
+        self.image = token_id(tokenizer, IMAGE) if image is None else image
+        self.images = images or Preprocessing(Pad(sides(image_size)), Markup(tokens=tokens_per_image))
+        self.shown = with_tiles(self.images, tiles)
+        self.cameras = tuple(for_camera(self.images, robot.images, robot.image_tokens) for robot in robots)
+        self.encoder = ChatEncoder(tokenizer, chat, self.image)
+        self.eos = self.encoder.ends[0][-1]
+        self.text_vocab: int = tokenizer.get_vocab_size() if text_vocab is None else text_vocab
+        self.state_as, self.tiles = state_as, tiles
+        self.tasks: tuple[str, ...] = ()
+        """The simulated tasks that it was trained on, by the names of `vla.envs.make`; saved, as all that is here."""
+        self.head: Head | None = None
+        if robots:
+            self.head = build_head(head, Vocabulary(tokenizer, self.text_vocab, self.robots, self.pad, self.eos))
+        # What asks for an action: the row after those of the head.
+        self.blank = self.text_vocab + (self.head.rows if self.head else 0)
+        self.points, self.has_points = self.encoder.points, self.encoder.has_points
+        self._reported: set[tuple[str, tuple[str, ...]]] = set()
+        """Robots, and the cameras without which they act, that were reported already."""
+
+    def robot(self, name: str = "") -> RobotSpec:
+        """The robot of that name; without one, the only robot that there is. Raises InputError when there is none."""
+        if not self.robots:
+            raise InputError("this checkpoint is a vision-language model without actions: train it on demonstrations")
+        known = {robot.name: robot for robot in self.robots}
+        if not name and len(known) > 1:
+            raise InputError(f"this model drives {', '.join(known)}: say which")
+        if name and name not in known:
+            raise InputError(f"this model drives {', '.join(known)}, not {name}")
+        return known[name] if name else self.robots[0]
+
+    def robot_for(self, body: Embodiment) -> RobotSpec:
+        """The robot that `body` is: that of its kind (`Embodiment.check`), whatever its name where there is only one.
+
+        One that lacks cameras is of the kind of a robot that may act with fewer. Where none is of its kind it is that
+        of its name, or the only one, as `robot` says.
+        """
+        alike = [robot for robot in self.robots if is_like(robot.embodiment, body)]
+        alike = alike or [robot for robot in self.robots if is_like(robot.embodiment, body, robot.fewer_cameras)]
+        named = [robot for robot in alike if robot.name == body.name]
+        if len(alike) > 1 and not named:
+            names = ", ".join(robot.name for robot in alike)
+            raise InputError(
+                f"this model drives {names}, which are all of the kind of {body.name}: use one of the names"
+            )
+        several = len(self.robots) > 1
+        return (named or alike or [self.robot(body.name if several else "")])[0]
+
+    @property
+    def state_width(self) -> int:
+        """Components of the largest state that is told as numbers."""
+        if self.state_as == "text":
+            return 0
+        return max((len(robot.embodiment.state) for robot in self.robots), default=0)
+
+    @property
+    def points_width(self) -> int:
+        return max((robot.points for robot in self.robots), default=0)
+
+    def batch(
+        self, examples: Sequence[Example], rngs: Sequence[np.random.Generator] = (), frames: Frames = own_frames
+    ) -> Batch:
+        """Training rows, padded on the right. Raises InputError when an example does not fit its embodiment.
+
+        What is drawn in training for a row comes from its own of `rngs`, where there are any. The images lie in what
+        `frames` gives.
+        """
+        rows, images = [], []
+        for example, rng in zip(examples, rngs or repeat(None), strict=bool(rngs)):
+            robot = None if example.state is None else self.robot(example.embodiment)
+            row, shown = self._opening(example.images, robot, example.past)
+            images.append(shown)
+            if rng is not None:
+                row.seed = int(rng.integers(2**62))
+            if isinstance(example.target, str):
+                self._turn(row, example.prompt)
+                self._answer(row, example.target)
+            else:
+                self._act(row, example, rng)
+            for prompt, target in example.turns:
+                self._turn(row, prompt, later=example.conversation)
+                self._answer(row, target)
+            rows.append(row)
+        return self._collate(rows, images, tuple(e.source for e in examples), left=False, frames=frames)
+
+    def robot_prompt(self, observations: Sequence[Observation], embodiment: str = "") -> Batch:
+        """Rows that end where the answer is to be decoded, all of one robot (see `robot`); padded on the left.
+
+        Raises InputError when a camera is missing that the robot does not act without, past frames are not of as many
+        moments as its history, or the state does not fit the embodiment. The first observation that lacks cameras is
+        reported in a line.
+        """
+        robot = self.robot(embodiment)
+        rows, images = [], []
+        for observation in observations:
+            self._report_missing(robot, observation)
+            row, shown = self._opening(observation.images, robot, observation.past)
+            self._ask(row, robot, observation.instruction, observation.state)
+            rows.append(row)
+            images.append(shown)
+        return self._collate(rows, images, ("",) * len(rows), left=True)
+
+    def question_prompt(self, questions: Sequence[str], images: Sequence[StoredViews]) -> Batch:
+        """Rows that end where the answer is to be decoded; padded on the left."""
+        rows, all_shown = [], []
+        for question, views in zip(questions, images, strict=True):
+            row, shown = self._opening(views)
+            self._turn(row, question)
+            rows.append(row)
+            all_shown.append(shown)
+        return self._collate(rows, all_shown, ("",) * len(rows), left=True)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of these tokens; coordinates are written as numbers, "x y"."""
+        values = {token: str(value) for value, token in enumerate(self.points)} if self.has_points else {}
+        parts = []
+        for is_point, run in groupby(ids, values.__contains__):
+            run_ids = list(run)
+            text = self.tokenizer.decode(run_ids, skip_special_tokens=True)
+            parts.append(" ".join(values[i] for i in run_ids) if is_point else str(text).strip())
+        return " ".join(part for part in parts if part)
+
+    def _opening(
+        self, views: StoredViews, robot: RobotSpec | None = None, past: Sequence[StoredViews] = ()
+    ) -> tuple[Row, list[Shown]]:
+        """A row up to its first prompt, of a question or of a robot, and what it is shown."""
+        told = self.shown if robot is None else self.cameras[self.robots.index(robot)]
+        images = list(views.values()) if robot is None else [image for _, image in row_frames(robot, views, past)]
+        shown = [Shown(image, told.view(*image.shape[:2])) for image in images]
+        parts = tuple(told.parts(one.view, number) for number, one in enumerate(shown, 1))
+        row = Row(bare=not shown)
+        row.add(self.encoder.opening(parts), shared=True)
+        return row, shown
+
+    def _report_missing(self, robot: RobotSpec, observation: Observation) -> None:
+        cameras = robot.embodiment.cameras
+        missing = (robot.name, tuple(camera for camera in cameras if camera not in observation.images))
+        if missing[1] and missing not in self._reported and shown_cameras(robot, observation.images):
+            self._reported.add(missing)
+            print(f"{robot.name} acts without {', '.join(missing[1])}, of its cameras {', '.join(cameras)}", flush=True)
+
+    def _turn(self, row: Row, prompt: str, later: bool = False, more: str = "") -> None:
+        """Adds a prompt, with `more` at its end; a turn that is not `later` in a conversation is its own segment."""
+        if self.chat.prefix_lm and row.segment:
+            raise InputError("a prefix-LM sees its whole prompt at once, so a row asks it one question: set turns=1")
+        row.segment += not later
+        row.add(self.encoder.turn(prompt, later=later, bare=row.bare, more=more), shared=self.chat.prefix_lm)
+
+    def _answer(self, row: Row, text: str) -> None:
+        answer = self.encoder.reply(text)
+        row.add(answer, answer)
+
+    def _ask(self, row: Row, robot: RobotSpec, prompt: str, state: Float[np.ndarray, "s"]) -> None:
+        """Adds what a robot in this state is asked to do."""
+        row.robot, told = self.robots.index(robot), robot.encode_state(state)
+        if self.state_as == "numbers":
+            row.state = told
+            self._turn(row, prompt)
+            return
+        self._turn(row, prompt, more=" state " + " ".join(map(str, STATE_TEXT.encode(told[None]))))
+
+    def _act(self, row: Row, example: Example, rng: np.random.Generator | None) -> None:
+        """Adds what a robot is asked to do, its points and its actions."""
+        if example.state is None or isinstance(example.target, str):
+            raise InputError("an example with actions needs the state that they start from")
+        robot = self.robot(example.embodiment)
+        self._ask(row, robot, example.prompt, example.state)
+        where = points_of(robot, example)
+        row.points = percent(where)
+        if rng is not None and (unknown := np.isnan(where).any(1)).any() and rng.random() < UNKNOWN_DRAWN:
+            row.points[unknown] = rng.integers(POINT_SCALE, size=(unknown.sum(), 2))
+        points = [self.eos if v < 0 else self.points[int(v)] for v in row.points.flat]
+        row.add(points, np.where(np.isnan(where).ravel(), IGNORE, points).tolist())
+        row.actions, row.given = robot.normalize_actions(example.target, example.state), example.given
+        row.prefix = len(row.ids)
+        inside = np.ones(len(row.actions), bool) if example.mask is None else example.mask
+        assert self.head is not None
+        target = self.head.target(robot, row.actions, inside, example.given, rng)
+        row.add(target.inputs, target.labels)
+        row.regressed = target.regressed
+
+    def _collate(
+        self,
+        rows: Sequence[Row],
+        images: Sequence[Sequence[Shown]],
+        source: tuple[str, ...],
+        left: bool,
+        frames: Frames = own_frames,
+    ) -> Batch:
+        return collate(
+            rows,
+            images,
+            source,
+            pad=self.pad,
+            least=sides(self.image_size),
+            state_width=self.state_width,
+            points_width=self.points_width,
+            chunk=(self.robots[0].horizon, max(r.width for r in self.robots)) if self.robots else (0, 0),
+            left=left,
+            segmented=self.chat.prefix_lm,
+            frames=frames,
+        )
+
+    def pixels(self, images: UInt8[Tensor, "*b h w 3"]) -> Float[Tensor, "*b 3 h w"]:
+        """(x / 255 - mean) / std per channel, channels first; on the device where the images are."""
+        channels_first = images.movedim(-1, -3)
+        mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (self.mean, self.std))
+        out = torch.empty(channels_first.shape, device=images.device)
+        # Image by image on a CPU: each stays in its cache.
+        shape = (-1, *out.shape[-3:]) if images.device.type == "cpu" else (1, *out.shape)
+        for part, image in zip(out.view(shape), channels_first.reshape(shape), strict=True):
+            part.copy_(image).mul_(1 / 255 / std).sub_(mean / std)
+        return out
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of all that decides which tokens and pixels a row has, and where its answer ends."""
+        return hashlib.sha256(json.dumps([self.to_dict(), self.tokenizer.to_str()]).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the tokenizer, as processor.json holds it."""
+        values: dict[str, Any] = {
+            "image_size": self.image_size,
+            "tokens_per_image": self.tokens_per_image,
+            "mean": self.mean,
+            "std": self.std,
+            "robots": [robot.to_dict() for robot in self.robots],
+            "state_as": self.state_as,
+            "chat": asdict(self.chat),
+            "image": self.image,
+            "pad": self.pad,
+            "text_vocab": self.text_vocab,
+            "tiles": self.tiles,
+            "images": self.images.to_dict(),
+            "tasks": self.tasks,
+        }
+        if self.head is not None:
+            values["head"] = self.head.settings
+        return values
+
+    def save(self, folder: Path) -> None:
+        self.tokenizer.save(str(folder / "tokenizer.json"))
+        (folder / "processor.json").write_text(json.dumps(self.to_dict(), indent=1))
+
+    @classmethod
+    def load(cls, folder: Path) -> Processor:
+        values = json.loads((folder / "processor.json").read_text())
+        if "robot" in values:  # of before there were several; its hash told of the actions alone
+            robot = values.pop("robot")
+            values["robots"] = [] if robot is None else [robot | {"statistics_hash": ""}]
+        robots = [RobotSpec.from_dict(robot) for robot in values.pop("robots")]
+        chat, tasks = ChatFormat(**values.pop("chat", {})), values.pop("tasks", ())
+        if "head" in values:
+            values["head"] = stored_settings(values["head"])
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        if "images" in values:
+            values["images"] = Preprocessing.from_dict(values["images"])
+        elif (config := folder / "config.json").is_file():
+            backbone, told = json.loads(config.read_text())["backbone"], ("image_size", "tokens_per_image")
+            values["images"] = earlier(backbone, tokenizer, *(values[key] for key in told))
+        found = cls(tokenizer, robots=robots, chat=chat, **values)
+        found.tasks = tuple(tasks)
+        return found
+
+    def with_robots(
+        self, robots: Sequence[RobotSpec], head: Mapping[str, Any], state_as: str, tiles: int | None = None
+    ) -> Processor:
+        """The same for a model that drives these robots."""
+        made = Processor(
+            self.tokenizer,
+            self.image_size,
+            self.tokens_per_image,
+            robots,
+            self.mean,
+            self.std,
+            head,
+            state_as,
+            self.chat,
+            self.image,
+            self.pad,
+            self.text_vocab,
+            tiles,
+            self.images,
+        )
+        made.tasks = self.tasks
+        return made
+
+
+def is_like(one: Embodiment, other: Embodiment, fewer_cameras: bool = False) -> bool:
+    """Whether the two are one kind of robot (`Embodiment.check`)."""
+    try:
+        one.check(other, fewer_cameras)
+        return True
+    except InputError:
+        return False

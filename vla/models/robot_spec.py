@@ -1,0 +1,233 @@
+"""What a model knows of each robot that it drives: how its states and actions are normalised, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from vla.common.start_region import StartRegion
+from vla.common.statistics import Statistics
+from vla.embodiment import Embodiment
+from vla.errors import InputError
+from vla.models.action_targets import ActionTargets
+from vla.models.action_tokenizers.bins import UniformBins
+from vla.models.normalization import BOUND, Normalizer
+
+
+@dataclass(frozen=True)
+class RobotSpec:
+    """What turns this embodiment's states and actions into a model's numbers: fixed when training starts.
+
+    `state` normalises states, `action` the targets that the network predicts (`vla.models.action_targets`): those of
+    the actions that `relative` marks are counted from the state at the chunk's start. `relative` is by default what it
+    was
+    before it could be chosen: every position that a state component of its name measures.
+    """
+
+    embodiment: Embodiment
+    horizon: int
+    state: Normalizer
+    action: Normalizer
+    statistics_hash: str
+    """Of the statistics of states and targets that it was made from; empty where that is not known."""
+    points: int = 0
+    """How many points the model says before an action (`Example.points`), `<eos>` twice for one not in its image."""
+    bins: UniformBins = UniformBins()
+    relative: tuple[bool, ...] = ()
+    images: str | None = None
+    """How its cameras' images are shown (`vla.models.preprocessing.adapted.MODES`); None: as the backbone was
+    trained."""
+    image_tokens: int | None = None
+    """Image tokens that one of them costs at most; None: what is affordable in a control loop."""
+    history: tuple[int, ...] = ()
+    """How many steps before the present there are further frames of every camera, most first; none before an episode's
+    start."""
+    fewer_cameras: bool = False
+    """Whether a row may lack some of the cameras: so it is trained with `plan.camera_dropout`."""
+    statistics: Mapping[str, Statistics] | None = field(default=None, compare=False, repr=False)
+    """Of "state" and "action" (the targets): what a later training keeps, or merges with its own."""
+    start: StartRegion | None = field(default=None, compare=False, repr=False)
+    """Where the demonstrations begin; None where that is not known."""
+
+    def __post_init__(self) -> None:
+        if not self.relative:
+            body = self.embodiment
+            named = [
+                a and m == n for a, m, n in zip(body.is_position_action, body.action_state, body.action, strict=True)
+            ]
+            object.__setattr__(self, "relative", tuple(map(bool, named)))
+        width = self.targets.width
+        if len(self.action.low) != width or len(self.state.low) != len(self.embodiment.state):
+            raise InputError(
+                f"{self.name}: {len(self.state.low)} and {len(self.action.low)} ranges for "
+                f"{len(self.embodiment.state)} components of the state and {width} targets"
+            )
+
+    @property
+    def name(self) -> str:
+        return self.embodiment.name
+
+    @cached_property
+    def targets(self) -> ActionTargets:
+        """The way from actions to what the network predicts, before normalisation."""
+        return ActionTargets(self.embodiment, self.relative)
+
+    @property
+    def width(self) -> int:
+        """Numbers that the network predicts a step: as many as an action has, but for rotations and wrapping angles."""
+        return self.targets.width
+
+    @property
+    def history_seconds(self) -> tuple[float, ...]:
+        """`history` in seconds."""
+        return tuple(steps / self.embodiment.control_hz for steps in self.history)
+
+    @property
+    def point_tokens(self) -> int:
+        return 2 * self.points
+
+    @property
+    def action_tokens(self) -> int:
+        return self.horizon * self.width
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RobotSpec:
+        return cls(
+            embodiment=Embodiment.from_dict(values["embodiment"]),
+            horizon=values["horizon"],
+            state=Normalizer(tuple(values["state"]["low"]), tuple(values["state"]["high"])),
+            action=Normalizer(tuple(values["action"]["low"]), tuple(values["action"]["high"])),
+            statistics_hash=values["statistics_hash"],
+            points=values["points"],
+            bins=UniformBins(**values["bins"]),
+            relative=tuple(values.get("relative", ())),
+            images=values.get("images"),
+            image_tokens=values.get("image_tokens"),
+            history=tuple(values.get("history", ())),
+            fewer_cameras=values.get("fewer_cameras", False),
+            statistics={kind: Statistics.from_dict(one) for kind, one in (values.get("statistics") or {}).items()}
+            or None,
+            start=None if values.get("start") is None else StartRegion.from_dict(values["start"]),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        kept = None if self.statistics is None else {kind: one.to_dict() for kind, one in self.statistics.items()}
+        return {
+            "embodiment": self.embodiment.to_dict(),
+            "horizon": self.horizon,
+            "state": asdict(self.state),
+            "action": asdict(self.action),
+            "statistics_hash": self.statistics_hash,
+            "points": self.points,
+            "bins": asdict(self.bins),
+            "relative": list(self.relative),
+            "images": self.images,
+            "image_tokens": self.image_tokens,
+            "history": list(self.history),
+            "fewer_cameras": self.fewer_cameras,
+            "statistics": kept,
+            "start": None if self.start is None else self.start.to_dict(),
+        }
+
+    def encode_state(self, state: Float[np.ndarray, "s"]) -> Float[np.ndarray, "s"]:
+        """The state normalised, and clipped to where the bins end.
+
+        Raises InputError when it does not fit the embodiment or is not finite.
+        """
+        names = self.embodiment.state
+        if len(state) != len(names):
+            raise InputError(f"the state has {len(state)} components, not those of {self.name}: {names}")
+        for name, value in zip(names, state, strict=True):
+            if not np.isfinite(value):
+                raise InputError(f"state component {name} is not finite: {value}")
+        return np.clip(self.state.normalize(state), -self.bins.limit, self.bins.limit)
+
+    def normalize_actions(
+        self, actions: Float[np.ndarray, "h a"], state: Float[np.ndarray, "s"]
+    ) -> Float[np.ndarray, "h w"]:
+        """The normalised targets of actions that start from `state`.
+
+        Raises InputError when they do not fit the embodiment or are not finite.
+        """
+        self.embodiment.check_action(actions)
+        targets = self.targets.encode(np.asarray(actions, np.float64), np.asarray(state, np.float64))
+        return np.clip(self.action.normalize(targets), -BOUND, BOUND)
+
+    def denormalize_actions(
+        self, normalized: Float[np.ndarray, "h w"], state: Float[np.ndarray, "s"]
+    ) -> Float[np.ndarray, "h a"]:
+        """What these say of a robot in `state`, in the embodiment's units and limits."""
+        targets = self.action.denormalize(np.asarray(normalized, np.float64))
+        return self.embodiment.clip(self.targets.decode(targets, np.asarray(state, np.float64)))
+
+    def check(self, data: RobotSpec) -> None:
+        """Raises InputError that names the first component in which the data differ from what this was made from."""
+        self.embodiment.check(data.embodiment)
+        for name in ("horizon", "points", "bins", "relative", "history"):
+            one, other = getattr(self, name), getattr(data, name)
+            if one != other:
+                raise InputError(f"{self.name}: {name} is {one} in the checkpoint, {other} for the data")
+        for kind, names in (("state", self.embodiment.state), ("action", self.targets.names)):
+            ours, theirs = getattr(self, kind), getattr(data, kind)
+            for i, component in enumerate(names):
+                for name, one, other in (
+                    ("the range's start", ours.low[i], theirs.low[i]),
+                    ("the range's end", ours.high[i], theirs.high[i]),
+                ):
+                    if one != other:
+                        raise InputError(f"{kind} {component}: {name} is {one} in the checkpoint, {other} in the data")
+        if self.statistics_hash and self.statistics_hash != data.statistics_hash:
+            raise InputError(f"{self.name}: the data have other extremes, or another number of steps")
+
+
+def with_cameras(
+    robots: Sequence[RobotSpec],
+    images: str | Mapping[str, str] | None,
+    image_tokens: int | Mapping[str, int] | None,
+) -> list[RobotSpec]:
+    """The robots with how their cameras' images are shown: all alike, or by their names.
+
+    Raises InputError for the name of a robot that is not among them."""
+    known = {robot.name for robot in robots}
+    for option, given in (("images", images), ("image_tokens", image_tokens)):
+        if isinstance(given, Mapping) and (unknown := sorted(given.keys() - known)):
+            raise InputError(
+                f"{option} names {', '.join(unknown)}; the robots are {', '.join(sorted(known)) or 'none'}"
+            )
+        if given is not None and not robots:
+            raise InputError(f"{option} is of a robot's cameras, and there is no robot: leave it out")
+    return [
+        replace(
+            robot,
+            images=images.get(robot.name) if isinstance(images, Mapping) else images,
+            image_tokens=image_tokens.get(robot.name) if isinstance(image_tokens, Mapping) else image_tokens,
+        )
+        for robot in robots
+    ]
+
+
+def check_together(robots: Sequence[RobotSpec]) -> None:
+    """Raises InputError when one model cannot drive all of them: they share its horizon and its bins."""
+    for one, other in zip(robots, robots[1:], strict=False):
+        for name in ("horizon", "bins"):
+            if getattr(one, name) != getattr(other, name):
+                raise InputError(f"{one.name} and {other.name} differ in their {name}: one model has one for all")
+    names = [robot.name for robot in robots]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"two robots have the name {', '.join(twice)}")
+
+
+def check_same(checkpoint: Sequence[RobotSpec], data: Sequence[RobotSpec]) -> None:
+    """Raises InputError that says in what the robots of a checkpoint and those of the data differ."""
+    ours, theirs = ({robot.name: robot for robot in robots} for robots in (checkpoint, data))
+    if ours.keys() != theirs.keys():
+        told = [", ".join(sorted(robots)) or "no robot" for robots in (ours, theirs)]
+        raise InputError(f"the checkpoint drives {told[0]}, the data are of {told[1]}")
+    for name, robot in ours.items():
+        robot.check(theirs[name])

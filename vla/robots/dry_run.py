@@ -1,0 +1,48 @@
+"""A robot that is read and told nothing."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import numpy as np
+from jaxtyping import Float
+
+from vla.robots.robot import ReadOnlyConnection, Robot
+from vla.robots.servo_health import HealthReporting
+from vla.types import Observation
+
+
+class DryRun:
+    """`robot` with its commands left out; it is connected so that its motors stay as they are, on or off."""
+
+    def __init__(self, robot: Robot) -> None:
+        self._robot, self.embodiment, self.limits = robot, robot.embodiment, robot.limits
+        if isinstance(robot, HealthReporting):
+            self.health = robot.health
+
+    def __enter__(self) -> DryRun:
+        if isinstance(self._robot, ReadOnlyConnection):
+            self._robot.connect_read_only()
+        else:
+            self._robot.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._robot.__exit__(kind, error, trace)
+
+    def state(self) -> tuple[Float[np.ndarray, "s"], float]:
+        return self._robot.state()
+
+    def observe(self, instruction: str) -> Observation:
+        return self._robot.observe(instruction)
+
+    def command(self, action: Float[np.ndarray, "a"]) -> None:
+        """Not sent."""
+
+    def hold(self, last: Float[np.ndarray, "a"]) -> None:
+        """Not sent."""
+
+    def relax(self) -> None:
+        """Not sent."""

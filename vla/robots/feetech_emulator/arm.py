@@ -1,0 +1,80 @@
+"""The simulated SO-101 whose joints six servos move."""
+
+from __future__ import annotations
+
+import threading
+
+import mujoco
+import numpy as np
+from jaxtyping import Float
+
+from vla.envs.arm import JOINTS
+from vla.envs.scene import TableScene
+from vla.robots.feetech_emulator.servo import TICKS, Register, Servo
+
+MOUNTS = (137, -261, 94, -58, 203, -310)
+"""How far each horn is turned from its joint's zero [encoder steps]: an arm is not put together to the step."""
+Calibration = dict[str, dict[str, int]]
+
+
+class ServoArm:
+    """The first arm of a scene on the table, moved by servos 1 to 6 in the order of its joints.
+
+    `lock` guards the simulation's data. While `hand` is set (6 joints, rad), a hand holds the joints without torque
+    there. One thread calls `step`.
+    """
+
+    def __init__(self, scene: TableScene) -> None:
+        self.scene, self.lock = scene, threading.Lock()
+        self.servos = tuple(Servo(i, mount) for i, mount in enumerate(MOUNTS, 1))
+        self.hand: Float[np.ndarray, "6"] | None = None
+        self._torque = scene.model.actuator_forcerange[: len(JOINTS), 1].copy()
+        self.dt = float(scene.model.opt.timestep)
+        self._measure()
+
+    @property
+    def joints(self) -> Float[np.ndarray, "6"]:
+        """Where the joints are [rad]."""
+        return self.scene.data.qpos[: len(JOINTS)].copy()
+
+    def step(self) -> None:
+        """One step of the simulation, `dt` [s]."""
+        model, data = self.scene.model, self.scene.data
+        with self.lock:
+            for i, servo in enumerate(self.servos):
+                torque = min(servo.max_torque, self._torque[i])
+                model.actuator_forcerange[i] = -torque, torque
+                if servo.torque:
+                    data.ctrl[i] = servo.advance(self.dt)
+                elif self.hand is not None:
+                    data.qpos[i], data.qvel[i] = self.hand[i], 0.0
+            mujoco.mj_step(model, data)
+            self._measure()
+
+    def _measure(self) -> None:
+        data = self.scene.data
+        for i, servo in enumerate(self.servos):
+            servo.measure(float(data.qpos[i]), float(data.qvel[i]), float(data.actuator_force[i]), self.dt)
+
+    def calibrate(self) -> Calibration:
+        """Writes to the servos' EEPROM what LeRobot's calibration would, switches them off and on, and returns what
+        its file holds.
+
+        The middle of each range is the joint's zero, except the gripper's, which is the middle between its stops.
+        """
+        found: Calibration = {}
+        limits = self.scene.model.actuator_ctrlrange[: len(JOINTS)]
+        for name, servo, (low, high) in zip(JOINTS, self.servos, limits, strict=True):
+            middle = round((low + high) / 2 / (2 * np.pi) * TICKS)
+            offset = servo.mount + middle + 1
+            servo.set(Register.HOMING_OFFSET, offset)
+            least, most = servo.to_position(float(low)), servo.to_position(float(high))
+            servo.set(Register.MIN_POSITION, least)
+            servo.set(Register.MAX_POSITION, most)
+            servo.save()
+            servo.power_on()
+            found[name] = {
+                "id": servo.id, "drive_mode": 0, "homing_offset": offset, "range_min": least, "range_max": most
+            }  # fmt: skip
+        self._measure()
+        return found

@@ -1,0 +1,50 @@
+"""LeRobot's SO-101 leader: an arm without torque, whose joints an operator moves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from vla.robots.lerobot.lerobot_connect import clear, connect, leave
+from vla.robots.lerobot.lerobot_robot import so101_units
+from vla.robots.robot import RobotFault
+from vla.robots.teleoperators.teleoperator import Jog
+
+
+class Leader:
+    """Tells where its joints are, in the units of `so101`; `id` and `calibration_dir` find LeRobot's calibration.
+
+    Connecting raises InputError for an arm that is not calibrated, and RobotFault where it does not answer.
+    """
+
+    def __init__(self, port: str, id: str, calibration_dir: str | None) -> None:
+        from lerobot.teleoperators.so_leader import SO101Leader, SO101LeaderConfig
+
+        folder = None if calibration_dir is None else Path(calibration_dir)
+        # The operator moves on meanwhile: the next step asks again.
+        self._leader: Any = SO101Leader(SO101LeaderConfig(port=port, id=id, calibration_dir=folder, num_read_retries=0))
+        self._keys, scale, offset = so101_units()
+        self._scale, self._offset = np.array(scale), np.array(offset)
+
+    def __enter__(self) -> Leader:
+        connect(self._leader, "so101_leader")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        leave(self._leader)
+
+    def read(self) -> Jog:
+        """Raises RobotFault, transient unless the port is gone."""
+        try:
+            values = self._leader.get_action()
+        except Exception as error:
+            clear(self._leader.bus)
+            transient = isinstance(error, ConnectionError | TimeoutError)
+            raise RobotFault(f"the leader does not answer: {error}", transient=transient) from error
+        joints = (np.array([values[key] for key in self._keys]) - self._offset) / self._scale
+        return Jog(joints=tuple(joints.tolist()))

@@ -1,0 +1,115 @@
+"""A reward model: a backbone with a scalar head, trained on pairs of answers (LLaVA-RLHF: Sun et al. 2023, arXiv
+2309.14525), which may be told the simulator's facts beside the question."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import batched
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from vla.datasets.preferences import Pair
+from vla.datasets.vqa import VqaStore
+from vla.errors import InputError
+from vla.models.backbones.backbone import Backbone
+from vla.models.processor import Processor
+from vla.models.vla import VLA
+from vla.training.distributed import join
+from vla.training.loop import Outcome
+from vla.training.preference.loop import open_pairs, optimize
+from vla.training.preference.train import by_kind
+from vla.training.train_config import Plan
+
+FILE = "reward.json"
+
+
+class RewardModel(VLA):
+    """A model that says how good an answer is: a linear map of the last hidden state, after the answer's last token.
+
+    `facts`: whether the prompts that it is given have the facts in them (the fact-augmented reward, sec. 2.3).
+    """
+
+    def __init__(self, backbone: Backbone, processor: Processor, smoothing: float = 2.0) -> None:
+        super().__init__(backbone, processor, smoothing)
+        self.facts = False
+        self.score = nn.Linear(backbone.hidden_size, 1)
+
+    def rewards(self, pairs: Sequence[Pair]) -> Float[Tensor, "b"]:
+        """Of the chosen answers, then of the rejected ones."""
+        told = [(pair.informed() if self.facts else pair).examples() for pair in pairs]
+        batch = self.processor.batch([one for one, _ in told] + [other for _, other in told]).to(self.device)
+        last = batch.attention_mask.sum(1) - 1
+        hidden = self.read(batch)[torch.arange(len(last), device=self.device), last]
+        return self.score(hidden).float().squeeze(1)
+
+    @torch.no_grad()
+    def judge(self, pair: Pair, answers: Sequence[str]) -> list[float]:
+        """The reward of each of several answers to the question of a pair."""
+        said = [replace(pair, chosen=a, rejected=b) for a, b in batched((*answers, *answers[: len(answers) % 2]), 2)]
+        first, second = self.rewards(said).chunk(2)
+        return torch.stack([first, second], 1).flatten()[: len(answers)].tolist()
+
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        super().save(folder, weights)
+        (folder / FILE).write_text(json.dumps({"facts": self.facts}))
+
+    @classmethod
+    def load(cls, folder: Path) -> RewardModel:
+        """From a checkpoint, or the best one of a run. Raises InputError where there is no reward model."""
+        folder = Path(folder) / "best" if (Path(folder) / "best").is_dir() else Path(folder)
+        if not (folder / FILE).is_file():
+            raise InputError(f"{folder} is no reward model: train one with stage=reward")
+        model = super().load(folder)
+        assert isinstance(model, cls)
+        model.facts = json.loads((folder / FILE).read_text())["facts"]
+        return model
+
+
+def reward_loss(rewards: Float[Tensor, "b"], center: float) -> Float[Tensor, ""]:
+    """Bradley and Terry's -log sigmoid(chosen - rejected), the mean over the pairs, and `center` times the mean square
+    of their sums, which keeps rewards around 0 (Eisenstein et al. 2023, arXiv 2312.09244). Chosen answers first."""
+    chosen, rejected = rewards.chunk(2)
+    return -logsigmoid(chosen - rejected).mean() + center * ((chosen + rejected) ** 2).mean()
+
+
+def train_reward(
+    model: VLA,
+    stores: Mapping[str, VqaStore],
+    plan: Plan,
+    run: Path,
+    facts: bool = True,
+    center: float = 0.001,
+    files: Sequence[str] = (),
+    images: str | None = None,
+    origin: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Trains a `RewardModel` on the backbone of `model` into `run`, on the pairs of `stores` and `files`
+    (`open_pairs`). Evaluations have `reward_accuracy`, the share of pairs held out whose chosen answer has the higher
+    reward, and `reward_margin`, the mean difference, both also by kind of fault.
+
+    Raises InputError where there are too few pairs, for negative `center`, and with several ranks.
+    """
+    if center < 0:
+        raise InputError(f"reward.center must be 0 or more, not {center}")
+    pairs, shown = open_pairs(stores, plan, files, images)
+    judge = RewardModel(model.backbone, model.processor, model.smoothing).to(join().device)
+    judge.facts = facts
+
+    def loss(some: Sequence[Pair]) -> tuple[Float[Tensor, ""], Mapping[str, float]]:
+        found = judge.train().rewards(some)
+        chosen, rejected = found.detach().chunk(2)
+        return reward_loss(found, center), {"accuracy": (chosen > rejected).float().mean().item()}
+
+    @torch.no_grad()
+    def scores(_: VLA) -> dict[str, float]:
+        found = [torch.sub(*judge.rewards(part).chunk(2)) for part in batched(shown, 32)]
+        return by_kind(shown, torch.cat(found).cpu(), "reward")
+
+    return optimize(judge, pairs, plan, run, loss, scores, "reward_accuracy", origin=origin)
