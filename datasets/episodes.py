@@ -39,9 +39,10 @@ from vla.datasets.codecs import DEFAULT
 from vla.datasets.episode_checks import check_episode, check_names
 from vla.datasets.episode_index import EDITABLE, EpisodeRecord, StoreSummary, checksum
 from vla.datasets.episode_records import EpisodeRecords
-from vla.datasets.folder import Folder, open_folder, reading
+from vla.datasets.folder import Folder, reading
 from vla.datasets.frame_stream import FrameStream
 from vla.datasets.image_stream import ImageStream
+from vla.datasets.open_folder import open_folder
 from vla.datasets.shards import Rows
 from vla.datasets.store_arrays import ALWAYS, PADDED, Content, Shape, StoreArrays, by_name, is_rows, padded, under
 from vla.datasets.store_schema import create_group, open_group

@@ -90,19 +90,6 @@ class Folder(Protocol):
         ...
 
 
-def open_folder(path: str | Path) -> Folder:
-    """The folder at `path`, which need not exist. Raises InputError when the path holds credentials, and for an
-    address of another kind."""
-    if REMOTE.match(str(path)):
-        from vla.datasets.object_folder import ObjectFolder
-
-        return ObjectFolder(str(path))
-    scheme, separator, _ = str(path).partition("://")
-    if separator:  # the rest may hold credentials
-        raise InputError(f"{scheme}:// is no address of a store: those are s3://, gs:// and az://")
-    return LocalFolder(Path(path))
-
-
 class LocalFolder:
     def __init__(self, path: Path) -> None:
         self.path = path

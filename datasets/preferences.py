@@ -31,11 +31,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from vla.datasets.formats.files import reading_file
 from vla.datasets.formats.json_stream import read_list
 from vla.datasets.formats.vqa_entries import BadEntry, path_inside, pixels
 from vla.datasets.instructions import NUMBERS
 from vla.datasets.questions import COLORS, SHAPES, Question
+from vla.datasets.source_files import reading_file
 from vla.datasets.vqa import Split, VqaStore
 from vla.errors import InputError
 from vla.types import Example

@@ -27,7 +27,7 @@ from jaxtyping import Int, Shaped, UInt64
 
 from vla.datasets.codecs import Codec
 from vla.datasets.folder import Buffer, File, Folder, Staging
-from vla.datasets.formats.files import LFS_POINTER
+from vla.datasets.source_files import LFS_POINTER
 from vla.errors import InputError
 
 FRAMES_PER_SHARD = 256

@@ -25,7 +25,7 @@ SCHEMA_VERSION = 2
 def open_group(folder: Folder, mode: Literal["r", "r+"]) -> zarr.Group:
     """The group of the store in `folder`. Raises InputError when there is none, or one of another version."""
     if not folder.exists("zarr.json"):
-        from vla.datasets.formats.registry import no_store  # which knows the store
+        from vla.datasets.format_registry import no_store  # which knows the store
 
         raise no_store(folder)
     with reading(f"{folder}/zarr.json"):

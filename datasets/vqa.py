@@ -32,7 +32,8 @@ from zarr.storage import MemoryStore
 from vla.common.stored_image import Image, StoredImage, decoded
 from vla.datasets.codecs import DEFAULT
 from vla.datasets.codecs import codec as known_codec
-from vla.datasets.folder import Folder, array, open_folder, reading
+from vla.datasets.folder import Folder, array, reading
+from vla.datasets.open_folder import open_folder
 from vla.datasets.questions import Question
 from vla.datasets.shards import FRAMES_PER_SHARD
 from vla.datasets.store_arrays import StoreArrays
@@ -69,7 +70,7 @@ class VqaStore:
     def __init__(self, path: str | Path) -> None:
         self.folder: Folder = open_folder(path)
         if not self.folder.exists("zarr.json"):
-            from vla.datasets.formats.registry import conversion
+            from vla.datasets.format_registry import conversion
 
             command = conversion(self.path) if self.folder.exists("") else ""
             advice = f"convert what is there, {command}" if command else "make one first, or correct the path"

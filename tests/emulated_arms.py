@@ -14,7 +14,7 @@ from vla.envs.scene import TableScene
 from vla.errors import InputError
 from vla.robots.feetech_emulator.arm import ServoArm
 from vla.robots.feetech_emulator.port import ServoPort
-from vla.robots.lerobot.lerobot_robot import LeRobotRobot, so101
+from vla.robots.lerobot_adapter.robot import LeRobotRobot, so101
 from vla.robots.robot import RobotFault
 
 OPTIONS: dict[str, Any] = dict(

@@ -13,11 +13,11 @@ import torch
 from test_pretrained import ROBOT, example, released
 
 from vla.errors import InputError
-from vla.models.backbones.molmo_crops import Crops
 from vla.models.build import build
 from vla.models.preprocessing.adapted import for_camera, with_tiles
 from vla.models.preprocessing.frames import Crop, Pad, Square, Stretch
 from vla.models.preprocessing.markup import Markup
+from vla.models.preprocessing.molmo_crops import Crops
 from vla.models.preprocessing.native import Native, Patches
 from vla.models.preprocessing.settings import Preprocessing
 from vla.models.preprocessing.tiles import Canvas, Split, Tiles, Whole

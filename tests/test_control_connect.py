@@ -17,8 +17,8 @@ from vla.errors import InputError
 from vla.robots.dry_run import DryRun
 from vla.robots.feetech_emulator.port import ServoPort
 from vla.robots.feetech_emulator.servo import READ_ONLY, SIZE, Register, Servo
-from vla.robots.lerobot.lerobot_build import build
-from vla.robots.lerobot.lerobot_robot import LeRobotRobot, so101
+from vla.robots.lerobot_adapter.build import build
+from vla.robots.lerobot_adapter.robot import LeRobotRobot, so101
 from vla.robots.limits import Limits
 from vla.robots.robot import RobotFault
 

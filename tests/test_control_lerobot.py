@@ -18,7 +18,7 @@ from vla.envs.arm import JOINTS
 from vla.errors import InputError
 from vla.robots.feetech_emulator.port import ServoPort
 from vla.robots.feetech_emulator.servo import Register
-from vla.robots.lerobot.lerobot_robot import LeRobotRobot, so101
+from vla.robots.lerobot_adapter.robot import LeRobotRobot, so101
 from vla.robots.limits import Limits
 from vla.robots.robot import Robot, RobotFault
 

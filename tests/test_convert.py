@@ -18,9 +18,9 @@ import pytest
 import zarr
 
 from vla.commands import cli
+from vla.datasets import format_registry as registry
 from vla.datasets.episode_index import checksum
 from vla.datasets.episodes import EpisodeStore
-from vla.datasets.formats import registry
 from vla.datasets.formats.compare import check_equal
 from vla.embodiment import Embodiment
 from vla.errors import InputError

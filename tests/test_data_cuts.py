@@ -16,9 +16,9 @@ from stores import assert_equal
 from vla.commands import cli
 from vla.datasets.doctor.fixes import numbers_text
 from vla.datasets.episode_cut import cut_spans
+from vla.datasets.episode_selection import episodes_of
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.tools.cuts import closed_up
-from vla.datasets.tools.select import episodes_of
 from vla.types import Episode, Span
 
 Make = Callable[..., Episode]

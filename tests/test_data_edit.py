@@ -20,10 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vla.commands import cli, options
+from vla.datasets.episode_selection import episodes_of
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.tools import atomic_store as whole
 from vla.datasets.tools.copies import draw_parts
-from vla.datasets.tools.select import episodes_of
 from vla.errors import InputError
 from vla.types import Episode, Span
 

@@ -48,5 +48,5 @@ def test_a_camera_killed_in_mid_run_ends_it_and_is_named(
         inference.close()
     assert stats.outcome == "robot" and "camera wrist" in stats.reason
     assert 2.0 < stats.seconds < 6.0
-    assert [record.name for record in caplog.records] == ["vla.robots.lerobot.lerobot_connect"]
+    assert [record.name for record in caplog.records] == ["vla.robots.lerobot_adapter.connect"]
     assert "Traceback" not in capfd.readouterr().err

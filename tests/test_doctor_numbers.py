@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recordings import HZ, arm, changed, record, scaled
 
-from vla.datasets.doctor.command import OF_NUMBERS
+from vla.datasets.doctor.diagnose import OF_NUMBERS
 from vla.datasets.doctor.finding import AddToAction, Drop, Finding, ShiftActions, Trim
 from vla.datasets.doctor.idle import idle_ends, idle_pauses
 from vla.datasets.doctor.motion import jerk

@@ -17,7 +17,8 @@ from vla.datasets import episode_records
 from vla.datasets.episode_index import EpisodeRecord
 from vla.datasets.episode_layout import EpisodeLayout, create_layout
 from vla.datasets.episode_records import EpisodeRecords
-from vla.datasets.folder import LocalFolder, open_folder
+from vla.datasets.folder import LocalFolder
+from vla.datasets.open_folder import open_folder
 from vla.datasets.text_chunks import TEXTS_PER_CHUNK, TextChunks, create_texts
 from vla.errors import InputError
 

@@ -13,7 +13,7 @@ from test_composed import CONNECTORS, CONVNEXT, LLAMA
 from torch.nn.attention.flex_attention import create_mask
 
 from vla.models.backbones.composed import ComposedVLM
-from vla.models.backbones.masks import TOGETHER, block_mask, segment_mask
+from vla.models.masks import TOGETHER, block_mask, segment_mask
 
 
 @settings(max_examples=20)

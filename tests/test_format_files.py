@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vla.datasets.formats.files import check_file, is_lfs_pointer, read_json, read_json_lines, reading_file
+from vla.datasets.source_files import check_file, is_lfs_pointer, read_json, read_json_lines, reading_file
 from vla.errors import InputError
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n"

@@ -12,9 +12,9 @@ import pytest
 
 from vla.commands import cli
 from vla.datasets.episodes import EpisodeStore
+from vla.datasets.format_registry import find_format, open_episodes
 from vla.datasets.formats import lerobot_v3
 from vla.datasets.formats.lerobot_v3_writer import LeRobotWriter
-from vla.datasets.formats.registry import find_format, open_episodes
 from vla.errors import InputError
 from vla.types import Episode
 

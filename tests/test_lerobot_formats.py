@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vla.datasets.episode_source import EpisodeSource
 from vla.datasets.formats import lerobot_v3
 from vla.datasets.formats.compare import check_equal
 from vla.datasets.formats.lerobot_features import map_features
 from vla.datasets.formats.lerobot_source import LeRobotSource
 from vla.datasets.formats.lerobot_v3_writer import LeRobotWriter, quiet, tasks_of
-from vla.datasets.formats.source import EpisodeSource
 from vla.errors import InputError
 from vla.types import Episode, Span
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vla.datasets.formats.llava import detect, open_entries, read_llava
 from vla.datasets.formats.vqa_entries import MAX_TEXT, Rejected
-from vla.datasets.llava import detect, open_entries, read_llava
 from vla.datasets.vqa import VqaItem, VqaStore
 from vla.errors import InputError
 

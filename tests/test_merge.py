@@ -156,7 +156,7 @@ def test_a_policy_drives_a_robot_whose_cameras_are_in_another_order(make_model: 
 
 def test_a_policy_of_lerobots_recordings_drives_the_arm_that_they_are_of(tmp_path: Path) -> None:
     """lerobot-record knows degrees and percent, under names of its own."""
-    from vla.robots.lerobot.lerobot_robot import so101, so101_units
+    from vla.robots.lerobot_adapter.robot import so101, so101_units
 
     options_of_arm = {"id": "so101", "calibration_dir": None, "cameras": None, "control_hz": 10, "velocity": 2.0}
     arm = so101(port="none", acceleration=15.0, relax_on_exit=False, units="lerobot", **options_of_arm)

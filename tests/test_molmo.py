@@ -21,9 +21,9 @@ from vla.models.backbones import families
 from vla.models.backbones.backbone import ImageLayout
 from vla.models.backbones.build import build
 from vla.models.backbones.molmo import Molmo, load
-from vla.models.backbones.molmo_crops import Crops, token_grid
 from vla.models.batch import Shown, _collate_images, own_frames
 from vla.models.preprocessing.markup import Markup
+from vla.models.preprocessing.molmo_crops import Crops, token_grid
 from vla.models.preprocessing.settings import Preprocessing
 
 TEXT, VISION, PATCH, SIDE, ROWS, EXTRA = 32, 128, 7, 28, 96, 8

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla.models.backbones.molmo_crops import Crops, inside, tiling, token_grid
+from vla.models.preprocessing.molmo_crops import Crops, inside, tiling, token_grid
 from vla.models.preprocessing.view import draw
 
 

@@ -27,7 +27,7 @@ from vla.errors import InputError
 from vla.recording.zarr_recorder import ZarrRecorder
 from vla.robots.feetech_emulator.arm import ServoArm
 from vla.robots.feetech_emulator.port import ServoPort
-from vla.robots.lerobot.lerobot_robot import LeRobotRobot
+from vla.robots.lerobot_adapter.robot import LeRobotRobot
 from vla.robots.robot import RobotFault
 from vla.robots.sim import SimRobot
 from vla.robots.teleoperators.cartesian_jog import fingertip_solver

@@ -23,7 +23,7 @@ from vla.policies.hold import HoldPolicy
 from vla.robots.dry_run import DryRun
 from vla.robots.feetech_emulator.packets import Error
 from vla.robots.feetech_emulator.servo import Register
-from vla.robots.lerobot.servos import Servo
+from vla.robots.lerobot_adapter.servos import Servo
 from vla.robots.servo_health import ServoHealth, ServoLimits
 
 SOUND = ServoHealth("servo 2 (shoulder_lift)", 0.1, 12.0, 40.0, (), ServoLimits(70.0, 4.0, 14.0, 0.8))

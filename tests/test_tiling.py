@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from vla.common.images import scaled
 from vla.errors import InputError
-from vla.models.backbones.tiling import tile_grid
 from vla.models.preprocessing.tiles import Tiles
+from vla.models.preprocessing.tiling import tile_grid
 from vla.models.preprocessing.view import draw
 
 

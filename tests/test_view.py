@@ -12,7 +12,7 @@ from rerun.experimental import RrdReader
 
 from vla.commands import cli
 from vla.commands.view import view
-from vla.datasets.episode_range import FEW, choose
+from vla.datasets.episode_selection import FEW, choose
 from vla.datasets.episodes import EpisodeStore
 from vla.errors import InputError
 from vla.types import Episode

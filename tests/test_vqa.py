@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vla.common.stored_image import decoded
 from vla.datasets import vqa
-from vla.datasets.easy_questions import read_easy_vqa
+from vla.datasets.formats.easy_vqa_package import read_easy_vqa
 from vla.datasets.questions import KINDS, Question
 from vla.datasets.vqa import VqaItem, VqaStore
 from vla.errors import InputError

@@ -16,7 +16,7 @@ from vla.common.plural import counted
 from vla.errors import InputError
 
 if TYPE_CHECKING:
-    from vla.datasets.formats.source import EpisodeSource
+    from vla.datasets.episode_source import EpisodeSource
     from vla.embodiment import Embodiment
     from vla.types import Episode
 
@@ -53,10 +53,10 @@ class Selection:
         unreadable episodes are to be skipped, when it is known of one of the episodes that it cannot be read.
         """
         from vla.datasets.action_inference import report_stated
-        from vla.datasets.episode_range import choose
+        from vla.datasets.episode_selection import choose
+        from vla.datasets.episode_source import NamesFaults
+        from vla.datasets.format_registry import open_format
         from vla.datasets.formats.corrected_images import correct_images
-        from vla.datasets.formats.registry import open_format
-        from vla.datasets.formats.source import NamesFaults
         from vla.datasets.formats.stated_actions import StatedActions, state_actions
 
         self.request = request
@@ -183,8 +183,8 @@ def whole_command(src: str, dst: str, options: Mapping[str, Any]) -> str:
 
 def _taken(request: Request) -> dict[str, Any]:
     """The options for the format's reader. Raises InputError for one that it does not take."""
+    from vla.datasets.format_registry import FORMATS
     from vla.datasets.formats import corrected_images
-    from vla.datasets.formats.registry import FORMATS
 
     parameters = inspect.signature(import_module(FORMATS[request.format]).open_source).parameters
     options = {key: value for key, value in request.options.items() if key not in corrected_images.OPTIONS}

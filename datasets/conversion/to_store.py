@@ -38,7 +38,7 @@ class StoreTarget:
 
     def __init__(self, selection: Selection, dst: str, codec: str, quiet: bool = False) -> None:
         """Raises InputError when something else is at `dst`, or what was begun there is of other episodes."""
-        from vla.datasets.folder import open_folder
+        from vla.datasets.open_folder import open_folder
 
         self.selection, self.dst, self.codec = selection, dst, codec
         self.skipped: list[dict[str, Any]] = []

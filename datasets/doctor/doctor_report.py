@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from vla.common.html_page import image_uri, section, spread, tile, write_page
 from vla.common.plots import COLORS, GREY, style, svg
-from vla.datasets.doctor.finding import Finding
+from vla.datasets.doctor.finding import Diagnosis, Finding
 from vla.datasets.doctor.fixes import Fixes, numbers_text, steps_text
 from vla.datasets.doctor.recording import Recording
 from vla.datasets.episodes import EpisodeStore
@@ -20,7 +20,6 @@ from vla.datasets.episodes import EpisodeStore
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from vla.datasets.doctor.command import Diagnosis
 
 PICTURE = 220
 """Width and height [px] that a picture has at most."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from vla.datasets.doctor.frames import CameraScan
+from vla.datasets.doctor.recording import Recording
+
 Steps = Mapping[int, tuple[tuple[int, int], ...]]
 """Ranges of steps, without their ends, by episode."""
 
@@ -80,3 +83,12 @@ class Finding:
     subject: str = ""
     steps: Steps = field(default_factory=dict)
     values: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found in a recording, faults first, and the figures of the cameras that were looked at."""
+
+    data: Recording
+    findings: tuple[Finding, ...]
+    scans: tuple[CameraScan, ...]

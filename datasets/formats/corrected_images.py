@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from vla.datasets.formats.source import EpisodeSource
+from vla.datasets.episode_source import EpisodeSource
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.types import Episode

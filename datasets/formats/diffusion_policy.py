@@ -34,8 +34,8 @@ from vla.datasets.formats.columns import (
     extremes,
     select,
 )
-from vla.datasets.formats.files import check_fetched, check_file, is_lfs_pointer, read_json
 from vla.datasets.formats.image_columns import FrameArray, camera_of_depth, depth_mm
+from vla.datasets.source_files import check_fetched, check_file, is_lfs_pointer, read_json
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.types import Episode

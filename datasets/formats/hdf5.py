@@ -43,7 +43,6 @@ import numpy as np
 from jaxtyping import Float, Shaped, UInt8, UInt16
 
 from vla.datasets.formats.columns import concatenate, control_rate, extremes, natural_order
-from vla.datasets.formats.files import check_file, is_lfs_pointer, reading_file
 from vla.datasets.formats.hdf5_kind import (
     BASE,
     KINDS,
@@ -60,6 +59,7 @@ from vla.datasets.formats.hdf5_kind import (
 )
 from vla.datasets.formats.hdf5_layout import Choice, Layout
 from vla.datasets.formats.image_columns import decode_frames, decode_image, depth_mm
+from vla.datasets.source_files import check_file, is_lfs_pointer, reading_file
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.types import Episode

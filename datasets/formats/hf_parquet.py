@@ -23,7 +23,6 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from vla.datasets.formats.data_files import folder_name, matching
-from vla.datasets.formats.files import reading_file
 from vla.datasets.formats.vqa_entries import (
     BadEntry,
     Rejected,
@@ -34,6 +33,7 @@ from vla.datasets.formats.vqa_entries import (
     single,
     turns,
 )
+from vla.datasets.source_files import reading_file
 from vla.errors import InputError
 
 IMAGES = ("image", "images")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from vla.datasets.formats.files import check_file
+from vla.datasets.source_files import check_file
 from vla.errors import InputError
 
 CHUNK = 2**20

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vla.datasets.formats.files import read_json_object
+from vla.datasets.source_files import read_json_object
 from vla.errors import InputError
 
 INFO = Path("meta", "info.json")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Int
 
-from vla.datasets.formats.files import reading_file
+from vla.datasets.source_files import reading_file
 from vla.errors import InputError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vla.datasets.formats.files import read_json_object
+from vla.datasets.source_files import read_json_object
 from vla.embodiment import Embodiment, declares_actions
 from vla.errors import InputError
 from vla.types import Episode, Span

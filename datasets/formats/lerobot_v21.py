@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla.common.plural import counted
-from vla.datasets.formats.files import read_json_lines, reading_file
 from vla.datasets.formats.lerobot_features import is_depth, map_features
 from vla.datasets.formats.lerobot_info import (
     INFO,
@@ -24,6 +23,7 @@ from vla.datasets.formats.lerobot_info import (
 )
 from vla.datasets.formats.lerobot_rows import check_columns
 from vla.datasets.formats.lerobot_source import LeRobotSource
+from vla.datasets.source_files import read_json_lines, reading_file
 from vla.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def open_source(
     others are told in the provenance, under "left_out". Raises InputError when there is no such dataset, its files are
     damaged, or a chosen feature or camera is not there.
     """
-    from vla.datasets.episode_range import choose
+    from vla.datasets.episode_selection import choose
 
     if not detect(path):
         raise InputError(f"{path} is not a LeRobot dataset of version 2: it has no such meta/info.json")

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vla.datasets.formats.files import reading_file
 from vla.datasets.formats.lerobot_features import Features, map_features
 from vla.datasets.formats.lerobot_info import NO_STEPS, data_files, path_of, read_info, version_of, whole_number
 from vla.datasets.formats.lerobot_rows import RowFiles, Run
 from vla.datasets.formats.lerobot_side import Side
 from vla.datasets.formats.lerobot_source import LeRobotSource
 from vla.datasets.formats.lerobot_videos import Place, checked_places
+from vla.datasets.source_files import reading_file
 from vla.errors import InputError
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ def _read_tasks(root: Path) -> dict[int, str]:
 
 def _download(name: str) -> Path:
     """The dataset of this name, from the hub or from where LeRobot has kept it."""
-    from vla.datasets.formats.registry import HUB_NAME
+    from vla.datasets.format_registry import HUB_NAME
 
     if HUB_NAME.fullmatch(name) is None:
         raise InputError(f"there is no LeRobot dataset at {name}")

@@ -34,11 +34,11 @@ import numpy as np
 from jaxtyping import Float
 
 from vla.datasets.formats.columns import component_names, concatenate, control_rate, extremes, instruction_and_spans
-from vla.datasets.formats.files import read_json_object
 from vla.datasets.formats.image_columns import FORMS, depth_mm
 from vla.datasets.formats.rlds_features import read_features
 from vla.datasets.formats.rlds_roles import Choice, Roles
 from vla.datasets.formats.tfrecord import Values, parse_example, read_record, records
+from vla.datasets.source_files import read_json_object
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.types import Episode

@@ -16,9 +16,9 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Shaped
 
-from vla.datasets.formats.files import read_json_object
 from vla.datasets.formats.image_columns import CHANNELS, decode_frames, decode_image
 from vla.datasets.formats.tfrecord import Values
+from vla.datasets.source_files import read_json_object
 from vla.errors import InputError
 
 STEPS = "steps"

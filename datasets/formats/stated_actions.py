@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vla.datasets.action_inference import infer_actions, report_stated
-from vla.datasets.formats.source import EpisodeSource, NamesFaults
+from vla.datasets.episode_source import EpisodeSource, NamesFaults
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.types import Episode

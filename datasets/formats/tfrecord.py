@@ -21,7 +21,7 @@ import numpy as np
 from crc32c import crc32c
 from jaxtyping import Int64
 
-from vla.datasets.formats.files import check_fetched
+from vla.datasets.source_files import check_fetched
 from vla.errors import InputError
 
 HEADER, CHECKSUM = struct.Struct("<QI"), struct.Struct("<I")

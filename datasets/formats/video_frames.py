@@ -10,7 +10,7 @@ import av
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from vla.datasets.formats.files import reading_file
+from vla.datasets.source_files import reading_file
 from vla.errors import InputError
 
 NEAR = 5.0

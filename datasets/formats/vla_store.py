@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from vla.datasets.episode_source import EpisodeSource
 from vla.datasets.episodes import EpisodeStore
-from vla.datasets.formats.files import read_json_object
-from vla.datasets.formats.source import EpisodeSource
 from vla.datasets.formats.vla_store_v1 import VERSION, OldStoreSource
+from vla.datasets.source_files import read_json_object
 from vla.datasets.store_arrays import under
 from vla.datasets.store_schema import FORMAT
 from vla.embodiment import Embodiment

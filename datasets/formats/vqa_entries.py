@@ -21,8 +21,8 @@ from PIL import Image, UnidentifiedImageError
 
 from vla.common.images import reduced
 from vla.common.rgb import to_rgb
-from vla.datasets.formats.files import LFS_POINTER
 from vla.datasets.questions import MAIN_CAMERA, Question
+from vla.datasets.source_files import LFS_POINTER
 from vla.datasets.vqa import CONVERSATION, VqaItem
 from vla.errors import InputError
 

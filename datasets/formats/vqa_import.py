@@ -19,28 +19,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import zarr
 from tqdm import tqdm
 
-from vla.datasets import easy_questions, llava
-from vla.datasets.formats import hf_parquet, vqav2, webdataset_tar
+from vla.datasets.format_registry import VQA_FORMATS, detect_vqa
 from vla.datasets.formats.vqa_entries import BadEntry, Rejected, VqaFormat, VqaSource, decoded
 from vla.datasets.formats.vqa_index import Progress, VqaIndex, conflicts
 from vla.datasets.questions import MAIN_CAMERA
 from vla.datasets.vqa import VqaItem, VqaStore
 from vla.errors import InputError
 
-FORMATS: Mapping[str, VqaFormat] = {
-    "llava": llava,
-    "vqav2": vqav2,
-    "easy-vqa": easy_questions,
-    "parquet": hf_parquet,
-    "webdataset": webdataset_tar,
-}
 REPORT = "import"
 """The attribute of the store's group that holds the report."""
 INDEX_BATCH = 1024
@@ -50,9 +43,10 @@ STORE_BATCH = 256
 STORE_BATCH_BYTES = 2**27
 
 
-def detect(path: Path) -> str | None:
-    """The name of the VQA format that the path holds (one of `FORMATS`), by its beginning; None if it holds none."""
-    return next((name for name, module in FORMATS.items() if module.detect(path)), None)
+def _format(name: str) -> VqaFormat:
+    module: Any = import_module(VQA_FORMATS[name])
+    found: VqaFormat = module
+    return found
 
 
 def import_vqa(
@@ -60,7 +54,8 @@ def import_vqa(
 ) -> None:
     """Writes the VQA store `dst`, no side of its images longer than `size` px, and prints the report that it keeps.
 
-    `format` is one of `FORMATS` (None: `detect` tells), `images` the folder of images that the format names by path.
+    `format` is one of `VQA_FORMATS` (None: `detect_vqa` finds it), `images` the folder of images that the format names
+    by path.
 
     Raises:
         InputError: `dst` exists, `src` is not in the format or its index cannot be read, an option is wrong, or no
@@ -70,17 +65,17 @@ def import_vqa(
         raise InputError(f"{dst} exists: choose another folder, or remove it first")
     if dst.parts[:1] and dst.parts[0].endswith(":"):
         raise InputError(f"{dst}: a VQA set is imported into a local folder; copy that where it shall be")
-    name = format or detect(src)
-    known = f"the VQA formats are {', '.join(FORMATS)}"
+    name = format or detect_vqa(src)
+    known = f"the VQA formats are {', '.join(VQA_FORMATS)}"
     if name is None:
         raise InputError(f"{src} holds no VQA set that can be told by itself; {known}: name one to hear what is wrong")
-    if name not in FORMATS:
+    if name not in VQA_FORMATS:
         raise InputError(f"{name} is not known: {known}")
     if images is not None and not images.is_dir():
         raise InputError(f"there is no image folder {images}")
     if size < 1:
         raise InputError(f"the images' size must be 1 px or more, not {size}")
-    source = FORMATS[name].open_entries(src, images)
+    source = _format(name).open_entries(src, images)
     settings: dict[str, Any] = {
         "format": name,
         "source": str(src.absolute()),

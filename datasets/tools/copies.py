@@ -15,11 +15,11 @@ from tqdm import tqdm
 from vla.common.plural import counted
 from vla.datasets.codecs import DEFAULT
 from vla.datasets.episode_cut import append_cut
+from vla.datasets.episode_selection import episodes_of, matching, unknown_of
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.store_arrays import PADDED
 from vla.datasets.tools.atomic_store import appearing
 from vla.datasets.tools.cuts import Cuts
-from vla.datasets.tools.select import episodes_of, matching, unknown_of
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 

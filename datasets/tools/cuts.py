@@ -10,8 +10,8 @@ from jaxtyping import Float, Int, Shaped
 
 from vla.datasets.doctor.idle import idle_ends, still_values
 from vla.datasets.doctor.recording import Recording
+from vla.datasets.episode_selection import episodes_of
 from vla.datasets.episodes import EpisodeStore
-from vla.datasets.tools.select import episodes_of
 from vla.errors import InputError
 
 

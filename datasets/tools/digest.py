@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
+from vla.datasets.episode_selection import named
 from vla.datasets.episodes import EpisodeStore
 from vla.embodiment import Embodiment
 
@@ -22,8 +23,6 @@ LOOKED_AT = 100
 """Episodes of which an image is looked at, at most."""
 BLANK, BLACK = 8, 16
 """An image whose values span less shows nothing, and is black below that."""
-NAMED = 5
-"""Episodes that a remark names."""
 
 
 @dataclass(frozen=True)
@@ -203,13 +202,6 @@ def remarks(store: EpisodeStore, found: Sequence[Component], times: Timing | Non
         if long := np.flatnonzero(lengths > high + margin).tolist():
             said.append(f"much longer than the others: {named(long)}")
     return said
-
-
-def named(episodes: Iterable[int]) -> str:
-    """ "episodes 3, 7": the first of them."""
-    numbers = list(episodes)
-    text = ", ".join(map(str, numbers[:NAMED])) + (f" and {len(numbers) - NAMED} more" * (len(numbers) > NAMED))
-    return f"episode{'s' * (len(numbers) > 1)} {text}"
 
 
 def _by_episode(store: EpisodeStore, steps: np.ndarray) -> dict[int, int]:

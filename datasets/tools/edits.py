@@ -10,11 +10,11 @@ from tqdm import tqdm
 
 from vla.common.plural import counted
 from vla.datasets.episode_index import EpisodeRecord
+from vla.datasets.episode_selection import episodes_of, success_of
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.tools.atomic_store import changing
 from vla.datasets.tools.content_change import ContentChange
 from vla.datasets.tools.copies import copy_episodes
-from vla.datasets.tools.select import episodes_of, success_of
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 

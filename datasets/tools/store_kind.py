@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from vla.datasets.folder import open_folder
-from vla.datasets.formats.files import decode_json
-from vla.datasets.formats.registry import no_store
+from vla.datasets.format_registry import no_store
+from vla.datasets.open_folder import open_folder
+from vla.datasets.source_files import decode_json
 from vla.errors import InputError
 
 

@@ -36,7 +36,7 @@ from vla.evaluation.rollouts.summary import summarize
 from vla.evaluation.rollouts.trial import trials_for
 from vla.models.hub import write_config
 from vla.policies.load import load_policy
-from vla.robots.lerobot.lerobot_robot import LeRobotRobot, so101
+from vla.robots.lerobot_adapter.robot import LeRobotRobot, so101
 from vla.types import ActionChunk, Observation
 
 SECONDS = 60.0

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from vla.benchmarks.doctor_faults import FAULTS, HARDER, Fault
 from vla.benchmarks.doctor_peers import PYTHONS, Complaints, complaints, exported
 from vla.common.result_table import Table, Target
-from vla.datasets.doctor.command import diagnose
+from vla.datasets.doctor.diagnose import diagnose
 from vla.datasets.doctor.finding import Finding
 from vla.datasets.episodes import EpisodeStore
 from vla.embodiment import Embodiment

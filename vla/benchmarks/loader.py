@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vla.benchmarks.loader_formats import FORMATS, Frames
-from vla.benchmarks.loader_scale import measure_scale
+from vla.benchmarks.loader_scale import measure_scale, memory
 from vla.common.result_table import Table, Target
 from vla.datasets.episodes import EpisodeStore
 from vla.embodiment import Embodiment
@@ -172,12 +172,6 @@ def _rate(read: Callable[[], object], seconds: float) -> float:
             batches += 1
         best = max(best, batches * BATCH / took)
     return best
-
-
-def memory() -> float:
-    """MB that the process holds for itself; pages of mapped files are the system's to drop."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("RssAnon"))
 
 
 def _statistics_seconds(folder: Path, episodes: int, steps: int = 200) -> float:

@@ -100,8 +100,6 @@ def _episode(robot: Embodiment) -> Episode:
 
 def _cost(folder: Path) -> dict[str, float]:
     """Milliseconds of each, and the memory that the store and its windows hold."""
-    from vla.benchmarks.loader import memory
-
     before = memory()
     begun = time.perf_counter()
     store = EpisodeStore.open(folder)
@@ -129,3 +127,9 @@ def _seconds(do: Callable[[], object]) -> float:
     begun = time.perf_counter()
     do()
     return time.perf_counter() - begun
+
+
+def memory() -> float:
+    """MB that the process holds for itself; pages of mapped files are the system's to drop."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("RssAnon"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vla.common.atomic import write_json
 from vla.common.plots import COLORS, png, style
-from vla.datasets.formats.files import read_json_object, reading_file
+from vla.datasets.source_files import read_json_object, reading_file
 from vla.errors import InputError
 from vla.evaluation.rollouts.summary import paired, rate
 from vla.evaluation.rollouts.trial import AVERAGED, Result

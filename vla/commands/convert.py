@@ -60,7 +60,7 @@ def convert(
         raise InputError("a LeRobotDataset is written into a folder of this machine: give one as DST, and copy it")
     if workers < 1:
         raise InputError(f"workers={workers}: give 1 or more")
-    from vla.datasets.formats.registry import FORMATS, find_format
+    from vla.datasets.format_registry import FORMATS, find_format
 
     several = {"state": state, "action": action, "cameras": cameras}
     lists = {key: [value] if isinstance(value, str) else value for key, value in several.items()}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args, get_origin
 
 from vla.common.plural import counted
-from vla.datasets.doctor.command import doctor
+from vla.datasets.doctor.diagnose import doctor
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.tools.copies import filter, merge, split
 from vla.datasets.tools.derive import derive

@@ -21,8 +21,8 @@ from vla.common.atomic import atomic_replace, write_json
 from vla.common.device import accelerator
 from vla.common.plots import read_losses, training_curve
 from vla.common.result_table import device_name
-from vla.datasets.easy_questions import read_easy_vqa
 from vla.datasets.episodes import EpisodeStore
+from vla.datasets.formats.easy_vqa_package import read_easy_vqa
 from vla.datasets.vqa import VqaStore
 from vla.envs.make import make_env
 from vla.errors import InputError, reading

@@ -30,7 +30,7 @@ from vla.control.tick import Tick
 from vla.datasets.codecs import DEFAULT
 from vla.datasets.codecs import codec as known_codec
 from vla.datasets.episodes import EpisodeStore
-from vla.datasets.folder import open_folder
+from vla.datasets.open_folder import open_folder
 from vla.embodiment import Embodiment
 from vla.errors import EXIT_CODES, Failure, InputError
 from vla.policies.data_summary import DataSummary

@@ -9,7 +9,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from vla.datasets.episodes import EpisodeStore
-from vla.datasets.folder import open_folder
+from vla.datasets.open_folder import open_folder
 from vla.envs.make import make_env
 from vla.envs.so101 import SO101Env, to_observation
 from vla.envs.viewer import Window

@@ -90,7 +90,7 @@ def record_demonstrations(
     Without `holdout` scenes are of all pairs of colour and shape, as those that the demo is measured on.
     """
     from vla.datasets.episodes import EpisodeStore
-    from vla.datasets.folder import open_folder
+    from vla.datasets.open_folder import open_folder
     from vla.envs.make import make_env
     from vla.recording.session_end import nothing_left_behind, tell_kept
 

@@ -19,7 +19,7 @@ from vla.control.stop import EmergencyStop, stop_sources
 from vla.control.thread_inference import ThreadInference
 from vla.control.tick import Tick
 from vla.datasets.episodes import EpisodeStore
-from vla.datasets.folder import open_folder
+from vla.datasets.open_folder import open_folder
 from vla.envs.arm import JOINTS
 from vla.errors import EXIT_CODES, Failure, InputError, Outcome, unknown
 from vla.recording.session_end import UNMOVED, Motion, check_script_kept, tell_kept

@@ -13,9 +13,9 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from vla.common.scene_objects import Scene
-from vla.datasets.folder import open_folder
 from vla.datasets.hosted_instructions import hosted_instructions
 from vla.datasets.instructions import instructions
+from vla.datasets.open_folder import open_folder
 from vla.datasets.questions import Question, questions
 from vla.datasets.vqa import VqaItem, VqaStore
 from vla.errors import InputError

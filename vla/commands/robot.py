@@ -19,11 +19,11 @@ from vla.embodiment import Embodiment
 from vla.errors import EXIT_CODES, Failure, InputError, unknown
 from vla.policies.data_summary import DataSummary
 from vla.policies.hold import HoldPolicy
-from vla.robots.lerobot.lerobot_robot import LeRobotRobot, so101_units
+from vla.robots.lerobot_adapter.robot import LeRobotRobot, so101_units
 from vla.robots.robot import Robot, RobotFault
 
 if TYPE_CHECKING:
-    from vla.robots.lerobot.servos import Servo
+    from vla.robots.lerobot_adapter.servos import Servo
 
 SPEED = 0.25
 """Of the robot's limit of velocity."""
@@ -47,7 +47,7 @@ def robot(*, action: str, robot: Robot, pose: Mapping[str, float] | None) -> Non
 
 
 def _status(servos: list[Servo]) -> None:
-    from vla.robots.lerobot.servo_service import HEADER, status_of
+    from vla.robots.lerobot_adapter.servo_service import HEADER, status_of
 
     print(HEADER)
     wrong: list[str] = []
@@ -60,7 +60,7 @@ def _status(servos: list[Servo]) -> None:
 
 
 def _clear(servos: list[Servo]) -> None:
-    from vla.robots.lerobot.servo_service import clear_errors
+    from vla.robots.lerobot_adapter.servo_service import clear_errors
 
     cleared, failed = 0, []
     for servo in servos:
@@ -77,7 +77,7 @@ def _clear(servos: list[Servo]) -> None:
 
 
 def _relax(servos: list[Servo]) -> None:
-    from vla.robots.lerobot.servo_service import relax
+    from vla.robots.lerobot_adapter.servo_service import relax
 
     print("torque goes off: the arm falls", flush=True)
     if kept := relax(servos):

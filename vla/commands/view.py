@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from vla.common.screen import has_screen
-from vla.datasets.episode_range import FEW, choose
-from vla.datasets.formats.registry import open_episodes
+from vla.datasets.episode_selection import FEW, choose
+from vla.datasets.format_registry import open_episodes
 from vla.errors import InputError
 
 STORES = ("rollouts.zarr", "demos.zarr")

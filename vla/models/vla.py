@@ -25,9 +25,9 @@ from vla.models.action_heads.action_head import Asked, Cached, Chunks
 from vla.models.action_heads.decoding import Decoding, keys_values
 from vla.models.backbones.backbone import Backbone, ImageLayout
 from vla.models.backbones.build import build
-from vla.models.backbones.masks import TOGETHER
 from vla.models.batch import IGNORE, Batch, point_features
 from vla.models.hub import card, checkpoint_of, fetch, write_config
+from vla.models.masks import TOGETHER
 from vla.models.processor import Processor
 
 WORDS, POINTS, TOKENS, NUMBERS = range(4)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vla.datasets.episodes import EpisodeStore
-from vla.datasets.folder import open_folder
+from vla.datasets.open_folder import open_folder
 from vla.errors import InputError
 
 MOVED = 0.01

@@ -24,7 +24,7 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 
 from vla.common.stored_image import Image, Views
-from vla.datasets.formats.files import check_file
+from vla.datasets.source_files import check_file
 from vla.errors import InputError
 from vla.evaluation.vlm.scoring.files import Entry, name
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vla.models.backbones.masks import TOGETHER
+from vla.models.masks import TOGETHER
 
 KeysValues = list[tuple[Float[Tensor, "b g m e"], Float[Tensor, "b g m e"]]]
 """What each layer of a backbone cached."""

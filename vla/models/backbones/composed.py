@@ -14,9 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from vla.common.images import Size
 from vla.models.backbones.backbone import ImageLayout
 from vla.models.backbones.connectors import build_connector
-from vla.models.backbones.masks import run_decoder
 from vla.models.backbones.precision import without_dtype
 from vla.models.backbones.vision import build_vision
+from vla.models.masks import run_decoder
 
 Config = Mapping[str, Any]
 MLP: Config = {"kind": "mlp", "norm": True}

@@ -18,10 +18,10 @@ from vla.models.backbones.backbone import Backbone
 from vla.models.backbones.hf_backbone import CrossAttending, Released, family_of
 from vla.models.backbones.idefics import Idefics
 from vla.models.backbones.mllama import Mllama
-from vla.models.backbones.molmo_crops import MARGIN, POOL, Crops
 from vla.models.backbones.token_family import LAYOUTS, TokenFamily
 from vla.models.preprocessing.adapted import size_of
 from vla.models.preprocessing.markup import Markup
+from vla.models.preprocessing.molmo_crops import MARGIN, POOL, Crops
 from vla.models.preprocessing.native import Native, Patches
 from vla.models.preprocessing.released import SIZES, framing_of, preprocessor_of
 from vla.models.preprocessing.settings import Preprocessing

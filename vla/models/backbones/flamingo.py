@@ -20,9 +20,9 @@ from vla.models.backbones.cache import PlacedCache, Vision, image_places
 from vla.models.backbones.connectors import build_connector
 from vla.models.backbones.cross_attention import CrossAttentionBlocks
 from vla.models.backbones.hf_backbone import by_row, note_places
-from vla.models.backbones.masks import mask_and_positions, order_of, takes_blocks
 from vla.models.backbones.precision import without_dtype
 from vla.models.backbones.vision import VisionEncoder
+from vla.models.masks import mask_and_positions, order_of, takes_blocks
 
 Config = Mapping[str, Any]
 

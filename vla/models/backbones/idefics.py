@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vla.models.backbones.backbone import ImageLayout
 from vla.models.backbones.cache import PlacedCache, Vision, image_places
 from vla.models.backbones.hf_backbone import CrossAttending, by_row, grow
-from vla.models.backbones.masks import run_decoder
+from vla.models.masks import run_decoder
 
 
 class Idefics(CrossAttending):

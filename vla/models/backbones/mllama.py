@@ -13,8 +13,8 @@ from vla.models.backbones.backbone import ImageLayout
 from vla.models.backbones.cache import PlacedCache, Vision, image_places
 from vla.models.backbones.cross_attention import latest_run
 from vla.models.backbones.hf_backbone import CrossAttending, by_row, grow, with_unsaid
-from vla.models.backbones.masks import additive, run_decoder
-from vla.models.backbones.tiling import grids_of
+from vla.models.masks import additive, run_decoder
+from vla.models.preprocessing.tiling import grids_of
 
 SPECIAL_ROWS = 8
 """Rows of the embedding, `<|image|>` the first of them, that have none in the language model's head."""

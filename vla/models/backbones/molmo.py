@@ -18,8 +18,8 @@ from vla.errors import InputError
 from vla.models.backbones.backbone import ImageLayout
 from vla.models.backbones.cache import Vision
 from vla.models.backbones.hf_backbone import grow, with_unsaid
-from vla.models.backbones.molmo_crops import MARGIN, POOL, inside, token_grid
 from vla.models.backbones.own_family import OwnFamily, Rule, converted, filled, released_config, released_weights
+from vla.models.preprocessing.molmo_crops import MARGIN, POOL, inside, token_grid
 
 MARKS = ("im_patch", "im_start", "im_col", "im_end")
 LAYERS = (-2, -9)

@@ -21,7 +21,7 @@ from vla.errors import InputError
 from vla.models.backbones.backbone import ImageLayout
 from vla.models.backbones.cache import PlacedCache, Vision
 from vla.models.backbones.hf_backbone import Released, note_places
-from vla.models.backbones.masks import run_decoder
+from vla.models.masks import run_decoder
 
 
 class OwnFamily(Released):

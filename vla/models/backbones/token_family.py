@@ -14,7 +14,7 @@ from vla.errors import InputError
 from vla.models.backbones.backbone import ImageLayout
 from vla.models.backbones.cache import PlacedCache, Vision, grid_steps, image_places, image_steps
 from vla.models.backbones.hf_backbone import Released, note_places
-from vla.models.backbones.masks import mask_and_positions, order_of, takes_blocks
+from vla.models.masks import mask_and_positions, order_of, takes_blocks
 
 
 @dataclass(frozen=True)

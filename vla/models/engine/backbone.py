@@ -14,12 +14,12 @@ from vla.errors import InputError
 from vla.models.backbones.backbone import Backbone, ImageLayout
 from vla.models.backbones.cache import Vision
 from vla.models.backbones.composed import ComposedVLM
-from vla.models.backbones.masks import TOGETHER
 from vla.models.backbones.token_family import LAYOUTS, MROPE, NATIVE, TokenFamily
 from vla.models.engine.cache import StaticCache
 from vla.models.engine.decoder import FusedDecoder, can_fuse
 from vla.models.engine.graphs import Graphs
 from vla.models.engine.layers import dtype_of
+from vla.models.masks import TOGETHER
 
 ROOM = 64
 """Tokens that a new cache has room for behind a prompt; it grows where that is too little."""

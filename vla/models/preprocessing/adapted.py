@@ -7,8 +7,8 @@ from math import isqrt
 from typing import Any
 
 from vla.errors import InputError
-from vla.models.backbones.molmo_crops import Crops
 from vla.models.preprocessing.frames import Crop, Pad, Stretch
+from vla.models.preprocessing.molmo_crops import Crops
 from vla.models.preprocessing.native import Native, Patches
 from vla.models.preprocessing.settings import Framing, Preprocessing
 from vla.models.preprocessing.tiles import Canvas, Split, Tiles, Whole

@@ -10,8 +10,8 @@ from typing import Any
 from transformers.utils import cached_file
 
 from vla.errors import InputError
-from vla.models.backbones.molmo_crops import MAX_CROPS, Crops
 from vla.models.preprocessing.frames import Crop, Square, Stretch
+from vla.models.preprocessing.molmo_crops import MAX_CROPS, Crops
 from vla.models.preprocessing.native import Native, Patches
 from vla.models.preprocessing.settings import Framing
 from vla.models.preprocessing.tiles import Canvas, Split, Tiles, Whole

@@ -8,9 +8,9 @@ from functools import lru_cache
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from vla.errors import InputError
-from vla.models.backbones.molmo_crops import Crops
 from vla.models.preprocessing.frames import Crop, Pad, Square, Stretch
 from vla.models.preprocessing.markup import Markup, Part
+from vla.models.preprocessing.molmo_crops import Crops
 from vla.models.preprocessing.native import Native, Patches
 from vla.models.preprocessing.tiles import Canvas, Split, Tiles, Whole
 from vla.models.preprocessing.view import View

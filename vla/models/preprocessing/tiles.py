@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vla.models.backbones.tiling import grids_of, tile_grid
+from vla.models.preprocessing.tiling import grids_of, tile_grid
 from vla.models.preprocessing.view import Piece, Sides, View
 
 LONGEST = 4096

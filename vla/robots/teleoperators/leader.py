@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from vla.robots.lerobot.lerobot_connect import clear, connect, leave
-from vla.robots.lerobot.lerobot_robot import so101_units
+from vla.robots.lerobot_adapter.connect import clear, connect, leave
+from vla.robots.lerobot_adapter.robot import so101_units
 from vla.robots.robot import RobotFault
 from vla.robots.teleoperators.teleoperator import Jog
 

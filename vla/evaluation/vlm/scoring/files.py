@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vla.datasets.formats.files import is_lfs_pointer
+from vla.datasets.source_files import is_lfs_pointer
 from vla.errors import InputError
 
 type Entry = Mapping[str, Any]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from vla.common.plural import counted
 from vla.datasets.doctor.cameras import check_camera
 from vla.datasets.doctor.colors import check_colors
 from vla.datasets.doctor.components import check_components
-from vla.datasets.doctor.finding import Finding
+from vla.datasets.doctor.finding import Diagnosis
 from vla.datasets.doctor.fixes import Fixes, steps_text
 from vla.datasets.doctor.frames import CameraScan, read_shots, scan_camera
 from vla.datasets.doctor.idle import check_idle
@@ -24,9 +23,8 @@ from vla.datasets.doctor.registration import FEWEST, Fit, Template, reference_ep
 from vla.datasets.doctor.skipped import check_skipped
 from vla.datasets.doctor.timing import check_timing
 from vla.datasets.doctor.tracking import check_tracking
+from vla.datasets.episode_selection import episodes_of, named
 from vla.datasets.episodes import EpisodeStore
-from vla.datasets.tools.digest import named
-from vla.datasets.tools.select import episodes_of
 from vla.errors import InputError
 
 OF_NUMBERS = (
@@ -40,15 +38,6 @@ OF_NUMBERS = (
 )
 SHOWN = 4
 """Episodes whose steps are printed."""
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """What was found in a recording, faults first, and the figures of the cameras that were looked at."""
-
-    data: Recording
-    findings: tuple[Finding, ...]
-    scans: tuple[CameraScan, ...]
 
 
 def doctor(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
@@ -9,6 +10,10 @@ from vla.datasets.episode_index import EpisodeRecord
 from vla.errors import InputError
 
 UNKNOWN = "unknown"
+NAMED = 5
+"""Episodes that a remark names."""
+FEW = 20
+"""How many episodes are shown unless others are asked for: a viewer holds them all in memory."""
 
 
 def episodes_of(text: str, count: int, option: str = "episodes") -> list[int]:
@@ -67,6 +72,13 @@ def matching(
     return found
 
 
+def named(episodes: Iterable[int]) -> str:
+    """ "episodes 3, 7": the first of them."""
+    numbers = list(episodes)
+    text = ", ".join(map(str, numbers[:NAMED])) + (f" and {len(numbers) - NAMED} more" * (len(numbers) > NAMED))
+    return f"episode{'s' * (len(numbers) > 1)} {text}"
+
+
 def unknown_of(records: Sequence[EpisodeRecord], chosen: Iterable[int]) -> list[int]:
     """Those of the chosen episodes of which nobody has said whether they succeeded."""
     return [index for index in chosen if records[index].success is None]
@@ -77,3 +89,20 @@ def success_of(value: bool | str | None) -> bool | None:
     if isinstance(value, str) and value != UNKNOWN:
         raise InputError(f"success={value}: success takes true, false or {UNKNOWN}")
     return None if isinstance(value, str) else value
+
+
+def choose(episodes: str | None, count: int) -> range:
+    """The episodes of a store of `count` that FIRST:END names; None: the first few.
+
+    Raises InputError for what is no such range, and where it holds no episode.
+    """
+    if episodes is None:
+        chosen = range(min(count, FEW))
+    else:
+        match = re.fullmatch(r"(\d*):(\d*)", episodes)
+        if match is None:
+            raise InputError(f"episodes must be FIRST:END, such as 0:10, not {episodes!r}")
+        chosen = range(count)[int(match[1] or 0) : int(match[2] or count)]
+    if not chosen:
+        raise InputError(f"there is no episode to show: the store has {count}, asked for were {episodes or 'all'}")
+    return chosen

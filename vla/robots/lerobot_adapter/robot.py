@@ -18,9 +18,9 @@ from jaxtyping import Float
 
 from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.robots.lerobot.lerobot_build import build
-from vla.robots.lerobot.lerobot_connect import buses, clear, connect, feetech_servos, leave, open_port
-from vla.robots.lerobot.servos import HealthReader, Servo, limit_grip
+from vla.robots.lerobot_adapter.build import build
+from vla.robots.lerobot_adapter.connect import buses, clear, connect, feetech_servos, leave, open_port
+from vla.robots.lerobot_adapter.servos import HealthReader, Servo, limit_grip
 from vla.robots.limits import Limits, gripper_box
 from vla.robots.robot import RobotFault
 from vla.robots.servo_health import ServoHealth

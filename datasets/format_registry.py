@@ -9,10 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from vla.datasets.episode_source import EpisodeSource
 from vla.datasets.folder import Folder
-from vla.datasets.formats import vqa_import
-from vla.datasets.formats.files import SHOWN, check_fetched
-from vla.datasets.formats.source import EpisodeSource
+from vla.datasets.source_files import SHOWN, check_fetched
 from vla.errors import InputError
 
 FORMATS = {
@@ -25,6 +24,14 @@ FORMATS = {
     "rlds": "vla.datasets.formats.rlds",
 }
 """The module of each format of episodes, in the order in which they are tried. HDF5 files have several layouts."""
+VQA_FORMATS = {
+    "llava": "vla.datasets.formats.llava",
+    "vqav2": "vla.datasets.formats.vqav2",
+    "easy-vqa": "vla.datasets.formats.easy_vqa_package",
+    "parquet": "vla.datasets.formats.hf_parquet",
+    "webdataset": "vla.datasets.formats.webdataset_tar",
+}
+"""The module of each format of visual questions, in the order in which they are tried."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """A dataset of the hub: USER/NAME, both of which may have dots."""
 DATA_SUFFIXES = re.compile(
@@ -35,7 +42,7 @@ DATA_SUFFIXES = re.compile(
 
 def find_format(src: str, format: str) -> str:
     """The name of the source's format. Raises InputError when there is nothing at `src`, or nothing that we know."""
-    known = (*FORMATS, *vqa_import.FORMATS)
+    known = (*FORMATS, *VQA_FORMATS)
     if format in known:
         return format
     if format != "auto":
@@ -44,7 +51,7 @@ def find_format(src: str, format: str) -> str:
         return "vla"
     path = Path(src)
     check_fetched(path)
-    found = detect(path) or vqa_import.detect(path)
+    found = detect(path) or detect_vqa(path)
     if found is None and path.exists():
         raise InputError(f"cannot read {src}: it is in none of the formats {', '.join(known)}")
     if found is None and is_hub_name(src):
@@ -57,6 +64,11 @@ def find_format(src: str, format: str) -> str:
 def detect(path: Path) -> str | None:
     """The name of the format of episodes that is at `path`; None where there is none of those we know."""
     return next((name for name, module in FORMATS.items() if import_module(module).detect(path)), None)
+
+
+def detect_vqa(path: Path) -> str | None:
+    """The name of the format of visual questions that is at `path`, by its beginning; None where there is none."""
+    return next((name for name, module in VQA_FORMATS.items() if import_module(module).detect(path)), None)
 
 
 def no_store(folder: Folder) -> InputError:
@@ -74,7 +86,7 @@ def conversion(src: str) -> str:
     Raises InputError where they are in one, and its metadata are damaged.
     """
     path = Path(src)
-    if "://" in src or not (detect(path) or vqa_import.detect(path)):
+    if "://" in src or not (detect(path) or detect_vqa(path)):
         return ""
     name = path.resolve().name.partition(".")[0] or "converted"
     return f"`vla convert {shlex.quote(src)} {shlex.quote(f'outputs/{name}.zarr')}`"

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from vla.errors import InputError
-from vla.robots.lerobot.servos import LOAD, PRESENT, Servo, flags_of, within_range
+from vla.robots.lerobot_adapter.servos import LOAD, PRESENT, Servo, flags_of, within_range
 from vla.robots.robot import RobotFault
 from vla.robots.servo_health import CURES
 
@@ -89,7 +89,7 @@ def _connect(device: Any, serial: list[Any]) -> None:
     from lerobot.motors.feetech import FeetechMotorsBus
     from lerobot.robots import Robot
 
-    from vla.robots.lerobot.holding_bus import HoldingBus
+    from vla.robots.lerobot_adapter.holding_bus import HoldingBus
 
     for part in serial:
         follows = isinstance(part, Robot) and isinstance(part.bus, FeetechMotorsBus)

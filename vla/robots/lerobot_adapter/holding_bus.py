@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lerobot.motors.feetech import FeetechMotorsBus
 
-from vla.robots.lerobot.servos import MODE, POSITION_MODE, Servo
+from vla.robots.lerobot_adapter.servos import MODE, POSITION_MODE, Servo
 
 
 class HoldingBus(FeetechMotorsBus):

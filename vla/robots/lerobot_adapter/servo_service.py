@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vla.robots.lerobot.servos import (
+from vla.robots.lerobot_adapter.servos import (
     ANSWER,
     BEYOND,
     CALIBRATION,
