@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vla.envs.make import make_env
-from vla.envs.scripted_expert import Expert
+from vla.envs.scripted_expert import ScriptedExpert
 from vla.envs.tasks import TASKS
 
 SIZE, COLUMNS, CAPTION = 224, 4, 34
@@ -32,7 +32,7 @@ def sheet(seed: int = 3) -> Image.Image:
 
 def _picture(task: str, seed: int) -> tuple[Image.Image, str]:
     env = make_env(task, images=False, randomize=False, image_size=SIZE)
-    expert, states, over = Expert(env), [], False
+    expert, states, over = ScriptedExpert(env), [], False
     _, info = env.reset(seed=seed)
     scene = env.unwrapped.scene  # type: ignore[attr-defined]
     while not over:

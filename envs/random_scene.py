@@ -12,7 +12,7 @@ from vla.common.scene_objects import Scene
 from vla.envs.arm import ARM_CONTYPE, arm_spec
 from vla.envs.ik import ArmIK, azimuth
 from vla.envs.objects import COLORS, SHAPES, SLOTS, Furniture, ObjectSpec
-from vla.envs.randomize import Looks, jitter_sizes
+from vla.envs.randomize import DomainRandomizer, jitter_sizes
 from vla.envs.scene import CAMERAS, TableScene
 from vla.envs.tasks.task import scatter
 from vla.envs.truth import table_truth
@@ -32,7 +32,7 @@ class SceneSampler:
     def __init__(self, image_size: int = 96, randomize: bool = True, model: str = "light", slots: int = SLOTS) -> None:
         self._scene = TableScene(image_size, model, Furniture(slots=slots))
         self._ik = ArmIK(arm_spec(model).compile())
-        self._looks = Looks(self._scene)
+        self._looks = DomainRandomizer(self._scene)
         self._randomize = randomize
 
     def sample(self, seed: int) -> SceneSample:

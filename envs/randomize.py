@@ -22,7 +22,7 @@ TABLE_TONES = (
 """Muted, so that no table takes an object's colour."""
 
 
-class Looks:
+class DomainRandomizer:
     """The appearance of one scene: `apply(rng)` draws a new one, starting each time from the nominal model."""
 
     def __init__(self, scene: TableScene) -> None:

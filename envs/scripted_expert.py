@@ -18,7 +18,7 @@ MAX_STEP, GRIPPER_STEP = 0.09, 0.25
 """[rad] that a joint moves in one action, at most."""
 
 
-class Expert:
+class ScriptedExpert:
     """Acts in an SO101Env from privileged state. `act()` gives joint targets (a,) [rad] for its present state."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -51,10 +51,10 @@ def step_towards(ik: ArmIK, scene: TableScene, arm: Arm, command: Command) -> Fl
     return joints + np.append(step, gripper)
 
 
-def expert_of(env: gym.Env[Any, Any]) -> Expert | SuiteExpert:
+def expert_of(env: gym.Env[Any, Any]) -> ScriptedExpert | SuiteExpert:
     """The expert of any of our environments. Raises InputError where there is none."""
     unwrapped = env.unwrapped
-    return SuiteExpert(unwrapped) if isinstance(unwrapped, SuiteEnv) else Expert(env)
+    return SuiteExpert(unwrapped) if isinstance(unwrapped, SuiteEnv) else ScriptedExpert(env)
 
 
 def comfortable_pitch(position: Float[np.ndarray, "3"]) -> float:

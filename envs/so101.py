@@ -28,7 +28,7 @@ from vla.envs.axes import arrange, check_axes, distractors, stream
 from vla.envs.ik import ArmIK, azimuth
 from vla.envs.instructions import CHARACTERS, MAX_LENGTH, check_phrasing, instruction
 from vla.envs.objects import Layout
-from vla.envs.randomize import Looks, jitter_sizes
+from vla.envs.randomize import DomainRandomizer, jitter_sizes
 from vla.envs.scene import TableScene
 from vla.envs.tasks import get_task
 from vla.envs.truth import points
@@ -77,7 +77,7 @@ class SO101Env(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
         self.scene = TableScene(image_size, model, replace(self.task.furniture, distractors="distractors" in axes))
         self.ik = ArmIK(arm_spec(model).compile())
         self.target, self.goal = 0, 0
-        self._looks = Looks(self.scene)
+        self._looks = DomainRandomizer(self.scene)
         self._home = home_joints(self.ik)
         self._instruction, self._target_name, self._seed = "", "", 0
         self._met, self._wrong, self._driven = 0, False, 0

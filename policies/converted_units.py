@@ -76,11 +76,15 @@ class BatchConvertedPolicy(ConvertedPolicy):
         observations: Sequence[Observation],
         *,
         prefix: Float[np.ndarray, "b k a"] | None = None,
-        beyond: Float[np.ndarray, "b m a"] | None = None,
+        previous_chunk_leftover: Float[np.ndarray, "b m a"] | None = None,
         vjp: bool = False,
     ) -> list[ActionChunk | None]:
         """See `BatchPolicy` and `GuidedPolicy`."""
-        guide: dict[str, Any] = {} if beyond is None else {"beyond": beyond / self._action, "vjp": vjp}
+        guide: dict[str, Any] = (
+            {}
+            if previous_chunk_leftover is None
+            else {"previous_chunk_leftover": previous_chunk_leftover / self._action, "vjp": vjp}
+        )
         given = None if prefix is None else prefix / self._action
         chunks = self.policy.predict_batch([self._seen(one) for one in observations], prefix=given, **guide)
         return [self._converted(chunk) for chunk in chunks]

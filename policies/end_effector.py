@@ -127,16 +127,16 @@ class BatchEndEffectorPolicy(EndEffectorPolicy):
         observations: Sequence[Observation],
         *,
         prefix: Float[np.ndarray, "b k a"] | None = None,
-        beyond: Float[np.ndarray, "b m a"] | None = None,
+        previous_chunk_leftover: Float[np.ndarray, "b m a"] | None = None,
         vjp: bool = False,
     ) -> list[ActionChunk | None]:
         """See `BatchPolicy` and `GuidedPolicy`."""
         states = [np.asarray(observation.state, np.float64) for observation in observations]
         guide: dict[str, Any] = {}
-        if beyond is not None:
+        if previous_chunk_leftover is not None:
             last = [None if prefix is None else prefix[i, -1] for i in range(len(states))]
-            rest = [self._to_tools(beyond[i], state, last[i]) for i, state in enumerate(states)]
-            guide = {"beyond": np.stack(rest), "vjp": vjp}
+            rest = [self._to_tools(previous_chunk_leftover[i], state, last[i]) for i, state in enumerate(states)]
+            guide = {"previous_chunk_leftover": np.stack(rest), "vjp": vjp}
         given = None
         if prefix is not None:
             given = np.stack([self._to_tools(rows, state) for rows, state in zip(prefix, states, strict=True)])

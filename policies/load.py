@@ -35,9 +35,9 @@ def load_policy(name: str) -> Callable[[gymnasium.Env[Any, Any]], Policy]:
     asks a server (`vla serve`). Raises InputError when `name` is neither scripted nor a checkpoint.
     """
     if name == "expert":
-        from vla.policies.scripted_expert import ExpertPolicy
+        from vla.policies.scripted_expert import ScriptedExpertPolicy
 
-        return ExpertPolicy
+        return ScriptedExpertPolicy
     if name == "hold":
         from vla.policies.hold import HoldPolicy
 

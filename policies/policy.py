@@ -70,7 +70,7 @@ def takes_prefix(policy: Policy) -> bool:
 
 @runtime_checkable
 class GuidedPolicy(BatchPolicy, Protocol):
-    """One whose chunks can be drawn to the old ones also beyond the prefix (real-time chunking's soft mask)."""
+    """One whose chunks can be guided to the previous one also after the prefix (real-time chunking's soft mask)."""
 
     @property
     def guides(self) -> bool: ...
@@ -80,11 +80,11 @@ class GuidedPolicy(BatchPolicy, Protocol):
         observations: Sequence[Observation],
         *,
         prefix: Float[np.ndarray, "b k a"] | None = None,
-        beyond: Float[np.ndarray, "b m a"] | None = None,
+        previous_chunk_leftover: Float[np.ndarray, "b m a"] | None = None,
         vjp: bool = False,
     ) -> list[ActionChunk | None]:
-        """`beyond` are the old chunk's m actions after the prefix; `vjp` as in
-        `vla.models.action_heads.rtc_guidance.Guide`."""
+        """`previous_chunk_leftover` are the old chunk's m actions after the prefix; `vjp` as in
+        `vla.models.action_heads.rtc_guidance.RTCGuidance`."""
         ...
 
 

@@ -151,12 +151,16 @@ class RemotePolicy:
         observations: Sequence[Observation],
         *,
         prefix: Float[np.ndarray, "b k a"] | None = None,
-        beyond: Float[np.ndarray, "b m a"] | None = None,
+        previous_chunk_leftover: Float[np.ndarray, "b m a"] | None = None,
         vjp: bool = False,
     ) -> list[ActionChunk | None]:
-        """`predict` for one after the other; `beyond` and `vjp` as in `GuidedPolicy`."""
-        more = {"vla/vjp": vjp} if beyond is not None else {}
-        rows = {key: part for key, part in (("vla/prefix", prefix), ("vla/beyond", beyond)) if part is not None}
+        """`predict` for one after the other; `previous_chunk_leftover` and `vjp` as in `GuidedPolicy`."""
+        more = {"vla/vjp": vjp} if previous_chunk_leftover is not None else {}
+        rows = {
+            key: part
+            for key, part in (("vla/prefix", prefix), ("vla/beyond", previous_chunk_leftover))
+            if part is not None
+        }
         given = [{key: part[i] for key, part in rows.items()} | more for i in range(len(observations))]
         return [self._ask(seen, some) for seen, some in zip(observations, given, strict=True)]
 

@@ -13,7 +13,7 @@ from vla.envs.scripted_expert import expert_of
 from vla.types import ActionChunk, Observation
 
 
-class ExpertPolicy:
+class ScriptedExpertPolicy:
     """Chunks of one action, from the environment's privileged state; the observation is not looked at."""
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:

@@ -96,7 +96,7 @@ class VlaPolicy:
         observations: Sequence[Observation],
         *,
         prefix: Float[np.ndarray, "b k a"] | None = None,
-        beyond: Float[np.ndarray, "b m a"] | None = None,
+        previous_chunk_leftover: Float[np.ndarray, "b m a"] | None = None,
         vjp: bool = False,
     ) -> list[ActionChunk | None]:
         """See `BatchPolicy` and `GuidedPolicy`."""
@@ -104,9 +104,9 @@ class VlaPolicy:
         forced = 0 if prefix is None else prefix.shape[1]
         if forced >= self._robot.horizon:
             raise InputError(f"a prefix of {forced} actions leaves nothing of a chunk of {self._robot.horizon}")
-        given, rest = (self._normalized(part, observations) for part in (prefix, beyond))
+        given, rest = (self._normalized(part, observations) for part in (prefix, previous_chunk_leftover))
         batch = processor.robot_prompt(observations, self._robot.name)
-        said, points = self._decoder.generate_actions(batch, given, beyond=rest, vjp=vjp)
+        said, points = self._decoder.generate_actions(batch, given, previous_chunk_leftover=rest, vjp=vjp)
         chunks: list[ActionChunk | None] = []
         for i, (normalized, observation) in enumerate(zip(said, observations, strict=True)):
             if normalized is None:

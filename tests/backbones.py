@@ -228,7 +228,7 @@ def _added_rows(backbone: Any, rows: Rows, expected: Tensor, segmented: bool) ->
     before = backbone.vocab_size
     words = rows.ids[rows.ids != backbone.image_token_id][None]
     old = backbone.embed_tokens(words)
-    backbone.add_rows(5)
+    backbone.add_token_embeddings(5)
     assert backbone.vocab_size == before + 5
     torch.testing.assert_close(backbone.embed_tokens(words), old, rtol=0, atol=0)
     logits = uncached(backbone, rows, segmented)

@@ -19,15 +19,15 @@ from vla.models.vla import VLA
 from vla.training.augment import augment, change_light
 from vla.training.augmentation import AMOUNTS, Augmentation
 from vla.training.batches import micro_batches
-from vla.training.distributed import World
+from vla.training.distributed import DistributedContext
 from vla.training.geometry import check, homography, move, move_points, report, warp
 from vla.training.loop import train
 from vla.training.step import backward
-from vla.training.train_config import Plan
+from vla.training.train_config import TrainConfig
 from vla.types import Example
 
 Models = Callable[..., VLA]
-ALONE = World(torch.device("cpu"))
+ALONE = DistributedContext(torch.device("cpu"))
 EVERYTHING: dict[str, Any] = dict.fromkeys(AMOUNTS, 0.1) | {"rotation": 10.0, "blur": 0.7, "cutout": 0.3}
 GEOMETRY: dict[str, Any] = {"crop": 0.1, "shift": 0.1, "scale": 0.1, "rotation": 10.0, "perspective": 0.1}
 BOTH: dict[str, Any] = {"cameras": ["front", "wrist"]}
@@ -77,8 +77,10 @@ def mixture(*sources: Rows) -> Mixture:
     return Mixture({str(i): source for i, source in enumerate(sources)}, {str(i): 1.0 for i in range(len(sources))}, 0)
 
 
-def plan(augmentation: Any, **fields: Any) -> Plan:
-    return Plan(**({"steps": 3, "batch_size": 8, "precision": "fp32", "warmup": 1, "augment": augmentation} | fields))
+def plan(augmentation: Any, **fields: Any) -> TrainConfig:
+    return TrainConfig(
+        **({"steps": 3, "batch_size": 8, "precision": "fp32", "warmup": 1, "augment": augmentation} | fields)
+    )
 
 
 @settings(max_examples=60)
@@ -218,7 +220,9 @@ def test_a_row_is_augmented_alike_whatever_is_beside_it(make_model: Models, head
     sources = mixture(demonstrations(), questions())
     (whole,) = micro_batches(model.processor, sources, plan(settings), 1, ALONE)
     for rank in range(2):
-        (own,) = micro_batches(model.processor, sources, plan(settings), 1, World(torch.device("cpu"), rank, 2))
+        (own,) = micro_batches(
+            model.processor, sources, plan(settings), 1, DistributedContext(torch.device("cpu"), rank, 2)
+        )
         assert torch.equal(own.warp[:4], whole.warp[rank::2, : own.warp.shape[1]])
 
 

@@ -13,13 +13,13 @@ from vla.datasets.mixture import Mixture
 from vla.models.batch import IGNORE, Batch
 from vla.models.vla import VLA
 from vla.training.batches import SPARE, micro_batches, trimmed
-from vla.training.distributed import World
-from vla.training.loop import Plan
+from vla.training.distributed import DistributedContext
+from vla.training.loop import TrainConfig
 from vla.training.step import backward
 from vla.types import Example
 
 Models = Callable[..., VLA]
-ALONE = World(torch.device("cpu"))
+ALONE = DistributedContext(torch.device("cpu"))
 
 
 class Texts:
@@ -38,9 +38,9 @@ def mixture() -> Mixture:
     return Mixture({"texts": Texts()}, {"texts": 1.0}, 0)
 
 
-def plan(**fields: Any) -> Plan:
+def plan(**fields: Any) -> TrainConfig:
     values: dict[str, Any] = {"steps": 2, "batch_size": 24, "augment": 0.3, "precision": "fp32"}
-    return Plan(**(values | fields))
+    return TrainConfig(**(values | fields))
 
 
 def padded(micro: list[Batch]) -> float:
@@ -48,7 +48,7 @@ def padded(micro: list[Batch]) -> float:
     return 1 - sum(int(b.attention_mask.sum()) for b in micro) / sum(b.attention_mask.numel() for b in micro)
 
 
-def gradients(model: VLA, micro: list[Batch], told: Plan) -> dict[str, torch.Tensor]:
+def gradients(model: VLA, micro: list[Batch], told: TrainConfig) -> dict[str, torch.Tensor]:
     model.zero_grad()
     backward(model, micro, told, 1, ALONE, list(mixture().shares))
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -95,14 +95,16 @@ def test_what_is_drawn_for_a_row_is_its_own(make_model: Models) -> None:
     again, other = (micro_batches(model.processor, mixture(), plan(), step, ALONE)[0] for step in (1, 0))
     assert torch.equal(whole.seed, again.seed) and not torch.isin(whole.seed, other.seed).any()
     for rank in range(3):
-        (own,) = micro_batches(model.processor, mixture(), plan(), 1, World(torch.device("cpu"), rank, 3))
+        (own,) = micro_batches(model.processor, mixture(), plan(), 1, DistributedContext(torch.device("cpu"), rank, 3))
         assert torch.equal(own.seed, whole.seed[rank::3])
         assert torch.equal(own.input_ids, whole.input_ids[rank::3, : own.input_ids.shape[1]])
 
 
 def test_a_rank_without_images_or_robots_gets_a_row_of_no_weight(make_model: Models) -> None:
     model = make_model(head="flow")
-    for batch in micro_batches(model.processor, mixture(), plan(accumulate=12), 1, World(torch.device("cpu"), 1, 2)):
+    for batch in micro_batches(
+        model.processor, mixture(), plan(accumulate=12), 1, DistributedContext(torch.device("cpu"), 1, 2)
+    ):
         assert batch.source[-1] == SPARE and batch.robot[-1] == 0 and batch.image_mask[-1].all()
         model.zero_grad()
         backward(model, [batch], plan(), 1, ALONE, ["texts"])

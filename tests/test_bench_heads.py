@@ -24,9 +24,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.slow  # four trainings, each with rollouts
 def test_every_head_is_measured(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heads, "TIMED", 2)
-    chosen = ("parallel", "bins", "l1", "flow head.insulate=true head.tokens=bins")
+    chosen = ("parallel", "bins", "l1", "flow head.knowledge_insulation=true head.tokens=bins")
     table = heads.bench_heads(data, chosen, steps=1, batch_size=2, evaluations=1)
-    assert [row["head"] for row in table.rows] == ["parallel", "bins", "l1", "flow, insulate=true, tokens=bins"]
+    assert [row["head"] for row in table.rows] == [
+        "parallel",
+        "bins",
+        "l1",
+        "flow, knowledge_insulation=true, tokens=bins",
+    ]
     counts = {row["head"].split(",")[0]: (row["tokens"], row["passes"]) for row in table.rows}
     assert (counts["parallel"], counts["l1"], counts["flow"]) == ((36, 1), (36, 1), (0, 0))
     assert counts["bins"][0] >= 36 > counts["bins"][1] >= 36 / BinsHead.guessed  # some guesses are read for nothing

@@ -15,7 +15,7 @@ from vla.commands.record import demonstrate
 from vla.datasets.episodes import EpisodeStore
 from vla.envs.make import make_env
 from vla.training.loop import train
-from vla.training.train_config import Plan
+from vla.training.train_config import TrainConfig
 
 
 def test_turns_follow_one_another_and_nothing_happens_between_them(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_every_tiny_shape_trains(shape: Shape, data: str, tmp_path: Path) -> Non
     torch.manual_seed(0)
     model, mixture = ours(shape, data)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
-    outcome = train(model, mixture, Plan(1, 2, ema=0.0, optimizer="adamw"), tmp_path / "run")
+    outcome = train(model, mixture, TrainConfig(1, 2, ema=0.0, optimizer="adamw"), tmp_path / "run")
     assert outcome.finished
     assert any((weight != before[name]).any() for name, weight in model.named_parameters())
 

@@ -87,7 +87,10 @@ def test_cross_attention_before_a_layer_is_a_layer(language: str) -> None:
 @pytest.mark.parametrize("head", ["parallel", "bins", "l1", "flow"])
 def test_a_policy_learns_the_same_also_from_its_cache(make_model: Callable[..., VLA], head: str) -> None:
     model = make_model(head=head)
-    assert {type(b).__name__ for b in blocks(model)} == {"LlamaDecoderLayer", *(["ExpertLayer"] * (head == "flow"))}
+    assert {type(b).__name__ for b in blocks(model)} == {
+        "LlamaDecoderLayer",
+        *(["ActionExpertLayer"] * (head == "flow")),
+    }
     batch = model.processor.batch([*demonstrations(), *questions()])
 
     def loss() -> Tensor:

@@ -27,8 +27,8 @@ from vla.policies.vla import VlaPolicy
 from vla.training.batches import micro_batches
 from vla.training.camera_dropout import check_dropout, report_dropout, without_cameras
 from vla.training.demonstrations import Demonstrations, robot_specs
-from vla.training.distributed import World
-from vla.training.loop import Plan, train
+from vla.training.distributed import DistributedContext
+from vla.training.loop import TrainConfig, train
 from vla.types import Episode, Example, Observation
 
 Models = Callable[..., VLA]
@@ -58,9 +58,9 @@ def mixture() -> Mixture:
     return Mixture({"robot": Rows()}, {"robot": 1.0}, 0)
 
 
-def plan(**fields: Any) -> Plan:
+def plan(**fields: Any) -> TrainConfig:
     values: dict[str, Any] = {"steps": 2, "batch_size": 40, "augment": {"shift": 0.1}, "precision": "fp32"}
-    return Plan(**(values | fields))
+    return TrainConfig(**(values | fields))
 
 
 def trained(model: VLA, **fields: Any) -> VLA:
@@ -85,11 +85,15 @@ def tokens(batch: Batch, model: VLA) -> list[int]:
 
 def test_what_is_left_out_depends_on_the_row_alone(make_model: Models) -> None:
     model = trained(make_model(points=2))
-    (batch,) = micro_batches(model.processor, mixture(), plan(camera_dropout=0.5), 1, World(torch.device("cpu")))
+    (batch,) = micro_batches(
+        model.processor, mixture(), plan(camera_dropout=0.5), 1, DistributedContext(torch.device("cpu"))
+    )
     counts = tokens(batch, model)
     assert set(counts) == {1, 2} and batch.image_mask.sum(1).tolist() == counts
     halves = [
-        micro_batches(model.processor, mixture(), plan(camera_dropout=0.5), 1, World(torch.device("cpu"), rank, 2))[0]
+        micro_batches(
+            model.processor, mixture(), plan(camera_dropout=0.5), 1, DistributedContext(torch.device("cpu"), rank, 2)
+        )[0]
         for rank in range(2)
     ]
     assert [tokens(half, model) for half in halves] == [counts[::2], counts[1::2]]
@@ -246,7 +250,7 @@ def test_stores_of_one_robot_with_other_cameras(make_model: Models, make_episode
     sources = {"a": both.windows(4), "b": front.windows(4)}
     settings = plan(batch_size=8, camera_dropout=0.01, loader_workers=0)
     mixed = Mixture(sources, {"a": 0.5, "b": 0.5}, 0)
-    (batch,) = micro_batches(processor, mixed, settings, 0, World(torch.device("cpu")))
+    (batch,) = micro_batches(processor, mixed, settings, 0, DistributedContext(torch.device("cpu")))
     assert tokens(batch, model) == [2 if source == "a" else 1 for source in batch.source]
     assert train(model, mixed, settings, tmp_path / "run").step == 2
 

@@ -20,7 +20,7 @@ from vla.training.contrastive.encoder import LARGEST, STARTS, PairEncoder, token
 from vla.training.contrastive.train import train_contrastive
 from vla.training.contrastive.zero_shot import recall, zero_shot
 from vla.training.run import train
-from vla.training.train_config import Plan
+from vla.training.train_config import TrainConfig
 
 COLORS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220)}
 
@@ -49,9 +49,9 @@ def store(tmp_path: Path) -> VqaStore:
     return made
 
 
-def plan(**fields: Any) -> Plan:
+def plan(**fields: Any) -> TrainConfig:
     values: dict[str, Any] = {"steps": 60, "batch_size": 12, "optimizer": "adamw", "lr": 1e-2, "warmup": 5}
-    return Plan(**(values | {"ema": 0.9, "evaluate_every": 60, "precision": "fp32", "augment": 0.0} | fields))
+    return TrainConfig(**(values | {"ema": 0.9, "evaluate_every": 60, "precision": "fp32", "augment": 0.0} | fields))
 
 
 @pytest.mark.parametrize("loss", STARTS)

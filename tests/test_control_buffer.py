@@ -8,7 +8,7 @@ from control_fakes import BODY, HORIZON, follow_wave, wave
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vla.control.action_queue import ActionBuffer
+from vla.control.action_queue import ActionQueue
 from vla.control.inference import Answer, Request
 from vla.types import ActionChunk, Observation
 
@@ -20,10 +20,14 @@ def observation(time: float) -> Observation:
 
 
 def run(
-    execution: str, delays: list[int], execute: int, steps: int = 40
+    execution: str, delays: list[int], n_action_steps: int, steps: int = 40
 ) -> tuple[list[Request], dict[int, np.ndarray]]:
     """The requests, and what was carried out at each step: one period a step, `delays` in periods."""
-    buffer, requests, done = ActionBuffer(BODY, execution, execute, 100.0), list[Request](), dict[int, np.ndarray]()
+    buffer, requests, done = (
+        ActionQueue(BODY, execution, n_action_steps, 100.0),
+        list[Request](),
+        dict[int, np.ndarray](),
+    )
     coming: tuple[int, Answer] | None = None
     held = HELD
     for period in range(steps):
@@ -42,9 +46,9 @@ def run(
 
 
 @settings(max_examples=15)
-@given(delay=st.integers(1, 14), execute=st.integers(1, 12))
-def test_the_prefix_is_what_is_carried_out(delay: int, execute: int) -> None:
-    requests, done = run("rtc", [delay], execute)
+@given(delay=st.integers(1, 14), n_action_steps=st.integers(1, 12))
+def test_the_prefix_is_what_is_carried_out(delay: int, n_action_steps: int) -> None:
+    requests, done = run("rtc", [delay], n_action_steps)
     told = [request for request in requests if request.prefix is not None]
     assert told or len(requests) < 3  # the first answer's delay does not count
     for request in told:
@@ -55,22 +59,28 @@ def test_the_prefix_is_what_is_carried_out(delay: int, execute: int) -> None:
 
 
 @settings(max_examples=15)
-@given(delay=st.integers(1, 10), execute=st.integers(1, 12), execution=st.sampled_from(["guided", "guided-vjp"]))
-def test_a_guided_chunk_is_told_all_that_is_left_of_the_old_one(delay: int, execute: int, execution: str) -> None:
-    requests, _ = run(execution, [delay], execute)
+@given(delay=st.integers(1, 10), n_action_steps=st.integers(1, 12), execution=st.sampled_from(["guided", "guided-vjp"]))
+def test_a_guided_chunk_is_told_all_that_is_left_of_the_old_one(
+    delay: int, n_action_steps: int, execution: str
+) -> None:
+    requests, _ = run(execution, [delay], n_action_steps)
     for old, new in zip(requests, requests[1:], strict=False):
         left = follow_wave(old).actions[new.start - old.start :]
         if new.prefix is None:
-            assert new.beyond is None
+            assert new.previous_chunk_leftover is None
             continue
         assert new.vjp == (execution == "guided-vjp")
-        told = new.prefix if new.beyond is None else np.concatenate([new.prefix, new.beyond])
+        told = (
+            new.prefix
+            if new.previous_chunk_leftover is None
+            else np.concatenate([new.prefix, new.previous_chunk_leftover])
+        )
         np.testing.assert_array_equal(told[: len(left)], left)
 
 
 def test_a_delay_that_is_known_is_reckoned_with_from_the_second_chunk_on() -> None:
     for known, count in ((None, 0), (3, 3)):
-        buffer = ActionBuffer(BODY, "rtc", 2, 100.0, delay=known)
+        buffer = ActionQueue(BODY, "rtc", 2, 100.0, delay=known)
         first = buffer.request(observation(0.0), HELD, 0.0)
         assert first.prefix is None
         buffer.take(Answer(first, follow_wave(first), 0.0, 0.0), 0.0)
@@ -79,15 +89,15 @@ def test_a_delay_that_is_known_is_reckoned_with_from_the_second_chunk_on() -> No
 
 
 @settings(max_examples=20)
-@given(delays=st.lists(st.integers(0, 20), min_size=1, max_size=5), execute=st.integers(1, 12))
-def test_no_stale_step_is_carried_out(delays: list[int], execute: int) -> None:
-    _, done = run("chunked", delays, execute)
+@given(delays=st.lists(st.integers(0, 20), min_size=1, max_size=5), n_action_steps=st.integers(1, 12))
+def test_no_stale_step_is_carried_out(delays: list[int], n_action_steps: int) -> None:
+    _, done = run("chunked", delays, n_action_steps)
     for step, action in done.items():
         np.testing.assert_allclose(action, wave(np.array(float(step))))
 
 
 def test_an_ensemble_weighs_the_oldest_most() -> None:
-    buffer = ActionBuffer(BODY, "ensemble", 1, 100.0)
+    buffer = ActionQueue(BODY, "ensemble", 1, 100.0)
     for value in (0.0, 1.0):
         request = buffer.request(observation(0.0), HELD, 0.0)
         buffer.take(Answer(request, ActionChunk(np.full((HORIZON, 3), value), 0.0, 0.1), 0.0, 0.0), 0.0)
@@ -98,7 +108,7 @@ def test_an_ensemble_weighs_the_oldest_most() -> None:
 
 @pytest.mark.parametrize("actions", [np.full((4, 3), np.nan), np.zeros((4, 2)), None])
 def test_an_invalid_chunk_leaves_the_old_one_in_force(actions: np.ndarray | None) -> None:
-    buffer = ActionBuffer(BODY, "chunked", 2, 100.0)
+    buffer = ActionQueue(BODY, "chunked", 2, 100.0)
     request = buffer.request(observation(0.0), HELD, 0.0)
     assert buffer.take(Answer(request, follow_wave(request), 0.0, 0.0), 0.0) == ""
     request = buffer.request(observation(0.1), HELD, 0.1)

@@ -93,7 +93,11 @@ class Bench:
         return self.answer()
 
     def run(self) -> str:
-        config = LoopConfig(heartbeat=0.15 if self.fault == "silent" else 2.0, first=0.7, stall_seconds=0.1)
+        config = LoopConfig(
+            inference_timeout_s=0.15 if self.fault == "silent" else 2.0,
+            first_inference_timeout_s=0.7,
+            stall_seconds=0.1,
+        )
         loop = ControlLoop(self.robot, self.inference, config, self.clock, stop=self.stop)
         try:
             return loop.run("wave", SECONDS).reason

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla.commands.options import compose
-from vla.control.safety_filter import Guard
+from vla.control.safety_filter import SafetyFilter
 from vla.embodiment import Embodiment
 from vla.envs.arm import JOINTS, LINKS, arm_spec
 from vla.envs.ik import ArmIK
@@ -27,8 +27,8 @@ FASTEST, CHANGE = np.array(LIMITS.velocity), np.array(LIMITS.acceleration) * DT
 START = np.array([0.1, -0.2, 0.3])
 
 
-def guard(limits: Limits = LIMITS) -> Guard:
-    made = Guard(BODY, limits, DT)
+def guard(limits: Limits = LIMITS) -> SafetyFilter:
+    made = SafetyFilter(BODY, limits, DT)
     made.start(START)
     return made
 
@@ -93,7 +93,7 @@ def test_the_gripper_stays_in_its_box(arms: int, seed: int) -> None:
     names = tuple(f"{arm} {joint}" for arm in range(arms) for joint in JOINTS)
     body = Embodiment("arms", (), names, names, ARM.action_low * arms, ARM.action_high * arms, ARM.control_hz)
     limits = Limits((fastest,) * 6 * arms, (15.0,) * 6 * arms, gripper_box(CORNERS))
-    made, low, high = Guard(body, limits, DT), np.array(body.action_low), np.array(body.action_high)
+    made, low, high = SafetyFilter(body, limits, DT), np.array(body.action_low), np.array(body.action_high)
     made.start(target := np.tile(REST, arms))
     before, velocity = target, np.zeros(6 * arms)
     for _ in range(120):
@@ -115,7 +115,7 @@ def test_the_gripper_stays_in_its_box(arms: int, seed: int) -> None:
 
 def test_the_gripper_comes_to_the_edge_and_back() -> None:
     ik = ArmIK(arm_spec().compile())
-    made = Guard(ARM, Limits((2.0,) * 6, (15.0,) * 6, gripper_box(CORNERS)), DT)
+    made = SafetyFilter(ARM, Limits((2.0,) * 6, (15.0,) * 6, gripper_box(CORNERS)), DT)
     made.start(REST)
     for target, count in (([1.0, *REST[1:]], 100), (REST, 100)):
         for _ in range(count):
@@ -150,7 +150,7 @@ def test_simulation_has_the_limits_of_the_simulated_robot() -> None:
 @pytest.mark.parametrize("velocity", [(1.0, 1.0), (1.0, 0.0, 1.0), (1.0, np.nan, 1.0)])
 def test_limits_must_be_whole_and_above_zero(velocity: tuple[float, ...]) -> None:
     with pytest.raises(InputError, match="velocity"):
-        Guard(BODY, replace(LIMITS, velocity=velocity), DT)
+        SafetyFilter(BODY, replace(LIMITS, velocity=velocity), DT)
 
 
 @pytest.mark.parametrize(("mode", "of_speed"), [("delta", DT), ("velocity", 1.0)])
@@ -158,7 +158,7 @@ def test_limits_must_be_whole_and_above_zero(velocity: tuple[float, ...]) -> Non
 @given(seed=st.integers(0, 2**31))
 def test_a_rate_keeps_the_limits_of_speed_and_brakes(mode: str, of_speed: float, seed: int) -> None:
     rng, body = np.random.default_rng(seed), replace(BODY, action_mode=("absolute", mode, mode))
-    made = Guard(body, LIMITS, DT)
+    made = SafetyFilter(body, LIMITS, DT)
     made.start(START)
     velocity = np.zeros(2)
     for _ in range(60):
@@ -176,7 +176,7 @@ def test_a_rate_keeps_the_limits_of_speed_and_brakes(mode: str, of_speed: float,
 
 def test_a_rate_within_its_limits_is_passed_on_to_the_bit_and_not_held() -> None:
     body = replace(BODY, action_mode=("absolute", "absolute", "delta"))
-    made = Guard(body, LIMITS, 1 / body.control_hz)
+    made = SafetyFilter(body, LIMITS, 1 / body.control_hz)
     made.start(np.array([0.1, -0.2, 0.0]))
     assert made.command(np.array([0.1, -0.2, 0.21]))[0][2] == 0.21
     made.sent()
@@ -184,7 +184,7 @@ def test_a_rate_within_its_limits_is_passed_on_to_the_bit_and_not_held() -> None
 
 
 def test_a_force_has_its_range_alone() -> None:
-    made = Guard(replace(BODY, action_mode=("absolute", "absolute", "force")), LIMITS, DT)
+    made = SafetyFilter(replace(BODY, action_mode=("absolute", "absolute", "force")), LIMITS, DT)
     made.start(START)
     assert made.command(np.array([0.1, -0.2, 7.0]))[0][2] == BODY.action_high[2]
     made.sent()
@@ -193,7 +193,7 @@ def test_a_force_has_its_range_alone() -> None:
 
 def test_an_angle_that_wraps_goes_the_shorter_way() -> None:
     turn = Embodiment("yaw", (), ("yaw [rad]",), ("yaw [rad]",), (-np.pi,), (np.pi,), 10.0, action_turn=(2 * np.pi,))
-    made = Guard(turn, Limits((2.0,), (20.0,)), DT)
+    made = SafetyFilter(turn, Limits((2.0,), (20.0,)), DT)
     made.start(np.array([3.0]))
     path = []
     for _ in range(100):

@@ -84,16 +84,18 @@ def test_no_delay_and_no_jitter_makes_a_jump(execution: str, delays: list[float]
 
 @pytest.mark.parametrize("execution", ["chunked", "rtc", "ensemble"])
 @settings(max_examples=3)
-@given(delays=st.lists(st.floats(0.0, 0.75), min_size=3, max_size=3), execute=st.integers(1, 8))
-def test_never_starves_while_two_delays_fit_the_horizon(execution: str, delays: list[float], execute: int) -> None:
+@given(delays=st.lists(st.floats(0.0, 0.75), min_size=3, max_size=3), n_action_steps=st.integers(1, 8))
+def test_never_starves_while_two_delays_fit_the_horizon(
+    execution: str, delays: list[float], n_action_steps: int
+) -> None:
     turn = iter(delays * 1000)
-    _, _, _, ticks = drive(4.0, delay=lambda: next(turn), execution=execution, execute=execute)
+    _, _, _, ticks = drive(4.0, delay=lambda: next(turn), execution=execution, n_action_steps=n_action_steps)
     sources = [tick.source for tick in ticks if tick.source != "brake"]
     assert "hold" not in sources[sources.index("chunk") :]
 
 
 def test_a_late_chunk_begins_at_the_present_step() -> None:
-    _, _, inference, ticks = drive(4.0, delay=lambda: 0.31, execution="chunked", execute=6)
+    _, _, inference, ticks = drive(4.0, delay=lambda: 0.31, execution="chunked", n_action_steps=6)
     done = [tick for tick in ticks if tick.source == "chunk"]
     ends = [tick.desired for tick in done[4::5]]
     for step, end in enumerate(ends):
@@ -104,7 +106,7 @@ def test_a_late_chunk_begins_at_the_present_step() -> None:
 
 def test_a_chunk_dies_of_age_and_the_arm_holds() -> None:
     calls = iter([0.05, *[1.9] * 9])
-    _, _, _, ticks = drive(2.0, delay=lambda: next(calls), ttl=0.5, execute=1)
+    _, _, _, ticks = drive(2.0, delay=lambda: next(calls), max_observation_age_s=0.5, n_action_steps=1)
     assert all(t.source != "chunk" for t in ticks if t.time > ticks[0].time + 0.65)
     resting = [t.sent for t in ticks if t.time > ticks[0].time + 1.2 and t.sent is not None]
     assert np.ptp(np.stack(resting), axis=0).max() == 0
@@ -126,7 +128,7 @@ def test_a_rate_that_is_no_multiple_of_the_policy_s_is_refused() -> None:
         drive(hz=25.0)
 
 
-@pytest.mark.parametrize("wrong", [{"execution": "magic"}, {"execute": 0}])
+@pytest.mark.parametrize("wrong", [{"execution": "magic"}, {"n_action_steps": 0}])
 def test_wrong_settings_move_nothing(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         drive(**wrong)

@@ -90,7 +90,7 @@ def test_a_camera_that_comes_back_in_time_ends_nothing() -> None:
 def test_the_arm_holds_for_as_long_as_a_camera_is_dead_where_it_is_told_to() -> None:
     robot = Blinded(VirtualClock())
     robot.transient = False
-    stats = run(robot, seconds=6.0, config=LoopConfig(camera_timeout=None, ttl=1.0))
+    stats = run(robot, seconds=6.0, config=LoopConfig(camera_timeout=None, max_observation_age_s=1.0))
     assert stats.reason == "done" and stats.holds > 150
     check_received(robot, 1 / 50)
 

@@ -70,7 +70,7 @@ def test_a_fast_motion_is_no_stall(policy_hz: float) -> None:
     loop = ControlLoop(
         robot,
         VirtualInference(clock, there_and_back),
-        LoopConfig(hz=policy_hz, execution="chunked", execute=12),
+        LoopConfig(hz=policy_hz, execution="chunked", n_action_steps=12),
         clock,
         stop=EmergencyStop(),
     )

@@ -46,13 +46,13 @@ class StillForAll(Still):
         observations: list[Observation],
         *,
         prefix: Float[np.ndarray, "b k a"] | None = None,
-        beyond: Float[np.ndarray, "b m a"] | None = None,
+        previous_chunk_leftover: Float[np.ndarray, "b m a"] | None = None,
         vjp: bool = False,
     ) -> list[ActionChunk | None]:
         rows = [self.predict(one, prefix=None if prefix is None else prefix[i]) for i, one in enumerate(observations)]
-        if beyond is None:
+        if previous_chunk_leftover is None:
             return rows
-        return [row and replace(row, actions=np.concatenate([row.actions, beyond[0]])) for row in rows]
+        return [row and replace(row, actions=np.concatenate([row.actions, previous_chunk_leftover[0]])) for row in rows]
 
 
 @pytest.mark.parametrize(("there", "here"), [(DEGREES, RADIANS), (RADIANS, DEGREES)])
@@ -66,7 +66,7 @@ def test_degrees_drive_a_robot_in_radians_and_back(there: Embodiment, here: Embo
     chunk = policy.predict(seen)
     assert chunk is not None
     np.testing.assert_allclose(chunk.actions, expected, atol=1e-9)
-    (guided,) = policy.predict_batch([seen], prefix=expected[None, :1], beyond=expected[None, 1:])  # type: ignore[call-arg]
+    (guided,) = policy.predict_batch([seen], prefix=expected[None, :1], previous_chunk_leftover=expected[None, 1:])  # type: ignore[call-arg]
     assert guided is not None
     np.testing.assert_allclose(guided.actions, [expected[0], *expected, expected[1]], atol=1e-9)
     assert not isinstance(adapt(Still(there), here, None, {}), BatchPolicy)

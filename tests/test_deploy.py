@@ -126,7 +126,7 @@ class Failing:
     abort = start
 
 
-class Kept:
+class LayerKV:
     def __init__(self) -> None:
         self.steps: list[tuple[float, float]] = []
         self.ended: bool | None = None
@@ -145,7 +145,7 @@ class Kept:
 
 
 def test_a_step_is_what_was_seen_and_what_was_told_by_the_next() -> None:
-    kept = Kept()
+    kept = LayerKV()
     recording = Recording([Failing(), kept], 2, required=False)  # type: ignore[list-item]
     recording.start("pick", seed=1)
     for index in range(10):

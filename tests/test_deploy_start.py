@@ -120,9 +120,9 @@ def test_home_needs_a_policy_that_knows_it(tmp_path: Path, capfd: pytest.Capture
 
 
 def test_a_server_may_be_lost_for_longer_than_a_policy_may_think() -> None:
-    assert loop_config({}, "ws://host:8000", 10.0).heartbeat == 10
-    assert loop_config({"heartbeat": 20.0}, "wss://host:8000", 10.0).heartbeat == 20
-    assert loop_config({}, "outputs/train", 10.0).heartbeat == 2
+    assert loop_config({}, "ws://host:8000", 10.0).inference_timeout_s == 10
+    assert loop_config({"inference_timeout_s": 20.0}, "wss://host:8000", 10.0).inference_timeout_s == 20
+    assert loop_config({}, "outputs/train", 10.0).inference_timeout_s == 2
 
 
 def tick(time: float, source: Source = "chunk") -> Tick:

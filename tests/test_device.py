@@ -10,8 +10,8 @@ import torch
 
 from vla.models.vla import VLA
 from vla.training.batches import spare
-from vla.training.distributed import World
-from vla.training.loop import Plan
+from vla.training.distributed import DistributedContext
+from vla.training.loop import TrainConfig
 from vla.training.step import backward
 from vla.types import Observation
 
@@ -29,7 +29,7 @@ def test_a_head_stays_on_the_models_device(make_model: Callable[..., VLA], head:
     seen = Observation(dict.fromkeys(robot.embodiment.cameras, black), np.zeros(2), "lift", 0.0)
     prompt, question = processor.robot_prompt([seen, seen]), processor.question_prompt(["where is it?"], [{}])
     with torch.device("meta"):
-        backward(model, [batch], Plan(steps=1, precision="fp32"), 0, World(torch.device("cpu")), [])
+        backward(model, [batch], TrainConfig(steps=1, precision="fp32"), 0, DistributedContext(torch.device("cpu")), [])
         for given in (None, np.zeros((2, 1, 3))):
             model.generate_actions(prompt, given)
         model.generate_text(question, 2)

@@ -22,7 +22,7 @@ from vla.errors import InputError
 from vla.evaluation.heldout import action_error, vqa_accuracy
 from vla.models.vla import VLA
 from vla.training import checkpoint
-from vla.training.loop import Plan, train
+from vla.training.loop import TrainConfig, train
 from vla.types import Example
 
 HERE = Path(__file__).parent
@@ -51,7 +51,7 @@ def mixture() -> Mixture:
     return Mixture({"robot": robot, "words": words, "seen": seen}, {"robot": 2.0, "words": 1.0, "seen": 1.0}, 0)
 
 
-def plan(**fields: Any) -> Plan:
+def plan(**fields: Any) -> TrainConfig:
     values: dict[str, Any] = {
         "batch_size": 8,
         "accumulate": 2,
@@ -59,7 +59,7 @@ def plan(**fields: Any) -> Plan:
         "warmup": 2,
         "precision": "fp32",
     }
-    return Plan(**(values | fields))
+    return TrainConfig(**(values | fields))
 
 
 def evaluate(model: VLA) -> dict[str, float]:
@@ -76,7 +76,7 @@ def stop(model: VLA) -> dict[str, float]:
 
 
 CASES = {
-    "adamw": {"optimizer": "adamw", "checkpointing": True, "lr_scales": {"language": 0.5}, "clip_parts": True}
+    "adamw": {"optimizer": "adamw", "checkpointing": True, "lr_multipliers": {"language": 0.5}, "clip_parts": True}
     | {"state_dropout": 0.5},
     "muon": {"optimizer": "muon", "loss_weights": {"robot": 0.5}},
 }
@@ -93,7 +93,7 @@ def main(run: Path) -> None:
     assert train(tiny_model(seed=5), mixture(), two_steps(), run / "one-then-two", evaluate).finished
 
 
-def two_steps() -> Plan:
+def two_steps() -> TrainConfig:
     return plan(steps=2, evaluate_every=1, lr=1e-4, ema=0.9, freeze=("connector",))
 
 

@@ -55,10 +55,10 @@ class BatchPlaying(Playing):
         observations: Sequence[Observation],
         *,
         prefix: Float[np.ndarray, "b k a"] | None = None,
-        beyond: Float[np.ndarray, "b m a"] | None = None,
+        previous_chunk_leftover: Float[np.ndarray, "b m a"] | None = None,
         vjp: bool = False,
     ) -> list[ActionChunk | None]:
-        self.beyond = beyond
+        self.previous_chunk_leftover = previous_chunk_leftover
         return [self.predict(o, prefix=None if prefix is None else prefix[i]) for i, o in enumerate(observations)]
 
 
@@ -114,8 +114,8 @@ def test_policies_that_take_batches_still_do(tmp_path: Path) -> None:
     for chunk, step in zip(chunks, (1, 7), strict=True):
         assert chunk is not None
         np.testing.assert_allclose(chunk.actions, joints.action[step : step + HORIZON], atol=2e-5)
-    assert inner.beyond is not None
-    np.testing.assert_allclose(inner.beyond[1], tools.action[9:11], atol=1e-9)
+    assert inner.previous_chunk_leftover is not None
+    np.testing.assert_allclose(inner.previous_chunk_leftover[1], tools.action[9:11], atol=1e-9)
 
 
 @pytest.mark.parametrize("frame", ["base", "tool"])

@@ -57,8 +57,8 @@ def test_an_evaluation_writes_its_numbers_its_page_and_its_episodes(
     more = run(out, "seeds=0:3", "frames=all")
     assert more["episodes"] == 3 and (out / "results.jsonl").read_text().splitlines()[:8] == lines
     assert len((out / "results.jsonl").read_text().splitlines()) == 9
-    assert cli.main(["eval", "policy=expert", "execute=2", f"out={out}"]) == 2
-    assert "other settings (execute)" in capsys.readouterr().err
+    assert cli.main(["eval", "policy=expert", "n_action_steps=2", f"out={out}"]) == 2
+    assert "other settings (n_action_steps)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

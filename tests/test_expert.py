@@ -9,7 +9,7 @@ import pytest
 from vla.envs import MAX_STEPS
 from vla.envs.make import make_env
 from vla.envs.objects import SHAPES, ObjectSpec
-from vla.envs.scripted_expert import GRIPPER_STEP, MAX_STEP, Expert
+from vla.envs.scripted_expert import GRIPPER_STEP, MAX_STEP, ScriptedExpert
 from vla.envs.tasks import TASKS
 
 NOISE = {"bimanual-lift": 0.01}
@@ -19,7 +19,7 @@ NOISE = {"bimanual-lift": 0.01}
 def success_rate(task: str, seeds: range, noise: float = 0.0, perturb: bool = False, axes: Sequence[str] = ()) -> float:
     """The part of the seeds that the expert solves, `noise` [rad] added to what is executed."""
     env = make_env(task, images=False, holdout=True, axes=axes)  # the expert does not look
-    expert, solved = Expert(env), 0
+    expert, solved = ScriptedExpert(env), 0
     for seed in seeds:
         _, info = env.reset(seed=seed, options={"perturb": perturb})
         expert.reset()
@@ -67,12 +67,12 @@ def test_solves_a_hundred(task: str, noisy: bool, perturb: bool) -> None:
 def test_acts_on_the_present_state_alone_and_in_limited_steps() -> None:
     env = make_env("pick")
     unwrapped: Any = env.unwrapped
-    expert = Expert(env)
+    expert = ScriptedExpert(env)
     env.reset(seed=2)
     for _ in range(15):
         joints = unwrapped.scene.data.qpos[:6].copy()
         action = expert.act()
-        np.testing.assert_array_equal(action, Expert(env).act())
+        np.testing.assert_array_equal(action, ScriptedExpert(env).act())
         assert np.abs(action - joints)[:5].max() <= MAX_STEP + 1e-9
         assert abs(action[5] - joints[5]) <= GRIPPER_STEP + 1e-9
         env.step(action)
@@ -82,7 +82,7 @@ def test_acts_on_the_present_state_alone_and_in_limited_steps() -> None:
 def test_lifts_the_swapped_object() -> None:
     env = make_env("pick")
     env.reset(seed=11, options={"swap": True})
-    expert, over, info = Expert(env), False, {}
+    expert, over, info = ScriptedExpert(env), False, {}
     while not over:
         _, _, terminated, truncated, info = env.step(expert.act())
         over = terminated or truncated
@@ -100,7 +100,7 @@ def test_a_grasp_a_centimetre_off_center_holds(shape: str, aside: tuple[float, f
     unwrapped.target = 0
     exact = unwrapped.ik.solve
     unwrapped.ik.solve = lambda place, pitch, yaw: exact(place + np.array([*aside, 0.0]), pitch, yaw)
-    expert = Expert(env)
+    expert = ScriptedExpert(env)
     heights = []
     for _ in range(70):
         env.step(expert.act())

@@ -20,7 +20,7 @@ from transformers import GemmaConfig
 
 from vla.benchmarks.train_shapes import TINY, save_for_lerobot
 from vla.errors import InputError
-from vla.models.action_heads.action_expert import Expert, ExpertShape, frequencies
+from vla.models.action_heads.action_expert import ActionExpert, ActionExpertShape, frequencies
 from vla.models.action_heads.decoder_shape import expert_shape
 from vla.models.action_heads.decoding import keys_values
 from vla.models.backbones.backbone import Backbone
@@ -44,7 +44,7 @@ YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_pos
 
 
 @torch.no_grad()
-def copy_layers(expert: Expert, decoder: Any, gemma: bool = False) -> None:
+def copy_layers(expert: ActionExpert, decoder: Any, gemma: bool = False) -> None:
     """Gives an expert the weights of a decoder; Gemma's norms multiply by 1 + weight."""
     layers = [*zip(expert.layers, decoder.layers, strict=True)]
     pairs = [(a.get_submodule(x), b.get_submodule(y)) for a, b in layers for x, y in NAMES.items()]
@@ -91,7 +91,7 @@ def test_an_expert_with_the_decoders_weights_goes_on_as_the_decoder_does(name: s
         torch.nn.init.uniform_(layer.input_layernorm.weight, 0.5, 1.5)
     shape = expert_shape(backbone, width=backbone.hidden_size, mlp_size=decoder.layers[0].mlp.up_proj.out_features)
     assert shape.heads == decoder.config.num_attention_heads > shape.kv_heads
-    expert = Expert(shape).eval()
+    expert = ActionExpert(shape).eval()
     copy_layers(expert, decoder, gemma=name == "paligemma")
     rows = make_rows(backbone)
     embeds, vision = embed(backbone, rows)
@@ -115,7 +115,7 @@ def test_a_decoder_that_rotates_a_part_of_each_head() -> None:
     backbone = composed(ENCODERS["clip"], language | {"partial_rotary_factor": 0.5}, {"kind": "linear"})
     shape = expert_shape(backbone)
     assert (shape.head_dim, len(shape.frequencies)) == (8, 2)
-    expert = Expert(shape)
+    expert = ActionExpert(shape)
     x, positions = torch.randn(2, 4, 3, 8), torch.arange(3).expand(2, -1) + 5
     from transformers.models.phi.modeling_phi import PhiRotaryEmbedding, apply_rotary_pos_emb
 
@@ -131,7 +131,7 @@ def test_pi0s_expert_is_lerobots() -> None:
     torch.manual_seed(0)
     backbone: Any = released("paligemma", 8, 1)().eval()  # LeRobot's layers have 8 heads, whatever is configured
     decoder = backbone.model.model.language_model
-    expert = Expert(expert_shape(backbone, width=24, mlp_size=96)).eval()
+    expert = ActionExpert(expert_shape(backbone, width=24, mlp_size=96)).eval()
     sizes = decoder.config.to_dict() | {"dtype": "float32", "use_adarms": False, "adarms_cond_dim": None}
     prefix_model = PiGemmaModel(GemmaConfig(**sizes)).eval()
     prefix_model.load_state_dict(decoder.state_dict())
@@ -181,7 +181,7 @@ def test_smolvlas_expert_is_lerobots(mode: str, tmp_path: Path) -> None:
     )
     their.eval()  # returns nothing
     text, lm = their.config.text_config, their.lm_expert
-    shape = ExpertShape(
+    shape = ActionExpertShape(
         width=lm.config.hidden_size,
         mlp_size=lm.config.intermediate_size,
         layers=text.num_hidden_layers,
@@ -194,7 +194,7 @@ def test_smolvlas_expert_is_lerobots(mode: str, tmp_path: Path) -> None:
         cross=mode == "cross_attn",
     )
     assert (shape.heads, shape.kv_heads) == (6, 2)
-    expert = Expert(shape).eval()
+    expert = ActionExpert(shape).eval()
     copy_layers(expert, lm)
     prompt, tokens = torch.randn(2, 9, text.hidden_size), torch.randn(2, 5, shape.width)
     mask = torch.tensor([[True] * 9, [True] * 6 + [False] * 3])
@@ -227,7 +227,7 @@ def test_a_checkpoint_tells_its_experts_shape_and_one_of_before_keeps_its_own(
     assert shape["heads"] == 2 and shape["activation"] == "silu"
     assert VLA.load(tmp_path).regressor.expert.shape == model.regressor.expert.shape
     # Of before shapes were stored: as many heads as there are keys, GELU, and the plain count of tokens.
-    values["head"] = {"kind": "flow", "insulate": False, "width": None, "adaptive": False}
+    values["head"] = {"kind": "flow", "knowledge_insulation": False, "width": None, "adaptive": False}
     (tmp_path / "processor.json").write_text(json.dumps(values))
     old = VLA.load(tmp_path)
     assert old.regressor.expert.shape.activation == "gelu_pytorch_tanh"

@@ -10,19 +10,19 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from vla.errors import InputError
-from vla.models.action_heads.action_expert import Expert, ExpertShape, frequencies, rotary, rotate
+from vla.models.action_heads.action_expert import ActionExpert, ActionExpertShape, frequencies, rotary, rotate
 from vla.models.action_heads.flow_matching import EULER_STEPS, FlowHead, KeysValues, sample_time
 
 LAYERS, GROUPS, HEAD, TOKENS = 2, 2, 8, 5
 HORIZON, WIDTH, STATE = 4, 2, 3
 
 
-def shape(layers: int = LAYERS) -> ExpertShape:
-    return ExpertShape(24, 48, layers, 4, GROUPS, HEAD, frequencies(HEAD))
+def shape(layers: int = LAYERS) -> ActionExpertShape:
+    return ActionExpertShape(24, 48, layers, 4, GROUPS, HEAD, frequencies(HEAD))
 
 
 def head(adaptive: bool = False, state: int = 0, layers: int = LAYERS) -> FlowHead:
-    model = FlowHead(Expert(shape(layers), adaptive), HORIZON, WIDTH, state)
+    model = FlowHead(ActionExpert(shape(layers), adaptive), HORIZON, WIDTH, state)
     expert = model.expert
     if adaptive:  # as after some training
         for layer in (*expert.layers, expert):
@@ -138,8 +138,8 @@ def test_insulation_keeps_the_gradient_from_the_backbone_and_changes_no_loss(ada
     leaves = [tensor.requires_grad_() for pair in prefix for tensor in pair]
     drawn = torch.randn_like(actions), sample_time(3)
 
-    def loss(insulate: bool) -> Tensor:
-        return model.loss(actions, prefix, mask, everything(), told, insulate, drawn)
+    def loss(knowledge_insulation: bool) -> Tensor:
+        return model.loss(actions, prefix, mask, everything(), told, knowledge_insulation, drawn)
 
     open_, closed = loss(False), loss(True)
     assert torch.equal(open_, closed)
@@ -191,7 +191,7 @@ def test_a_block_does_not_see_those_after_it() -> None:
 
 
 def test_adaptive_layers_start_by_adding_nothing() -> None:
-    expert = Expert(shape(), adaptive=True)
+    expert = ActionExpert(shape(), adaptive=True)
     prefix, mask = context()
     tokens, seen = torch.randn(3, HORIZON, 24), torch.ones(3, HORIZON, dtype=torch.bool)
     blocks, condition = torch.ones(HORIZON, dtype=torch.long), torch.randn(3, HORIZON, 24)
@@ -231,4 +231,4 @@ def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(InputError, match="3 state components"):
         head(state=STATE).sample(prefix, mask, everything())
     with pytest.raises(InputError, match="multiple of kv_heads"):
-        ExpertShape(24, 48, 1, heads=3, kv_heads=2, head_dim=8, frequencies=frequencies(8))
+        ActionExpertShape(24, 48, 1, heads=3, kv_heads=2, head_dim=8, frequencies=frequencies(8))

@@ -9,12 +9,12 @@ import torch
 from vla.datasets.mixture import Mixture
 from vla.models.vla import VLA
 from vla.training.batches import micro_batches
-from vla.training.distributed import World
+from vla.training.distributed import DistributedContext
 from vla.training.gradients import gradient_report, gradient_shares
-from vla.training.loop import Plan
+from vla.training.loop import TrainConfig
 from vla.types import Example
 
-ALONE = World(torch.device("cpu"))
+ALONE = DistributedContext(torch.device("cpu"))
 
 
 class Question:
@@ -32,7 +32,7 @@ class Question:
 def test_the_report_is_that_of_gradients_by_hand(make_model: Callable[..., VLA]) -> None:
     model, sources = make_model(robot=False), {name: Question(name) for name in ("red", "blue", "rare")}
     mixture = Mixture(sources, {"red": 4.0, "blue": 2.0, "rare": 0.01}, 0)
-    plan = Plan(steps=1, batch_size=6, accumulate=2, augment=0.0, precision="fp32", loss_weights={"red": 3.0})
+    plan = TrainConfig(steps=1, batch_size=6, accumulate=2, augment=0.0, precision="fp32", loss_weights={"red": 3.0})
     micro = micro_batches(model.processor, mixture, plan, 1, ALONE)
     report = gradient_report(model, micro, plan, 1, ALONE, list(mixture.shares))
     assert all(p.grad is None for p in model.parameters())

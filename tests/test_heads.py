@@ -34,8 +34,8 @@ HEADS: dict[str, dict[str, Any]] = {
     "parallel bidirectional": {"head": "parallel", "bidirectional": True},
     "l1 bidirectional": {"head": "l1", "bidirectional": True},
     "flow": {"head": "flow"},
-    "insulated bins": {"head": "flow", "insulate": True, "tokens": "bins"},
-    "insulated fast": {"head": "flow", "insulate": True, "tokens": "fast"},
+    "insulated bins": {"head": "flow", "knowledge_insulation": True, "tokens": "bins"},
+    "insulated fast": {"head": "flow", "knowledge_insulation": True, "tokens": "fast"},
 }
 ERROR = {"parallel": 0.02, "parallel bidirectional": 0.02, "bins": 0.02, "fast": 0.11, "text": 0.002}
 """Of a normalised action that has been learned by heart; 0.15 for those that are learned as numbers."""
@@ -248,13 +248,15 @@ def test_slots_look_at_each_other_where_they_are_to(make_model: Models, head: st
     assert ("bidirectional" in settings) == bidirectional  # checkpoints of before say nothing
 
 
-@pytest.mark.parametrize(("insulate", "reached"), [(True, False), (False, True)])
-def test_insulation_keeps_the_experts_loss_from_the_backbone(make_model: Models, insulate: bool, reached: bool) -> None:
-    model = make_model(head="flow", insulate=insulate, tokens="bins")
+@pytest.mark.parametrize(("knowledge_insulation", "reached"), [(True, False), (False, True)])
+def test_insulation_keeps_the_experts_loss_from_the_backbone(
+    make_model: Models, knowledge_insulation: bool, reached: bool
+) -> None:
+    model = make_model(head="flow", knowledge_insulation=knowledge_insulation, tokens="bins")
     batch = model.processor.batch(demonstrations("", 0))
     losses, *_ = model(batch)
     numbers = int(batch.regressed.sum())
-    assert len(losses) == numbers + (numbers if insulate else 0)
+    assert len(losses) == numbers + (numbers if knowledge_insulation else 0)
     losses[-numbers:].sum().backward()
     weights = model.backbone.language.model.layers[0].self_attn.k_proj.weight
     assert (weights.grad is not None and bool(weights.grad.any())) == reached
@@ -262,7 +264,7 @@ def test_insulation_keeps_the_experts_loss_from_the_backbone(make_model: Models,
 
 
 def test_the_expert_does_not_see_the_tokens(make_model: Models) -> None:
-    model = make_model(head="flow", insulate=True, tokens="bins")
+    model = make_model(head="flow", knowledge_insulation=True, tokens="bins")
     batch = model.processor.batch(demonstrations("", 0))
     spoilt = torch.where(batch.input_ids >= model.text_vocab, model.processor.blank, batch.input_ids)
     numbers = int(batch.regressed.sum())
@@ -294,7 +296,7 @@ def test_some_digits_are_hidden_in_training_and_all_are_asked_for(make_model: Mo
 def test_a_state_can_be_told_as_text(make_model: Models, tmp_path: Path) -> None:
     model = make_model()
     processor = Processor(
-        model.processor.tokenizer, 32, model.processor.tokens_per_image, model.processor.robots, state_as="text"
+        model.processor.tokenizer, 32, model.processor.tokens_per_image, model.processor.robots, state_encoding="text"
     )
     example = demonstrations("", 0)[0]
     batch = processor.batch([example])
@@ -305,7 +307,7 @@ def test_a_state_can_be_told_as_text(make_model: Models, tmp_path: Path) -> None
     state = processor.robot().encode_state(observed(example).state)
     assert words.endswith("state " + " ".join(str(int((value + 1) * 128)) for value in state))
     processor.save(tmp_path)
-    assert Processor.load(tmp_path).state_as == "text"
+    assert Processor.load(tmp_path).state_encoding == "text"
     assert VlaPolicy(VLA(make_model(robot=False).backbone, processor)).predict(observed(example)) is not None
 
 
@@ -315,7 +317,7 @@ def test_a_state_can_be_told_as_text(make_model: Models, tmp_path: Path) -> None
         ({"head": "diffusion"}, "no head diffusion: choose of parallel, bins"),
         ({"head": "l1", "layers": 3}, "not made of these settings"),
         ({"head": "fast"}, "needs a tokenizer"),
-        ({"head": "flow", "insulate": True, "tokens": "text"}, "fast or bins, not text"),
+        ({"head": "flow", "knowledge_insulation": True, "tokens": "text"}, "fast or bins, not text"),
     ],
 )
 def test_settings_of_no_head_are_refused(make_model: Models, settings: dict[str, Any], message: str) -> None:

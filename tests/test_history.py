@@ -26,14 +26,14 @@ from vla.models.vla import VLA
 from vla.policies.history import FrameHistory
 from vla.policies.vla import VlaPolicy
 from vla.training.batches import micro_batches, spare
-from vla.training.distributed import World
+from vla.training.distributed import DistributedContext
 from vla.training.history import history_steps, with_history
-from vla.training.loop import Plan
+from vla.training.loop import TrainConfig
 from vla.types import Episode, Example, Observation
 
 Models = Callable[..., VLA]
 MakeEpisode = Callable[..., Episode]
-ALONE = World(torch.device("cpu"))
+ALONE = DistributedContext(torch.device("cpu"))
 SIZES = {"front": (24, 32), "wrist": (16, 12), "top": (32, 32)}
 CAMERAS: Mapping[str, tuple[str, ...]] = {"slow": ("front", "wrist"), "fast": ("top",)}
 RATES = {"slow": 10.0, "fast": 50.0}
@@ -99,7 +99,7 @@ def test_seconds_are_steps_at_each_rate(make_model: Models, capsys: pytest.Captu
         with_history([], [0.5])
     for wrong in ((0.0,), (-1.0,), (float("inf"),), (float("nan"),)):
         with pytest.raises(InputError, match="plan.history is a list of seconds above 0"):
-            Plan(steps=1, history=wrong)
+            TrainConfig(steps=1, history=wrong)
 
 
 def test_windows_have_the_frames_of_their_episode(stores: dict[str, EpisodeStore]) -> None:
@@ -165,7 +165,9 @@ def test_processes_read_past_frames_too(make_model: Models, stores: dict[str, Ep
 def test_frames_of_a_camera_move_alike(make_model: Models, stores: dict[str, EpisodeStore]) -> None:
     model = pair(make_model, fewer_cameras=True)
     windows = Windows(stores["slow"], 4, history=model.processor.robot("slow").history)
-    plan = Plan(steps=1, batch_size=19, augment={"shift": 0.1, "rotation": 5.0}, camera_dropout=0.3, precision="fp32")
+    plan = TrainConfig(
+        steps=1, batch_size=19, augment={"shift": 0.1, "rotation": 5.0}, camera_dropout=0.3, precision="fp32"
+    )
     (batch,) = micro_batches(model.processor, Mixture({"robot": windows}, {"robot": 1.0}, 0), plan, 0, ALONE)
     complete = 0
     for warp, mask in zip(batch.warp, batch.image_mask, strict=True):

@@ -144,7 +144,9 @@ def test_each_environment_has_frames_of_its_own() -> None:
     policy = Watching(ToyEnv().embodiment)
     trials = [Trial(seed) for seed in range(5)]
     results = list(
-        run_trials(lambda **_: Filmed(), lambda _: policy, iter(trials), parallel=2, execute=3, every_frame=False)
+        run_trials(
+            lambda **_: Filmed(), lambda _: policy, iter(trials), parallel=2, n_action_steps=3, every_frame=False
+        )
     )
     assert len(results) == 5 and not any(result.crash for result in results)
     assert {number for number, *_ in seen} == set(range(5))

@@ -30,7 +30,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "bidirectional": {"head": "l1", "bidirectional": True},
     "flow": {"head": "flow"},
     "adaptive": {"head": "flow", "adaptive": True},
-    "insulated": {"head": "flow", "insulate": True, "tokens": "bins"},
+    "insulated": {"head": "flow", "knowledge_insulation": True, "tokens": "bins"},
 }
 Make = Callable[..., VLA]
 
@@ -87,7 +87,7 @@ def test_guessed_bins_are_those_said_one_by_one(
         same(said[5], said[1])
         same(said[8], said[1])
     # A head that says the same bin again and again is guessed right: eight a pass, but for a batch none is guessed.
-    for weight in model.backbone.row_weights():
+    for weight in model.backbone.vocab_weights():
         weight.data.zero_()
     passes.clear()
     model.generate_actions(batch)

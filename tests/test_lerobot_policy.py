@@ -95,7 +95,7 @@ DIFFUSION |= {
 @pytest.mark.parametrize(("kind", "options"), [("act", ACT), ("diffusion", DIFFUSION)])
 def test_vla_eval_evaluates_it(kind: str, options: dict[str, Any], save: Save, tmp_path: Path) -> None:
     folder = save(kind, **options)
-    arguments = [f"policy=lerobot:{folder}", "task=pick", "seeds=3:4", f"out={tmp_path / 'out'}", "execute=20"]
+    arguments = [f"policy=lerobot:{folder}", "task=pick", "seeds=3:4", f"out={tmp_path / 'out'}", "n_action_steps=20"]
     assert cli.main(["eval", *arguments]) == 0
     report = json.loads((tmp_path / "out" / "eval.json").read_text())
     assert report["episodes"] == 1 and report["invalid_chunks"] == 0

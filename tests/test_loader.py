@@ -28,13 +28,13 @@ from vla.datasets.windows import Windows
 from vla.errors import InputError
 from vla.models.batch import Batch
 from vla.models.vla import VLA
-from vla.training.distributed import World
+from vla.training.distributed import DistributedContext
 from vla.training.loader import loader_workers, prefetch
-from vla.training.loop import Plan
+from vla.training.loop import TrainConfig
 from vla.types import Episode
 
 CPU = torch.device("cpu")
-ALONE = World(CPU)
+ALONE = DistributedContext(CPU)
 
 
 @pytest.fixture
@@ -56,9 +56,11 @@ def mixture(tmp_path: Path, make_episode: Callable[..., Episode]) -> Mixture:
     )
 
 
-def made(model: VLA, mixture: Mixture, workers: int, start: int = 0, world: World = ALONE, **fields: Any) -> list[Any]:
+def made(
+    model: VLA, mixture: Mixture, workers: int, start: int = 0, world: DistributedContext = ALONE, **fields: Any
+) -> list[Any]:
     """Every value of every micro-batch of every step."""
-    plan = Plan(**({"steps": 6, "batch_size": 8, "loader_workers": workers} | fields))
+    plan = TrainConfig(**({"steps": 6, "batch_size": 8, "loader_workers": workers} | fields))
     with prefetch(model.processor, mixture, plan, start, world) as steps:
         return [[copied(batch) for batch in micro] for micro in steps]
 
@@ -88,7 +90,7 @@ def test_processes_make_what_a_thread_makes(make_model: Callable[..., VLA], mixt
 
 
 def test_ranks_have_processes_of_their_own(make_model: Callable[..., VLA], mixture: Mixture) -> None:
-    model, world = make_model(head="flow"), World(CPU, 1, 2)
+    model, world = make_model(head="flow"), DistributedContext(CPU, 1, 2)
     assert_same(made(model, mixture, 2, world=world), made(model, mixture, 0, world=world))
 
 
@@ -132,7 +134,7 @@ def test_another_process_opens_the_same_store(
 
 
 def test_a_process_that_dies_ends_the_run_with_a_word(make_model: Callable[..., VLA], mixture: Mixture) -> None:
-    plan = Plan(steps=1000, batch_size=4, loader_workers=1)
+    plan = TrainConfig(steps=1000, batch_size=4, loader_workers=1)
     with (
         prefetch(make_model().processor, mixture, plan, 0, ALONE) as steps,
         pytest.raises(InputError, match=r"a process that reads data died: .*smaller plan.loader_workers"),
@@ -144,7 +146,7 @@ def test_a_process_that_dies_ends_the_run_with_a_word(make_model: Callable[..., 
 
 
 def test_nothing_is_left_when_the_loop_ends_early(make_model: Callable[..., VLA], mixture: Mixture) -> None:
-    plan = Plan(steps=1000, batch_size=4, loader_workers=2)
+    plan = TrainConfig(steps=1000, batch_size=4, loader_workers=2)
     with prefetch(make_model().processor, mixture, plan, 0, ALONE) as steps:
         for _ in range(3):
             next(steps)
@@ -158,10 +160,10 @@ from vla.datasets.episodes import EpisodeStore
 from vla.datasets.mixture import Mixture
 from vla.datasets.windows import Windows
 from vla.models.vla import VLA
-from vla.training.loop import Plan, train
+from vla.training.loop import TrainConfig, train
 
 mixture = Mixture({"robot": Windows(EpisodeStore.open("demos"), 4)}, {"robot": 1.0}, 0)
-plan = Plan(steps=10**6, batch_size=4, loader_workers=2, evaluate_every=3)
+plan = TrainConfig(steps=10**6, batch_size=4, loader_workers=2, evaluate_every=3)
 try:
     outcome = train(VLA.load("model"), mixture, plan, Path("run"), lambda model: print("evaluated", flush=True) or {})
     print("stopped at", outcome.step)
@@ -200,7 +202,7 @@ def opened() -> Iterator[str]:
 
 def test_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vla.training.loader.cores", lambda: 16)
-    plan, gpu = Plan(steps=1), World(torch.device("cuda", 0))
+    plan, gpu = TrainConfig(steps=1), DistributedContext(torch.device("cuda", 0))
     assert loader_workers(plan, ALONE) == 0
     assert loader_workers(plan, gpu) == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
@@ -209,4 +211,4 @@ def test_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vla.training.loader.cores", lambda: 2)
     assert loader_workers(plan, gpu) == 0
     with pytest.raises(InputError, match="loader_workers must be 0 or more, not -1"):
-        Plan(steps=1, loader_workers=-1)
+        TrainConfig(steps=1, loader_workers=-1)

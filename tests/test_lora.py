@@ -94,7 +94,7 @@ def test_merged_weights_are_those_of_the_adapted_model(make_model: Models, tied:
 def test_rows_of_a_released_family_are_said_by_the_merged_weights(make_model: Models, name: str) -> None:
     model = make_model()
     body: Any = build(config_of(name))
-    body.add_rows(3)
+    body.add_token_embeddings(3)
     plain: Any = build(body.config)
     plain.load_state_dict(body.state_dict())
     model.backbone, model.text_vocab = body.eval(), body.vocab_size - 3
@@ -168,15 +168,15 @@ def test_every_family_is_adapted_whole_and_read_through_its_adapters(name: str) 
 def test_new_rows_learn_at_the_heads_rate(make_model: Models) -> None:
     """Of an embedding that trains whole, at a fifth of the rate; frozen; and beside adapters."""
     moved = {}
-    for name, lr_scales, frozen in (
+    for name, lr_multipliers, frozen in (
         ("whole", {"language": 0.2}, ()),
         ("plain", {}, ()),
         ("frozen", {"language": 0.2}, ("language",)),
     ):
         model = make_model(smoothing=0.0)
-        before = {n: w.detach().clone() for n, w in zip("io", model.backbone.row_weights(), strict=True)}
+        before = {n: w.detach().clone() for n, w in zip("io", model.backbone.vocab_weights(), strict=True)}
         freeze(model, frozen)
-        optimizer = Optimizers(model, 0.1, lr_scales, "adamw")
+        optimizer = Optimizers(model, 0.1, lr_multipliers, "adamw")
         loss(model).mean().backward()
         optimizer.step(1e-3)
         after = merged(model, dict(model.named_parameters()))

@@ -17,7 +17,7 @@ from vla.training.muon import Muon
 from vla.training.optimizer import Ema, Optimizers, clip_gradients
 from vla.training.schedule import learning_rate
 from vla.training.state_dropout import without_states
-from vla.training.train_config import Plan, Schedule
+from vla.training.train_config import Schedule, TrainConfig
 
 Models = Callable[..., VLA]
 
@@ -28,7 +28,7 @@ Models = Callable[..., VLA]
 def test_the_learning_rate_warms_up_and_ends_at_its_floor(
     steps: int, warmup: int, schedule: Schedule, floor: float, decay: float
 ) -> None:
-    plan = Plan(steps + warmup, lr=2.0, warmup=warmup, schedule=schedule, floor=floor, decay=decay)
+    plan = TrainConfig(steps + warmup, lr=2.0, warmup=warmup, schedule=schedule, floor=floor, decay=decay)
     rates = [learning_rate(plan, step) for step in range(steps + warmup + 1)]
     assert all(0 <= rate <= 2.0 + 1e-12 for rate in rates)
     assert rates[:warmup] == sorted(rates[:warmup])
@@ -48,7 +48,7 @@ def test_schedules_are_those_of_transformers() -> None:
     ):
         optimizer = torch.optim.SGD(weights, lr=2.0)
         theirs = made(optimizer, 5, 40)
-        plan = Plan(40, lr=2.0, warmup=5, schedule=schedule, floor=0.0)  # type: ignore[arg-type]
+        plan = TrainConfig(40, lr=2.0, warmup=5, schedule=schedule, floor=0.0)  # type: ignore[arg-type]
         for step in range(40):
             # Theirs has a rate of 0 in the first step.
             ours = learning_rate(plan, step - 1) if 0 < step < 5 else learning_rate(plan, step)

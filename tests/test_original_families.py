@@ -301,7 +301,7 @@ def test_logits_of_openflamingo_are_those_of_its_parts_put_together(tmp_path: Pa
     with torch.inference_mode():
         for one, other in zip(
             (reference.get_input_embeddings(), reference.get_output_embeddings()),
-            model.backbone.row_weights(),
+            model.backbone.vocab_weights(),
             strict=True,
         ):
             one.weight.copy_(other)

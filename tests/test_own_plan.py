@@ -17,30 +17,30 @@ from vla.errors import InputError
 from vla.models.backbones import catalog
 from vla.models.backbones.pretrained import open_backbone
 from vla.models.vla import VLA
-from vla.training.backbone_defaults import own_plan
+from vla.training.backbone_defaults import backbone_defaults
 from vla.training.optimizer import Optimizers, freeze
 from vla.training.run import train
-from vla.training.train_config import Plan, make_plan
+from vla.training.train_config import TrainConfig, make_train_config
 
 DEFAULTS: dict[str, Any] = values_of(compose("train", []))["plan"]
 NANO = ("vision.embeddings", "vision.encoder.stages.0", "vision.encoder.stages.1")
 
 
-def own(model: VLA, **plan: Any) -> Plan:
+def own(model: VLA, **plan: Any) -> TrainConfig:
     """The plan of `vla train` for the model's backbone, which it must be able to train with."""
-    made = make_plan(DEFAULTS | plan, own_plan(model.backbone))
+    made = make_train_config(DEFAULTS | plan, backbone_defaults(model.backbone))
     freeze(model, made.freeze)
-    Optimizers(model, made.weight_decay, made.lr_scales, made.optimizer)
+    Optimizers(model, made.weight_decay, made.lr_multipliers, made.optimizer)
     return made
 
 
 def test_nano_has_its_own() -> None:
-    made = make_plan(DEFAULTS, own_plan(VLA(*open_nano()).backbone))
+    made = make_train_config(DEFAULTS, backbone_defaults(VLA(*open_nano()).backbone))
     assert made.freeze == NANO == catalog.family("nano").freezes
     assert (made.optimizer, made.lr, made.weight_decay) == ("muon", 1e-3, 0.05)
-    assert made.lr_scales == {"vision": 0.5, "connector": 0.5, "language": 0.5}
-    scratch = make_plan(DEFAULTS, own_plan(VLA(*open_nano()).backbone, scratch=True))
-    assert (scratch.freeze, scratch.lr_scales, scratch.lr) == ((), {}, 1e-3)
+    assert made.lr_multipliers == {"vision": 0.5, "connector": 0.5, "language": 0.5}
+    scratch = make_train_config(DEFAULTS, backbone_defaults(VLA(*open_nano()).backbone, scratch=True))
+    assert (scratch.freeze, scratch.lr_multipliers, scratch.lr) == ((), {}, 1e-3)
 
 
 def open_nano() -> Any:
@@ -52,23 +52,23 @@ def open_nano() -> Any:
 def test_a_composed_backbone_trains_whole_its_connector_at_the_heads_rate(make_model: Callable[..., VLA]) -> None:
     made = own(make_model())
     assert made.freeze == () and (made.optimizer, made.lr) == ("adamw", 1e-4)
-    assert made.lr_scales == {"vision": 0.2, "connector": 1.0, "language": 0.2}
+    assert made.lr_multipliers == {"vision": 0.2, "connector": 1.0, "language": 0.2}
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_family_can_be_trained_with_its_own(name: str, tmp_path: Path) -> None:
     backbone, processor = open_backbone(str(released(name, tmp_path / "released")))
     made = own(VLA(backbone, processor))
-    assert made.freeze == () and made.optimizer == "adamw" and set(made.lr_scales) <= set(backbone.parts())
+    assert made.freeze == () and made.optimizer == "adamw" and set(made.lr_multipliers) <= set(backbone.parts())
 
 
 def test_what_is_given_goes_before_it(make_model: Callable[..., VLA]) -> None:
-    scales = DEFAULTS["lr_scales"] | {"vision": 0.05, "head": 3.0}
-    made = own(make_model(), lr=3e-4, freeze=["vision"], lr_scales=scales, weight_decay=0.0)
+    scales = DEFAULTS["lr_multipliers"] | {"vision": 0.05, "head": 3.0}
+    made = own(make_model(), lr=3e-4, freeze=["vision"], lr_multipliers=scales, weight_decay=0.0)
     assert (made.lr, made.freeze, made.weight_decay) == (3e-4, ("vision",), 0.0)
-    assert made.lr_scales == {"vision": 0.05, "connector": 1.0, "language": 0.2, "head": 3.0}
-    # Of a plan that does not name them at all, `Plan`'s own defaults hold.
-    assert make_plan({"steps": 1}, own_plan(make_model().backbone)) == Plan(1)
+    assert made.lr_multipliers == {"vision": 0.05, "connector": 1.0, "language": 0.2, "head": 3.0}
+    # Of a plan that does not name them at all, `TrainConfig`'s own defaults hold.
+    assert make_train_config({"steps": 1}, backbone_defaults(make_model().backbone)) == TrainConfig(1)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_what_is_given_goes_before_it(make_model: Callable[..., VLA]) -> None:
 )
 def test_a_plan_that_is_none_is_refused(plan: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        make_plan(plan)
+        make_train_config(plan)
 
 
 def test_another_backbone_than_nano_trains_without_a_stage(

@@ -20,7 +20,7 @@ from vla.errors import InputError
 from vla.models.vla import VLA
 from vla.training.preference.losses import Objective, preference_loss, token_logps
 from vla.training.preference.train import pair_loss, train_preference
-from vla.training.train_config import Plan
+from vla.training.train_config import TrainConfig
 
 COLORS = {"red": (220, 20, 20), "blue": (20, 20, 220)}
 
@@ -43,10 +43,10 @@ def colors(path: Path) -> VqaStore:
     return made
 
 
-def plan(**changes: Any) -> Plan:
+def plan(**changes: Any) -> TrainConfig:
     defaults: dict[str, Any] = {"steps": 30, "batch_size": 8, "lr": 3e-3, "warmup": 2, "weight_decay": 0.0}
     defaults |= {"ema": 0.5, "augment": 0.0, "evaluate_every": 15, "optimizer": "adamw", "precision": "fp32"}
-    return Plan(**defaults | changes)
+    return TrainConfig(**defaults | changes)
 
 
 def nothing(_: VLA) -> dict[str, float]:

@@ -36,7 +36,7 @@ from vla.models.build import build
 from vla.models.normalization import Normalizer
 from vla.models.robot_spec import RobotSpec
 from vla.models.vla import VLA
-from vla.training.loop import Plan, train
+from vla.training.loop import TrainConfig, train
 from vla.types import Example, Observation
 
 MARKS = ("<pad>", "<s>", "</s>", "<bos>", "<eos>", "<image>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "[INST]")
@@ -204,7 +204,7 @@ def test_parts_in_half_precision_train_in_full(kind: str, tmp_path: Path) -> Non
     assert "dtype" not in json.dumps(model.backbone.config)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     source = [example(seed) for seed in range(2)]
-    plan = Plan(3, batch_size=2, optimizer="adamw", lr=1e-5, warmup=1, ema=0.995, augment=0.0, precision="fp32")
+    plan = TrainConfig(3, batch_size=2, optimizer="adamw", lr=1e-5, warmup=1, ema=0.995, augment=0.0, precision="fp32")
     train(model, Mixture({"robot": Memory(source)}, {"robot": 1.0}, 0), plan, tmp_path / "run")  # ends as the average
     first = [name for name in before if "layers.0." in name and name.endswith("weight")]
     assert {"vision" in name for name in first} == {False, True}

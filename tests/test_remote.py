@@ -62,21 +62,23 @@ def test_a_flow_elsewhere_is_guided() -> None:
         guides = True
 
         def predict_batch(
-            self, observations: Any, *, prefix: Any = None, beyond: Any = None, vjp: bool = False
+            self, observations: Any, *, prefix: Any = None, previous_chunk_leftover: Any = None, vjp: bool = False
         ) -> list[ActionChunk | None]:
-            return [ActionChunk(np.concatenate([*prefix, (10 if vjp else 100) * beyond[0]]), 0.0, 0.1)]
+            return [ActionChunk(np.concatenate([*prefix, (10 if vjp else 100) * previous_chunk_leftover[0]]), 0.0, 0.1)]
 
-    prefix, beyond = np.ones((1, 1, 2)), np.full((1, 2, 2), 2.0)
+    prefix, previous_chunk_leftover = np.ones((1, 1, 2)), np.full((1, 2, 2), 2.0)
     with served(Guided()) as url, remote(url) as policy:
         for vjp, value in ((True, 20.0), (False, 200.0)):
-            (chunk,) = policy.predict_batch([seen()], prefix=prefix, beyond=beyond, vjp=vjp)
+            (chunk,) = policy.predict_batch(
+                [seen()], prefix=prefix, previous_chunk_leftover=previous_chunk_leftover, vjp=vjp
+            )
             assert policy.guides and chunk is not None
             assert chunk.actions.tolist() == [[1.0, 1.0], [value, value], [value, value]]
         with pytest.raises(InputError, match="vla/beyond comes with vla/prefix"):
-            policy.predict_batch([seen()], beyond=beyond)
+            policy.predict_batch([seen()], previous_chunk_leftover=previous_chunk_leftover)
     with served(Mark()) as url, remote(url) as policy:
         with pytest.raises(InputError, match="for flows"):
-            policy.predict_batch([seen()], prefix=prefix, beyond=beyond)
+            policy.predict_batch([seen()], prefix=prefix, previous_chunk_leftover=previous_chunk_leftover)
         assert not policy.guides
 
 

@@ -19,7 +19,7 @@ from vla.evaluation.vlm.probes.probe import Found
 from vla.evaluation.vlm.probes.registry import PROBES
 from vla.models.vla import VLA
 from vla.training.checkpoint_gate import choose
-from vla.training.regression_gates import Retention
+from vla.training.regression_gates import RegressionGates
 from vla.training.run import train
 from vla.types import Episode
 
@@ -61,7 +61,7 @@ def test_the_one_that_fell_the_most_counts(monkeypatch: pytest.MonkeyPatch, make
     model = make_model(robot=False).train()
     says(monkeypatch, "pope-sim", [0.9, 0.85, 0.95])
     says(monkeypatch, "chair-sim", [0.2, 0.1, 0.5])  # less is better
-    kept = Retention(model, {"pope-sim": {"margin": 0.02}, "chair-sim": {"margin": 0.1, "n": 3}})
+    kept = RegressionGates(model, {"pope-sim": {"margin": 0.02}, "chair-sim": {"margin": 0.1, "n": 3}})
     assert kept(model) == {"pope-sim": 0.85, "chair-sim": 0.1, "retention": pytest.approx(-0.03)}
     assert kept(model)["retention"] == pytest.approx(-0.2)
     assert model.training and model.device.type == "cpu"
@@ -78,7 +78,7 @@ def test_training_rejects_a_checkpoint_that_fell(
     says(monkeypatch, "counting", values)
     data = {"first": stores(make_episode, tmp_path)["first"]}
     plan = {"steps": 2, "batch_size": 3, "precision": "fp32", "evaluate_every": 1}
-    found = train(**options(data, tmp_path / "out", plan=plan, retain={"counting": {"margin": 0.02}}))
+    found = train(**options(data, tmp_path / "out", plan=plan, regression_gates={"counting": {"margin": 0.02}}))
     assert [e["counting"] for e in found.evaluations] == values[1:]
     assert (found.best is not None) == best
     assert found.best is None or found.best.name == "step-00000002"
@@ -90,7 +90,7 @@ def test_a_real_probe_and_a_benchmark_are_measured(tmp_path: Path, make_model: C
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
     wanted = {"detail": {"margin": 0.1, "n": 2}, "pope": {"margin": 0.1, "data": str(tmp_path)}}
     model = make_model(robot=False)
-    kept = Retention(model, wanted)
+    kept = RegressionGates(model, wanted)
     assert kept.start.keys() == wanted.keys()
     assert kept(model) == kept.start | {"retention": pytest.approx(0.1)}
 
@@ -102,11 +102,11 @@ def test_a_real_probe_and_a_benchmark_are_measured(tmp_path: Path, make_model: C
         ({"pope": {"margin": 0.1}}, "official files"),
         ({"pope-sim": {"margin": -0.1}}, "0 or more"),
         ({"pope": {"margin": 0.1, "data": "nowhere"}}, "coco_pope"),
-        ({"pope-sim": {"n": 3}}, "retain.pope-sim"),
+        ({"pope-sim": {"n": 3}}, "regression_gates.pope-sim"),
     ],
 )
 def test_what_cannot_be_retained_is_said(
     wanted: dict[str, dict[str, object]], reason: str, make_model: Callable[..., VLA]
 ) -> None:
     with pytest.raises(InputError, match=reason):
-        Retention(make_model(robot=False), wanted)
+        RegressionGates(make_model(robot=False), wanted)

@@ -50,13 +50,13 @@ def expected(trial: Trial) -> Result:
 @pytest.mark.parametrize("kind", [Echo, BatchEcho])
 def test_environments_do_not_mix_however_many_run_at_once(kind: type[Echo], parallel: int) -> None:
     policy = kind()
-    results = rollout(ToyEnv, lambda _: policy, TRIALS, parallel=parallel, execute=2)
+    results = rollout(ToyEnv, lambda _: policy, TRIALS, parallel=parallel, n_action_steps=2)
     assert results == [expected(trial) for trial in TRIALS]
 
 
 def test_a_shared_batch_policy_is_asked_for_all_at_once() -> None:
     policy = BatchEcho()
-    rollout(ToyEnv, lambda _: policy, TRIALS[:4], parallel=4, execute=2)
+    rollout(ToyEnv, lambda _: policy, TRIALS[:4], parallel=4, n_action_steps=2)
     assert policy.asked[0] == 4
     assert len(policy.asked) < sum(policy.asked)
 
@@ -73,12 +73,14 @@ def test_each_environment_may_have_its_own_policy() -> None:
     assert results == [expected(trial) for trial in TRIALS]
 
 
-@pytest.mark.parametrize(("execute", "steps"), [(1, [0, 1, 2, 3, 4]), (2, [0, 1, 0, 1, 0]), (8, [0, 1, 2, 0, 1])])
-def test_so_many_actions_of_a_chunk_are_carried_out(execute: int, steps: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("n_action_steps", "steps"), [(1, [0, 1, 2, 3, 4]), (2, [0, 1, 0, 1, 0]), (8, [0, 1, 2, 0, 1])]
+)
+def test_so_many_actions_of_a_chunk_are_carried_out(n_action_steps: int, steps: list[int]) -> None:
     episodes: list[dict[str, Any]] = []
-    rollout(ToyEnv, lambda _: Echo(), [Trial(1)], execute=execute, recorder=lambda: Log(episodes))
+    rollout(ToyEnv, lambda _: Echo(), [Trial(1)], n_action_steps=n_action_steps, recorder=lambda: Log(episodes))
     rest = [np.isfinite(info["chunk"][:, 0]).sum() for _, _, info in episodes[0]["steps"]]
-    assert rest == ([3] * 5 if execute == 1 else [3 - used for used in steps])
+    assert rest == ([3] * 5 if n_action_steps == 1 else [3 - used for used in steps])
     # The actions are those of their own time, whichever chunk they come from.
     assert [action[1] for _, action, _ in episodes[0]["steps"]] == [0, 1, 2, 3, 4]
 
@@ -86,7 +88,7 @@ def test_so_many_actions_of_a_chunk_are_carried_out(execute: int, steps: list[in
 def test_an_invalid_chunk_holds_the_last_action_and_is_counted() -> None:
     episodes: list[dict[str, Any]] = []
     policy = Echo(invalid=(0, 1, 3))
-    (result,) = rollout(ToyEnv, lambda _: policy, [Trial(4)], execute=1, recorder=lambda: Log(episodes))
+    (result,) = rollout(ToyEnv, lambda _: policy, [Trial(4)], n_action_steps=1, recorder=lambda: Log(episodes))
     assert result.invalid == 3
     actions = [tuple(action) for _, action, _ in episodes[0]["steps"]]
     # Without a last action the arm stays where it was at the start: at state (4, 0).
@@ -184,7 +186,7 @@ def test_what_raises_in_one_trial_leaves_the_others_alone(parallel: int) -> None
 
 def test_a_policy_that_remembers_is_reset_and_its_own() -> None:
     episodes: list[dict[str, Any]] = []
-    rollout(ToyEnv, lambda _: Counting(), TRIALS, parallel=4, execute=2, recorder=lambda: Log(episodes))
+    rollout(ToyEnv, lambda _: Counting(), TRIALS, parallel=4, n_action_steps=2, recorder=lambda: Log(episodes))
     for episode in episodes:
         said = [action[1] for _, action, _ in episode["steps"]]
         assert said == [1, 1, 2, 2, 3][: len(said)]
@@ -193,6 +195,6 @@ def test_a_policy_that_remembers_is_reset_and_its_own() -> None:
 def test_nothing_to_do_and_nothing_to_do_it_with() -> None:
     assert rollout(ToyEnv, lambda _: Echo(), []) == []
     make: Callable[[], ToyEnv] = ToyEnv
-    for parallel, execute in ((0, 1), (1, 0)):
+    for parallel, n_action_steps in ((0, 1), (1, 0)):
         with pytest.raises(InputError, match="at least 1"):
-            rollout(make, lambda _: Echo(), TRIALS, parallel=parallel, execute=execute)
+            rollout(make, lambda _: Echo(), TRIALS, parallel=parallel, n_action_steps=n_action_steps)

@@ -190,7 +190,8 @@ def test_stores_are_weighed_by_name(make_episode: Callable[..., Episode], tmp_pa
 
 
 @pytest.mark.parametrize(
-    "head", ["text", {"kind": "fast", "tokenizer": None}, {"kind": "flow", "insulate": True, "tokens": "fast"}]
+    "head",
+    ["text", {"kind": "fast", "tokenizer": None}, {"kind": "flow", "knowledge_insulation": True, "tokens": "fast"}],
 )
 def test_a_head_trains_and_resumes_to_the_bit(
     make_episode: Callable[..., Episode], tmp_path: Path, head: str | dict[str, Any]

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from toy_env import ROBOT, ToyEnv
 
 from vla.errors import InputError
-from vla.evaluation.rollouts.episode_runner import Slot
+from vla.evaluation.rollouts.episode_runner import EpisodeRunner
 from vla.evaluation.rollouts.rollout import run_trials
 from vla.evaluation.rollouts.summary import summarize
 from vla.evaluation.rollouts.trial import Result, Trial, trials_for
@@ -49,7 +49,9 @@ class Clock:
         return ActionChunk(rows, observation.time, 0.1)
 
 
-def actions(delay: float, execution: str, execute: int = 3, horizon: int = 6) -> tuple[list[tuple[float, ...]], Clock]:
+def actions(
+    delay: float, execution: str, n_action_steps: int = 3, horizon: int = 6
+) -> tuple[list[tuple[float, ...]], Clock]:
     env, clock = Long(), Clock(horizon)
     made: list[gymnasium.Env[Any, Any]] = []
 
@@ -58,7 +60,7 @@ def actions(delay: float, execution: str, execute: int = 3, horizon: int = 6) ->
         return env
 
     trial = Trial(50, delay=delay, execution=execution)
-    (result,) = run_trials(make, lambda _: clock, iter([trial]), parallel=1, execute=execute)
+    (result,) = run_trials(make, lambda _: clock, iter([trial]), parallel=1, n_action_steps=n_action_steps)
     assert (result.delay, result.execution, result.length) == (delay, execution, 12) and made
     return [tuple(action) for action in env.actions], clock
 
@@ -90,14 +92,14 @@ def test_old_chunks_go_on_and_new_ones_begin_at_the_present(execution: str) -> N
 
 
 def test_a_policy_is_asked_early_enough_for_its_chunks_to_last() -> None:
-    said, clock = actions(0.2, "chunked", execute=9, horizon=5)
+    said, clock = actions(0.2, "chunked", n_action_steps=9, horizon=5)
     # Two actions of five are left after three, at step 5.
     assert clock.asked[:2] == [0, 5] and said[2:7] == [(0, i) for i in range(5)] and said[7] == (5, 7)
 
 
 @pytest.mark.parametrize(("late", "asked", "held"), [(3, 6, 1), (4, 7, 2), (6, 11, None)])
 def test_a_chunk_that_ends_before_the_next_one_comes_is_held(late: int, asked: int, held: int | None) -> None:
-    said, clock = actions(0.1 * late, "rtc", execute=9, horizon=5)
+    said, clock = actions(0.1 * late, "rtc", n_action_steps=9, horizon=5)
     # Two delays do not fit into five actions: the policy is asked with two of them left, or at the end if one does not.
     assert clock.asked[1] == asked
     first = [(0, i) for i in range(5)]
@@ -124,7 +126,11 @@ def test_the_prefix_of_steps_ends_with_no_step() -> None:
     steps = replace(ROBOT, action=("x [m]", "dy [m]"), action_mode=("absolute", "delta"))
     env, clock = Long(), Clock(horizon=4)
     env.embodiment = clock.embodiment = steps
-    list(run_trials(lambda: env, lambda _: clock, iter([Trial(50, delay=0.3, execution="rtc")]), parallel=1, execute=3))
+    list(
+        run_trials(
+            lambda: env, lambda _: clock, iter([Trial(50, delay=0.3, execution="rtc")]), parallel=1, n_action_steps=3
+        )
+    )
     assert clock.prefixes[1] == [[0, 2], [0, 3], [0, 0]]
     assert [tuple(action) for action in env.actions[5:8]] == [(0, 2), (0, 3), (0, 0)]
 
@@ -135,19 +141,19 @@ def test_a_guided_policy_is_told_what_comes_after_the_prefix() -> None:
         told: list[tuple[int, int, bool]] = []
 
         def predict_batch(
-            self, observations: Any, *, prefix: Any = None, beyond: Any = None, vjp: bool = False
+            self, observations: Any, *, prefix: Any = None, previous_chunk_leftover: Any = None, vjp: bool = False
         ) -> list[ActionChunk | None]:
-            if beyond is not None:
-                self.told.append((prefix.shape[1], *beyond[0, :, 1].astype(int)[[0, -1]]))
+            if previous_chunk_leftover is not None:
+                self.told.append((prefix.shape[1], *previous_chunk_leftover[0, :, 1].astype(int)[[0, -1]]))
             return [self.predict(observation, prefix=None) for observation in observations]
 
     policy = Guided(horizon=8)
     trial = Trial(50, delay=0.2, execution="guided-vjp")
-    list(run_trials(Long, lambda _: policy, iter([trial]), parallel=1, execute=3))
+    list(run_trials(Long, lambda _: policy, iter([trial]), parallel=1, n_action_steps=3))
     # Asked at 5, three steps into the chunk of eight that came at 2: two are committed, and 5 to 7 come after them.
     assert policy.told[0] == (2, 5, 7)
     with pytest.raises(InputError, match="for flows"):
-        list(run_trials(Long, lambda _: Clock(), iter([trial]), parallel=1, execute=3))
+        list(run_trials(Long, lambda _: Clock(), iter([trial]), parallel=1, n_action_steps=3))
 
 
 def test_a_policy_that_is_asked_alone_is_not_asked_again_for_anothers_fault() -> None:
@@ -159,7 +165,7 @@ def test_a_policy_that_is_asked_alone_is_not_asked_again_for_anothers_fault() ->
             return super().predict(observation)
 
     policy, trials = Faulty(), iter([Trial(50), Trial(51)])
-    results = list(run_trials(Long, lambda _: policy, trials, parallel=2, execute=3))
+    results = list(run_trials(Long, lambda _: policy, trials, parallel=2, n_action_steps=3))
     assert [bool(result.crash) for result in sorted(results, key=lambda r: r.seed)] == [False, True]
     assert policy.asked == [0, -1, 3, 6, 9]
 
@@ -188,7 +194,11 @@ def test_images_are_drawn_when_the_policy_looks(every_frame: bool) -> None:
             return super().predict(observation)
 
     env = Drawn()
-    list(run_trials(lambda: env, lambda _: Look(), iter([Trial(50)]), parallel=1, execute=4, every_frame=every_frame))
+    list(
+        run_trials(
+            lambda: env, lambda _: Look(), iter([Trial(50)]), parallel=1, n_action_steps=4, every_frame=every_frame
+        )
+    )
     assert seen == [0, 4, 8]
     assert env.drawn == (list(range(12)) if every_frame else seen)
 
@@ -199,7 +209,7 @@ def test_numbers_of_the_motion() -> None:
             steps = observation.time * 10 + np.arange(6)
             return ActionChunk(np.stack([steps**3 / 6, np.minimum(9 * steps, 99.0)], 1), observation.time, 0.1)
 
-    slot = Slot(Long(), Cubic(), None, execute=6)
+    slot = EpisodeRunner(Long(), Cubic(), None, n_action_steps=6)
     slot.start(Trial(50))
     result = None
     while result is None:
@@ -211,17 +221,21 @@ def test_numbers_of_the_motion() -> None:
     assert (result.limit_hits, result.seconds) == (3, 1.2)
 
 
-@pytest.mark.parametrize(("servo", "guard"), [((4.7, 60.0), True), ((4.7, 60.0), False), (None, True)])
-def test_commands_are_kept_within_what_the_environment_says_of_its_servos(servo: Any, guard: bool) -> None:
+@pytest.mark.parametrize(("servo", "safety_filter"), [((4.7, 60.0), True), ((4.7, 60.0), False), (None, True)])
+def test_commands_are_kept_within_what_the_environment_says_of_its_servos(servo: Any, safety_filter: bool) -> None:
     class Jump(Clock):
         def predict(self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None) -> ActionChunk:
             return ActionChunk(np.array([[50.2, 0.1], [51.5, 0.1], [51.5, 0.1]]), observation.time, 0.1)
 
     env = Long()
     env.servo = servo  # type: ignore[attr-defined]
-    results = list(run_trials(lambda: env, lambda _: Jump(), iter([Trial(50)]), parallel=1, execute=3, guard=guard))
+    results = list(
+        run_trials(
+            lambda: env, lambda _: Jump(), iter([Trial(50)]), parallel=1, n_action_steps=3, safety_filter=safety_filter
+        )
+    )
     x = np.array([50.0, *(action[0] for action in env.actions)])
-    if servo is None or not guard:
+    if servo is None or not safety_filter:
         assert results[0].clamped == 0 and x[1:4].tolist() == [50.2, 51.5, 51.5]
     else:
         assert results[0].clamped > 0 and np.abs(np.diff(x)).max() == pytest.approx(0.47)

@@ -19,7 +19,7 @@ from vla.models.vla import VLA
 from vla.training.lora import adapt
 from vla.training.optimizer import Optimizers, freeze
 from vla.training.run import train
-from vla.training.train_config import make_plan
+from vla.training.train_config import make_train_config
 
 ALL = {"vision", "connector", "language"}
 TRAINED = {
@@ -68,7 +68,7 @@ def test_gradients_reach_what_the_stage_trains(make_model: Callable[..., VLA], s
     policy = values["mixture"]["robot"] > 0
     assert (values["data"] is not None) == policy
     assert "head" in TRAINED[stage] if policy else values["mixture"]["vqa"] > 0
-    plan = make_plan(values["plan"])
+    plan = make_train_config(values["plan"])
     model = make_model(robot=policy).train()
     if values["lora"] is not None:
         adapt(model, **values["lora"])
@@ -82,7 +82,7 @@ def test_gradients_reach_what_the_stage_trains(make_model: Callable[..., VLA], s
     assert {n for n in reached if part_of(n) in ALL} == {
         n for n, _ in model.named_parameters() if part_of(n) in TRAINED[stage] & ALL
     }
-    assert Optimizers(model, plan.weight_decay, plan.lr_scales, plan.optimizer).kinds.keys() == reached
+    assert Optimizers(model, plan.weight_decay, plan.lr_multipliers, plan.optimizer).kinds.keys() == reached
 
 
 def test_what_is_given_by_hand_goes_before_the_stage() -> None:

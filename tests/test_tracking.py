@@ -16,7 +16,7 @@ from test_training import mixture, plan
 
 from vla.errors import InputError
 from vla.models.vla import VLA
-from vla.training.loop import Plan, train
+from vla.training.loop import TrainConfig, train
 from vla.training.tracking import tracked
 
 Models = Callable[..., VLA]
@@ -71,10 +71,10 @@ def test_a_training_is_tracked(name: str, make_model: Models, tmp_path: Path, mo
 
 def test_what_cannot_track_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="choose of wandb, trackio"):
-        Plan(1, log="mlflow")
+        TrainConfig(1, log="mlflow")
     monkeypatch.setattr("vla.training.tracking.find_spec", lambda _: None)
     with pytest.raises(InputError, match="uv pip install trackio"):
-        Plan(1, log="trackio")
+        TrainConfig(1, log="trackio")
     monkeypatch.setattr("vla.training.tracking.find_spec", lambda _: object())
 
     def refuse(**_: Any) -> None:

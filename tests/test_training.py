@@ -22,8 +22,8 @@ from vla.policies.vla import VlaPolicy
 from vla.training import checkpoint
 from vla.training.augment import change_light
 from vla.training.checkpoint import Progress
-from vla.training.distributed import World
-from vla.training.loop import Diverged, Plan, train
+from vla.training.distributed import DistributedContext
+from vla.training.loop import Diverged, TrainConfig, train
 from vla.training.optimizer import Ema, Optimizers
 from vla.training.run import evaluator, spread
 from vla.types import Example, Observation
@@ -64,12 +64,12 @@ def mixture(seed: int = 0) -> Mixture:
     return Mixture({"robot": demonstrations(), "vqa": questions()}, {"robot": 1.0, "vqa": 1.0}, seed)
 
 
-def plan(**fields: Any) -> Plan:
+def plan(**fields: Any) -> TrainConfig:
     values: dict[str, Any] = {"batch_size": 4, "augment": 0.0, "warmup": 2, "precision": "fp32", "gradient_report": 0}
-    return Plan(**(values | fields))
+    return TrainConfig(**(values | fields))
 
 
-ALONE = World(torch.device("cpu"))
+ALONE = DistributedContext(torch.device("cpu"))
 AUGMENT = {"brightness": 0.2, "shift": 0.1, "rotation": 5.0, "noise": 0.1, "blur": 0.5, "cutout": 0.2}
 
 
@@ -321,7 +321,7 @@ def test_a_run_of_another_model_or_of_other_data_is_refused(make_model: Models, 
         {"steps": 1, "batch_size": 5, "accumulate": 2},
         {"steps": 1, "evaluate_every": 0},
         {"steps": 1, "freeze": ("head",)},
-        {"steps": 1, "lr_scales": {"nose": 0.1}},
+        {"steps": 1, "lr_multipliers": {"nose": 0.1}},
         {"steps": 1, "ema": 1.0},
         {"steps": 1, "gradient_report": -1},
     ],

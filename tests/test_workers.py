@@ -15,7 +15,7 @@ from toy_env import ROBOT, Bad, BadEnv, BatchEcho, Counting, Echo, Elsewhere, Ru
 from vla.datasets.episodes import EpisodeStore
 from vla.errors import InputError
 from vla.evaluation.evaluate import _decided, run
-from vla.evaluation.rollouts.result_store import Ledger, key_of, read_results
+from vla.evaluation.rollouts.result_store import ResultStore, key_of, read_results
 from vla.evaluation.rollouts.summary import summarize
 from vla.evaluation.rollouts.trial import Key, Result, Trial
 from vla.evaluation.rollouts.workers import Job, _Worker
@@ -25,7 +25,7 @@ TRIALS = [Trial(seed, {"add": 10 * (seed % 2)}, "named") for seed in range(12, 2
 
 
 def job(kind: type[Echo], env: type[ToyEnv] = ToyEnv, parallel: int = 2) -> Job:
-    return Job(env, partial(load, kind), ROBOT, parallel, execute=2, every_frame=True)
+    return Job(env, partial(load, kind), ROBOT, parallel, n_action_steps=2, every_frame=True)
 
 
 def outcome(folder: Path) -> tuple[dict[Key, Result], dict[Key, Episode]]:
@@ -35,7 +35,7 @@ def outcome(folder: Path) -> tuple[dict[Key, Result], dict[Key, Episode]]:
 
 
 def run_all(folder: Path, work: Job, workers: int, trials: list[Trial] = TRIALS) -> None:
-    with Ledger(folder, {"policy": "toy"}, ROBOT) as ledger:
+    with ResultStore(folder, {"policy": "toy"}, ROBOT) as ledger:
         run(work, trials, workers, ledger)
 
 
@@ -87,7 +87,7 @@ def test_a_process_may_die_at_any_moment() -> None:
 
 
 def test_a_refusal_reaches_the_parent(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cameras"), Ledger(tmp_path, {}, ROBOT) as ledger:
+    with pytest.raises(InputError, match="cameras"), ResultStore(tmp_path, {}, ROBOT) as ledger:
         run(job(Elsewhere), TRIALS, 2, ledger)
 
 
@@ -97,7 +97,7 @@ def test_what_was_killed_goes_on_and_runs_nothing_twice(tmp_path: Path) -> None:
     class Killed(Exception):
         """As SIGKILL would, in the middle of an append."""
 
-    with pytest.raises(Killed), Ledger(tmp_path / "cut", {"policy": "toy"}, ROBOT) as ledger:
+    with pytest.raises(Killed), ResultStore(tmp_path / "cut", {"policy": "toy"}, ROBOT) as ledger:
         note, seen = ledger.note, []
 
         def note_some(result: Result) -> None:
@@ -112,7 +112,7 @@ def test_what_was_killed_goes_on_and_runs_nothing_twice(tmp_path: Path) -> None:
         lines.write('{"seed": 17, "gro')
     before = read_results(tmp_path / "cut")
     assert len(before) == 5
-    with Ledger(tmp_path / "cut", {"policy": "toy"}, ROBOT) as ledger:
+    with ResultStore(tmp_path / "cut", {"policy": "toy"}, ROBOT) as ledger:
         # The sixth episode was stored, and its result was not.
         assert len(ledger.missing(TRIALS)) == len(TRIALS) - 5
         run(job(BatchEcho), TRIALS, 1, ledger)
@@ -141,7 +141,7 @@ def test_folders_are_merged(tmp_path: Path) -> None:
     run_all(tmp_path / "b", job(BatchEcho), 1, TRIALS[3:])
     with (tmp_path / "b/results.jsonl").open("a") as lines:
         lines.write('{"seed": 17, "gro')
-    with Ledger(tmp_path / "all", {"policy": "toy"}, ROBOT) as ledger:
+    with ResultStore(tmp_path / "all", {"policy": "toy"}, ROBOT) as ledger:
         for name in "ab":
             ledger.copy_from(tmp_path / name)
         assert ledger.missing(TRIALS) == []
@@ -153,9 +153,9 @@ def test_folders_are_merged(tmp_path: Path) -> None:
 def test_other_settings_and_other_folders_are_refused(tmp_path: Path) -> None:
     run_all(tmp_path / "a", job(BatchEcho), 1, TRIALS[:1])
     with pytest.raises(InputError, match=r"other settings \(policy\)"):
-        Ledger(tmp_path / "a", {"policy": "another"}, ROBOT)
+        ResultStore(tmp_path / "a", {"policy": "another"}, ROBOT)
     with pytest.raises(InputError, match="holds no evaluation"):
-        Ledger(tmp_path, {}, ROBOT)
+        ResultStore(tmp_path, {}, ROBOT)
 
 
 def test_it_stops_when_the_rate_is_told_in_the_order_of_the_trials() -> None:

@@ -35,13 +35,13 @@ RECIPES: Mapping[str, Sequence[str]] = {
     "robot only": ("mixture.vqa=0",),
     "co-trained": (),
     "frozen backbone": ("mixture.vqa=0", "plan.freeze=[vision,connector,language]"),
-    "knowledge insulation": ("head.insulate=true",),
+    "knowledge insulation": ("head.knowledge_insulation=true",),
 }
 """Options of `vla train`, apart from which all train alike: the flow head on nano, with questions by default."""
 SEEDS = (0, 1, 2)
 EVALUATION_SEEDS = 1_000_000
 """The first seed of the rollouts, far from those of the demonstrations."""
-EXECUTE = 3
+N_ACTION_STEPS = 3
 
 
 def bench_ablation(
@@ -102,7 +102,7 @@ def _measure(model: VLA, *, folder: Path, evaluations: int, questions: int, prob
         policy = VlaPolicy(model)
         trials = trials_for(range(EVALUATION_SEEDS, EVALUATION_SEEDS + evaluations), swap=True)
         make = partial(make_env, TASK, phrasing="heldout")
-        found = summarize(rollout(make, lambda _: policy, trials, parallel=25, execute=EXECUTE))
+        found = summarize(rollout(make, lambda _: policy, trials, parallel=25, n_action_steps=N_ACTION_STEPS))
         numbers = {"success": found["success_rate"], "swap": found["instruction_swap_success"]}
     answers = vqa_accuracy(model, heldout_by_kind(VqaStore(folder / "scenes.zarr"), questions))
     numbers["VQA"] = statistics.mean(answers.values())

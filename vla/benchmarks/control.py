@@ -42,7 +42,7 @@ from vla.types import ActionChunk, Observation
 SECONDS = 60.0
 RATES = (50.0, 200.0)
 DELAY = 0.15
-POLICY_HZ, HORIZON, EXECUTE = 50.0, 50, 20
+POLICY_HZ, HORIZON, N_ACTION_STEPS = 50.0, 50, 20
 """Actions a second, of a chunk, and after how many the next chunk is asked for: LeRobot's defaults for pi0."""
 SETTLE = 1.0
 """The first seconds, in which a contestant gets going, are not measured: two chunks [s]."""
@@ -158,7 +158,7 @@ def _vla(
                 stack.enter_context(busy())
             if not privileges:
                 stack.enter_context(without_privileges())
-            config = LoopConfig(hz=hz, execution=execution, execute=EXECUTE)
+            config = LoopConfig(hz=hz, execution=execution, n_action_steps=N_ACTION_STEPS)
             stats = ControlLoop(arm(folder), inference, config, stop=EmergencyStop()).run("wave", seconds)
         late = 1e3 * stats.jitter.p99, 1e3 * stats.jitter.max
         bus = 1e3 * stats.command.p99, 1e3 * stats.observe.p99

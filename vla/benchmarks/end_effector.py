@@ -52,7 +52,7 @@ COLUMNS = (
     "mm off at the end",
 )  # fmt: skip
 LOST = 0.02
-EXECUTE = 3
+N_ACTION_STEPS = 3
 """Actions of a chunk that are carried out."""
 FASTEST = 2.0
 """[rad/s] of a joint of `robot=so101`."""
@@ -122,7 +122,7 @@ def replay(task: str, store: Path, starts: Mapping[int, Mapping[str, Any]]) -> t
         return watched[-1]
 
     make = partial(make_env, task, images=False)
-    results = rollout(make, policy, trials, parallel=1, execute=EXECUTE)
+    results = rollout(make, policy, trials, parallel=1, n_action_steps=N_ACTION_STEPS)
     return results, max(each.fastest for each in watched)
 
 
@@ -147,7 +147,7 @@ class _Watched:
         chunk = self._policy.predict(observation, prefix=prefix)
         if chunk is not None:
             before = self.embodiment.hold_action(observation.state)[None] if self._last is None else self._last
-            path = np.concatenate([before, chunk.actions[:EXECUTE]])
+            path = np.concatenate([before, chunk.actions[:N_ACTION_STEPS]])
             speed = np.abs(np.diff(path, axis=0)) / self._limit
             self.fastest = max(self.fastest, float(speed[:, ~self.embodiment.is_gripper].max()))
             self._last = path[-1:]

@@ -11,7 +11,7 @@ from typing import Any
 from vla.common.result_table import Table, Target
 from vla.envs.make import make_env
 from vla.envs.random_scene import SceneSampler
-from vla.envs.scripted_expert import Expert
+from vla.envs.scripted_expert import ScriptedExpert
 
 
 def bench_env() -> Table:
@@ -20,7 +20,7 @@ def bench_env() -> Table:
     for size in (96, 224):
         env = make_env("pick", image_size=size)
         env.reset(seed=0)
-        render, expert = env.unwrapped.scene.render, Expert(env)  # type: ignore[attr-defined]
+        render, expert = env.unwrapped.scene.render, ScriptedExpert(env)  # type: ignore[attr-defined]
         for camera in ("front", "wrist"):
             rows.append({"what": f"frame, {camera}", "size": size, "ms": _milliseconds(partial(render, camera))})
         step = _milliseconds(partial(_step, env, expert))
@@ -35,7 +35,7 @@ def bench_env() -> Table:
     return Table(rows, [Target("ms for a 96x96 frame", frame, 1.0, at_most=True)])
 
 
-def _step(env: Any, expert: Expert) -> None:
+def _step(env: Any, expert: ScriptedExpert) -> None:
     env.step(expert.act())
 
 

@@ -28,10 +28,10 @@ from vla.training.run import train
 from vla.types import Observation
 
 TASK = "pick"
-HEADS = ("parallel", "bins", "fast", "text", "l1", "flow", "flow head.insulate=true")
+HEADS = ("parallel", "bins", "fast", "text", "l1", "flow", "flow head.knowledge_insulation=true")
 SEEDS = 1_000_000
 """The first of the evaluation, far from those of the demonstrations."""
-EXECUTE = 3
+N_ACTION_STEPS = 3
 TIMED = 20
 
 
@@ -83,7 +83,7 @@ def _error(evaluation: Mapping[str, float]) -> float:
 def _success(policy: VlaPolicy, evaluations: int) -> dict[str, Any]:
     trials = trials_for(range(SEEDS, SEEDS + evaluations), swap=False)
     make = partial(make_env, TASK, phrasing="heldout")
-    numbers = summarize(rollout(make, lambda _: policy, trials, parallel=25, execute=EXECUTE))
+    numbers = summarize(rollout(make, lambda _: policy, trials, parallel=25, n_action_steps=N_ACTION_STEPS))
     low, high = numbers["success_ci95"]
     return {"success": numbers["success_rate"], "low": low, "high": high, "invalid": numbers["invalid_chunks"]}
 

@@ -93,12 +93,12 @@ def _record(folder: Path, episodes: int, steps: int, size: int) -> Frames:
     """Experts at work in differing scenes; what a real camera would see, less its noise."""
     from vla.benchmarks.loader_formats import create_frames
     from vla.envs.make import make_env
-    from vla.envs.scripted_expert import Expert
+    from vla.envs.scripted_expert import ScriptedExpert
 
     env = make_env("pick", image_size=size, randomize=True)
     robot: Embodiment = env.unwrapped.embodiment  # type: ignore[attr-defined]
     frames = create_frames(folder, robot, episodes, steps, size)
-    expert = Expert(env)
+    expert = ScriptedExpert(env)
     for episode in tqdm(range(episodes), desc="record", unit="episode"):
         for step in range(steps):
             if step % 50 == 0:

@@ -31,13 +31,13 @@ from vla.models.preprocessing.frames import Pad
 from vla.models.preprocessing.settings import Preprocessing
 from vla.models.vla import VLA
 from vla.training.action_head import head_settings
-from vla.training.backbone_defaults import own_plan
+from vla.training.backbone_defaults import backbone_defaults
 from vla.training.demonstrations import Demonstrations, robot_specs
-from vla.training.distributed import World
+from vla.training.distributed import DistributedContext
 from vla.training.loader import prefetch
 from vla.training.optimizer import Ema, Optimizers, freeze
 from vla.training.step import run_step
-from vla.training.train_config import Plan, make_plan
+from vla.training.train_config import TrainConfig, make_train_config
 
 HEIGHT, WIDTH = 480, 640
 CAMERAS = ("front", "wrist", "side")
@@ -47,7 +47,7 @@ SECONDS = 5.0
 NOISE = 2.0
 """Of a camera's sensor, as standard deviation in steps of 255."""
 VIDEO, IMAGES, WAIT = 8.0, 3.0, 5.0
-ALONE = World(torch.device("cpu"))
+ALONE = DistributedContext(torch.device("cpu"))
 
 
 def measure_training(
@@ -91,12 +91,12 @@ def _targets(rows: Sequence[Mapping[str, Any]]) -> list[Target]:
 def record(folder: Path, episodes: int, steps: int) -> Frames:
     """An expert at work, seen by three cameras: the third is the first in a mirror."""
     from vla.envs.make import make_env
-    from vla.envs.scripted_expert import Expert
+    from vla.envs.scripted_expert import ScriptedExpert
 
     env, rng = make_env("pick", image_size=WIDTH, randomize=True), np.random.default_rng(0)
     robot = replace(env.unwrapped.embodiment, cameras=CAMERAS)  # type: ignore[attr-defined]
     frames = create_frames(folder, robot, episodes, steps, (HEIGHT, WIDTH))
-    expert, top = Expert(env), (WIDTH - HEIGHT) // 2
+    expert, top = ScriptedExpert(env), (WIDTH - HEIGHT) // 2
     for row in tqdm(range(episodes * steps), desc="record", unit="step"):
         if row % steps == 0:
             observation, _ = env.reset(seed=row)
@@ -122,7 +122,7 @@ def our_batches(path: Path, size: int, workers: int) -> Iterator[Tensor]:
     model, mixture = _nano(path)
     shown = Preprocessing(Pad((size, size)), model.processor.images.markup)
     model.processor.image_size, model.processor.cameras = size, (shown,)
-    plan = Plan(steps=10**6, batch_size=BATCH, augment=0, loader_workers=workers)
+    plan = TrainConfig(steps=10**6, batch_size=BATCH, augment=0, loader_workers=workers)
     with prefetch(model.processor, mixture, plan, 0, ALONE) as steps:
         for micro in steps:
             yield model.processor.pixels(micro[0].images)
@@ -192,9 +192,11 @@ def step_of_nano(path: Path, workers: int, steps: int) -> dict[str, Any]:
     """Milliseconds of a step with the options of `vla train`, and of it those that wait for data, without the first."""
     model, mixture = _nano(path)
     options: Any = compose("train", [])
-    plan = make_plan({**options.plan, "steps": steps + 1, "loader_workers": workers}, own_plan(model.backbone))
+    plan = make_train_config(
+        {**options.plan, "steps": steps + 1, "loader_workers": workers}, backbone_defaults(model.backbone)
+    )
     freeze(model, plan.freeze)
-    ema, optimizer = Ema(model, plan.ema), Optimizers(model, plan.weight_decay, plan.lr_scales, plan.optimizer)
+    ema, optimizer = Ema(model, plan.ema), Optimizers(model, plan.weight_decay, plan.lr_multipliers, plan.optimizer)
     waits, ends = [], []
     with prefetch(model.train().processor, mixture, plan, 0, ALONE) as batches, TemporaryDirectory() as run:
         for step in range(steps + 1):

@@ -26,7 +26,7 @@ from vla.common.result_table import Table, Target
 from vla.envs import MAX_STEPS
 from vla.envs.make import make_env
 from vla.errors import InputError
-from vla.evaluation.rollouts.result_store import Ledger
+from vla.evaluation.rollouts.result_store import ResultStore
 from vla.evaluation.rollouts.trial import Result, Trial
 from vla.evaluation.rollouts.workers import Job, run_in_workers
 from vla.models.normalization import Normalizer
@@ -35,7 +35,7 @@ from vla.models.robot_spec import RobotSpec
 from vla.models.vla import VLA
 from vla.policies.load import load_policy
 
-TASK, EXECUTE, HORIZON = "pick", 3, 6
+TASK, N_ACTION_STEPS, HORIZON = "pick", 3, 6
 ENVS, WORKERS, WAVES, ROUNDS = 8, 2, 3, 3
 """Environments of each, processes of ours, episodes that an environment runs, and how often all is timed."""
 WARM_UP = 10**6
@@ -132,7 +132,7 @@ def _ours(folder: Path, frames: str, turn: int) -> tuple[float, float, float]:
     body = env.unwrapped.embodiment  # type: ignore[attr-defined]
     env.close()
     load = partial(load_policy, str(folder / "policy"))
-    job = Job(ours, load, body, ENVS // WORKERS, EXECUTE, every_frame=frames == "all")
+    job = Job(ours, load, body, ENVS // WORKERS, N_ACTION_STEPS, every_frame=frames == "all")
     begun: dict[int, float] = {}
     ended: list[tuple[float, Result]] = []
 
@@ -141,7 +141,7 @@ def _ours(folder: Path, frames: str, turn: int) -> tuple[float, float, float]:
             begun[seed] = time.perf_counter()
             yield Trial(seed)
 
-    with Ledger(folder / f"{frames}-{turn}", {}, body) as ledger:
+    with ResultStore(folder / f"{frames}-{turn}", {}, body) as ledger:
         for result in run_in_workers(job, trials(), WORKERS, ledger):
             if result.crash:
                 raise RuntimeError(result.crash)

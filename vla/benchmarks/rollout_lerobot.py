@@ -49,7 +49,7 @@ def contestant(policy: Path, closing: ExitStack, *, use_async: bool) -> Callable
     the environments.
     """
     torch.set_num_threads(1)
-    config = VlaConfig(n_action_steps=bench.EXECUTE)
+    config = VlaConfig(n_action_steps=bench.N_ACTION_STEPS)
     driver = VlaPolicy(config, model=VLA.load(policy))
     described = EndingConfig(task=bench.TASK)
     (envs,) = make_env(described, n_envs=bench.ENVS, use_async_envs=use_async)[described.type].values()

@@ -19,7 +19,7 @@ from vla.models.action_heads import flow
 from vla.models.batch import Batch
 from vla.models.vla import VLA
 from vla.training import loop as loop_of_training
-from vla.training.train_config import Plan, Precision
+from vla.training.train_config import Precision, TrainConfig
 
 
 def loop(
@@ -37,7 +37,7 @@ def loop(
     if device.type == "cuda":
         # LeRobot keeps no average, for which there is no room beside 3 B weights and their moments.
         settings |= {"compile": True, "ema": 0.0}
-    plan = Plan(10**6, batch_size, evaluate_every=10**6, lr=1e-4, precision=precision, **settings)
+    plan = TrainConfig(10**6, batch_size, evaluate_every=10**6, lr=1e-4, precision=precision, **settings)
     loop_of_training.train(model, mixture, plan, folder)
 
 

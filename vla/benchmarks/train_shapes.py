@@ -146,8 +146,8 @@ def ours(shape: Shape, data: str) -> tuple[VLA, Mixture]:
     # On a CPU, at these lengths, the eager one trains faster (as nano's).
     attention = "sdpa" if torch.cuda.is_available() else "eager"
     head = head_settings(shape.head, [demonstrations], robots)
-    state_as = "text" if shape.policy == "pi0_fast" else "numbers"
-    model = with_head(*random_backbone(shape, attention), robots, head, state_as)
+    state_encoding = "text" if shape.policy == "pi0_fast" else "numbers"
+    model = with_head(*random_backbone(shape, attention), robots, head, state_encoding)
     return model, Mixture({"robot": demonstrations.windows(shape.chunk)}, {"robot": 1.0}, seed=0)
 
 

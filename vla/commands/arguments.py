@@ -42,7 +42,7 @@ PATHS = (
     ),
     *("leader_calibration_dir", "merge", "images", "log", "robot.port", "robot.calibration_dir", "head.tokenizer"),
     *("backbone", "backbone.vision", "backbone.language"),
-    *("retain.*.data", "*.files", "preference.images", "reward.images", "grpo.reward"),
+    *("regression_gates.*.data", "*.files", "preference.images", "reward.images", "grpo.reward"),
 )
 """Options whose value is a path or holds one (`policy=lerobot:FOLDER`), in whatever command."""
 TEXTS = ("instruction", "leader_id", "robot.id", "repo", "prompt", "cameras.*", "embodiment", "host")

@@ -47,9 +47,9 @@ def train(
     stages: Mapping[str, Any],
     **_: Any,
 ) -> None:
-    from vla.training.train_config import make_plan
+    from vla.training.train_config import make_train_config
 
-    make_plan(plan)
+    make_train_config(plan)
     if data == f"outputs/{task}.zarr" and not Path(data).exists():
         known = tasks()
         if task not in known:
@@ -153,9 +153,9 @@ def view(*, task: str | None, **_: Any) -> None:
 
 
 def demo(*, plan: Mapping[str, Any], **_: Any) -> None:
-    from vla.training.train_config import make_plan
+    from vla.training.train_config import make_train_config
 
-    make_plan(plan)
+    make_train_config(plan)
     _check_rendering()
 
 

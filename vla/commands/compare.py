@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SAME = ("task", "phrasing", "axes", "randomize")
-"""What both must have in common; policies, seeds and `execute` may differ: only the seeds of both are compared."""
+"""What both must have in common; policies, seeds and `n_action_steps` may differ: only the seeds of both are compared."""
 MEASURES = ("seconds", "jerk", "collisions", "limit_hits", "clamped")
 Place = tuple[str, str, float | str, int]
 

@@ -60,7 +60,7 @@ def demo(
     questions: int,
     workers: int,
     parallel: int,
-    execute: int,
+    n_action_steps: int,
     horizon: int,
     turns: int,
     mixture: Mapping[str, float],
@@ -94,7 +94,7 @@ def demo(
         ),
     )
     model = VLA.load(folder / "train" / "best").to(accelerator())
-    progress.run("evaluate", lambda: evaluate(model, folder, stores, evaluations, questions, parallel, execute))
+    progress.run("evaluate", lambda: evaluate(model, folder, stores, evaluations, questions, parallel, n_action_steps))
     summary = report(model, folder, stores["scenes"], progress.minutes, backbone == "scratch")
     low, high = summary["success_ci95"]
     print(
@@ -171,7 +171,7 @@ def evaluate(
     evaluations: int,
     questions: int,
     parallel: int,
-    execute: int,
+    n_action_steps: int,
 ) -> None:
     """Rolls out into `rollouts.zarr`, answers held-out questions, and writes `evaluation.json`."""
     shutil.rmtree(folder / "rollouts.zarr", ignore_errors=True)
@@ -183,7 +183,7 @@ def evaluate(
             lambda env: policy,
             trials,
             parallel=parallel,
-            execute=execute,
+            n_action_steps=n_action_steps,
             recorder=partial(ZarrRecorder, store),
         )
     accuracy = {}

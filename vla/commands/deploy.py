@@ -148,7 +148,7 @@ def loop_config(loop: Mapping[str, Any], policy: str, lost: float) -> LoopConfig
     """The options `loop` for this policy: a server may be `lost` for so long [s]; answers of "hold" are no chunks."""
     config = LoopConfig(**loop)
     if policy.startswith(REMOTE):
-        return replace(config, heartbeat=max(config.heartbeat, lost))
+        return replace(config, inference_timeout_s=max(config.inference_timeout_s, lost))
     return replace(config, invalid=None) if policy == "hold" else config
 
 

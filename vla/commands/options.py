@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vla.commands.arguments import is_path, keys_of
 from vla.errors import InputError, suggestion, unknown
-from vla.training.train_config import Plan
+from vla.training.train_config import TrainConfig
 
 CONFIGS = "vla.configs"
 
@@ -166,7 +166,7 @@ def as_text(config: DictConfig) -> str:
 
 def _check_types(defaults: DictConfig, config: DictConfig, overrides: Sequence[str]) -> None:
     """A number or a switch stays one: OmegaConf by itself takes any value for an untyped key."""
-    plan = {f"plan.{field.name}": field.default for field in fields(Plan)}
+    plan = {f"plan.{field.name}": field.default for field in fields(TrainConfig)}
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
         before = OmegaConf.select(defaults, key, throw_on_missing=False)

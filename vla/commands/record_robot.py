@@ -83,7 +83,9 @@ def record_robot(
     if not instruction and not hasattr(robot, "instruction"):
         raise InputError("say what is demonstrated: instruction='pick up the red cube'")
     body = robot.embodiment
-    config = LoopConfig(hz=rate_for(body.control_hz), execution="chunked", execute=1, ttl=LASTS)
+    config = LoopConfig(
+        hz=rate_for(body.control_hz), execution="chunked", n_action_steps=1, max_observation_age_s=LASTS
+    )
     with ExitStack() as stack:
         begun = open_folder(out).exists("")
         if begun:

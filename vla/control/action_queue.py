@@ -49,28 +49,40 @@ class _Chunk:
         return self.actions[max(step - self.start, 0) :]
 
 
-def check_settings(execution: str, execute: int) -> None:
+def check_settings(execution: str, n_action_steps: int) -> None:
     """Raises InputError for an unknown execution, and for fewer actions between two questions than one."""
     if execution not in EXECUTIONS:
         raise unknown("execution", execution, EXECUTIONS)
-    if execute < 1:
-        raise InputError(f"execute must be at least 1, not {execute}")
+    if n_action_steps < 1:
+        raise InputError(f"n_action_steps must be at least 1, not {n_action_steps}")
 
 
-class ActionBuffer:
+class ActionQueue:
     """`due` says when to ask, `request` what; `take` takes the answer, `advance` gives the action of the next period.
 
-    The policy is asked `execute` steps after it was asked last, or as soon as it is free. A chunk lives until `ttl` [s]
+    The policy is asked `n_action_steps` steps after it was asked last, or as soon as it is free. A chunk lives until `max_observation_age_s` [s]
     after its observation was captured. `delay` are the periods that the policy is known to take; None: it will take as
     long as the slowest of its last answers. Raises InputError for an unknown execution.
     """
 
-    def __init__(self, body: Embodiment, execution: str, execute: int, ttl: float, delay: int | None = None) -> None:
-        check_settings(execution, execute)
-        self._body, self._execution, self._execute, self._ttl = body, execution, execute, ttl
+    def __init__(
+        self,
+        body: Embodiment,
+        execution: str,
+        n_action_steps: int,
+        max_observation_age_s: float,
+        delay: int | None = None,
+    ) -> None:
+        check_settings(execution, n_action_steps)
+        self._body, self._execution, self._n_action_steps, self._max_observation_age = (
+            body,
+            execution,
+            n_action_steps,
+            max_observation_age_s,
+        )
         self._chunks: list[_Chunk] = []
         self._known, self._delays = delay, deque[int](maxlen=RECENT)
-        self._asked = self._began = -execute
+        self._asked = self._began = -n_action_steps
         self._promised = self._periods = self._since = 0
         self._waiting = False
         self._horizon = self._received = 0
@@ -88,7 +100,7 @@ class ActionBuffer:
         # Early enough for the next chunk to be there when this one ends. Chunks that two delays do not fit into cannot
         # be: then most is carried out of those that are asked for halfway, or, no longer than a delay, at the end.
         early = min(self._delay, self._horizon // 2) if self._delay < self._horizon else 0
-        return since >= self._execute or left <= (0 if naive else early)
+        return since >= self._n_action_steps or left <= (0 if naive else early)
 
     @property
     def _delay(self) -> int:
@@ -97,14 +109,14 @@ class ActionBuffer:
     def request(self, observation: Observation, held: Float[np.ndarray, "a"], now: float) -> Request:
         """What to ask at the start of a step; the arm, where it runs out of actions, stays at `held`."""
         prefix = self._prefix(held, now)
-        beyond = None
+        previous_chunk_leftover = None
         if prefix is not None and "guided" in self._execution and len(rest := self.rest(now)[len(prefix) :]):
-            beyond = rest
+            previous_chunk_leftover = rest
         self._asked, self._since, self._waiting = self.step, self._periods, True
         self._promised = self.step + (0 if prefix is None else len(prefix))
         if self._execution == "naive":
             self._chunks = []
-        return Request(observation, prefix, self.step, beyond, self._execution == "guided-vjp")
+        return Request(observation, prefix, self.step, previous_chunk_leftover, self._execution == "guided-vjp")
 
     def _prefix(self, held: Float[np.ndarray, "a"], now: float) -> Float[np.ndarray, "k a"] | None:
         """What is carried out during the delay to be expected."""
@@ -179,4 +191,4 @@ class ActionBuffer:
         return average(self._body, np.stack(said), np.exp(-DECAY * np.arange(len(said))))
 
     def _dead(self, chunk: _Chunk, now: float) -> bool:
-        return now - chunk.captured > self._ttl
+        return now - chunk.captured > self._max_observation_age

@@ -13,16 +13,16 @@ End = Literal["hold", "home", "disable_torque"]
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """`execution`, `execute` and `ttl` [s] as in ActionBuffer. Raises InputError for values that are none."""
+    """`execution`, `n_action_steps` and `max_observation_age_s` [s] as in ActionQueue. Raises InputError for values that are none."""
 
     hz: float = 50.0
     """Ticks a second: a multiple of the policy's rate."""
     execution: str = "rtc"
-    execute: int = 8
-    ttl: float = 3.0
-    heartbeat: float = 2.0
+    n_action_steps: int = 8
+    max_observation_age_s: float = 3.0
+    inference_timeout_s: float = 2.0
     """[s] that the policy may take to answer, after its first answer; then the run ends."""
-    first: float = 60.0
+    first_inference_timeout_s: float = 60.0
     """[s] that it may take for its first answer, the arm holding meanwhile."""
     invalid: int | None = None
     """Answers without a usable chunk, one after the other, that end the run; None: none does."""
@@ -42,7 +42,7 @@ class LoopConfig:
     """What follows the standstill at the end: one of `End`. "home" is for runs that end as planned; others hold."""
 
     def __post_init__(self) -> None:
-        check_settings(self.execution, self.execute)
+        check_settings(self.execution, self.n_action_steps)
         if self.end == "relax":
             # The name of earlier versions.
             object.__setattr__(self, "end", "disable_torque")

@@ -28,20 +28,24 @@ class InferenceDied(Exception):
 class Request:
     """An observation to answer. The chunk's first action stands at policy step `start`, counted from the run's first.
 
-    The chunk is to begin with `prefix`, the actions that are carried out before it can come. Where `beyond` is given,
-    the old chunk's actions after those, it is drawn to them, `vjp` as in `vla.models.action_heads.rtc_guidance.Guide`.
+    The chunk is to begin with `prefix`, the actions that are carried out before it can come. Where `previous_chunk_leftover` is given,
+    the old chunk's actions after those, it is drawn to them, `vjp` as in `vla.models.action_heads.rtc_guidance.RTCGuidance`.
     """
 
     observation: Observation
     prefix: Float[np.ndarray, "k a"] | None
     start: int
-    beyond: Float[np.ndarray, "m a"] | None = None
+    previous_chunk_leftover: Float[np.ndarray, "m a"] | None = None
     vjp: bool = False
 
     @property
     def shape(self) -> tuple[int, int, bool]:
         """What requests of one batch have in common."""
-        return 0 if self.prefix is None else len(self.prefix), 0 if self.beyond is None else len(self.beyond), self.vjp
+        return (
+            0 if self.prefix is None else len(self.prefix),
+            0 if self.previous_chunk_leftover is None else len(self.previous_chunk_leftover),
+            self.vjp,
+        )
 
 
 def predict(policy: Policy, requests: Sequence[Request]) -> list[ActionChunk | None]:
@@ -49,8 +53,14 @@ def predict(policy: Policy, requests: Sequence[Request]) -> list[ActionChunk | N
     if not isinstance(policy, BatchPolicy):
         return [policy.predict(request.observation, prefix=request.prefix) for request in requests]
     prefixes = [request.prefix for request in requests if request.prefix is not None]
-    beyond = [request.beyond for request in requests if request.beyond is not None]
-    guide: dict[str, Any] = {"beyond": np.stack(beyond), "vjp": requests[0].vjp} if beyond else {}
+    previous_chunk_leftover = [
+        request.previous_chunk_leftover for request in requests if request.previous_chunk_leftover is not None
+    ]
+    guide: dict[str, Any] = (
+        {"previous_chunk_leftover": np.stack(previous_chunk_leftover), "vjp": requests[0].vjp}
+        if previous_chunk_leftover
+        else {}
+    )
     given = np.stack(prefixes) if prefixes else None
     return policy.predict_batch([request.observation for request in requests], prefix=given, **guide)
 

@@ -1,7 +1,7 @@
 """The loop that owns the robot: at a fixed rate, from the first state to the standstill at the end.
 
 A tick: take the policy's answer; where a step of the policy begins, take the next action; move the target on towards
-it; let the guard make it safe; send it; measure; where a step ends, observe, and ask the policy if it is due. Ticks
+it; let the safety_filter make it safe; send it; measure; where a step ends, observe, and ask the policy if it is due. Ticks
 have absolute deadlines. One that would come too late is skipped, and the arm goes on from a standstill after it, for
 that is what a gap means to the motors.
 
@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vla.common.start_region import StartRegion
-from vla.control.action_queue import ActionBuffer
+from vla.control.action_queue import ActionQueue
 from vla.control.approach import Path, outside, pose_action, slow_path, unseen
 from vla.control.clock import Clock, WallClock
 from vla.control.config import LoopConfig, steps_of
@@ -27,7 +27,7 @@ from vla.control.events import EventLog
 from vla.control.inference import Inference, InferenceDied, Request
 from vla.control.lag import LagMonitor
 from vla.control.robot_calls import RobotCalls
-from vla.control.safety_filter import Guard
+from vla.control.safety_filter import SafetyFilter
 from vla.control.stats import ControlStats, Tally
 from vla.control.stop import EmergencyStop
 from vla.control.tick import Source, Tick
@@ -102,9 +102,9 @@ class _Run:
         body = robot.embodiment
         self._robot, self._inference, self._config, self._clock, self._events = robot, inference, config, clock, events
         self._body, self._dt, self._per_step = body, 1 / config.hz, steps_of(body.control_hz, config.hz)
-        self._buffer = ActionBuffer(body, config.execution, config.execute, config.ttl)
+        self._buffer = ActionQueue(body, config.execution, config.n_action_steps, config.max_observation_age_s)
         self._history = FrameHistory(inference.history, 1 / body.control_hz)
-        self._guard = Guard(body, robot.limits, self._dt)
+        self._safety_filter = SafetyFilter(body, robot.limits, self._dt)
         self._lag = LagMonitor(body, config.stall, config.stall_seconds, self._dt)
         warn = partial(self._note, warning=True)
         self._health = HealthMonitor(robot, warn) if isinstance(robot, HealthReporting) else None
@@ -132,13 +132,15 @@ class _Run:
         watch: Callable[[Tick], None] | None,
     ) -> None:
         self._poll, self._instruction, self._seconds, self._watch = poll, instruction, seconds, watch
-        if (first := self._calls.attempt(self._robot.state, self._clock.now() + self._config.heartbeat)) is None:
+        if (
+            first := self._calls.attempt(self._robot.state, self._clock.now() + self._config.inference_timeout_s)
+        ) is None:
             self.end(f"robot: {self._calls.fault}", "robot")
         elif self._take_state(first[0]):
-            self._guard.start(self._body.hold_action(self._state))
-            self._due = self._path = self._guard.position
+            self._safety_filter.start(self._body.hold_action(self._state))
+            self._due = self._path = self._safety_filter.position
             self._began, self._started = self._clock.now(), True
-            for name, past in zip(self._body.action, self._guard.excess, strict=True):
+            for name, past in zip(self._body.action, self._safety_filter.excess, strict=True):
                 if past:
                     self._note(f"{name} stands {abs(past):.3g} beyond its limit: it is moved back", warning=True)
             if data.start is not None:
@@ -159,7 +161,7 @@ class _Run:
         self.end("error", "error")
         self._watch = watch
         # A command that does not reach the motors stops them too: then there is nothing to brake.
-        while self._started and not self._guard.at_rest:
+        while self._started and not self._safety_filter.at_rest:
             self._tick()
 
     def rest(self) -> None:
@@ -168,12 +170,14 @@ class _Run:
         if self._config.end == "disable_torque":
             self._robot.relax()
         elif self._started:
-            self._calls.attempt(lambda: self._robot.hold(self._guard.position), self._ended + self._config.heartbeat)
+            self._calls.attempt(
+                lambda: self._robot.hold(self._safety_filter.position), self._ended + self._config.inference_timeout_s
+            )
 
     def stats(self) -> ControlStats:
         end, self._tally.faults = (self.reason or "error", self._outcome), self._calls.faults
         seconds = self._ended - self._began
-        return self._tally.stats(end, seconds, self._buffer.stale_fraction, self._guard.clamps, self._events)
+        return self._tally.stats(end, seconds, self._buffer.stale_fraction, self._safety_filter.clamps, self._events)
 
     def end(self, reason: str, outcome: Outcome) -> None:
         """The first reason counts."""
@@ -209,7 +213,7 @@ class _Run:
         self._way = slow_path(self._body, self._robot.limits, goal, self._config.slow, self._dt)
         while self.reason is None and self._way is not None:
             self._tick()
-        self._way, self._path, self._goal = None, self._guard.position, None
+        self._way, self._path, self._goal = None, self._safety_filter.position, None
 
     def _tick(self) -> None:
         now, scheduled = self._await()
@@ -219,7 +223,7 @@ class _Run:
         desired = None
         if self.reason is None:
             source, desired = self._desired(now)
-        safe, clamped = self._guard.command(desired)
+        safe, clamped = self._safety_filter.command(desired)
         for limit in clamped:
             self._note(f"clamped: {limit}")
         arrived, took = self._send(safe, deadline)
@@ -258,16 +262,19 @@ class _Run:
 
     def _desired(self, now: float) -> tuple[Source, Float[np.ndarray, "a"] | None]:
         if self._way is not None:
-            if (target := self._way(self._guard.position)) is not None:
+            if (target := self._way(self._safety_filter.position)) is not None:
                 return "approach", target
-            if self._guard.at_rest:
+            if self._safety_filter.at_rest:
                 self._way = None
             return "approach", None
         if (target := self._advance(now)) is not None:
             return "chunk", target
         if self._answered:
             self._note("held: no action")
-        return "hold", self._guard.position - self._guard.excess if self._guard.excess.any() else None
+        return (
+            "hold",
+            self._safety_filter.position - self._safety_filter.excess if self._safety_filter.excess.any() else None,
+        )
 
     def _await(self) -> tuple[float, float]:
         """Now, and when the tick was to begin. Those that would begin more than half their time late are skipped."""
@@ -277,7 +284,7 @@ class _Run:
             self._tally.missed += late
             self._note(f"missed deadlines: {late}")
             self._index += late
-            self._guard.stood_still()
+            self._safety_filter.stood_still()
             scheduled = self._began + self._index * self._dt
             self._clock.sleep_until(scheduled)
         return self._clock.now(), scheduled
@@ -285,7 +292,7 @@ class _Run:
     def _overdue(self, now: float) -> None:
         if now - self._acting >= self._seconds - self._dt / 2 and self._way is None:
             self.end("done", "done")
-        patience = self._config.heartbeat if self._answered else self._config.first
+        patience = self._config.inference_timeout_s if self._answered else self._config.first_inference_timeout_s
         if self._request is not None and now - self._request[1] > patience:
             self.end(f"the policy has not answered for {patience:g} s", "policy")
 
@@ -338,7 +345,7 @@ class _Run:
         seen = self._history.see(observation)
         if self._inference.busy or not self._buffer.due(now):
             return observation, took
-        request = self._buffer.request(seen, self._guard.position, now)
+        request = self._buffer.request(seen, self._safety_filter.position, now)
         self._request = request, now
         try:
             self._inference.ask(request)
@@ -363,7 +370,7 @@ class _Run:
         """The target of this tick, on the straight line to the policy's next action; a step is dealt out evenly."""
         if self._phase == 0:
             if self._goal is None:
-                self._path = self._guard.position
+                self._path = self._safety_filter.position
             self._goal = self._buffer.advance(now)
         left = self._per_step - self._phase
         self._phase = (self._phase + 1) % self._per_step
@@ -379,12 +386,12 @@ class _Run:
             self._robot.command(safe)
             return True
 
-        begun, self._due = self._clock.now(), self._guard.position
+        begun, self._due = self._clock.now(), self._safety_filter.position
         arrived = self._calls.attempt(send, deadline) is not None
         took = self._clock.now() - begun
         if arrived:
-            self._guard.sent()
+            self._safety_filter.sent()
             self._tally.command.append(took)
         else:
-            self._guard.stood_still()
+            self._safety_filter.stood_still()
         return arrived, took

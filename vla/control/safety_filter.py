@@ -16,7 +16,7 @@ HALVINGS = 5
 """Of the velocity at the workspace's edge: how closely the arm comes to it."""
 
 
-class Guard:
+class SafetyFilter:
     """Turns targets, whatever they are, into commands within position, velocity and acceleration limits.
 
     Every command can be followed by a stop within the limits too. With d the distance to a limit, dt the period and a

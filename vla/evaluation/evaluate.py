@@ -29,7 +29,7 @@ from vla.envs.so101 import to_observation
 from vla.envs.suites.config import tasks_of
 from vla.errors import InputError
 from vla.evaluation.reports.evaluation_report import evaluation_page
-from vla.evaluation.rollouts.result_store import Ledger, check_folder
+from vla.evaluation.rollouts.result_store import ResultStore, check_folder
 from vla.evaluation.rollouts.rollout import PolicyFor, progress
 from vla.evaluation.rollouts.summary import summarize
 from vla.evaluation.rollouts.task_group import evaluate_each
@@ -58,8 +58,8 @@ def evaluate(
     randomize: bool,
     parallel: int,
     workers: int,
-    execute: int,
-    guard: bool,
+    n_action_steps: int,
+    safety_filter: bool,
     frames: str,
     stop: float | None,
     vqa: str | None,
@@ -100,8 +100,8 @@ def evaluate(
         raise InputError(f"execution is a list of {', '.join(EXECUTIONS)}, not {execution}")
     if not delay or not all(map(_is_delay, delay)):
         raise InputError(f"delay is a list of seconds, or of {MEASURED}, not {delay}")
-    if min(parallel, workers, execute, questions) < 1:
-        raise InputError("parallel, workers, execute and questions must be at least 1")
+    if min(parallel, workers, n_action_steps, questions) < 1:
+        raise InputError("parallel, workers, n_action_steps and questions must be at least 1")
     several = swap or axes_report or len(delay) * len(execution) > 1
     if stop is not None and (several or not isinstance(stop, float) or not 0 < stop < 1):
         raise InputError("stop is a rate between 0 and 1, of one group: leave out swap, axes_report and delays")
@@ -114,8 +114,8 @@ def evaluate(
         "weights": weights_of_policy(policy),
         "task": task,
         **scenes | {"axes": list(axes)},
-        "execute": execute,
-        "guard": guard,
+        "n_action_steps": n_action_steps,
+        "safety_filter": safety_filter,
         "kinematics": {key: value for key, value in kinematics.items() if value is not None} or None,
     }
     for other in merge:
@@ -133,8 +133,10 @@ def evaluate(
         VqaStore(vqa)
     delays = [float(settings["measured"] if d == MEASURED else d) for d in delay]
     trials = trials_for(numbers, swap, axes=axes, alone=axes_report, delays=delays, executions=execution)
-    job = Job(make, load, embodiment, parallel, execute, every_frame=frames == "all", guard=guard)
-    with Ledger(folder, settings, embodiment) as ledger:
+    job = Job(
+        make, load, embodiment, parallel, n_action_steps, every_frame=frames == "all", safety_filter=safety_filter
+    )
+    with ResultStore(folder, settings, embodiment) as ledger:
         for other in merge:
             ledger.copy_from(Path(other))
         run(job, trials, workers, ledger, None if stop is None else lambda: _decided(trials, ledger.results, stop))
@@ -149,7 +151,7 @@ def evaluate(
 
 
 def run(
-    job: Job, trials: Sequence[Trial], workers: int, ledger: Ledger, decided: Callable[[], bool] | None = None
+    job: Job, trials: Sequence[Trial], workers: int, ledger: ResultStore, decided: Callable[[], bool] | None = None
 ) -> None:
     """Runs what `ledger` lacks of the trials, and notes it there, until all is done or `decided`."""
     missing = ledger.missing(trials)

@@ -16,7 +16,7 @@ from vla.models.backbones.pretrained import open_backbone
 from vla.models.continued import Ranges, continued
 from vla.models.processor import Processor
 from vla.models.robot_spec import RobotSpec
-from vla.models.vla import VLA, smooth_rows
+from vla.models.vla import VLA, smooth_token_embeddings
 
 
 def build(
@@ -24,7 +24,7 @@ def build(
     robots: Sequence[RobotSpec],
     texts: Iterable[str],
     head: Mapping[str, Any],
-    state_as: str = "numbers",
+    state_encoding: str = "numbers",
     tiles: int | None = None,
     ranges: Ranges | None = None,
 ) -> VLA:
@@ -38,7 +38,7 @@ def build(
     ranges = ranges or Ranges()
     if backbone == "scratch":
         body, processor = nano(train_tokenizer(sorted(set(texts))))
-        smooth_rows(body, torch.tensor(processor.points))
+        smooth_token_embeddings(body, torch.tensor(processor.points))
     elif folder := checkpoint_folder(backbone):
         base = VLA.load(folder)
         body, processor = base.backbone, base.processor
@@ -47,7 +47,7 @@ def build(
     else:
         body, processor = open_backbone(backbone)
     ranges.check_unused(str(backbone))
-    return with_head(body, processor, robots, head, state_as, tiles)
+    return with_head(body, processor, robots, head, state_encoding, tiles)
 
 
 def with_head(
@@ -55,13 +55,13 @@ def with_head(
     processor: Processor,
     robots: Sequence[RobotSpec],
     head: Mapping[str, Any],
-    state_as: str = "numbers",
+    state_encoding: str = "numbers",
     tiles: int | None = None,
 ) -> VLA:
     """A new policy for these robots on a backbone, whose `processor` drives none yet."""
     if not processor.has_points:  # it has no words for them
         robots = _without_points(robots)
-    return VLA(body, processor.with_robots(robots, head, state_as, tiles))
+    return VLA(body, processor.with_robots(robots, head, state_encoding, tiles))
 
 
 def checkpoint_folder(backbone: str | Mapping[str, Any]) -> Path | None:

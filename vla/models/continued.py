@@ -62,7 +62,7 @@ def continued(name: str, base: VLA, robots: Sequence[RobotSpec], head: Mapping[s
         print(f"{data.name}: goes on from {name}, statistics: {ranges.statistics or KEEP}")
     settings = processor.head.settings
     base.processor = processor.with_robots(
-        [known[robot.name] for robot in processor.robots], settings, processor.state_as, processor.tiles
+        [known[robot.name] for robot in processor.robots], settings, processor.state_encoding, processor.tiles
     )
     return base
 

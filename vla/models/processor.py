@@ -63,7 +63,7 @@ class Processor:
 
     `robots` are those that the model drives, told apart by their embodiments' names; a pure VLM has none. They share
     the action rows and the horizon, each has its own normalisation. Raises InputError when they cannot.
-    `head` is the settings of how actions are said; `state_as` says whether a robot's state is told as "numbers" or
+    `head` is the settings of how actions are said; `state_encoding` says whether a robot's state is told as "numbers" or
     written out as "text" in the prompt (pi0.5). `chat` is the format of the backbone's conversations, `image` and
     `pad` are its tokens for these, and `text_vocab` its rows without those of the head; without them they are the
     tokenizer's own. Images are shown and written as `images` says, or else fitted into `image_size`, with
@@ -80,7 +80,7 @@ class Processor:
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.25, 0.25, 0.25),
         head: Mapping[str, Any] = ParallelHead.settings,
-        state_as: str = "numbers",
+        state_encoding: str = "numbers",
         chat: ChatFormat | None = None,
         image: int | None = None,
         pad: int | None = None,
@@ -89,8 +89,8 @@ class Processor:
         images: Preprocessing | None = None,
     ) -> None:
         check_together(robots)
-        if state_as not in ("numbers", "text"):
-            raise InputError(f"a state is told as numbers or as text, not as {state_as}")
+        if state_encoding not in ("numbers", "text"):
+            raise InputError(f"a state is told as numbers or as text, not as {state_encoding}")
         self.tokenizer, self.robots = tokenizer, tuple(robots)
         self.image_size, self.tokens_per_image = image_size, tokens_per_image
         self.mean, self.std = tuple(mean), tuple(std)
@@ -103,7 +103,7 @@ class Processor:
         self.encoder = ChatEncoder(tokenizer, chat, self.image)
         self.eos = self.encoder.ends[0][-1]
         self.text_vocab: int = tokenizer.get_vocab_size() if text_vocab is None else text_vocab
-        self.state_as, self.tiles = state_as, tiles
+        self.state_encoding, self.tiles = state_encoding, tiles
         self.tasks: tuple[str, ...] = ()
         """The simulated tasks that it was trained on, by the names of `vla.envs.make`; saved, as all that is here."""
         self.head: Head | None = None
@@ -146,7 +146,7 @@ class Processor:
     @property
     def state_width(self) -> int:
         """Components of the largest state that is told as numbers."""
-        if self.state_as == "text":
+        if self.state_encoding == "text":
             return 0
         return max((len(robot.embodiment.state) for robot in self.robots), default=0)
 
@@ -250,7 +250,7 @@ class Processor:
     def _ask(self, row: Row, robot: RobotSpec, prompt: str, state: Float[np.ndarray, "s"]) -> None:
         """Adds what a robot in this state is asked to do."""
         row.robot, told = self.robots.index(robot), robot.encode_state(state)
-        if self.state_as == "numbers":
+        if self.state_encoding == "numbers":
             row.state = told
             self._turn(row, prompt)
             return
@@ -322,7 +322,7 @@ class Processor:
             "mean": self.mean,
             "std": self.std,
             "robots": [robot.to_dict() for robot in self.robots],
-            "state_as": self.state_as,
+            "state_encoding": self.state_encoding,
             "chat": asdict(self.chat),
             "image": self.image,
             "pad": self.pad,
@@ -360,7 +360,7 @@ class Processor:
         return found
 
     def with_robots(
-        self, robots: Sequence[RobotSpec], head: Mapping[str, Any], state_as: str, tiles: int | None = None
+        self, robots: Sequence[RobotSpec], head: Mapping[str, Any], state_encoding: str, tiles: int | None = None
     ) -> Processor:
         """The same for a model that drives these robots."""
         made = Processor(
@@ -371,7 +371,7 @@ class Processor:
             self.mean,
             self.std,
             head,
-            state_as,
+            state_encoding,
             self.chat,
             self.image,
             self.pad,

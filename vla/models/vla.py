@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vla.common.scene_objects import POINT_SCALE
 from vla.errors import InputError
-from vla.models.action_heads.action_head import Asked, Cached, Chunks
+from vla.models.action_heads.action_head import Cached, Chunks, DecodeContext
 from vla.models.action_heads.decoding import Decoding, keys_values
 from vla.models.backbones.backbone import Backbone, ImageLayout
 from vla.models.backbones.build import build
@@ -53,27 +53,27 @@ class VLA(nn.Module):
         self.backbone, self.processor, self.smoothing = backbone, processor, smoothing
         self.text_vocab = processor.text_vocab
         if processor.has_points:
-            self._soft_rows("points", torch.tensor(processor.points), POINT_SMOOTHING)
+            self._gaussian_label_smoothing("points", torch.tensor(processor.points), POINT_SMOOTHING)
         if (head := processor.head) is None:
             return
         ordered = torch.arange(head.ordered) + self.text_vocab
         if backbone.vocab_size == self.text_vocab:
-            backbone.add_rows(head.rows + 1)
+            backbone.add_token_embeddings(head.rows + 1)
             if head.ordered:
-                smooth_rows(backbone, ordered)
+                smooth_token_embeddings(backbone, ordered)
         elif backbone.vocab_size != self.text_vocab + head.rows + 1:
             raise InputError(
                 f"the backbone has {backbone.vocab_size} rows: not the tokenizer's {self.text_vocab}, "
                 f"with or without {head.rows} action rows"
             )
         if head.ordered:
-            self._soft_rows("actions", ordered, smoothing)
+            self._gaussian_label_smoothing("actions", ordered, smoothing)
         widths = torch.tensor([robot.width for robot in processor.robots])
         self.register_buffer("widths", widths, persistent=False)
         # Which robot it is, where there are several: the numbers of one mean nothing to another.
-        self.told_robots = len(processor.robots) if len(processor.robots) > 1 else 0
-        told = processor.state_width + 3 * processor.points_width + self.told_robots
-        if head.tells_given:
+        self.num_embodiments = len(processor.robots) if len(processor.robots) > 1 else 0
+        told = processor.state_width + 3 * processor.points_width + self.num_embodiments
+        if head.conditions_on_prefix:
             told += (int(widths.max()) + 1) * processor.robots[0].horizon
         told = max(told, 1)
         if head.slots:
@@ -93,7 +93,7 @@ class VLA(nn.Module):
         """Where the weights are; batches that it generates from may be anywhere."""
         return next(self.parameters()).device
 
-    def _soft_rows(self, name: str, rows: Int[Tensor, "n"], smoothing: float) -> None:
+    def _gaussian_label_smoothing(self, name: str, rows: Int[Tensor, "n"], smoothing: float) -> None:
         """Rows that are values on a line: their targets are Gaussians, `smoothing` rows wide."""
         at = torch.arange(len(rows))
         kernel = torch.exp(-0.5 * ((at[:, None] - at[None]) / max(smoothing, 1e-6)) ** 2)
@@ -188,14 +188,14 @@ class VLA(nn.Module):
         self,
         batch: Batch,
         given: Float[np.ndarray, "b k a"] | None = None,
-        beyond: Float[np.ndarray, "b m a"] | None = None,
+        previous_chunk_leftover: Float[np.ndarray, "b m a"] | None = None,
         vjp: bool = False,
     ) -> tuple[Chunks, Float[np.ndarray, "b p 2"]]:
         """The normalised chunk of each row, None where it is invalid, and the points that were said before: fractions
         of the image, below 0 for one not in it.
 
         Points are greedy, one coordinate after the other; actions are said as the head says them, the first k of them
-        `given`, normalised; `beyond` and `vjp` as in `Asked`. All rows are of one robot (`Processor.robot_prompt`).
+        `given`, normalised; `previous_chunk_leftover` and `vjp` as in `DecodeContext`. All rows are of one robot (`Processor.robot_prompt`).
         """
         processor = self.processor
         if processor.head is None:
@@ -205,11 +205,11 @@ class VLA(nn.Module):
         robot, batch = processor.robots[numbers.pop()], batch.to(self.device)
         decoding = self.decoding(batch)
         # The coordinates, and `<eos>` for what is not in the image.
-        sayable = torch.tensor([*processor.points, processor.eos] if robot.points else [], device=self.device)
+        allowed_token_ids = torch.tensor([*processor.points, processor.eos] if robot.points else [], device=self.device)
         values: list[Tensor] = []
         for _ in range(robot.point_tokens):
-            values.append(decoding.next_logits()[:, sayable].argmax(-1))
-            decoding.extend(self.backbone.embed_tokens(sayable[values[-1]][:, None]))
+            values.append(decoding.next_logits()[:, allowed_token_ids].argmax(-1))
+            decoding.extend(self.backbone.embed_tokens(allowed_token_ids[values[-1]][:, None]))
         said = torch.stack(values, 1).float() if values else batch.state.new_zeros(len(batch.input_ids), 0)
         points = said.unflatten(1, (-1, 2))
         points = torch.where((points < POINT_SCALE).all(-1, keepdim=True), points, -1)
@@ -222,7 +222,9 @@ class VLA(nn.Module):
         situation = self.situation(told)[:, None] if processor.head.slots else None
         ask = partial(self._ask, decoding, batch, situation)
         module = getattr(self, "regressor", None)
-        chunks = processor.head.decode(Asked(decoding, robot, told, ask, given, module, beyond, vjp))
+        chunks = processor.head.decode(
+            DecodeContext(decoding, robot, told, ask, given, module, previous_chunk_leftover, vjp)
+        )
         return chunks, ((points + 0.5) / POINT_SCALE).cpu().numpy()
 
     def decoding(self, batch: Batch) -> Decoding:
@@ -249,9 +251,9 @@ class VLA(nn.Module):
     def _told(self, batch: Batch, points: Float[Tensor, "b p 3"]) -> Float[Tensor, "b n"]:
         """The numbers that each robot is told."""
         numbers = [batch.state, points.flatten(1)]
-        if self.told_robots:
-            numbers.append(F.one_hot(batch.robot.clamp(min=0), self.told_robots).to(points.dtype))
-        if self.processor.head is not None and self.processor.head.tells_given:
+        if self.num_embodiments:
+            numbers.append(F.one_hot(batch.robot.clamp(min=0), self.num_embodiments).to(points.dtype))
+        if self.processor.head is not None and self.processor.head.conditions_on_prefix:
             steps = torch.arange(batch.actions.shape[1], device=batch.given.device)
             under_way = (steps < batch.given[:, None])[..., None]
             numbers.append(torch.cat([batch.actions * under_way, under_way], -1).flatten(1))
@@ -334,9 +336,9 @@ def place(tensor: Tensor) -> tuple[int, torch.Size]:
 
 
 @torch.no_grad()
-def smooth_rows(backbone: Backbone, rows: Int[Tensor, "n"]) -> None:
+def smooth_token_embeddings(backbone: Backbone, rows: Int[Tensor, "n"]) -> None:
     """Gives neighbouring rows neighbouring embeddings: random curves of a few low frequencies."""
     at = torch.linspace(0, 1, len(rows))[:, None] * torch.arange(1, 9) * torch.pi
     basis = torch.cat([at.sin(), at.cos()], 1) / 8**0.5
-    for weight in backbone.row_weights():
+    for weight in backbone.vocab_weights():
         weight[rows - backbone.vocab_size] = basis @ (torch.randn(basis.shape[1], weight.shape[1]) * weight.std())

@@ -81,8 +81,10 @@ def read_request(
             f"state: {shapes} are not the {len(embodiment.state)} of {embodiment.name}: {embodiment.state}"
         )
     captured, name, vjp = message.get(TIME), message.get(ID), message.get(VJP, False)
-    prefix, beyond = (_actions(key, message.get(key), len(embodiment.action)) for key in (PREFIX, BEYOND))
-    if beyond is not None and prefix is None or not isinstance(vjp, bool):
+    prefix, previous_chunk_leftover = (
+        _actions(key, message.get(key), len(embodiment.action)) for key in (PREFIX, BEYOND)
+    )
+    if previous_chunk_leftover is not None and prefix is None or not isinstance(vjp, bool):
         raise InputError(f"{BEYOND} comes with {PREFIX}, and {VJP} is true or false")
     if captured is None:
         captured = clock()
@@ -92,7 +94,7 @@ def read_request(
         raise InputError(f"{ID}: neither a whole number nor text of at most {MAX_ID} characters")
     past = _past(message.get(PAST), embodiment, moments)
     seen = Observation(images, np.concatenate(parts), str(prompt), float(captured), past)
-    return Request(seen, prefix, 0, beyond, vjp), name
+    return Request(seen, prefix, 0, previous_chunk_leftover, vjp), name
 
 
 def _instruction(message: Mapping[Any, Any], keys: Keys) -> Any:

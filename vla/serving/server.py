@@ -233,7 +233,7 @@ class PolicyServer:
             if isinstance(message, str):
                 raise InputError("an observation is a binary message, not text")
             request, name = self._request_of(unpack(message), client)
-            if request.beyond is not None and not guides(self._policy):
+            if request.previous_chunk_leftover is not None and not guides(self._policy):
                 raise InputError(f"{BEYOND} is for flows: this policy's chunks come from none")
             started = time.perf_counter()
             (chunk,) = predict(self._policy, [request])

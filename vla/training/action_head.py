@@ -29,7 +29,7 @@ def head_settings(
     if settings.get("kind") not in HEADS:
         kind = settings.get("kind")
         raise InputError(f"there is no head {kind}: choose of {', '.join(HEADS)}{suggestion(kind, HEADS)}")
-    insulated = bool(settings.get("insulate")) and settings.get("tokens", "fast") == "fast"
+    insulated = bool(settings.get("knowledge_insulation")) and settings.get("tokens", "fast") == "fast"
     if (settings["kind"] == "fast" or insulated) and robots:
         folder = settings.get("tokenizer")
         tokenizer = FastTokenizer.load(Path(folder)) if folder else _trained(demonstrations, robots)

@@ -11,7 +11,7 @@ from vla.models.backbones.nano import VISION
 MUON: dict[str, Any] = {"optimizer": "muon", "lr": 1e-3, "weight_decay": 0.05}
 
 
-def own_plan(backbone: Backbone, *, scratch: bool = False) -> dict[str, Any]:
+def backbone_defaults(backbone: Backbone, *, scratch: bool = False) -> dict[str, Any]:
     """The values of `plan` that a backbone has where they are null.
 
     nano: its edges and colours (half of a step's time) stay, and the rest has half the head's rate. With random weights
@@ -20,10 +20,10 @@ def own_plan(backbone: Backbone, *, scratch: bool = False) -> dict[str, Any]:
     """
     parts = backbone.parts()
     if scratch:
-        return MUON | {"freeze": (), "lr_scales": {}}
+        return MUON | {"freeze": (), "lr_multipliers": {}}
     if backbone.config.get("vision") == VISION:
-        return MUON | {"freeze": catalog.family("nano").freezes, "lr_scales": dict.fromkeys(parts, 0.5)}
+        return MUON | {"freeze": catalog.family("nano").freezes, "lr_multipliers": dict.fromkeys(parts, 0.5)}
     scales = dict.fromkeys(parts, 0.2)
     if backbone.config.get("family", "composed") == "composed":
         scales["connector"] = 1.0
-    return {"optimizer": "adamw", "lr": 1e-4, "weight_decay": 0.0, "freeze": (), "lr_scales": scales}
+    return {"optimizer": "adamw", "lr": 1e-4, "weight_decay": 0.0, "freeze": (), "lr_multipliers": scales}

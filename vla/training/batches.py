@@ -15,9 +15,9 @@ from vla.datasets.mixture import Mixture
 from vla.models.batch import Batch, Frames, own_frames
 from vla.models.processor import Processor
 from vla.training.camera_dropout import without_cameras
-from vla.training.distributed import World
+from vla.training.distributed import DistributedContext
 from vla.training.geometry import move
-from vla.training.train_config import Plan
+from vla.training.train_config import TrainConfig
 from vla.types import Example
 
 SPARE = ""
@@ -25,7 +25,12 @@ SPARE = ""
 
 
 def micro_batches(
-    processor: Processor, mixture: Mixture, plan: Plan, step: int, world: World, frames: Frames = own_frames
+    processor: Processor,
+    mixture: Mixture,
+    plan: TrainConfig,
+    step: int,
+    world: DistributedContext,
+    frames: Frames = own_frames,
 ) -> list[Batch]:
     """The rows of this rank, in `plan.accumulate` micro-batches; with several, rows of like length stand together, so
     that less is padded. With one, its images lie in what `frames` gives."""

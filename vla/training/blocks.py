@@ -13,11 +13,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vla.errors import InputError
-from vla.models.action_heads.action_expert import ExpertLayer
+from vla.models.action_heads.action_expert import ActionExpertLayer
 from vla.models.backbones.cross_attention import CrossBlock
 from vla.models.vla import VLA
 
-KINDS = (GradientCheckpointingLayer, nn.TransformerEncoderLayer, CrossBlock, ExpertLayer)
+KINDS = (GradientCheckpointingLayer, nn.TransformerEncoderLayer, CrossBlock, ActionExpertLayer)
 """The layers of transformers' models, of Qwen-VL's encoder, of Flamingo and of the flow head's expert."""
 
 

@@ -36,7 +36,7 @@ from vla.errors import InputError
 from vla.models.processor import Processor
 from vla.models.robot_spec import check_same
 from vla.models.vla import VLA
-from vla.training.distributed import World, full_weights
+from vla.training.distributed import DistributedContext, full_weights
 from vla.training.lora import merged
 from vla.training.optimizer import Ema, Optimizers
 from vla.training.resumption import changes
@@ -58,7 +58,7 @@ class Progress:
     """What it is trained with (`vla.training.resumption`)."""
 
 
-def save(run: Path, progress: Progress, model: VLA, ema: Ema, optimizer: Optimizers, world: World) -> Path:
+def save(run: Path, progress: Progress, model: VLA, ema: Ema, optimizer: Optimizers, world: DistributedContext) -> Path:
     """Writes `run/step-…`, visible only when whole, and drops older ones that are not the best. All ranks call it."""
     final, partial = run / f"step-{progress.step:08d}", run / ".partial"
     if world.first:
@@ -118,7 +118,7 @@ def latest(run: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def take_up(run: Path, world: World) -> Path | None:
+def take_up(run: Path, world: DistributedContext) -> Path | None:
     """The newest checkpoint of a run that is to go on, also one that was copied with its links followed (`cp -rL`),
     whose `best` is a folder: it becomes a link again. All ranks call it.
 
@@ -157,7 +157,7 @@ def _training(checkpoint: Path) -> dict[str, Any]:
 
 
 def begin(
-    run: Path, settings: dict[str, Any], model: VLA, ema: Ema, optimizer: Optimizers, world: World
+    run: Path, settings: dict[str, Any], model: VLA, ema: Ema, optimizer: Optimizers, world: DistributedContext
 ) -> tuple[Progress, Path | None]:
     """The start of a run, or of what is left of it: its newest checkpoint, which is loaded and returned beside.
 
@@ -223,9 +223,9 @@ def _check_data(checkpoint: Path, processor: Processor) -> None:
         raise InputError(f"{checkpoint} has the cameras in another order: train into another folder")
     if saved.tokenizer.to_str() != processor.tokenizer.to_str():
         raise InputError(f"{checkpoint} has another tokenizer: train into another folder")
-    ours, theirs = ([p.state_as, p.head and p.head.settings] for p in (saved, processor))
+    ours, theirs = ([p.state_encoding, p.head and p.head.settings] for p in (saved, processor))
     if ours != theirs:
-        raise InputError(f"{checkpoint} has another action head or state_as: train into another folder")
+        raise InputError(f"{checkpoint} has another action head or state_encoding: train into another folder")
 
 
 def _state(model: VLA, ema: Ema, optimizer: Optimizers) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class World:
+class DistributedContext:
     """The ranks that train together, and which of them this is."""
 
     device: torch.device
@@ -71,7 +71,7 @@ class World:
             register_fsdp_forward_method(model, name)
 
 
-def join() -> World:
+def join() -> DistributedContext:
     """The world that torchrun started this process in, or one process alone: on its GPU, where there is one.
 
     A process joins once, and leaves when it ends: a second rendezvous at the same address would race with the first.
@@ -83,7 +83,7 @@ def join() -> World:
     if size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         atexit.register(dist.destroy_process_group)
-    return World(device, rank, size)
+    return DistributedContext(device, rank, size)
 
 
 def whole(tensor: Tensor) -> Tensor:

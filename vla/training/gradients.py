@@ -11,13 +11,13 @@ from torch.distributed.tensor import DTensor
 
 from vla.models.batch import Batch
 from vla.models.vla import VLA
-from vla.training.distributed import World
+from vla.training.distributed import DistributedContext
 from vla.training.step import backward
-from vla.training.train_config import Plan
+from vla.training.train_config import TrainConfig
 
 
 def gradient_shares(
-    model: VLA, micro: Sequence[Batch], plan: Plan, step: int, world: World, sources: Sequence[str]
+    model: VLA, micro: Sequence[Batch], plan: TrainConfig, step: int, world: DistributedContext, sources: Sequence[str]
 ) -> dict[str, float]:
     """`share/gradient/<source>`: the norm of that source's part of the step's gradient, over the sum of the norms.
 
@@ -37,7 +37,7 @@ def _shares(norms: Mapping[str, float]) -> dict[str, float]:
 
 
 def gradient_report(
-    model: VLA, micro: Sequence[Batch], plan: Plan, step: int, world: World, sources: Sequence[str]
+    model: VLA, micro: Sequence[Batch], plan: TrainConfig, step: int, world: DistributedContext, sources: Sequence[str]
 ) -> dict[str, float]:
     """`gradient/<source>`, the norm of that source's part of the step's gradient, its share as in `gradient_shares`,
     and `gradient_cosine/<a>·<b>`.
@@ -58,9 +58,9 @@ def gradient_report(
 def _gradient(
     model: VLA,
     micro: Sequence[Batch],
-    plan: Plan,
+    plan: TrainConfig,
     step: int,
-    world: World,
+    world: DistributedContext,
     sources: Sequence[str],
     source: str,
 ) -> dict[str, Tensor]:

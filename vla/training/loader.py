@@ -17,17 +17,17 @@ from vla.datasets.shards import cores
 from vla.models.batch import Batch
 from vla.models.processor import Processor
 from vla.training.batches import micro_batches
-from vla.training.distributed import World
+from vla.training.distributed import DistributedContext
 from vla.training.freed_memory import keep_freed_memory
 from vla.training.loader_processes import SLOTS, Make, in_processes
-from vla.training.train_config import Plan
+from vla.training.train_config import TrainConfig
 
 MOST_PROCESSES = 8
 
 
 @contextmanager
 def prefetch(
-    processor: Processor, mixture: Mixture, plan: Plan, start: int, world: World
+    processor: Processor, mixture: Mixture, plan: TrainConfig, start: int, world: DistributedContext
 ) -> Iterator[Iterator[list[Batch]]]:
     """Micro-batches of this rank from step `start` on, in memory that a GPU reads while it computes.
 
@@ -59,7 +59,7 @@ def prefetch(
             pool.shutdown(cancel_futures=True)
 
 
-def loader_workers(plan: Plan, world: World) -> int:
+def loader_workers(plan: TrainConfig, world: DistributedContext) -> int:
     """The processes of the plan; if it leaves that open, none where the model computes on the same cores, and else
     those that the ranks of this machine leave."""
     if plan.loader_workers is not None:

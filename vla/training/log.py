@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from vla.training.checkpoint_gate import UNITS
 from vla.training.tracking import Tracker, tracked
-from vla.training.train_config import Plan
+from vla.training.train_config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Log:
 
 
 @contextmanager
-def log(run: Path, start: int, plan: Plan, first: bool) -> Iterator[Log]:
+def log(run: Path, start: int, plan: TrainConfig, first: bool) -> Iterator[Log]:
     """Goes on from step `start`: what was written of later ones is dropped."""
     with tqdm(total=plan.steps, initial=start, desc="train", unit="step", smoothing=0.05, disable=not first) as bar:
         if not first:

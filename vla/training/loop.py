@@ -18,7 +18,7 @@ from vla.training.blocks import compile_blocks, recompute_blocks
 from vla.training.camera_dropout import report_dropout
 from vla.training.checkpoint import Progress
 from vla.training.checkpoint_gate import UNITS, choose
-from vla.training.distributed import World, join
+from vla.training.distributed import DistributedContext, join
 from vla.training.geometry import check, report
 from vla.training.gradients import gradient_report, gradient_shares
 from vla.training.loader import prefetch
@@ -26,7 +26,7 @@ from vla.training.log import Log, log
 from vla.training.optimizer import Ema, Optimizers, freeze
 from vla.training.resumption import settings
 from vla.training.step import Diverged, Totals, computing, run_step, uses_bf16
-from vla.training.train_config import Plan
+from vla.training.train_config import TrainConfig
 
 __all__ = ["Diverged", "Evaluate", "Outcome", "Plan", "train"]
 
@@ -62,7 +62,7 @@ class Outcome:
 def train(
     model: VLA,
     mixture: Mixture,
-    plan: Plan,
+    plan: TrainConfig,
     run: Path,
     evaluate: Evaluate | None = None,
     origin: Mapping[str, Any] | None = None,
@@ -89,14 +89,14 @@ def train(
 def _train(
     model: VLA,
     mixture: Mixture,
-    plan: Plan,
+    plan: TrainConfig,
     run: Path,
     evaluate: Evaluate | None,
-    world: World,
+    world: DistributedContext,
     wanted: dict[str, Any],
 ) -> Outcome:
     ema = Ema(model, plan.ema)
-    optimizer = Optimizers(model, plan.weight_decay, plan.lr_scales, plan.optimizer)
+    optimizer = Optimizers(model, plan.weight_decay, plan.lr_multipliers, plan.optimizer)
     progress, found = checkpoint.begin(run, wanted, model, ema, optimizer, world)
     if found and progress.evaluations and progress.evaluations[-1]["step"] == progress.step:
         # A kill may have come before it was compared.
@@ -148,7 +148,9 @@ def _train(
     return outcome
 
 
-def _select(run: Path, newest: Path, evaluations: Sequence[Mapping[str, Any]], margin: float, world: World) -> None:
+def _select(
+    run: Path, newest: Path, evaluations: Sequence[Mapping[str, Any]], margin: float, world: DistributedContext
+) -> None:
     """Points `run/best` at the newest checkpoint, unless the gate prefers the one it points at."""
     if world.first:
         best, last = checkpoint.best(run), len(evaluations) - 1
@@ -161,7 +163,9 @@ def _select(run: Path, newest: Path, evaluations: Sequence[Mapping[str, Any]], m
     world.barrier()
 
 
-def _evaluated(model: VLA, ema: Ema, evaluate: Evaluate, plan: Plan, world: World) -> dict[str, float]:
+def _evaluated(
+    model: VLA, ema: Ema, evaluate: Evaluate, plan: TrainConfig, world: DistributedContext
+) -> dict[str, float]:
     """What `evaluate` says of the average. All ranks ask it alike: a model that is split over them needs them all.
 
     On a GPU it computes as in training, where gathered weights may be bfloat16.
@@ -176,7 +180,7 @@ def _evaluated(model: VLA, ema: Ema, evaluate: Evaluate, plan: Plan, world: Worl
         model.train()
 
 
-def _tell(said: Log, totals: Totals, mixture: Mixture, plan: Plan, progress: Progress) -> None:
+def _tell(said: Log, totals: Totals, mixture: Mixture, plan: TrainConfig, progress: Progress) -> None:
     said.bar.update()
     if progress.step % 10:
         return
@@ -187,7 +191,7 @@ def _tell(said: Log, totals: Totals, mixture: Mixture, plan: Plan, progress: Pro
     said.scalars({source: total.part for source, total in totals.items()}, progress.step, "share/loss/")
 
 
-def _shares(mixture: Mixture, plan: Plan, progress: Progress) -> dict[str, float]:
+def _shares(mixture: Mixture, plan: TrainConfig, progress: Progress) -> dict[str, float]:
     """Each source's part of all rows, and of all tokens with a loss, that were trained on: "rows/…", "tokens/…"."""
     kinds = {"rows": mixture.drawn(progress.step * plan.batch_size), "tokens": progress.tokens}
     return {f"{kind}/{name}": n / sum(counts.values()) for kind, counts in kinds.items() for name, n in counts.items()}

@@ -96,7 +96,7 @@ def train_rows(model: VLA) -> None:
 
 def _row_modules(backbone: Any) -> list[Any]:
     """The embedding and the output layer that hold the last rows of the vocabulary."""
-    weights = backbone.row_weights()
+    weights = backbone.vocab_weights()
     return [m for m in backbone.modules() if any(getattr(m, "weight", None) is w for w in weights)]
 
 

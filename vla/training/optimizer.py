@@ -50,7 +50,7 @@ MUON_LR = 2.0
 
 
 HEAD = "head"
-"""In `lr_scales`, everything that is not the backbone."""
+"""In `lr_multipliers`, everything that is not the backbone."""
 
 
 class Optimizers:
@@ -61,19 +61,19 @@ class Optimizers:
     """
 
     def __init__(
-        self, model: VLA, weight_decay: float, lr_scales: Mapping[str, float], optimizer: Optimizer = "muon"
+        self, model: VLA, weight_decay: float, lr_multipliers: Mapping[str, float], optimizer: Optimizer = "muon"
     ) -> None:
         named = model.backbone.parts()
-        if unknown := set(lr_scales) - {*named, HEAD}:
-            raise InputError(f"lr_scales names {sorted(unknown)}: there are {sorted(named)} and {HEAD}")
+        if unknown := set(lr_multipliers) - {*named, HEAD}:
+            raise InputError(f"lr_multipliers names {sorted(unknown)}: there are {sorted(named)} and {HEAD}")
         part_of = {id(p): name for name, part in named.items() for p in part.parameters()}
         backbone = {id(p) for n, p in model.named_parameters() if n.startswith("backbone.")}
         matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
-        matrices -= {id(weight) for weight in model.backbone.row_weights()}
+        matrices -= {id(weight) for weight in model.backbone.vocab_weights()}
         groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
         self._trained: dict[str, nn.Parameter] = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        scale_of = {id(p): lr_scales.get(part_of.get(id(p), ""), 1.0) for p in model.backbone.row_weights()}
-        self._rows = _new_rows(model, scale_of, lr_scales.get(HEAD, 1.0))
+        scale_of = {id(p): lr_multipliers.get(part_of.get(id(p), ""), 1.0) for p in model.backbone.vocab_weights()}
+        self._rows = _new_rows(model, scale_of, lr_multipliers.get(HEAD, 1.0))
         self.kinds: dict[str, Optimizer] = {}
         """Which optimizer each trained parameter has."""
         for name, parameter in self._trained.items():
@@ -81,7 +81,7 @@ class Optimizers:
             self.kinds[name] = "muon" if muon else "adamw"
             part = part_of.get(id(parameter), "" if id(parameter) in backbone else HEAD)
             part = HEAD if name.endswith(f".{ROWS}") else part
-            scale = lr_scales.get(part, 1.0) * (MUON_LR if muon else 1.0)
+            scale = lr_multipliers.get(part, 1.0) * (MUON_LR if muon else 1.0)
             groups.setdefault((muon, scale, decay), []).append(parameter)
         kinds: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
         for (muon, scale, decay), parameters in groups.items():
@@ -130,12 +130,12 @@ def _new_rows(model: VLA, scale_of: Mapping[int, float], head: float) -> list[tu
     """Of each table that trains whole, the rows that came with the action head, and how many times the table's rate
     theirs is: the rate of the head. Raises InputError where the table has none."""
     count = model.backbone.vocab_size - model.text_vocab
-    tables = {id(weight): weight for weight in model.backbone.row_weights() if weight.requires_grad}
+    tables = {id(weight): weight for weight in model.backbone.vocab_weights() if weight.requires_grad}
     if not count or all(scale_of[at] == head for at in tables):
         return []
     if 0.0 in (scale_of[at] for at in tables):
         raise InputError(
-            "lr_scales of 0 keeps the action head's rows of the vocabulary too: use plan.freeze=[language]"
+            "lr_multipliers of 0 keeps the action head's rows of the vocabulary too: use plan.freeze=[language]"
         )
     return [(partial(_last, weight, count), head / scale_of[at]) for at, weight in tables.items()]
 

@@ -21,7 +21,7 @@ OPTIONS = ("margin", "n", "data")
 LESS_IS_BETTER = (*LOWER, "chair")
 
 
-class Retention:
+class RegressionGates:
     """The measures by name, the margin of each, and what the model had before training.
 
     `wanted` has for each probe {margin, n}, for each benchmark {margin, data, n}, n being its scenes or questions.
@@ -32,7 +32,7 @@ class Retention:
         self.margins, self.measures = dict[str, float](), dict[str, Measure]()
         for name, options in wanted.items():
             if "margin" not in options or options.keys() - set(OPTIONS):
-                raise InputError(f"retain.{name} takes {', '.join(OPTIONS)}, of which margin must be given")
+                raise InputError(f"regression_gates.{name} takes {', '.join(OPTIONS)}, of which margin must be given")
             self.margins[name], self.measures[name] = _measure(name, **options)
         self.start = self._measured(model)
 
@@ -59,13 +59,13 @@ class Retention:
 
 def _measure(name: str, margin: float, n: int | None = None, data: str | None = None) -> tuple[float, Measure]:
     if margin < 0:
-        raise InputError(f"retain.{name}: the margin must be 0 or more, not {margin}")
+        raise InputError(f"regression_gates.{name}: the margin must be 0 or more, not {margin}")
     if name in PROBES:
         return margin, lambda model: PROBES[name](BackboneAnswerer(model), n or SCENES, SEED, baseline=False).main[1]
     if name not in BENCHMARKS:
-        raise InputError(f"retain.{name} is neither a probe ({', '.join(PROBES)}) nor a benchmark")
+        raise InputError(f"regression_gates.{name} is neither a probe ({', '.join(PROBES)}) nor a benchmark")
     if data is None:
-        raise InputError(f"retain.{name}: say where its official files are, as data")
+        raise InputError(f"regression_gates.{name}: say where its official files are, as data")
     files = Files.open(name, Path(data), n)
 
     def run(model: VLA) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vla.errors import InputError
-from vla.training.train_config import Plan
+from vla.training.train_config import TrainConfig
 
 FIXED = {
     "plan.seed": "what a step draws follows from it",
@@ -27,7 +27,7 @@ FIXED = {
 """Settings that stay as they are in one run, and why; a key stands for those below it, too."""
 
 
-def settings(plan: Plan, shares: Mapping[str, float], origin: Mapping[str, Any]) -> dict[str, Any]:
+def settings(plan: TrainConfig, shares: Mapping[str, float], origin: Mapping[str, Any]) -> dict[str, Any]:
     """What a run is trained with, as JSON has it: the plan, each source's share of the rows, and the options of
     `vla train` that say where the data and the model come from."""
     rounded = {name: round(share, 9) for name, share in shares.items()}

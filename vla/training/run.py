@@ -28,7 +28,7 @@ from vla.models.processor import is_like
 from vla.models.robot_spec import with_cameras
 from vla.models.vla import VLA
 from vla.training.action_head import head_settings
-from vla.training.backbone_defaults import own_plan
+from vla.training.backbone_defaults import backbone_defaults
 from vla.training.camera_dropout import check_dropout
 from vla.training.chain import chain
 from vla.training.checkpoint_gate import UNITS
@@ -39,7 +39,7 @@ from vla.training.horizon import horizon_steps
 from vla.training.loop import Evaluate, Outcome
 from vla.training.loop import train as run_plan
 from vla.training.lora import adapt
-from vla.training.train_config import Plan, make_plan
+from vla.training.train_config import TrainConfig, make_train_config
 from vla.types import Example
 
 HELD_OUT_WINDOWS = 128
@@ -62,7 +62,7 @@ def train(
     plan: Mapping[str, Any],
     log: str | None = None,
     head: str | Mapping[str, Any] = "parallel",
-    state_as: str = "numbers",
+    state_encoding: str = "numbers",
     tiles: int | None = None,
     images: str | Mapping[str, str] | None = None,
     image_tokens: int | Mapping[str, int] | None = None,
@@ -72,7 +72,7 @@ def train(
     statistics: str | None = None,
     delay: float | str | None = None,
     lora: Mapping[str, Any] | None = None,
-    retain: Mapping[str, Mapping[str, Any]] | None = None,
+    regression_gates: Mapping[str, Mapping[str, Any]] | None = None,
     kinds: Mapping[str, Sequence[str]] | None = None,
     contrastive: Mapping[str, Any] | None = None,
     preference: Mapping[str, Any] | None = None,
@@ -93,14 +93,14 @@ def train(
     `horizon` is a chunk's, in steps or seconds, and `delay` the longest inference that it is trained for
     (`vla.training.horizon`).
     `log` is what tracks the run beside TensorBoard (`vla.training.tracking`).
-    `head` says how actions are said (`vla.models.action_heads`), by its name or with its options; `state_as` how a
+    `head` says how actions are said (`vla.models.action_heads`), by its name or with its options; `state_encoding` how a
     state is told; `instruction` whether a step is trained with the episode's instruction or its sub-task's
     (`vla.datasets.prompts`).
     `predict` says which actions are predicted relative to the state and `normalization` how ranges are taken
     (`vla.training.demonstrations.robot_specs`); a policy that goes on has its own, and its ranges by `statistics`
     (`vla.models.build.build`).
     `lora` are the options of `vla.training.lora.adapt`, where adapters are to train in place of the backbone.
-    `retain` names what a checkpoint must keep of the model it starts from (`vla.training.regression_gates`).
+    `regression_gates` names what a checkpoint must keep of the model it starts from (`vla.training.regression_gates`).
     `kinds` names which kinds of question a store gives, all where none. `contrastive` are the options of
     `vla.training.contrastive.train`, where images and captions alone are to train, `preference` those of
     `vla.training.preference.train`, where pairs of answers are; `reward` and `grpo` those of the modules of that name,
@@ -117,9 +117,11 @@ def train(
         return chain(train, {name: value for name, value in options.items() if name != "stages"}, stages)
     check_choice(instruction)
     plan = {**plan, "log": log}
-    settings = make_plan(plan)
-    if settings.state_dropout and state_as != "numbers":
-        raise InputError(f"state_dropout leaves out numbers, and state_as={state_as} writes the state into the prompt")
+    settings = make_train_config(plan)
+    if settings.state_dropout and state_encoding != "numbers":
+        raise InputError(
+            f"state_dropout leaves out numbers, and state_encoding={state_encoding} writes the state into the prompt"
+        )
     torch.manual_seed(settings.seed)
     paths = {} if data is None else {"robot": data} if isinstance(data, str) else data
     if both := sorted(paths.keys() & vqa.keys()):
@@ -146,11 +148,11 @@ def train(
     said = head_settings(head, list(demonstrations.values()), robots)
     texts = _texts(stores, [d.store for d in demonstrations.values()])
     ranges = Ranges(statistics, predict, normalization)
-    model = build(backbone, robots, texts, said, state_as, tiles, ranges)
+    model = build(backbone, robots, texts, said, state_encoding, tiles, ranges)
     model.processor.tasks = tuple(sorted({*model.processor.tasks, *_tasks(d.store for d in demonstrations.values())}))
-    settings = make_plan(plan, own_plan(model.backbone, scratch=backbone == "scratch"))
+    settings = make_train_config(plan, backbone_defaults(model.backbone, scratch=backbone == "scratch"))
     if backbone == "scratch":  # there is nothing yet to keep
-        settings = replace(settings, freeze=(), lr_scales={})
+        settings = replace(settings, freeze=(), lr_multipliers={})
     if join().first:
         print(_how(settings), flush=True)
     if lora is not None:
@@ -180,10 +182,10 @@ def train(
         for name, d in demonstrations.items()
     }
     evaluate = evaluator(questions, heldout)
-    if retain:
-        from vla.training.regression_gates import Retention
+    if regression_gates:
+        from vla.training.regression_gates import RegressionGates
 
-        kept, told = Retention(model, retain), evaluate
+        kept, told = RegressionGates(model, regression_gates), evaluate
 
         def evaluate(trained: VLA) -> dict[str, float]:
             return told(trained) | kept(trained)
@@ -206,10 +208,10 @@ def _tasks(stores: Iterable[EpisodeStore]) -> set[str]:
     return {name for name in named if isinstance(name, str) and not name.endswith(".yaml") and is_task(name)}
 
 
-def _how(plan: Plan) -> str:
+def _how(plan: TrainConfig) -> str:
     """What trains, and at what rates, in a line."""
     frozen = ", ".join(plan.freeze) or "nothing"
-    scales = "".join(f", {part} {scale:g} of it" for part, scale in plan.lr_scales.items() if scale != 1)
+    scales = "".join(f", {part} {scale:g} of it" for part, scale in plan.lr_multipliers.items() if scale != 1)
     return f"{plan.optimizer}, learning rate {plan.lr:g}{scales}; frozen: {frozen}"
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from vla.training.train_config import Plan
+from vla.training.train_config import TrainConfig
 
 
-def learning_rate(plan: Plan, step: int) -> float:
+def learning_rate(plan: TrainConfig, step: int) -> float:
     """Linear to `plan.lr` over `plan.warmup` steps; then as `plan.schedule` says, which ends at `plan.floor` of it:
 
     | cosine | half a cosine                                                                          |

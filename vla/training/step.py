@@ -18,11 +18,11 @@ from vla.models.vla import VLA
 from vla.training.augment import augment
 from vla.training.balance import count, element_weights, numbered
 from vla.training.batches import SPARE
-from vla.training.distributed import World
+from vla.training.distributed import DistributedContext
 from vla.training.optimizer import Optimizers, clip_gradients
 from vla.training.schedule import learning_rate
 from vla.training.state_dropout import without_states
-from vla.training.train_config import Plan
+from vla.training.train_config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ def run_step(
     model: VLA,
     micro: Sequence[Batch],
     optimizer: Optimizers,
-    plan: Plan,
+    plan: TrainConfig,
     step: int,
-    world: World,
+    world: DistributedContext,
     sources: Sequence[str],
     run: Path,
 ) -> Totals:
@@ -65,9 +65,9 @@ def run_step(
 def backward(
     model: VLA,
     micro: Sequence[Batch],
-    plan: Plan,
+    plan: TrainConfig,
     step: int,
-    world: World,
+    world: DistributedContext,
     sources: Sequence[str],
     only: Collection[str] | None = None,
 ) -> Totals:
@@ -108,7 +108,7 @@ def attention(device: torch.device, bf16: bool) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def computing(plan: Plan, world: World) -> Iterator[None]:
+def computing(plan: TrainConfig, world: DistributedContext) -> Iterator[None]:
     """In the plan's precision."""
     bf16 = uses_bf16(plan.precision, world.device)
     with torch.autocast(world.device.type, torch.bfloat16, enabled=bf16), attention(world.device, bf16):
@@ -125,7 +125,7 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
     return precision == "bf16"
 
 
-def _save_batch(micro: Sequence[Batch], run: Path, step: int, world: World) -> str:
+def _save_batch(micro: Sequence[Batch], run: Path, step: int, world: DistributedContext) -> str:
     """Saves this rank's micro-batches of the step as `<number>/<field>`; returns the message that says so."""
     path = run / f"nan-step-{step:08d}{f'-rank{world.rank}' if world.rank else ''}.safetensors"
     names = [f.name for f in fields(Batch) if f.name != "source"]

@@ -17,7 +17,7 @@ Schedule = Literal["cosine", "linear", "constant", "wsd"]
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainConfig:
     """How to train. `batch_size` rows are one step, split over the ranks, and on each into `accumulate` micro-batches
     of equal effect. configs/train.yaml says what each key is."""
 
@@ -41,7 +41,7 @@ class Plan:
     seed: int = 0
     evaluate_every: int = 500
     freeze: tuple[str, ...] = ()
-    lr_scales: Mapping[str, float] = field(default_factory=dict)
+    lr_multipliers: Mapping[str, float] = field(default_factory=dict)
     loss_weights: Mapping[str, float] = field(default_factory=dict)
     precision: Precision = "auto"
     checkpointing: bool = False
@@ -95,12 +95,12 @@ class Plan:
         return self.batch_size // (self.accumulate * ranks)
 
 
-def make_plan(options: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> Plan:
-    """The plan of these options; one that is null is as in `own`, else `Plan`'s default.
+def make_train_config(options: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> TrainConfig:
+    """The plan of these options; one that is null is as in `own`, else `TrainConfig`'s default.
 
-    Raises InputError for an option that there is not, and as `Plan` does.
+    Raises InputError for an option that there is not, and as `TrainConfig` does.
     """
-    known = [one.name for one in fields(Plan)]
+    known = [one.name for one in fields(TrainConfig)]
     if wrong := [key for key in options if key not in known]:
         raise InputError(f"there is no option plan.{wrong[0]}{suggestion(wrong[0], known)}; see `vla train --help`")
     if options.get("steps") is None:
@@ -108,7 +108,8 @@ def make_plan(options: Mapping[str, Any], own: Mapping[str, Any] | None = None) 
     own = {key: value for key, value in (own or {}).items() if key in options}
     values = own | {key: value for key, value in options.items() if value is not None}
     scales = {
-        part: own.get("lr_scales", {}).get(part) if s is None else s for part, s in values.get("lr_scales", {}).items()
+        part: own.get("lr_multipliers", {}).get(part) if s is None else s
+        for part, s in values.get("lr_multipliers", {}).items()
     }
-    values["lr_scales"] = {part: scale for part, scale in scales.items() if scale is not None}
-    return Plan(**values | {name: tuple(values.get(name, ())) for name in ("freeze", "history")})
+    values["lr_multipliers"] = {part: scale for part, scale in scales.items() if scale is not None}
+    return TrainConfig(**values | {name: tuple(values.get(name, ())) for name in ("freeze", "history")})

@@ -76,7 +76,11 @@ def _tiles(report: Mapping[str, Any]) -> str:
         ("jerk", _number(report["jerk"]), "rad/s³, of the commands"),
         ("collisions", _number(report["collisions"]), "an episode"),
         ("limit hits", _number(report["limit_hits"]), "steps an episode"),
-        ("clamped", _number(report["clamped"]), "steps an episode, by the guard" if report["guard"] else "no guard"),
+        (
+            "clamped",
+            _number(report["clamped"]),
+            "steps an episode, by the safety_filter" if report["safety_filter"] else "no safety_filter",
+        ),
     )
     return f'<div class="tiles">{"".join(tile(name, value or "–", below) for name, value, below in values)}</div>'
 

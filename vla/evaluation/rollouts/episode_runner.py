@@ -13,9 +13,9 @@ import gymnasium
 import numpy as np
 from jaxtyping import Float
 
-from vla.control.action_queue import ActionBuffer
+from vla.control.action_queue import ActionQueue
 from vla.control.inference import Answer, Request
-from vla.control.safety_filter import Guard
+from vla.control.safety_filter import SafetyFilter
 from vla.envs.so101 import to_observation
 from vla.evaluation.rollouts.contacts import touched
 from vla.evaluation.rollouts.trial import Result, Trial
@@ -27,12 +27,12 @@ from vla.robots.limits import limits_of
 from vla.types import ActionChunk, Observation
 
 
-class Slot:
+class EpisodeRunner:
     """One environment with its policy, the actions to come and its recorder.
 
     An environment that does not draw by itself is asked to `capture` its images when the policy is asked, or at every
     step with `every_frame` and for a policy that is shown past frames; at other steps the recorder gets those of the
-    last capture. With `guard` an environment that has limits (`limits_of`) gets what `Guard` makes of the actions, as a
+    last capture. With `safety_filter` an environment that has limits (`limits_of`) gets what `SafetyFilter` makes of the actions, as a
     robot does.
     """
 
@@ -41,19 +41,19 @@ class Slot:
         env: gymnasium.Env[Any, Any],
         policy: Policy,
         recorder: Recorder | None = None,
-        execute: int = 8,
+        n_action_steps: int = 8,
         every_frame: bool = False,
-        guard: bool = True,
+        safety_filter: bool = True,
     ) -> None:
-        self.env, self.policy, self.recorder, self.execute = env, policy, recorder, execute
+        self.env, self.policy, self.recorder, self.n_action_steps = env, policy, recorder, n_action_steps
         inner = env.unwrapped
         self._capture = None if getattr(inner, "draws", True) else inner.capture  # type: ignore[attr-defined]
         self._history = FrameHistory.of(policy)
         self._every_frame = every_frame or bool(history_of(policy))
         body = policy.embodiment
         self._hz, self._low, self._high = body.control_hz, np.array(body.action_low), np.array(body.action_high)
-        limits = limits_of(env) if guard else None
-        self._guard = None if limits is None else Guard(body, limits, 1 / body.control_hz)
+        limits = limits_of(env) if safety_filter else None
+        self._safety_filter = None if limits is None else SafetyFilter(body, limits, 1 / body.control_hz)
 
     observation: Observation
     trial: Trial
@@ -65,7 +65,9 @@ class Slot:
         # Slack against a delay of three periods that is a hair more than that.
         self._late = math.ceil(trial.delay * self._hz - 1e-6)
         body = self.policy.embodiment
-        self._buffer = ActionBuffer(body, trial.execution, self.execute, ttl=math.inf, delay=self._late)
+        self._buffer = ActionQueue(
+            body, trial.execution, self.n_action_steps, max_observation_age_s=math.inf, delay=self._late
+        )
         self._coming: tuple[int, Answer] | None = None
         self.length = self.invalid = 0
         self._hits = self._clamped = self._collisions = 0
@@ -74,8 +76,8 @@ class Slot:
         self._history.reset()
         self._observe(values, fresh=True)
         self._hold = np.asarray(body.hold_action(self.observation.state), np.float64)
-        if self._guard is not None:
-            self._guard.start(self._hold)
+        if self._safety_filter is not None:
+            self._safety_filter.start(self._hold)
         self.policy.reset()
         if self.recorder is not None:
             repeats = {"frames": "asked"} if self._capture is not None and not self._every_frame else {}
@@ -144,10 +146,10 @@ class Slot:
         return {"chunk": rows, "points": chunk.points}
 
     def _guarded(self, wanted: Float[np.ndarray, "a"] | None) -> Float[np.ndarray, "a"]:
-        if self._guard is None:
+        if self._safety_filter is None:
             return self._hold if wanted is None else wanted
-        safe, hit = self._guard.command(wanted)
-        self._guard.sent()
+        safe, hit = self._safety_filter.command(wanted)
+        self._safety_filter.sent()
         self._clamped += bool(hit)
         return safe
 

@@ -29,7 +29,7 @@ from vla.types import Episode
 STORE = "rollouts.zarr"
 
 
-class Ledger:
+class ResultStore:
     """Use it as a context manager. `append` makes it a place for finished episodes (`zarr_recorder.Sink`)."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], embodiment: Embodiment) -> None:
@@ -47,7 +47,7 @@ class Ledger:
         self._lines = path.open("a")
         self._lines.write("\n" * cut)
 
-    def __enter__(self) -> Ledger:
+    def __enter__(self) -> ResultStore:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from vla.common.intervals import wilson
 from vla.control.inference import Request, check_execution, predict
 from vla.errors import InputError
-from vla.evaluation.rollouts.episode_runner import Slot
+from vla.evaluation.rollouts.episode_runner import EpisodeRunner
 from vla.evaluation.rollouts.trial import Result, Trial, crashed
 from vla.policies.policy import BatchPolicy, Policy
 from vla.recording.recorder import Recorder
@@ -30,11 +30,13 @@ def rollout(
     trials: Sequence[Trial],
     *,
     parallel: int = 16,
-    execute: int = 8,
+    n_action_steps: int = 8,
     recorder: Callable[[], Recorder] | None = None,
 ) -> list[Result]:
     """Runs every trial to its end and returns the results in the order of `trials`. See `run_trials`."""
-    found = run_trials(make_env, policy_for, iter(trials), parallel=parallel, execute=execute, recorder=recorder)
+    found = run_trials(
+        make_env, policy_for, iter(trials), parallel=parallel, n_action_steps=n_action_steps, recorder=recorder
+    )
     results = {result.key: result for result in progress(found, len(trials))}
     return [results[trial.key] for trial in trials]
 
@@ -45,26 +47,26 @@ def run_trials(
     trials: Iterator[Trial],
     *,
     parallel: int,
-    execute: int,
+    n_action_steps: int,
     recorder: Callable[[], Recorder] | None = None,
     every_frame: bool = True,
-    guard: bool = True,
+    safety_filter: bool = True,
 ) -> Iterator[Result]:
     """Runs every trial to its end, up to `parallel` at once; yields the results as they come.
 
-    The environment of a trial is `make_env(**trial.env)`. Up to `execute` actions of each chunk are carried out before
-    the policy is asked again; `every_frame` and `guard` as in `Slot`. What raises in a trial is its result, and the
+    The environment of a trial is `make_env(**trial.env)`. Up to `n_action_steps` actions of each chunk are carried out before
+    the policy is asked again; `every_frame` and `safety_filter` as in `EpisodeRunner`. What raises in a trial is its result, and the
     others go on in environments of their own. Raises InputError when a policy is of another embodiment than its
     environment.
     """
-    if parallel < 1 or execute < 1:
-        raise InputError(f"parallel and execute must be at least 1, not {parallel} and {execute}")
-    seats: list[_Seat] = []
+    if parallel < 1 or n_action_steps < 1:
+        raise InputError(f"parallel and n_action_steps must be at least 1, not {parallel} and {n_action_steps}")
+    seats: list[_EnvWorker] = []
     try:
         for _ in range(parallel):
-            place = partial(Slot, recorder=recorder and recorder(), execute=execute)
-            place = partial(place, every_frame=every_frame, guard=guard)
-            seats.append(seat := _Seat(make_env, policy_for, place))
+            place = partial(EpisodeRunner, recorder=recorder and recorder(), n_action_steps=n_action_steps)
+            place = partial(place, every_frame=every_frame, safety_filter=safety_filter)
+            seats.append(seat := _EnvWorker(make_env, policy_for, place))
             yield from seat.seat_next(trials)
             if seat.trial is None:
                 break
@@ -83,10 +85,10 @@ def run_trials(
             seat.close()
 
 
-class _Seat:
+class _EnvWorker:
     """A place for one trial after another: the environment is made anew where the next one needs another."""
 
-    def __init__(self, make_env: MakeEnv, policy_for: PolicyFor, place: Callable[..., Slot]) -> None:
+    def __init__(self, make_env: MakeEnv, policy_for: PolicyFor, place: Callable[..., EpisodeRunner]) -> None:
         self._make_env, self._policy_for, self._place = make_env, policy_for, place
         self._env: gymnasium.Env[Any, Any] | None = None
         self.trial: Trial | None = None
@@ -140,9 +142,9 @@ class _Seat:
             env.close()
 
 
-def _predict(slots: Sequence[Slot]) -> dict[int, str]:
+def _predict(slots: Sequence[EpisodeRunner]) -> dict[int, str]:
     """Asks each policy for a chunk; a batch policy that serves several slots is asked once. The tracebacks by slot."""
-    shared: dict[tuple[Any, ...], list[tuple[Slot, Request]]] = {}
+    shared: dict[tuple[Any, ...], list[tuple[EpisodeRunner, Request]]] = {}
     crashes: dict[int, str] = {}
     for slot in slots:
         request = slot.request()
@@ -154,7 +156,7 @@ def _predict(slots: Sequence[Slot]) -> dict[int, str]:
     return crashes
 
 
-def _ask(group: Sequence[tuple[Slot, Request]], crashes: dict[int, str]) -> None:
+def _ask(group: Sequence[tuple[EpisodeRunner, Request]], crashes: dict[int, str]) -> None:
     slots, requests = zip(*group, strict=True)
     try:
         chunks = predict(slots[0].policy, requests)

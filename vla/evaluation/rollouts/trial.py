@@ -52,7 +52,7 @@ class Result:
     limit_hits: int = 0
     """Steps at which the policy wanted a command at or beyond a limit of its component."""
     clamped: int = 0
-    """Steps at which the guard changed the command."""
+    """Steps at which the safety_filter changed the command."""
     delay: float = 0.0
     execution: str = "naive"
     crash: str = ""

@@ -41,9 +41,9 @@ class Job:
     load: Callable[[], PolicyFor]
     embodiment: Embodiment
     parallel: int
-    execute: int
+    n_action_steps: int
     every_frame: bool
-    guard: bool = True
+    safety_filter: bool = True
 
     def run(self, trials: Iterator[Trial], sink: Sink) -> Iterator[Result]:
         """`run_trials`, the episodes going to `sink`."""
@@ -52,10 +52,10 @@ class Job:
             self.load(),
             trials,
             parallel=self.parallel,
-            execute=self.execute,
+            n_action_steps=self.n_action_steps,
             recorder=partial(ZarrRecorder, sink),
             every_frame=self.every_frame,
-            guard=self.guard,
+            safety_filter=self.safety_filter,
         )
 
 

@@ -24,7 +24,7 @@ def frequencies(head_dim: int, theta: float = 10000.0) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class ExpertShape:
+class ActionExpertShape:
     """The numbers that an expert is made of: its own `width`, `mlp_size` and query `heads`, and what it has of the
     decoder whose keys and values it reads.
 
@@ -54,20 +54,20 @@ class ExpertShape:
             )
 
 
-class Expert(nn.Module):
+class ActionExpert(nn.Module):
     """Pre-norm layers, each with attention and a gated MLP (pi0).
 
     Layer i attends to the keys and values of the i-th pair of the prefix, and to its own. Positions go on where the
     prefix ends, with the backbone's rotation.
     """
 
-    def __init__(self, shape: ExpertShape, adaptive: bool = False) -> None:
+    def __init__(self, shape: ActionExpertShape, adaptive: bool = False) -> None:
         super().__init__()
         self.shape, self.adaptive = shape, adaptive
         self.width, self.kv_heads, self.head_dim = shape.width, shape.kv_heads, shape.head_dim
         self._frequencies = torch.tensor(tuple(shape.frequencies))  # no buffer, which half precision would round
         self.layers = nn.ModuleList(
-            ExpertLayer(shape, adaptive, shape.cross and i % 2 == 1) for i in range(shape.layers)
+            ActionExpertLayer(shape, adaptive, shape.cross and i % 2 == 1) for i in range(shape.layers)
         )
         self.norm = AdaptiveNorm(shape.width, adaptive, shape.eps)
 
@@ -116,10 +116,10 @@ class Expert(nn.Module):
                 )
 
 
-class ExpertLayer(nn.Module):
+class ActionExpertLayer(nn.Module):
     """One that is `cross` looks at the prefix alone, whose keys and values pass its own linear maps."""
 
-    def __init__(self, shape: ExpertShape, adaptive: bool, cross: bool = False) -> None:
+    def __init__(self, shape: ActionExpertShape, adaptive: bool, cross: bool = False) -> None:
         super().__init__()
         self.head_dim, self.cross = shape.head_dim, cross
         width, kept = shape.width, shape.kv_heads * shape.head_dim

@@ -47,7 +47,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Asked:
+class DecodeContext:
     """What a chunk is decoded from: rows of one robot whose prompts and points are in the cache of `decoding`.
 
     `told` are the numbers that the model is told of each row. `ask` embeds further tokens, the first of them the
@@ -60,7 +60,7 @@ class Asked:
     ask: Callable[[Int[Tensor, "b m"], int], Float[Tensor, "b m d"]]
     given: Float[np.ndarray, "b k a"] | None
     module: nn.Module | None
-    beyond: Float[np.ndarray, "b m a"] | None = None
+    previous_chunk_leftover: Float[np.ndarray, "b m a"] | None = None
     """The old chunk's actions after those given; only a flow is drawn to them
     (`vla.models.action_heads.rtc_guidance`)."""
     vjp: bool = False
@@ -79,7 +79,7 @@ Chunks = list[Float[np.ndarray, "h a"] | None]
 
 
 @runtime_checkable
-class Regression(Protocol):
+class ContinuousHead(Protocol):
     """What a head learns as numbers, with modules of its own."""
 
     reads_cache: bool
@@ -113,14 +113,14 @@ class Head(Protocol):
     """How many of these, from the first on, are values on a line."""
     slots: int
     """Places among the tokens of an action, each of which learns an embedding."""
-    tells_given: bool
+    conditions_on_prefix: bool
     """Whether the model is told the actions under way as numbers, since its tokens do not say them."""
 
     bidirectional: bool
     """Whether the tokens of a chunk, which are then asked for at once, look at each other."""
 
     @property
-    def regression(self) -> Regression | None:
+    def regression(self) -> ContinuousHead | None:
         """Of what it learns as numbers; None for a head of tokens."""
         ...
 
@@ -141,7 +141,7 @@ class Head(Protocol):
         """The slots of a row's action tokens, which are numbered through; `width` is that of the row's robot."""
         ...
 
-    def decode(self, asked: Asked) -> Chunks: ...
+    def decode(self, asked: DecodeContext) -> Chunks: ...
 
 
 def finite(actions: Float[Tensor, "b h a"]) -> Chunks:

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from vla.models.action_heads.action_head import Asked
+from vla.models.action_heads.action_head import DecodeContext
 
 
 def say(
-    asked: Asked,
+    asked: DecodeContext,
     blank: int,
     known: Sequence[list[int]],
     allowed: Int[Tensor, "r"],

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from vla.models.action_heads.action_head import Asked, Chunks, Vocabulary
+from vla.models.action_heads.action_head import Chunks, DecodeContext, Vocabulary
 from vla.models.action_heads.decoding import median_bins
 from vla.models.action_heads.parallel import ParallelHead
 
@@ -31,7 +31,7 @@ class BinsHead(ParallelHead):
     def _inputs(self, ids: list[int], known: int) -> list[int]:
         return [self.blank, *ids[:-1]]
 
-    def decode(self, asked: Asked) -> Chunks:
+    def decode(self, asked: DecodeContext) -> Chunks:
         known = self.encode_given(asked)
         count, width, cached, sure = asked.robot.action_tokens, asked.robot.width, 0, known.shape[1]
         tokens = F.pad(known, (0, count - sure), value=self.text + self.rows // 2)

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from vla.models.action_heads.action_expert import ExpertShape, frequencies
+from vla.models.action_heads.action_expert import ActionExpertShape, frequencies
 from vla.models.action_heads.decoding import keys_values
 
 
 def expert_shape(
     backbone: Any, width: int | None = None, heads: int | None = None, mlp_size: int | None = None, cross: bool = False
-) -> ExpertShape:
+) -> ActionExpertShape:
     """The shape of an expert for this `Backbone`: the width is 3/4 of the backbone's where none is given (SmolVLA),
     `mlp_size` three times that, and it has as many query heads as the backbone (pi0, SmolVLA).
 
@@ -26,7 +26,7 @@ def expert_shape(
     rotary: Any = next((m for m in language.modules() if hasattr(m, "inv_freq")), None)
     width = width or backbone.hidden_size * 3 // 8 * 2
     activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
-    return ExpertShape(
+    return ActionExpertShape(
         width=width,
         mlp_size=mlp_size or 3 * width,
         layers=layers,
@@ -35,19 +35,21 @@ def expert_shape(
         head_dim=head_dim,
         frequencies=frequencies(head_dim) if rotary is None else tuple(rotary.inv_freq.tolist()),
         scaling=float(getattr(rotary, "attention_scaling", 1.0)),
-        activation=activation or ExpertShape.activation,
-        eps=float(getattr(config, "rms_norm_eps", ExpertShape.eps)),
+        activation=activation or ActionExpertShape.activation,
+        eps=float(getattr(config, "rms_norm_eps", ActionExpertShape.eps)),
         cross=cross,
     )
 
 
-def shape_of_before(backbone: Any, width: int | None) -> ExpertShape:
+def shape_of_before(backbone: Any, width: int | None) -> ActionExpertShape:
     """That of a checkpoint which does not store it."""
     layers, kv_heads, head_dim = _cached(backbone)
     config = getattr(backbone.parts()["language"], "config", None)
     theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10000.0)
     width = width or backbone.hidden_size * 3 // 8 * 2
-    return ExpertShape(width, 3 * width, layers, kv_heads, kv_heads, head_dim, frequencies(head_dim, float(theta)))
+    return ActionExpertShape(
+        width, 3 * width, layers, kv_heads, kv_heads, head_dim, frequencies(head_dim, float(theta))
+    )
 
 
 @torch.no_grad()

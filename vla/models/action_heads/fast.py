@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from vla.errors import InputError
-from vla.models.action_heads.action_head import Asked, Chunks, Target, Vocabulary
+from vla.models.action_heads.action_head import Chunks, DecodeContext, Target, Vocabulary
 from vla.models.action_heads.autoregressive import say
 from vla.models.action_tokenizers.fast import FastTokenizer
 from vla.models.batch import IGNORE
@@ -27,7 +27,7 @@ class FastHead:
     `tokenizer` is what `to_json` gives.
     """
 
-    ordered, tells_given, bidirectional, regression = 0, True, False, None
+    ordered, conditions_on_prefix, bidirectional, regression = 0, True, False, None
 
     def __init__(self, vocabulary: Vocabulary, tokenizer: Mapping[str, Any] | None = None) -> None:
         if tokenizer is None:
@@ -56,7 +56,7 @@ class FastHead:
     def places(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
         return order.clamp(max=self.slots - 1)
 
-    def decode(self, asked: Asked) -> Chunks:
+    def decode(self, asked: DecodeContext) -> Chunks:
         robot, rows = asked.robot, torch.arange(self.text, self.blank, device=asked.told.device)
         # Of a published tokenizer, which may take two tokens for one number, it is not known what one spells.
         most = robot.action_tokens if self._sizes is not None else 2 * robot.action_tokens + 1

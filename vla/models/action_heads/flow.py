@@ -13,14 +13,22 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from vla.errors import InputError
-from vla.models.action_heads.action_expert import Expert, ExpertShape
-from vla.models.action_heads.action_head import Asked, Cached, Chunks, Regression, Target, Vocabulary, finite
+from vla.models.action_heads.action_expert import ActionExpert, ActionExpertShape
+from vla.models.action_heads.action_head import (
+    Cached,
+    Chunks,
+    ContinuousHead,
+    DecodeContext,
+    Target,
+    Vocabulary,
+    finite,
+)
 from vla.models.action_heads.bins import BinsHead
 from vla.models.action_heads.decoder_shape import expert_shape, shape_of_before
 from vla.models.action_heads.decoding import keys_values
 from vla.models.action_heads.fast import FastHead
 from vla.models.action_heads.flow_matching import FlowHead, sample_time
-from vla.models.action_heads.rtc_guidance import Guide
+from vla.models.action_heads.rtc_guidance import RTCGuidance
 from vla.models.batch import Batch
 from vla.models.robot_spec import RobotSpec
 
@@ -31,11 +39,11 @@ REPEATS = 4
 class FlowMatchingHead:
     """The numbers that a model is told are the suffix's first token; actions are those of the widest robot.
 
-    `insulate`: the expert's loss does not reach the backbone, which learns to say the same chunk in `tokens` ("fast",
+    `knowledge_insulation`: the expert's loss does not reach the backbone, which learns to say the same chunk in `tokens` ("fast",
     with its `tokenizer`, or "bins"); the expert reads what comes before them. `width`, `heads`, `mlp_size` and `cross`
     are the expert's (`expert_shape`), or `expert` is all of its shape: that of a checkpoint, empty in one that was made
     before shapes were stored. `adaptive`: time enters through the expert's norms (pi0.5); if not, into
-    each action (pi0), which learns faster at the start. `continues`: it learns to go on from actions under way that
+    each action (pi0), which learns faster at the start. `rtc_training`: it learns to go on from actions under way that
     it is told as they are (training-time real-time chunking), where other flows are put right at each step.
     """
 
@@ -44,26 +52,26 @@ class FlowMatchingHead:
     def __init__(
         self,
         vocabulary: Vocabulary,
-        insulate: bool = False,
+        knowledge_insulation: bool = False,
         tokens: str = "fast",
         tokenizer: Mapping[str, Any] | None = None,
         width: int | None = None,
         adaptive: bool = False,
-        continues: bool = False,
+        rtc_training: bool = False,
         heads: int | None = None,
         mlp_size: int | None = None,
         cross: bool = False,
         expert: Mapping[str, Any] | None = None,
     ) -> None:
-        settings: dict[str, Any] = {"kind": "flow", "insulate": insulate, "adaptive": adaptive}
-        settings |= {"continues": True} if continues else {}
-        self._continues, self._expert = continues, expert
+        settings: dict[str, Any] = {"kind": "flow", "knowledge_insulation": knowledge_insulation, "adaptive": adaptive}
+        settings |= {"rtc_training": True} if rtc_training else {}
+        self._rtc_training, self._expert = rtc_training, expert
         self._sizes: dict[str, Any] = {"width": width, "heads": heads, "mlp_size": mlp_size, "cross": cross}
         settings |= self._sizes if not expert else {}
         settings |= {"expert": expert} if expert is not None else {}
-        self._insulate, self._adaptive, self._vocabulary = insulate, adaptive, vocabulary
+        self._knowledge_insulation, self._adaptive, self._vocabulary = knowledge_insulation, adaptive, vocabulary
         self._tokens: BinsHead | FastHead | None = None
-        if insulate:
+        if knowledge_insulation:
             if tokens not in ("fast", "bins"):
                 raise InputError(f"the backbone of an insulated flow learns tokens fast or bins, not {tokens}")
             self._tokens = FastHead(vocabulary, tokenizer) if tokens == "fast" else BinsHead(vocabulary)
@@ -71,10 +79,10 @@ class FlowMatchingHead:
         self.settings: Mapping[str, Any] = settings
         said = self._tokens
         self.rows, self.ordered, self.slots = (said.rows, said.ordered, said.slots) if said else (0, 0, 0)
-        self.tells_given = said is not None and said.tells_given
+        self.conditions_on_prefix = said is not None and said.conditions_on_prefix
 
     @property
-    def regression(self) -> Regression:
+    def regression(self) -> ContinuousHead:
         return self
 
     def target(
@@ -85,7 +93,7 @@ class FlowMatchingHead:
         given: int,
         rng: np.random.Generator | None,
     ) -> Target:
-        """Actions under way are learned like the others, but where the head `continues`."""
+        """Actions under way are learned like the others, but where the head `rtc_training`."""
         said = Target([], []) if self._tokens is None else self._tokens.target(robot, actions, inside, given, rng)
         return Target(said.inputs, said.labels, inside)
 
@@ -99,11 +107,11 @@ class FlowMatchingHead:
             self._expert = asdict(shape) | {"frequencies": list(shape.frequencies)}  # as JSON has it
             self.settings = {k: v for k, v in self.settings.items() if k not in self._sizes} | {"expert": self._expert}
         elif self._expert:
-            shape = ExpertShape(**{**self._expert, "frequencies": tuple(self._expert["frequencies"])})
+            shape = ActionExpertShape(**{**self._expert, "frequencies": tuple(self._expert["frequencies"])})
         else:
             shape = shape_of_before(backbone, self._sizes["width"])
-        expert = Expert(shape, self._adaptive)
-        return FlowHead(expert, self._vocabulary.horizon, self._vocabulary.width, told, self._continues)
+        expert = ActionExpert(shape, self._adaptive)
+        return FlowHead(expert, self._vocabulary.horizon, self._vocabulary.width, told, self._rtc_training)
 
     def _start(self, position: Int[Tensor, "b"]) -> Int[Tensor, "b"] | None:
         """Where the expert's positions begin: where the backbone's end, but in checkpoints of before."""
@@ -124,10 +132,12 @@ class FlowMatchingHead:
         prefix = [(_repeated(keys[:, :, :length]), _repeated(values[:, :, :length])) for keys, values in cached.layers]
         actions, before, mask, told = (_repeated(x) for x in (batch.actions, before, batch.regressed, told))
         given, start = _repeated(batch.given), self._start(_repeated(cached.next_position))
-        losses = module.loss(actions, prefix, before, mask, told, self._insulate, _drawn(batch), given, start)
+        losses = module.loss(
+            actions, prefix, before, mask, told, self._knowledge_insulation, _drawn(batch), given, start
+        )
         return losses.unflatten(0, (REPEATS, -1)).mean(0)
 
-    def decode(self, asked: Asked) -> Chunks:
+    def decode(self, asked: DecodeContext) -> Chunks:
         """From the same noise each time: a policy's chunks do not jump between ways that are equally good."""
         robot, rows, module, device = asked.robot, len(asked.told), cast(FlowHead, asked.module), asked.told.device
         mask = (torch.arange(module.action_width, device=device) < robot.width).expand(rows, robot.horizon, -1)
@@ -141,15 +151,22 @@ class FlowMatchingHead:
         given = None if asked.given is None else wide(asked.given)
         cached, before, told = keys_values(asked.decoding.cache), asked.decoding.mask, asked.told
         start = self._start(asked.decoding.next_position())
-        if asked.beyond is None or not asked.vjp:
-            guide = None if asked.beyond is None else Guide(wide(asked.beyond), False)
+        if asked.previous_chunk_leftover is None or not asked.vjp:
+            guide = (
+                None
+                if asked.previous_chunk_leftover is None
+                else RTCGuidance(wide(asked.previous_chunk_leftover), False)
+            )
             chunks = module.sample(cached, before, mask, told, given, noise, guide, start)
             return finite(chunks[..., : robot.width])
         with torch.inference_mode(False):
             # Tensors of inference mode have no gradients; copies that are made outside of it may have.
             cached = [(keys.clone(), values.clone()) for keys, values in cached]
             given = None if asked.given is None else wide(asked.given)
-            guide, fresh = Guide(wide(asked.beyond), True), [x.clone() for x in (before, mask, told, noise)]
+            guide, fresh = (
+                RTCGuidance(wide(asked.previous_chunk_leftover), True),
+                [x.clone() for x in (before, mask, told, noise)],
+            )
             start = None if start is None else start.clone()
             chunks = module.sample(cached, fresh[0], fresh[1], fresh[2], given, fresh[3], guide, start)
             return finite(chunks[..., : robot.width])

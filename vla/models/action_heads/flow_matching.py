@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vla.errors import InputError
-from vla.models.action_heads.action_expert import Expert, time_features
-from vla.models.action_heads.rtc_guidance import Guide, guided, soft_mask
+from vla.models.action_heads.action_expert import ActionExpert, time_features
+from vla.models.action_heads.rtc_guidance import RTCGuidance, guided, prefix_weights
 
 KeysValues = Sequence[tuple[Float[Tensor, "b g m e"], Float[Tensor, "b g m e"]]]
 """What each layer of the backbone cached of the prefix, keys after their rotation by position."""
@@ -30,16 +30,16 @@ class FlowHead(nn.Module):
     In training t = 0.999 Beta(1.5, 1) + 0.001: noisy ones more often. A chunk is `EULER_STEPS` Euler steps from t = 1
     to 0. Time enters through the expert's adaptive norms (`adaptive`, pi0.5), or into each action's embedding (pi0).
     `state_width` of 0: the backbone has read the state, as text or tokens (pi0.5); else it is the suffix's first token,
-    which does not see the actions (pi0). `continues`: actions that are given are at t = 0 while the others are on their
+    which does not see the actions (pi0). `rtc_training`: actions that are given are at t = 0 while the others are on their
     way (training-time real-time chunking, Black et al. 2025, arXiv 2512.05964), for which it must be trained; if not,
     they are put where the flow would have them.
     """
 
     def __init__(
-        self, expert: Expert, horizon: int, action_width: int, state_width: int = 0, continues: bool = False
+        self, expert: ActionExpert, horizon: int, action_width: int, state_width: int = 0, rtc_training: bool = False
     ) -> None:
         super().__init__()
-        self.continues = continues
+        self.rtc_training = rtc_training
         self.expert, self.horizon, self.action_width, self.state_width = expert, horizon, action_width, state_width
         width = expert.width
         self.enter = nn.Linear(action_width, width)
@@ -92,7 +92,7 @@ class FlowHead(nn.Module):
         prefix_mask: Bool[Tensor, "b m"],
         mask: Bool[Tensor, "b h a"],
         state: Float[Tensor, "b s"] | None = None,
-        insulate: bool = False,
+        knowledge_insulation: bool = False,
         drawn: tuple[Float[Tensor, "b h a"], Float[Tensor, "b"]] | None = None,
         given: Int[Tensor, "b"] | None = None,
         start: Int[Tensor, "b"] | None = None,
@@ -100,16 +100,16 @@ class FlowHead(nn.Module):
         """Squared error of the velocity, of each of the k components where `mask` is True, row by row, at the noise and
         the times that were `drawn`, or at new ones.
 
-        `insulate`: no gradient reaches the backbone through `prefix`; what trains it are its own tokens. The prefix
+        `knowledge_insulation`: no gradient reaches the backbone through `prefix`; what trains it are its own tokens. The prefix
         must then not hold the actions' tokens, from which the expert would read what it is to find. `given`: how many
-        of each row's first actions are under way; a head that `continues` is told them, and has no error in them.
+        of each row's first actions are under way; a head that `rtc_training` is told them, and has no error in them.
         """
-        if insulate:
+        if knowledge_insulation:
             prefix = [(keys.detach(), values.detach()) for keys, values in prefix]
         actions = torch.where(mask, actions, 0.0)
         noise, time = drawn or (torch.randn_like(actions), sample_time(len(actions), actions.device))
         times = time[:, None].expand(mask.shape[:2])
-        if self.continues and given is not None:
+        if self.rtc_training and given is not None:
             times = torch.where(_first(given, times), 0.0, times)
         at = times[..., None]
         velocity = self(at * noise + (1 - at) * actions, times, prefix, prefix_mask, mask, state, start)
@@ -125,13 +125,13 @@ class FlowHead(nn.Module):
         state: Float[Tensor, "b s"] | None = None,
         given: Float[Tensor, "b k a"] | None = None,
         noise: Float[Tensor, "b h a"] | None = None,
-        guide: Guide | None = None,
+        guide: RTCGuidance | None = None,
         start: Int[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b h a"]:
         """Normalised chunks, 0 where `mask` is False, from `noise` or from new noise.
 
         `given` are the first k actions, already under way (real-time chunking): at each step they are put where they
-        would be at that time, t noise + (1 - t) actions, or at t = 0 by a head that `continues`, so the rest goes on
+        would be at that time, t noise + (1 - t) actions, or at t = 0 by a head that `rtc_training`, so the rest goes on
         from them; they come back as given. A `guide` draws the actions after them.
         """
         if noise is None:
@@ -142,7 +142,7 @@ class FlowHead(nn.Module):
             time = 1 - step / EULER_STEPS
             times = torch.full(mask.shape[:2], time, device=x.device)
             if given is not None:
-                at = 0.0 if self.continues else time
+                at = 0.0 if self.rtc_training else time
                 times[:, :known] = at
                 x = torch.cat([at * noise[:, :known] + (1 - at) * given, x[:, known:]], 1)
 
@@ -157,7 +157,7 @@ class FlowHead(nn.Module):
 
 
 def _guidance(
-    guide: Guide | None, given: Float[Tensor, "b k a"] | None, mask: Bool[Tensor, "b h a"]
+    guide: RTCGuidance | None, given: Float[Tensor, "b k a"] | None, mask: Bool[Tensor, "b h a"]
 ) -> tuple[Float[Tensor, "b h a"], Float[Tensor, "h"]]:
     """The old chunk, as far as it goes, and how much each action of it counts."""
     rows, horizon, width = mask.shape
@@ -165,11 +165,11 @@ def _guidance(
     old = torch.zeros(mask.shape, device=mask.device)
     if guide is None:
         return old, torch.zeros(horizon)
-    beyond = guide.beyond[:, : horizon - known]
+    previous_chunk_leftover = guide.previous_chunk_leftover[:, : horizon - known]
     if given is not None:
         old[:, :known] = given
-    old[:, known : known + beyond.shape[1]] = beyond
-    return old, soft_mask(known, beyond.shape[1], horizon)
+    old[:, known : known + previous_chunk_leftover.shape[1]] = previous_chunk_leftover
+    return old, prefix_weights(known, previous_chunk_leftover.shape[1], horizon)
 
 
 def _first(counts: Int[Tensor, "b"], like: Float[Tensor, "b h"]) -> Bool[Tensor, "b h"]:

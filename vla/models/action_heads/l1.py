@@ -10,7 +10,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vla.models.action_heads.action_head import Asked, Cached, Chunks, Regression, Target, Vocabulary, finite
+from vla.models.action_heads.action_head import (
+    Cached,
+    Chunks,
+    ContinuousHead,
+    DecodeContext,
+    Target,
+    Vocabulary,
+    finite,
+)
 from vla.models.action_heads.l1_regression import L1Head
 from vla.models.batch import IGNORE, Batch
 from vla.models.robot_spec import RobotSpec
@@ -21,7 +29,7 @@ class RegressionHead:
     OpenVLA-OFT; else each at those before it."""
 
     settings: Mapping[str, Any] = {"kind": "l1"}
-    rows, ordered, tells_given, reads_cache = 0, 0, True, False
+    rows, ordered, conditions_on_prefix, reads_cache = 0, 0, True, False
 
     def __init__(self, vocabulary: Vocabulary, bidirectional: bool = False) -> None:
         self.bidirectional = bidirectional
@@ -32,7 +40,7 @@ class RegressionHead:
         self.blank, self.eos = vocabulary.text, vocabulary.eos
 
     @property
-    def regression(self) -> Regression:
+    def regression(self) -> ContinuousHead:
         return self
 
     def target(
@@ -63,7 +71,7 @@ class RegressionHead:
         slots = hidden[batch.input_ids == self.blank].unflatten(0, (len(hidden), self.slots))
         return module.loss(slots, batch.actions, batch.regressed)
 
-    def decode(self, asked: Asked) -> Chunks:
+    def decode(self, asked: DecodeContext) -> Chunks:
         hidden = asked.ask(torch.full((len(asked.told), self.slots), self.blank, device=asked.told.device), 0)
         assert asked.module is not None
         return finite(asked.module(hidden)[..., : asked.robot.width])

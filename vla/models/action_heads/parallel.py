@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vla.models.action_heads.action_head import Asked, Chunks, Target, Vocabulary
+from vla.models.action_heads.action_head import Chunks, DecodeContext, Target, Vocabulary
 from vla.models.action_heads.decoding import median_bins
 from vla.models.batch import IGNORE
 from vla.models.robot_spec import RobotSpec
@@ -24,7 +24,7 @@ class ParallelHead:
     """
 
     settings: Mapping[str, Any] = {"kind": "parallel"}
-    tells_given, regression = False, None
+    conditions_on_prefix, regression = False, None
 
     def __init__(self, vocabulary: Vocabulary, bidirectional: bool = False) -> None:
         self.bidirectional = bidirectional
@@ -56,7 +56,7 @@ class ParallelHead:
         """A token's step's, and in that its component's; a robot narrower than the widest leaves some unused."""
         return order // width * self._widest + order % width
 
-    def decode(self, asked: Asked) -> Chunks:
+    def decode(self, asked: DecodeContext) -> Chunks:
         robot, known = asked.robot, self.encode_given(asked)
         ids = torch.full((len(known), robot.action_tokens), self.blank, device=known.device)
         ids[:, : known.shape[1]] = known
@@ -64,12 +64,12 @@ class ParallelHead:
         values = median_bins(asked.decoding.backbone.logits(hidden)[..., self.text : self.blank].float())
         return self.chunks(asked, values)
 
-    def encode_given(self, asked: Asked) -> Int[Tensor, "b n"]:
+    def encode_given(self, asked: DecodeContext) -> Int[Tensor, "b n"]:
         """Tokens of the actions under way; none where there are none."""
         if asked.given is None:
             return torch.zeros(len(asked.told), 0, dtype=torch.long, device=asked.told.device)
         known = np.stack([self.bins.encode(chunk) for chunk in asked.given])
         return self.text + torch.from_numpy(known).to(asked.told.device)
 
-    def chunks(self, asked: Asked, values: Float[Tensor, "b n"]) -> Chunks:
+    def chunks(self, asked: DecodeContext, values: Float[Tensor, "b n"]) -> Chunks:
         return [self.bins.decode(row, asked.robot.horizon, asked.robot.width) for row in values.cpu().numpy()]

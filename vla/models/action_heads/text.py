@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vla.models.action_heads.action_head import Asked, Chunks, Target, Vocabulary
+from vla.models.action_heads.action_head import Chunks, DecodeContext, Target, Vocabulary
 from vla.models.action_heads.autoregressive import say
 from vla.models.action_tokenizers.integers import IntegerText, allowed_tokens, digit_tokens, mask_digits
 from vla.models.batch import IGNORE
@@ -21,7 +21,7 @@ class TextHead:
     """Its one row is the blank, which asks for the text; the text reaches as far as the robots' bins do."""
 
     settings: Mapping[str, Any] = {"kind": "text"}
-    rows, ordered, slots, tells_given, bidirectional, regression = 0, 0, 1, False, False, None
+    rows, ordered, slots, conditions_on_prefix, bidirectional, regression = 0, 0, 1, False, False, None
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.tokenizer, self.integers = vocabulary.tokenizer, IntegerText(limit=vocabulary.robots[0].bins.limit)
@@ -54,7 +54,7 @@ class TextHead:
     def places(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
         return torch.zeros_like(order)
 
-    def decode(self, asked: Asked) -> Chunks:
+    def decode(self, asked: DecodeContext) -> Chunks:
         robot = asked.robot
         longest = robot.action_tokens * (len(str(self.integers.steps)) + 1)
         given = np.zeros((len(asked.told), 0, robot.width)) if asked.given is None else asked.given

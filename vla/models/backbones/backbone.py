@@ -103,11 +103,11 @@ class Backbone(Protocol):
         """A cache with each row `copies` times; the given one stays as it is."""
         ...
 
-    def add_rows(self, count: int) -> None:
+    def add_token_embeddings(self, count: int) -> None:
         """Grows the vocabulary by exactly `count` rows behind the present ones."""
         ...
 
-    def row_weights(self) -> tuple[Float[Tensor, "_r d"], Float[Tensor, "_r d"]]:
+    def vocab_weights(self) -> tuple[Float[Tensor, "_r d"], Float[Tensor, "_r d"]]:
         """The matrices that hold the last rows of the vocabulary as their last: of the embedding, and of the output."""
         ...
 

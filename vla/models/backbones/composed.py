@@ -79,11 +79,11 @@ class ComposedVLM(nn.Module):
     def parts(self) -> dict[str, nn.Module]:
         return {"vision": self.vision.model, "connector": self.connector, "language": self.language}
 
-    def add_rows(self, count: int) -> None:
+    def add_token_embeddings(self, count: int) -> None:
         self.language.resize_token_embeddings(self.vocab_size + count, mean_resizing=False)
         self.config["language"]["vocab_size"] = self.vocab_size
 
-    def row_weights(self) -> tuple[Float[Tensor, "_r d"], Float[Tensor, "_r d"]]:
+    def vocab_weights(self) -> tuple[Float[Tensor, "_r d"], Float[Tensor, "_r d"]]:
         return self.language.get_input_embeddings().weight, self.language.get_output_embeddings().weight
 
     def see(

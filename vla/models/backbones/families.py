@@ -1,4 +1,4 @@
-"""Released vision-language models as backbones: from a hub's id or a local folder, through transformers' classes."""
+"""HFBackbone vision-language models as backbones: from a hub's id or a local folder, through transformers' classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vla.common.images import Size
 from vla.errors import InputError
 from vla.models.backbones import catalog, molmo, qwen_vl
 from vla.models.backbones.backbone import Backbone
-from vla.models.backbones.hf_backbone import CrossAttending, Released, family_of
+from vla.models.backbones.hf_backbone import CrossAttending, HFBackbone, family_of
 from vla.models.backbones.idefics import Idefics
 from vla.models.backbones.mllama import Mllama
 from vla.models.backbones.token_family import LAYOUTS, TokenFamily
@@ -28,7 +28,7 @@ from vla.models.preprocessing.settings import Preprocessing
 
 OWN: dict[str, Callable[..., Any]] = {"qwen": qwen_vl.load, "molmo": molmo.load}
 """Families written here, by the model_type of their config.json: of a folder with the released files."""
-CLASSES: dict[str, type[Released]] = {**dict.fromkeys(LAYOUTS, TokenFamily), "idefics": Idefics, "mllama": Mllama}
+CLASSES: dict[str, type[HFBackbone]] = {**dict.fromkeys(LAYOUTS, TokenFamily), "idefics": Idefics, "mllama": Mllama}
 NATIVE_SIZE = 448
 """[pixels] The side of a square image that counts as one of a backbone which takes any (Qwen): 256 tokens."""
 CLIP = {
@@ -46,7 +46,7 @@ def load(
     """The backbone of a released checkpoint, a hub's id or a folder, and its tokenizer.
 
     `image_size` is the side of a frame of its images [pixels], by default the checkpoint's own; `attention` is as in
-    `Released`. The vocabulary has at least the tokenizer's rows; spare ones stay. Raises InputError when there is no
+    `HFBackbone`. The vocabulary has at least the tokenizer's rows; spare ones stay. Raises InputError when there is no
     such checkpoint, or when its family is not one of `CLASSES`.
     """
     if not isinstance(image_size, int | None):
@@ -82,7 +82,7 @@ def load(
         weights=weights,
     )
     if (missing := max(len(tokenizer), image_token_id + 1) - backbone.vocab_size) > 0:
-        backbone.add_rows(missing)
+        backbone.add_token_embeddings(missing)
     return backbone, tokenizer
 
 

@@ -24,7 +24,7 @@ def family_of(config: Any) -> str:
     return "pixtral" if pixtral else config.model_type
 
 
-class Released(nn.Module, ABC):
+class HFBackbone(nn.Module, ABC):
     """A vision-language model of transformers behind `Backbone`, with its own weights.
 
     `model` is its transformers configuration as a dict with `model_type`; `weights` a model made of it, random ones
@@ -97,14 +97,14 @@ class Released(nn.Module, ABC):
     def fork(self, cache: PlacedCache, copies: int) -> PlacedCache:
         return cache.forked(copies)
 
-    def add_rows(self, count: int) -> None:
+    def add_token_embeddings(self, count: int) -> None:
         self.model.resize_token_embeddings(self.vocab_size + count, mean_resizing=False)
 
-    def row_weights(self) -> tuple[Float[Tensor, "_r d"], Float[Tensor, "_r d"]]:
+    def vocab_weights(self) -> tuple[Float[Tensor, "_r d"], Float[Tensor, "_r d"]]:
         return self.model.get_input_embeddings().weight, self.model.get_output_embeddings().weight
 
 
-class CrossAttending(Released):
+class CrossAttending(HFBackbone):
     """A family whose images stay beside the text: one token stands for each, and others look at its features."""
 
     def image_grid(self) -> tuple[int, int]:

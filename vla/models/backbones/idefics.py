@@ -28,7 +28,7 @@ class Idefics(CrossAttending):
     def vocab_size(self) -> int:
         return int(self.model.config.vocab_size + self.model.config.additional_vocab_size)
 
-    def add_rows(self, count: int) -> None:
+    def add_token_embeddings(self, count: int) -> None:
         config, embedding, head = self.model.config, self.model.model.embed_tokens, self.model.lm_head
         if config.additional_vocab_size == 0:
             like = {"device": head.weight.device, "dtype": head.weight.dtype}
@@ -40,7 +40,7 @@ class Idefics(CrossAttending):
         embedding.num_additional_embeddings = head.out_additional_features = config.additional_vocab_size
         self.model.tie_weights()
 
-    def row_weights(self) -> tuple[Float[Tensor, "_r d"], Float[Tensor, "_r d"]]:
+    def vocab_weights(self) -> tuple[Float[Tensor, "_r d"], Float[Tensor, "_r d"]]:
         embedding, head = self.model.model.embed_tokens, self.model.lm_head
         if self.model.config.additional_vocab_size == 0:
             return embedding.weight, head.weight

@@ -49,7 +49,7 @@ class Mllama(CrossAttending):
             "language": nn.ModuleList([text.embed_tokens, layers[0], text.norm, self.model.lm_head]),
         }
 
-    def add_rows(self, count: int) -> None:
+    def add_token_embeddings(self, count: int) -> None:
         config = self.model.config.text_config
         grow(self.model.get_input_embeddings(), count, config.initializer_range)
         grow(self.model.lm_head, count, config.initializer_range)

@@ -107,7 +107,7 @@ class Molmo(OwnFamily):
             raise InputError(f"images of {self.image_size} pixels do not divide into windows of {step}")
         return self.image_size // step, self.image_size // step
 
-    def add_rows(self, count: int) -> None:
+    def add_token_embeddings(self, count: int) -> None:
         for rows in (self.model.get_input_embeddings(), self.model.lm_head):
             grow(rows, count, self.model.config.initializer_range)
         self.model.config.vocab_size += count

@@ -20,15 +20,15 @@ from transformers.modeling_utils import local_torch_dtype
 from vla.errors import InputError
 from vla.models.backbones.backbone import ImageLayout
 from vla.models.backbones.cache import PlacedCache, Vision
-from vla.models.backbones.hf_backbone import Released, note_places
+from vla.models.backbones.hf_backbone import HFBackbone, note_places
 from vla.models.masks import run_decoder
 
 
-class OwnFamily(Released):
+class OwnFamily(HFBackbone):
     """A vision tower and a connector of ours before a decoder of transformers.
 
     `model` is the decoder's configuration as a dict with `model_type`, `vision` what the class makes its tower of.
-    `kwargs` are the other arguments of `Released`.
+    `kwargs` are the other arguments of `HFBackbone`.
     """
 
     name: ClassVar[str]

@@ -87,7 +87,7 @@ def smollm2_dinov2() -> tuple[ComposedVLM, PreTrainedTokenizerFast]:
     )
     backbone.vision.model.load_state_dict(dinov2_small().state_dict())
     backbone.language.load_state_dict(language.state_dict())
-    backbone.add_rows(len(tokenizer) - backbone.vocab_size)
+    backbone.add_token_embeddings(len(tokenizer) - backbone.vocab_size)
     return backbone.eval(), tokenizer
 
 

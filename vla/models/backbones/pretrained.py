@@ -122,7 +122,7 @@ def compose(
     backbone.vision.model.load_state_dict(encoder.state_dict())
     backbone.language.load_state_dict(decoder.state_dict())
     if (missing := len(tokenizer) - backbone.vocab_size) > 0:
-        backbone.add_rows(missing)
+        backbone.add_token_embeddings(missing)
     return backbone, tokenizer
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vla.errors import InputError
 from vla.models.backbones.backbone import ImageLayout
 from vla.models.backbones.cache import PlacedCache, Vision, grid_steps, image_places, image_steps
-from vla.models.backbones.hf_backbone import Released, note_places
+from vla.models.backbones.hf_backbone import HFBackbone, note_places
 from vla.models.masks import mask_and_positions, order_of, takes_blocks
 
 
@@ -45,7 +45,7 @@ MROPE = ("qwen2_vl", "qwen2_5_vl")
 """Positions in three axes: a token of an image has its row and column, and text goes on from the largest of them."""
 
 
-class TokenFamily(Released):
+class TokenFamily(HFBackbone):
     """LLaVA, Pixtral, InternVL, PaliGemma, Qwen2-VL, Qwen2.5-VL, SmolVLM, and BLIP-2 with a decoder (MiniGPT-4)."""
 
     def image_grid(self) -> tuple[int, int]:

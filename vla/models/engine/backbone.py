@@ -153,10 +153,10 @@ class FusedBackbone(nn.Module):
         out = self._out[0]
         if type(out) is not nn.Linear or out.bias is not None:
             return self.plain.logits(hidden.to(self.dtype))
-        return Chosen(hidden.to(self.dtype), out.weight)
+        return LazyLogits(hidden.to(self.dtype), out.weight)
 
 
-class Chosen:
+class LazyLogits:
     """Logits of which `logits[..., rows]` computes those of the rows: a slice, or the numbers of rows."""
 
     def __init__(self, hidden: Float[Tensor, "*b d"], weight: Float[Tensor, "v d"]) -> None:

@@ -12,7 +12,7 @@ from vla.models.engine.layers import Sizes
 
 
 @dataclass(frozen=True)
-class Kept:
+class LayerKV:
     """What `vla.models.action_heads.decoding.keys_values` reads of a layer."""
 
     keys: Float[Tensor, "b g m e"]
@@ -46,8 +46,8 @@ class StaticCache:
         return list(zip(each[::2], each[1::2], strict=True))
 
     @property
-    def layers(self) -> list[Kept]:
-        return [Kept(keys, values) for keys, values in self.views(self.length)]
+    def layers(self) -> list[LayerKV]:
+        return [LayerKV(keys, values) for keys, values in self.views(self.length)]
 
     def grown(self, capacity: int) -> StaticCache:
         """A copy with more room."""

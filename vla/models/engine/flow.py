@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vla.models.action_heads.action_expert import AdaptiveNorm, ExpertLayer, time_features
+from vla.models.action_heads.action_expert import ActionExpertLayer, AdaptiveNorm, time_features
 from vla.models.action_heads.flow_matching import EULER_STEPS, FlowHead, KeysValues
-from vla.models.action_heads.rtc_guidance import Guide
+from vla.models.action_heads.rtc_guidance import RTCGuidance
 from vla.models.engine.graphs import Graphs
 from vla.models.engine.layers import FusedLayer, Rotation, Sizes, dtype_of, fused, grouped, quantize, rms_norm, signed
 
@@ -78,11 +78,11 @@ class FusedFlow(nn.Module):
         state: Float[Tensor, "b s"] | None = None,
         given: Float[Tensor, "b k a"] | None = None,
         noise: Float[Tensor, "b h a"] | None = None,
-        guide: Guide | None = None,
+        guide: RTCGuidance | None = None,
         start: Int[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b h a"]:
         """See `FlowHead.sample`. Guidance, and given actions with a time of their own, the plain head does."""
-        if guide is not None or (given is not None and self.plain.continues):
+        if guide is not None or (given is not None and self.plain.rtc_training):
             return self.plain.sample(prefix, prefix_mask, mask, state, given, noise, guide, start)
         if noise is None:
             noise = torch.randn(mask.shape, device=mask.device)
@@ -150,7 +150,7 @@ class FusedFlow(nn.Module):
         return torch.addcmul(shift, rms_norm(x, self.sizes.eps), scale)
 
 
-def _layer(layer: ExpertLayer, sizes: Sizes, dtype: torch.dtype) -> FusedLayer:
+def _layer(layer: ActionExpertLayer, sizes: Sizes, dtype: torch.dtype) -> FusedLayer:
     attention, mlp = layer.before_attention.norm.weight, layer.before_mlp.norm.weight
     return FusedLayer(
         sizes,

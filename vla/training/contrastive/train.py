@@ -28,14 +28,14 @@ from vla.training import checkpoint
 from vla.training.augment import change_light, jitter
 from vla.training.contrastive.encoder import STARTS, PairEncoder, tokens
 from vla.training.contrastive.zero_shot import zero_shot
-from vla.training.distributed import World, join
+from vla.training.distributed import DistributedContext, join
 from vla.training.log import log
 from vla.training.loop import Outcome
 from vla.training.optimizer import Ema, freeze
 from vla.training.resumption import changes, settings
 from vla.training.schedule import learning_rate
 from vla.training.step import Diverged, computing
-from vla.training.train_config import Plan
+from vla.training.train_config import TrainConfig
 from vla.types import Example
 
 CAPTION = "caption"
@@ -47,7 +47,7 @@ OPTIONS = {"loss", "width", "layers", "max_tokens"}
 def train_contrastive(
     model: VLA,
     stores: Mapping[str, VqaStore],
-    plan: Plan,
+    plan: TrainConfig,
     run: Path,
     chunk: int | None = None,
     noise: float = 0.0,
@@ -136,25 +136,25 @@ def train_contrastive(
     return outcome
 
 
-def _scores(both: PairEncoder, model: VLA, shown: Sequence[Example], world: World) -> dict[str, float]:
+def _scores(both: PairEncoder, model: VLA, shown: Sequence[Example], world: DistributedContext) -> dict[str, float]:
     with torch.inference_mode():
         images = torch.cat([both.encode_images(_pixels(model, rows, world)) for rows in batched(shown, 64)])
         return zero_shot(images, [str(e.target) for e in shown], lambda texts: _texts(both, model, texts, world))
 
 
-def _pixels(model: VLA, examples: Sequence[Example], world: World) -> Float[Tensor, "b 3 h w"]:
+def _pixels(model: VLA, examples: Sequence[Example], world: DistributedContext) -> Float[Tensor, "b 3 h w"]:
     """The first image of each example, which its caption is of."""
     views = [dict(list(e.images.items())[:1]) for e in examples]
     batch = model.processor.question_prompt([CAPTION] * len(views), views)
     return model.processor.pixels(batch.images[:, 0].to(world.device))
 
 
-def _texts(both: PairEncoder, model: VLA, texts: Sequence[str], world: World) -> Float[Tensor, "b d"]:
+def _texts(both: PairEncoder, model: VLA, texts: Sequence[str], world: DistributedContext) -> Float[Tensor, "b d"]:
     ids, mask = tokens(model.processor.tokenizer, texts, both.max_tokens)
     return both.encode_texts(ids.to(world.device), mask.to(world.device))
 
 
-def _share(trained: Sequence[torch.nn.Parameter], world: World) -> None:
+def _share(trained: Sequence[torch.nn.Parameter], world: DistributedContext) -> None:
     """The mean of the ranks' gradients."""
     for parameter in trained if world.size > 1 else ():
         if parameter.grad is not None:

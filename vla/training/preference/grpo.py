@@ -27,7 +27,7 @@ from vla.training.loop import Evaluate, Outcome
 from vla.training.preference.loop import open_pairs, optimize
 from vla.training.preference.losses import text_logits, token_logps
 from vla.training.preference.reward import RewardModel
-from vla.training.train_config import Plan
+from vla.training.train_config import TrainConfig
 
 Judge = Callable[[Pair, Sequence[str]], Sequence[float]]
 TRUTH = "truth"
@@ -117,7 +117,7 @@ def answered(batch: Batch, tokens: Int[Tensor, "b n"], said: Bool[Tensor, "b n"]
 def train_grpo(
     model: VLA,
     stores: Mapping[str, VqaStore],
-    plan: Plan,
+    plan: TrainConfig,
     run: Path,
     evaluate: Evaluate,
     reward: str = TRUTH,

@@ -27,7 +27,7 @@ from vla.training.optimizer import Ema, Optimizers, freeze
 from vla.training.resumption import settings
 from vla.training.schedule import learning_rate
 from vla.training.step import Diverged, computing
-from vla.training.train_config import Plan
+from vla.training.train_config import TrainConfig
 
 HELD_OUT = 200
 
@@ -36,7 +36,7 @@ Loss = Callable[[Sequence[Pair]], tuple[Float[Tensor, ""], Mapping[str, float]]]
 
 
 def open_pairs(
-    stores: Mapping[str, VqaStore], plan: Plan, files: Sequence[str] = (), images: str | None = None
+    stores: Mapping[str, VqaStore], plan: TrainConfig, files: Sequence[str] = (), images: str | None = None
 ) -> tuple[list[Pair], list[Pair]]:
     """The pairs to train on, and up to `HELD_OUT` that are held out, all over the rest: those that `pairs_of` makes of
     `stores`, and of those of `files` (`read_pairs`) every tenth.
@@ -67,7 +67,7 @@ def open_pairs(
 def optimize(
     model: VLA,
     pairs: Sequence[Pair],
-    plan: Plan,
+    plan: TrainConfig,
     run: Path,
     loss: Loss,
     evaluate: Evaluate,
@@ -84,7 +84,7 @@ def optimize(
     world = join()
     freeze(model, plan.freeze)
     ema, order = Ema(model, plan.ema), Order(len(pairs), plan.seed)
-    optimizer = Optimizers(model, plan.weight_decay, plan.lr_scales, plan.optimizer)
+    optimizer = Optimizers(model, plan.weight_decay, plan.lr_multipliers, plan.optimizer)
     wanted = settings(plan, {"pairs": 1.0}, origin or {})
     progress, found = checkpoint.begin(run, wanted, model, ema, optimizer, world)
     if found and kept(run, progress.evaluations, plan.vqa_margin, better):  # a kill may have come before that

@@ -25,7 +25,7 @@ from vla.training.distributed import join
 from vla.training.loop import Outcome
 from vla.training.preference.loop import open_pairs, optimize
 from vla.training.preference.train import by_kind
-from vla.training.train_config import Plan
+from vla.training.train_config import TrainConfig
 
 FILE = "reward.json"
 
@@ -82,7 +82,7 @@ def reward_loss(rewards: Float[Tensor, "b"], center: float) -> Float[Tensor, ""]
 def train_reward(
     model: VLA,
     stores: Mapping[str, VqaStore],
-    plan: Plan,
+    plan: TrainConfig,
     run: Path,
     facts: bool = True,
     center: float = 0.001,

@@ -19,13 +19,13 @@ from vla.training.distributed import join
 from vla.training.loop import Evaluate, Outcome
 from vla.training.preference.loop import open_pairs, optimize
 from vla.training.preference.losses import Objective, preference_loss, token_logps, token_weights
-from vla.training.train_config import Plan
+from vla.training.train_config import TrainConfig
 
 
 def train_preference(
     model: VLA,
     stores: Mapping[str, VqaStore],
-    plan: Plan,
+    plan: TrainConfig,
     run: Path,
     evaluate: Evaluate,
     files: Sequence[str] = (),
