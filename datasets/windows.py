@@ -15,7 +15,7 @@ from vla.datasets.prompts import check_choice, prompts_at
 from vla.errors import InputError
 from vla.types import Example
 
-UNDER_WAY = 0.2
+PREFIX_SHARE = 0.2
 """The share of training windows whose first actions are given (training-time real-time chunking)."""
 
 
@@ -31,7 +31,7 @@ class Windows:
     instructions that fit a step (`prompts_at`). A chunk that goes on into the next sub-task is learned whole, as by
     openpi and LeRobot: it is what the demonstrator did. `longest_prefix` is how many of a chunk's first actions may be
     under way: each number of them is drawn alike often (training-time real-time chunking, Black et al. 2025, arXiv
-    2512.05964, sec. 4). Where none is given, up to half of them are, in `UNDER_WAY` of the windows. With a `history` of
+    2512.05964, sec. 4). Where none is given, up to half of them are, in `PREFIX_SHARE` of the windows. With a `history` of
     so many steps before t, most first, it holds the images of those steps too, but none from before the episode.
     """
 
@@ -107,13 +107,13 @@ class Windows:
         groups = self._prompts(episode, frame)
         prompts = groups[int(rng.integers(len(groups)))] if len(groups) > 1 else groups[0]
         prompt = prompts[rng.integers(len(prompts))] if len(prompts) > 1 else prompts[0]
-        return replace(self._example(episode, frame), prompt=prompt, given=self._under_way(rng))
+        return replace(self._example(episode, frame), prompt=prompt, prefix_length=self._prefix_length(rng))
 
-    def _under_way(self, rng: np.random.Generator) -> int:
+    def _prefix_length(self, rng: np.random.Generator) -> int:
         """How many actions are."""
         if self._longest_prefix is not None:
             return int(rng.integers(self._longest_prefix + 1))
-        under_way = self.horizon > 1 and rng.random() < UNDER_WAY
+        under_way = self.horizon > 1 and rng.random() < PREFIX_SHARE
         return int(rng.integers(1, self.horizon // 2 + 1)) if under_way else 0
 
     def _prompts(self, episode: int, frame: int) -> Sequence[tuple[str, ...]]:

@@ -110,7 +110,7 @@ class VlaPolicy(PreTrainedPolicy):
         time = self._steps / self._driver.embodiment.control_hz
         self._steps += 1
         timed = (replace(observation, time=time) for observation in observations)
-        return [history.see(one) for history, one in zip(self._histories, timed, strict=True)]
+        return [history.with_past_frames(one) for history, one in zip(self._histories, timed, strict=True)]
 
     def _chunk(self, observations: list[Observation]) -> Tensor:
         chunks = self._driver.predict_batch(observations)

@@ -57,7 +57,7 @@ class FrameHistory:
         self._frames.clear()
         self._last = -np.inf
 
-    def see(self, observation: Observation) -> Observation:
+    def with_past_frames(self, observation: Observation) -> Observation:
         """The observation with its past frames (`Observation.past`): for each offset the newest that is at most half a
         step younger, and none where there is no such frame.
 

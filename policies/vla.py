@@ -70,7 +70,7 @@ class VlaPolicy:
     def guides(self) -> bool:
         """Whether its chunks come from a flow, which can be guided."""
         head = self._model.processor.head
-        return head is not None and head.regression is not None and head.regression.reads_cache
+        return head is not None and head.continuous is not None and head.continuous.reads_cache
 
     @property
     def fewer_cameras(self) -> bool:

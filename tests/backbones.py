@@ -64,7 +64,7 @@ def make_rows(backbone: Backbone, images: bool = True) -> Rows:
 
 
 def embed(backbone: Backbone, rows: Rows) -> tuple[Tensor, Any]:
-    vision = backbone.see(rows.pixels, rows.image_mask) if rows.image_mask.any() else None
+    vision = backbone.encode_images(rows.pixels, rows.image_mask) if rows.image_mask.any() else None
     return backbone.embed(rows.ids, vision), vision
 
 
@@ -72,7 +72,7 @@ def uncached(backbone: Backbone, rows: Rows, segmented: bool = True) -> Tensor:
     """Logits (b l v) of one pass; the answer is of segment 1, where the family knows segments."""
     embeds, vision = embed(backbone, rows)
     segments = (torch.arange(rows.ids.shape[1]) >= rows.prompt).long().expand(rows.ids.shape)
-    hidden, _ = backbone.hidden(embeds, rows.mask, None, vision, segments if segmented else None)
+    hidden, _ = backbone.forward(embeds, rows.mask, None, vision, segments if segmented else None)
     return backbone.logits(hidden)
 
 
@@ -137,10 +137,10 @@ def _cache(backbone: Backbone, rows: Rows, expected: Tensor) -> None:
 
     def extend(cache: Any, first: int, last: int, copies: int = 1) -> Tensor:
         tail = backbone.embed_tokens(rows.ids[:, first:last]).repeat_interleave(copies, 0)
-        hidden, _ = backbone.hidden(tail, rows.mask[:, :last].repeat_interleave(copies, 0), cache, vision)
+        hidden, _ = backbone.forward(tail, rows.mask[:, :last].repeat_interleave(copies, 0), cache, vision)
         return backbone.logits(hidden)
 
-    hidden, cache = backbone.hidden(embeds[:, :start], rows.mask[:, :start], backbone.new_cache(), vision)
+    hidden, cache = backbone.forward(embeds[:, :start], rows.mask[:, :start], backbone.new_cache(), vision)
     valid = rows.mask[:, :start]
     torch.testing.assert_close(backbone.logits(hidden)[valid], expected[:, :start][valid], **TOLERANCE)
     torch.testing.assert_close(extend(cache, start, start + 1), expected[:, start : start + 1], **TOLERANCE)
@@ -161,7 +161,7 @@ def _segments(backbone: Backbone, rows: Rows) -> None:
     both = torch.cat([embeds, backbone.embed_tokens(other.ids[:, rows.prompt :])], 1)
     mask = torch.nn.functional.pad(rows.mask, (0, ANSWER), value=True)
     segments = torch.tensor([0] * rows.prompt + [1] * ANSWER + [2] * ANSWER).expand(len(rows.ids), -1)
-    logits = backbone.logits(backbone.hidden(both, mask, None, vision, segments)[0])
+    logits = backbone.logits(backbone.forward(both, mask, None, vision, segments)[0])
     torch.testing.assert_close(logits[:, rows.prompt : -ANSWER], first[:, rows.prompt :], **TOLERANCE)
     torch.testing.assert_close(logits[:, -ANSWER:], second[:, rows.prompt :], **TOLERANCE)
 
@@ -183,7 +183,7 @@ def _images(backbone: Backbone, rows: Rows, expected: Tensor, segmented: bool) -
     assert uncached(backbone, resized, segmented).isfinite().all()
     none = rows.row(2)
     blank = replace(none, pixels=torch.zeros(1, 1, *rows.pixels.shape[2:]), image_mask=torch.tensor([[False]]))
-    vision = backbone.see(blank.pixels, blank.image_mask)
+    vision = backbone.encode_images(blank.pixels, blank.image_mask)
     torch.testing.assert_close(backbone.embed(none.ids, vision), backbone.embed(none.ids, None))
 
 
@@ -202,12 +202,12 @@ def _device(backbone: Backbone, rows: Rows, segmented: bool) -> None:
     segments = (torch.arange(rows.ids.shape[1]) >= rows.prompt).long().expand(rows.ids.shape)
     with torch.device("meta"), suppress(NotImplementedError):  # of what transformers makes elsewhere, and moves
         embeds, vision = embed(backbone, rows)
-        hidden, _ = backbone.hidden(embeds, rows.mask, backbone.new_cache(), vision, segments if segmented else None)
+        hidden, _ = backbone.forward(embeds, rows.mask, backbone.new_cache(), vision, segments if segmented else None)
         backbone.logits(hidden)
 
 
 def _gradients(backbone: Any, rows: Rows, images: bool, segmented: bool) -> None:
-    parts = backbone.parts()
+    parts = backbone.freezable_modules()
     assert list(parts) == ["vision", "connector", "language"]
     names = [{id(p) for p in part.parameters()} for part in parts.values()]
     assert {id(p) for p in backbone.parameters()} == set.union(*names), "each weight belongs to a part"
@@ -247,4 +247,4 @@ def check_needs_segments(backbone: Backbone) -> None:
     rows = make_rows(backbone)
     embeds, vision = embed(backbone, rows)
     with pytest.raises(InputError, match="segments"):
-        backbone.hidden(embeds, rows.mask, None, vision)
+        backbone.forward(embeds, rows.mask, None, vision)

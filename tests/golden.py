@@ -64,7 +64,7 @@ def chunks(model: VLA) -> dict[str, list[float]]:
 def head(name: str) -> dict[str, Any]:
     """Losses by row and kind, the logits of a question, and chunks."""
     model = head_model(name)
-    batch = model.processor.batch([question(), *(replace(e, given=n) for n, e in enumerate(demonstrations()))])
+    batch = model.processor.batch([question(), *(replace(e, prefix_length=n) for n, e in enumerate(demonstrations()))])
     torch.manual_seed(2)
     with torch.no_grad():
         losses, rows, _ = model(batch)

@@ -69,7 +69,7 @@ def random_pose(body: Embodiment, seed: int, *rows: int) -> tuple[Any, Any]:
 def test_to_targets_and_back_is_the_same_rotation(representation: str, predict: str, seed: int) -> None:
     body = pose(representation)
     targets = ActionTargets(body, relative_components(body, predict))
-    assert targets.width == len(targets.names) == (6 if predict == "relative" else 9)
+    assert targets.action_dim == len(targets.names) == (6 if predict == "relative" else 9)
     action, state = random_pose(body, seed, 3)
     back = targets.decode(targets.encode(action, state), state)
     at = list(body.rotations[0].action)

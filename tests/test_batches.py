@@ -108,5 +108,5 @@ def test_a_rank_without_images_or_robots_gets_a_row_of_no_weight(make_model: Mod
         assert batch.source[-1] == SPARE and batch.robot[-1] == 0 and batch.image_mask[-1].all()
         model.zero_grad()
         backward(model, [batch], plan(), 1, ALONE, ["texts"])
-        assert all(p.grad is not None for p in model.regressor.parameters())
-        assert not any(p.grad.any() for p in model.regressor.parameters() if p.grad is not None)
+        assert all(p.grad is not None for p in model.continuous_head.parameters())
+        assert not any(p.grad.any() for p in model.continuous_head.parameters() if p.grad is not None)

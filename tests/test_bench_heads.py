@@ -34,7 +34,9 @@ def test_every_head_is_measured(data: str, monkeypatch: pytest.MonkeyPatch) -> N
     ]
     counts = {row["head"].split(",")[0]: (row["tokens"], row["passes"]) for row in table.rows}
     assert (counts["parallel"], counts["l1"], counts["flow"]) == ((36, 1), (36, 1), (0, 0))
-    assert counts["bins"][0] >= 36 > counts["bins"][1] >= 36 / BinsHead.guessed  # some guesses are read for nothing
+    assert (
+        counts["bins"][0] >= 36 > counts["bins"][1] >= 36 / BinsHead.draft_length
+    )  # some guesses are read for nothing
     for row in table.rows:
         assert row["error rad"] > 0 and row["ms"] > 0
         assert 0 <= row["low"] <= row["success"] <= row["high"] <= 1

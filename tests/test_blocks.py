@@ -72,7 +72,7 @@ def test_every_family_has_layers_that_can_be_recomputed(name: str) -> None:
     rows = make_rows(backbone)
     layered = {id(p) for block in blocks(backbone) for p in block.parameters()}
     for part in ("vision", "language") if name != "mllama" else ("language",):
-        assert layered & {id(p) for p in backbone.parts()[part].parameters()}, part
+        assert layered & {id(p) for p in backbone.freezable_modules()[part].parameters()}, part
     same_when_recomputed(backbone, lambda: uncached(backbone, rows)[rows.mask].logsumexp(-1).mean())
 
 

@@ -137,7 +137,7 @@ def test_points_of_a_camera_that_is_left_out_bear_no_loss(make_model: Models) ->
     for key in range(40):
         row = without_cameras(seen, 0.5, (key,))
         batch = model.processor.batch([row])
-        labels = batch.labels[0, : batch.prefix[0]]
+        labels = batch.labels[0, : batch.prompt_length[0]]
         assert (labels != IGNORE).sum() == 2 * len(row.images)
         place = list(SIZES).index(next(iter(row.images)))
         np.testing.assert_array_equal(row.points, seen.points[place : place + len(row.images)])

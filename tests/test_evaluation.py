@@ -49,12 +49,12 @@ def test_an_evaluation_writes_its_numbers_its_page_and_its_episodes(
     # Images that the policy did not see are repeated, and such episodes are not trained on. The expert looks always.
     with EpisodeStore.open(out / "rollouts.zarr") as store:
         assert len(store) == 8 and {record.info["frames"] for record in store.records} == {"asked"}
-    with pytest.raises(InputError, match="frames=all"):
+    with pytest.raises(InputError, match="render=all"):
         Demonstrations.open(str(out / "rollouts.zarr"))
 
     # More seeds are added to what is there; other settings are refused.
     lines = (out / "results.jsonl").read_text().splitlines()
-    more = run(out, "seeds=0:3", "frames=all")
+    more = run(out, "seeds=0:3", "render=all")
     assert more["episodes"] == 3 and (out / "results.jsonl").read_text().splitlines()[:8] == lines
     assert len((out / "results.jsonl").read_text().splitlines()) == 9
     assert cli.main(["eval", "policy=expert", "n_action_steps=2", f"out={out}"]) == 2
@@ -67,7 +67,7 @@ def test_an_evaluation_writes_its_numbers_its_page_and_its_episodes(
         (["execution=[eager]"], "execution is a list of naive, chunked, rtc"),
         (["delay=[-1]"], "delay is a list of seconds"),
         (["delay=[soon]"], "delay is a list of seconds"),
-        (["frames=some"], "frames is one of asked, all"),
+        (["render=some"], "render is one of on_inference, all"),
         (["delay=0.2"], "delay takes a list"),
         (["delay=[inf]"], "delay is a list of seconds"),
         (["axes=light"], "axes takes a list"),

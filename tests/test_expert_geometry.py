@@ -82,7 +82,7 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
 def test_an_expert_with_the_decoders_weights_goes_on_as_the_decoder_does(name: str) -> None:
     """Two images, one and none before it, rows padded on the left: the same hidden states token by token."""
     backbone: Any = BACKBONES[name]().eval()
-    language = backbone.parts()["language"]
+    language = backbone.freezable_modules()["language"]
     decoder = next(m for m in language.modules() if hasattr(m, "layers") and hasattr(m, "rotary_emb"))
     for layer in decoder.layers:
         for part in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
@@ -97,9 +97,9 @@ def test_an_expert_with_the_decoders_weights_goes_on_as_the_decoder_does(name: s
     embeds, vision = embed(backbone, rows)
     with torch.no_grad():
         prompt, mask = embeds[:, : rows.prompt], rows.mask[:, : rows.prompt]
-        _, cache = backbone.hidden(prompt, mask, backbone.new_cache(), vision)
+        _, cache = backbone.forward(prompt, mask, backbone.new_cache(), vision)
         prefix, start = [(k.clone(), v.clone()) for k, v in keys_values(cache)], backbone.next_position(mask, cache)
-        expected, _ = backbone.hidden(embeds[:, rows.prompt :], rows.mask, cache, vision)
+        expected, _ = backbone.forward(embeds[:, rows.prompt :], rows.mask, cache, vision)
         count = expected.shape[1]
         tokens = embeds[:, rows.prompt :]
         seen = torch.ones(tokens.shape[:2], dtype=torch.bool)
@@ -145,7 +145,7 @@ def test_pi0s_expert_is_lerobots() -> None:
     # pi0's suffix: the state, and actions which see each other.
     suffix, blocks = torch.randn(3, 6, 24), torch.tensor([0, 1, 1, 1, 1, 1])
     with torch.no_grad():
-        _, cache = backbone.hidden(prompt, mask, backbone.new_cache(), vision)
+        _, cache = backbone.forward(prompt, mask, backbone.new_cache(), vision)
         seen, start = torch.ones(3, 6, dtype=torch.bool), backbone.next_position(mask, cache)
         found = expert(suffix, seen, blocks, keys_values(cache), mask, start)
         expected = lerobot_joint(prefix_model, suffix_model, prompt, suffix, mask, blocks)
@@ -225,15 +225,15 @@ def test_a_checkpoint_tells_its_experts_shape_and_one_of_before_keeps_its_own(
     values = json.loads((tmp_path / "processor.json").read_text())
     shape = values["head"]["expert"]
     assert shape["heads"] == 2 and shape["activation"] == "silu"
-    assert VLA.load(tmp_path).regressor.expert.shape == model.regressor.expert.shape
+    assert VLA.load(tmp_path).continuous_head.expert.shape == model.continuous_head.expert.shape
     # Of before shapes were stored: as many heads as there are keys, GELU, and the plain count of tokens.
     values["head"] = {"kind": "flow", "knowledge_insulation": False, "width": None, "adaptive": False}
     (tmp_path / "processor.json").write_text(json.dumps(values))
     old = VLA.load(tmp_path)
-    assert old.regressor.expert.shape.activation == "gelu_pytorch_tanh"
+    assert old.continuous_head.expert.shape.activation == "gelu_pytorch_tanh"
     assert old.processor.head is not None and old.processor.head._start(torch.tensor([3])) is None  # type: ignore[attr-defined]
     old.save(tmp_path)
     again = VLA.load(tmp_path)
-    assert again.regressor.expert.shape == old.regressor.expert.shape
+    assert again.continuous_head.expert.shape == old.continuous_head.expert.shape
     with pytest.raises(InputError, match="multiple of kv_heads"):
         make_model(head="flow", heads=3)

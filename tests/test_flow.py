@@ -119,7 +119,7 @@ def test_ten_euler_steps_from_noise_to_the_actions(monkeypatch: pytest.MonkeyPat
     assert times == pytest.approx([1 - step / EULER_STEPS for step in range(10)])
     times.clear()
     given = actions[:, :2]
-    assert torch.equal(model.sample(prefix, mask, everything(), given=given, noise=noise)[:, :2], given)
+    assert torch.equal(model.sample(prefix, mask, everything(), action_prefix=given, noise=noise)[:, :2], given)
     assert len(times) == 10
 
 

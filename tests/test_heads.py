@@ -81,7 +81,7 @@ def learned(request: pytest.FixtureRequest, make_model: Models) -> tuple[str, VL
     torch.manual_seed(0)
     model = make_model(smoothing=0.0, points=1, **options(request.param)).train()
     batch = model.processor.batch(
-        [question(), *demonstrations(), *(replace(example, given=2) for example in demonstrations())]
+        [question(), *demonstrations(), *(replace(example, prefix_length=2) for example in demonstrations())]
     )
     optimizer, rows = Optimizers(model, 0.0, {}), torch.zeros(len(batch.source), dtype=torch.long)
     steps = {"l1": 200, "l1 bidirectional": 200, "flow": 300, "insulated bins": 300}.get(request.param, 120)
@@ -183,7 +183,7 @@ def test_our_fast_tokens_spell_a_whole_chunk_whatever_the_model_thinks(make_mode
 def test_numbers_that_are_not_finite_hold(make_model: Models, name: str) -> None:
     model = make_model(**options(name))
     with torch.no_grad():
-        for parameter in model.regressor.parameters():
+        for parameter in model.continuous_head.parameters():
             parameter.fill_(float("nan"))
     assert VlaPolicy(model).predict(observed(demonstrations()[0])) is None
 
@@ -230,14 +230,14 @@ def test_slots_look_at_each_other_where_they_are_to(make_model: Models, head: st
     model = make_model(head=head, points=0, bidirectional=bidirectional)
     example = demonstrations("", 0)[0]
     batch = model.processor.batch([example])
-    slots = batch.input_ids[0] == model.processor.blank
+    slots = batch.input_ids[0] == model.processor.action_query_token
     seen: list[Any] = []
-    hidden = model.backbone.hidden
-    model.backbone.hidden = lambda *a: (out := hidden(*a), seen.append(out[0]))[0]  # type: ignore[method-assign]
+    hidden = model.backbone.forward
+    model.backbone.forward = lambda *a: (out := hidden(*a), seen.append(out[0]))[0]  # type: ignore[method-assign]
     asked = model.processor.robot_prompt([observed(example)])
     with torch.no_grad():
         for shift in (0.0, 5.0):
-            model.slots.weight[-1] += shift
+            model.action_position_embedding.weight[-1] += shift
             model(batch)
             model.generate_actions(asked)
     trained, _, decoded, again, _, later = seen
@@ -255,19 +255,19 @@ def test_insulation_keeps_the_experts_loss_from_the_backbone(
     model = make_model(head="flow", knowledge_insulation=knowledge_insulation, tokens="bins")
     batch = model.processor.batch(demonstrations("", 0))
     losses, *_ = model(batch)
-    numbers = int(batch.regressed.sum())
+    numbers = int(batch.continuous_mask.sum())
     assert len(losses) == numbers + (numbers if knowledge_insulation else 0)
     losses[-numbers:].sum().backward()
     weights = model.backbone.language.model.layers[0].self_attn.k_proj.weight
     assert (weights.grad is not None and bool(weights.grad.any())) == reached
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.regressor.parameters())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.continuous_head.parameters())
 
 
 def test_the_expert_does_not_see_the_tokens(make_model: Models) -> None:
     model = make_model(head="flow", knowledge_insulation=True, tokens="bins")
     batch = model.processor.batch(demonstrations("", 0))
-    spoilt = torch.where(batch.input_ids >= model.text_vocab, model.processor.blank, batch.input_ids)
-    numbers = int(batch.regressed.sum())
+    spoilt = torch.where(batch.input_ids >= model.text_vocab, model.processor.action_query_token, batch.input_ids)
+    numbers = int(batch.continuous_mask.sum())
     found = []
     with torch.no_grad():
         for ids in (batch.input_ids, spoilt):

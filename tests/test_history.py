@@ -134,7 +134,9 @@ def test_what_is_trained_is_what_is_shown_later(make_model: Models, stores: dict
         for t in range(len(episode)):
             trained = processor.batch([windows.example(index, np.random.default_rng(0))])
             images = {camera: of[t].copy() for camera, of in episode.images.items()}
-            seen = frames.see(Observation(images, episode.state[t], episode.instruction, float(episode.time[t])))
+            seen = frames.with_past_frames(
+                Observation(images, episode.state[t], episode.instruction, float(episode.time[t]))
+            )
             for image in images.values():
                 image[:] = 0 if t % 2 else image  # the robot may use its memory again
             seen = replace(seen, images={camera: of[t] for camera, of in episode.images.items()})
@@ -248,4 +250,4 @@ def test_an_example_without_a_history_costs_nothing(make_model: Models) -> None:
     example = Example(images, "lift the ring", np.zeros((4, 3)), np.zeros(2))
     assert model.processor.batch([example]).image_mask.tolist() == [[True, True]]
     seen = Observation(images, np.zeros(2), "lift the ring", 0.0)
-    assert FrameHistory.of(VlaPolicy(model)).see(seen) is seen
+    assert FrameHistory.of(VlaPolicy(model)).with_past_frames(seen) is seen

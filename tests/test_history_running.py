@@ -40,32 +40,32 @@ def shades(observation: Observation) -> list[int]:
 
 def test_the_newest_frame_that_is_old_enough_is_shown() -> None:
     frames = FrameHistory((0.5, 0.2), 0.1)
-    seen = [shades(frames.see(at(3.0 + i / 10, i))) for i in range(9)]
+    seen = [shades(frames.with_past_frames(at(3.0 + i / 10, i))) for i in range(9)]
     assert seen[:6] == [[-1, -1], [-1, -1], [-1, 0], [-1, 1], [-1, 2], [0, 3]] and seen[8] == [3, 6]
     # Some observations were missed: what is older is shown, and never what is younger.
-    assert shades(frames.see(at(4.3, 13))) == [8, 8]
-    assert shades(frames.see(at(4.349, 14))) == [8, 8]
+    assert shades(frames.with_past_frames(at(4.3, 13))) == [8, 8]
+    assert shades(frames.with_past_frames(at(4.349, 14))) == [8, 8]
     # Up to half a step younger.
-    assert shades(frames.see(at(4.46, 15))) == [8, 13]
+    assert shades(frames.with_past_frames(at(4.46, 15))) == [8, 13]
     frames.reset()
-    assert shades(frames.see(at(4.6, 16))) == [-1, -1]
+    assert shades(frames.with_past_frames(at(4.6, 16))) == [-1, -1]
     # A clock that begins again is another episode.
-    assert shades(frames.see(at(9.0, 17))) == [16, 16]
-    assert shades(frames.see(at(0.0, 18))) == [-1, -1]
+    assert shades(frames.with_past_frames(at(9.0, 17))) == [16, 16]
+    assert shades(frames.with_past_frames(at(0.0, 18))) == [-1, -1]
 
 
 def test_images_are_kept_as_they_were() -> None:
     frames, image = FrameHistory((0.1,), 0.1), np.zeros((2, 2, 3), np.uint8)
-    frames.see(Observation({"front": image}, np.zeros(1), "go", 0.0))
+    frames.with_past_frames(Observation({"front": image}, np.zeros(1), "go", 0.0))
     image[:] = 9
-    assert shades(frames.see(at(0.1, 1))) == [0]
+    assert shades(frames.with_past_frames(at(0.1, 1))) == [0]
 
 
 @given(st.lists(st.floats(0.0, 0.4), max_size=200))
 def test_no_more_is_kept_than_is_asked_for(pauses: list[float]) -> None:
     frames = FrameHistory((1.0, 0.3), 0.1)
     for time in np.cumsum([0.0, *pauses]):
-        found = frames.see(at(float(time), 0))
+        found = frames.with_past_frames(at(float(time), 0))
         assert len(found.past) == 2
         # Every quarter of a step, and one that is older than all.
         assert len(frames._frames) <= 1.0 / 0.025 + 3
@@ -103,7 +103,7 @@ def test_past_images_reach_a_policy_elsewhere(make: Callable[[], Inference]) -> 
         assert inference.history == (0.5, 0.2)
         frames = FrameHistory(inference.history, 0.1)
         for i, expected in enumerate(([-1, -1, 0], [-1, -1, 1], [-1, 0, 2], [-1, 1, 3], [-1, 2, 4], [0, 3, 5])):
-            inference.ask(Request(frames.see(at(i / 10, i)), None, i))
+            inference.ask(Request(frames.with_past_frames(at(i / 10, i)), None, i))
             while (said := inference.answer()) is None:
                 pass
             assert said.chunk is not None and said.chunk.actions.tolist() == [expected]
@@ -201,7 +201,7 @@ def test_a_remote_policy_is_shown_what_the_loop_saw() -> None:
             for i in range(4):
                 for number, frames in enumerate(robots):
                     images = {"top": np.full((4, 6, 3), 50 * number + i, np.uint8)}
-                    chunk = remote.predict(frames.see(Observation(images, np.zeros(2), "go", i / 10)))
+                    chunk = remote.predict(frames.with_past_frames(Observation(images, np.zeros(2), "go", i / 10)))
                     assert chunk is not None
                     assert chunk.actions[0].tolist() == [-1, 50 * number + i - 2 if i >= 2 else -1]
         finally:

@@ -70,10 +70,10 @@ def test_prefixes_are_as_long_as_the_delay_each_alike_often(make_episode: Callab
             store.append(make_episode(seed, steps=20))
     demonstrations, rng = Demonstrations.open(str(tmp_path / "a.zarr")), np.random.default_rng(0)
     windows = demonstrations.windows(8, delay=0.25)  # at 10 Hz, three steps
-    drawn = Counter(windows.example(i % len(windows), rng).given for i in range(800))
+    drawn = Counter(windows.example(i % len(windows), rng).prefix_length for i in range(800))
     assert drawn.keys() == {0, 1, 2, 3} and min(drawn.values()) > 150
     before = Windows(demonstrations.store, 8, episodes=demonstrations.train_episodes)
-    drawn = Counter(before.example(i % len(before), rng).given for i in range(800))
+    drawn = Counter(before.example(i % len(before), rng).prefix_length for i in range(800))
     assert drawn.keys() == {0, 1, 2, 3, 4} and 560 < drawn[0] < 720
 
 

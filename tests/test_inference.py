@@ -102,7 +102,7 @@ def test_chunks_are_those_of_the_model(make_model: Make, name: str, rows: int) -
     assert engine.fuses
     for seed in range(2):  # the cache is written over
         batch = model.processor.robot_prompt(observe(rows, seed), robot.name)
-        for given in (None, np.random.default_rng(1).uniform(-1, 1, (rows, 2, robot.width))):
+        for given in (None, np.random.default_rng(1).uniform(-1, 1, (rows, 2, robot.action_dim))):
             (chunks, points), (expected, said) = (m.generate_actions(batch, given) for m in (engine, model))
             same(chunks, expected)
             np.testing.assert_array_equal(points, said)
@@ -134,14 +134,14 @@ def test_backbone_of_other_families(name: str, padding: bool) -> None:
     got: list[list[torch.Tensor]] = []
     with torch.inference_mode():
         for backbone in (plain, fast):
-            vision = backbone.see(pixels, one)
+            vision = backbone.encode_images(pixels, one)
             seen, cache = mask, backbone.new_cache()
-            hidden, cache = backbone.hidden(backbone.embed(ids, vision), seen, cache, vision)
+            hidden, cache = backbone.forward(backbone.embed(ids, vision), seen, cache, vision)
             steps = [hidden[:, -1], backbone.logits(hidden[:, -1])[:, 5:9]]
             for count in (1, 3, 80):  # more than there is room for
                 seen = torch.nn.functional.pad(seen, (0, count), value=True)
                 words = backbone.embed_tokens(torch.arange(20, 20 + count).expand(2, -1))
-                hidden, cache = backbone.hidden(words, seen, cache, vision)
+                hidden, cache = backbone.forward(words, seen, cache, vision)
                 # Keys of tokens that nothing looks at may differ.
                 steps += [hidden, *(torch.where(seen[:, None, :, None], kept.keys, 0) for kept in cache.layers)]
             got.append(steps)

@@ -107,7 +107,7 @@ def test_rows_of_a_released_family_are_said_by_the_merged_weights(make_model: Mo
     torch.testing.assert_close(plain.embed_tokens(ids), body.embed_tokens(ids))
     torch.testing.assert_close(plain.logits(hidden), body.logits(hidden), atol=1e-5, rtol=1e-5)
     told = plain.embed_tokens(ids).detach()
-    found, wanted = (b.hidden(told, mask, b.new_cache())[0] for b in (plain.eval(), body))
+    found, wanted = (b.forward(told, mask, b.new_cache())[0] for b in (plain.eval(), body))
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
 
 
@@ -147,7 +147,7 @@ def test_every_family_is_adapted_whole_and_read_through_its_adapters(name: str) 
     body: Any = build(config_of(name)).eval()
     inject(body, 2, 4)
     adapters = {n.partition(".lora_A")[0]: p for n, p in body.named_parameters() if ".lora_A." in n}
-    parts = {p: {id(m) for m in module.modules()} for p, module in body.parts().items()}
+    parts = {p: {id(m) for m in module.modules()} for p, module in body.freezable_modules().items()}
     found = {p for n in adapters for p, inside in parts.items() if id(body.get_submodule(n)) in inside}
     assert found >= {"vision", "language"}
     for n, p in body.named_parameters():
@@ -158,7 +158,7 @@ def test_every_family_is_adapted_whole_and_read_through_its_adapters(name: str) 
     rows = make_rows(body)
     segments = (torch.arange(rows.ids.shape[1]) >= rows.prompt).long().expand(rows.ids.shape)
     embeds, vision = embed(body, rows)
-    hidden, _ = body.hidden(embeds, rows.mask, None, vision, segments)
+    hidden, _ = body.forward(embeds, rows.mask, None, vision, segments)
     hidden.square().mean().backward()
     unread = [n for n, p in adapters.items() if p.grad is None or not p.grad.any()]
     # The last layers of some encoders are not read at all.

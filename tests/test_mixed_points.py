@@ -56,7 +56,7 @@ def test_one_policy_is_trained_on_all_and_goes_on_with_fewer(stores: dict[str, s
         points = {tuple(row) for row in batch.points[..., 2].int().tolist()}
         assert set(counts) <= {8 if things else 0 for things in known}, name
         assert points <= {(1, 1, 1, 1) if n == 2 else (1, 0, 1, 0) if n == 1 else (0, 0, 0, 0) for n in known}
-        assert batch.prefix.unique().numel() == 1
+        assert batch.prompt_length.unique().numel() == 1
     example = Demonstrations.open(stores["one"]).windows(3)[0]
     assert example.state is not None
     chunk = VlaPolicy(model).predict(Observation(example.images, example.state, example.prompt, 0.0))

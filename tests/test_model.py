@@ -54,10 +54,12 @@ def model(make_model: Models) -> VLA:
 def whole_pass(model: VLA, observation: Observation, given: int = 0, **fields: Any) -> list[float]:
     """The bins that one training pass over a row without padding holds for the median, after `given` actions."""
     example = Example(observation.images, observation.instruction, np.zeros((4, 3)), observation.state, **fields)
-    batch = model.processor.batch([replace(example, given=given)])
-    hidden, _ = model.backbone.hidden(model._prefix(batch)[0], batch.attention_mask)
+    batch = model.processor.batch([replace(example, prefix_length=given)])
+    hidden, _ = model.backbone.forward(model._prefix(batch)[0], batch.attention_mask)
     asked = torch.nonzero(batch.labels[0] >= model.text_vocab)[:, 0] - 1
-    return median_bins(model.backbone.logits(hidden[0, asked])[:, model.text_vocab : model.processor.blank]).tolist()
+    return median_bins(
+        model.backbone.logits(hidden[0, asked])[:, model.text_vocab : model.processor.action_query_token]
+    ).tolist()
 
 
 def decoded(model: VLA, bins: list[float]) -> Any:
@@ -99,7 +101,7 @@ def test_padding_on_the_left_does_not_show(model: VLA) -> None:
     together = model.processor.robot_prompt(observations())
     alone = model.processor.robot_prompt(observations()[:1])
     with torch.no_grad():
-        hidden = [model.backbone.hidden(model._prefix(b)[0], b.attention_mask)[0][0, -1] for b in (together, alone)]
+        hidden = [model.backbone.forward(model._prefix(b)[0], b.attention_mask)[0][0, -1] for b in (together, alone)]
     torch.testing.assert_close(hidden[0], hidden[1], rtol=1e-4, atol=1e-5)
 
 
@@ -248,7 +250,7 @@ def test_freezing_reaches_the_named_part_alone(make_model: Models, name: str) ->
     model = make_model()
     freeze(model, (name,))
     part, _, inner = name.partition(".")
-    named = model.backbone.parts()[part].get_submodule(inner).named_parameters()
+    named = model.backbone.freezable_modules()[part].get_submodule(inner).named_parameters()
     # What was added of the action head's rows trains wherever it is.
     frozen = {id(p) for n, p in named if not n.endswith("new_rows")}
     assert frozen
@@ -269,7 +271,7 @@ def test_without_smoothing_the_loss_is_plain_cross_entropy(make_model: Models) -
     batch = model.processor.batch(examples())
     with torch.no_grad():
         losses, rows, _ = model(batch)
-        hidden, _ = model.backbone.hidden(model._prefix(batch)[0], batch.attention_mask)
+        hidden, _ = model.backbone.forward(model._prefix(batch)[0], batch.attention_mask)
         logits = model.backbone.logits(hidden[:, :-1])
     expected = F.cross_entropy(logits.transpose(1, 2), batch.labels[:, 1:], ignore_index=IGNORE, reduction="none")
     labelled = batch.labels[:, 1:] != IGNORE

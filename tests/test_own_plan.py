@@ -59,7 +59,11 @@ def test_a_composed_backbone_trains_whole_its_connector_at_the_heads_rate(make_m
 def test_every_family_can_be_trained_with_its_own(name: str, tmp_path: Path) -> None:
     backbone, processor = open_backbone(str(released(name, tmp_path / "released")))
     made = own(VLA(backbone, processor))
-    assert made.freeze == () and made.optimizer == "adamw" and set(made.lr_multipliers) <= set(backbone.parts())
+    assert (
+        made.freeze == ()
+        and made.optimizer == "adamw"
+        and set(made.lr_multipliers) <= set(backbone.freezable_modules())
+    )
 
 
 def test_what_is_given_goes_before_it(make_model: Callable[..., VLA]) -> None:

@@ -30,7 +30,7 @@ from transformers import (
 from vla.datasets.mixture import Mixture
 from vla.errors import InputError
 from vla.models.backbones import catalog
-from vla.models.backbones.pretrained import open_backbone, speak
+from vla.models.backbones.pretrained import make_processor, open_backbone
 from vla.models.batch import IGNORE
 from vla.models.build import build
 from vla.models.normalization import Normalizer
@@ -147,7 +147,7 @@ def test_every_format_of_conversations_says_prompt_and_answer(
     words = tokenizer()
     words.add_special_tokens({"additional_special_tokens": ["<|endofchunk|>"]})
     backbone.image_token_id = words.convert_tokens_to_ids("<image>")
-    processor = speak(backbone, words, row.config()["chat"])
+    processor = make_processor(backbone, words, row.config()["chat"])
     turns = () if processor.chat.prefix_lm else (("shape?", "cube"),)
     asked = example(target="red", state=None, prompt="colour?", turns=turns, conversation=True)
     ids = processor.batch([asked]).input_ids[0].tolist()
@@ -169,10 +169,10 @@ def test_a_backbone_of_two_pretrained_parts(tmp_path: Path) -> None:
     parts = {"vision": str(tmp_path / "vision"), "language": str(tmp_path / "language"), "connector": "linear"}
     backbone, processor = open_backbone(parts)
     assert (backbone.image_size, backbone.tokens_per_image) == (28, 4)
-    loaded: Any = backbone.parts()["language"]
+    loaded: Any = backbone.freezable_modules()["language"]
     torch.testing.assert_close(loaded.model.layers[1].mlp.up_proj.weight, language.model.layers[1].mlp.up_proj.weight)
     first = next(iter(seeing.state_dict()))
-    assert torch.equal(backbone.parts()["vision"].state_dict()[first], seeing.state_dict()[first])
+    assert torch.equal(backbone.freezable_modules()["vision"].state_dict()[first], seeing.state_dict()[first])
     model = VLA(backbone, processor)
     model.save(tmp_path)  # tied weights are written once
     batch = processor.question_prompt(["what?"], [example().images])

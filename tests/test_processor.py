@@ -52,7 +52,7 @@ def labelled(processor: Processor, *examples: Example) -> list[list[int]]:
     said = chosen & (batch.labels < processor.text_vocab)
     assert torch.equal(batch.labels[said], batch.input_ids[said])
     asked = torch.nonzero(chosen & ~said)
-    assert (batch.input_ids[asked[:, 0], asked[:, 1] - 1] == processor.blank).all()
+    assert (batch.input_ids[asked[:, 0], asked[:, 1] - 1] == processor.action_query_token).all()
     assert not (chosen & ~batch.attention_mask).any()
     return [row[keep].tolist() for row, keep in zip(batch.labels, chosen, strict=True)]
 
@@ -211,10 +211,10 @@ def test_a_joints_target_is_told_as_its_distance_from_the_joint(processor: Proce
 
 def test_actions_under_way_are_input_and_bear_no_loss(processor: Processor) -> None:
     example = robot_example()
-    whole, rest = labelled(processor, example, replace(example, given=2))
+    whole, rest = labelled(processor, example, replace(example, prefix_length=2))
     assert rest == whole[2 * 3 :]
-    (row,) = processor.batch([replace(example, given=2)]).input_ids
-    assert row[row >= processor.text_vocab].tolist() == [*whole[: 2 * 3], *[processor.blank] * 6]
+    (row,) = processor.batch([replace(example, prefix_length=2)]).input_ids
+    assert row[row >= processor.text_vocab].tolist() == [*whole[: 2 * 3], *[processor.action_query_token] * 6]
 
 
 def test_points_are_said_before_the_action(make_model: Models) -> None:
@@ -258,7 +258,7 @@ def test_a_point_is_said_in_the_place_of_its_camera_and_thing(make_model: Models
     assert torch.equal(batch.labels[0], batch.labels[1]) and torch.equal(batch.images[0], batch.images[1])
     # All rows have as many places; that there is no second thing is learned as that it is in no image.
     assert (batch.labels[0] == processor.eos).sum() == 4 + (batch.labels[2] == processor.eos).sum()
-    assert batch.prefix.unique().numel() == 1
+    assert batch.prompt_length.unique().numel() == 1
     assert batch.points[0, :, 2].tolist() == [1, 0, 1, 0] and batch.points[2, :, 2].tolist() == [1] * 4
 
 

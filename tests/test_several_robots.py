@@ -123,7 +123,7 @@ def test_each_robot_has_its_own_tokens_and_numbers_and_padding_bears_no_loss(pai
 def test_places_that_a_robot_has_not_learn_nothing_from_it(pair: VLA) -> None:
     pair.zero_grad()
     pair(pair.processor.batch([mixed()[1]]))[0].sum().backward()
-    learned = pair.slots.weight.grad.abs().sum(1).reshape(4, 3) > 0
+    learned = pair.action_position_embedding.weight.grad.abs().sum(1).reshape(4, 3) > 0
     pair.zero_grad()
     # All steps, of three components the two that the slim robot has: the same step has the same place for all robots.
     assert learned.tolist() == [[True, True, False]] * 4
@@ -144,14 +144,16 @@ def test_a_checkpoint_of_several_robots_drives_each(pair: VLA, tmp_path: Path, n
         policy.model.processor.robot(name).points,
     )
     # What the training pass holds for likeliest after these points, with all actions asked for.
-    asked = replace(example, points=chunk.points.astype(np.float64), given=0, mask=None)
+    asked = replace(example, points=chunk.points.astype(np.float64), prefix_length=0, mask=None)
     batch = pair.processor.batch([asked, mixed()[2]])
     with torch.no_grad():
-        hidden, _ = pair.backbone.hidden(pair._prefix(batch)[0], batch.attention_mask)
+        hidden, _ = pair.backbone.forward(pair._prefix(batch)[0], batch.attention_mask)
         places = torch.nonzero(batch.labels[0] >= pair.text_vocab)[:, 0] - 1
-        bins = median_bins(pair.backbone.logits(hidden[0, places])[:, pair.text_vocab : pair.processor.blank])
+        bins = median_bins(
+            pair.backbone.logits(hidden[0, places])[:, pair.text_vocab : pair.processor.action_query_token]
+        )
     robot = pair.processor.robot(name)
-    normalized = robot.bins.decode(bins.numpy(), 4, robot.width)
+    normalized = robot.bins.decode(bins.numpy(), 4, robot.action_dim)
     assert normalized is not None
     expected = robot.denormalize_actions(normalized, example.state)
     np.testing.assert_allclose(chunk.actions, expected, atol=1e-3)

@@ -93,8 +93,8 @@ def test_training_aligns_the_connector_and_keeps_the_rest(tmp_path: Path) -> Non
         batch = processor.batch([store.examples(None)[i] for i in range(8)])
         before, after = (model.eval()(batch)[0].mean() for model in (fresh, trained))
     assert after < 0.7 * before, f"{before:.2f} to {after:.2f}, {losses}"
-    for name, part in trained.backbone.parts().items():
-        same = all(map(torch.equal, part.parameters(), backbone.parts()[name].parameters()))
+    for name, part in trained.backbone.freezable_modules().items():
+        same = all(map(torch.equal, part.parameters(), backbone.freezable_modules()[name].parameters()))
         assert same == (name != "connector")
     # The language model is still itself, in its own chat.
     said = trained.generate_text(processor.question_prompt(["What is the capital of France?"], [{}]), 12)

@@ -135,5 +135,5 @@ class Example:
     """As `Episode.points`, of one step, of the cameras in the order of `images`: said before the action."""
     past: tuple[StoredViews, ...] = ()
     """As `Observation.past`."""
-    given: int = 0
+    prefix_length: int = 0
     """How many of the target's first actions are input (they are under way already), not to be predicted."""

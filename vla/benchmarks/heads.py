@@ -99,7 +99,7 @@ def _cost(policy: VlaPolicy, observations: Sequence[Observation]) -> dict[str, A
     """What a chunk takes after its prompt and its points: tokens, and passes of the backbone over them."""
     backbone: Any = policy.model.backbone
     counted: list[int] = []
-    hidden = backbone.hidden
+    hidden = backbone.forward
 
     def counting(embeds: Any, *rest: Any, **named: Any) -> Any:
         counted.append(embeds.shape[1])
@@ -109,11 +109,11 @@ def _cost(policy: VlaPolicy, observations: Sequence[Observation]) -> dict[str, A
     tokens, passes, times = [], [], []
     for observation in observations:
         counted.clear()
-        backbone.hidden = counting
+        backbone.forward = counting
         try:
             policy.predict(observation)
         finally:
-            backbone.hidden = hidden
+            backbone.forward = hidden
         tokens.append(sum(counted[said:]))
         passes.append(len(counted) - said)
         start = time.perf_counter()

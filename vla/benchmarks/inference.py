@@ -80,7 +80,7 @@ def bench_inference(
         shape = SHAPES[name]
         model = make(shape, device)
         if isinstance(model.processor.head, BinsHead):
-            model.processor.head.guessed = 1  # random weights say the same bin again and again, too easy a guess
+            model.processor.head.draft_length = 1  # random weights say the same bin again and again, too easy a guess
         ours = _ours(model, precision, machine, calls)
         times: dict[str, Measured] = {f"vla {precision}": ours}
         if not cuda:

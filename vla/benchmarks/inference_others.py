@@ -32,7 +32,7 @@ def generated(model: VLA, tokens: int, dtype: torch.dtype) -> Callable[[], Any]:
     @torch.inference_mode()
     def call() -> Any:
         batch = model.processor.robot_prompt([seen]).to(model.device)
-        vision = backbone.see(model.processor.pixels(batch.images).to(dtype), batch.image_mask)
+        vision = backbone.encode_images(model.processor.pixels(batch.images).to(dtype), batch.image_mask)
         embeds, more = backbone.embed(batch.input_ids, vision), {}
         if language.config.model_type == "paligemma":  # all of the prompt looks at all of it
             more["token_type_ids"] = torch.zeros_like(batch.input_ids)

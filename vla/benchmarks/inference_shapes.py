@@ -116,4 +116,4 @@ def observation(model: VLA) -> Observation:
         {name: rng.integers(0, 256, (*size, 3), dtype=np.uint8) for name in robot.embodiment.cameras}
         for _ in range(len(robot.history) + 1)
     )
-    return Observation(images, np.zeros(robot.width, np.float32), TEXT, 0.0, tuple(past))
+    return Observation(images, np.zeros(robot.action_dim, np.float32), TEXT, 0.0, tuple(past))

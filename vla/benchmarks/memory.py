@@ -203,9 +203,9 @@ def forward(backbone: Any, rows: int, text: int, labels: int) -> Tensor:
     ids = torch.cat([torch.full((rows, image), backbone.image_token_id), torch.ones(rows, text, dtype=torch.long)], 1)
     segments = (torch.arange(ids.shape[1]) >= ids.shape[1] - labels).long().expand(ids.shape)
     with torch.autocast("cpu", torch.bfloat16):
-        vision = backbone.see(pixels, there)
+        vision = backbone.encode_images(pixels, there)
         embeds = backbone.embed(ids, vision)
-        hidden, _ = backbone.hidden(embeds, torch.ones_like(ids, dtype=torch.bool), None, vision, segments)
+        hidden, _ = backbone.forward(embeds, torch.ones_like(ids, dtype=torch.bool), None, vision, segments)
         logits = backbone.logits(hidden[:, -labels:])
         return nn.functional.log_softmax(logits.float(), -1)[..., 0].mean()
 

@@ -84,7 +84,7 @@ def bench_rollout() -> Table:
             "lerobot, SyncVectorEnv": lerobot(folder / "policy", closing, use_async=False),
             "lerobot, AsyncVectorEnv": lerobot(folder / "policy", closing, use_async=True),
             "vla eval": partial(_ours, folder, "asked"),
-            "vla eval frames=all": partial(_ours, folder, "all"),
+            "vla eval render=all": partial(_ours, folder, "all"),
         }
         rates: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
         for turn in range(ROUNDS):

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vla.commands.arguments import is_path, keys_of
+from vla.common.renamed_keys import current_targets
 from vla.errors import InputError, suggestion, unknown
 from vla.training.train_config import TrainConfig
 
@@ -85,7 +86,10 @@ def bind(function: Callable[..., Any], config: DictConfig) -> Callable[[], Any]:
     """
     try:
         # Only what is to be built goes through Hydra, which would take a `${` in plain text for a reference.
-        values = {k: instantiate(config[k], _convert_="all") if _builds(v) else v for k, v in values_of(config).items()}
+        values = {
+            key: instantiate(current_targets(value), _convert_="all") if _builds(value) else value
+            for key, value in values_of(config).items()
+        }
     except InstantiationException as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None

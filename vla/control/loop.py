@@ -342,7 +342,7 @@ class _Run:
         took = self._clock.now() - now
         self._tally.observe.append(took)
         self._tally.cameras.add(observation, self._clock.now())
-        seen = self._history.see(observation)
+        seen = self._history.with_past_frames(observation)
         if self._inference.busy or not self._buffer.due(now):
             return observation, took
         request = self._buffer.request(seen, self._safety_filter.position, now)

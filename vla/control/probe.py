@@ -26,7 +26,9 @@ def probe(policy: Policy, body: Embodiment, sizes: Mapping[str, tuple[int, int]]
     if not sizes.keys() >= set(body.cameras):
         return
     images = {camera: np.full((*sizes[camera], 3), 128, np.uint8) for camera in body.cameras}
-    seen = FrameHistory.of(policy).see(Observation(images, _state(policy, body), "probe", time.monotonic()))
+    seen = FrameHistory.of(policy).with_past_frames(
+        Observation(images, _state(policy, body), "probe", time.monotonic())
+    )
     prefixes: list[Float[np.ndarray, "k a"] | None] = [None]
     if execution in PREFIXED and takes_prefix(policy):
         prefixes.append(body.hold_action(seen.state)[None])

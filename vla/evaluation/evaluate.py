@@ -40,7 +40,7 @@ from vla.policies.load import SCRIPTED, tasks_of_policy, tasks_trained_on, weigh
 from vla.policies.policy import Policy
 
 MEASURED = "measured"
-FRAMES = ("asked", "all")
+RENDER = ("on_inference", "all")
 
 
 def evaluate(
@@ -60,7 +60,7 @@ def evaluate(
     workers: int,
     n_action_steps: int,
     safety_filter: bool,
-    frames: str,
+    render: str,
     stop: float | None,
     vqa: str | None,
     questions: int,
@@ -94,8 +94,8 @@ def evaluate(
     folder = Path(out)
     check_phrasing(phrasing)
     check_task(task, (*axes, *axes_report), swap=swap)
-    if frames not in FRAMES:
-        raise InputError(f"frames is one of {', '.join(FRAMES)}, not {frames!r}")
+    if render not in RENDER:
+        raise InputError(f"render is one of {', '.join(RENDER)}, not {render!r}")
     if set(execution) - set(EXECUTIONS) or not execution:
         raise InputError(f"execution is a list of {', '.join(EXECUTIONS)}, not {execution}")
     if not delay or not all(map(_is_delay, delay)):
@@ -134,7 +134,7 @@ def evaluate(
     delays = [float(settings["measured"] if d == MEASURED else d) for d in delay]
     trials = trials_for(numbers, swap, axes=axes, alone=axes_report, delays=delays, executions=execution)
     job = Job(
-        make, load, embodiment, parallel, n_action_steps, every_frame=frames == "all", safety_filter=safety_filter
+        make, load, embodiment, parallel, n_action_steps, every_frame=render == "all", safety_filter=safety_filter
     )
     with ResultStore(folder, settings, embodiment) as ledger:
         for other in merge:

@@ -102,7 +102,7 @@ class ActionTargets:
         return parts
 
     @property
-    def width(self) -> int:
+    def action_dim(self) -> int:
         """Numbers that the network predicts a step."""
         return self._parts[-1][2][-1] + 1 if self._parts else 0
 
@@ -123,7 +123,7 @@ class ActionTargets:
         origin = self._origin(state)[..., None, :]
         if self._plain:
             return actions - origin
-        out = np.empty((*actions.shape[:-1], self.width))
+        out = np.empty((*actions.shape[:-1], self.action_dim))
         for kind, at, columns in self._parts:
             values = actions[..., at]
             if kind == "rotation":

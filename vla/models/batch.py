@@ -41,8 +41,8 @@ class Batch:
     `robot` is a row's place among the processor's robots, -1 for a question. `state` is normalised, `points` are what
     `point_features` makes of them; zero where a row has none, and beyond what its robot has.
     `segments` is 0 for what a whole row sees, and n for its n-th independent turn, which sees 0 and itself.
-    `actions` are a row's chunk, normalised, of which the first `given` are under way already; `regressed` are those of
-    its numbers that a head learns as numbers; `prefix` is how many tokens come before it.
+    `actions` are a row's chunk, normalised, of which the first `prefix_length` are under way already; `continuous_mask` are those of
+    its numbers that a head learns as numbers; `prompt_length` is how many tokens come before it.
     `content` is the part of each frame that is not bars around it: left, top, width, height [pixels]. `warp` is the
     homography by which training moves it, on fractions of its width and height (`vla.training.geometry`). `tiling` says
     which of its row's images a frame is of, and in how many rows and columns of frames that was cut.
@@ -62,9 +62,9 @@ class Batch:
     state: Float[Tensor, "b s"]
     points: Float[Tensor, "b p 3"]
     actions: Float[Tensor, "b t a"]
-    regressed: Bool[Tensor, "b t a"]
-    given: Int[Tensor, "b"]
-    prefix: Int[Tensor, "b"]
+    continuous_mask: Bool[Tensor, "b t a"]
+    prefix_length: Int[Tensor, "b"]
+    prompt_length: Int[Tensor, "b"]
     seed: Int[Tensor, "b"]
     source: tuple[str, ...]
 
@@ -93,9 +93,9 @@ class Row:
     state: Float[np.ndarray, "s"] | None = None
     points: Float[np.ndarray, "p 2"] | None = None
     actions: Float[np.ndarray, "t a"] | None = None
-    regressed: Bool[np.ndarray, "t"] | None = None
-    given: int = 0
-    prefix: int = 0
+    continuous_mask: Bool[np.ndarray, "t"] | None = None
+    prefix_length: int = 0
+    prompt_length: int = 0
     seed: int = -1
 
     def add(self, ids: Sequence[int], labels: Sequence[int] | None = None, shared: bool = False) -> None:
@@ -131,7 +131,7 @@ def collate(
     state = np.zeros((len(rows), state_width), np.float32)
     points = np.full((len(rows), points_width, 2), -1, np.float32)
     actions = np.zeros((len(rows), *chunk), np.float32)
-    regressed = np.zeros((len(rows), *chunk), bool)
+    continuous_mask = np.zeros((len(rows), *chunk), bool)
     for i, row in enumerate(rows):
         span = slice(length - len(row.ids), length) if left else slice(0, len(row.ids))
         input_ids[i, span], labels[i, span], attention[i, span] = row.ids, row.labels, True
@@ -143,8 +143,8 @@ def collate(
         if row.actions is not None:
             steps, width = row.actions.shape
             actions[i, :steps, :width] = row.actions
-            if row.regressed is not None:
-                regressed[i, :steps, :width] = row.regressed[:, None]
+            if row.continuous_mask is not None:
+                continuous_mask[i, :steps, :width] = row.continuous_mask[:, None]
     pixels, image_mask, content, tiling = _collate_images(images, least, frames)
     return Batch(
         images=torch.from_numpy(pixels),
@@ -160,9 +160,9 @@ def collate(
         state=torch.from_numpy(state),
         points=point_features(torch.from_numpy(points)),
         actions=torch.from_numpy(actions),
-        regressed=torch.from_numpy(regressed),
-        given=torch.tensor([row.given for row in rows]),
-        prefix=torch.tensor([row.prefix for row in rows]),
+        continuous_mask=torch.from_numpy(continuous_mask),
+        prefix_length=torch.tensor([row.prefix_length for row in rows]),
+        prompt_length=torch.tensor([row.prompt_length for row in rows]),
         seed=torch.tensor([row.seed for row in rows]),
         source=source,
     )

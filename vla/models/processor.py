@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from vla.common.images import Size, sides
+from vla.common.renamed_keys import PROCESSOR, current_keys
 from vla.common.scene_objects import POINT_SCALE
 from vla.common.stored_image import StoredViews
 from vla.embodiment import Embodiment
@@ -110,7 +111,7 @@ class Processor:
         if robots:
             self.head = build_head(head, Vocabulary(tokenizer, self.text_vocab, self.robots, self.pad, self.eos))
         # What asks for an action: the row after those of the head.
-        self.blank = self.text_vocab + (self.head.rows if self.head else 0)
+        self.action_query_token = self.text_vocab + (self.head.rows if self.head else 0)
         self.points, self.has_points = self.encoder.points, self.encoder.has_points
         self._reported: set[tuple[str, tuple[str, ...]]] = set()
         """Robots, and the cameras without which they act, that were reported already."""
@@ -268,13 +269,13 @@ class Processor:
             row.points[unknown] = rng.integers(POINT_SCALE, size=(unknown.sum(), 2))
         points = [self.eos if v < 0 else self.points[int(v)] for v in row.points.flat]
         row.add(points, np.where(np.isnan(where).ravel(), IGNORE, points).tolist())
-        row.actions, row.given = robot.normalize_actions(example.target, example.state), example.given
-        row.prefix = len(row.ids)
+        row.actions, row.prefix_length = robot.normalize_actions(example.target, example.state), example.prefix_length
+        row.prompt_length = len(row.ids)
         inside = np.ones(len(row.actions), bool) if example.mask is None else example.mask
         assert self.head is not None
-        target = self.head.target(robot, row.actions, inside, example.given, rng)
+        target = self.head.target(robot, row.actions, inside, example.prefix_length, rng)
         row.add(target.inputs, target.labels)
-        row.regressed = target.regressed
+        row.continuous_mask = target.continuous_mask
 
     def _collate(
         self,
@@ -292,7 +293,7 @@ class Processor:
             least=sides(self.image_size),
             state_width=self.state_width,
             points_width=self.points_width,
-            chunk=(self.robots[0].horizon, max(r.width for r in self.robots)) if self.robots else (0, 0),
+            chunk=(self.robots[0].horizon, max(r.action_dim for r in self.robots)) if self.robots else (0, 0),
             left=left,
             segmented=self.chat.prefix_lm,
             frames=frames,
@@ -341,7 +342,7 @@ class Processor:
 
     @classmethod
     def load(cls, folder: Path) -> Processor:
-        values = json.loads((folder / "processor.json").read_text())
+        values = current_keys(json.loads((folder / "processor.json").read_text()), PROCESSOR)
         if "robot" in values:  # of before there were several; its hash told of the actions alone
             robot = values.pop("robot")
             values["robots"] = [] if robot is None else [robot | {"statistics_hash": ""}]

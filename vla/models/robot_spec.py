@@ -61,7 +61,7 @@ class RobotSpec:
                 a and m == n for a, m, n in zip(body.is_position_action, body.action_state, body.action, strict=True)
             ]
             object.__setattr__(self, "relative", tuple(map(bool, named)))
-        width = self.targets.width
+        width = self.targets.action_dim
         if len(self.action.low) != width or len(self.state.low) != len(self.embodiment.state):
             raise InputError(
                 f"{self.name}: {len(self.state.low)} and {len(self.action.low)} ranges for "
@@ -78,9 +78,9 @@ class RobotSpec:
         return ActionTargets(self.embodiment, self.relative)
 
     @property
-    def width(self) -> int:
+    def action_dim(self) -> int:
         """Numbers that the network predicts a step: as many as an action has, but for rotations and wrapping angles."""
-        return self.targets.width
+        return self.targets.action_dim
 
     @property
     def history_seconds(self) -> tuple[float, ...]:
@@ -93,7 +93,7 @@ class RobotSpec:
 
     @property
     def action_tokens(self) -> int:
-        return self.horizon * self.width
+        return self.horizon * self.action_dim
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RobotSpec:

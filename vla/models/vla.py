@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vla.common.renamed_keys import current_weight
 from vla.common.scene_objects import POINT_SCALE
 from vla.errors import InputError
 from vla.models.action_heads.action_head import Cached, Chunks, DecodeContext
@@ -45,7 +46,7 @@ class VLA(nn.Module):
     several robots, of which one it is. Places are laid out for the widest robot; a narrower one leaves some unused.
     """
 
-    widths: Int[Tensor, "r"]
+    action_dims: Int[Tensor, "r"]
     """Components of an action of each robot."""
 
     def __init__(self, backbone: Backbone, processor: Processor, smoothing: float = 2.0) -> None:
@@ -56,37 +57,37 @@ class VLA(nn.Module):
             self._gaussian_label_smoothing("points", torch.tensor(processor.points), POINT_SMOOTHING)
         if (head := processor.head) is None:
             return
-        ordered = torch.arange(head.ordered) + self.text_vocab
+        num_ordinal_tokens = torch.arange(head.num_ordinal_tokens) + self.text_vocab
         if backbone.vocab_size == self.text_vocab:
             backbone.add_token_embeddings(head.rows + 1)
-            if head.ordered:
-                smooth_token_embeddings(backbone, ordered)
+            if head.num_ordinal_tokens:
+                smooth_token_embeddings(backbone, num_ordinal_tokens)
         elif backbone.vocab_size != self.text_vocab + head.rows + 1:
             raise InputError(
                 f"the backbone has {backbone.vocab_size} rows: not the tokenizer's {self.text_vocab}, "
                 f"with or without {head.rows} action rows"
             )
-        if head.ordered:
-            self._gaussian_label_smoothing("actions", ordered, smoothing)
-        widths = torch.tensor([robot.width for robot in processor.robots])
-        self.register_buffer("widths", widths, persistent=False)
+        if head.num_ordinal_tokens:
+            self._gaussian_label_smoothing("actions", num_ordinal_tokens, smoothing)
+        action_dims = torch.tensor([robot.action_dim for robot in processor.robots])
+        self.register_buffer("action_dims", action_dims, persistent=False)
         # Which robot it is, where there are several: the numbers of one mean nothing to another.
         self.num_embodiments = len(processor.robots) if len(processor.robots) > 1 else 0
-        told = processor.state_width + 3 * processor.points_width + self.num_embodiments
+        conditioning = processor.state_width + 3 * processor.points_width + self.num_embodiments
         if head.conditions_on_prefix:
-            told += (int(widths.max()) + 1) * processor.robots[0].horizon
-        told = max(told, 1)
-        if head.slots:
-            self.slots = nn.Embedding(head.slots, backbone.hidden_size)
-            nn.init.normal_(self.slots.weight, std=0.02)
+            conditioning += (int(action_dims.max()) + 1) * processor.robots[0].horizon
+        conditioning = max(conditioning, 1)
+        if head.num_action_positions:
+            self.action_position_embedding = nn.Embedding(head.num_action_positions, backbone.hidden_size)
+            nn.init.normal_(self.action_position_embedding.weight, std=0.02)
             # Numbers enter as numbers, into every place where an action is asked for.
-            self.situation = nn.Sequential(
-                nn.Linear(told, 2 * backbone.hidden_size),
+            self.conditioning_mlp = nn.Sequential(
+                nn.Linear(conditioning, 2 * backbone.hidden_size),
                 nn.GELU(),
                 nn.Linear(2 * backbone.hidden_size, backbone.hidden_size),
             )
-        if head.regression is not None:
-            self.regressor = head.regression.module(backbone, told)
+        if head.continuous is not None:
+            self.continuous_head = head.continuous.module(backbone, conditioning)
 
     @property
     def device(self) -> torch.device:
@@ -110,27 +111,29 @@ class VLA(nn.Module):
         The target of a bin or a coordinate is a Gaussian over neighbouring rows (`smoothing` or `POINT_SMOOTHING`
         rows wide; plain for `smoothing` 0), that of another token is one-hot; all are over all rows of the vocabulary.
         """
-        regression = None if self.processor.head is None else self.processor.head.regression
-        cache = self.backbone.new_cache() if regression is not None and regression.reads_cache else None
+        continuous = None if self.processor.head is None else self.processor.head.continuous
+        cache = self.backbone.new_cache() if continuous is not None and continuous.reads_cache else None
         embeds, vision = self._prefix(batch, pixels)
         segments = batch.segments
         if self.processor.head is not None and self.processor.head.bidirectional:
             segments = segments.masked_fill(batch.input_ids >= self.text_vocab, TOGETHER)
-        hidden, cache = self.backbone.hidden(embeds, batch.attention_mask, cache, vision, segments)
+        hidden, cache = self.backbone.forward(embeds, batch.attention_mask, cache, vision, segments)
         losses = self._token_losses(batch, hidden)
-        if regression is not None and batch.regressed.any():
+        if continuous is not None and batch.continuous_mask.any():
             # The cache is the forward's own: what it holds of questions is left out.
             chosen = torch.nonzero(batch.robot >= 0).squeeze(1)
             rows = batch.rows(chosen)
             cached = None if cache is None else self._cached(batch, chosen, cache)
-            told = self._told(rows, rows.points)
-            losses = torch.cat([losses, regression.loss(self.regressor, rows, hidden[chosen], told, cached)])
+            conditioning = self._conditioning(rows, rows.points)
+            losses = torch.cat(
+                [losses, continuous.loss(self.continuous_head, rows, hidden[chosen], conditioning, cached)]
+            )
         return losses, *self.elements(batch)
 
     def _cached(self, batch: Batch, chosen: Int[Tensor, "c"], cache: Any) -> Cached:
         """What is cached of the rows `chosen`, and where each goes on after what comes before its actions."""
         columns = torch.arange(batch.input_ids.shape[1], device=chosen.device)
-        before = batch.attention_mask & (columns < batch.prefix[:, None])
+        before = batch.attention_mask & (columns < batch.prompt_length[:, None])
         layers = [(keys[chosen], values[chosen]) for keys, values in keys_values(cache)]
         return Cached(layers, self.backbone.next_position(before, cache)[chosen])
 
@@ -138,10 +141,10 @@ class VLA(nn.Module):
         """The row and the kind (`WORDS` to `NUMBERS`) of each element of a batch's loss: the labelled tokens, then what
         is regressed."""
         rows, columns = torch.nonzero(batch.labels[:, 1:] != IGNORE, as_tuple=True)
-        acts = torch.where(columns + 1 < batch.prefix[rows], POINTS, TOKENS)
+        acts = torch.where(columns + 1 < batch.prompt_length[rows], POINTS, TOKENS)
         kinds = torch.where(batch.robot[rows] >= 0, acts, WORDS)
-        if self.processor.head is not None and self.processor.head.regression is not None:
-            numbers = torch.nonzero(batch.regressed)[:, 0]
+        if self.processor.head is not None and self.processor.head.continuous is not None:
+            numbers = torch.nonzero(batch.continuous_mask)[:, 0]
             kinds = torch.cat([kinds, torch.full_like(numbers, NUMBERS)])
             rows = torch.cat([rows, numbers])
         return rows, kinds
@@ -162,10 +165,10 @@ class VLA(nn.Module):
             losses = losses.masked_scatter(chosen, soft)
         return losses
 
-    def read(self, batch: Batch) -> Float[Tensor, "b l d"]:
+    def encode(self, batch: Batch) -> Float[Tensor, "b l d"]:
         """The last hidden states of prompts, which are on the model's device."""
         embeds, vision = self._prefix(batch)
-        return self.backbone.hidden(embeds, batch.attention_mask, None, vision, batch.segments)[0]
+        return self.backbone.forward(embeds, batch.attention_mask, None, vision, batch.segments)[0]
 
     @torch.inference_mode()
     def generate_text(self, batch: Batch, max_tokens: int = 16) -> list[str]:
@@ -187,7 +190,7 @@ class VLA(nn.Module):
     def generate_actions(
         self,
         batch: Batch,
-        given: Float[np.ndarray, "b k a"] | None = None,
+        action_prefix: Float[np.ndarray, "b k a"] | None = None,
         previous_chunk_leftover: Float[np.ndarray, "b m a"] | None = None,
         vjp: bool = False,
     ) -> tuple[Chunks, Float[np.ndarray, "b p 2"]]:
@@ -195,7 +198,7 @@ class VLA(nn.Module):
         of the image, below 0 for one not in it.
 
         Points are greedy, one coordinate after the other; actions are said as the head says them, the first k of them
-        `given`, normalised; `previous_chunk_leftover` and `vjp` as in `DecodeContext`. All rows are of one robot (`Processor.robot_prompt`).
+        `action_prefix`, normalised; `previous_chunk_leftover` and `vjp` as in `DecodeContext`. All rows are of one robot (`Processor.robot_prompt`).
         """
         processor = self.processor
         if processor.head is None:
@@ -214,16 +217,22 @@ class VLA(nn.Module):
         points = said.unflatten(1, (-1, 2))
         points = torch.where((points < POINT_SCALE).all(-1, keepdim=True), points, -1)
         unsaid = processor.points_width - robot.points
-        if given is not None:
+        if action_prefix is not None:
             actions = batch.actions.clone()
-            actions[:, : given.shape[1], : robot.width] = torch.from_numpy(given)
-            batch = replace(batch, actions=actions, given=torch.full_like(batch.given, given.shape[1]))
-        told = self._told(batch, point_features(F.pad(points, (0, 0, 0, unsaid), value=-1)))
-        situation = self.situation(told)[:, None] if processor.head.slots else None
-        ask = partial(self._ask, decoding, batch, situation)
-        module = getattr(self, "regressor", None)
+            actions[:, : action_prefix.shape[1], : robot.action_dim] = torch.from_numpy(action_prefix)
+            batch = replace(
+                batch, actions=actions, prefix_length=torch.full_like(batch.prefix_length, action_prefix.shape[1])
+            )
+        conditioning = self._conditioning(batch, point_features(F.pad(points, (0, 0, 0, unsaid), value=-1)))
+        conditioning_embeds = (
+            self.conditioning_mlp(conditioning)[:, None] if processor.head.num_action_positions else None
+        )
+        decode_tokens = partial(self._decode_tokens, decoding, batch, conditioning_embeds)
+        module = getattr(self, "continuous_head", None)
         chunks = processor.head.decode(
-            DecodeContext(decoding, robot, told, ask, given, module, previous_chunk_leftover, vjp)
+            DecodeContext(
+                decoding, robot, conditioning, decode_tokens, action_prefix, module, previous_chunk_leftover, vjp
+            )
         )
         return chunks, ((points + 0.5) / POINT_SCALE).cpu().numpy()
 
@@ -232,52 +241,57 @@ class VLA(nn.Module):
         embeds, vision = self._prefix(batch)
         return Decoding(self.backbone, embeds, batch.attention_mask, vision)
 
-    def _ask(
+    def _decode_tokens(
         self,
         decoding: Decoding,
         batch: Batch,
-        situation: Float[Tensor, "b 1 d"] | None,
+        conditioning_embeds: Float[Tensor, "b 1 d"] | None,
         ids: Int[Tensor, "b n"],
         first: int,
     ) -> Float[Tensor, "b n d"]:
         """The hidden states of further tokens of an action, the first of them its `first`-th."""
         order = torch.arange(first, first + ids.shape[1], device=ids.device).expand_as(ids)
         words = self.backbone.embed_tokens(ids)
-        embeds = words + self.slots(self._places(order, batch)) + situation
+        embeds = words + self.action_position_embedding(self._action_positions(order, batch)) + conditioning_embeds
         assert self.processor.head is not None
         embeds = torch.where((ids >= self.text_vocab)[..., None], embeds, words)
         return decoding.extend(embeds, self.processor.head.bidirectional)
 
-    def _told(self, batch: Batch, points: Float[Tensor, "b p 3"]) -> Float[Tensor, "b n"]:
+    def _conditioning(self, batch: Batch, points: Float[Tensor, "b p 3"]) -> Float[Tensor, "b n"]:
         """The numbers that each robot is told."""
         numbers = [batch.state, points.flatten(1)]
         if self.num_embodiments:
             numbers.append(F.one_hot(batch.robot.clamp(min=0), self.num_embodiments).to(points.dtype))
         if self.processor.head is not None and self.processor.head.conditions_on_prefix:
-            steps = torch.arange(batch.actions.shape[1], device=batch.given.device)
-            under_way = (steps < batch.given[:, None])[..., None]
+            steps = torch.arange(batch.actions.shape[1], device=batch.prefix_length.device)
+            under_way = (steps < batch.prefix_length[:, None])[..., None]
             numbers.append(torch.cat([batch.actions * under_way, under_way], -1).flatten(1))
-        told = torch.cat(numbers, 1)
-        return told if told.shape[1] else told.new_zeros(len(told), 1)  # where there is nothing to tell
+        conditioning = torch.cat(numbers, 1)
+        return (
+            conditioning if conditioning.shape[1] else conditioning.new_zeros(len(conditioning), 1)
+        )  # where there is nothing to tell
 
-    def _places(self, order: Int[Tensor, "b n"], batch: Batch) -> Int[Tensor, "b n"]:
+    def _action_positions(self, order: Int[Tensor, "b n"], batch: Batch) -> Int[Tensor, "b n"]:
         """The slot of each row's action tokens, numbered through."""
         assert self.processor.head is not None
-        return self.processor.head.places(order, self.widths[batch.robot.clamp(min=0), None])
+        return self.processor.head.action_positions(order, self.action_dims[batch.robot.clamp(min=0), None])
 
     def _prefix(
         self, batch: Batch, pixels: Float[Tensor, "b k 3 h w"] | None = None
     ) -> tuple[Float[Tensor, "b l d"], Any]:
         """The embeddings of a batch's tokens, and what the backbone saw."""
         pixels = self.processor.pixels(batch.images) if pixels is None else pixels
-        vision = self.backbone.see(pixels, batch.image_mask, ImageLayout(batch.content, batch.tiling))
+        vision = self.backbone.encode_images(pixels, batch.image_mask, ImageLayout(batch.content, batch.tiling))
         embeds = self.backbone.embed(batch.input_ids, vision)
         action = batch.input_ids >= self.text_vocab
         if not action.any():
             return embeds, vision
         rows, columns = torch.nonzero(action, as_tuple=True)
-        places = self._places(action.long().cumsum(1) - 1, batch)[rows, columns]
-        chosen = self.slots(places) + self.situation(self._told(batch, batch.points))[rows]
+        action_positions = self._action_positions(action.long().cumsum(1) - 1, batch)[rows, columns]
+        chosen = (
+            self.action_position_embedding(action_positions)
+            + self.conditioning_mlp(self._conditioning(batch, batch.points))[rows]
+        )
         return embeds.index_put((rows, columns), chosen.to(embeds.dtype), accumulate=True), vision
 
     def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
@@ -318,7 +332,7 @@ class VLA(nn.Module):
         try:
             config = json.loads((folder / "config.json").read_text())
             model = cls(build(config["backbone"]), Processor.load(folder), config["smoothing"])
-            weights = load_file(folder / "model.safetensors")
+            weights = {current_weight(k): v for k, v in load_file(folder / "model.safetensors").items()}
             lacking = model.load_state_dict({k: v.float() for k, v in weights.items()}, strict=False)
             state = model.state_dict()
             known = {place(state[name]) for name in state.keys() - lacking.missing_keys}

@@ -258,7 +258,7 @@ class PolicyServer:
             raise InputError(f"{RESET} is true or false")
         if begins:
             client.history.reset()
-        seen = client.history.see(request.observation)
+        seen = client.history.with_past_frames(request.observation)
         return (request if request.observation.past else replace(request, observation=seen)), name
 
     def _result(

@@ -18,7 +18,7 @@ def backbone_defaults(backbone: Backbone, *, scratch: bool = False) -> dict[str,
     (`scratch`): nothing stays, all at one rate. Any other pretrained one: as stage=cotrain (OpenVLA, Kim et al. 2024,
     sec. 3.4), but for the connector of a composed one, which has the head's rate, since it may be new.
     """
-    parts = backbone.parts()
+    parts = backbone.freezable_modules()
     if scratch:
         return MUON | {"freeze": (), "lr_multipliers": {}}
     if backbone.config.get("vision") == VISION:

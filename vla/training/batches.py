@@ -64,7 +64,7 @@ def spare(processor: Processor) -> Example:
         return Example({"black": _black(processor)}, "", "", source=SPARE)
     robot = processor.robots[0]
     state = robot.state.denormalize(np.zeros((1, len(robot.embodiment.state))))[0]
-    actions = robot.denormalize_actions(np.zeros((robot.horizon, robot.width)), state)
+    actions = robot.denormalize_actions(np.zeros((robot.horizon, robot.action_dim)), state)
     images = dict.fromkeys(robot.embodiment.cameras, _black(processor))
     past: tuple[StoredViews, ...] = tuple({} for _ in robot.history)
     return Example(images, "", actions, state, source=SPARE, embodiment=robot.name, past=past)

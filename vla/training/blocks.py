@@ -78,7 +78,7 @@ def compile_blocks(model: VLA) -> None:
     that reads the cache, into which each layer would be compiled anew.
     """
     head = model.processor.head
-    if head is not None and head.regression is not None and head.regression.reads_cache:
+    if head is not None and head.continuous is not None and head.continuous.reads_cache:
         raise InputError(f"a {head.settings['kind']} head reads the cache of every layer: set plan.compile=false")
     for block in blocks(model):
         compiled: Any = block

@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
 
+from vla.common.renamed_keys import current_weight
 from vla.errors import InputError
 from vla.models.processor import Processor
 from vla.models.robot_spec import check_same
@@ -188,20 +189,21 @@ def restore(checkpoint: Path, model: VLA, ema: Ema, optimizer: Optimizers) -> Pr
     reader = HuggingFaceStorageReader(str(checkpoint / TRAINING))
     with _readable(checkpoint):
         metadata = reader.read_metadata().state_dict_metadata
-    saved = {name: getattr(told, "size", None) for name, told in metadata.items()}
+    stored_as = {_current(name): name for name in metadata}
+    saved = {name: getattr(metadata[stored], "size", None) for name, stored in stored_as.items()}
     for name, parameter in model.named_parameters():
         if saved.get(f"weight/{name}") != parameter.shape:
             raise InputError(
                 f"{checkpoint} is of another model or of other frozen parts ({name} differs): train into another folder"
             )
     values = _training(checkpoint)
-    if values.pop("trained") != optimizer.kinds:
+    if {current_weight(name): kind for name, kind in values.pop("trained").items()} != optimizer.kinds:
         raise InputError(
             f"cannot go on from {checkpoint}, it was trained with other frozen parts or another optimizer: train into "
             "another folder"
         )
     optimizer.make_state(name.removeprefix("optimizer/") for name in saved if name.startswith("optimizer/"))
-    state = {name: tensor for name, tensor in _state(model, ema, optimizer).items() if name in saved}
+    state = {stored_as[name]: tensor for name, tensor in _state(model, ema, optimizer).items() if name in stored_as}
     with _alone(), _readable(checkpoint):
         dcp.load(state, storage_reader=reader)
     raw = dict(model.named_parameters())
@@ -209,6 +211,12 @@ def restore(checkpoint: Path, model: VLA, ema: Ema, optimizer: Optimizers) -> Pr
         if f"average/{name}" not in saved:  # none was kept so far: it begins here
             average.copy_(raw[name].detach())
     return Progress(**values)
+
+
+def _current(key: str) -> str:
+    """The present key of a tensor that an earlier version stored."""
+    kind, _, name = key.partition("/")
+    return f"{kind}/{current_weight(name)}"
 
 
 def _check_data(checkpoint: Path, processor: Processor) -> None:

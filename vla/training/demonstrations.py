@@ -42,7 +42,7 @@ class Demonstrations:
                 f"vla data migrate {store.path} writes into it what its numbers show"
             )
         if any(record.info.get("frames") == "asked" for record in store.records.holding('"asked"')):
-            raise InputError(f"{store.path} repeats images between decisions: evaluate with frames=all to train on it")
+            raise InputError(f"{store.path} repeats images between decisions: evaluate with render=all to train on it")
         return cls(store, *split(len(store), HELD_OUT_EPISODES))
 
     def windows(

@@ -57,7 +57,7 @@ def _linear(backbone: Any) -> dict[str, str]:
     called = {module: name for name, module in backbone.named_modules() if module not in without}
     return {
         f"{part}.{name}": called[module]
-        for part, parent in backbone.parts().items()
+        for part, parent in backbone.freezable_modules().items()
         for name, module in parent.named_modules()
         if isinstance(module, nn.Linear) and module in called and not without & {*module.modules()}
     }

@@ -25,11 +25,11 @@ def freeze(model: VLA, parts: tuple[str, ...]) -> None:
 
     Raises InputError for a name that there is not; it lists those that there are.
     """
-    named = model.backbone.parts().items()
+    named = model.backbone.freezable_modules().items()
     modules = {f"{part}.{name}".rstrip("."): m for part, module in named for name, m in module.named_modules()}
     for name in parts:
         if name not in modules:
-            raise InputError(_no_part(name, modules, sorted(model.backbone.parts())))
+            raise InputError(_no_part(name, modules, sorted(model.backbone.freezable_modules())))
     for name in parts:
         modules[name].requires_grad_(False)
     if parts:
@@ -63,7 +63,7 @@ class Optimizers:
     def __init__(
         self, model: VLA, weight_decay: float, lr_multipliers: Mapping[str, float], optimizer: Optimizer = "muon"
     ) -> None:
-        named = model.backbone.parts()
+        named = model.backbone.freezable_modules()
         if unknown := set(lr_multipliers) - {*named, HEAD}:
             raise InputError(f"lr_multipliers names {sorted(unknown)}: there are {sorted(named)} and {HEAD}")
         part_of = {id(p): name for name, part in named.items() for p in part.parameters()}
@@ -155,7 +155,7 @@ def clip_gradients(model: VLA, most: float, each_part: bool = False) -> float:
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [trained]
     if each_part:
-        part_of = {id(p): name for name, part in model.backbone.parts().items() for p in part.parameters()}
+        part_of = {id(p): name for name, part in model.backbone.freezable_modules().items() for p in part.parameters()}
         by_part: dict[str, list[nn.Parameter]] = {}
         for parameter in trained:
             by_part.setdefault(part_of.get(id(parameter), HEAD), []).append(parameter)

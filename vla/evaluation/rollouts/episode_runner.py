@@ -93,7 +93,7 @@ class EpisodeRunner:
         if self._capture is not None:
             values = values | {"images": self._capture() if fresh else self.observation.images}
         self.observation = to_observation(values, self._now)
-        self._seen = self._history.see(self.observation)
+        self._seen = self._history.with_past_frames(self.observation)
 
     @property
     def _now(self) -> float:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vla.common.atomic import write_json
+from vla.common.renamed_keys import EVALUATION, current_keys
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.image_stream import ImageStream
 from vla.embodiment import Embodiment
@@ -86,9 +87,9 @@ class ResultStore:
 def check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     """Raises InputError when `folder` cannot take an evaluation with these settings."""
     if (folder / "settings.json").exists():
-        saved = json.loads((folder / "settings.json").read_text())
+        saved = current_keys(json.loads((folder / "settings.json").read_text()), EVALUATION)
         # The time of a prediction is measured once it is asked for.
-        if changed := sorted(k for k in settings | saved if k != "measured" and saved.get(k) != settings.get(k)):
+        if changed := sorted(k for k in {**settings, **saved} if k != "measured" and saved.get(k) != settings.get(k)):
             if changed == ["weights"]:
                 why = "of other weights: the policy was trained on since, or is another of the same name"
             else:

@@ -78,7 +78,7 @@ class BackboneAnswerer:
             asked = [" "] * len(rows) + [text for _, text in rows]
             batch = model.processor.question_prompt(asked, [views for views, _ in rows] + [{}] * len(rows))
             with torch.inference_mode():
-                hidden = model.read(batch.to(model.device))
+                hidden = model.encode(batch.to(model.device))
             seen = batch.input_ids == model.processor.image
             chosen = torch.cat([seen[: len(rows)], batch.attention_mask[len(rows) :]]).to(hidden.device)[..., None]
             means = ((hidden * chosen).sum(1) / chosen.sum(1)).float().cpu().numpy()

@@ -32,9 +32,9 @@ class Vocabulary:
         return self.robots[0].horizon
 
     @property
-    def width(self) -> int:
+    def action_dim(self) -> int:
         """Components of the widest robot's action."""
-        return max(robot.width for robot in self.robots)
+        return max(robot.action_dim for robot in self.robots)
 
 
 @dataclass(frozen=True)
@@ -43,22 +43,22 @@ class Target:
 
     inputs: Sequence[int]
     labels: Sequence[int]
-    regressed: Bool[np.ndarray, "h"] | None = None
+    continuous_mask: Bool[np.ndarray, "h"] | None = None
 
 
 @dataclass(frozen=True)
 class DecodeContext:
     """What a chunk is decoded from: rows of one robot whose prompts and points are in the cache of `decoding`.
 
-    `told` are the numbers that the model is told of each row. `ask` embeds further tokens, the first of them the
-    `first`-th of the chunk, and gives their hidden states; `given` are the actions under way, normalised.
+    `conditioning` are the numbers that the model is told of each row. `decode_tokens` embeds further tokens, the first of them the
+    `first`-th of the chunk, and gives their hidden states; `prefix_length` are the actions under way, normalised.
     """
 
     decoding: Decoding
     robot: RobotSpec
-    told: Float[Tensor, "b n"]
-    ask: Callable[[Int[Tensor, "b m"], int], Float[Tensor, "b m d"]]
-    given: Float[np.ndarray, "b k a"] | None
+    conditioning: Float[Tensor, "b n"]
+    decode_tokens: Callable[[Int[Tensor, "b m"], int], Float[Tensor, "b m d"]]
+    action_prefix: Float[np.ndarray, "b k a"] | None
     module: nn.Module | None
     previous_chunk_leftover: Float[np.ndarray, "b m a"] | None = None
     """The old chunk's actions after those given; only a flow is drawn to them
@@ -85,8 +85,8 @@ class ContinuousHead(Protocol):
     reads_cache: bool
     """Whether the loss reads the keys and values of the backbone."""
 
-    def module(self, backbone: Any, told: int) -> nn.Module:
-        """What it has to learn besides the backbone, where the model is told `told` numbers."""
+    def module(self, backbone: Any, conditioning: int) -> nn.Module:
+        """What it has to learn besides the backbone, where the model is told `conditioning` numbers."""
         ...
 
     def loss(
@@ -94,10 +94,10 @@ class ContinuousHead(Protocol):
         module: Any,
         batch: Batch,
         hidden: Float[Tensor, "b l d"],
-        told: Float[Tensor, "b n"],
+        conditioning: Float[Tensor, "b n"],
         cached: Cached | None,
     ) -> Float[Tensor, "k"]:
-        """Of each number that is `batch.regressed`, row by row; every row is a robot's."""
+        """Of each number that is `batch.continuous_mask`, row by row; every row is a robot's."""
         ...
 
 
@@ -109,9 +109,9 @@ class Head(Protocol):
     """"kind" and the arguments that `build` makes the same head of."""
     rows: int
     """Rows of the vocabulary that it needs, besides the blank that comes after them."""
-    ordered: int
+    num_ordinal_tokens: int
     """How many of these, from the first on, are values on a line."""
-    slots: int
+    num_action_positions: int
     """Places among the tokens of an action, each of which learns an embedding."""
     conditions_on_prefix: bool
     """Whether the model is told the actions under way as numbers, since its tokens do not say them."""
@@ -120,7 +120,7 @@ class Head(Protocol):
     """Whether the tokens of a chunk, which are then asked for at once, look at each other."""
 
     @property
-    def regression(self) -> ContinuousHead | None:
+    def continuous(self) -> ContinuousHead | None:
         """Of what it learns as numbers; None for a head of tokens."""
         ...
 
@@ -128,20 +128,20 @@ class Head(Protocol):
         self,
         robot: RobotSpec,
         actions: Float[np.ndarray, "h a"],
-        inside: Bool[np.ndarray, "h"],
-        given: int,
+        valid_mask: Bool[np.ndarray, "h"],
+        prefix_length: int,
         rng: np.random.Generator | None,
     ) -> Target:
-        """Of a normalised chunk, whose steps count where they are `inside` the episode, the first `given` under way.
+        """Of a normalised chunk, whose steps count where they are `valid_mask` the episode, the first `prefix_length` under way.
 
         What is drawn in training is drawn from `rng`, where there is one."""
         ...
 
-    def places(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
+    def action_positions(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
         """The slots of a row's action tokens, which are numbered through; `width` is that of the row's robot."""
         ...
 
-    def decode(self, asked: DecodeContext) -> Chunks: ...
+    def decode(self, context: DecodeContext) -> Chunks: ...
 
 
 def finite(actions: Float[Tensor, "b h a"]) -> Chunks:

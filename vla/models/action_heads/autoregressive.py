@@ -11,9 +11,9 @@ from torch import Tensor
 from vla.models.action_heads.action_head import DecodeContext
 
 
-def say(
-    asked: DecodeContext,
-    blank: int,
+def generate_constrained(
+    context: DecodeContext,
+    action_query_token: int,
     known: Sequence[list[int]],
     allowed: Int[Tensor, "r"],
     end: int,
@@ -24,16 +24,16 @@ def say(
 
     Where their `sizes` are given, `most` is what they add up to: none is said that goes beyond it, and no end before.
     """
-    device = asked.told.device
+    device = context.conditioning.device
     choice = torch.cat([allowed.to(device), torch.tensor([end], device=device)])
     sizes = None if sizes is None else sizes.to(device)
     common = min(map(len, known))
-    said = torch.tensor([[blank, *row[:common]] for row in known], device=device)
-    hidden = asked.ask(said, 0)
+    said = torch.tensor([[action_query_token, *row[:common]] for row in known], device=device)
+    hidden = context.decode_tokens(said, 0)
     done = torch.zeros(len(known), dtype=torch.bool, device=device)
     left = torch.full((len(known),), most, device=device)
     while (place := said.shape[1] - 1) < most + (sizes is not None):
-        scores = asked.decoding.backbone.logits(hidden[:, -1])[:, choice]
+        scores = context.decoding.backbone.logits(hidden[:, -1])[:, choice]
         if sizes is not None:
             fits = torch.cat([sizes <= left[:, None], left[:, None] == 0], 1)
             scores = scores.masked_fill(~fits, -torch.inf)
@@ -47,6 +47,6 @@ def say(
         done |= token == end
         if done.all():
             break
-        hidden = asked.ask(token[:, None], place + 1)
+        hidden = context.decode_tokens(token[:, None], place + 1)
     rows = said[:, 1:].tolist()
     return [row[: row.index(end)] if end in row else row for row in rows]

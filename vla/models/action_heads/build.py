@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vla.common.renamed_keys import HEAD, current_keys
 from vla.errors import InputError, suggestion
 from vla.models.action_heads.action_head import Head, Vocabulary
 from vla.models.action_heads.bins import BinsHead
@@ -26,13 +27,14 @@ HEADS: dict[str, Callable[..., Head]] = {
 
 def stored_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a checkpoint's head as this version has them: a flow of before has an expert of another shape."""
+    settings = current_keys(settings, HEAD)
     before = settings.get("kind") == "flow" and "expert" not in settings
     return dict(settings) | ({"expert": {}} if before else {})
 
 
 def build_head(settings: Mapping[str, Any], vocabulary: Vocabulary) -> Head:
     """The head of `settings`: its "kind" and its arguments. Raises InputError when they are not of this version."""
-    arguments = dict(settings)
+    arguments = current_keys(settings, HEAD)
     kind = arguments.pop("kind", None)
     if kind not in HEADS:
         raise InputError(f"there is no head {kind}: choose of {', '.join(HEADS)}{suggestion(kind, HEADS)}")

@@ -21,7 +21,7 @@ def expert_shape(
     Raises InputError where the numbers do not fit together.
     """
     layers, kv_heads, head_dim = _cached(backbone)
-    language: Any = backbone.parts()["language"]
+    language: Any = backbone.freezable_modules()["language"]
     config = next(m.config for m in language.modules() if isinstance(getattr(m, "config", None), PretrainedConfig))
     rotary: Any = next((m for m in language.modules() if hasattr(m, "inv_freq")), None)
     width = width or backbone.hidden_size * 3 // 8 * 2
@@ -44,7 +44,7 @@ def expert_shape(
 def shape_of_before(backbone: Any, width: int | None) -> ActionExpertShape:
     """That of a checkpoint which does not store it."""
     layers, kv_heads, head_dim = _cached(backbone)
-    config = getattr(backbone.parts()["language"], "config", None)
+    config = getattr(backbone.freezable_modules()["language"], "config", None)
     theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10000.0)
     width = width or backbone.hidden_size * 3 // 8 * 2
     return ActionExpertShape(
@@ -56,6 +56,6 @@ def shape_of_before(backbone: Any, width: int | None) -> ActionExpertShape:
 def _cached(backbone: Any) -> tuple[int, int, int]:
     """How many layers, heads and numbers a head a backbone keeps of each token."""
     one = backbone.embed_tokens(torch.zeros(1, 1, dtype=torch.long))
-    _, cache = backbone.hidden(one, torch.ones(1, 1, dtype=torch.bool), backbone.new_cache())
+    _, cache = backbone.forward(one, torch.ones(1, 1, dtype=torch.bool), backbone.new_cache())
     kept = keys_values(cache)
     return len(kept), kept[0][0].shape[1], kept[0][0].shape[3]

@@ -20,7 +20,7 @@ class Decoding:
 
     def __init__(self, backbone: Any, embeds: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"], vision: Any) -> None:
         self.backbone, self.mask, self._vision = backbone, mask, vision
-        self.hidden, self.cache = backbone.hidden(embeds, mask, backbone.new_cache(), vision)
+        self.hidden, self.cache = backbone.forward(embeds, mask, backbone.new_cache(), vision)
 
     def next_logits(self) -> Any:
         """(b v) of the next token; to be indexed by row, as an engine computes only what is chosen."""
@@ -30,7 +30,7 @@ class Decoding:
         """The hidden states of further tokens, which look at each other where they are `together`."""
         self.mask = F.pad(self.mask, (0, embeds.shape[1]), value=True)
         alike = torch.full(embeds.shape[:2], TOGETHER, device=embeds.device) if together else None
-        self.hidden, self.cache = self.backbone.hidden(embeds, self.mask, self.cache, self._vision, alike)
+        self.hidden, self.cache = self.backbone.forward(embeds, self.mask, self.cache, self._vision, alike)
         return self.hidden
 
     def next_position(self) -> Int[Tensor, "b"]:
@@ -38,7 +38,7 @@ class Decoding:
         position: Tensor = self.backbone.next_position(self.mask, self.cache)
         return position
 
-    def back(self, count: int) -> None:
+    def rollback(self, count: int) -> None:
         """Forgets the last `count` tokens."""
         if count:
             self.mask = self.mask[:, :-count]

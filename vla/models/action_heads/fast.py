@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vla.errors import InputError
 from vla.models.action_heads.action_head import Chunks, DecodeContext, Target, Vocabulary
-from vla.models.action_heads.autoregressive import say
+from vla.models.action_heads.autoregressive import generate_constrained
 from vla.models.action_tokenizers.fast import FastTokenizer
 from vla.models.batch import IGNORE
 from vla.models.robot_spec import RobotSpec
@@ -27,7 +27,7 @@ class FastHead:
     `tokenizer` is what `to_json` gives.
     """
 
-    ordered, conditions_on_prefix, bidirectional, regression = 0, True, False, None
+    num_ordinal_tokens, conditions_on_prefix, bidirectional, continuous = 0, True, False, None
 
     def __init__(self, vocabulary: Vocabulary, tokenizer: Mapping[str, Any] | None = None) -> None:
         if tokenizer is None:
@@ -39,29 +39,34 @@ class FastHead:
         ours = (tokenizer["bpe"].get("decoder") or {}).get("type") == "Fuse"
         words = [self.fast.bpe.id_to_token(i) for i in range(self.rows)]
         self._sizes = torch.tensor([len(word) for word in words]) if ours else None
-        self.slots = vocabulary.horizon * vocabulary.width + 1
-        self.text, self.blank, self.eos = vocabulary.text, vocabulary.text + self.rows, vocabulary.eos
+        self.num_action_positions = vocabulary.horizon * vocabulary.action_dim + 1
+        self.text, self.action_query_token, self.eos = vocabulary.text, vocabulary.text + self.rows, vocabulary.eos
 
     def target(
         self,
         robot: RobotSpec,
         actions: Float[np.ndarray, "h a"],
-        inside: Bool[np.ndarray, "h"],
-        given: int,
+        valid_mask: Bool[np.ndarray, "h"],
+        prefix_length: int,
         rng: np.random.Generator | None,
     ) -> Target:
         ids = (self.text + self.fast.encode(actions)).tolist()
-        return Target([self.blank, *ids, self.eos], [IGNORE, *ids, self.eos])
+        return Target([self.action_query_token, *ids, self.eos], [IGNORE, *ids, self.eos])
 
-    def places(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
-        return order.clamp(max=self.slots - 1)
+    def action_positions(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
+        return order.clamp(max=self.num_action_positions - 1)
 
-    def decode(self, asked: DecodeContext) -> Chunks:
-        robot, rows = asked.robot, torch.arange(self.text, self.blank, device=asked.told.device)
+    def decode(self, context: DecodeContext) -> Chunks:
+        robot, rows = (
+            context.robot,
+            torch.arange(self.text, self.action_query_token, device=context.conditioning.device),
+        )
         # Of a published tokenizer, which may take two tokens for one number, it is not known what one spells.
         most = robot.action_tokens if self._sizes is not None else 2 * robot.action_tokens + 1
-        said = say(asked, self.blank, [[] for _ in asked.told], rows, self.eos, most, self._sizes)
-        return [self.fast.decode(np.array(row, np.int64) - self.text, robot.horizon, robot.width) for row in said]
+        said = generate_constrained(
+            context, self.action_query_token, [[] for _ in context.conditioning], rows, self.eos, most, self._sizes
+        )
+        return [self.fast.decode(np.array(row, np.int64) - self.text, robot.horizon, robot.action_dim) for row in said]
 
 
 def to_json(tokenizer: FastTokenizer) -> dict[str, Any]:

@@ -78,29 +78,35 @@ class FlowMatchingHead:
             settings |= {"tokens": tokens} | ({"tokenizer": tokenizer} if tokens == "fast" else {})
         self.settings: Mapping[str, Any] = settings
         said = self._tokens
-        self.rows, self.ordered, self.slots = (said.rows, said.ordered, said.slots) if said else (0, 0, 0)
+        self.rows, self.num_ordinal_tokens, self.num_action_positions = (
+            (said.rows, said.num_ordinal_tokens, said.num_action_positions) if said else (0, 0, 0)
+        )
         self.conditions_on_prefix = said is not None and said.conditions_on_prefix
 
     @property
-    def regression(self) -> ContinuousHead:
+    def continuous(self) -> ContinuousHead:
         return self
 
     def target(
         self,
         robot: RobotSpec,
         actions: Float[np.ndarray, "h a"],
-        inside: Bool[np.ndarray, "h"],
-        given: int,
+        valid_mask: Bool[np.ndarray, "h"],
+        prefix_length: int,
         rng: np.random.Generator | None,
     ) -> Target:
         """Actions under way are learned like the others, but where the head `rtc_training`."""
-        said = Target([], []) if self._tokens is None else self._tokens.target(robot, actions, inside, given, rng)
-        return Target(said.inputs, said.labels, inside)
+        said = (
+            Target([], [])
+            if self._tokens is None
+            else self._tokens.target(robot, actions, valid_mask, prefix_length, rng)
+        )
+        return Target(said.inputs, said.labels, valid_mask)
 
-    def places(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
-        return order if self._tokens is None else self._tokens.places(order, width)
+    def action_positions(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
+        return order if self._tokens is None else self._tokens.action_positions(order, width)
 
-    def module(self, backbone: Any, told: int) -> FlowHead:
+    def module(self, backbone: Any, conditioning: int) -> FlowHead:
         """An expert for this backbone, whose shape the settings then tell."""
         if self._expert is None:
             shape = expert_shape(backbone, **self._sizes)
@@ -111,7 +117,7 @@ class FlowMatchingHead:
         else:
             shape = shape_of_before(backbone, self._sizes["width"])
         expert = ActionExpert(shape, self._adaptive)
-        return FlowHead(expert, self._vocabulary.horizon, self._vocabulary.width, told, self._rtc_training)
+        return FlowHead(expert, self._vocabulary.horizon, self._vocabulary.action_dim, conditioning, self._rtc_training)
 
     def _start(self, position: Int[Tensor, "b"]) -> Int[Tensor, "b"] | None:
         """Where the expert's positions begin: where the backbone's end, but in checkpoints of before."""
@@ -122,57 +128,72 @@ class FlowMatchingHead:
         module: FlowHead,
         batch: Batch,
         hidden: Float[Tensor, "b l d"],
-        told: Float[Tensor, "b n"],
+        conditioning: Float[Tensor, "b n"],
         cached: Cached | None,
     ) -> Float[Tensor, "k"]:
         """The mean over `REPEATS` times and noises."""
         assert cached is not None
-        length = int(batch.prefix.max())
-        before = torch.arange(length, device=batch.prefix.device) < batch.prefix[:, None]
+        length = int(batch.prompt_length.max())
+        before = torch.arange(length, device=batch.prompt_length.device) < batch.prompt_length[:, None]
         prefix = [(_repeated(keys[:, :, :length]), _repeated(values[:, :, :length])) for keys, values in cached.layers]
-        actions, before, mask, told = (_repeated(x) for x in (batch.actions, before, batch.regressed, told))
-        given, start = _repeated(batch.given), self._start(_repeated(cached.next_position))
+        actions, before, mask, conditioning = (
+            _repeated(x) for x in (batch.actions, before, batch.continuous_mask, conditioning)
+        )
+        action_prefix, start = _repeated(batch.prefix_length), self._start(_repeated(cached.next_position))
         losses = module.loss(
-            actions, prefix, before, mask, told, self._knowledge_insulation, _drawn(batch), given, start
+            actions,
+            prefix,
+            before,
+            mask,
+            conditioning,
+            self._knowledge_insulation,
+            _noise_and_times(batch),
+            action_prefix,
+            start,
         )
         return losses.unflatten(0, (REPEATS, -1)).mean(0)
 
-    def decode(self, asked: DecodeContext) -> Chunks:
+    def decode(self, context: DecodeContext) -> Chunks:
         """From the same noise each time: a policy's chunks do not jump between ways that are equally good."""
-        robot, rows, module, device = asked.robot, len(asked.told), cast(FlowHead, asked.module), asked.told.device
-        mask = (torch.arange(module.action_width, device=device) < robot.width).expand(rows, robot.horizon, -1)
+        robot, rows, module, device = (
+            context.robot,
+            len(context.conditioning),
+            cast(FlowHead, context.module),
+            context.conditioning.device,
+        )
+        mask = (torch.arange(module.action_dim, device=device) < robot.action_dim).expand(rows, robot.horizon, -1)
         drawn = torch.randn(mask.shape[1:], device="cpu", generator=torch.Generator().manual_seed(0))
         noise = drawn.to(device).expand(mask.shape)
 
         def wide(actions: Float[np.ndarray, "b k _"]) -> Float[Tensor, "b k a"]:
-            padding = ((0, 0), (0, 0), (0, module.action_width - robot.width))
+            padding = ((0, 0), (0, 0), (0, module.action_dim - robot.action_dim))
             return torch.from_numpy(np.pad(actions, padding)).to(device, torch.float32)
 
-        given = None if asked.given is None else wide(asked.given)
-        cached, before, told = keys_values(asked.decoding.cache), asked.decoding.mask, asked.told
-        start = self._start(asked.decoding.next_position())
-        if asked.previous_chunk_leftover is None or not asked.vjp:
+        action_prefix = None if context.action_prefix is None else wide(context.action_prefix)
+        cached, before, conditioning = keys_values(context.decoding.cache), context.decoding.mask, context.conditioning
+        start = self._start(context.decoding.next_position())
+        if context.previous_chunk_leftover is None or not context.vjp:
             guide = (
                 None
-                if asked.previous_chunk_leftover is None
-                else RTCGuidance(wide(asked.previous_chunk_leftover), False)
+                if context.previous_chunk_leftover is None
+                else RTCGuidance(wide(context.previous_chunk_leftover), False)
             )
-            chunks = module.sample(cached, before, mask, told, given, noise, guide, start)
-            return finite(chunks[..., : robot.width])
+            chunks = module.sample(cached, before, mask, conditioning, action_prefix, noise, guide, start)
+            return finite(chunks[..., : robot.action_dim])
         with torch.inference_mode(False):
             # Tensors of inference mode have no gradients; copies that are made outside of it may have.
             cached = [(keys.clone(), values.clone()) for keys, values in cached]
-            given = None if asked.given is None else wide(asked.given)
+            action_prefix = None if context.action_prefix is None else wide(context.action_prefix)
             guide, fresh = (
-                RTCGuidance(wide(asked.previous_chunk_leftover), True),
-                [x.clone() for x in (before, mask, told, noise)],
+                RTCGuidance(wide(context.previous_chunk_leftover), True),
+                [x.clone() for x in (before, mask, conditioning, noise)],
             )
             start = None if start is None else start.clone()
-            chunks = module.sample(cached, fresh[0], fresh[1], fresh[2], given, fresh[3], guide, start)
-            return finite(chunks[..., : robot.width])
+            chunks = module.sample(cached, fresh[0], fresh[1], fresh[2], action_prefix, fresh[3], guide, start)
+            return finite(chunks[..., : robot.action_dim])
 
 
-def _drawn(batch: Batch) -> tuple[Float[Tensor, "r h a"], Float[Tensor, "r"]] | None:
+def _noise_and_times(batch: Batch) -> tuple[Float[Tensor, "r h a"], Float[Tensor, "r"]] | None:
     """The noise and the times of `REPEATS` copies of the rows, as each row's seed says; None where one has no seed."""
     if (batch.seed < 0).any():
         return None

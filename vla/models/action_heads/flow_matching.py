@@ -36,18 +36,18 @@ class FlowHead(nn.Module):
     """
 
     def __init__(
-        self, expert: ActionExpert, horizon: int, action_width: int, state_width: int = 0, rtc_training: bool = False
+        self, expert: ActionExpert, horizon: int, action_dim: int, state_width: int = 0, rtc_training: bool = False
     ) -> None:
         super().__init__()
         self.rtc_training = rtc_training
-        self.expert, self.horizon, self.action_width, self.state_width = expert, horizon, action_width, state_width
+        self.expert, self.horizon, self.action_dim, self.state_width = expert, horizon, action_dim, state_width
         width = expert.width
-        self.enter = nn.Linear(action_width, width)
+        self.action_in_proj = nn.Linear(action_dim, width)
         self.time = nn.Sequential(
             nn.Linear(width if expert.adaptive else 2 * width, width), nn.SiLU(), nn.Linear(width, width)
         )
         self.state = nn.Linear(state_width, width) if state_width else None
-        self.leave = nn.Linear(width, action_width)
+        self.action_out_proj = nn.Linear(width, action_dim)
 
     def forward(
         self,
@@ -64,14 +64,14 @@ class FlowHead(nn.Module):
         valid tokens. Raises InputError when the prefix or the state is not what the head was built for."""
         if (state is not None) != bool(self.state_width):
             raise InputError(f"the head takes {self.state_width or 'no'} state components: give as many, or no state")
-        dtype = self.enter.weight.dtype
-        tokens = self.enter(torch.where(mask, noisy, 0.0).to(dtype))
-        told = time_features(time.flatten(), self.expert.width).to(dtype).unflatten(0, time.shape)
+        dtype = self.action_in_proj.weight.dtype
+        tokens = self.action_in_proj(torch.where(mask, noisy, 0.0).to(dtype))
+        conditioning = time_features(time.flatten(), self.expert.width).to(dtype).unflatten(0, time.shape)
         if self.expert.adaptive:
-            condition = nn.functional.silu(self.time(told))
+            condition = nn.functional.silu(self.time(conditioning))
         else:
             condition = None
-            tokens = self.time(torch.cat([tokens, told], -1))
+            tokens = self.time(torch.cat([tokens, conditioning], -1))
         seen = mask.any(-1)
         # Which block a token is of: it sees the prefix, its own block and those before.
         blocks = torch.ones(tokens.shape[1], dtype=torch.long, device=tokens.device)
@@ -83,7 +83,7 @@ class FlowHead(nn.Module):
                 condition = torch.cat([condition[:, -1:], condition], 1)
         start = prefix_mask.sum(1) if start is None else start
         hidden = self.expert(tokens, seen, blocks, prefix, prefix_mask, start, condition)
-        return self.leave(hidden[:, -self.horizon :]).float()
+        return self.action_out_proj(hidden[:, -self.horizon :]).float()
 
     def loss(
         self,
@@ -94,14 +94,14 @@ class FlowHead(nn.Module):
         state: Float[Tensor, "b s"] | None = None,
         knowledge_insulation: bool = False,
         drawn: tuple[Float[Tensor, "b h a"], Float[Tensor, "b"]] | None = None,
-        given: Int[Tensor, "b"] | None = None,
+        prefix_length: Int[Tensor, "b"] | None = None,
         start: Int[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "k"]:
         """Squared error of the velocity, of each of the k components where `mask` is True, row by row, at the noise and
         the times that were `drawn`, or at new ones.
 
         `knowledge_insulation`: no gradient reaches the backbone through `prefix`; what trains it are its own tokens. The prefix
-        must then not hold the actions' tokens, from which the expert would read what it is to find. `given`: how many
+        must then not hold the actions' tokens, from which the expert would read what it is to find. `action_prefix`: how many
         of each row's first actions are under way; a head that `rtc_training` is told them, and has no error in them.
         """
         if knowledge_insulation:
@@ -109,8 +109,8 @@ class FlowHead(nn.Module):
         actions = torch.where(mask, actions, 0.0)
         noise, time = drawn or (torch.randn_like(actions), sample_time(len(actions), actions.device))
         times = time[:, None].expand(mask.shape[:2])
-        if self.rtc_training and given is not None:
-            times = torch.where(_first(given, times), 0.0, times)
+        if self.rtc_training and prefix_length is not None:
+            times = torch.where(_first(prefix_length, times), 0.0, times)
         at = times[..., None]
         velocity = self(at * noise + (1 - at) * actions, times, prefix, prefix_mask, mask, state, start)
         error = (velocity - (noise - actions)).square()
@@ -123,51 +123,51 @@ class FlowHead(nn.Module):
         prefix_mask: Bool[Tensor, "b m"],
         mask: Bool[Tensor, "b h a"],
         state: Float[Tensor, "b s"] | None = None,
-        given: Float[Tensor, "b k a"] | None = None,
+        action_prefix: Float[Tensor, "b k a"] | None = None,
         noise: Float[Tensor, "b h a"] | None = None,
         guide: RTCGuidance | None = None,
         start: Int[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b h a"]:
         """Normalised chunks, 0 where `mask` is False, from `noise` or from new noise.
 
-        `given` are the first k actions, already under way (real-time chunking): at each step they are put where they
+        `action_prefix` are the first k actions, already under way (real-time chunking): at each step they are put where they
         would be at that time, t noise + (1 - t) actions, or at t = 0 by a head that `rtc_training`, so the rest goes on
         from them; they come back as given. A `guide` draws the actions after them.
         """
         if noise is None:
             noise = torch.randn(mask.shape, device=mask.device)
-        known = 0 if given is None else given.shape[1]
-        x, old, weights = noise, *_guidance(guide, given, mask)
+        known = 0 if action_prefix is None else action_prefix.shape[1]
+        x, old, weights = noise, *_guidance(guide, action_prefix, mask)
         for step in range(EULER_STEPS):
             time = 1 - step / EULER_STEPS
             times = torch.full(mask.shape[:2], time, device=x.device)
-            if given is not None:
+            if action_prefix is not None:
                 at = 0.0 if self.rtc_training else time
                 times[:, :known] = at
-                x = torch.cat([at * noise[:, :known] + (1 - at) * given, x[:, known:]], 1)
+                x = torch.cat([at * noise[:, :known] + (1 - at) * action_prefix, x[:, known:]], 1)
 
             def velocity(x: Tensor, times: Tensor = times) -> Tensor:
                 return self(x, times, prefix, prefix_mask, mask, state, start)
 
             u = velocity(x) if guide is None else guided(velocity, x, time, old, weights, guide.vjp)
             x = x - u / EULER_STEPS
-        if given is not None:
-            x = torch.cat([given, x[:, known:]], 1)
+        if action_prefix is not None:
+            x = torch.cat([action_prefix, x[:, known:]], 1)
         return torch.where(mask, x, 0.0)
 
 
 def _guidance(
-    guide: RTCGuidance | None, given: Float[Tensor, "b k a"] | None, mask: Bool[Tensor, "b h a"]
+    guide: RTCGuidance | None, action_prefix: Float[Tensor, "b k a"] | None, mask: Bool[Tensor, "b h a"]
 ) -> tuple[Float[Tensor, "b h a"], Float[Tensor, "h"]]:
     """The old chunk, as far as it goes, and how much each action of it counts."""
     rows, horizon, width = mask.shape
-    known = 0 if given is None else given.shape[1]
+    known = 0 if action_prefix is None else action_prefix.shape[1]
     old = torch.zeros(mask.shape, device=mask.device)
     if guide is None:
         return old, torch.zeros(horizon)
     previous_chunk_leftover = guide.previous_chunk_leftover[:, : horizon - known]
-    if given is not None:
-        old[:, :known] = given
+    if action_prefix is not None:
+        old[:, :known] = action_prefix
     old[:, known : known + previous_chunk_leftover.shape[1]] = previous_chunk_leftover
     return old, prefix_weights(known, previous_chunk_leftover.shape[1], horizon)
 

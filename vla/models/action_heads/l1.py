@@ -29,35 +29,35 @@ class RegressionHead:
     OpenVLA-OFT; else each at those before it."""
 
     settings: Mapping[str, Any] = {"kind": "l1"}
-    rows, ordered, conditions_on_prefix, reads_cache = 0, 0, True, False
+    rows, num_ordinal_tokens, conditions_on_prefix, reads_cache = 0, 0, True, False
 
     def __init__(self, vocabulary: Vocabulary, bidirectional: bool = False) -> None:
         self.bidirectional = bidirectional
         if bidirectional:
             self.settings = {**self.settings, "bidirectional": True}
-        self._horizon, self._width = vocabulary.horizon, vocabulary.width
-        self.slots = vocabulary.horizon * vocabulary.width
-        self.blank, self.eos = vocabulary.text, vocabulary.eos
+        self._horizon, self._width = vocabulary.horizon, vocabulary.action_dim
+        self.num_action_positions = vocabulary.horizon * vocabulary.action_dim
+        self.action_query_token, self.eos = vocabulary.text, vocabulary.eos
 
     @property
-    def regression(self) -> ContinuousHead:
+    def continuous(self) -> ContinuousHead:
         return self
 
     def target(
         self,
         robot: RobotSpec,
         actions: Float[np.ndarray, "h a"],
-        inside: Bool[np.ndarray, "h"],
-        given: int,
+        valid_mask: Bool[np.ndarray, "h"],
+        prefix_length: int,
         rng: np.random.Generator | None,
     ) -> Target:
-        inputs = [self.blank] * self.slots + [self.eos]
-        return Target(inputs, [IGNORE] * len(inputs), inside & (np.arange(len(actions)) >= given))
+        inputs = [self.action_query_token] * self.num_action_positions + [self.eos]
+        return Target(inputs, [IGNORE] * len(inputs), valid_mask & (np.arange(len(actions)) >= prefix_length))
 
-    def places(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
+    def action_positions(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
         return order
 
-    def module(self, backbone: Any, told: int) -> L1Head:
+    def module(self, backbone: Any, conditioning: int) -> L1Head:
         return L1Head(backbone.hidden_size, self._horizon, self._width)
 
     def loss(
@@ -65,13 +65,22 @@ class RegressionHead:
         module: L1Head,
         batch: Batch,
         hidden: Float[Tensor, "b l d"],
-        told: Float[Tensor, "b n"],
+        conditioning: Float[Tensor, "b n"],
         cached: Cached | None,
     ) -> Float[Tensor, "k"]:
-        slots = hidden[batch.input_ids == self.blank].unflatten(0, (len(hidden), self.slots))
-        return module.loss(slots, batch.actions, batch.regressed)
+        num_action_positions = hidden[batch.input_ids == self.action_query_token].unflatten(
+            0, (len(hidden), self.num_action_positions)
+        )
+        return module.loss(num_action_positions, batch.actions, batch.continuous_mask)
 
-    def decode(self, asked: DecodeContext) -> Chunks:
-        hidden = asked.ask(torch.full((len(asked.told), self.slots), self.blank, device=asked.told.device), 0)
-        assert asked.module is not None
-        return finite(asked.module(hidden)[..., : asked.robot.width])
+    def decode(self, context: DecodeContext) -> Chunks:
+        hidden = context.decode_tokens(
+            torch.full(
+                (len(context.conditioning), self.num_action_positions),
+                self.action_query_token,
+                device=context.conditioning.device,
+            ),
+            0,
+        )
+        assert context.module is not None
+        return finite(context.module(hidden)[..., : context.robot.action_dim])

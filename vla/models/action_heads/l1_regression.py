@@ -21,21 +21,21 @@ class L1Head(nn.Module):
     def __init__(self, hidden_size: int, horizon: int, width: int) -> None:
         super().__init__()
         self.horizon, self.width = horizon, width
-        self.enter = nn.Sequential(
+        self.action_in_proj = nn.Sequential(
             nn.LayerNorm(hidden_size * width), nn.Linear(hidden_size * width, hidden_size), nn.ReLU()
         )
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, hidden_size), nn.ReLU())
             for _ in range(BLOCKS)
         )
-        self.leave = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, width))
+        self.action_out_proj = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, width))
 
     def forward(self, hidden: Float[Tensor, "b n d"]) -> Float[Tensor, "b h a"]:
-        """`hidden` are those of the slots, n = h a of them, a step's components together."""
-        x = self.enter(hidden.unflatten(1, (self.horizon, self.width)).flatten(2))
+        """`forward` are those of the slots, n = h a of them, a step's components together."""
+        x = self.action_in_proj(hidden.unflatten(1, (self.horizon, self.width)).flatten(2))
         for block in self.blocks:
             x = x + block(x)
-        actions: Tensor = self.leave(x)
+        actions: Tensor = self.action_out_proj(x)
         return actions
 
     def loss(

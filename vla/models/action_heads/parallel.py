@@ -24,52 +24,52 @@ class ParallelHead:
     """
 
     settings: Mapping[str, Any] = {"kind": "parallel"}
-    conditions_on_prefix, regression = False, None
+    conditions_on_prefix, continuous = False, None
 
     def __init__(self, vocabulary: Vocabulary, bidirectional: bool = False) -> None:
         self.bidirectional = bidirectional
         if bidirectional:
             self.settings = {**self.settings, "bidirectional": True}
         self.bins = vocabulary.robots[0].bins
-        self.rows = self.ordered = self.bins.vocab_size
-        self.slots, self._widest = vocabulary.horizon * vocabulary.width, vocabulary.width
-        self.text, self.blank, self.eos = vocabulary.text, vocabulary.text + self.rows, vocabulary.eos
+        self.rows = self.num_ordinal_tokens = self.bins.vocab_size
+        self.num_action_positions, self._widest = vocabulary.horizon * vocabulary.action_dim, vocabulary.action_dim
+        self.text, self.action_query_token, self.eos = vocabulary.text, vocabulary.text + self.rows, vocabulary.eos
 
     def target(
         self,
         robot: RobotSpec,
         actions: Float[np.ndarray, "h a"],
-        inside: Bool[np.ndarray, "h"],
-        given: int,
+        valid_mask: Bool[np.ndarray, "h"],
+        prefix_length: int,
         rng: np.random.Generator | None,
     ) -> Target:
         ids = (self.text + self.bins.encode(actions)).tolist()
-        wanted = np.repeat(inside & (np.arange(len(actions)) >= given), robot.width)
+        wanted = np.repeat(valid_mask & (np.arange(len(actions)) >= prefix_length), robot.action_dim)
         # A label belongs to the token before it: the blank itself.
         labels = np.where(wanted, ids, IGNORE).tolist()
-        return Target([*self._inputs(ids, given * robot.width), self.eos], [IGNORE, *labels])
+        return Target([*self._inputs(ids, prefix_length * robot.action_dim), self.eos], [IGNORE, *labels])
 
     def _inputs(self, ids: list[int], known: int) -> list[int]:
-        return [*ids[:known], *[self.blank] * (len(ids) - known)]
+        return [*ids[:known], *[self.action_query_token] * (len(ids) - known)]
 
-    def places(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
+    def action_positions(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
         """A token's step's, and in that its component's; a robot narrower than the widest leaves some unused."""
         return order // width * self._widest + order % width
 
-    def decode(self, asked: DecodeContext) -> Chunks:
-        robot, known = asked.robot, self.encode_given(asked)
-        ids = torch.full((len(known), robot.action_tokens), self.blank, device=known.device)
+    def decode(self, context: DecodeContext) -> Chunks:
+        robot, known = context.robot, self.encode_action_prefix(context)
+        ids = torch.full((len(known), robot.action_tokens), self.action_query_token, device=known.device)
         ids[:, : known.shape[1]] = known
-        hidden = asked.ask(ids, 0)
-        values = median_bins(asked.decoding.backbone.logits(hidden)[..., self.text : self.blank].float())
-        return self.chunks(asked, values)
+        hidden = context.decode_tokens(ids, 0)
+        values = median_bins(context.decoding.backbone.logits(hidden)[..., self.text : self.action_query_token].float())
+        return self.chunks(context, values)
 
-    def encode_given(self, asked: DecodeContext) -> Int[Tensor, "b n"]:
+    def encode_action_prefix(self, context: DecodeContext) -> Int[Tensor, "b n"]:
         """Tokens of the actions under way; none where there are none."""
-        if asked.given is None:
-            return torch.zeros(len(asked.told), 0, dtype=torch.long, device=asked.told.device)
-        known = np.stack([self.bins.encode(chunk) for chunk in asked.given])
-        return self.text + torch.from_numpy(known).to(asked.told.device)
+        if context.action_prefix is None:
+            return torch.zeros(len(context.conditioning), 0, dtype=torch.long, device=context.conditioning.device)
+        known = np.stack([self.bins.encode(chunk) for chunk in context.action_prefix])
+        return self.text + torch.from_numpy(known).to(context.conditioning.device)
 
-    def chunks(self, asked: DecodeContext, values: Float[Tensor, "b n"]) -> Chunks:
-        return [self.bins.decode(row, asked.robot.horizon, asked.robot.width) for row in values.cpu().numpy()]
+    def chunks(self, context: DecodeContext, values: Float[Tensor, "b n"]) -> Chunks:
+        return [self.bins.decode(row, context.robot.horizon, context.robot.action_dim) for row in values.cpu().numpy()]

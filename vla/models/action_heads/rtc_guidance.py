@@ -29,14 +29,14 @@ class RTCGuidance:
     vjp: bool
 
 
-def prefix_weights(given: int, previous_chunk_leftover: int, horizon: int) -> Float[Tensor, "h"]:
+def prefix_weights(prefix_length: int, previous_chunk_leftover: int, horizon: int) -> Float[Tensor, "h"]:
     """How much each action counts: 1 for those given, c expm1(c) / (e - 1) for the leftover of the previous chunk, 0 after.
 
-    c falls in equal steps from below 1 to above 0 (eq. 5, where H - s = given + previous_chunk_leftover).
+    c falls in equal steps from below 1 to above 0 (eq. 5, where H - s = prefix_length + previous_chunk_leftover).
     """
     at = torch.arange(horizon)
-    c = (given + previous_chunk_leftover - at).clamp(min=0) / (previous_chunk_leftover + 1)
-    return torch.where(at < given, 1.0, c * torch.expm1(c) / (math.e - 1))
+    c = (prefix_length + previous_chunk_leftover - at).clamp(min=0) / (previous_chunk_leftover + 1)
+    return torch.where(at < prefix_length, 1.0, c * torch.expm1(c) / (math.e - 1))
 
 
 def guidance_weight(time: float) -> float:

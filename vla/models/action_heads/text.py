@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vla.models.action_heads.action_head import Chunks, DecodeContext, Target, Vocabulary
-from vla.models.action_heads.autoregressive import say
+from vla.models.action_heads.autoregressive import generate_constrained
 from vla.models.action_tokenizers.integers import IntegerText, allowed_tokens, digit_tokens, mask_digits
 from vla.models.batch import IGNORE
 from vla.models.robot_spec import RobotSpec
@@ -21,11 +21,18 @@ class TextHead:
     """Its one row is the blank, which asks for the text; the text reaches as far as the robots' bins do."""
 
     settings: Mapping[str, Any] = {"kind": "text"}
-    rows, ordered, slots, conditions_on_prefix, bidirectional, regression = 0, 0, 1, False, False, None
+    rows, num_ordinal_tokens, num_action_positions, conditions_on_prefix, bidirectional, continuous = (
+        0,
+        0,
+        1,
+        False,
+        False,
+        None,
+    )
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.tokenizer, self.integers = vocabulary.tokenizer, IntegerText(limit=vocabulary.robots[0].bins.limit)
-        self.blank, self.pad, self.eos = vocabulary.text, vocabulary.pad, vocabulary.eos
+        self.action_query_token, self.pad, self.eos = vocabulary.text, vocabulary.pad, vocabulary.eos
         self._allowed = torch.from_numpy(allowed_tokens(self.tokenizer))
         self._digits = digit_tokens(self.tokenizer)
 
@@ -33,31 +40,35 @@ class TextHead:
         self,
         robot: RobotSpec,
         actions: Float[np.ndarray, "h a"],
-        inside: Bool[np.ndarray, "h"],
-        given: int,
+        valid_mask: Bool[np.ndarray, "h"],
+        prefix_length: int,
         rng: np.random.Generator | None,
     ) -> Target:
         words = self._words(actions)
-        wanted = np.repeat(inside & (np.arange(len(actions)) >= given), robot.width)
+        wanted = np.repeat(valid_mask & (np.arange(len(actions)) >= prefix_length), robot.action_dim)
         ids = np.concatenate(words)
         labels = np.where(np.repeat(wanted, [len(word) for word in words]), ids, IGNORE)
-        known = sum(map(len, words[: given * robot.width]))
+        known = sum(map(len, words[: prefix_length * robot.action_dim]))
         if rng is not None:  # what is under way is known
             ids[known:] = mask_digits(ids[known:], self._digits, self.pad, rng)
-        return Target([self.blank, *ids.tolist(), self.eos], [IGNORE, *labels.tolist(), self.eos])
+        return Target([self.action_query_token, *ids.tolist(), self.eos], [IGNORE, *labels.tolist(), self.eos])
 
     def _words(self, actions: Float[np.ndarray, "h a"]) -> Sequence[Int[np.ndarray, "_n"]]:
         """Tokens of each integer with the space before it, so that those of the first actions are a prefix of all."""
         words = self.integers.encode(actions).split()
         return [np.array(self.tokenizer.encode(f" {word}", add_special_tokens=False).ids) for word in words]
 
-    def places(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
+    def action_positions(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
         return torch.zeros_like(order)
 
-    def decode(self, asked: DecodeContext) -> Chunks:
-        robot = asked.robot
+    def decode(self, context: DecodeContext) -> Chunks:
+        robot = context.robot
         longest = robot.action_tokens * (len(str(self.integers.steps)) + 1)
-        given = np.zeros((len(asked.told), 0, robot.width)) if asked.given is None else asked.given
-        known = [[int(i) for word in self._words(actions) for i in word] for actions in given]
-        said = say(asked, self.blank, known, self._allowed, self.eos, longest + 1)
-        return [self.integers.decode(self.tokenizer.decode(row), robot.horizon, robot.width) for row in said]
+        action_prefix = (
+            np.zeros((len(context.conditioning), 0, robot.action_dim))
+            if context.action_prefix is None
+            else context.action_prefix
+        )
+        known = [[int(i) for word in self._words(actions) for i in word] for actions in action_prefix]
+        said = generate_constrained(context, self.action_query_token, known, self._allowed, self.eos, longest + 1)
+        return [self.integers.decode(self.tokenizer.decode(row), robot.horizon, robot.action_dim) for row in said]

@@ -48,13 +48,13 @@ class Backbone(Protocol):
         """Rows of the embedding, spare ones included."""
         ...
 
-    def see(
+    def encode_images(
         self,
         pixel_values: Float[Tensor, "b k 3 h w"],
         image_mask: Bool[Tensor, "b k"],
         layout: ImageLayout | None = None,
     ) -> Any:
-        """Features of the frames whose mask is True: what `embed` and `hidden` of this family need.
+        """Features of the frames whose mask is True: what `embed` and `forward` of this family need.
 
         Without a `layout` each frame is an image of its own, which fills it.
         """
@@ -69,7 +69,7 @@ class Backbone(Protocol):
 
     def embed_tokens(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]: ...
 
-    def hidden(
+    def forward(
         self,
         embeds: Float[Tensor, "b l d"],
         attention_mask: Bool[Tensor, "b m"],
@@ -111,6 +111,6 @@ class Backbone(Protocol):
         """The matrices that hold the last rows of the vocabulary as their last: of the embedding, and of the output."""
         ...
 
-    def parts(self) -> dict[str, nn.Module]:
+    def freezable_modules(self) -> dict[str, nn.Module]:
         """The modules that a training stage freezes by name: vision, connector, language."""
         ...

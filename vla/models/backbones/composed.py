@@ -76,7 +76,7 @@ class ComposedVLM(nn.Module):
     def vocab_size(self) -> int:
         return int(self.language.config.vocab_size)
 
-    def parts(self) -> dict[str, nn.Module]:
+    def freezable_modules(self) -> dict[str, nn.Module]:
         return {"vision": self.vision.model, "connector": self.connector, "language": self.language}
 
     def add_token_embeddings(self, count: int) -> None:
@@ -86,7 +86,7 @@ class ComposedVLM(nn.Module):
     def vocab_weights(self) -> tuple[Float[Tensor, "_r d"], Float[Tensor, "_r d"]]:
         return self.language.get_input_embeddings().weight, self.language.get_output_embeddings().weight
 
-    def see(
+    def encode_images(
         self,
         pixel_values: Float[Tensor, "b k 3 h w"],
         image_mask: Bool[Tensor, "b k"],
@@ -112,7 +112,7 @@ class ComposedVLM(nn.Module):
         embeds: Tensor = self.language.get_input_embeddings()(input_ids)
         return embeds
 
-    def hidden(
+    def forward(
         self,
         embeds: Float[Tensor, "b l d"],
         attention_mask: Bool[Tensor, "b m"],

@@ -118,7 +118,7 @@ class DualEncoder(nn.Module):
         """The map of patch features, as a composed backbone's connector takes it."""
         return feature_map(self.model.vision_model, pixel_values)
 
-    def parts(self) -> dict[str, nn.Module]:
+    def freezable_modules(self) -> dict[str, nn.Module]:
         """The modules that a training stage freezes by name."""
         return {"vision": self.model.vision_model, "language": self.model.text_model}
 

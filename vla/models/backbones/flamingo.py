@@ -84,7 +84,7 @@ class CrossAttentionVLM(nn.Module):
     def vocab_size(self) -> int:
         return len(self.language.get_input_embeddings().weight)
 
-    def parts(self) -> dict[str, nn.Module]:
+    def freezable_modules(self) -> dict[str, nn.Module]:
         connector = nn.ModuleList([self.connector, self.blocks])
         return {"vision": self.vision, "connector": connector, "language": self.language}
 
@@ -95,7 +95,7 @@ class CrossAttentionVLM(nn.Module):
     def vocab_weights(self) -> tuple[Float[Tensor, "_r d"], Float[Tensor, "_r d"]]:
         return self.language.get_input_embeddings().weight, self.language.get_output_embeddings().weight
 
-    def see(
+    def encode_images(
         self,
         pixel_values: Float[Tensor, "b k 3 h w"],
         image_mask: Bool[Tensor, "b k"],
@@ -113,7 +113,7 @@ class CrossAttentionVLM(nn.Module):
     def embed_tokens(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         return self.language.get_input_embeddings()(input_ids)
 
-    def hidden(
+    def forward(
         self,
         embeds: Float[Tensor, "b l d"],
         attention_mask: Bool[Tensor, "b m"],

@@ -15,7 +15,7 @@ from vla.models.masks import run_decoder
 class Idefics(CrossAttending):
     """Each token attends to the latest image before it, or to none."""
 
-    def parts(self) -> dict[str, nn.Module]:
+    def freezable_modules(self) -> dict[str, nn.Module]:
         model = self.model.model
         resampler = [model.perceiver_resampler] if self.model.config.use_resampler else []
         return {
@@ -46,7 +46,7 @@ class Idefics(CrossAttending):
             return embedding.weight, head.weight
         return embedding.additional_embedding.weight, head.additional_fc.weight
 
-    def see(
+    def encode_images(
         self,
         pixel_values: Float[Tensor, "b k 3 h w"],
         image_mask: Bool[Tensor, "b k"],
@@ -61,7 +61,7 @@ class Idefics(CrossAttending):
             seen = model.perceiver_resampler(seen)
         return by_row(seen, image_mask)
 
-    def hidden(
+    def forward(
         self,
         embeds: Float[Tensor, "b l d"],
         attention_mask: Bool[Tensor, "b m"],

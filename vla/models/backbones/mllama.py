@@ -38,7 +38,7 @@ class Mllama(CrossAttending):
     def config(self) -> dict[str, Any]:
         return super().config | {"head_rows": self.head_rows}
 
-    def parts(self) -> dict[str, nn.Module]:
+    def freezable_modules(self) -> dict[str, nn.Module]:
         model = self.model.model
         text = model.language_model
         crossing = set(text.cross_attention_layers)
@@ -64,7 +64,7 @@ class Mllama(CrossAttending):
         crossing = self.model.model.language_model.cross_attention_layers
         return cache.keep(length, [layer for i, layer in enumerate(cache.layers) if i not in crossing])
 
-    def see(
+    def encode_images(
         self,
         pixel_values: Float[Tensor, "b k 3 h w"],
         image_mask: Bool[Tensor, "b k"],
@@ -97,7 +97,7 @@ class Mllama(CrossAttending):
         vision.used = flags.masked_scatter(there[..., None], used[:, :deepest])
         return vision
 
-    def hidden(
+    def forward(
         self,
         embeds: Float[Tensor, "b l d"],
         attention_mask: Bool[Tensor, "b m"],

@@ -121,7 +121,7 @@ class Molmo(OwnFamily):
         """Features are added to the embedding of the image token."""
         return embeds + torch.zeros_like(embeds).masked_scatter(places, features)
 
-    def see(
+    def encode_images(
         self,
         pixel_values: Float[Tensor, "b k 3 h w"],
         image_mask: Bool[Tensor, "b k"],

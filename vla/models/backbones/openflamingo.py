@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
 from vla.errors import InputError
 from vla.models.backbones.catalog import family
 from vla.models.backbones.flamingo import CrossAttentionVLM
-from vla.models.backbones.pretrained import speak
+from vla.models.backbones.pretrained import make_processor
 from vla.models.preprocessing.markup import Markup
 from vla.models.preprocessing.released import framing_of
 from vla.models.preprocessing.settings import Preprocessing
@@ -106,7 +106,7 @@ def load(checkpoint: Path, vision: str, language: str) -> tuple[CrossAttentionVL
     _fill(backbone, renamed)
     framing = framing_of("openflamingo", config["images"], backbone.image_size)
     shown = Preprocessing(framing, Markup(tokens=backbone.tokens_per_image))
-    return backbone.eval(), speak(backbone, tokenizer, config["chat"], shown)
+    return backbone.eval(), make_processor(backbone, tokenizer, config["chat"], shown)
 
 
 def _ours(name: str) -> str:

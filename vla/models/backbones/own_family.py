@@ -47,10 +47,10 @@ class OwnFamily(HFBackbone):
     def config(self) -> dict[str, Any]:
         return super().config | {"vision": self.vision_config}
 
-    def parts(self) -> dict[str, nn.Module]:
+    def freezable_modules(self) -> dict[str, nn.Module]:
         return {"vision": self.vision, "connector": self.connector, "language": self.model}
 
-    def see(
+    def encode_images(
         self,
         pixel_values: Float[Tensor, "b k 3 h w"],
         image_mask: Bool[Tensor, "b k"],
@@ -73,7 +73,7 @@ class OwnFamily(HFBackbone):
         """The embeddings with the features of the images in order at `places`."""
         return embeds.masked_scatter(places, features)
 
-    def hidden(
+    def forward(
         self,
         embeds: Float[Tensor, "b l d"],
         attention_mask: Bool[Tensor, "b m"],

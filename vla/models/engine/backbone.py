@@ -59,7 +59,7 @@ class FusedBackbone(nn.Module):
         self._out = [language.get_output_embeddings()]  # a module of `plain`
         self.hidden_size, self.image_token_id = backbone.hidden_size, backbone.image_token_id
 
-    def see(
+    def encode_images(
         self,
         pixel_values: Float[Tensor, "b k 3 h w"],
         image_mask: Bool[Tensor, "b k"],
@@ -71,7 +71,7 @@ class FusedBackbone(nn.Module):
         if layout is not None and getattr(self.plain, "family", "") in NATIVE:
             fills = bool((layout.content[..., 2:] == layout.content.new_tensor(pixels.shape[:2:-1])).all())
         if not pixels.is_cuda or not fills or not bool(image_mask.all()):
-            return self.plain.see(pixels, image_mask, layout)
+            return self.plain.encode_images(pixels, image_mask, layout)
         # Captured, it would read its mask back.
         features = self.graphs.run("see", self.features, pixels.flatten(0, 1))
         return features if isinstance(self.plain, ComposedVLM) else Vision(features, len(features))
@@ -91,10 +91,10 @@ class FusedBackbone(nn.Module):
         return self.plain.embed_tokens(input_ids)
 
     def new_cache(self) -> StaticCache | None:
-        """Made by `hidden`, which knows the rows."""
+        """Made by `forward`, which knows the rows."""
         return None
 
-    def hidden(
+    def forward(
         self,
         embeds: Float[Tensor, "b l d"],
         attention_mask: Bool[Tensor, "b m"],
@@ -122,7 +122,11 @@ class FusedBackbone(nn.Module):
         else:
             order = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, first:] + self._offset
             hidden = self.graphs.run(
-                key, lambda x, *told: self.decoder(x, *told, cache, first, bidirectional), embeds, order, attention_mask
+                key,
+                lambda x, *conditioning: self.decoder(x, *conditioning, cache, first, bidirectional),
+                embeds,
+                order,
+                attention_mask,
             )
         cache.length = length
         return hidden.to(embeds.dtype), cache

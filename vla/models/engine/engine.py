@@ -47,9 +47,9 @@ class Engine:
         fast: Any = self._fast
         if decoder is not None:
             fast.backbone = FusedBackbone(model.backbone, decoder, precision, self.graphs).eval()
-            regressor = getattr(model, "regressor", None)
-            if isinstance(regressor, FlowHead) and can_fuse_expert(regressor):
-                fast.regressor = FusedFlow(regressor, precision, self.graphs).eval()
+            continuous_head = getattr(model, "continuous_head", None)
+            if isinstance(continuous_head, FlowHead) and can_fuse_expert(continuous_head):
+                fast.continuous_head = FusedFlow(continuous_head, precision, self.graphs).eval()
 
     @property
     def backbone(self) -> Any:
@@ -57,14 +57,14 @@ class Engine:
         return self._fast.backbone
 
     def generate_actions(
-        self, batch: Batch, given: Float[np.ndarray, "b k a"] | None = None, **more: Any
+        self, batch: Batch, action_prefix: Float[np.ndarray, "b k a"] | None = None, **more: Any
     ) -> tuple[Chunks, Float[np.ndarray, "b p 2"]]:
         """See `VLA.generate_actions`; `more` that is asked of it is handed on."""
         with self._lock:
             if self.fuses and self.model.device.type == "cuda":
                 batch = padded(batch, STEP, self.model.processor.pad)
                 batch = batch.each(lambda tensor: tensor.pin_memory(), batch.source)
-            return self._fast.generate_actions(batch, given, **more)
+            return self._fast.generate_actions(batch, action_prefix, **more)
 
 
 def padded(batch: Batch, step: int, pad: int) -> Batch:

@@ -35,29 +35,29 @@ class FusedFlow(nn.Module):
     def __init__(self, head: FlowHead, precision: str, graphs: Graphs) -> None:
         super().__init__()
         expert, self.dtype, self.graphs = head.expert, dtype_of(precision), graphs
-        self.plain, self.horizon, self.action_width = head, head.horizon, head.action_width
+        self.plain, self.horizon, self.action_dim = head, head.horizon, head.action_dim
         heads = expert.shape.heads
         self.sizes = Sizes(heads, expert.kv_heads, expert.head_dim, expert.shape.eps, expert.head_dim**-0.5)
         layers: Any = expert.layers
         self.layers = nn.ModuleList(_layer(layer, self.sizes, self.dtype) for layer in layers)
         if precision in ("int8", "fp8"):
             quantize(self.layers, precision)
-        self._enter(head)
+        self._action_in_proj(head)
         scale = None if expert.adaptive else expert.norm.norm.weight
-        self.leave = fused([head.leave], scale, self.dtype)
+        self.action_out_proj = fused([head.action_out_proj], scale, self.dtype)
         self.state = None if head.state is None else fused([head.state], dtype=self.dtype)
 
     @torch.no_grad()
-    def _enter(self, head: FlowHead) -> None:
+    def _action_in_proj(self, head: FlowHead) -> None:
         """What each step's time is made into."""
         expert, time = head.expert, head.time
-        device = head.enter.weight.device
+        device = head.action_in_proj.weight.device
         steps = 1 - torch.arange(EULER_STEPS, device=device) / EULER_STEPS
-        told = time_features(steps, expert.width)
+        conditioning = time_features(steps, expert.width)
         self.then = None
         if expert.adaptive:
-            self.enter = fused([head.enter], dtype=self.dtype)
-            conditions = F.silu(time(told))
+            self.action_in_proj = fused([head.action_in_proj], dtype=self.dtype)
+            conditions = F.silu(time(conditioning))
             layers: Any = expert.layers
             norms = [norm for layer in layers for norm in (layer.before_attention, layer.before_mlp)]
             self.modulations = [_modulations(norm, conditions, self.dtype) for norm in (*norms, expert.norm)]
@@ -65,9 +65,11 @@ class FusedFlow(nn.Module):
         # W [enter(x), told] + b = (W_x enter) x + (W_x b_enter + W_told told + b): the map that x enters by is folded.
         into: Any = time[0]
         of_x, of_time = into.weight[:, : expert.width], into.weight[:, expert.width :]
-        self.enter = nn.Linear(self.action_width, expert.width, bias=False, device="meta")
-        self.enter.weight = nn.Parameter((of_x @ head.enter.weight).to(self.dtype), requires_grad=False)
-        self.biases = (of_x @ head.enter.bias + told @ of_time.T + into.bias).to(self.dtype)
+        self.action_in_proj = nn.Linear(self.action_dim, expert.width, bias=False, device="meta")
+        self.action_in_proj.weight = nn.Parameter(
+            (of_x @ head.action_in_proj.weight).to(self.dtype), requires_grad=False
+        )
+        self.biases = (of_x @ head.action_in_proj.bias + conditioning @ of_time.T + into.bias).to(self.dtype)
         self.then = fused([time[2]], dtype=self.dtype)  # type: ignore[list-item]
 
     def sample(
@@ -76,19 +78,19 @@ class FusedFlow(nn.Module):
         prefix_mask: Bool[Tensor, "b m"],
         mask: Bool[Tensor, "b h a"],
         state: Float[Tensor, "b s"] | None = None,
-        given: Float[Tensor, "b k a"] | None = None,
+        action_prefix: Float[Tensor, "b k a"] | None = None,
         noise: Float[Tensor, "b h a"] | None = None,
         guide: RTCGuidance | None = None,
         start: Int[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b h a"]:
         """See `FlowHead.sample`. Guidance, and given actions with a time of their own, the plain head does."""
-        if guide is not None or (given is not None and self.plain.rtc_training):
-            return self.plain.sample(prefix, prefix_mask, mask, state, given, noise, guide, start)
+        if guide is not None or (action_prefix is not None and self.plain.rtc_training):
+            return self.plain.sample(prefix, prefix_mask, mask, state, action_prefix, noise, guide, start)
         if noise is None:
             noise = torch.randn(mask.shape, device=mask.device)
         # Without a state or given actions, empty tensors: a graph takes tensors.
-        told = noise.new_zeros(len(noise), 0) if state is None else state
-        known = noise[:, :0] if given is None else given
+        conditioning = noise.new_zeros(len(noise), 0) if state is None else state
+        known = noise[:, :0] if action_prefix is None else action_prefix
         # The prefix is read where it is.
         key = ("flow", prefix[0][0].data_ptr(), prefix[0][0].shape)
 
@@ -96,7 +98,7 @@ class FusedFlow(nn.Module):
             return self._sample(prefix, *tensors)
 
         start = prefix_mask.sum(1) if start is None else start
-        sampled: Tensor = self.graphs.run(key, run, prefix_mask, mask, told, known, noise.contiguous(), start)
+        sampled: Tensor = self.graphs.run(key, run, prefix_mask, mask, conditioning, known, noise.contiguous(), start)
         return sampled
 
     def _sample(
@@ -105,11 +107,11 @@ class FusedFlow(nn.Module):
         prefix_mask: Bool[Tensor, "b m"],
         mask: Bool[Tensor, "b h a"],
         state: Float[Tensor, "b s"],
-        given: Float[Tensor, "b k a"],
+        action_prefix: Float[Tensor, "b k a"],
         noise: Float[Tensor, "b h a"],
         start: Int[Tensor, "b"],
     ) -> Float[Tensor, "b h a"]:
-        rows, known = len(noise), given.shape[1]
+        rows, known = len(noise), action_prefix.shape[1]
         first = None if self.state is None else self.state(state.to(self.dtype))[:, None]
         count = self.horizon + (first is not None)
         positions = start[:, None] + torch.arange(count, device=noise.device)
@@ -120,16 +122,16 @@ class FusedFlow(nn.Module):
         for step in range(EULER_STEPS):
             time = 1 - step / EULER_STEPS
             if known:
-                x = torch.cat([time * noise[:, :known] + (1 - time) * given, x[:, known:]], 1)
-            tokens = self.enter(torch.where(mask, x, 0.0).to(self.dtype))
+                x = torch.cat([time * noise[:, :known] + (1 - time) * action_prefix, x[:, known:]], 1)
+            tokens = self.action_in_proj(torch.where(mask, x, 0.0).to(self.dtype))
             if self.then is not None:
                 tokens = self.then(F.silu(tokens + self.biases[step]))
             if first is not None:
                 tokens = torch.cat([first.expand(rows, -1, -1), tokens], 1)
             hidden = self._expert(tokens, kept, rotation, allowed, step)
-            x = x - self.leave(hidden[:, -self.horizon :]).float() / EULER_STEPS
+            x = x - self.action_out_proj(hidden[:, -self.horizon :]).float() / EULER_STEPS
         if known:
-            x = torch.cat([given, x[:, known:]], 1)
+            x = torch.cat([action_prefix, x[:, known:]], 1)
         return torch.where(mask, x, 0.0)
 
     def _expert(

@@ -64,7 +64,7 @@ def token_logps(model: VLA, batch: Batch, places: bool = True) -> Float[Tensor, 
     """
     answered = answer_mask(batch.labels)[:, 1:]
     rows, columns = torch.nonzero(answered, as_tuple=True)
-    hidden = model.read(batch)
+    hidden = model.encode(batch)
     logits = text_logits(model, model.backbone.logits(hidden[rows, columns]), places)
     told = logits.log_softmax(-1).gather(1, batch.labels[rows, columns + 1, None]).squeeze(1)
     return told.new_zeros(answered.shape).index_put((rows, columns), told)

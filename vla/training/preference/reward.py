@@ -46,7 +46,7 @@ class RewardModel(VLA):
         told = [(pair.informed() if self.facts else pair).examples() for pair in pairs]
         batch = self.processor.batch([one for one, _ in told] + [other for _, other in told]).to(self.device)
         last = batch.attention_mask.sum(1) - 1
-        hidden = self.read(batch)[torch.arange(len(last), device=self.device), last]
+        hidden = self.encode(batch)[torch.arange(len(last), device=self.device), last]
         return self.score(hidden).float().squeeze(1)
 
     @torch.no_grad()
