@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from released_checkpoints import PROCESSORS
+from test_internvl import FAMILIES as INTERNVL
 from test_original_families import FAMILIES as ORIGINALS
 
 from vla import cli
@@ -56,7 +57,13 @@ def test_what_is_verified_is_by_a_test_that_there_is(row: Family) -> None:
 
 
 def test_what_is_equal_to_the_original_is_what_is_tested_so() -> None:
-    assert {row.name for row in CATALOG if row.checked == CHECKS} == {*PROCESSORS, *ORIGINALS, "molmo", "molmoe"}
+    assert {row.name for row in CATALOG if row.checked == CHECKS} == {
+        *PROCESSORS,
+        *ORIGINALS,
+        *INTERNVL,
+        "molmo",
+        "molmoe",
+    }
 
 
 def test_the_table_has_a_line_for_each_family(capsys: pytest.CaptureFixture[str]) -> None:
