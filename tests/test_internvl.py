@@ -170,6 +170,12 @@ def test_what_transformers_classes_lack_is_said(changed: dict[str, Any], message
     assert not (tmp_path / "converted").exists()
 
 
+def test_a_folder_that_is_not_converted_is_said(tmp_path: Path) -> None:
+    original.save("internvl-2.5", tmp_path)
+    with pytest.raises(InputError, match="convert it by vla.vlm.internvl.convert first"):
+        open_backbone(str(tmp_path))
+
+
 def test_images_that_were_not_cut_are_not(tmp_path: Path) -> None:
     original.save("internvl-2.5", tmp_path / "published", dynamic_image_size=False)
     internvl.convert(tmp_path / "published", tmp_path / "converted")

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.modeling_utils import local_torch_dtype
 
 from vla.errors import InputError
+from vla.vlm import internlm2_tokenizer
 from vla.vlm.catalog import INTERNVL_TEMPLATES
 from vla.vlm.converters import Names, filled, renamed
 from vla.vlm.own_family import released_config, released_weights
@@ -75,7 +76,7 @@ NAMES: Names = (
 
 def convert(own: Path, folder: Path) -> None:
     """Writes into `folder` what `vla.vlm.families.load` takes, of a folder `own` with the released files: weights as
-    safetensors, and a tokenizer that transformers reads without the checkpoint's own code.
+    safetensors, and a tokenizer.json, InternLM2's tokenizer.model or Qwen2's vocabulary.
 
     Raises InputError for settings that transformers' classes do not have, and when a weight is missing.
     """
@@ -162,11 +163,14 @@ def model_of(weights: Mapping[str, Tensor], config: InternVLConfig) -> InternVLF
 
 
 def _tokenizer(own: Path) -> PreTrainedTokenizerFast:
+    """InternLM2's is a SentencePiece model, Qwen2's one that transformers knows."""
     try:
         if (own / "tokenizer.json").is_file():
             tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(own)
+        elif (own / "tokenizer.model").is_file():
+            tokenizer = internlm2_tokenizer.load(own)
         else:
-            tokenizer = AutoTokenizer.from_pretrained(own)
+            tokenizer = AutoTokenizer.from_pretrained(own, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"the tokenizer of {own} cannot be read: save it as tokenizer.json first ({error})") from error
     return tokenizer
