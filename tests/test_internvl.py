@@ -5,6 +5,7 @@ tiles, tokens and logits of the original code, read plainly (`internvl_original`
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,10 @@ def test_tiles_that_are_asked_for_are_of_each_image(opened: Any) -> None:
     """`tiles=N` is said of an image; what a family was trained with is of a row."""
     images: Any = opened("internvl-2.5").processor.images
     assert images.among(2).framing.most == 6 and images.among(100).framing.most == 1
-    assert with_tiles(images, 4).among(2).framing.most == 4
+    fewer: Any = with_tiles(replace(images, framing=replace(images.framing, least=2)), 1).among(2)
+    assert (fewer.framing.least, fewer.framing.most) == (1, 1)
+    fewer = with_tiles(images, 4).among(2)
+    assert fewer.framing.most == 4
 
 
 def test_cameras_are_resized_by_the_fast_filter(opened: Any) -> None:

@@ -52,7 +52,7 @@ def load(
     if not isinstance(image_size, int | None):
         raise InputError(f"{name} takes square images: give image_size as one number")
     file = Path(name) / "config.json"
-    kind = json.loads(file.read_text()).get("model_type") if file.is_file() else None
+    kind = str(json.loads(file.read_text()).get("model_type")) if file.is_file() else ""
     if own := OWN.get(kind):
         return own(name, image_size, dtype)
     if kind == "internvl_chat":
