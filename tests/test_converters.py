@@ -15,7 +15,7 @@ from transformers import AutoConfig, Blip2ForConditionalGeneration, InternVLForC
 from transformers import PreTrainedTokenizerFast as Fast
 
 from vla.errors import InputError
-from vla.models.backbones import converters
+from vla.models.backbones import converters, internvl
 from vla.models.backbones.families import load
 
 
@@ -131,6 +131,6 @@ def test_internvl_with_internlm2() -> None:
     released = internvl_names(model.state_dict())
     assert released["language_model.model.layers.0.attention.wqkv.weight"].shape == (64, 32)
     assert {"vision_model.encoder.layers.0.attn.q_norm.weight", "vision_model.encoder.layers.1.ls1"} <= set(released)
-    converted = converters.internvl(released, model.config)
+    converted = internvl.model_of(released, model.config)
     for name, weight in model.state_dict().items():
         assert torch.equal(converted.state_dict()[name], weight), name

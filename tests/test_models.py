@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from released_checkpoints import PROCESSORS
+from test_internvl import FAMILIES as INTERNVL
 from test_original_families import FAMILIES as ORIGINALS
 
-from vla.commands import cli
+from vla.commands.table import cli
 from vla.errors import InputError
 from vla.models.backbones.catalog import CATALOG, CHECKS, Family, family
 from vla.models.backbones.hosted import Hosted, Price
@@ -56,7 +57,13 @@ def test_what_is_verified_is_by_a_test_that_there_is(row: Family) -> None:
 
 
 def test_what_is_equal_to_the_original_is_what_is_tested_so() -> None:
-    assert {row.name for row in CATALOG if row.checked == CHECKS} == {*PROCESSORS, *ORIGINALS, "molmo", "molmoe"}
+    assert {row.name for row in CATALOG if row.checked == CHECKS} == {
+        *PROCESSORS,
+        *ORIGINALS,
+        *INTERNVL,
+        "molmo",
+        "molmoe",
+    }
 
 
 def test_the_table_has_a_line_for_each_family(capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,5 +95,5 @@ def test_unknown_family_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_table_needs_no_heavy_import() -> None:
-    code = "import sys, vla.commands.models as m; m.models(family=None); sys.exit('torch' in sys.modules)"
+    code = "import sys, vla.commands.table.models as m; m.models(family=None); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0

@@ -11,6 +11,8 @@ from vla.common.stored_image import Image
 
 Size = int | Sequence[int]
 """The side of a square, or height and width [pixels]."""
+PILLOW = {"lanczos": "LANCZOS", "pillow-bicubic": "BICUBIC"}
+"""Filters that are Pillow's, and what it calls them."""
 
 
 def sides(size: Size) -> tuple[int, int]:
@@ -52,16 +54,14 @@ def fitted(height: int, width: int, size: Size) -> tuple[int, int, int, int]:
 
 
 def scaled(image: Image, height: int, width: int, resample: str = "bilinear") -> UInt8[np.ndarray, "h w 3"]:
-    """The image resized, bilinear, bicubic or lanczos, with antialiasing; as it is where it has the size.
-
-    PyTorch has no Lanczos filter: that is Pillow's.
-    """
+    """The image resized, bilinear, bicubic or lanczos, or by one of `PILLOW`, with antialiasing; as it is where it has
+    the size. PyTorch has no Lanczos filter: that is Pillow's."""
     if image.shape[:2] == (height, width):
         return image
-    if resample == "lanczos":
+    if resample in PILLOW:
         from PIL import Image as Pillow
 
-        return np.array(Pillow.fromarray(image).resize((width, height), Pillow.Resampling.LANCZOS))
+        return np.array(Pillow.fromarray(image).resize((width, height), Pillow.Resampling[PILLOW[resample]]))
     import torch
 
     # One that is not to be written, or lies backwards, is no tensor.

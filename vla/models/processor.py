@@ -224,6 +224,7 @@ class Processor:
         """A row up to its first prompt, of a question or of a robot, and what it is shown."""
         told = self.shown if robot is None else self.cameras[self.robots.index(robot)]
         images = list(views.values()) if robot is None else [image for _, image in row_frames(robot, views, past)]
+        told = told.among(len(images))
         shown = [Shown(image, told.view(*image.shape[:2])) for image in images]
         parts = tuple(told.parts(one.view, number) for number, one in enumerate(shown, 1))
         row = Row(bare=not shown)

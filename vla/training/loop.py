@@ -28,7 +28,7 @@ from vla.training.resumption import settings
 from vla.training.step import Diverged, Totals, computing, run_step, uses_bf16
 from vla.training.train_config import TrainConfig
 
-__all__ = ["Diverged", "Evaluate", "Outcome", "Plan", "train"]
+__all__ = ["Diverged", "Evaluate", "Outcome", "TrainConfig", "train"]
 
 Evaluate = Callable[[VLA], dict[str, float]]
 

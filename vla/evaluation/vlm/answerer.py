@@ -54,7 +54,7 @@ class BackboneAnswerer:
         """The questions in order, as many together as there is room for."""
         group, largest = list[tuple[str, Views]](), np.zeros(3, np.int64)
         for row in zip(questions, images, strict=True):
-            shown = self.model.processor.shown
+            shown = self.model.processor.shown.among(len(row[1]))
             frames = [p.frame for image in row[1].values() for p in shown.view(*image.shape[:2]).pieces]
             own = np.array([len(frames), *(max((frame[i] for frame in frames), default=0) for i in (0, 1))])
             together = np.maximum(largest, own)

@@ -13,7 +13,6 @@ from vla.errors import InputError, suggestion
 
 Role = Literal["backbone", "dual encoder", "hosted"]
 
-CONTRACT = "the backbone contract on small random weights, logits equal to transformers'; released weights not tried"
 END_TO_END = (
     "from raw images of several shapes and a question, pixels, tokens and logits equal to those of transformers' own "
     "processor, chat template and model, on small random weights, and the backbone contract; released weights not tried"
@@ -21,6 +20,11 @@ END_TO_END = (
 ORIGINAL = (
     "from raw images of several shapes and a question, tokens by the original code's rules, pixels within 2 of 255 "
     "levels of Pillow's, and logits equal, on small random weights; released weights not tried"
+)
+TILES = (
+    "from raw images of several shapes, two at once and none, and a question, tiles and tokens by the original code's "
+    "rules, pixels equal to Pillow's, and logits equal to a plain reading of the original, on small random weights in "
+    "the released layout, and the backbone contract; released weights not tried"
 )
 CROPS = (
     "the backbone contract; from raw images of several shapes and a question, tokens and crops by the released "
@@ -78,10 +82,8 @@ class Family:
         return f"vla train backbone={'FOLDER' if self.source else self.name}"
 
 
-def _released(name: str, title: str, connector: str, freezes: tuple[str, ...] = (), source: str = "") -> Family:
-    """A backbone of transformers' own classes; end to end where transformers reads the released files."""
-    if source:
-        return Family(name, "backbone", title, connector, freezes, "test_families.py", CONTRACT, source, CHECKS[2:])
+def _released(name: str, title: str, connector: str, freezes: tuple[str, ...] = ()) -> Family:
+    """A backbone of transformers' own classes, which reads the released files."""
     return Family(
         name, "backbone", title, connector, freezes, "test_released_families.py", END_TO_END, "", checked=CHECKS
     )
@@ -149,8 +151,20 @@ CATALOG: tuple[Family, ...] = (
         (VISION, LANGUAGE),
         "checkpoint.pt onto CLIP ViT-L/14 and its language model, by vla.models.backbones.openflamingo.load",
     ),
-    _released("internvl-1.5", "InternVL-1.5", "pixel shuffle, MLP", (), "by vla.models.backbones.converters.internvl"),
-    _released("internvl-2.5", "InternVL-2.5", "pixel shuffle, MLP", (), "by vla.models.backbones.converters.internvl"),
+    *(
+        Family(
+            name,
+            "backbone",
+            title,
+            "pixel shuffle, MLP",
+            (),
+            "test_internvl.py",
+            TILES,
+            "a folder with the released files, by vla.models.backbones.internvl.convert",
+            CHECKS,
+        )
+        for name, title in (("internvl-1.5", "InternVL-1.5"), ("internvl-2.5", "InternVL-2.5"))
+    ),
     _released("internvl-3", "InternVL3", "pixel shuffle, MLP"),
     _released("llama-3.2-vision", "Llama 3.2 Vision", "cross-attention adapter", (LANGUAGE,)),
     _released("pixtral", "Pixtral", "MLP, native resolution", (VISION,)),
@@ -213,6 +227,8 @@ DEFAULTS = {
     "mllama": "llama-3.2-vision",
 }
 """The family whose conversations a checkpoint of this model_type is read with, where their names differ."""
+INTERNVL_TEMPLATES = {"internlm2-chat": "internvl-1.5", "Hermes-2": "internvl-1.5", "internvl2_5": "internvl-2.5"}
+"""What a released InternVL calls its conversations, and the family that writes them so; InternVL 2 as 1.5."""
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
@@ -225,6 +241,8 @@ def family_of(config: Mapping[str, Any]) -> Family:
         kind = "paligemma-2"
     elif kind == "llava" and config.get("projector_hidden_act") == "linear":
         kind = "llava-1"
+    elif kind == "internvl" and config.get("template") in INTERNVL_TEMPLATES:
+        kind = INTERNVL_TEMPLATES[config["template"]]
     elif kind == "internvl" and text == "llama":  # InternLM2, under llama's names
         normed = (config.get("vision_config") or {}).get("use_qk_norm")
         kind = "internvl-1.5" if normed else "internvl-2.5"

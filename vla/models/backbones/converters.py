@@ -1,4 +1,4 @@
-"""Released weights under other names than transformers': MiniGPT-4, and InternVL with InternLM2 (1.5 to 2.5)."""
+"""Released weights under other names than transformers': MiniGPT-4's. InternVL's are in `internvl`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from transformers import (
     AutoTokenizer,
     Blip2Config,
     Blip2ForConditionalGeneration,
-    InternVLConfig,
-    InternVLForConditionalGeneration,
     PreTrainedModel,
 )
 
@@ -41,33 +39,6 @@ MINIGPT4: Names = (
 )
 """Its own names, and those of EVA-CLIP and BLIP-2 in it, to those of transformers' BLIP-2; the first that matches."""
 
-INTERN_LAYER, VIT_LAYER = r"^vision_model\.encoder\.layers\.(\d+)\.", r"model.vision_tower.encoder.layer.\1."
-LM_LAYER, LLAMA_LAYER = r"^language_model\.model\.layers\.(\d+)\.", r"model.language_model.layers.\1."
-INTERNVL: Names = (
-    (r"^vision_model\.embeddings\.class_embedding$", "model.vision_tower.embeddings.cls_token"),
-    (r"^vision_model\.embeddings\.position_embedding$", "model.vision_tower.embeddings.position_embeddings"),
-    (r"^vision_model\.embeddings\.patch_embedding\.", "model.vision_tower.embeddings.patch_embeddings.projection."),
-    (INTERN_LAYER + r"ls(\d)$", VIT_LAYER + r"lambda_\2"),
-    (INTERN_LAYER + r"norm1\.", VIT_LAYER + "layernorm_before."),
-    (INTERN_LAYER + r"norm2\.", VIT_LAYER + "layernorm_after."),
-    (INTERN_LAYER + r"attn\.proj\.", VIT_LAYER + "attention.projection_layer."),
-    (INTERN_LAYER + r"attn\.", VIT_LAYER + "attention."),
-    (INTERN_LAYER, VIT_LAYER),
-    (r"^mlp1\.0\.", "model.multi_modal_projector.layer_norm."),
-    (r"^mlp1\.1\.", "model.multi_modal_projector.linear_1."),
-    (r"^mlp1\.3\.", "model.multi_modal_projector.linear_2."),
-    (r"^language_model\.model\.tok_embeddings\.", "model.language_model.embed_tokens."),
-    (LM_LAYER + r"attention\.wo\.", LLAMA_LAYER + "self_attn.o_proj."),
-    (LM_LAYER + r"attention\.", LLAMA_LAYER + "self_attn."),
-    (LM_LAYER + r"feed_forward\.w1\.", LLAMA_LAYER + "mlp.gate_proj."),
-    (LM_LAYER + r"feed_forward\.w2\.", LLAMA_LAYER + "mlp.down_proj."),
-    (LM_LAYER + r"feed_forward\.w3\.", LLAMA_LAYER + "mlp.up_proj."),
-    (LM_LAYER + r"attention_norm\.", LLAMA_LAYER + "input_layernorm."),
-    (LM_LAYER + r"ffn_norm\.", LLAMA_LAYER + "post_attention_layernorm."),
-    (r"^language_model\.model\.", "model.language_model."),
-    (r"^language_model\.output\.", "lm_head."),
-)
-
 
 def minigpt4(weights: Mapping[str, Tensor], config: Blip2Config) -> Blip2ForConditionalGeneration:
     """MiniGPT-4 of all its `weights`: ViT, Q-Former, `llama_proj` and Vicuna (`llama_model.`).
@@ -79,7 +50,7 @@ def minigpt4(weights: Mapping[str, Tensor], config: Blip2Config) -> Blip2ForCond
     for name in [name for name in weights if name.endswith(".attn.q_bias")]:
         query, value = biased.pop(name), biased.pop(name.replace("q_bias", "v_bias"))
         biased[name.replace("q_bias", "qkv.bias")] = torch.cat([query, torch.zeros_like(query), value])
-    return _filled(Blip2ForConditionalGeneration(config), _renamed(biased, MINIGPT4))
+    return filled(Blip2ForConditionalGeneration(config), renamed(biased, MINIGPT4))
 
 
 def convert_minigpt4(own: Path, blip2: Path, eva: Path, vicuna: str | Path, folder: Path) -> None:
@@ -109,30 +80,8 @@ def convert_minigpt4(own: Path, blip2: Path, eva: Path, vicuna: str | Path, fold
     tokenizer.save_pretrained(folder)
 
 
-def internvl(weights: Mapping[str, Tensor], config: InternVLConfig) -> InternVLForConditionalGeneration:
-    """InternVL whose language model is InternLM2, which is a llama under other names.
-
-    Its `wqkv` holds, for each key-value head, the heads of its queries, the key and the value. `config` is that of
-    transformers, with a llama as its text. Raises InputError when a weight of the model is missing.
-    """
-    text: Any = config.text_config
-    groups = text.num_attention_heads // text.num_key_value_heads
-    size = text.hidden_size // text.num_attention_heads
-    split: dict[str, Tensor] = {}
-    for name, weight in weights.items():
-        if name.endswith(".attention.wqkv.weight"):
-            heads = weight.unflatten(0, (text.num_key_value_heads, groups + 2, size))
-            parts = {"q_proj": heads[:, :groups], "k_proj": heads[:, groups], "v_proj": heads[:, groups + 1]}
-            split |= {name.replace("wqkv", part): w.reshape(-1, weight.shape[1]) for part, w in parts.items()}
-        elif ".attn.qkv." in name:
-            thirds = zip(("q_proj", "k_proj", "v_proj"), weight.chunk(3), strict=True)
-            split |= {name.replace("qkv", part): third for part, third in thirds}
-        else:
-            split[name] = weight
-    return _filled(InternVLForConditionalGeneration(config), _renamed(split, INTERNVL))
-
-
-def _renamed(weights: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
+def renamed(weights: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
+    """All weights, each by the first of the patterns that its name begins with; the others as they are named."""
     renamed = {}
     for name, weight in weights.items():
         pattern, new = next(((p, n) for p, n in names if re.match(p, name)), ("^", ""))
@@ -140,7 +89,7 @@ def _renamed(weights: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
     return renamed
 
 
-def _filled[M: PreTrainedModel](model: M, weights: Mapping[str, Tensor]) -> M:
+def filled[M: PreTrainedModel](model: M, weights: Mapping[str, Tensor]) -> M:
     """The model with these weights; those that it has no place for are left out."""
     wanted = model.state_dict()
     if missing := sorted(set(wanted) - set(weights)):

@@ -52,8 +52,13 @@ def load(
     if not isinstance(image_size, int | None):
         raise InputError(f"{name} takes square images: give image_size as one number")
     file = Path(name) / "config.json"
-    if file.is_file() and (own := OWN.get(json.loads(file.read_text()).get("model_type"))):
+    kind = str(json.loads(file.read_text()).get("model_type")) if file.is_file() else ""
+    if own := OWN.get(kind):
         return own(name, image_size, dtype)
+    if kind == "internvl_chat":
+        raise InputError(
+            f"{name} is InternVL as it was released: convert it by vla.models.backbones.internvl.convert first"
+        )
     try:
         config = AutoConfig.from_pretrained(name)
         tokenizer = AutoTokenizer.from_pretrained(name)

@@ -30,7 +30,11 @@ def with_tiles(preprocessing: Preprocessing, tiles: int | None) -> Preprocessing
         return preprocessing
     if tiles < 1:
         raise InputError(f"an image is seen in at least one piece: tiles is {tiles}")
-    if isinstance(framing, Tiles | Canvas | Crops):
+    if isinstance(framing, Tiles):
+        return replace(
+            preprocessing, framing=replace(framing, most=tiles, least=min(framing.least, tiles), shared=False)
+        )
+    if isinstance(framing, Canvas | Crops):
         return replace(preprocessing, framing=replace(framing, most=tiles))
     if isinstance(framing, Split | Whole):
         side, grid = framing.side, isqrt(tiles)
@@ -82,7 +86,7 @@ def size_of(framing: Framing) -> Sides:
 
 
 def _framed(mode: str | None, size: Sides, framing: Any) -> Framing:
-    resample: str = framing.resample
+    resample = _fast(framing.resample)
     if mode == "stretch":
         return Stretch(size, resample)
     if mode == "crop":
@@ -90,10 +94,15 @@ def _framed(mode: str | None, size: Sides, framing: Any) -> Framing:
     return Pad(size, resample, getattr(framing, "fill", (0, 0, 0)))
 
 
+def _fast(resample: str) -> str:
+    """PyTorch's filter where it has one like Pillow's: in a tenth of the time, within 2 of 255 levels."""
+    return resample.removeprefix("pillow-")
+
+
 def _single(framing: Framing) -> Framing:
     """As the family was trained, in one frame."""
     if isinstance(framing, Tiles | Split | Whole):
-        return Stretch(size_of(framing), framing.resample)
+        return Stretch(size_of(framing), _fast(framing.resample))
     if isinstance(framing, Canvas):
         return replace(framing, most=1)
     if isinstance(framing, Crops):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vla.models.preprocessing.view import View
 
@@ -13,7 +13,8 @@ Part = str | int
 
 @dataclass(frozen=True)
 class Markup:
-    """An image is `begin`, its image tokens, and `end`; `{number}` in `begin` is which of a row's images it is.
+    """An image is `begin`, its image tokens, and `end`; `{number}` in `begin` is which of a row's images it is. Before
+    each of several images in a row comes `several`.
 
     `tokens` stand for each frame, or with `shared` for all of an image's together. With `cell` there is one for each
     cell of so many pixels of the first frame, and `between` after each row of them but the last; where there are
@@ -31,6 +32,11 @@ class Markup:
     shared: bool = False
     split: bool = False
     joined: bool = False
+    several: str = ""
+
+    def among(self, images: int) -> Markup:
+        """As of one of a row's so many images."""
+        return replace(self, begin=self.several + self.begin) if self.several and images > 1 else self
 
     def parts(self, view: View, number: int = 1) -> Iterator[Part]:
         """Texts and numbers of image tokens, one after another; `number` is the image's in its row, from 1."""

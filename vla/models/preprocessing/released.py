@@ -76,6 +76,8 @@ def framing_of(family: str, values: Values, side: int) -> Framing:
     if not values.get("do_resize", True):
         raise InputError("the image processor has do_resize=false: images that are not resized cannot be shown")
     resample = "lanczos" if number == 1 and family in LANCZOS else RESAMPLE[number]
+    if resample == "bicubic" and values.get("pillow"):
+        resample = "pillow-bicubic"
     try:
         return FRAMINGS.get(family, _plain)(values, side, resample)
     except InputError:
@@ -128,7 +130,7 @@ def _patches(values: Values, side: int, resample: str) -> Framing:
 
 def _tiles(values: Values, side: int, resample: str) -> Framing:
     most, least = values.get("max_patches", 12), values.get("min_patches", 1)
-    return Tiles(_both(values.get("size") or side), most, least, resample)
+    return Tiles(_both(values.get("size") or side), most, least, resample, bool(values.get("shared_patches")))
 
 
 def _split(values: Values, side: int, resample: str) -> Framing:

@@ -46,6 +46,10 @@ class Preprocessing:
         """`Markup.parts` of what is shown of an image."""
         return _parts(self.markup, view, number)
 
+    def among(self, images: int) -> Preprocessing:
+        """Of one of a row's so many images."""
+        return _among(self, images)
+
     def to_dict(self) -> dict[str, Any]:
         framing: Any = self.framing
         return {"kind": framing.kind, **asdict(framing), "markup": asdict(self.markup)}
@@ -66,6 +70,14 @@ class Preprocessing:
 @lru_cache(maxsize=4096)
 def _view(framing: Framing, height: int, width: int) -> View:
     return framing.view(height, width)
+
+
+@lru_cache(maxsize=4096)
+def _among(told: Preprocessing, images: int) -> Preprocessing:
+    if images < 2:
+        return told
+    framing = told.framing.among(images) if isinstance(told.framing, Tiles) else told.framing
+    return Preprocessing(framing, told.markup.among(images))
 
 
 @lru_cache(maxsize=4096)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from vla.models.preprocessing.tiling import grids_of, tile_grid
@@ -34,13 +34,19 @@ def _longest(height: int, width: int, longest: int) -> Sides:
 @dataclass(frozen=True)
 class Tiles:
     """Stretched over the grid of up to `most` tiles whose aspect ratio is nearest; of more than one, the whole image
-    comes last (InternVL 1.5, section 3.3)."""
+    comes last (InternVL 1.5, section 3.3). With `shared` the images of a row have `most` tiles in all, each an equal
+    part of them (InternVL 2.5, section 2.2)."""
 
     kind: ClassVar[str] = "tiles"
     size: Sides
     most: int = 12
     least: int = 1
     resample: str = "bicubic"
+    shared: bool = False
+
+    def among(self, images: int) -> Tiles:
+        """As one of a row's so many images."""
+        return replace(self, most=max(self.least, self.most // images)) if self.shared else self
 
     def view(self, height: int, width: int) -> View:
         grid = tile_grid(height, width, self.size, self.most, self.least)

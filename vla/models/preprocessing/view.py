@@ -43,7 +43,7 @@ class View:
     """The frames of an image; `grid` is in how many rows and columns of frames it was cut.
 
     With `squared` the image is put in the middle of a square before it is resized. What of a frame it does not cover
-    has the colour `fill` (RGB). `resample` is bilinear, bicubic or lanczos, with antialiasing.
+    has the colour `fill` (RGB). `resample` is a filter of `vla.common.images.scaled`.
     """
 
     pieces: tuple[Piece, ...]
