@@ -12,7 +12,7 @@ import rerun as rr
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.recording.protocol import Recorder
-from vla.recording.rerun_recorder import RerunRecorder, blueprint
+from vla.recording.rerun_recorder import RerunRecorder, blueprint, file_stream
 from vla.types import Episode, Observation, instructions_at
 
 
@@ -29,10 +29,11 @@ def replay(episodes: Iterable[Episode], save: str | Path | None = None, names: S
     first = next(episodes, None)
     if first is None:
         raise InputError("there are no episodes to show")
-    stream = rr.RecordingStream("vla")
     if path is None:
+        stream = rr.RecordingStream("vla")
         stream.spawn()
         return _drive_all(stream, first.embodiment, chain([first], episodes), names)
+    stream = file_stream()
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.partial")
     try:
