@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO
+from typing import IO, SupportsFloat
 
 import numpy as np
 from jaxtyping import Float
@@ -27,10 +27,10 @@ class SpilledNumbers:
     def __len__(self) -> int:
         return self._count
 
-    def extend(self, values: Iterable[float]) -> None:
+    def extend(self, values: Iterable[SupportsFloat]) -> None:
         """Raises OSError where the disk is full."""
         before = len(self._held)
-        self._held.extend(values)
+        self._held.extend(map(float, values))
         self._count += len(self._held) - before
         if self._folder is not None and len(self._held) >= HELD:
             self._spill(self._folder)
