@@ -6,6 +6,7 @@ import os
 import shutil
 import weakref
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
@@ -62,6 +63,11 @@ class ImageStream:
         """Black ones that take no memory, by camera: the number, size and type of the images."""
         black = np.uint8(0)
         return {name: np.broadcast_to(black, (one.count, *one.frames.shape)) for name, one in self._streams.items()}
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for what else is held of the episode; it goes with `abort`."""
+        return self._staging.path
 
     @property
     def arrays(self) -> dict[str, FrameStream]:

@@ -8,12 +8,13 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from vla.commands import cli
+from vla.commands.table import cli
 from vla.control.loop import Tick
 from vla.control.recording import BEHIND, Recording
 from vla.datasets.episodes import EpisodeStore
@@ -139,6 +140,20 @@ def test_a_process_that_was_stopped_for_a_while_is_not_behind() -> None:
         recording(tick(time))
     recording.finish(True)
     assert recording.failed == [] and slow.steps == 4
+
+
+def test_of_a_long_run_the_end_is_traced_joint_by_joint() -> None:
+    recording = Recording([], 2)
+    recording.start("pick")
+    for number in range(600):
+        made = tick(number / 10, seen=False)
+        recording(replace(made, state=np.full(2, number), infer=0.1 if number % 100 == 0 else None))
+    recording.finish(None)
+    trace = recording.trace
+    assert len(trace.time) == len(trace.late) == 600
+    np.testing.assert_allclose(trace.recent, np.arange(399, 600) / 10)
+    np.testing.assert_array_equal(trace.state[:, 1], np.arange(399, 600))
+    assert trace.sent.shape == (201, 2) and list(trace.answers) == [40.0, 50.0]
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,10 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rerun.experimental import RrdReader
 from scripted_policy import Scripted, unloadable
 from so101_checkpoints import so101_model
 
-from vla.commands import cli
+from vla.commands.table import cli
 from vla.control.inference import Answer, Inference, InferenceDied, Request, check_execution
 from vla.control.process_inference import ProcessInference
 from vla.control.recording import Recording
@@ -207,11 +209,15 @@ def test_a_deployment_leaves_its_numbers_its_page_and_its_episode(
     told = json.loads((folder / "out" / "deploy.json").read_text())
     assert told["reason"] == "done" and told["ticks"] > 20 and told["chunks"] + told["invalid"] > 0
     assert "Told and measured" in (folder / "out" / "report.html").read_text()
-    assert (folder / "out" / "episode.rrd").stat().st_size > 0
+    chunks = [chunk for chunk in RrdReader(folder / "out" / "episode.rrd").stream() if not chunk.is_static]
+    # Each costs memory until the end.
+    assert max(Counter(chunk.entity_path for chunk in chunks).values()) == 1
+    shown = {chunk.entity_path: chunk.num_rows for chunk in chunks}
     with EpisodeStore.open(folder / "out" / "episodes.zarr") as store:
         (episode,) = list(store)
         assert len(episode) == told["steps"] and episode.instruction == told["instruction"]
         assert (np.diff(episode.time) > 0.05).all()
+        assert all(shown[f"/cameras/{camera}"] == len(episode) for camera in episode.images)
     assert "commands a second" in capfd.readouterr().out
 
 

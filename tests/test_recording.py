@@ -1,13 +1,14 @@
-"""Recorders, the replay to Rerun, and films."""
+"""Recorders and the replay to Rerun."""
 
 from __future__ import annotations
 
+import errno
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 import rerun as rr
@@ -15,12 +16,10 @@ from PIL import Image
 from rerun.experimental import RrdReader
 
 from vla.datasets.episodes import EpisodeStore
-from vla.datasets.formats.video_frames import VideoReader
 from vla.errors import InputError
 from vla.recording.recorder import Recorder
 from vla.recording.replay import drive, replay
 from vla.recording.rerun_recorder import RerunRecorder
-from vla.recording.video import compose, write_video
 from vla.recording.zarr_recorder import ZarrRecorder
 from vla.types import Episode, Observation, Span
 
@@ -37,6 +36,13 @@ def observation(episode: Episode, step: int = 0) -> Observation:
     return Observation(images, episode.state[step], episode.instruction, float(episode.time[step]))
 
 
+@pytest.fixture(params=[8192, 2])
+def held_numbers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many go to a file at once."""
+    monkeypatch.setattr("vla.recording.spilled_numbers.HELD", request.param)
+
+
+@pytest.mark.usefixtures("held_numbers")
 @pytest.mark.parametrize("horizon", [None, 4])
 def test_recorded_equals_driven(store: EpisodeStore, make_episode: Make, horizon: int | None) -> None:
     recorder = ZarrRecorder(store)
@@ -80,6 +86,23 @@ def test_points_are_kept_where_they_were_said(store: EpisodeStore, make_episode:
     assert stored is not None
     assert np.isnan(stored[0]).all()
     np.testing.assert_array_equal(stored[1], point)
+
+
+def test_the_disk_is_full_of_numbers(
+    store: EpisodeStore, make_episode: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(**_: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("vla.recording.spilled_numbers.HELD", 2)
+    monkeypatch.setattr("vla.recording.spilled_numbers.TemporaryFile", full)
+    recorder = ZarrRecorder(store)
+    recorder.start("lift the ring")
+    with pytest.raises(OSError, match="No space left"):
+        recorder.step(observation(make_episode()), np.zeros(3))
+    with pytest.raises(InputError, match="call start first"):
+        recorder.finish(True)
+    assert len(store) == 0 and not list(tmp_path.rglob("*.partial"))
 
 
 def test_the_caller_may_reuse_its_buffers(store: EpisodeStore, make_episode: Make) -> None:
@@ -184,6 +207,36 @@ def test_replay_shows_everything_on_one_timeline(tmp_path: Path, make_episode: M
     assert len(RrdReader(path).blueprints()) == 1
 
 
+def test_a_long_episode_is_few_chunks(tmp_path: Path, make_episode: Make) -> None:
+    """Rerun keeps a record of each chunk in memory. Those of 100 s are of 20 s, however fast they come."""
+    episode = make_episode(0, steps=1000)
+    replay([episode], path := tmp_path / "long.rrd")
+    chunks = Counter(chunk.entity_path for chunk in RrdReader(path).stream() if not chunk.is_static)
+    entities = read_rrd(path)
+    for kind, values in (("state", episode.state), ("action", episode.action)):
+        for name, column in zip(getattr(episode.embodiment, kind), values.T, strict=True):
+            entity = "/" + rr.new_entity_path(["components", name, kind]).lstrip("/")
+            assert 5 <= chunks[entity] <= 6
+            assert curve(entities[entity]) == [(round(i * 0.1, 6), value) for i, value in enumerate(column)]
+    assert 5 <= chunks["/cameras/front"] <= 6
+    assert sorted(entities["/cameras/front"]["time"]) == [round(i * 0.1, 6) for i in range(1000)]
+
+
+def test_images_are_shown_as_they_were(tmp_path: Path, make_episode: Make) -> None:
+    ramp = np.linspace(0, 255, 64).astype(np.uint8)
+    image = np.stack([*np.meshgrid(ramp, ramp), np.full((64, 64), 90, np.uint8)], axis=-1)
+    front = np.stack([image, image[::-1]])
+    images = {"front": front, "wrist": front[:, :, ::-1]}
+    replay([make_episode(0, steps=2, images=images)], path := tmp_path / "ramp.rrd")
+    entities = read_rrd(path)
+    for camera, frames in images.items():
+        entity = entities[f"/cameras/{camera}"]
+        assert entity["media_type"] == [["image/jpeg"]] * 2
+        shown = [np.asarray(Image.open(BytesIO(bytes(blob[0])))).astype(int) for blob in entity["blob"]]
+        order = np.argsort(entity["time"])
+        assert np.abs(np.stack(shown)[order] - frames).mean() < 2
+
+
 def test_replay_draws_each_chunk_once_over_the_actions(tmp_path: Path, make_episode: Make) -> None:
     """Chunks of four at steps 0 and 2: each is drawn at the times it was meant for, though they overlap."""
     plans = np.random.default_rng(0).normal(size=(2, 4, 3))
@@ -206,6 +259,19 @@ def test_replay_shows_points_in_the_image_they_are_of(tmp_path: Path, make_episo
     entities = read_rrd(path)
     assert all(np.allclose(places, [[5.0, 2.0]]) for places in entities["/cameras/front/points"]["positions"])
     assert all(len(places) == 0 for places in entities["/cameras/wrist/points"]["positions"])
+
+
+def test_points_are_logged_where_they_change(tmp_path: Path, make_episode: Make) -> None:
+    """In the front image at steps 0, 1 and 4, in none at 2 and 3; that of the wrist has none ever."""
+    points = np.full((5, 2, 2), -1.0)
+    points[[0, 1, 4], 0] = [[0.5, 0.25], [0.5, 0.25], [0.1, 0.5]]
+    replay([make_episode(0, points=points)], path := tmp_path / "points.rrd")
+    entities = read_rrd(path)
+    front = entities["/cameras/front/points"]
+    shown = sorted(zip(front["time"], front["positions"], strict=True))
+    assert [time for time, _ in shown] == [0.0, 0.2, 0.4]
+    assert [[list(np.round(place, 3)) for place in places] for _, places in shown] == [[[5, 2]], [], [[1, 4]]]
+    assert entities["/cameras/wrist/points"]["positions"] == [[]]
 
 
 def test_live_and_offline_are_the_same(tmp_path: Path, make_episode: Make) -> None:
@@ -258,83 +324,6 @@ def test_replay_refuses_and_leaves_nothing(tmp_path: Path, make_episode: Make) -
 
     with pytest.raises(InputError, match="damaged"):
         replay(failing(), tmp_path / "a.rrd")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("success", [True, False])
-def test_composed_frames_show_cameras_and_outcome(make_episode: Make, success: bool) -> None:
-    episode = make_episode(success=success)
-    frames = list(compose(episode))
-    assert len(frames) == len(episode)
-    height, width = frames[0].shape[:2]
-    assert height % 2 == 0 and width % 2 == 0
-    red, green, _ = frames[0][-2, 2].astype(int)
-    assert (green > red) == success
-    # The cameras are side by side, in order, upscaled.
-    for i, images in enumerate(episode.images.values()):
-        patch = frames[2][36 : height - 36, i * width // 2 : (i + 1) * width // 2]
-        small = np.asarray(Image.fromarray(patch).resize((10, 8), Image.Resampling.BOX)).astype(int)
-        assert np.abs(small - images[2]).mean() < 30
-    assert not np.array_equal(frames[0][:36], np.broadcast_to(frames[0][0, 0], frames[0][:36].shape))
-
-
-def test_composed_frames_ring_the_point_in_its_camera_alone(make_episode: Make) -> None:
-    plain = make_episode()
-    ringed = replace(plain, points=np.tile([[0.5, 0.5], [1.5, 0.5]], (5, 1, 1)))
-    changed = next(iter(compose(plain))) != next(iter(compose(ringed)))
-    rows, columns = np.nonzero(changed.any(axis=2))
-    width = changed.shape[1] // 2
-    assert columns.max() < width
-    assert abs(columns.mean() - width / 2) < 2 and abs(rows.mean() - changed.shape[0] / 2) < 2
-
-
-def test_a_folder_with_a_colon_is_no_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = Path("part-0:4/film.mp4")
-    write_video(path, np.zeros((2, 16, 16, 3), np.uint8), fps=10)
-    film = VideoReader(path)
-    assert film.read(np.array([0.1]), tolerance=0.01).shape == (1, 16, 16, 3)
-    film.close()
-
-
-def test_mp4_holds_the_frames(tmp_path: Path) -> None:
-    """Odd sizes too: the encoder pads them."""
-    shade = np.linspace(20, 230, 12).astype(np.uint8)
-    frames = [np.full((31, 45, 3), s, np.uint8) for s in shade]
-    write_video(tmp_path / "new" / "a.mp4", iter(frames), fps=12.5)
-    with av.open(str(tmp_path / "new" / "a.mp4")) as container:
-        assert container.streams.video[0].average_rate == 12.5
-        decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    assert len(decoded) == 12 and decoded[0].shape == (32, 46, 3)
-    np.testing.assert_allclose([frame.mean() for frame in decoded], shade, atol=3)
-    assert [file.name for file in (tmp_path / "new").iterdir()] == ["a.mp4"]
-
-
-def test_gif_holds_the_frames(tmp_path: Path) -> None:
-    shade = [20, 120, 220]
-    write_video(tmp_path / "a.gif", [np.full((8, 8, 3), s, np.uint8) for s in shade], fps=10.0)
-    with Image.open(tmp_path / "a.gif") as film:
-        assert film.n_frames == 3 and film.info["duration"] == 100 and film.info["loop"] == 0
-        for i, expected in enumerate(shade):
-            film.seek(i)
-            assert abs(np.asarray(film.convert("RGB")).mean() - expected) < 3
-
-
-def test_films_that_cannot_be(tmp_path: Path) -> None:
-    frame = np.zeros((8, 8, 3), np.uint8)
-
-    def failing() -> Any:
-        yield frame
-        raise InputError("the store is damaged")
-
-    for name, frames, fps, message in (
-        ("a.avi", [frame], 10.0, "name it .mp4 or .gif"),
-        ("a.mp4", [], 10.0, "no frames"),
-        ("a.gif", [frame], 0.0, "positive frame rate"),
-        ("a.mp4", failing(), 10.0, "damaged"),
-    ):
-        with pytest.raises(InputError, match=message):
-            write_video(tmp_path / name, frames, fps)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -229,10 +229,13 @@ def _stream(folder: Path, view: bool) -> rr.RecordingStream:
     """Rerun's viewer, or a file for it, which has its name when it is whole."""
     import rerun as rr
 
-    stream = rr.RecordingStream("vla")
+    from vla.recording.rerun_recorder import file_stream
+
     if view:
+        stream = rr.RecordingStream("vla")
         stream.spawn()
     else:
+        stream = file_stream()
         folder.mkdir(parents=True, exist_ok=True)
         stream.save(_unfinished(folder))
     return stream

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,13 +27,13 @@ class CameraStats:
 class CameraTally:
     """Collects the capture times that observations carry (`Observation.captured`)."""
 
-    _ages: dict[str, list[float]] = field(default_factory=dict)
-    _times: dict[str, list[float]] = field(default_factory=dict)
+    _ages: dict[str, array[float]] = field(default_factory=dict)
+    _times: dict[str, array[float]] = field(default_factory=dict)
 
     def add(self, observation: Observation, now: float) -> None:
         for camera, captured in observation.captured.items():
-            self._ages.setdefault(camera, []).append(now - captured)
-            self._times.setdefault(camera, []).append(captured)
+            self._ages.setdefault(camera, array("d")).append(now - captured)
+            self._times.setdefault(camera, array("d")).append(captured)
 
     def stats(self) -> dict[str, CameraStats]:
         return {camera: self._of(camera) for camera in self._times}

@@ -23,37 +23,48 @@ from vla.types import Observation
 LOG = logging.getLogger(__name__)
 BEHIND = 5.0
 """[s] for which images may wait to be written. Two cameras of 640x480 at 30 Hz are 54 MiB a second."""
+RECENT = 20.0
+"""[s] of a run that are drawn joint by joint: the last ones. All of an hour would be 40 MB at 100 Hz."""
 FEW = 10
 """Observations that are no queue, however old: the process may have been stopped for a while."""
 FASTER = "the disk or the coding is too slow for them; codec=lz4 takes less time, codec=jpeg less of the disk"
 
 
 class Trace:
-    """What the page of a run is drawn from, tick by tick; what was not sent is NaN. Times are the clock's [s]."""
+    """What the page of a run is drawn from. Times are the clock's [s]."""
 
     def __init__(self) -> None:
-        # Plain numbers: an hour of ticks as lists of small arrays would be 120 MB.
-        self.time, self.late, self.command = array("d"), array("d"), array("d")
-        self.answers: list[tuple[float, float]] = []
-        """When an answer came, and how long the policy took for it."""
-        self._state, self._sent = array("d"), array("d")
+        self.time, self.late = array("d"), array("d")
+        """Of all ticks."""
+        self.answers: deque[float] = deque()
+        """When answers of the policy came, in the last `RECENT` [s]."""
+        self._recent: deque[tuple[float, np.ndarray, np.ndarray]] = deque()
+
+    @property
+    def recent(self) -> Float[np.ndarray, "t"]:
+        """The times of the ticks of the last `RECENT` [s], of which `state` and `sent` are."""
+        return np.array([time for time, _, _ in self._recent])
 
     @property
     def state(self) -> Float[np.ndarray, "t s"]:
-        return np.array(self._state).reshape(len(self.time), -1)
+        return np.array([state for _, state, _ in self._recent])
 
     @property
     def sent(self) -> Float[np.ndarray, "t a"]:
-        return np.array(self._sent).reshape(len(self.time), -1)
+        """NaN where nothing was."""
+        return np.array([sent for _, _, sent in self._recent])
 
     def add(self, tick: Tick, width: int) -> None:
         self.time.append(tick.time)
         self.late.append(tick.time - tick.scheduled)
-        self.command.append(tick.command)
-        self._state.extend(tick.state)
-        self._sent.extend(np.full(width, np.nan) if tick.sent is None else tick.sent)
+        sent = np.full(width, np.nan) if tick.sent is None else np.array(tick.sent)
+        self._recent.append((tick.time, np.array(tick.state), sent))
         if tick.infer is not None:
-            self.answers.append((tick.time, tick.infer))
+            self.answers.append(tick.time)
+        while self._recent[0][0] < tick.time - RECENT:
+            self._recent.popleft()
+        while self.answers and self.answers[0] < tick.time - RECENT:
+            self.answers.popleft()
 
 
 class Recording:

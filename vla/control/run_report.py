@@ -18,9 +18,6 @@ from vla.embodiment import Embodiment
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SHOWN = 20.0
-"""[s] of a run that its plots show at most: the last ones."""
-
 
 def control_page(folder: Path, report: Mapping[str, Any], trace: Trace, body: Embodiment) -> Path:
     """Writes `folder/report.html` from deploy.json's values and the trace."""
@@ -99,16 +96,13 @@ def _ms(seconds: float) -> str:
 
 def _joint(axes: Axes, trace: Trace, body: Embodiment, at: int) -> None:
     """One component: the commands, and what was measured of it; chunks arrive at the faint lines."""
-    time = np.array(trace.time) - trace.time[0]
-    last = time >= time[-1] - SHOWN
-    for moment, _ in trace.answers:
-        if moment - trace.time[0] >= time[-1] - SHOWN:
-            axes.axvline(moment - trace.time[0], color=GREY, alpha=0.25, linewidth=0.6)
+    time = trace.recent - trace.time[0]
+    for moment in trace.answers:
+        axes.axvline(moment - trace.time[0], color=GREY, alpha=0.25, linewidth=0.6)
     name, measured_at = body.action[at], body.measured_by[at]
     if measured_at is not None:
-        measured = np.array(trace.state)[last, measured_at]
-        axes.plot(time[last], measured, color=COLORS[1], linewidth=1.2, label="measured")
-    axes.plot(time[last], np.array(trace.sent)[last, at], color=COLORS[0], linewidth=1.2, label="told")
+        axes.plot(time, trace.state[:, measured_at], color=COLORS[1], linewidth=1.2, label="measured")
+    axes.plot(time, trace.sent[:, at], color=COLORS[0], linewidth=1.2, label="told")
     style(axes, name, "time [s]")
     if at == 0:
         axes.legend(frameon=False, labelcolor=GREY, fontsize=9)

@@ -13,7 +13,7 @@ from vla.common.atomic import atomic_replace
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.recording.recorder import Recorder
-from vla.recording.rerun_recorder import RerunRecorder, blueprint
+from vla.recording.rerun_recorder import RerunRecorder, blueprint, file_stream
 from vla.types import Episode, Observation, instructions_at
 
 
@@ -30,10 +30,11 @@ def replay(episodes: Iterable[Episode], save: str | Path | None = None, names: S
     first = next(episodes, None)
     if first is None:
         raise InputError("there are no episodes to show")
-    stream = rr.RecordingStream("vla")
     if path is None:
+        stream = rr.RecordingStream("vla")
         stream.spawn()
         return _drive_all(stream, first.embodiment, chain([first], episodes), names)
+    stream = file_stream()
     try:
         with atomic_replace(path) as partial:
             stream.save(partial)

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import rerun as rr
 import rerun.blueprint as rrb
-from jaxtyping import Float
+import simplejpeg
+from jaxtyping import Float, UInt8
 
 from vla.embodiment import Embodiment
 from vla.types import Observation, outcome_of
@@ -32,10 +33,26 @@ TIMELINE = "time"
 GAP = 1.0
 """Seconds between episodes on the timeline."""
 JPEG_QUALITY = 90
+FLUSH_SECONDS = 20.0
+"""[s] of the timeline that are one chunk of each entity in a file. Until the file ends Rerun keeps some 600 bytes in
+memory for each of its chunks; by the default, 0.2 s, two cameras and six joints make 300,000 of them in an hour."""
+CHUNK_BYTES = 4 << 20
+"""Or so much, of images."""
+NEVER = 1e6
+"""[s]"""
 BETWEEN = "between episodes"
 """The outcome where no episode is; not drawn."""
 
 GREY, BLUE, ORANGE, GREEN, RED = [130, 130, 130], [60, 140, 255], [255, 150, 40], [60, 180, 75], [220, 60, 60]
+
+
+def file_stream() -> rr.RecordingStream:
+    """A stream that is to be saved to a file: what the recorder flushes is one chunk, or `CHUNK_BYTES`.
+
+    Rerun's own rhythm is off, for each flush by size delays it: rows of numbers would wait in memory for ever.
+    """
+    config = rr.ChunkBatcherConfig(flush_tick=NEVER, flush_num_bytes=CHUNK_BYTES)
+    return rr.RecordingStream("vla", batcher_config=config)
 
 
 class RerunRecorder:
@@ -49,9 +66,10 @@ class RerunRecorder:
         self.embodiment = embodiment
         self.episodes = 0
         self._root = [root] if root else []
-        self._now = -GAP
+        self._now = self._flushed = -GAP
         self._steps = 0
         self._busy_until: list[float] = []
+        self._points_shown: dict[str, np.ndarray] = {}
         if not root:
             stream.send_blueprint(blueprint({"": embodiment}))
         for kind, color in (("state", GREY), ("action", BLUE)):
@@ -79,11 +97,14 @@ class RerunRecorder:
         if self._shift is None:
             self._shift = self._start - observation.time
         self._at(observation.time + self._shift)
+        if self._now >= self._flushed + FLUSH_SECONDS:
+            self.stream.flush(timeout_sec=0)  # begun, not waited for
+            self._flushed = self._now
         self._steps += 1
         points = info.get("points")
         places = {} if points is None else self.embodiment.by_camera(points)
         for camera, image in observation.images.items():
-            self._log(["cameras", camera], rr.Image(image).compress(jpeg_quality=JPEG_QUALITY))
+            self._log(["cameras", camera], _as_jpeg(image))
             self._log_points(camera, image, places.get(camera, np.zeros((0, 2))))
         for camera, depth in info.get("depth", {}).items():
             self._log(["depth", camera], rr.DepthImage(depth, meter=1000))
@@ -137,7 +158,12 @@ class RerunRecorder:
             self._log(_component(name, kind), rr.Scalars(value))
 
     def _log_points(self, camera: str, image: np.ndarray, points: Float[np.ndarray, "n 2"]) -> None:
+        """Rerun shows the last ones that were logged, so the same are not logged again."""
         pixels = points * (image.shape[1], image.shape[0])
+        shown = self._points_shown.get(camera)
+        if shown is not None and np.array_equal(shown, pixels):
+            return
+        self._points_shown[camera] = pixels
         self._log(["cameras", camera, "points"], rr.Points2D(pixels, colors=ORANGE, radii=rr.Radius.ui_points(6)))
 
     def _is_new(self, chunk: Float[np.ndarray, "k a"]) -> bool:
@@ -213,6 +239,12 @@ def _layout(root: str, embodiment: Embodiment, narrow: bool) -> rrb.Vertical:
         return rrb.Vertical(words, rrb.Horizontal(*cameras), rrb.Grid(*plots), outcome, row_shares=[2, 3, 6, 1])
     seen = rrb.Vertical(words, *cameras, row_shares=[1, *(2 for _ in cameras)])
     return rrb.Vertical(rrb.Horizontal(seen, rrb.Grid(*plots), column_shares=[1, 2]), outcome, row_shares=[8, 1])
+
+
+def _as_jpeg(image: UInt8[np.ndarray, "h w 3"]) -> rr.EncodedImage:
+    # Rerun's own compression is by Pillow, which takes eight times as long.
+    coded = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=JPEG_QUALITY, colorsubsampling="420")
+    return rr.EncodedImage(contents=coded, media_type="image/jpeg")
 
 
 def _component(name: str, kind: str) -> list[object]:

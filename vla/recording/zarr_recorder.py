@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 
 from vla.embodiment import Embodiment
 from vla.errors import InputError
+from vla.recording.spilled_numbers import SpilledNumbers
 from vla.types import Episode, Observation
 
 
@@ -22,6 +23,11 @@ class Images(Protocol):
     @property
     def frames(self) -> Mapping[str, UInt8[np.ndarray, "t _h _w 3"]]:
         """What the episode has for its images, by camera: they, or what is as large where they are elsewhere."""
+        ...
+
+    @property
+    def scratch(self) -> Path | None:
+        """A folder for what else is held of the episode, until `abort`; None: hold it in memory."""
         ...
 
     def add(self, images: Mapping[str, UInt8[np.ndarray, "_h _w 3"]]) -> None: ...
@@ -49,7 +55,7 @@ class Sink(Protocol):
 class ZarrRecorder:
     """Records one episode of `embodiment` (default: the store's) after the other into `store`.
 
-    Images go to the store as they come; numbers are held in memory until the episode finishes.
+    Images go to the store as they come; numbers to a file beside them, until the episode finishes.
     """
 
     def __init__(self, store: Sink, embodiment: Embodiment | None = None) -> None:
@@ -75,13 +81,16 @@ class ZarrRecorder:
             self.abort()
             raise
         # The caller may reuse its buffers.
-        episode.state.extend(observation.state)
-        episode.action.extend(action)
-        episode.time.append(observation.time)
-        chunk = info.get("chunk")
-        episode.chunks.append(None if chunk is None else np.array(chunk))
-        points = info.get("points")
-        episode.points.append(None if points is None else np.array(points))
+        for name, held in (("chunk", episode.chunks), ("points", episode.points)):
+            if info.get(name) is not None:
+                held[len(episode.time)] = np.array(info[name])
+        try:
+            episode.state.extend(observation.state)
+            episode.action.extend(action)
+            episode.time.extend([observation.time])
+        except OSError:
+            self.abort()
+            raise
 
     def finish(self, success: bool | None) -> None:
         """Raises InputError, and drops the episode, when it is empty or does not fit the store."""
@@ -107,27 +116,28 @@ class _Unfinished:
     instruction: str
     info: Mapping[str, Any]
     images: Images
-    # Plain numbers: a small array takes three times their room, which an hour of steps makes 80 MB.
-    state: array[float] = field(default_factory=lambda: array("d"))
-    action: array[float] = field(default_factory=lambda: array("d"))
-    time: array[float] = field(default_factory=lambda: array("d"))
-    chunks: list[np.ndarray | None] = field(default_factory=list)
-    points: list[np.ndarray | None] = field(default_factory=list)
+    chunks: dict[int, np.ndarray] = field(default_factory=dict)
+    """By step; also `points`."""
+    points: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        scratch = self.images.scratch
+        self.state, self.action, self.time = (SpilledNumbers(scratch) for _ in range(3))
 
     def finished(self, embodiment: Embodiment, success: bool | None) -> Episode:
         if not self.time:
             raise InputError("an episode without steps cannot be stored")
         return Episode(
             images=self.images.frames,
-            state=np.array(self.state).reshape(len(self.time), -1),
-            action=np.array(self.action).reshape(len(self.time), -1),
-            time=np.array(self.time),
+            state=self.state.read().reshape(len(self.time), -1),
+            action=self.action.read().reshape(len(self.time), -1),
+            time=self.time.read(),
             instruction=self.instruction,
             embodiment=embodiment,
             success=success,
             info=self.info,
-            points=_padded(self.points, 2),
-            chunks=_padded(self.chunks, len(embodiment.action)),
+            points=_padded(self.points, len(self.time), 2),
+            chunks=_padded(self.chunks, len(self.time), len(embodiment.action)),
         )
 
 
@@ -140,13 +150,12 @@ def _check(embodiment: Embodiment, observation: Observation, action: Float[np.nd
             raise InputError(f"no image of camera {camera!r}: the observation has {', '.join(observation.images)}")
 
 
-def _padded(blocks: Sequence[np.ndarray | None], width: int) -> Float[np.ndarray, "t h w"] | None:
-    """One (h, width) block a step; steps without one, and rows past a block's end, are NaN. None where all are."""
-    height = max((len(block) for block in blocks if block is not None), default=0)
+def _padded(blocks: Mapping[int, np.ndarray], steps: int, width: int) -> Float[np.ndarray, "t h w"] | None:
+    """A (h, width) block for each step; steps without one, and rows past a block's end, are NaN. None where all are."""
+    height = max((len(block) for block in blocks.values()), default=0)
     if height == 0:
         return None
-    padded = np.full((len(blocks), height, width), np.nan)
-    for target, block in zip(padded, blocks, strict=True):
-        if block is not None:
-            target[: len(block)] = block
+    padded = np.full((steps, height, width), np.nan)
+    for step, block in blocks.items():
+        padded[step, : len(block)] = block
     return padded

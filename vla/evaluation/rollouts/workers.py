@@ -170,6 +170,8 @@ def _work(connection: Connection, job: Job) -> None:
 class HeldImages:
     """The images of an episode in memory, until they go to another process."""
 
+    scratch = None
+
     def __init__(self) -> None:
         self._images: list[dict[str, np.ndarray]] = []
 
