@@ -1,21 +1,12 @@
-"""Gymnasium environments on MuJoCo. Importing this registers them and loads neither MuJoCo nor a model.
+"""Gymnasium environments on MuJoCo. Gymnasium finds them by the package's entry point, without importing MuJoCo.
 
->>> import gymnasium, vla.envs
+>>> import gymnasium
 >>> env = gymnasium.make("vla/SO101-Pick-v1")
 """
 
 from __future__ import annotations
 
-import os
-import sys
-
-from gymnasium.envs.registration import register
-
-if sys.platform == "linux" and not os.environ.get("MUJOCO_GL"):
-    # MuJoCo reads this when it is imported. EGL draws without a display.
-    os.environ["MUJOCO_GL"] = "egl"
-# One software-rendering thread a process: these scenes are too small to share out.
-os.environ.setdefault("LP_NUM_THREADS", "1")
+from vla.common.plugins import TASKS, installed
 
 MAX_STEPS = {
     "pick": 100,
@@ -32,6 +23,8 @@ MAX_STEPS = {
     "bimanual-lift": 150,
 }
 """Control steps after which an episode is truncated, by task."""
+PLUGIN_STEPS = 200
+"""The same of a task of another package."""
 
 
 def env_id(task: str) -> str:
@@ -39,10 +32,17 @@ def env_id(task: str) -> str:
     return f"vla/SO101-{''.join(word.capitalize() for word in task.split('-'))}-v1"
 
 
-for _task in MAX_STEPS:
-    register(
-        id=env_id(_task),
-        entry_point="vla.envs.so101:SO101Env",
-        kwargs={"task": _task},
-        max_episode_steps=MAX_STEPS[_task],
-    )
+def register_envs() -> None:
+    """Registers the environment of every task with Gymnasium, which calls this when it is imported."""
+    from gymnasium.envs.registration import register, registry
+
+    for task in task_names():
+        if env_id(task) not in registry:
+            steps = MAX_STEPS.get(task, PLUGIN_STEPS)
+            entry_point = "vla.envs.so101:SO101Env"
+            register(id=env_id(task), entry_point=entry_point, kwargs={"task": task}, max_episode_steps=steps)
+
+
+def task_names() -> tuple[str, ...]:
+    """The tasks, also those of other packages."""
+    return (*MAX_STEPS, *(name for name in installed(TASKS) if name not in MAX_STEPS))

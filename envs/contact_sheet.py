@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from textwrap import fill
 
-import mujoco
 import numpy as np
 from PIL import Image, ImageDraw
 
+from vla.common.mujoco_gl import mujoco
 from vla.envs.make import make_env
 from vla.envs.scripted_expert import ScriptedExpert
 from vla.envs.tasks import TASKS

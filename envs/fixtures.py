@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import mujoco
+from vla.common.mujoco_gl import mujoco
 
 BUTTON_HEIGHT, BUTTON_TRAVEL = 0.028, 0.008
 """[m]. The top of a button's cap, and how far it can be pressed."""

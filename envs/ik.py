@@ -8,10 +8,10 @@ squares methods" (2009).
 
 from __future__ import annotations
 
-import mujoco
 import numpy as np
 from jaxtyping import Float
 
+from vla.common.mujoco_gl import mujoco
 from vla.envs.arm import TIP_SITE
 
 ROLL_OFFSET = 0.0487

@@ -50,7 +50,7 @@ def check_task(name: str, axes: Sequence[str], *, swap: bool) -> None:
 
 
 def _ids() -> dict[str, str]:
-    return {task: vla.envs.env_id(task) for task in vla.envs.MAX_STEPS}
+    return {task: vla.envs.env_id(task) for task in vla.envs.task_names()}
 
 
 def _read(name: str) -> Any:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import mujoco
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from vla.common.mujoco_gl import mujoco
 from vla.common.scene_objects import Scene
 from vla.envs.arm import ARM_CONTYPE, arm_spec
 from vla.envs.ik import ArmIK, azimuth

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import mujoco
 import numpy as np
 from jaxtyping import Float
 
+from vla.common.mujoco_gl import mujoco
 from vla.envs.objects import ObjectSpec
 from vla.envs.scene import TableScene
 from vla.envs.table import TABLE_TEXTURES

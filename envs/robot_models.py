@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import mujoco
-
+from vla.common.mujoco_gl import mujoco
 from vla.errors import InputError
 
 SIMULATED = {"so101": 1, "so101_pair": 2}

@@ -8,10 +8,10 @@ from __future__ import annotations
 import weakref
 from typing import NamedTuple
 
-import mujoco
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from vla.common.mujoco_gl import mujoco
 from vla.common.rendering import make_renderer
 from vla.envs.arm import HAND_BODIES, JOINTS, TIP_SITE
 from vla.envs.objects import (

@@ -17,11 +17,11 @@ from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
-import mujoco
 import numpy as np
 from gymnasium import spaces
 from jaxtyping import Float, UInt8
 
+from vla.common.mujoco_gl import mujoco
 from vla.embodiment import Embodiment
 from vla.envs.arm import JOINTS, SERVO_ACCELERATION, SERVO_SPEED, arm_spec
 from vla.envs.axes import arrange, check_axes, distractors, stream

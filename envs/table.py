@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import mujoco
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from vla.common.mujoco_gl import mujoco
 from vla.envs.arm import arm_spec
 from vla.envs.fixtures import add_button, add_drawer
 from vla.envs.objects import (

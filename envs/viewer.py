@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import mujoco
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from vla.common.mujoco_gl import mujoco
 from vla.common.screen import has_screen
 from vla.envs.make import make_env
 from vla.envs.so101 import SO101Env

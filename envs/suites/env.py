@@ -20,11 +20,11 @@ from pkgutil import resolve_name
 from typing import Any
 
 import gymnasium as gym
-import mujoco
 import numpy as np
 from gymnasium import spaces
 from jaxtyping import Float, UInt8
 
+from vla.common.mujoco_gl import mujoco
 from vla.common.pip_install import install_command
 from vla.embodiment import ACTION_MODES, Embodiment
 from vla.envs.suites.config import Suite

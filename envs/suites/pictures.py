@@ -5,10 +5,10 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping
 
-import mujoco
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from vla.common.mujoco_gl import mujoco
 from vla.common.rendering import make_renderer
 from vla.envs.suites.config import Camera
 from vla.errors import InputError

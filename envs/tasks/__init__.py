@@ -1,7 +1,9 @@
-"""The tasks by name. A new one is a class like these, a line here and one in `vla.envs.MAX_STEPS`."""
+"""The tasks by name: a new one is a class like these and a line here and in `vla.envs.MAX_STEPS`, or a plug-in."""
 
 from __future__ import annotations
 
+from vla.common.plugins import TASKS as PLUGINS
+from vla.common.plugins import installed, load_plugin
 from vla.envs.tasks.bimanual_lift import BimanualLift
 from vla.envs.tasks.drawer import DrawerClose, DrawerOpen
 from vla.envs.tasks.pick import Pick
@@ -23,7 +25,10 @@ TASKS: dict[str, Task] = {
 
 
 def get_task(name: str) -> Task:
-    """The task of that name. Raises InputError for an unknown one."""
-    if name not in TASKS:
-        raise unknown("task", name, TASKS)
-    return TASKS[name]
+    """The task of that name, ours or of a plug-in. Raises InputError for an unknown one."""
+    if name in TASKS:
+        return TASKS[name]
+    if name not in installed(PLUGINS):
+        raise unknown("task", name, [*TASKS, *installed(PLUGINS)])
+    task: Task = load_plugin(PLUGINS, name)()
+    return task

@@ -171,9 +171,9 @@ def check_task(name: str, *more: str) -> None:
 
 def tasks() -> list[str]:
     """The names of our tasks."""
-    from vla.envs import MAX_STEPS
+    from vla.envs import task_names
 
-    return list(MAX_STEPS)
+    return list(task_names())
 
 
 def check_stores(data: str | Mapping[str, str] | None) -> None:

@@ -19,7 +19,7 @@ DISK_GB = 5
 
 # Run in a process of its own: a broken GL driver may end the process instead of raising.
 RENDER = """
-import mujoco
+from vla.common.mujoco_gl import mujoco
 model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><light pos='0 0 3'/><geom size='1'/></worldbody></mujoco>")
 data = mujoco.MjData(model)
 mujoco.mj_forward(model, data)

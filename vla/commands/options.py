@@ -17,6 +17,7 @@ from typing import Any
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from hydra.utils import instantiate
@@ -24,6 +25,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vla.commands.arguments import is_path, keys_of
+from vla.common.plugins import HEADS, ROBOTS, installed, load_plugin
 from vla.common.renamed_keys import current_targets
 from vla.errors import InputError, suggestion, unknown
 from vla.training.train_config import TrainConfig
@@ -36,6 +38,7 @@ def compose(command: str, overrides: Sequence[str]) -> DictConfig:
 
     Raises InputError that names the override which does not parse, fit or exist, or the option still to be given.
     """
+    _store_plugins(overrides)
     with hydra.initialize_config_module(CONFIGS, version_base="1.3"):
         defaults = hydra.compose(command)
     try:
@@ -53,6 +56,24 @@ def compose(command: str, overrides: Sequence[str]) -> DictConfig:
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_explain(command, defaults, error)) from error
     return config
+
+
+def _store_plugins(overrides: Sequence[str]) -> None:
+    """Adds the choice `head=NAME` or `robot=NAME` of another package, with the defaults of its signature."""
+    for override in overrides:
+        group, _, name = override.partition("=")
+        plugins = {"head": HEADS, "robot": ROBOTS}.get(group)
+        if plugins is None or name not in installed(plugins):
+            continue
+        parameters = inspect.signature(load_plugin(plugins, name)).parameters.values()
+        options = {
+            p.name: "???" if p.default is p.empty else p.default for p in parameters if p.kind is not p.VAR_KEYWORD
+        }
+        if group == "head":
+            options = {"kind": name} | {key: value for key, value in list(options.items())[1:]}  # but the vocabulary
+        else:
+            options = {"_target_": installed(plugins)[name].value.replace(":", "."), **options}
+        ConfigStore.instance().store(name, options, group)
 
 
 def sweep(command: str, overrides: Sequence[str]) -> list[list[str]]:

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import mink
-import mujoco
 import numpy as np
 import qpsolvers
 from jaxtyping import Float
+
+from vla.common.mujoco_gl import mujoco
 
 POSITION_COST, ORIENTATION_COST = 1.0, 0.02
 """Of 1 m and of 1 rad."""

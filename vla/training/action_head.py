@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from vla.errors import InputError, suggestion
-from vla.models.action_heads.build import HEADS
+from vla.models.action_heads.build import check_head
 from vla.models.action_heads.fast import to_json
 from vla.models.action_tokenizers.fast import FastTokenizer
 from vla.models.robot_spec import RobotSpec
@@ -26,9 +25,7 @@ def head_settings(
     Raises InputError when there is no such head or no such tokenizer.
     """
     settings: dict[str, Any] = {"kind": head} if isinstance(head, str) else dict(head)
-    if settings.get("kind") not in HEADS:
-        kind = settings.get("kind")
-        raise InputError(f"there is no head {kind}: choose of {', '.join(HEADS)}{suggestion(kind, HEADS)}")
+    check_head(settings.get("kind"))
     insulated = bool(settings.get("knowledge_insulation")) and settings.get("tokens", "fast") == "fast"
     if (settings["kind"] == "fast" or insulated) and robots:
         folder = settings.get("tokenizer")

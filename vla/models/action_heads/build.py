@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vla.common.plugins import HEADS as PLUGINS
+from vla.common.plugins import installed, load_plugin
 from vla.common.renamed_keys import HEAD, current_keys
 from vla.errors import InputError, suggestion
 from vla.models.action_heads.action_head import Head, Vocabulary
@@ -32,13 +34,20 @@ def stored_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return dict(settings) | ({"expert": {}} if before else {})
 
 
+def check_head(kind: object) -> None:
+    """Raises InputError where there is no head of that name, ours or of a plug-in."""
+    known = [*HEADS, *installed(PLUGINS)]
+    if kind not in known:
+        raise InputError(f"there is no head {kind}: choose of {', '.join(known)}{suggestion(kind, known)}")
+
+
 def build_head(settings: Mapping[str, Any], vocabulary: Vocabulary) -> Head:
     """The head of `settings`: its "kind" and its arguments. Raises InputError when they are not of this version."""
     arguments = current_keys(settings, HEAD)
     kind = arguments.pop("kind", None)
-    if kind not in HEADS:
-        raise InputError(f"there is no head {kind}: choose of {', '.join(HEADS)}{suggestion(kind, HEADS)}")
+    check_head(kind)
+    make: Callable[..., Head] = HEADS.get(kind) or load_plugin(PLUGINS, kind)
     try:
-        return HEADS[kind](vocabulary, **arguments)
+        return make(vocabulary, **arguments)
     except TypeError as error:
         raise InputError(f"the head {kind} is not made of these settings: {error}") from error

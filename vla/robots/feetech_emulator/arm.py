@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 
-import mujoco
 import numpy as np
 from jaxtyping import Float
 
+from vla.common.mujoco_gl import mujoco
 from vla.envs.arm import JOINTS
 from vla.envs.scene import TableScene
 from vla.robots.feetech_emulator.servo import TICKS, Register, Servo

@@ -14,11 +14,11 @@ import threading
 import time
 from types import TracebackType
 
-import mujoco
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from vla.common.mujoco_gl import mujoco
 from vla.errors import InputError
 from vla.robots.feetech_emulator.arm import ServoArm
 
