@@ -261,6 +261,18 @@ COMMANDS = {
         "Exits with 1 when the demo cannot run.",
         ("vla doctor",),
     ),
+    "completion": Command(
+        "print a script by which the shell completes commands and options",
+        "vla.commands.completion:completion",
+        "Prints a script for bash, zsh or fish. To use it in every new shell, append its output to the shell's\n"
+        "start-up file.",
+        (
+            "vla completion bash >> ~/.bashrc",
+            "vla completion zsh >> ~/.zshrc",
+            "vla completion fish > ~/.config/fish/completions/vla.fish",
+        ),
+        positional=("shell",),
+    ),
     "bench": Command(
         "time the parts that must be fast",
         "vla.benchmarks.bench:bench",
