@@ -18,13 +18,13 @@ class LoopConfig:
     hz: float = 50.0
     """Ticks a second: a multiple of the policy's rate."""
     execution: str = "rtc"
-    n_action_steps: int = 8
+    n_action_steps: int = 3
     max_observation_age_s: float = 3.0
     inference_timeout_s: float = 2.0
     """[s] that the policy may take to answer, after its first answer; then the run ends."""
     first_inference_timeout_s: float = 60.0
     """[s] that it may take for its first answer, the arm holding meanwhile."""
-    invalid: int | None = None
+    invalid: int | None = 10
     """Answers without a usable chunk, one after the other, that end the run; None: none does."""
     faults: int = 3
     """Ticks one after the other in which a transient fault outlasts the retries; then the run ends."""

@@ -12,6 +12,9 @@ from vla.errors import InputError
 WRIST = "wrist"
 """Cameras with this in their name keep their geometry by default, as in openpi: they move with the arm."""
 
+DEFAULTS: Mapping[str, float] = {"brightness": 0.1, "contrast": 0.1, "saturation": 0.1, "crop": 0.05, "rotation": 5.0}
+"""The geometry is openpi's."""
+
 
 @dataclass(frozen=True)
 class Augmentation:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from vla.errors import InputError, suggestion
-from vla.training.augmentation import Augmentation
+from vla.training.augmentation import DEFAULTS, Augmentation
 from vla.training.tracking import check_tracker
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -22,13 +22,13 @@ class TrainConfig:
     of equal effect. configs/train.yaml says what each key is."""
 
     steps: int
-    batch_size: int = 64
+    batch_size: int = 48
     accumulate: int = 1
     optimizer: Optimizer = "muon"
     lr: float = 1e-3
-    warmup: int = 100
+    warmup: int = 50
     weight_decay: float = 0.05
-    ema: float = 0.999
+    ema: float = 0.995
     clip: float = 1.0
     clip_parts: bool = False
     schedule: Schedule = "cosine"
@@ -37,9 +37,9 @@ class TrainConfig:
     state_dropout: float = 0.0
     camera_dropout: float = 0.0
     history: tuple[float, ...] = ()
-    augment: float | Mapping[str, Any] | Augmentation = 0.15
+    augment: float | Mapping[str, Any] | Augmentation = field(default_factory=lambda: dict(DEFAULTS))
     seed: int = 0
-    evaluate_every: int = 500
+    evaluate_every: int = 300
     freeze: tuple[str, ...] = ()
     lr_multipliers: Mapping[str, float] = field(default_factory=dict)
     loss_weights: Mapping[str, float] = field(default_factory=dict)
