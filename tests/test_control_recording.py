@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vla.commands.table import cli
+from vla.commands import cli
 from vla.control.loop import Tick
 from vla.control.recording import BEHIND, Recording
 from vla.datasets.episodes import EpisodeStore

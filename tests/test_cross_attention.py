@@ -75,7 +75,7 @@ def test_tokens_before_an_image_do_not_see_it() -> None:
     ids = torch.tensor([[5, 6, IMAGE, 7, 8, IMAGE, 9]])
     pixels = torch.randn(1, 2, 3, 28, 28)
 
-    def forward(pixels: torch.Tensor) -> torch.Tensor:
+    def hidden(pixels: torch.Tensor) -> torch.Tensor:
         vision = backbone.encode_images(pixels, torch.ones(1, 2, dtype=torch.bool))
         return backbone.forward(backbone.embed(ids, vision), torch.ones_like(ids, dtype=torch.bool), None, vision)[0][0]
 

@@ -19,7 +19,7 @@ from rerun.experimental import RrdReader
 from scripted_policy import Scripted, unloadable
 from so101_checkpoints import so101_model
 
-from vla.commands.table import cli
+from vla.commands import cli
 from vla.control.inference import Answer, Inference, InferenceDied, Request, check_execution
 from vla.control.process_inference import ProcessInference
 from vla.control.recording import Recording
@@ -77,7 +77,7 @@ def test_a_flow_is_guided_by_the_rest_of_the_old_chunk() -> None:
 
     check_execution(Guided(), "guided-vjp")
     asked = request("pick it up", prefix=np.array([[0.1, 0.2]]))
-    said = answer(Guided(), replace(asked, beyond=np.array([[0.3, 0.4]]), vjp=True), 0.0)
+    said = answer(Guided(), replace(asked, previous_chunk_leftover=np.array([[0.3, 0.4]]), vjp=True), 0.0)
     assert said.chunk is not None and said.chunk.dt == 0.1
     np.testing.assert_allclose(said.chunk.actions, [[0.1, 0.2], [3.0, 4.0]])
 

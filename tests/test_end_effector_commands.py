@@ -43,7 +43,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..
     with EpisodeStore.open(folder / "ee.zarr") as store:
         body = store.embodiment
     relative = (True,) * len(body.action)
-    width = ActionTargets(body, relative).width
+    width = ActionTargets(body, relative).action_dim
     spec = RobotSpec(
         embodiment=body,
         horizon=4,

@@ -74,12 +74,12 @@ def test_guessed_bins_are_those_said_one_by_one(
     model = build(make_model, "points")
     batch = model.processor.robot_prompt(observe(rows), model.processor.robot().name)
     passes = []
-    ask = VLA._ask
-    monkeypatch.setattr(VLA, "_ask", lambda self, *told: passes.append(told[-1]) or ask(self, *told))
+    ask = VLA._decode_tokens
+    monkeypatch.setattr(VLA, "_decode_tokens", lambda self, *told: passes.append(told[-1]) or ask(self, *told))
     for given in (None, np.random.default_rng(1).uniform(-1, 1, (rows, 2, 3))):
         said = {}
         for guessed in (1, 5, 8):
-            monkeypatch.setattr(BinsHead, "guessed", guessed)
+            monkeypatch.setattr(BinsHead, "draft_length", guessed)
             passes.clear()
             decoder = Engine(model) if fast else model
             said[guessed] = decoder.generate_actions(batch, given)[0]

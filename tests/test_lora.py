@@ -68,7 +68,7 @@ def test_an_adapted_model_begins_as_its_base_and_only_adapters_rows_and_head_lea
     assert layers == adapted
     rest = {n for n in reached if ".lora_" not in n}
     rows = {"backbone.language.model.embed_tokens.new_rows", "backbone.language.lm_head.new_rows"}
-    assert rest == rows | {n for n in reached if n.startswith(("slots.", "situation."))}
+    assert rest == rows | {n for n in reached if n.startswith(("action_position_embedding.", "conditioning_mlp."))}
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -11,7 +11,7 @@ from released_checkpoints import PROCESSORS
 from test_internvl import FAMILIES as INTERNVL
 from test_original_families import FAMILIES as ORIGINALS
 
-from vla.commands.table import cli
+from vla.commands import cli
 from vla.errors import InputError
 from vla.models.backbones.catalog import CATALOG, CHECKS, Family, family
 from vla.models.backbones.hosted import Hosted, Price

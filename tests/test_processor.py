@@ -275,7 +275,7 @@ def test_points_that_nobody_knows_are_any_in_training_and_bear_no_loss(make_mode
     # Not in the image in about half of the rows, elsewhere all over it, and said in tokens as it is told in numbers.
     assert 10 < (~shown).all(1).sum() < 30 and (shown.all(1) | (~shown).all(1)).all()
     assert drawn[shown][:, :2].std(0).min() > 0.4
-    first = int(plain.prefix[0]) - 8
+    first = int(plain.prompt_length[0]) - 8
     tokens = batch.input_ids[:, first : first + 8].unflatten(1, (4, 2))[:, [1, 3]]
     assert ((tokens == processor.eos).all(-1) == ~shown).all()
 

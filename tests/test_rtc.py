@@ -120,7 +120,7 @@ def test_a_head_that_learned_to_continue_does() -> None:
     for _ in range(350):
         actions = (torch.randint(2, (128, 1, 1)) * 2.0 - 1).expand(-1, HORIZON, WIDTH)
         told = torch.randint(0, 3, (128,))
-        loss = model.loss(actions, prefix, prefix_mask, everything(128), given=told).mean()
+        loss = model.loss(actions, prefix, prefix_mask, everything(128), prefix_length=told).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -79,7 +79,7 @@ def mixed() -> list[Example]:
             state,
             np.array([True, True, True, word == "cube"]),
             points=rng.random((1, 2)),
-            given=int(word == "cube"),
+            prefix_length=int(word == "cube"),
             embodiment="slim",
         )
         for i, (word, state) in enumerate(zip(("cube", "ring"), rng.uniform(-0.2, 0.2, (2, 3)), strict=True))

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vla.datasets.format_registry import detect_vqa
 from vla.datasets.formats import vqa_import
-from vla.datasets.formats.vqa_import import detect, import_vqa
+from vla.datasets.formats.vqa_import import import_vqa
 from vla.datasets.formats.vqa_index import VqaIndex
 from vla.datasets.vqa import CONVERSATION, VqaStore
 from vla.errors import InputError
@@ -285,7 +286,7 @@ def test_bad_input_leaves_nothing(pictures: Path) -> None:
 
 def test_easy_vqa_is_imported_with_its_held_out_images_apart(tmp_path: Path) -> None:
     pytest.importorskip("easy_vqa")
-    assert detect(Path("easy-vqa")) == "easy-vqa"
+    assert detect_vqa(Path("easy-vqa")) == "easy-vqa"
     import_vqa(Path("easy-vqa/test"), tmp_path / "easy.zarr", size=64)
     made = report(tmp_path / "easy.zarr")
     assert made["items"] + made["entries_merged"] == made["entries"] == 1000

@@ -28,7 +28,7 @@ import zarr
 from tqdm import tqdm
 
 from vla.datasets.format_registry import VQA_FORMATS, detect_vqa
-from vla.datasets.formats.vqa_entries import BadEntry, Rejected, VqaFormat, VqaSource, decoded
+from vla.datasets.formats.vqa_entries import BadEntry, Rejected, VqaSource, decoded
 from vla.datasets.formats.vqa_index import Progress, VqaIndex, conflicts
 from vla.datasets.questions import MAIN_CAMERA
 from vla.datasets.vqa import VqaItem, VqaStore
@@ -43,10 +43,9 @@ STORE_BATCH = 256
 STORE_BATCH_BYTES = 2**27
 
 
-def _format(name: str) -> VqaFormat:
-    module: Any = import_module(VQA_FORMATS[name])
-    found: VqaFormat = module
-    return found
+def _format(name: str) -> Any:
+    """The module of a format, a `VqaFormat`."""
+    return import_module(VQA_FORMATS[name])
 
 
 def import_vqa(

@@ -201,7 +201,7 @@ def _bounds(
 
 @contextmanager
 def _noted(backbone: Any, device: torch.device) -> Iterator[list[tuple[str, float, float]]]:
-    """When each pass of vision ("see") and of the decoder ("hidden") begins and ends."""
+    """When each pass of vision ("encode_images") and of the decoder ("forward") begins and ends."""
     noted: list[tuple[str, float, float]] = []
 
     def noting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -218,12 +218,12 @@ def _noted(backbone: Any, device: torch.device) -> Iterator[list[tuple[str, floa
 
         return run
 
-    for name in ("see", "hidden"):
+    for name in ("encode_images", "forward"):
         setattr(backbone, name, noting(name, getattr(backbone, name)))
     try:
         yield noted
     finally:
-        for name in ("see", "hidden"):
+        for name in ("encode_images", "forward"):
             delattr(backbone, name)
 
 
