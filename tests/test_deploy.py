@@ -71,8 +71,10 @@ def test_a_flow_is_guided_by_the_rest_of_the_old_chunk() -> None:
     class Guided(Scripted):
         guides = True
 
-        def predict_batch(self, observations: Any, *, prefix: Any, beyond: Any, vjp: bool) -> list[ActionChunk | None]:
-            (rows,) = np.concatenate([prefix, 10 * beyond], axis=1)
+        def predict_batch(
+            self, observations: Any, *, prefix: Any, previous_chunk_leftover: Any, vjp: bool
+        ) -> list[ActionChunk | None]:
+            (rows,) = np.concatenate([prefix, 10 * previous_chunk_leftover], axis=1)
             return [ActionChunk(rows, observations[0].time, 0.1 if vjp else 0.2)]
 
     check_execution(Guided(), "guided-vjp")
