@@ -313,7 +313,7 @@ def test_the_actions_of_aloha_are_its_leaders_unless_the_numbers_say_otherwise(
 ) -> None:
     noise = write(tmp_path / "noise.hdf5", aloha())
     assert cli.main(["convert", str(noise), str(tmp_path / "noise.zarr")]) == 0
-    assert "joint positions of ALOHA's leaders, as the numbers do not tell" in capsys.readouterr().out
+    assert "joint positions of ALOHA's leaders, as the data do not show it" in capsys.readouterr().out
     qpos = np.cumsum(numbers(14, 200), axis=0)
     steps = np.diff(qpos, axis=0, append=qpos[-1:])
     frames = {"observations/images/cam_high": np.repeat(RAMP, 50, axis=0)}

@@ -225,7 +225,7 @@ def test_wild_values_do_not_hide_what_actions_are() -> None:
         for _, action in data:
             action[7] = 30.0
         found, (line,) = infer_actions(body_of(("a", "b", "c")), data)
-        assert found.action_mode == (kind,) * 3 and "but for 5 wild values" in line
+        assert found.action_mode == (kind,) * 3 and "except for 5 outliers" in line
 
 
 def test_rows_that_stay_one_are_no_quaternion() -> None:
