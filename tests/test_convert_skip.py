@@ -71,7 +71,7 @@ DAMAGE: Mapping[str, tuple[Callable[[Path], Any], str]] = {
     "cut rows": (lambda root: cut(data_file(root, 1)), "episode_000001.parquet cannot be read as Parquet"),
     "too few rows": (
         lambda root: pq.write_table(pq.read_table(data_file(root, 1)).slice(0, 4), data_file(root, 1)),
-        "has 4 rows, meta/episodes.jsonl says 6",
+        "has 4 rows, meta/episodes.jsonl states 6",
     ),
     "no task": (
         lambda root: (root / "meta/tasks.jsonl").write_text('{"task_index": 7, "task": "x"}'),

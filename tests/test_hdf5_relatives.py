@@ -145,7 +145,7 @@ def test_the_command_says_what_was_inferred(tmp_path: Path, capsys: pytest.Captu
     source, store = str(tmp_path / "libero"), tmp_path / "out.zarr"
     assert cli.main(["convert", source, str(store)]) == 0
     said = capsys.readouterr().out
-    assert "taken for LIBERO's by obs/agentview_rgb and obs/ee_states, its images are flipped" in said
+    assert "detected as LIBERO by obs/agentview_rgb and obs/ee_states, its images are flipped" in said
     assert cli.main(["convert", source, str(tmp_path / "named.zarr"), "format=libero", "fps=20"]) == 0
     assert "taken for" not in capsys.readouterr().out
     # What was remarked on the reading is no property of the data.
