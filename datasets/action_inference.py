@@ -189,9 +189,9 @@ def _rotations(
         lines.append(f"{', '.join(body.action[i] for i in at)} are a rotation, {representation} ({origin})")
     # The representation of a rotation defines how its angles wrap. All of its components are measured, or none.
     inside = {i for group in groups for i in group.action}
-    alone = {i for group in groups if not group.state for i in group.action}
+    unmeasured = {i for group in groups if not group.state for i in group.action}
     turns = tuple(0.0 if i in inside else turn for i, turn in enumerate(body.action_turn))
-    states = tuple(None if i in alone else name for i, name in enumerate(body.action_state))
+    states = tuple(None if i in unmeasured else name for i, name in enumerate(body.action_state))
     return replace(body, rotations=tuple(groups), action_turn=turns, action_state=states), lines
 
 

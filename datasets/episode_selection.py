@@ -86,7 +86,7 @@ def matching(
     return matches
 
 
-def format_episodes(episodes: Iterable[int]) -> str:
+def named(episodes: Iterable[int]) -> str:
     """The first `MAX_LISTED` of the episodes as a text such as "episodes 3, 7 and 2 more"."""
     numbers = list(episodes)
     text = ", ".join(map(str, numbers[:MAX_LISTED])) + (

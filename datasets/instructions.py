@@ -120,8 +120,8 @@ def _conversation(view: View, rng: np.random.Generator) -> list[tuple[str, str]]
 def _closest(view: View) -> SceneObject | None:
     """The object that is clearly closest to the robot and has a unique name, if there is one."""
     for thing in view.visible:
-        alone = view.count(Query(thing.color, thing.shape)) == 1
-        if len(view.visible) > 1 and alone and all(o is thing or depth_gap(o, thing) > 0 for o in view.visible):
+        is_unique = view.count(Query(thing.color, thing.shape)) == 1
+        if len(view.visible) > 1 and is_unique and all(o is thing or depth_gap(o, thing) > 0 for o in view.visible):
             return thing
     return None
 

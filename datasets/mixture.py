@@ -54,13 +54,15 @@ class Conversations:
         images, source = self._store.stored(self._items[index])
         stored = self._store.item_questions(self._items[index])
         questions = tuple(q for q in stored if self._kinds is None or q.kind in self._kinds)
-        alone = tuple(question for question in questions if question.kind != CONVERSATION)
+        single_questions = tuple(question for question in questions if question.kind != CONVERSATION)
         talks = sorted({question.talk for question in questions if question.kind == CONVERSATION})
         # Each conversation is as likely as all single questions together.
-        choice = int(rng.integers(len(talks) + bool(alone))) if talks else len(talks)
+        choice = int(rng.integers(len(talks) + bool(single_questions))) if talks else len(talks)
         recorded = choice < len(talks)
         questions = (
-            tuple(q for q in questions if q.kind == CONVERSATION and q.talk == talks[choice]) if recorded else alone
+            tuple(q for q in questions if q.kind == CONVERSATION and q.talk == talks[choice])
+            if recorded
+            else single_questions
         )
         if len(images) > 1 and not recorded and rng.random() < FIRST_VIEW_ALONE:
             first = next(iter(images))

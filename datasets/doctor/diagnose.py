@@ -23,7 +23,7 @@ from vla.datasets.doctor.registration import FEWEST, Fit, Template, reference_ep
 from vla.datasets.doctor.skipped import check_skipped
 from vla.datasets.doctor.timing import check_timing
 from vla.datasets.doctor.tracking import check_tracking
-from vla.datasets.episode_selection import episodes_of, format_episodes
+from vla.datasets.episode_selection import episodes_of, named
 from vla.datasets.episodes import EpisodeStore
 from vla.errors import InputError
 
@@ -106,7 +106,7 @@ def describe(path: str, diagnosis: Diagnosis, fixes: Fixes) -> Iterator[str]:
     for finding in findings:
         yield f"  {finding.level} {finding.check}: {finding.text}"
         if len(finding.episodes) < len(data):
-            yield f"    in {format_episodes(finding.episodes)}"
+            yield f"    in {named(finding.episodes)}"
         if finding.steps:
             yield f"    steps {steps_text(finding.steps, SHOWN)}"
         yield f"    {fixes.of(finding)}"

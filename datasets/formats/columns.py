@@ -111,7 +111,7 @@ def select(kind: str, requested: Sequence[str], names: Mapping[str, str], where:
 
     Args:
         kind: the role of the columns, such as "state".
-        asked: the names or paths of the columns.
+        requested: the names or paths of the columns.
         names: the names of all columns, by path.
         where: the data's name for messages.
 

@@ -60,7 +60,7 @@ def state_actions(source: EpisodeSource, selected: range, choices: Mapping[str, 
 
     Args:
         source: the episodes.
-        chosen: the episodes to examine.
+        selected: the episodes to examine.
         choices: the user's options (`infer_actions`).
 
     Raises:

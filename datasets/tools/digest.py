@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from vla.datasets.episode_selection import format_episodes
+from vla.datasets.episode_selection import named
 from vla.datasets.episodes import EpisodeStore
 from vla.embodiment import Embodiment
 
@@ -181,17 +181,15 @@ def remarks(store: EpisodeStore, found: Sequence[Component], times: Timing | Non
     for component in found:
         if component.outliers:
             count = sum(component.outliers.values())
-            said.append(f"{component.kind} {component.name}: {count} outliers in {format_episodes(component.outliers)}")
+            said.append(f"{component.kind} {component.name}: {count} outliers in {named(component.outliers)}")
     if times is not None:
         rate, wanted = (1 / times.median if times.median > 0 else np.inf), store.embodiment.control_hz
         if abs(rate - wanted) > DRIFT * wanted:
             said.append(f"steps come at {rate:.4g} Hz, not at the control rate of {wanted:g} Hz")
         if times.late:
-            said.append(
-                f"{sum(times.late.values())} steps are late: frames are missing in {format_episodes(times.late)}"
-            )
+            said.append(f"{sum(times.late.values())} steps are late: frames are missing in {named(times.late)}")
         if times.backwards:
-            said.append(f"time does not grow in {format_episodes(times.backwards)}")
+            said.append(f"time does not grow in {named(times.backwards)}")
     if len(store):
         where = "every episode" if len(store) <= LOOKED_AT else f"each of {LOOKED_AT} episodes that were looked at"
         said += [f"camera {camera} is {look} in {where}" for camera, look in blank_cameras(store).items()]
@@ -200,9 +198,9 @@ def remarks(store: EpisodeStore, found: Sequence[Component], times: Timing | Non
         low, high = np.quantile(lengths, [0.25, 0.75])
         margin = FAR * max(high - low, 1)
         if short := np.flatnonzero(lengths < low - margin).tolist():
-            said.append(f"much shorter than the others: {format_episodes(short)}")
+            said.append(f"much shorter than the others: {named(short)}")
         if long := np.flatnonzero(lengths > high + margin).tolist():
-            said.append(f"much longer than the others: {format_episodes(long)}")
+            said.append(f"much longer than the others: {named(long)}")
     return said
 
 

@@ -16,9 +16,9 @@ from vla.datasets.tools.digest import (
     Instruction,
     Timing,
     components,
-    format_episodes,
     instructions,
     meanings,
+    named,
     remarks,
     streams,
     success_rate,
@@ -145,9 +145,7 @@ def _components(found: Iterable[Component], body: Embodiment) -> Iterator[str]:
     for component in found:
         numbers = (component.q01, component.q99, component.values.min(), component.values.max())
         row = "".join(f" {_number(float(number)):>10}" for number in numbers)
-        far = (
-            f"{sum(component.outliers.values())} ({format_episodes(component.outliers)})" if component.outliers else "-"
-        )
+        far = f"{sum(component.outliers.values())} ({named(component.outliers)})" if component.outliers else "-"
         meaning = f"; {said[component.name]}" if component.kind == "action" else ""
         yield f"  {f'{component.kind} {component.name}':28}{row}  {far}{meaning}"
 
