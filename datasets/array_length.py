@@ -1,4 +1,4 @@
-"""How many rows a zarr array says that it has: zarr-python takes 2 ms to change it, which is most of a small append."""
+"""The number of rows of a zarr array. zarr-python takes 2 ms to change it, most of the time of a small append."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vla.datasets.folder import Folder, reading
 
 
 class ArrayLength:
-    """The first number of an array's shape, in its `zarr.json`. Raises InputError when that is damaged."""
+    """The first dimension of an array's shape in its `zarr.json`. Raises InputError if that file is damaged."""
 
     def __init__(self, folder: Folder, name: str) -> None:
         self._folder, self._file = folder, f"{name}/zarr.json"
@@ -18,6 +18,6 @@ class ArrayLength:
             self.value = int(self._metadata["shape"][0])
 
     def set(self, count: int) -> None:
-        """Changes it. An array that is made shorter keeps its chunks: only zarr-python removes those."""
+        """Changes the number of rows. The chunks of removed rows stay: only zarr-python deletes chunks."""
         self._metadata["shape"][0] = self.value = count
         self._folder.write(self._file, json.dumps(self._metadata, indent=2).encode())

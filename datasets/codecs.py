@@ -1,4 +1,4 @@
-"""How a frame is stored: the names a store may choose from, each also a codec that stock zarr knows.
+"""The image codecs of a store. Stock zarr can decode all of them.
 
 | name | bytes                                  | for                                                     |
 |------|----------------------------------------|---------------------------------------------------------|
@@ -33,9 +33,10 @@ blosc.use_threads = False
 
 @dataclass(frozen=True)
 class Codec:
-    """`encode` makes bytes of an array, `decode` puts them back into one of the same shape and dtype.
+    """An image codec.
 
-    `zarr` are the arguments by which zarr-python makes an array of such chunks.
+    `encode` turns an array into bytes; `decode` writes the decoded values into an array of the same shape and dtype.
+    `zarr` returns the arguments with which zarr-python creates an array of such chunks. `crc`: chunks end with a CRC.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Codec:
 
 
 def codec(name: str) -> Codec:
-    """Raises InputError for an unknown name, listing the known ones."""
+    """The codec of this name. Raises InputError, which lists the codecs, if there is none."""
     if name not in CODECS:
         near = suggestion(name, CODECS)
         raise InputError(f"there is no codec {name!r}; a store's images are {', '.join(CODECS)}{near}")
@@ -82,7 +83,7 @@ def _lz4(array: np.ndarray) -> bytes:
 def _jpeg(image: np.ndarray) -> bytes:
     from imagecodecs import jpeg8_encode
 
-    # Huffman tables of the image's own are a sixteenth smaller.
+    # Huffman tables optimized per image make the file a sixteenth smaller.
     return bytes(jpeg8_encode(np.ascontiguousarray(image), level=JPEG_QUALITY, subsampling="420", optimize=True))
 
 
@@ -117,8 +118,8 @@ def _webp_zarr() -> dict[str, Any]:
 
 
 CODECS = {
-    known.name: known
-    for known in (
+    entry.name: entry
+    for entry in (
         Codec("raw", True, lambda array: np.ascontiguousarray(array).tobytes(), _copy, _raw_zarr, crc=False),
         Codec("lz4", True, _lz4, blosc.decompress, _lz4_zarr),
         Codec("zstd", True, lambda a: compress(np.ascontiguousarray(a), ZSTD_LEVEL), decompress, _zstd_zarr),

@@ -1,4 +1,4 @@
-"""CRC-32C of bytes that are known by their CRC alone."""
+"""CRC-32C of concatenated bytes from the CRCs of the pieces."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Digest:
 
 
 def crc_followed_by(crc: int, following: Digest) -> int:
-    """The CRC-32C of bytes with this `crc` and of those that follow them, in time that grows with the log of the size.
+    """The CRC-32C of bytes with this `crc` followed by the bytes of a digest, in time logarithmic in their number.
 
-    A CRC's change by one zero byte is linear over GF(2): a matrix, here its columns. Its power for all following bytes
-    is made by squaring, as zlib's crc32_combine does.
+    Appending one zero byte changes a CRC by a linear map over GF(2), here stored as the columns of its matrix. The map
+    for all following bytes is computed by repeated squaring, as in zlib's crc32_combine.
     """
     at_zero = crc32c(b"\0", 0)
     matrix = [crc32c(b"\0", 1 << bit) ^ at_zero for bit in range(32)]

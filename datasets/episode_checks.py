@@ -1,4 +1,4 @@
-"""What an episode must be to enter a store."""
+"""Checks that an episode can be stored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from vla.types import Episode
 
 
 def check_episode(episode: Episode, embodiment: Embodiment, stored: Mapping[str, Shape]) -> None:
-    """Raises InputError naming what is wrong: empty, of another robot, not finite, or unlike what is `stored`."""
+    """Checks an episode against a robot and the shapes of the `stored` arrays.
+
+    Raises:
+        InputError: it is empty, of another robot, not finite, or its shapes differ from the stored ones.
+    """
     embodiment.union([episode.embodiment])
     steps = len(episode)
     if steps == 0:
@@ -53,14 +57,14 @@ def check_episode(episode: Episode, embodiment: Embodiment, stored: Mapping[str,
 
 
 def check_names(kind: str, names: Iterable[str]) -> None:
-    """Raises InputError unless each can name an array: a path of plain names, none twice, none within another."""
+    """Raises InputError unless the names are valid array paths: plain names, no duplicates, none nested in another."""
     paths = sorted(name.split("/") for name in names)
     for path in paths:
-        if not all(part.strip(".") and part != "zarr.json" for part in path):
+        if not all(component.strip(".") and component != "zarr.json" for component in path):
             raise InputError(f"{kind} must have a plain name, not {'/'.join(path)!r}")
     for first, second in pairwise(paths):
         if second[: len(first)] == first:
-            raise InputError(f"{kind} {'/'.join(second)!r} would lie in the place of {'/'.join(first)!r}: rename one")
+            raise InputError(f"{kind} {'/'.join(second)!r} conflicts with {'/'.join(first)!r}: rename one")
 
 
 def _check(what: str, values: np.ndarray, shape: tuple[int, ...], dtype: np.dtype | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A stored episode with some of its steps, with other numbers in them, or without some of its cameras."""
+"""Copies a stored episode with a subset of its steps, with replaced numbers, or without some of its cameras."""
 
 from __future__ import annotations
 
@@ -22,12 +22,19 @@ def append_cut(
     steps: Int[np.ndarray, "k"],
     rows: Mapping[str, Shaped[np.ndarray, "t ..."]] | None = None,
 ) -> None:
-    """Adds episode `index` of `source` to `target` with the `steps` alone, which rise; images are copied as they are
-    coded, and sub-tasks are cut alike.
+    """Adds some steps of episode `index` of `source` to `target`, with the sub-tasks cut accordingly.
 
-    `rows` are arrays of numbers, by name, that take the place of those stored, a row for each step of the whole
-    episode. Cameras that `target` does not have are left out. Raises InputError when no step is left, the stores have
-    other codecs or are of other robots, or the episode is damaged.
+    Encoded images are copied without decoding. Cameras that `target` does not have are left out.
+
+    Args:
+        target: the store to append to.
+        source: the store that holds the episode.
+        index: the episode's index in `source`.
+        steps: the steps to copy, in ascending order.
+        rows: replacements for arrays of numbers, by name, with one row per step of the full episode.
+
+    Raises:
+        InputError: there are no steps, the stores have different codecs or robots, or the episode is damaged.
     """
     cameras = target.embodiment.cameras
     if missing := set(cameras) - set(source.embodiment.cameras):
@@ -40,42 +47,44 @@ def append_cut(
     record = source.records[index]
     others = set(source.embodiment.cameras) - set(cameras)
     content: dict[str, list[Any]] = {}
-    for name, parts in source.stored(index).items():
+    for name, stored in source.stored(index).items():
         kind, _, camera = name.partition("/")
         if kind in ("images", "depth") and camera in others:
             continue
         if is_rows(name):
-            values = rows[name] if rows is not None and name in rows else parts[0]
+            values = rows[name] if rows is not None and name in rows else stored[0]
             if name == "points":
                 values = _of_cameras(values, source.embodiment.cameras, cameras)
-            content[name] = [np.asarray(values, parts[0].dtype)[steps]]
+            content[name] = [np.asarray(values, stored[0].dtype)[steps]]
         else:
-            content[name] = [parts[step] for step in steps.tolist()]
+            content[name] = [stored[step] for step in steps.tolist()]
     record = replace(
         record,
         length=len(steps),
         streams=tuple(name for name in record.streams if name in content),
         spans=cut_spans(record.spans, steps),
     )
-    there = source.shapes
-    shapes = {name: there[name] for name in content}
-    shapes |= {name: (parts[0].shape[1:], parts[0].dtype) for name, parts in content.items() if is_rows(name)}
+    source_shapes = source.shapes
+    shapes = {name: source_shapes[name] for name in content}
+    shapes |= {name: (arrays[0].shape[1:], arrays[0].dtype) for name, arrays in content.items() if is_rows(name)}
     target.append_stored(content, record, shapes)
 
 
 def cut_spans(spans: tuple[Span, ...], steps: Int[np.ndarray, "k"]) -> tuple[Span, ...]:
-    """The sub-tasks counted in the `steps` that are left; those of which none is are gone."""
-    found = []
+    """The sub-tasks with start and stop counted in the remaining `steps`. Sub-tasks without any are dropped."""
+    cut = []
     for span in spans:
         start, stop = np.searchsorted(steps, [span.start, span.stop]).tolist()
         if start < stop:
-            found.append(replace(span, start=start, stop=stop))
-    return tuple(found)
+            cut.append(replace(span, start=start, stop=stop))
+    return tuple(cut)
 
 
 def _of_cameras(
-    points: Shaped[np.ndarray, "t p 2"], cameras: tuple[str, ...], kept: tuple[str, ...]
+    points: Shaped[np.ndarray, "t p 2"], cameras: tuple[str, ...], selected: tuple[str, ...]
 ) -> Shaped[np.ndarray, "t q 2"]:
-    """The points in the images of the cameras that are kept: they come one camera after the other."""
-    parts = np.split(points, len(cameras), axis=1)
-    return np.concatenate([parts[cameras.index(camera)] for camera in kept], axis=1) if kept else points[:, :0]
+    """The points of the selected cameras: each camera has an equal block of columns."""
+    by_camera = np.split(points, len(cameras), axis=1)
+    return (
+        np.concatenate([by_camera[cameras.index(camera)] for camera in selected], axis=1) if selected else points[:, :0]
+    )

@@ -1,4 +1,4 @@
-"""What the index of an episode store says of an episode: one JSON record."""
+"""The JSON record of an episode in a store's index, and the summary of a store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vla.errors import InputError
 from vla.types import Episode, Span
 
 EDITABLE = ("instruction", "success", "paraphrases", "spans", "info")
-"""What may change without touching the arrays."""
+"""Fields that can change without touching the arrays."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class EpisodeRecord:
     checksum: int
     """`checksum` of the episode's arrays."""
     streams: tuple[str, ...] = ()
-    """The arrays that the episode has beyond state, action, time and images."""
+    """The episode's optional arrays: all but state, action, time and images."""
     paraphrases: tuple[str, ...] = ()
     spans: tuple[Span, ...] = ()
 
@@ -43,7 +43,7 @@ class EpisodeRecord:
 
     @classmethod
     def of(cls, episode: Episode, offset: int, streams: tuple[str, ...]) -> EpisodeRecord:
-        """The entry of an episode whose frames begin at `offset`, but for the checksum."""
+        """The record of an episode whose frames begin at `offset`, with the checksum 0."""
         return cls(
             offset=offset,
             length=len(episode),
@@ -57,14 +57,14 @@ class EpisodeRecord:
         )
 
     def edited(self, changes: Mapping[str, Any]) -> EpisodeRecord:
-        """With other values of fields in `EDITABLE`. Raises InputError for another field."""
+        """A copy with changed values of fields in `EDITABLE`. Raises InputError for other fields."""
         if unknown := changes.keys() - set(EDITABLE):
             raise InputError(f"of a stored episode, {', '.join(EDITABLE)} can change, not {', '.join(sorted(unknown))}")
-        held: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in changes.items()}
-        return replace(self, **held)
+        values: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in changes.items()}
+        return replace(self, **values)
 
     def to_json(self) -> str:
-        """Raises InputError when `info` holds something that JSON cannot."""
+        """The record as JSON. Raises InputError if `info` cannot be stored as JSON."""
         try:
             return json.dumps(asdict(self))
         except (TypeError, ValueError) as error:
@@ -72,7 +72,7 @@ class EpisodeRecord:
 
     @classmethod
     def from_json(cls, text: str) -> EpisodeRecord:
-        """Raises ValueError or TypeError when the text is no record."""
+        """The record in a JSON text. Raises ValueError or TypeError if it is not a record."""
         values = json.loads(text)
         values |= {name: tuple(values[name]) for name in ("streams", "paraphrases")}
         values["spans"] = tuple(Span(**span) for span in values["spans"])
@@ -81,7 +81,7 @@ class EpisodeRecord:
 
 @dataclass(frozen=True)
 class StoreSummary:
-    """What a person wants to know of a store at a glance; `images` maps each camera to (height, width)."""
+    """A summary of a store. `images` maps each camera to (height, width) in pixels."""
 
     path: str
     embodiment: str
@@ -90,7 +90,7 @@ class StoreSummary:
     seconds: float
     successes: int
     unknown: int
-    """Episodes of which nobody has said whether they succeeded."""
+    """Episodes without a success label."""
     instructions: Mapping[str, int]
     images: Mapping[str, tuple[int, int]]
 
@@ -98,28 +98,29 @@ class StoreSummary:
     def of(
         cls, path: str, robot: Embodiment, records: Sequence[EpisodeRecord], sizes: Mapping[str, tuple[int, ...]]
     ) -> StoreSummary:
-        """`sizes` are the shapes of the cameras' images."""
-        known = list(records)
-        frames = sum(record.length for record in known)
+        """The summary of a store with these records. `sizes` are the shapes of the cameras' images."""
+        loaded = list(records)
+        frames = sum(record.length for record in loaded)
         return cls(
             path=path,
             embodiment=robot.name,
-            episodes=len(known),
+            episodes=len(loaded),
             frames=frames,
             seconds=frames / robot.control_hz,
-            successes=sum(record.success is True for record in known),
-            unknown=sum(record.success is None for record in known),
-            instructions=Counter(record.instruction for record in known),
+            successes=sum(record.success is True for record in loaded),
+            unknown=sum(record.success is None for record in loaded),
+            instructions=Counter(record.instruction for record in loaded),
             images={camera: (size[0], size[1]) for camera, size in sizes.items()},
         )
 
 
-def checksum(parts: Iterable[Buffer | np.ndarray | Digest]) -> int:
-    """CRC-32C over the bytes of the parts, one after another."""
+def checksum(pieces: Iterable[Buffer | np.ndarray | Digest]) -> int:
+    """CRC-32C over the concatenated bytes of the pieces."""
     value = 0
-    for part in parts:
-        if isinstance(part, Digest):
-            value = crc_followed_by(value, part)
+    for piece in pieces:
+        if isinstance(piece, Digest):
+            value = crc_followed_by(value, piece)
         else:
-            value = crc32c(np.ascontiguousarray(part).data.cast("B") if isinstance(part, np.ndarray) else part, value)
+            content = np.ascontiguousarray(piece).data.cast("B") if isinstance(piece, np.ndarray) else piece
+            value = crc32c(content, value)
     return value

@@ -1,9 +1,9 @@
-"""Where every episode of a store lies, and which arrays it has: numbers, where the records are texts to be parsed.
+"""The frame range and the optional arrays of every episode of a store, as numbers that need no parsing.
 
-The array `layout` (n, 2), int64, has a row for each episode: the frame behind its last one, and the place of its
-streams in the group's attribute `stream_sets`. The records are what counts. What a layout lacks (that of a store from
-before there was one, all of it), or where it disagrees with the records, is taken from them, and written by the next
-append.
+The array `layout` (n, 2), int64, has one row per episode: the index after its last frame, and the index of its streams
+in the group's attribute `stream_sets`. It is a cache: the JSON records are authoritative. If rows are missing (all of
+them in stores from older versions) or disagree with the records, they are rebuilt from the records and written by the
+next append.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LAYOUT, STREAM_SETS = "layout", "stream_sets"
 
 
 class EpisodeLayout:
-    """The layout of a store whose last record, of `count`, is `last`. Episodes that it lacks are put there."""
+    """The layout of a store with `count` records, of which `last` is the last. The caller adds missing episodes."""
 
     def __init__(self, folder: Folder, group: zarr.Group, count: int, last: EpisodeRecord | None) -> None:
         self._folder, self._group = folder, group
@@ -34,7 +34,7 @@ class EpisodeLayout:
         self._length: ArrayLength | None = None
         self._rows = self._stored(count)
         self._size = self._written = len(self._rows)
-        if not self._holds(count, last):
+        if not self._matches_records(count, last):
             self.clear()
 
     def __len__(self) -> int:
@@ -42,12 +42,12 @@ class EpisodeLayout:
 
     @property
     def ends(self) -> Int[np.ndarray, "n"]:
-        """The frame behind the last of each episode."""
+        """The index after the last frame of each episode."""
         return self._rows[: self._size, 0]
 
     @property
     def streams(self) -> set[str]:
-        """The arrays that any episode has beyond the usual ones."""
+        """The optional arrays that at least one episode has."""
         return {name for used in np.unique(self._rows[: self._size, 1]) for name in self._sets[used]}
 
     def frames(self, index: int) -> slice:
@@ -55,7 +55,7 @@ class EpisodeLayout:
         return slice(int(self._rows[index - 1, 0]) if index else 0, int(self._rows[index, 0]))
 
     def put(self, index: int, record: EpisodeRecord) -> None:
-        """Says where episode `index`, the last from now on, lies. Raises ValueError unless it is behind the others."""
+        """Sets the row of episode `index`, which becomes the last. Raises ValueError unless it follows the others."""
         if record.offset != (end := self.frames(index - 1).stop if index else 0):
             raise ValueError(f"episode {index} starts at frame {record.offset}, not {end}")
         if record.streams not in self._sets:
@@ -66,7 +66,7 @@ class EpisodeLayout:
         self._size, self._written = index + 1, min(self._written, index)
 
     def write(self) -> None:
-        """Writes what the array lacks."""
+        """Writes the rows that are not on disk yet."""
         if len(self._sets) > len(self._group.attrs.get(STREAM_SETS, [])):  # type: ignore[arg-type]
             self._group.update_attributes({STREAM_SETS: [list(names) for names in self._sets]})
         if self._length is None:
@@ -78,28 +78,28 @@ class EpisodeLayout:
         self._written = self._size
 
     def trim(self, count: int) -> None:
-        """Makes the array no longer than `count` episodes."""
+        """Shortens the array to at most `count` episodes."""
         if self._length is not None and self._length.value > count:
             self._length.set(count)
 
     def clear(self) -> None:
-        """Forgets all of it: the records say otherwise."""
+        """Drops all rows because they disagree with the records."""
         self._size = self._written = 0
 
     def _stored(self, count: int) -> Int[np.ndarray, "m 2"]:
-        """The rows on disk, of the committed episodes alone; none where they cannot be read."""
+        """The rows of the committed episodes on disk, or none if they cannot be read."""
         rows = np.zeros((0, 2), np.int64)
         with suppress(InputError):
             if self._folder.exists(f"{LAYOUT}/zarr.json"):
                 self._length = ArrayLength(self._folder, LAYOUT)
                 stored = Rows(self._folder, LAYOUT, (2,), np.dtype("<i8"), min(self._length.value, count))
                 rows = stored[:].copy()
-        # One more is of an append that was cut off before its record.
+        # One extra row is the remainder of an append that was interrupted before it wrote its record.
         if self._length and self._length.value > count + 1:
-            raise OSError(f"{self._length.value} episodes were committed, and only {count} records are there")
+            raise OSError(f"{self._length.value} episodes were committed, but only {count} records exist")
         return rows
 
-    def _holds(self, count: int, last: EpisodeRecord | None) -> bool:
+    def _matches_records(self, count: int, last: EpisodeRecord | None) -> bool:
         ends, sets = self._rows.T
         if (np.diff(ends, prepend=0) <= 0).any() or ((sets < 0) | (sets >= len(self._sets))).any():
             return False
@@ -109,5 +109,5 @@ class EpisodeLayout:
 
 
 def create_layout(group: zarr.Group) -> None:
-    """An empty layout."""
+    """Creates an empty layout."""
     create_rows(group, LAYOUT, (2,), np.dtype("<i8"))

@@ -1,4 +1,4 @@
-"""The records of a store's episodes, each read when it is asked for: a million of them take 0.7 GB and 9 s."""
+"""The records of a store's episodes, read on demand: reading a million of them takes 0.7 GB and 9 s."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from vla.datasets.folder import Folder, reading
 from vla.datasets.text_chunks import TEXTS_PER_CHUNK, TextChunks, create_texts
 
 HELD_CHUNKS, HELD_RECORDS = 16, 4096
-"""What was read last is kept, as many records as there are episodes that training shuffles together."""
+"""Cache sizes. As many records are cached as there are episodes that training shuffles together."""
 
 
 class EpisodeRecords(Sequence[EpisodeRecord]):
-    """The committed records. Raises InputError where they are damaged: when it is opened, or when one is read."""
+    """The committed records. Raises InputError if they are damaged, on opening or on reading a record."""
 
     def __init__(self, folder: Folder, group: zarr.Group) -> None:
         self._folder, self._group = folder, group
@@ -36,11 +36,11 @@ class EpisodeRecords(Sequence[EpisodeRecord]):
             self._layout = EpisodeLayout(folder, group, self._count, last)
             try:
                 self._complete_layout()
-            except ValueError:  # also where a program that knows no layout wrote behind one that was cut off
+            except ValueError:  # for example, an older version without layout appended after an interrupted append
                 self._layout.clear()
                 self._complete_layout()
         self.streams: set[str] = self._layout.streams
-        """The arrays that any episode has beyond the usual ones."""
+        """The optional arrays that at least one episode has."""
 
     def __len__(self) -> int:
         return self._count
@@ -52,22 +52,22 @@ class EpisodeRecords(Sequence[EpisodeRecord]):
     def __getitem__(self, index: slice) -> Sequence[EpisodeRecord]: ...
 
     def __getitem__(self, index: SupportsIndex | slice) -> EpisodeRecord | Sequence[EpisodeRecord]:
-        chosen = range(len(self))[index]
-        return self._record(chosen) if isinstance(chosen, int) else tuple(self._record(i) for i in chosen)
+        selected = range(len(self))[index]
+        return self._record(selected) if isinstance(selected, int) else tuple(self._record(i) for i in selected)
 
     def __iter__(self) -> Iterator[EpisodeRecord]:
         return self.holding("")
 
     def holding(self, text: str) -> Iterator[EpisodeRecord]:
-        """The records in whose JSON `text` stands; the others are not parsed, which is what takes the time."""
+        """The records whose JSON contains `text`. Other records are not parsed, which saves most of the time."""
         for first in range(0, len(self), TEXTS_PER_CHUNK):
-            for place, found in enumerate(self._read(first // TEXTS_PER_CHUNK, text)):
-                if text in found:
-                    yield self._parsed(first + place, found)
+            for offset, record in enumerate(self._read(first // TEXTS_PER_CHUNK, text)):
+                if text in record:
+                    yield self._parsed(first + offset, record)
 
     @property
     def ends(self) -> Int[np.ndarray, "n"]:
-        """The frame behind the last of each episode."""
+        """The index after the last frame of each episode."""
         return self._layout.ends[: len(self)]
 
     def frames(self, index: SupportsIndex) -> slice:
@@ -75,7 +75,7 @@ class EpisodeRecords(Sequence[EpisodeRecord]):
         return self._layout.frames(range(len(self))[index])
 
     def append(self, record: EpisodeRecord) -> None:
-        """Commits an episode: the last file that is written is that of its record."""
+        """Commits an episode. The file of its record is written last."""
         self._layout.put(self._count, record)
         self._layout.write()
         texts = [*(self._last if len(self._last) < TEXTS_PER_CHUNK else ()), record.to_json()]
@@ -86,15 +86,15 @@ class EpisodeRecords(Sequence[EpisodeRecord]):
         self._chunk.cache_clear()
 
     def replace(self, changed: Mapping[int, EpisodeRecord]) -> None:
-        """Other records, of the same frames and streams, in the places of some: all of them or on any failure none."""
+        """Replaces records by others with the same frames and streams. On any failure, none is replaced."""
         texts = {range(len(self))[index]: record.to_json() for index, record in changed.items()}
         old, new = self._name, f"episodes-{int(self._name.partition('-')[2] or 0) + 1}"
         create_texts(self._group, new)
         rewritten, last = TextChunks(self._folder, self._group, new), self._last
         rewritten.resize(len(self))
         for first in range(0, len(self), TEXTS_PER_CHUNK):
-            kept = self._read(first // TEXTS_PER_CHUNK)
-            last = [texts.get(first + place, text) for place, text in enumerate(kept)]
+            stored = self._read(first // TEXTS_PER_CHUNK)
+            last = [texts.get(first + offset, text) for offset, text in enumerate(stored)]
             rewritten.write(first // TEXTS_PER_CHUNK, last)
         self._group.update_attributes({"index": new})
         self._name, self._texts, self._last = new, rewritten, last
@@ -103,17 +103,17 @@ class EpisodeRecords(Sequence[EpisodeRecord]):
         self._folder.remove(old)
 
     def trim(self) -> None:
-        """Makes the arrays as long as there are episodes: an append that was cut off has made them longer."""
+        """Shortens the arrays to the number of episodes: an interrupted append may have made them longer."""
         self._texts.resize(len(self))
         self._layout.trim(len(self))
 
     def _committed(self) -> tuple[int, list[str]]:
-        """How many records there are, and the texts of the last chunk."""
+        """The number of records, and the texts of the last chunk."""
         room = len(self._texts)
         while room:
             chunk = (room - 1) // TEXTS_PER_CHUNK
             texts: list[str] = []
-            with suppress(FileNotFoundError):  # an append that was cut off before its commit
+            with suppress(FileNotFoundError):  # an append that was interrupted before its commit
                 texts = self._texts.read(chunk)[: room - chunk * TEXTS_PER_CHUNK]
             while texts and not texts[-1]:
                 texts.pop()
@@ -123,25 +123,25 @@ class EpisodeRecords(Sequence[EpisodeRecord]):
         return 0, []
 
     def _complete_layout(self) -> None:
-        known = len(self._layout)
-        for chunk in range(known // TEXTS_PER_CHUNK, -(-self._count // TEXTS_PER_CHUNK)):
+        length = len(self._layout)
+        for chunk in range(length // TEXTS_PER_CHUNK, -(-self._count // TEXTS_PER_CHUNK)):
             first = chunk * TEXTS_PER_CHUNK
             for index, text in enumerate(self._read(chunk), first):
-                if index >= known:
+                if index >= length:
                     self._layout.put(index, EpisodeRecord.from_json(text))
 
-    def _read(self, chunk: int, holding: str = "") -> list[str]:
-        """The committed texts of a chunk; none where none of them has `holding` in it."""
+    def _read(self, chunk: int, containing: str = "") -> list[str]:
+        """The committed texts of a chunk, or an empty list if none contains `containing`."""
         with reading(f"{self._folder}/{self._name}"):
             try:
-                texts = self._texts.read(chunk, holding)
+                texts = self._texts.read(chunk, containing)
             except FileNotFoundError:
-                # Another process may have edited the words since the store was opened.
+                # Another process may have replaced the records since the store was opened.
                 name = json.loads(bytes(self._folder.read("zarr.json")))["attributes"]["index"]
                 if name == self._name:
                     raise
                 self._name, self._texts = name, TextChunks(self._folder, self._group, name)
-                texts = self._texts.read(chunk, holding)
+                texts = self._texts.read(chunk, containing)
         return texts[: self._count - chunk * TEXTS_PER_CHUNK]
 
     def _parsed(self, index: int, text: str | None = None) -> EpisodeRecord:
@@ -150,5 +150,5 @@ class EpisodeRecords(Sequence[EpisodeRecord]):
                 text = self._chunk(index // TEXTS_PER_CHUNK)[index % TEXTS_PER_CHUNK]
             record = EpisodeRecord.from_json(text)
             if record.frames != self.frames(index) or not self.streams.issuperset(record.streams):
-                raise ValueError("its record disagrees with layout, which is made anew where it is removed")
+                raise ValueError("its record disagrees with layout: remove layout, and it is rebuilt")
         return record

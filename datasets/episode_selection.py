@@ -1,4 +1,4 @@
-"""Which episodes of a store a user means."""
+"""Selection of a store's episodes by index ranges and by conditions."""
 
 from __future__ import annotations
 
@@ -10,29 +10,31 @@ from vla.datasets.episode_index import EpisodeRecord
 from vla.errors import InputError
 
 UNKNOWN = "unknown"
-NAMED = 5
-"""Episodes that a remark names."""
+MAX_LISTED = 5
+"""Maximum number of episode indices in a message."""
 FEW = 20
-"""How many episodes are shown unless others are asked for: a viewer holds them all in memory."""
+"""Default number of episodes to show: a viewer holds them all in memory."""
 
 
 def episodes_of(text: str, count: int, option: str = "episodes") -> list[int]:
-    """The indices that `text` names in a store of `count` episodes, in rising order, each once.
+    """The indices that `text` names in a store of `count` episodes, in ascending order without duplicates.
 
-    "3,7,9:12" names single episodes and ranges without their end; either end of a range may be left out. Raises
-    InputError for what cannot be read and for an episode that is not there.
+    "3,7,9:12" names single episodes and half-open ranges. The start or the end of a range may be omitted.
+
+    Raises:
+        InputError: the text cannot be parsed, or it names an episode that does not exist.
     """
-    found: set[int] = set()
-    for part in text.split(","):
-        first, colon, end = (piece.strip() for piece in part.partition(":"))
+    indices: set[int] = set()
+    for item in text.split(","):
+        first, colon, end = (piece.strip() for piece in item.partition(":"))
         if not all(piece.isdecimal() or (colon and not piece) for piece in (first, end if colon else first)):
-            raise InputError(f"{option}={text}: cannot read {part!r}; write 3,7,9:12 (12 is left out)")
+            raise InputError(f"{option}={text}: cannot read {item!r}; write 3,7,9:12 (12 is left out)")
         start = int(first or 0)
         stop = int(end or count) if colon else start + 1
         if start >= stop or stop > count:
-            raise InputError(f"{option}={text}: {part!r} is not among the {count} episodes 0:{count}")
-        found.update(range(start, stop))
-    return sorted(found)
+            raise InputError(f"{option}={text}: {item!r} is not among the {count} episodes 0:{count}")
+        indices.update(range(start, stop))
+    return sorted(indices)
 
 
 def matching(
@@ -44,14 +46,22 @@ def matching(
     min_steps: int | None = None,
     max_steps: int | None = None,
 ) -> list[int]:
-    """The indices of the episodes that fit every condition given.
+    """The indices of the episodes that meet all conditions; None imposes no condition.
 
-    `success` is true, false or "unknown". `instruction` is a pattern of the whole text of the episode's instruction or
-    of a sub-task's: * stands for anything, ? for one character, capitals do not matter. Raises InputError when none
-    fits.
+    Args:
+        records: the records of the store.
+        episodes: index ranges, as in `episodes_of`.
+        success: true, false or "unknown".
+        instruction: a pattern for the full instruction of the episode or of one of its sub-tasks. * matches any text,
+            ? one character; case is ignored.
+        min_steps: the minimum number of steps.
+        max_steps: the maximum number of steps.
+
+    Raises:
+        InputError: no episode matches.
     """
-    wanted = success_of(success)
-    chosen = range(len(records)) if episodes is None else episodes_of(episodes, len(records))
+    label = success_of(success)
+    candidates = range(len(records)) if episodes is None else episodes_of(episodes, len(records))
 
     def has(record: EpisodeRecord, pattern: str) -> bool:
         texts = (record.instruction, *(span.instruction for span in record.spans))
@@ -59,50 +69,56 @@ def matching(
 
     def fits(record: EpisodeRecord) -> bool:
         return (
-            (success is None or record.success is wanted)
+            (success is None or record.success is label)
             and (instruction is None or has(record, instruction))
             and (min_steps is None or record.length >= min_steps)
             and (max_steps is None or record.length <= max_steps)
         )
 
-    found = [index for index in chosen if fits(records[index])]
-    if not found:
-        hint = "" if success in (None, UNKNOWN) or not unknown_of(records, chosen) else "; success=unknown fits some"
-        raise InputError(f"none of {len(chosen)} episodes fits: `vla data info` shows instructions and lengths{hint}")
-    return found
+    matches = [index for index in candidates if fits(records[index])]
+    if not matches:
+        hint = (
+            "" if success in (None, UNKNOWN) or not unknown_of(records, candidates) else "; success=unknown fits some"
+        )
+        raise InputError(
+            f"none of {len(candidates)} episodes fits: `vla data info` shows instructions and lengths{hint}"
+        )
+    return matches
 
 
 def named(episodes: Iterable[int]) -> str:
-    """ "episodes 3, 7": the first of them."""
+    """The first `MAX_LISTED` of the episodes as a text such as "episodes 3, 7 and 2 more"."""
     numbers = list(episodes)
-    text = ", ".join(map(str, numbers[:NAMED])) + (f" and {len(numbers) - NAMED} more" * (len(numbers) > NAMED))
+    text = ", ".join(map(str, numbers[:MAX_LISTED])) + (
+        f" and {len(numbers) - MAX_LISTED} more" * (len(numbers) > MAX_LISTED)
+    )
     return f"episode{'s' * (len(numbers) > 1)} {text}"
 
 
-def unknown_of(records: Sequence[EpisodeRecord], chosen: Iterable[int]) -> list[int]:
-    """Those of the chosen episodes of which nobody has said whether they succeeded."""
-    return [index for index in chosen if records[index].success is None]
+def unknown_of(records: Sequence[EpisodeRecord], candidates: Iterable[int]) -> list[int]:
+    """The candidates without a success label."""
+    return [index for index in candidates if records[index].success is None]
 
 
 def success_of(value: bool | str | None) -> bool | None:
-    """What an option success=true|false|unknown means. Raises InputError for another text."""
+    """The success label of an option success=true|false|unknown. Raises InputError for another text."""
     if isinstance(value, str) and value != UNKNOWN:
         raise InputError(f"success={value}: success takes true, false or {UNKNOWN}")
     return None if isinstance(value, str) else value
 
 
 def choose(episodes: str | None, count: int) -> range:
-    """The episodes of a store of `count` that FIRST:END names; None: the first few.
+    """The episodes FIRST:END of a store of `count`. None selects the first `FEW`.
 
-    Raises InputError for what is no such range, and where it holds no episode.
+    Raises InputError if the text is not such a range, or the range has no episodes.
     """
     if episodes is None:
-        chosen = range(min(count, FEW))
+        candidates = range(min(count, FEW))
     else:
         match = re.fullmatch(r"(\d*):(\d*)", episodes)
         if match is None:
             raise InputError(f"episodes must be FIRST:END, such as 0:10, not {episodes!r}")
-        chosen = range(count)[int(match[1] or 0) : int(match[2] or count)]
-    if not chosen:
-        raise InputError(f"there is no episode to show: the store has {count}, asked for were {episodes or 'all'}")
-    return chosen
+        candidates = range(count)[int(match[1] or 0) : int(match[2] or count)]
+    if not candidates:
+        raise InputError(f"there is no episode to show: the store has {count}, requested were {episodes or 'all'}")
+    return candidates

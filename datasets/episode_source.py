@@ -1,7 +1,7 @@
-"""What every format is read as: a sequence of episodes of one embodiment.
+"""The interface of every episode format: a sequence of episodes of one embodiment.
 
-Each format is a module of this folder with `detect(path) -> bool`, which is cheap, and
-`open_source(path, **options) -> EpisodeSource`, which raises InputError that names what is wrong.
+Each format is a module of `vla.datasets.formats` with `detect(path) -> bool`, which is cheap, and
+`open_source(path, **options) -> EpisodeSource`, which raises InputError if the data cannot be read.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from vla.types import Episode
 
 @runtime_checkable
 class EpisodeSource(Protocol):
-    """Episodes in a foreign format, each decoded when it is asked for."""
+    """Episodes in a foreign format, decoded on access."""
 
     @property
     def embodiment(self) -> Embodiment:
-        """The interface that all episodes share."""
+        """The embodiment that all episodes share."""
         ...
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        """Where the data come from, in JSON values: format, path name, and what writing them back needs."""
+        """The origin of the data in JSON values: format, path name, and what is needed to write them back."""
         ...
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Episode:
-        """Episode `index`. Raises InputError that names the episode where it cannot be read."""
+        """Episode `index`. Raises InputError that names the episode if it cannot be read."""
         ...
 
 
 @runtime_checkable
 class NamesFaults(Protocol):
-    """A source that knows of episodes that cannot be read when it is opened."""
+    """A source that can list unreadable episodes before they are decoded."""
 
     def faults(self) -> Mapping[int, str]:
-        """Why each of these episodes cannot be read; others may turn out so when they are."""
+        """The reason for each unreadable episode found so far. More may be found on reading."""
         ...

@@ -1,24 +1,25 @@
-"""The episode store: demonstrations, rollouts and real runs in one zarr v3 folder, here or in an object store.
+"""The episode store: demonstrations, rollouts and real runs in one zarr v3 folder, local or in an object store.
 
 | array             | a row        | content                                                            |
 |-------------------|--------------|--------------------------------------------------------------------|
-| images/<camera>   | (h, w, 3)    | uint8 frames of all episodes, one after another, coded as chosen   |
+| images/<camera>   | (h, w, 3)    | uint8 frames of all episodes, concatenated, in the store's codec   |
 | state, action     | (s,), (a,)   | float64, in the embodiment's units                                 |
 | time              | ()           | capture time [s]                                                   |
-| points            | (p, 2)       | where the named things are in the images, NaN where unknown        |
-| chunks            | (h, a)       | the policy's chunk in force, NaN where none                        |
+| points            | (p, 2)       | positions of named objects in the images, NaN where unknown        |
+| chunks            | (h, a)       | the action chunk in execution, NaN where none                      |
 | depth/<camera>    | (h, w)       | uint16 [mm], 0 where unknown                                       |
 | extras/<name>     | any          | any other numbers                                                  |
 | layout            | (2,)         | int64: where an episode ends, which arrays it has: `EpisodeLayout` |
 | episodes          | ()           | one JSON text an episode: `EpisodeRecord`                          |
 
-The arrays between `time` and `layout` are there once an episode has them. The group's attributes hold the format, the
-schema version, the embodiment, the codec, the provenance and the name of the index. Stock zarr reads everything.
+The arrays between `time` and `layout` are optional: they exist once an episode has them. The group's attributes hold
+the format, the schema version, the embodiment, the codec, the provenance and the name of the index. Stock zarr reads
+all arrays.
 
-An episode exists once its record is in the index: that one-file replacement is the last write of an append. An edit
-writes a new index and then names it in the attributes. Frames beyond the last record are leftovers of a writer
-that was killed, and the next append overwrites them. One process writes; readers see the episodes that were there when
-they opened. Records are read when asked for: opening costs the same at any number of episodes, but for 16 bytes each.
+An episode exists once its record is in the index: this replacement of one file is the last write of an append. An edit
+writes a new index and then sets its name in the attributes. Frames after the last record are leftovers of a killed
+writer; the next append overwrites them. Only one process writes. Readers see the episodes that existed when they
+opened the store. Records are read on demand: opening reads only 16 bytes per episode.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from vla.datasets.frame_stream import FrameStream
 from vla.datasets.image_stream import ImageStream
 from vla.datasets.open_folder import open_folder
 from vla.datasets.shards import Rows
-from vla.datasets.store_arrays import ALWAYS, PADDED, Content, Shape, StoreArrays, by_name, is_rows, padded, under
+from vla.datasets.store_arrays import ALWAYS, PADDED, Content, Shape, StoreArrays, by_name, is_rows, names_under, padded
 from vla.datasets.store_schema import create_group, open_group
 from vla.datasets.store_statistics import statistics_of
 from vla.embodiment import Embodiment, declares_actions
@@ -53,7 +54,7 @@ from vla.types import Episode
 
 
 class EpisodeStore:
-    """A sequence of episodes on disk. Made by `create` or `open`; use it as a context manager to write."""
+    """A sequence of episodes on disk. Use `create` or `open`; use it as a context manager to write."""
 
     def __init__(self, folder: Folder, group: zarr.Group, release: Callable[[], None] | None) -> None:
         self.folder, self._group = folder, group
@@ -66,7 +67,7 @@ class EpisodeStore:
             self.provenance: Mapping[str, Any] = attributes["provenance"]
             self.records = EpisodeRecords(folder, group)
         self.room: Mapping[str, int] = {}
-        """Of `PADDED`, the rows that a step has at least once an episode has some."""
+        """The minimum number of rows per step for new arrays of `PADDED`."""
         self._arrays = StoreArrays(folder, group, self.codec, self.total_frames)
         for name in self.streams:
             if (rows := self._arrays.length(name)) < self.total_frames:
@@ -78,32 +79,34 @@ class EpisodeStore:
     def create(
         cls, path: str | Path, embodiment: Embodiment, codec: str = DEFAULT, provenance: Mapping[str, Any] | None = None
     ) -> EpisodeStore:
-        """An empty store at `path`, open for appending; its images are coded as `codec` (`vla.datasets.codecs`).
+        """Creates an empty store and opens it for appending; `codec` is the image codec (`vla.datasets.codecs`).
 
-        `provenance` says where the data come from (JSON values). Raises InputError when something is there already.
+        `provenance` is the origin of the data, in JSON values. Raises InputError if `path` exists already.
         """
         create_group(open_folder(path), embodiment, codec, provenance or {})
         return cls.open(path, "a")
 
     @classmethod
     def open(cls, path: str | Path, mode: Literal["r", "a"] = "r", break_lock: bool = False) -> EpisodeStore:
-        """The store at `path`, to read or to append too.
+        """Opens the store at `path` for reading ("r") or for reading and appending ("a").
 
-        Raises InputError when it is missing, is no episode store, is damaged, was written by another version, or
-        (to append) is being written by another process. `break_lock` removes the lock that a killed writer left in an
-        object store.
+        `break_lock` removes the lock that a killed writer left in an object store.
+
+        Raises:
+            InputError: the store is missing, damaged, not an episode store or of another version; or, for appending,
+                another process is writing to it.
         """
         folder = open_folder(path)
         group = open_group(folder, "r" if mode == "r" else "r+")
         return cls(folder, group, None if mode == "r" else folder.lock(break_lock))
 
     def close(self) -> None:
-        """Lets another process write. Reading still works."""
+        """Releases the write lock. Reading still works."""
         if self._release is not None:
             self._release()
 
     def __reduce__(self) -> tuple[Callable[..., EpisodeStore], tuple[str, int, int]]:
-        """Another process opens the same store, to read."""
+        """Pickles as a reference: another process opens the same store for reading."""
         return _opened_again, (self.path, len(self), self.total_frames)
 
     def __enter__(self) -> EpisodeStore:
@@ -116,7 +119,7 @@ class EpisodeStore:
         return len(self.records)
 
     def __getitem__(self, index: SupportsIndex) -> Episode:
-        """Episode `index`. Raises InputError when its data do not match its checksum."""
+        """Episode `index`. Raises InputError if its data do not match its checksum."""
         record = self.records[index]
         where = np.arange(record.offset, record.offset + record.length)
         self.stored(index)
@@ -129,8 +132,8 @@ class EpisodeStore:
             info=record.info,
             paraphrases=record.paraphrases,
             spans=record.spans,
-            depth={name: self.depth(name, where) for name in under("depth", record.streams)},
-            extras={name: rows.pop(f"extras/{name}") for name in under("extras", record.streams)},
+            depth={name: self.depth(name, where) for name in names_under("depth", record.streams)},
+            extras={name: rows.pop(f"extras/{name}") for name in names_under("extras", record.streams)},
             **rows,
         )
 
@@ -143,11 +146,12 @@ class EpisodeStore:
 
     @property
     def total_frames(self) -> int:
+        """The number of frames of all episodes."""
         return self.records.frames(-1).stop if self.records else 0
 
     @property
     def state(self) -> Rows:
-        """(n, s), of all frames."""
+        """(n, s): states of all frames."""
         return self.rows("state")
 
     @property
@@ -162,7 +166,7 @@ class EpisodeStore:
 
     @property
     def points(self) -> Rows | None:
-        """(n, p, 2): points of all frames, NaN where unknown; None when no episode has any."""
+        """(n, p, 2): points of all frames, NaN where unknown; None if no episode has any."""
         return self.rows("points") if "points" in self.streams else None
 
     def rows(self, name: str) -> Rows:
@@ -170,24 +174,25 @@ class EpisodeStore:
         return self._arrays.rows(name)
 
     def frames(self, camera: str, indices: Int[np.ndarray, "n"] | Sequence[int]) -> UInt8[np.ndarray, "n h w 3"]:
-        """Frames of `camera` at `indices`, counted over all episodes."""
+        """Decoded frames of `camera` at `indices`, counted over all episodes."""
         if camera not in self.embodiment.cameras:
             raise InputError(f"{self.folder} has no camera {camera!r}: it has {', '.join(self.embodiment.cameras)}")
         return self._arrays.frames(f"images/{camera}").read(self._checked(indices))
 
     def image(self, camera: str, index: int) -> StoredImage:
-        """A frame of `camera`, to be decoded with others."""
+        """A frame of `camera`, not yet decoded, so that a batch can be decoded together."""
         return StoredImage(self._arrays.frames(f"images/{camera}"), int(self._checked([index])[0]))
 
     def depth(self, camera: str, indices: Int[np.ndarray, "n"] | Sequence[int]) -> UInt16[np.ndarray, "n h w"]:
         """Depth [mm] of `camera` at `indices`; 0 where unknown."""
         if f"depth/{camera}" not in self.streams:
-            known = ", ".join(under("depth", sorted(self.streams))) or "none"
-            raise InputError(f"{self.folder} has no depth of {camera!r}: it has {known}")
+            available = ", ".join(names_under("depth", sorted(self.streams))) or "none"
+            raise InputError(f"{self.folder} has no depth of {camera!r}: it has {available}")
         return self._arrays.frames(f"depth/{camera}").read(self._checked(indices))
 
     @property
     def summary(self) -> StoreSummary:
+        """Counts, durations and image sizes of the store."""
         sizes = {name: self._arrays.frames(f"images/{name}").shape for name in self.embodiment.cameras if self.records}
         return StoreSummary.of(self.path, self.embodiment, self.records, sizes)
 
@@ -196,30 +201,30 @@ class EpisodeStore:
 
         Raises InputError naming episode, step and component where a value is not finite.
         """
-        chosen = range(len(self)) if episodes is None else episodes
-        if not chosen:
+        selected = range(len(self)) if episodes is None else episodes
+        if not selected:
             raise InputError(f"{self.folder} has no episodes to compute statistics of: record some first")
         return statistics_of(
-            chosen, lambda kind, i: self.rows(kind)[self.records.frames(i)], self.embodiment, self.path
+            selected, lambda kind, i: self.rows(kind)[self.records.frames(i)], self.embodiment, self.path
         )
 
     def check(self, episode: Episode) -> None:
-        """Raises InputError when the episode does not fit the store, is empty, inconsistent or not finite."""
+        """Raises InputError if the episode does not fit the store, or is empty, inconsistent or not finite."""
         episode = self._fitted(episode)
         check_episode(episode, self.embodiment, self.shapes)
         self._record(episode).to_json()
-        check_names("an extra", under("extras", self.streams | by_name(episode).keys()))
+        check_names("an extra", names_under("extras", self.streams | by_name(episode).keys()))
 
     def stream_images(self) -> ImageStream:
-        """Takes the images of an episode while it is recorded; `append` then stores it."""
+        """A stream for the images of an episode that is being recorded. Pass it to `append` at the end."""
         self._check_writable()
         cameras = self.embodiment.cameras if self.records else ()
         return ImageStream(self._arrays, {name: self._arrays.frames(f"images/{name}").shape for name in cameras})
 
     def append(self, episode: Episode, images: ImageStream | None = None) -> None:
-        """Adds `episode`; it is visible, whole, when this returns. Its images are those of `images`, where given.
+        """Adds `episode` atomically. If `images` is passed, the images are taken from it.
 
-        Raises InputError before anything is written when the episode does not fit the store (`check`).
+        Raises InputError, before anything is written, if the episode does not fit the store (`check`).
         """
         self._check_writable()
         episode = self._fitted(episode)
@@ -228,8 +233,8 @@ class EpisodeStore:
         arrays = by_name(episode)
         self._create_missing({name: (values.shape[1:], values.dtype) for name, values in arrays.items()})
         streams = {} if images is None else images.arrays
-        given = {name: values for name, values in arrays.items() if name not in streams}
-        content = {n: [v] if is_rows(n) else self._arrays.frames(n).encode(v) for n, v in given.items()}
+        unstreamed = {name: values for name, values in arrays.items() if name not in streams}
+        content = {n: [v] if is_rows(n) else self._arrays.frames(n).encode(v) for n, v in unstreamed.items()}
         self._commit(content, self._record(episode), streams)
 
     def _record(self, episode: Episode) -> EpisodeRecord:
@@ -237,13 +242,13 @@ class EpisodeStore:
         return EpisodeRecord.of(episode, self.total_frames, streams)
 
     def set_provenance(self, provenance: Mapping[str, Any]) -> None:
-        """Replaces what is known of where the data come from (JSON values)."""
+        """Replaces the provenance: the origin of the data, in JSON values."""
         self._check_writable()
         self._group.update_attributes({"provenance": dict(provenance)})
         self.provenance = dict(provenance)
 
     def set_embodiment(self, embodiment: Embodiment) -> None:
-        """Replaces what the store says of its robot. Raises InputError where components or cameras differ."""
+        """Replaces the description of the robot. Raises InputError if its components or cameras differ."""
         self._check_writable()
         for field in ("state", "action", "cameras"):
             if getattr(embodiment, field) != getattr(self.embodiment, field):
@@ -253,9 +258,16 @@ class EpisodeStore:
     def append_from(
         self, other: EpisodeStore, index: int, cameras: Mapping[str, str] | None = None, **changes: Any
     ) -> None:
-        """Adds episode `index` of `other` with `changes` (of `EDITABLE`); images of the same codec are copied as coded.
+        """Adds episode `index` of `other`. Images of the same codec are copied without decoding.
 
-        `cameras` gives cameras of `other` new names. Raises InputError when the episode is damaged or does not fit.
+        Args:
+            other: the store to copy from.
+            index: the episode's index in `other`.
+            cameras: new names for cameras of `other`, {old: new}.
+            **changes: new values for fields in `EDITABLE`.
+
+        Raises:
+            InputError: the episode is damaged or does not fit this store.
         """
         self._check_writable()
         names = {camera: (cameras or {}).get(camera, camera) for camera in other.embodiment.cameras}
@@ -264,16 +276,16 @@ class EpisodeStore:
         record = other.records[index].edited(changes)
         moved = {f"{kind}/{old}": f"{kind}/{new}" for old, new in names.items() for kind in ("images", "depth")}
         shapes = {moved.get(name, name): other._arrays.shape(name) for name in other._names(record)}
-        mine = self.shapes
+        own_shapes = self.shapes
         rows = self._padded({n: other.rows(n)[record.frames] for n in PADDED if n in record.streams}, body.cameras)
         shapes |= {name: (values.shape[1:], values.dtype) for name, values in rows.items()}
-        if other.codec != self.codec or any(mine.get(name, shape) != shape for name, shape in shapes.items()):
+        if other.codec != self.codec or any(own_shapes.get(name, shape) != shape for name, shape in shapes.items()):
             episode = other[index]
             images, depth = ({names[c]: frames for c, frames in of.items()} for of in (episode.images, episode.depth))
-            said = {name: getattr(record, name) for name in EDITABLE}
-            self.append(replace(episode, embodiment=body, images=images, depth=depth, **said))
+            labels = {name: getattr(record, name) for name in EDITABLE}
+            self.append(replace(episode, embodiment=body, images=images, depth=depth, **labels))
             return
-        content = {moved.get(name, name): parts for name, parts in other.stored(index).items()}
+        content = {moved.get(name, name): stored for name, stored in other.stored(index).items()}
         content |= {name: [values] for name, values in rows.items()}
         record = replace(record, streams=tuple(moved.get(name, name) for name in record.streams))
         record.to_json()
@@ -281,41 +293,41 @@ class EpisodeStore:
         self.append_stored(content, record, shapes)
 
     def append_stored(self, content: Content, record: EpisodeRecord, shapes: Mapping[str, Shape]) -> None:
-        """Adds an episode of the same codec from its arrays, as `stored` gives them, and `shapes`, those of a row."""
+        """Adds an episode of the same codec from its arrays in the form of `stored`. `shapes` are the row shapes."""
         self._check_writable()
         record.to_json()
         self._create_missing(shapes)
         self._commit(content, record, {})
 
     def edit(self, changes: Mapping[int, Mapping[str, Any]]) -> None:
-        """Changes what is said of episodes (fields in `EDITABLE`), all of them or on any failure none."""
+        """Changes fields in `EDITABLE` of episodes, {index: {field: value}}. On any failure, none is changed."""
         self._check_writable()
         self.records.replace({index: self.records[index].edited(values) for index, values in changes.items()})
 
     def stored(self, index: SupportsIndex) -> dict[str, Sequence[Any]]:
-        """The episode's arrays as they are in the files. Raises InputError when they fail its checksum."""
+        """The episode's arrays as stored in the files. Raises InputError if they do not match its checksum."""
         record = self.records[index]
         stored = {name: self._arrays.stored(name, record.frames) for name in self._names(record)}
-        if checksum(part for parts in stored.values() for part in parts) != record.checksum:
-            for camera in self.embodiment.cameras:  # a damaged image names its shard
+        if checksum(piece for pieces in stored.values() for piece in pieces) != record.checksum:
+            for camera in self.embodiment.cameras:  # decoding a damaged image raises an error that names its shard
                 self.frames(camera, np.arange(record.offset, record.frames.stop))
             raise InputError(f"episode {index} of {self.folder} does not match its checksum: restore it from a copy")
         return stored
 
     @property
     def unfinished_frames(self) -> int:
-        """Steps beyond the last episode, left by a writer that was killed; the next append overwrites them."""
+        """The number of steps after the last episode, left by a killed writer. The next append overwrites them."""
         return max(map(self._arrays.length, self.streams)) - self.total_frames
 
     def trim(self) -> int:
-        """Removes the steps beyond the last episode, and says how many those were."""
+        """Removes the steps after the last episode. Returns their number."""
         self._check_writable()
-        left = self.unfinished_frames
+        removed = self.unfinished_frames
         for name in self.streams:
             self._arrays.resize(name, self.total_frames)
         self._arrays.forget(self.total_frames)
         self.records.trim()
-        return left
+        return removed
 
     @property
     def streams(self) -> set[str]:
@@ -333,11 +345,11 @@ class EpisodeStore:
             raise InputError(f"{self.folder} is not open for writing: open it with mode 'a'")
 
     def _names(self, record: EpisodeRecord) -> tuple[str, ...]:
-        """The arrays of an episode, in the order of its checksum."""
+        """The arrays of an episode, in the order in which its checksum covers them."""
         return (*(f"images/{camera}" for camera in self.embodiment.cameras), *ALWAYS, *record.streams)
 
     def _join(self, body: Embodiment) -> None:
-        """The store's ranges are those of all its episodes' robots."""
+        """Extends the store's value ranges to cover those of the episode's robot."""
         if (union := self.embodiment.union([body])) != self.embodiment:
             self._write_embodiment(union)
 
@@ -346,27 +358,28 @@ class EpisodeStore:
         self.embodiment, self.declares_actions = embodiment, True
 
     def _fitted(self, episode: Episode) -> Episode:
-        """The episode with the store's order of cameras, its points and chunks with the store's rows."""
+        """The episode with the store's order of cameras, and with points and chunks padded to the store's rows."""
         self.embodiment.union([episode.embodiment])
         rows = {name: values for name in PADDED if (values := getattr(episode, name)) is not None}
         fitted: dict[str, Any] = self._padded(rows, episode.embodiment.cameras)
         return replace(episode, embodiment=replace(episode.embodiment, cameras=self.embodiment.cameras), **fitted)
 
     def _padded(self, rows: Mapping[str, np.ndarray], cameras: Sequence[str]) -> dict[str, Any]:
-        """What an episode of a robot with these cameras has of `PADDED`, as the store has it or is to."""
+        """The arrays of `PADDED` of an episode with these cameras, padded to the rows of the store's arrays."""
         first = {name: max(self.room.get(name, 0), values.shape[1]) for name, values in rows.items()}
         height = {n: self._arrays.shape(n)[0][0] if n in self.streams else first[n] for n in rows}
         return {n: padded(n, values, height[n], cameras, self.embodiment.cameras) for n, values in rows.items()}
 
     def _create_missing(self, shapes: Mapping[str, Shape]) -> None:
-        # What a killed writer left behind is not among the streams, and is replaced: its shape may differ.
-        there = self.streams
-        check_names("an extra", under("extras", there | shapes.keys()))
-        self._arrays.create({name: shape for name, shape in shapes.items() if name not in there})
+        # Arrays left by a killed writer are not among the streams. They are replaced, since their shapes may differ.
+        existing = self.streams
+        check_names("an extra", names_under("extras", existing | shapes.keys()))
+        self._arrays.create({name: shape for name, shape in shapes.items() if name not in existing})
 
     def _commit(self, content: Content, record: EpisodeRecord, streams: Mapping[str, FrameStream]) -> None:
-        found = ([streams[name].digest] if name in streams else content[name] for name in self._names(record))
-        record = replace(record, offset=self.total_frames, checksum=checksum(part for parts in found for part in parts))
+        arrays = ([streams[name].digest] if name in streams else content[name] for name in self._names(record))
+        crc = checksum(piece for pieces in arrays for piece in pieces)
+        record = replace(record, offset=self.total_frames, checksum=crc)
         self._arrays.write(self.streams | content.keys() | streams.keys(), content, record.length, streams)
         self.records.append(record)
         self._arrays.forget(self.total_frames)
@@ -379,7 +392,7 @@ class EpisodeStore:
 
 
 def _opened_again(path: str, episodes: int, frames: int) -> EpisodeStore:
-    """The store, which may have grown. Raises InputError when it is another by now."""
+    """The store, which may have grown since. Raises InputError if it was replaced by another."""
     store = EpisodeStore.open(path)
     if len(store) < episodes or (episodes and store.records.ends[episodes - 1] != frames):
         raise InputError(f"{path} was replaced while it was open (by vla data?): open it again")

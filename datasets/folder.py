@@ -1,6 +1,6 @@
-"""Where a store's files lie: a folder of this machine, or an object store (s3://, gs://, az://).
+"""The files of a store, in a local folder or in an object store (s3://, gs://, az://).
 
-Files are replaced whole: a reader finds the old one or the new one. One process writes at a time.
+Files are replaced atomically: a reader gets the old or the new one. Only one process writes at a time.
 """
 
 from __future__ import annotations
@@ -29,68 +29,72 @@ Buffer = bytes | memoryview
 
 @runtime_checkable
 class File(Protocol):
-    """A file to read pieces of; it stays readable as it was when it is replaced or removed meanwhile."""
+    """A file that is read in ranges. It stays readable with its old content if it is replaced or removed meanwhile."""
 
     @property
     def size(self) -> int: ...
 
     def ranges(self, starts: Sequence[int], ends: Sequence[int]) -> Sequence[Buffer]:
-        """The bytes from each start to before its end."""
+        """The bytes of each range, from its start to before its end."""
         ...
 
 
 @runtime_checkable
 class Folder(Protocol):
-    """Files by name ("images/front/c/0/0/0/0"). `str(folder)` never holds a credential."""
+    """Files by name ("images/front/c/0/0/0/0"). `str(folder)` never contains a credential."""
 
     def exists(self, name: str) -> bool: ...
 
     def open(self, name: str) -> File:
-        """Raises FileNotFoundError."""
+        """Opens a file for reading. Raises FileNotFoundError."""
         ...
 
     def read(self, name: str) -> Buffer:
-        """The whole file, as it was at one moment. Raises FileNotFoundError."""
+        """The full content of a file at one point in time. Raises FileNotFoundError."""
         ...
 
     def write(self, name: str, content: bytes) -> None:
-        """Replaces the file."""
+        """Replaces a file atomically."""
         ...
 
     def publish(self, files: Mapping[str, bytes]) -> None:
-        """Makes the folder with these files, whole or not at all. Raises InputError when something is there."""
+        """Creates the folder with these files, or nothing on failure. Raises InputError if it exists."""
         ...
 
     def stage(self, inside: str) -> Staging:
-        """A new folder of this machine for files that are to come here (`take`), where it can on the same disk: within
-        the folder `inside`. The caller removes it; what a killed writer left there, the next `lock`."""
+        """A new local folder for files that `take` will move here: within `inside`, if possible on the same disk.
+
+        The caller removes it. Staging folders of killed writers are removed by the next `lock`.
+        """
         ...
 
     def take(self, staging: Staging, name: str) -> None:
-        """Moves a file from such a folder to here, in the place of the one with that name."""
+        """Moves a file from a staging folder to here. Replaces the file of that name."""
         ...
 
     def remove(self, name: str) -> None:
-        """Removes what lies under `name`, if anything does."""
+        """Removes all files under `name`, if there are any."""
         ...
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each file."""
+        """The size of each file in bytes."""
         ...
 
     def lock(self, force: bool = False) -> Callable[[], None]:
-        """Keeps other writers away until the returned function is called. Raises InputError when one is there.
+        """Locks out other writers until the returned function is called. Raises InputError if another one is active.
 
-        `force` takes over a lock that a killed writer left; only an object store has such.
+        `force` takes over the lock of a killed writer, which only remains in an object store.
         """
         ...
 
     def zarr(self) -> Store:
-        """The folder, as zarr-python sees it."""
+        """The folder as a store of zarr-python."""
         ...
 
 
 class LocalFolder:
+    """A folder of this machine."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._inode: int | None = None
@@ -99,10 +103,10 @@ class LocalFolder:
         return str(self.path)
 
     def exists(self, name: str) -> bool:
-        return os.path.exists(self.path / name)  # False too where we may not look
+        return os.path.exists(self.path / name)  # also False without permission to look
 
     def open(self, name: str) -> MappedFile:
-        """Raises FileNotFoundError, and InputError when another folder has taken this one's place since `zarr()`."""
+        """Raises FileNotFoundError, or InputError if the folder was replaced by another one since `zarr()`."""
         file = MappedFile(self.path / name)
         if self._inode not in (None, self.path.stat().st_ino):
             raise InputError(f"{self} was replaced while it was open (by vla data?): open it again")
@@ -127,9 +131,9 @@ class LocalFolder:
     def publish(self, files: Mapping[str, bytes]) -> None:
         if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
             raise InputError(f"{self} exists: choose another folder, or remove it first")
-        around = [parent for parent in self.path.absolute().parents if (parent / "zarr.json").is_file()]
-        if around:
-            raise InputError(f"{self} would lie inside the store {around[0]}: choose another folder")
+        enclosing = [parent for parent in self.path.absolute().parents if (parent / "zarr.json").is_file()]
+        if enclosing:
+            raise InputError(f"{self} would lie inside the store {enclosing[0]}: choose another folder")
         unfinished = LocalFolder(self.path.with_name(f".{self.path.name}.{os.getpid()}.partial"))
         try:
             for name, content in files.items():
@@ -152,15 +156,15 @@ class LocalFolder:
         shutil.rmtree(self.path / name, ignore_errors=True)
 
     def sizes(self) -> dict[str, int]:
-        found = {}
+        sizes = {}
         for file in self.path.rglob("*"):
-            with suppress(FileNotFoundError):  # a writer renames what it has finished
-                if stat.S_ISREG((about := file.stat()).st_mode):
-                    found[file.relative_to(self.path).as_posix()] = about.st_size
-        return found
+            with suppress(FileNotFoundError):  # a writer renames finished files
+                if stat.S_ISREG((status := file.stat()).st_mode):
+                    sizes[file.relative_to(self.path).as_posix()] = status.st_size
+        return sizes
 
     def lock(self, force: bool = False) -> Callable[[], None]:
-        """An flock: it ends with the process. Also removes what a killed writer left unfinished."""
+        """An flock, which ends with the process. Also removes the unfinished files of killed writers."""
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -172,7 +176,7 @@ class LocalFolder:
         owner = os.getpid()
 
         def release() -> None:
-            # A process that was forked meanwhile holds the descriptor too, and the lock with it.
+            # A process forked meanwhile also holds the descriptor, and with it the lock.
             if os.getpid() == owner:
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
@@ -185,7 +189,7 @@ class LocalFolder:
 
 
 class Staging(LocalFolder):
-    """Files that are to come into another folder, all in one directory: directories take long to make and to remove."""
+    """Staged files for another folder, all in one directory: creating and removing directories is slow."""
 
     def file(self, name: str) -> Path:
         return self.path / name.replace("/", ".")
@@ -195,7 +199,7 @@ class Staging(LocalFolder):
 
 
 class MappedFile:
-    """A file in the page cache, which all processes share."""
+    """A memory-mapped file. Its pages are shared by all processes."""
 
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
@@ -208,17 +212,17 @@ class MappedFile:
 
 
 def array(group: zarr.Group, name: str) -> zarr.Array[Any]:
-    """The array `name`, to read and to write. Raises KeyError when there is none, TypeError when it is a group."""
-    found = group[name]
-    if not isinstance(found, zarr.Array):
+    """The array `name`, for reading and writing. Raises KeyError if there is none, TypeError if it is a group."""
+    member = group[name]
+    if not isinstance(member, zarr.Array):
         raise TypeError(f"{name} is not an array")
-    # All-zero chunks are written too, so that a missing one always means damage.
-    return found.with_config({"write_empty_chunks": True})
+    # All-zero chunks are written too, so that a missing chunk always means damage.
+    return member.with_config({"write_empty_chunks": True})
 
 
 @contextmanager
 def reading(path: object) -> Iterator[None]:
-    """Turns what zarr raises over damaged files into an InputError that names `path`."""
+    """Converts zarr's errors on damaged files into an InputError that names `path`."""
     try:
         yield
     except InputError:

@@ -1,4 +1,4 @@
-"""The formats of episodes by name, and which of them a path is in."""
+"""The supported formats by name, and their detection."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FORMATS = {
     "diffusion-policy": "vla.datasets.formats.diffusion_policy",
     "rlds": "vla.datasets.formats.rlds",
 }
-"""The module of each format of episodes, in the order in which they are tried. HDF5 files have several layouts."""
+"""The module of each episode format, in the order of detection. HDF5 files have several layouts."""
 VQA_FORMATS = {
     "llava": "vla.datasets.formats.llava",
     "vqav2": "vla.datasets.formats.vqav2",
@@ -31,48 +31,48 @@ VQA_FORMATS = {
     "parquet": "vla.datasets.formats.hf_parquet",
     "webdataset": "vla.datasets.formats.webdataset_tar",
 }
-"""The module of each format of visual questions, in the order in which they are tried."""
+"""The module of each VQA format, in the order of detection."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-"""A dataset of the hub: USER/NAME, both of which may have dots."""
+"""A dataset on the Hugging Face hub: USER/NAME, both of which may contain dots."""
 DATA_SUFFIXES = re.compile(
     r"\.(zarr|zip|hdf5?|h5|jsonl?|parquet|arrow|tar|t?gz|tfrecord|mp4|rrd|csv|np[yz]|bag|mcap)", re.IGNORECASE
 )
-"""How the names of files and folders of data end, and those of datasets on the hub do not."""
+"""Suffixes of data files and folders, which names of datasets on the hub do not have."""
 
 
 def find_format(src: str, format: str) -> str:
-    """The name of the source's format. Raises InputError when there is nothing at `src`, or nothing that we know."""
-    known = (*FORMATS, *VQA_FORMATS)
-    if format in known:
+    """The name of the source's format. Raises InputError if there is nothing at `src`, or the format is unknown."""
+    formats = (*FORMATS, *VQA_FORMATS)
+    if format in formats:
         return format
     if format != "auto":
-        raise InputError(f"there is no format {format!r}: choose auto or {', '.join(known)}")
+        raise InputError(f"there is no format {format!r}: choose auto or {', '.join(formats)}")
     if "://" in src:
         return "vla"
     path = Path(src)
     check_fetched(path)
-    found = detect(path) or detect_vqa(path)
-    if found is None and path.exists():
-        raise InputError(f"cannot read {src}: it is in none of the formats {', '.join(known)}")
-    if found is None and is_hub_name(src):
+    detected = detect(path) or detect_vqa(path)
+    if detected is None and path.exists():
+        raise InputError(f"cannot read {src}: it is in none of the formats {', '.join(formats)}")
+    if detected is None and is_hub_name(src):
         return "lerobot"
-    if found is None:
-        raise InputError(f"cannot read {src}: nothing is there{_beside(path)}")
-    return found
+    if detected is None:
+        raise InputError(f"cannot read {src}: nothing is there{_similar_name(path)}")
+    return detected
 
 
 def detect(path: Path) -> str | None:
-    """The name of the format of episodes that is at `path`; None where there is none of those we know."""
+    """The name of the episode format of the data at `path`; None if it is not a known one."""
     return next((name for name, module in FORMATS.items() if import_module(module).detect(path)), None)
 
 
 def detect_vqa(path: Path) -> str | None:
-    """The name of the format of visual questions that is at `path`, by its beginning; None where there is none."""
+    """The name of the VQA format of the data at `path`, from their first entries; None if it is not a known one."""
     return next((name for name, module in VQA_FORMATS.items() if import_module(module).detect(path)), None)
 
 
 def no_store(folder: Folder) -> InputError:
-    """Why no store can be opened at `folder`, which has no zarr.json: nothing is there, or data in another format."""
+    """The error for a folder without zarr.json, which does not exist or contains other data."""
     if not folder.exists(""):
         return InputError(f"no episode store at {folder}: record one first (vla record)")
     command = conversion(str(folder))
@@ -81,9 +81,9 @@ def no_store(folder: Folder) -> InputError:
 
 
 def conversion(src: str) -> str:
-    """The command that makes a store of the data at `src`; empty where these are in no format that we know.
+    """The command that converts the data at `src` into a store; empty if their format is unknown.
 
-    Raises InputError where they are in one, and its metadata are damaged.
+    Raises InputError if their metadata are damaged.
     """
     path = Path(src)
     if "://" in src or not (detect(path) or detect_vqa(path)):
@@ -93,21 +93,21 @@ def conversion(src: str) -> str:
 
 
 def is_hub_name(src: str) -> bool:
-    """Whether `src` looks like USER/NAME, and not like the path of a file or folder of data."""
+    """Whether `src` has the form USER/NAME and no suffix of a data file."""
     return HUB_NAME.fullmatch(src) is not None and DATA_SUFFIXES.fullmatch(Path(src).suffix) is None
 
 
 def open_format(name: str, src: str, options: Mapping[str, Any] | None = None) -> EpisodeSource:
-    """What is at `src`, which is in the format `name`; `options` are those of the format's `open_source`.
+    """Opens `src` as the format `name`, with options of the format's `open_source`.
 
-    Raises InputError when it cannot be read.
+    Raises InputError if it cannot be read.
     """
     open_source = import_module(FORMATS[name]).open_source
     try:
         source: EpisodeSource = open_source(src if "://" in src else Path(src), **(options or {}))
     except InputError:
         raise
-    except Exception as error:  # the libraries behind raise nearly anything over damaged files
+    except Exception as error:  # third-party libraries raise almost any exception on damaged files
         reason = " ".join(str(error).split())[:SHOWN]
         raise InputError(
             f"{src} cannot be read as {name}, it may be damaged ({type(error).__name__}: {reason})"
@@ -116,15 +116,15 @@ def open_format(name: str, src: str, options: Mapping[str, Any] | None = None) -
 
 
 def open_episodes(src: str) -> EpisodeSource:
-    """What is at `src`, in whatever format. Raises InputError when these are no episodes, or cannot be read."""
+    """Opens the episodes at `src` in any format. Raises InputError if there are none, or they cannot be read."""
     name = find_format(src, "auto")
     if name not in FORMATS:
         raise InputError(f"{src} holds questions ({name}), not episodes")
     return open_format(name, src)
 
 
-def _beside(path: Path) -> str:
-    """What there is in the folder where nothing was found, for who mistyped the name."""
+def _similar_name(path: Path) -> str:
+    """A hint at the most similar name in the folder, for typing errors."""
     from difflib import get_close_matches
 
     near = get_close_matches(path.name, [other.name for other in path.parent.glob("*")], n=1)

@@ -1,4 +1,4 @@
-"""Frames of one array that are written as they come, into shard files that take their place in the store at the end."""
+"""Frames of one array, written to staged shard files as they arrive and moved into the store at the end."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from vla.datasets.shards import FRAMES_PER_SHARD, Frames
 
 
 class FrameStream:
-    """The frames of an episode that is under way, which is to begin at frame `start` of the array `frames`.
+    """The frames of an episode that is being recorded and will begin at frame `start` of the array `frames`.
 
-    They are appended to shard files in `staging`, which has them where the store would: only the lengths of one shard
-    are held in memory. The first file begins with the stored frames of its shard. Raises OSError where the disk is
-    full, and InputError when those stored frames are damaged.
+    They are appended to shard files in `staging` under the names of the store's files. Only the lengths of one shard's
+    chunks are held in memory. The first file begins with a copy of the stored frames of its shard. Raises OSError if
+    the disk is full, and InputError if those stored frames are damaged.
     """
 
     def __init__(self, frames: Frames, start: int, staging: Staging) -> None:
@@ -27,25 +27,28 @@ class FrameStream:
         self._crc = self._size = 0
         self._file: FileIO | None = None
         self._lengths: list[int] = []
-        if kept := start % FRAMES_PER_SHARD:
-            for chunk in frames.stored(np.arange(start - kept, start)):
+        if preceding := start % FRAMES_PER_SHARD:
+            for chunk in frames.stored(np.arange(start - preceding, start)):
                 self._put(chunk)
             frames.shards.close(start // FRAMES_PER_SHARD)
 
     @property
     def digest(self) -> Digest:
-        """Of the frames as they are stored, one after another."""
+        """The digest of the encoded frames, concatenated."""
         return Digest(self._crc, self._size)
 
     def add(self, coded: bytes) -> None:
-        """The next frame, as `Frames.encode` gives it."""
+        """Appends a frame that `Frames.encode` encoded."""
         self._put(coded)
         self._crc, self._size = crc32c(coded, self._crc), self._size + len(coded)
         self.count += 1
 
     def move(self, frames: Frames, start: int) -> None:
-        """Writes the frames into the array from `start` on. Where that is the start they were meant for, their files
-        are renamed; else, after another episode was stored meanwhile, they are copied."""
+        """Writes the frames into the array from `start` on.
+
+        The files are renamed if `start` is still the planned start. If another episode was stored meanwhile, the
+        frames are copied.
+        """
         if self._lengths:
             self._end_shard()
         stop = self.start + self.count
@@ -56,7 +59,7 @@ class FrameStream:
             frames.shards.take(shard, self._staging)
 
     def close(self) -> None:
-        """Closes the file; what was written is the caller's to remove."""
+        """Closes the file. The caller removes the staged files."""
         if self._file is not None:
             self._file.close()
 

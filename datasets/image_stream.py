@@ -1,4 +1,4 @@
-"""The images of an episode that is under way: coded and written as they come, so that memory does not grow with it."""
+"""The images of an episode that is being recorded, encoded and written as they arrive: memory use stays constant."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from vla.datasets.store_arrays import StoreArrays
 from vla.errors import InputError
 
 LARGE = 200_000
-"""Bytes of a step's images that are worth handing over to other threads."""
+"""Bytes of a step's images above which encoding in several threads is faster."""
 
 
 class ImageStream:
-    """Made by `EpisodeStore.stream_images`, and given to `EpisodeStore.append` with the rest of the episode.
+    """The images of one episode: made by `EpisodeStore.stream_images`, passed to `EpisodeStore.append` at the end.
 
-    Until then the store holds nothing of it: the images lie in files of their own within the store's folder, which go
-    with `abort`, with this object, or, where the process is killed, when the store is next opened to append.
+    Until then the store is unchanged: the images are in staged files within the store's folder. These are removed by
+    `abort`, with this object, or, if the process is killed, when the store is next opened to append.
     """
 
     def __init__(self, arrays: StoreArrays, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """`shapes` are those of the store's images by camera, if it has any yet."""
+        """`shapes` are the shapes of the store's images by camera; empty if the store has no episode yet."""
         self._arrays = arrays
         self._streams: dict[str, FrameStream] = {}
-        # Within an array: beside the arrays, zarr-python warns of what it does not know.
+        # Inside an array's folder: zarr-python warns about unknown folders beside the arrays.
         self._staging = arrays.folder.stage("time")
         self._discard = weakref.finalize(self, _discard, self._streams, self._staging, os.getpid())
         try:
@@ -43,8 +43,12 @@ class ImageStream:
             raise
 
     def add(self, images: Mapping[str, UInt8[np.ndarray, "_h _w 3"]]) -> None:
-        """A step's image of each camera. Raises InputError where one has another size than those before, and OSError
-        where it cannot be written."""
+        """Adds the images of one step, by camera.
+
+        Raises:
+            InputError: an image has another size or dtype than the earlier ones.
+            OSError: an image cannot be written.
+        """
         for camera, image in images.items():
             if camera not in self._streams:
                 self._begin(camera, (*image.shape[:2], 3))
@@ -60,7 +64,7 @@ class ImageStream:
 
     @property
     def frames(self) -> dict[str, UInt8[np.ndarray, "t _h _w 3"]]:
-        """Black ones that take no memory, by camera: the number, size and type of the images."""
+        """Black frames without memory, by camera, of the number, size and dtype of the added images."""
         black = np.uint8(0)
         return {name: np.broadcast_to(black, (one.count, *one.frames.shape)) for name, one in self._streams.items()}
 
@@ -71,11 +75,11 @@ class ImageStream:
 
     @property
     def arrays(self) -> dict[str, FrameStream]:
-        """The streams by the names of their arrays."""
+        """The streams by array name."""
         return {f"images/{camera}": stream for camera, stream in self._streams.items()}
 
     def abort(self) -> None:
-        """Removes the files."""
+        """Removes the staged files."""
         self._discard()
 
     def _begin(self, camera: str, shape: tuple[int, ...]) -> None:
@@ -87,7 +91,7 @@ def _encode(stream: FrameStream, image: UInt8[np.ndarray, "_h _w 3"]) -> bytes:
 
 
 def _discard(streams: Mapping[str, FrameStream], staging: Staging, owner: int) -> None:
-    if os.getpid() != owner:  # forked: they are the other's
+    if os.getpid() != owner:  # in a forked process: the files belong to the parent
         return
     for stream in streams.values():
         stream.close()

@@ -1,15 +1,16 @@
-"""Instruction data from scene truth: what a vision-language model is aligned and instructed on (`vla record
-questions=instruct`).
+"""Instruction data from the simulator's ground truth, to align and instruction-tune a vision-language model.
 
-| kind         | asks for                                                               | in LLaVA (2304.08485) |
+`vla record questions=instruct` records them.
+
+| kind         | content                                                                | in LLaVA (2304.08485) |
 |--------------|------------------------------------------------------------------------|-----------------------|
-| caption      | what is in view, from left to right                                    | captions, stage 1     |
-| detail       | the same, with how many there are and what is closest to the robot     | detailed description  |
-| reasoning    | a comparison of numbers or places, its reasons before its conclusion   | complex reasoning     |
-| conversation | turns that refer to what was said before                               | conversation          |
+| caption      | the visible objects, from left to right                                | captions, stage 1     |
+| detail       | the same, with their number and the object closest to the robot        | detailed description  |
+| reasoning    | a comparison of numbers or positions, the reasons before the answer    | complex reasoning     |
+| conversation | turns that refer to earlier ones                                       | conversation          |
 
-What depends on objects whose visibility is in doubt is left out, as `vla.datasets.questions` does: with such, there
-are captions alone, of what is surely seen.
+As in `vla.datasets.questions`, nothing may depend on objects of doubtful visibility: scenes with such objects only get
+captions, which list the certainly visible objects.
 """
 
 from __future__ import annotations
@@ -29,14 +30,16 @@ NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 def instructions(scene: Scene, rng: np.random.Generator, camera: str = MAIN_CAMERA) -> list[Question]:
-    """A caption, and a detailed description, up to two pieces of reasoning and a conversation where truth allows them;
-    fixed by `rng`."""
+    """A caption and, if the scene allows them, a description, up to two reasoning questions and a conversation.
+
+    The result is determined by `rng`.
+    """
     view = View.of(scene, camera)
     made = [Question("caption", _pick(rng, CAPTION), caption(view), camera)]
-    if view.unsure or not view.seen or len(view.seen) >= len(NUMBERS):
+    if view.unsure or not view.visible or len(view.visible) >= len(NUMBERS):
         return made
     made.append(Question("detail", _pick(rng, DETAIL), _detail(view), camera))
-    for pair in (_compare_numbers(view, rng), _compare_places(view, rng)):
+    for pair in (_compare_numbers(view, rng), _compare_positions(view, rng)):
         if pair is not None:
             made.append(Question("reasoning", WHY + pair[0], pair[1], camera))
     talk = _conversation(view, rng)
@@ -44,25 +47,25 @@ def instructions(scene: Scene, rng: np.random.Generator, camera: str = MAIN_CAME
 
 
 def caption(view: View) -> str:
-    """What is surely seen, from left to right: "a red cube, a blue ball and another red cube"."""
-    told: list[str] = []
+    """The certainly visible objects, from left to right: "a red cube, a blue ball and another red cube"."""
+    phrases: list[str] = []
     for thing in _across(view):
-        article = "another" if any(thing.name == n.split(" ", 1)[1] for n in told) else _article(thing.name)
-        told.append(f"{article} {thing.name}")
-    return _listed(told) or "an empty table"
+        article = "another" if any(thing.name == n.split(" ", 1)[1] for n in phrases) else _article(thing.name)
+        phrases.append(f"{article} {thing.name}")
+    return _listed(phrases) or "an empty table"
 
 
 def _detail(view: View) -> str:
-    count = len(view.seen)
-    told = [f"there {'is' if count == 1 else 'are'} {NUMBERS[count]} object{'s' if count > 1 else ''}"]
-    told.append(f"from left to right: {caption(view)}" if count > 1 else caption(view))
+    count = len(view.visible)
+    sentences = [f"there {'is' if count == 1 else 'are'} {NUMBERS[count]} object{'s' if count > 1 else ''}"]
+    sentences.append(f"from left to right: {caption(view)}" if count > 1 else caption(view))
     if closest := _closest(view):
-        told.append(f"the {closest.name} is closest to the robot")
-    return ". ".join(told)
+        sentences.append(f"the {closest.name} is closest to the robot")
+    return ". ".join(sentences)
 
 
 def _compare_numbers(view: View, rng: np.random.Generator) -> tuple[str, str] | None:
-    present = sorted({thing.color for thing in view.seen})
+    present = sorted({thing.color for thing in view.visible})
     if len(present) < 2:
         return None
     a, b = (str(color) for color in rng.choice(present, 2, replace=False))
@@ -74,29 +77,28 @@ def _compare_numbers(view: View, rng: np.random.Generator) -> tuple[str, str] | 
     )
 
 
-def _compare_places(view: View, rng: np.random.Generator) -> tuple[str, str] | None:
-    """Who stands between whom, of three that are clearly apart."""
-    named = [thing for thing in _across(view) if view.count(Query(thing.color, thing.shape)) == 1]
+def _compare_positions(view: View, rng: np.random.Generator) -> tuple[str, str] | None:
+    """A transitive left/right comparison of three objects that are clearly apart."""
+    unique = [thing for thing in _across(view) if view.count(Query(thing.color, thing.shape)) == 1]
     triples = [
         (a, b, c)
-        for i, a in enumerate(named)
-        for j, b in enumerate(named[i + 1 :], i + 1)
-        for c in named[j + 1 :]
+        for i, a in enumerate(unique)
+        for j, b in enumerate(unique[i + 1 :], i + 1)
+        for c in unique[j + 1 :]
         if lateral_gap(view, b, a) and lateral_gap(view, c, b)
     ]
     if not triples:
         return None
     a, b, c = _pick(rng, triples)
     reason = f"the {a.name} is left of the {b.name} and the {b.name} is left of the {c.name}, so"
-    asked = _pick(rng, ((a, c, "left"), (c, a, "right"), (a, c, "right"), (c, a, "left")))
-    first, second, side = asked
-    holds = (first is a) == (side == "left")
+    first, second, side = _pick(rng, ((a, c, "left"), (c, a, "right"), (a, c, "right"), (c, a, "left")))
+    is_true = (first is a) == (side == "left")
     question = f"is the {first.name} {side} of the {second.name}, going by the {b.name}?"
-    return question, f"{reason} {'yes' if holds else 'no'}"
+    return question, f"{reason} {'yes' if is_true else 'no'}"
 
 
 def _conversation(view: View, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """Turns about the object at one end of the row and its neighbour, if it is clear which these are."""
+    """Turns about the leftmost or rightmost object and its neighbor, if these are clear."""
     row, side, other = _across(view), "left", "right"
     if rng.random() < 0.5:
         row, side, other = row[::-1], "right", "left"
@@ -116,24 +118,24 @@ def _conversation(view: View, rng: np.random.Generator) -> list[tuple[str, str]]
 
 
 def _closest(view: View) -> SceneObject | None:
-    """The one that is closer to the robot than each other, where one clearly is and its name is its own."""
-    for thing in view.seen:
-        alone = view.count(Query(thing.color, thing.shape)) == 1
-        if len(view.seen) > 1 and alone and all(o is thing or depth_gap(o, thing) > 0 for o in view.seen):
+    """The object that is clearly closest to the robot and has a unique name, if there is one."""
+    for thing in view.visible:
+        is_unique = view.count(Query(thing.color, thing.shape)) == 1
+        if len(view.visible) > 1 and is_unique and all(o is thing or depth_gap(o, thing) > 0 for o in view.visible):
             return thing
     return None
 
 
 def _across(view: View) -> list[SceneObject]:
-    return sorted(view.seen, key=lambda thing: thing.centers[view.camera])
+    return sorted(view.visible, key=lambda thing: thing.centers[view.camera])
 
 
 def _article(noun: str) -> str:
     return "an" if noun[0] in "aeiou" else "a"
 
 
-def _listed(parts: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
+def _listed(phrases: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(phrases[:-1]), *phrases[-1:])))
 
 
 def _pick[T](rng: np.random.Generator, options: Sequence[T]) -> T:

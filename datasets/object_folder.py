@@ -1,7 +1,7 @@
 """A store's files in an object store, through obstore.
 
 Credentials and endpoint come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION,
-AWS_ENDPOINT_URL, …), never from the path. An object appears whole when its upload ends.
+AWS_ENDPOINT_URL, …), never from the path. Objects appear atomically when their upload ends.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ ROOT = "zarr.json"
 
 
 class ObjectFolder:
+    """A folder in an object store."""
+
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        if "@" in parts.netloc or parts.query:
-            place = f"{parts.scheme}://…@{parts.netloc.rpartition('@')[2]}{parts.path}"
-            raise InputError(f"{place}: give credentials in the environment (AWS_ACCESS_KEY_ID, …), not in the path")
+        address = urlsplit(url)
+        if "@" in address.netloc or address.query:
+            redacted = f"{address.scheme}://…@{address.netloc.rpartition('@')[2]}{address.path}"
+            raise InputError(f"{redacted}: give credentials in the environment (AWS_ACCESS_KEY_ID, …), not in the path")
         self.url = url.rstrip("/")
         try:
             self._store: ObjectStore = from_url(self.url)
@@ -43,8 +45,10 @@ class ObjectFolder:
         return self.url
 
     def exists(self, name: str) -> bool:
-        """Of an object; of the folder itself ("") whether there is a store in it. Raises InputError when the object
-        store does not answer, or not to these credentials."""
+        """Whether the object exists. For the folder itself (""): whether it contains a store.
+
+        Raises InputError if the object store does not answer, or rejects the credentials.
+        """
         try:
             obstore.head(self._store, name or ROOT)
         except FileNotFoundError:
@@ -63,7 +67,7 @@ class ObjectFolder:
         obstore.put(self._store, name, content)
 
     def stage(self, inside: str) -> Staging:
-        """Among the temporary files, where nobody looks after what a killed writer left."""
+        """A folder among the temporary files. If the writer is killed, its files are not cleaned up."""
         return Staging(Path(mkdtemp(f".{os.getpid()}.partial", "vla-staged.")))
 
     def take(self, staging: Staging, name: str) -> None:
@@ -71,9 +75,9 @@ class ObjectFolder:
         staging.file(name).unlink()
 
     def publish(self, files: Mapping[str, bytes]) -> None:
-        """The root's metadata come last: without them there is no store."""
+        """Uploads the root's metadata last: without them there is no store."""
         if self.exists(ROOT):
-            raise InputError(f"{self} exists: choose another place, or remove it first")
+            raise InputError(f"{self} exists: choose another address, or remove it first")
         try:
             for name, content in files.items():
                 if name != ROOT:
@@ -81,11 +85,11 @@ class ObjectFolder:
             obstore.put(self._store, ROOT, files[ROOT], mode="create")
         except AlreadyExistsError:
             raise InputError(f"{self} was created by another process meanwhile") from None
-        except (BaseError, FileNotFoundError) as error:  # not found: the bucket
+        except (BaseError, FileNotFoundError) as error:  # FileNotFoundError: there is no such bucket
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> InputError:
-        # The first line is what happened; obstore prints its own structures after it.
+        # The first line describes the error; the lines after it are obstore's internal structures.
         return InputError(f"cannot reach {self}: {str(error).splitlines()[0]}")
 
     def remove(self, name: str) -> None:
@@ -95,7 +99,7 @@ class ObjectFolder:
         return {item["path"]: item["size"] for page in obstore.list(self._store) for item in page}
 
     def lock(self, force: bool = False) -> Callable[[], None]:
-        """An object that only one can create."""
+        """Creates the lock object, which only one writer can create."""
         mine = json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": time.ctime()}).encode()
         try:
             obstore.put(self._store, LOCK, mine, mode="overwrite" if force else "create")
@@ -121,12 +125,12 @@ class ObjectFolder:
 
 
 class RemoteFile:
-    """An object, read in ranges. Raises FileNotFoundError when it is not there."""
+    """An object that is read in ranges. Raises FileNotFoundError if it does not exist."""
 
     def __init__(self, store: ObjectStore, name: str) -> None:
         self._store, self._name = store, name
         self.size = int(obstore.head(store, name)["size"])
 
     def ranges(self, starts: Sequence[int], ends: Sequence[int]) -> list[Buffer]:
-        """One request for all, where they lie near each other."""
-        return [memoryview(part) for part in obstore.get_ranges(self._store, self._name, starts=starts, ends=ends)]
+        """The bytes of the ranges. Ranges near each other share one request."""
+        return [memoryview(piece) for piece in obstore.get_ranges(self._store, self._name, starts=starts, ends=ends)]

@@ -1,4 +1,4 @@
-"""Where a path leads: a folder of this machine, or an object store."""
+"""Opens a path as a local folder or as an object store."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from vla.errors import InputError
 
 
 def open_folder(path: str | Path) -> Folder:
-    """The folder at `path`, which need not exist. Raises InputError when the path holds credentials, and for an
-    address of another kind."""
+    """The folder at `path`, which need not exist.
+
+    Raises:
+        InputError: the path contains credentials, or is an address of an unsupported kind.
+    """
     if REMOTE.match(str(path)):
         from vla.datasets.object_folder import ObjectFolder  # obstore takes long to import
 
         return ObjectFolder(str(path))
     scheme, separator, _ = str(path).partition("://")
     if separator:  # the rest may hold credentials
-        raise InputError(f"{scheme}:// is no address of a store: those are s3://, gs:// and az://")
+        raise InputError(f"{scheme}:// is not supported as a store's address: use s3://, gs:// or az://")
     return LocalFolder(Path(path))

@@ -1,8 +1,8 @@
-"""The order in which a source's items are drawn: a shuffle that is a formula, not a list.
+"""The order in which a source's items are drawn: a shuffle that is computed, not stored.
 
-The item at any place of any epoch is computed from (seed, epoch, place) alone, in constant memory, so any process can
-take up any part of a run. Items that lie side by side (a shard, an episode) are drawn near each other in time, so that
-what was read for one is still at hand for the next.
+The item at any position of any epoch is computed from (seed, epoch, position) in constant memory, so that any process
+can continue any part of a run. Items that are adjacent on disk (a shard, an episode) are drawn close together in time,
+so that a read cache stays effective.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from vla.errors import InputError
 
 ROUNDS = 6
 BLOCK = 64
-"""Items that lie side by side on disk."""
+"""Items per block, adjacent on disk."""
 GROUP = 2048
-"""Blocks that are shuffled together: up to 131,072 items are shuffled as a whole."""
+"""Blocks that are shuffled together: up to 131,072 items are shuffled completely."""
 
 
 class Order:
-    """Draws 0, 1, 2, … of `items` items: draws [e * items, (e + 1) * items) are epoch e, a permutation of them all.
+    """Maps draws 0, 1, 2, … to items: draws [e * items, (e + 1) * items) are epoch e, a permutation of all items.
 
-    The blocks of `block` consecutive items are permuted, and taken `group` at a time; the items of a group are
-    permuted. So all items of a block are drawn within `group * block` consecutive draws of an epoch, and one group is
-    done before the next begins: a reader that holds `group` blocks reads each block once an epoch.
+    Blocks of `block` consecutive items are permuted and divided into groups of `group` blocks; the items of a group are
+    permuted. All items of a block are thus drawn within `group * block` consecutive draws of an epoch, and a group is
+    finished before the next one begins: a reader that caches `group` blocks reads each block once per epoch.
 
-    Both permutations are Feistel networks over a power of four, walked until they land inside (Black and Rogaway 2002,
-    sec. 4 and 3).
+    Both permutations are Feistel networks over a power of four with cycle walking (Black and Rogaway 2002, sec. 4 and
+    3).
     """
 
     def __init__(self, items: int, seed: int, block: int = BLOCK, group: int = GROUP) -> None:
@@ -36,23 +36,23 @@ class Order:
         self._items, self._seed, self._block, self._group = items, seed, block, group
         self._blocks = -(-items // block)
         self._missing = self._blocks * block - items
-        """What the last block lacks."""
+        """The number of items that the last block lacks."""
 
     def __call__(self, draws: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
         """The item of each draw."""
-        epoch, place = np.divmod(draws, self._items)
+        epoch, position = np.divmod(draws, self._items)
         over_blocks = _keys(self._seed, epoch, np.zeros_like(epoch))
-        blocks = np.full_like(place, self._blocks)
-        # Where the short block comes up: the places behind it are those of whole blocks, moved up.
-        short = feistel(np.full_like(place, self._blocks - 1), blocks, over_blocks, inverse=True)
-        short_group, whole = short // self._group, self._group * self._block
+        blocks = np.full_like(position, self._blocks)
+        # The position of the short block: positions after it are shifted by the missing items.
+        short = feistel(np.full_like(position, self._blocks - 1), blocks, over_blocks, inverse=True)
+        short_group, group_size = short // self._group, self._group * self._block
         ends = np.minimum((short_group + 1) * self._group, self._blocks) * self._block - self._missing
-        moved = place + np.where(place >= ends, self._missing, 0)
-        group = moved // whole
+        moved = position + np.where(position >= ends, self._missing, 0)
+        group = moved // group_size
         first = group * self._group
         size = np.minimum(self._group, self._blocks - first) * self._block
         size -= np.where(group == short_group, self._missing, 0)
-        within = feistel(moved - group * whole, size, _keys(self._seed, epoch, group + 1))
+        within = feistel(moved - group * group_size, size, _keys(self._seed, epoch, group + 1))
         behind = (group == short_group) & (within >= (short - first + 1) * self._block - self._missing)
         within += np.where(behind, self._missing, 0)
         slot, offset = np.divmod(within, self._block)
@@ -62,8 +62,8 @@ class Order:
 def feistel(
     values: Int[np.ndarray, "n"], sizes: Int[np.ndarray, "n"], keys: UInt64[np.ndarray, "n"], inverse: bool = False
 ) -> Int[np.ndarray, "n"]:
-    """The image of each value in [0, size) under the permutation of that size and key, or what it is the image of."""
-    # Half of the bits that the largest value has, and no fewer than two: the smallest network that mixes.
+    """The image of each value in [0, size) under the permutation of that size and key, or the inverse image."""
+    # Half of the bits of the largest value, and at least two: the smallest network that mixes.
     half = np.maximum((np.frexp(sizes - 1.0)[1] + 1) // 2, 2).astype(np.uint64)
     out = values.astype(np.uint64)
     rounds = np.stack([_mix(keys + np.uint64(number)) for number in range(ROUNDS)])
@@ -88,9 +88,9 @@ def _network(
     return (left << half) | right
 
 
-def _keys(seed: int, epoch: Int[np.ndarray, "n"], part: Int[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
+def _keys(seed: int, epoch: Int[np.ndarray, "n"], permutation: Int[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
     key = np.full(len(epoch), seed % 2**64, np.uint64)
-    for number in (epoch, part):
+    for number in (epoch, permutation):
         key = _mix(_mix(key) + number.astype(np.uint64))
     return key
 

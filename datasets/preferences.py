@@ -1,14 +1,14 @@
-"""Pairs of answers, of which one is to be preferred: from truth, and from the files of RLHF-V and LLaVA-RLHF.
+"""Preference pairs of answers: from ground truth, and from the files of RLHF-V and LLaVA-RLHF.
 
-Where a store's answers are the simulator's truth, the rejected answer is the true one with one span made false:
+If a store's answers are the simulator's ground truth, the rejected answer is the true one with one error inserted:
 
-| what     | in a description ("detail", or "caption" beside one), or a short answer              |
+| error    | in a description ("detail", or "caption" beside one), or in a short answer           |
 |----------|--------------------------------------------------------------------------------------|
-| object   | an object is one that is not there; of "existence", the opposite                     |
-| color    | an object has a colour with which it is not there; of "color", another colour        |
-| shape    | an object has a shape with which it is not there; of "shape", another shape          |
+| object   | an object is replaced by an absent one; for "existence", the opposite                |
+| color    | an object gets a color with which it is absent; for "color", another color           |
+| shape    | an object gets a shape with which it is absent; for "shape", another shape           |
 | count    | another number of objects                                                            |
-| relation | another object is closest to the robot; of "relation", the opposite                   |
+| relation | another object is closest to the robot; for "relation", the opposite                 |
 
 | file       | fields                                                                              |
 |------------|-------------------------------------------------------------------------------------|
@@ -48,8 +48,11 @@ OPPOSITE = {"yes": "no", "no": "yes", "left": "right", "right": "left"}
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt with what was said before it, and two answers. `kind` says what is wrong in the rejected one, and
-    `facts` what a simulator knows of the image, where it does."""
+    """A prompt with two answers, of which `chosen` is preferred.
+
+    `history` are the earlier turns of the conversation. `kind` is the error in the rejected answer. `facts` is the
+    simulator's description of the image, if there is one.
+    """
 
     images: Callable[[], Mapping[str, UInt8[np.ndarray, "_h _w 3"]]]
     prompt: str
@@ -60,11 +63,11 @@ class Pair:
     facts: str = ""
 
     def informed(self) -> Pair:
-        """The same with the facts in its prompt (LLaVA-RLHF: Sun et al. 2023, arXiv 2309.14525, sec. 2.3)."""
+        """The pair with the facts in its prompt (LLaVA-RLHF: Sun et al. 2023, arXiv 2309.14525, sec. 2.3)."""
         return replace(self, prompt=f"{self.prompt} facts: {self.facts}") if self.facts else self
 
     def examples(self) -> tuple[Example, Example]:
-        """The chosen and the rejected answer, each in its conversation."""
+        """The conversations with the chosen and with the rejected answer."""
         images = self.images()
         first, second = (self._example(images, answer) for answer in (self.chosen, self.rejected))
         return first, second
@@ -75,14 +78,14 @@ class Pair:
 
 
 def pairs_of(store: VqaStore, split: Split, seed: int = 0) -> list[Pair]:
-    """Up to one pair a question of the split of which a false answer is known; the same for the same seed."""
+    """Preference pairs, one for each question of the split for which a false answer is known; fixed by `seed`."""
     made: list[Pair] = []
     for i in store.split(split).tolist():
-        questions = store.asked(i)
-        # A detailed description is there only where it is known what all the objects are: a caption alone may be short.
+        questions = store.item_questions(i)
+        # An item has a detailed description only if all of its objects are known; a caption alone may be incomplete.
         complete = any(question.kind == "detail" for question in questions)
-        told = {question.kind: question.answer for question in questions}
-        facts = told.get("detail", told.get("caption", ""))
+        answers = {question.kind: question.answer for question in questions}
+        facts = answers.get("detail", answers.get("caption", ""))
         for j, question in enumerate(questions):
             if question.kind == "caption" and not complete:
                 continue
@@ -94,11 +97,11 @@ def pairs_of(store: VqaStore, split: Split, seed: int = 0) -> list[Pair]:
 
 
 def corrupted(question: Question, rng: np.random.Generator) -> tuple[str, str] | None:
-    """What is made wrong in the question's true answer, and that answer; None where nothing is known to be false."""
+    """The kind of error and a false answer to the question; None if no answer is known to be false."""
     answer = question.answer
     if question.kind in ("caption", "detail"):
-        for name in rng.permutation(list(WAYS)).tolist():
-            if (false := WAYS[name](answer, rng)) is not None:
+        for name in rng.permutation(list(CORRUPTIONS)).tolist():
+            if (false := CORRUPTIONS[name](answer, rng)) is not None:
                 return name, false
     elif question.kind in ("existence", "relation") and answer in OPPOSITE:
         return "object" if question.kind == "existence" else "relation", OPPOSITE[answer]
@@ -112,36 +115,36 @@ def corrupted(question: Question, rng: np.random.Generator) -> tuple[str, str] |
 
 
 def _misnamed(answer: str, rng: np.random.Generator, color: bool, shape: bool) -> str | None:
-    """One object has another colour, or shape, or neither its own: one with which it is not there."""
-    found, there = _objects(answer)
-    if not found:
+    """Replaces the color, the shape or both of one object, such that no object matches."""
+    mentions, present = _objects(answer)
+    if not mentions:
         return None
-    one = _pick(rng, found)
+    one = _pick(rng, mentions)
     absent = [
         f"{c} {s}"
         for c in COLORS
         for s in SHAPES
-        if (c != one[2], s != one[3]) == (color, shape) and f"{c} {s}" not in there
+        if (c != one[2], s != one[3]) == (color, shape) and f"{c} {s}" not in present
     ]
     return _renamed(answer, one, _pick(rng, absent)) if absent else None
 
 
 def _count(answer: str, rng: np.random.Generator) -> str | None:
-    if (told := COUNT.search(answer)) is None or told[2] not in NUMBERS:
+    if (match := COUNT.search(answer)) is None or match[2] not in NUMBERS:
         return None
-    number = NUMBERS.index(_other(rng, NUMBERS[1:], {told[2]}))
+    number = NUMBERS.index(_other(rng, NUMBERS[1:], {match[2]}))
     new = f"there {'is' if number == 1 else 'are'} {NUMBERS[number]} object{'s' if number > 1 else ''}"
-    return new + answer[told.end() :]
+    return new + answer[match.end() :]
 
 
 def _relation(answer: str, rng: np.random.Generator) -> str | None:
-    """Another object is closest, where one clearly is."""
-    told = CLOSEST.search(answer)
-    others = sorted(_objects(answer)[1] - {told[1]}) if told else []
-    return answer[: told.start(1)] + _pick(rng, others) + answer[told.end(1) :] if told and others else None
+    """Replaces the closest object by another one, if the answer names one."""
+    match = CLOSEST.search(answer)
+    others = sorted(_objects(answer)[1] - {match[1]}) if match else []
+    return answer[: match.start(1)] + _pick(rng, others) + answer[match.end(1) :] if match and others else None
 
 
-WAYS: Mapping[str, Callable[[str, np.random.Generator], str | None]] = {
+CORRUPTIONS: Mapping[str, Callable[[str, np.random.Generator], str | None]] = {
     "object": partial(_misnamed, color=True, shape=True),
     "color": partial(_misnamed, color=True, shape=False),
     "shape": partial(_misnamed, color=False, shape=True),
@@ -151,7 +154,7 @@ WAYS: Mapping[str, Callable[[str, np.random.Generator], str | None]] = {
 
 
 def objects_named(answer: str) -> list[str]:
-    """The objects of a description ("red cube"), as often as it lists each."""
+    """The objects in a description ("red cube"), with repetitions."""
     return [f"{one[2]} {one[3]}" for one in OBJECT.finditer(answer)]
 
 
@@ -160,7 +163,7 @@ def _objects(answer: str) -> tuple[list[re.Match[str]], set[str]]:
 
 
 def _renamed(answer: str, one: re.Match[str], name: str) -> str:
-    """With another name for one of the objects, and for it alone: it is still what was closest, if it was."""
+    """Replaces the name of one object in the list. A statement about the closest object is unchanged."""
     article = "an" if name[0] in "aeiou" else "a"
     return f"{answer[: one.start()]}{article} {name}{answer[one.end() :]}"
 
@@ -178,11 +181,14 @@ def _reader(store: VqaStore, index: int) -> Callable[[], Mapping[str, UInt8[np.n
 
 
 def read_pairs(path: str | Path, images: str | Path | None = None) -> list[Pair]:
-    """The pairs of a file of RLHF-V (.parquet) or LLaVA-RLHF (.json), images of the latter in the folder `images`
-    (None: beside it). Raises InputError, with the entry's number, where an entry is malformed."""
+    """The pairs in a file of RLHF-V (.parquet) or LLaVA-RLHF (.json).
+
+    `images` is the folder of LLaVA-RLHF's images (None: the file's folder). Raises InputError with the entry's number
+    if an entry is malformed.
+    """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"no file of preferences at {path}")
+        raise InputError(f"there is no file of preferences at {path}")
     folder = path.parent if images is None else Path(images)
     entries, read = (_rows(path), _rlhf_v) if path.suffix == ".parquet" else (read_list(path), _llava_rlhf)
     made: list[Pair] = []
@@ -212,12 +218,12 @@ def _rlhf_v(entry: Mapping[str, Any], folder: Path) -> Pair:
 
 
 def _llava_rlhf(entry: Mapping[str, Any], folder: Path) -> Pair:
-    said = [str(turn["value"]).replace("<image>", "").strip() for turn in entry["conversations"]]
-    if len(said) % 2 == 0 or entry["preference"] not in (1, 2):
+    messages = [str(turn["value"]).replace("<image>", "").strip() for turn in entry["conversations"]]
+    if len(messages) % 2 == 0 or entry["preference"] not in (1, 2):
         raise ValueError("the conversation does not end in a question, or preference is neither 1 nor 2")
     outputs = [str(entry[name]["value"]) for name in ("output_1", "output_2")]
     better = outputs[entry["preference"] - 1]
     worse = outputs[2 - entry["preference"]]
-    history = tuple(zip(said[:-1:2], said[1::2], strict=True))
+    history = tuple(zip(messages[:-1:2], messages[1::2], strict=True))
     file = path_inside(folder, entry["image"])
-    return Pair(lambda: {"image": pixels(file)}, said[-1], better, worse, "llava-rlhf", history)
+    return Pair(lambda: {"image": pixels(file)}, messages[-1], better, worse, "llava-rlhf", history)

@@ -1,4 +1,4 @@
-"""Which instruction a training example is given, where an episode has sub-tasks (`Span`) besides its instruction."""
+"""The choice of a training example's instruction if the episode has sub-tasks (`Span`) besides its instruction."""
 
 from __future__ import annotations
 
@@ -12,25 +12,29 @@ INSTRUCTIONS = ("both", "span", "episode")
 
 
 def check_choice(choice: str) -> None:
-    """Raises InputError for a choice that is none of `INSTRUCTIONS`."""
+    """Raises InputError if the choice is not one of `INSTRUCTIONS`."""
     if choice not in INSTRUCTIONS:
         raise InputError(f"instruction={choice}: choose of {', '.join(INSTRUCTIONS)}")
 
 
 def prompts_at(record: EpisodeRecord, step: int, choice: str) -> Sequence[tuple[str, ...]]:
-    """The instructions that fit a step of an episode, in groups that are drawn alike often, as are those in a group.
+    """The instructions that apply to a step of an episode, in groups of equal probability.
 
-    The first of the first group is the step's own. "episode" is the episode's instruction in all of its phrasings,
-    whatever the step; "span" the sub-tasks that cover the step, or the episode's instruction where none does; "both"
-    has these two groups where the episode has an instruction of its own: not one of its sub-tasks' alone, which its
-    other steps are not of, nor their list, which importing a dataset makes whose task changes within an episode.
+    Within a group, all instructions are equally likely. The first one of the first group is the step's main
+    instruction. By `choice`, the groups are:
+
+    - "episode": the episode's instruction in all of its phrasings, for every step.
+    - "span": the sub-tasks that cover the step, or the episode's instruction if there are none.
+    - "both": these two groups. The episode's group is omitted if its instruction is merely one of the sub-tasks, which
+      does not apply to the other steps, or their concatenation, which the import of a dataset generates if the task
+      changes within an episode.
     """
-    whole = (record.instruction, *record.paraphrases)
+    phrasings = (record.instruction, *record.paraphrases)
     spans = instructions_at(record.spans, step)
     if choice == "episode" or not spans:
-        return [whole]
-    # A sub-task that is the episode's instruction has its phrasings too.
-    parts = tuple(text for span in spans for text in (whole if span == record.instruction else (span,)))
+        return [phrasings]
+    # A sub-task equal to the episode's instruction has the same phrasings.
+    sub_tasks = tuple(text for span in spans for text in (phrasings if span == record.instruction else (span,)))
     texts = [span.instruction for span in record.spans]
-    own = record.instruction not in ("", *texts, one_after_another(texts))
-    return [parts, whole] if choice == "both" and own else [parts]
+    is_distinct = record.instruction not in ("", *texts, one_after_another(texts))
+    return [sub_tasks, phrasings] if choice == "both" and is_distinct else [sub_tasks]

@@ -1,6 +1,6 @@
-"""Questions and answers from scene truth: the simulator's own VQA data.
+"""Questions and answers generated from the simulator's ground truth.
 
-| kind      | asks                                               | answer                                  |
+| kind      | question                                           | answer                                  |
 |-----------|----------------------------------------------------|-----------------------------------------|
 | existence | is there a red cube?                               | yes, no (even odds; hard negatives)     |
 | color     | what color is the cube?                            | a color word                            |
@@ -10,10 +10,10 @@
 | point     | where is the red cube? where is the gripper?       | "x y": percent of image width, height   |
 | identify  | what is at 34 61?                                  | a color and a shape                     |
 
-A question is asked only when its answer is certain. An object in view counts; one whose visibility is in doubt
-(`Scene.ambiguous`) must not change the answer, nor may one that only the other camera sees when the question names
-no view. Left and right are the image's. Closer and farther must hold both along the robot's x axis and in distance
-from its base, since a reader may mean either.
+A question is generated only if its answer is certain: neither objects of doubtful visibility (`Scene.ambiguous`) nor,
+if the question names no view, objects that only the other camera shows may change the answer. Left and right refer to
+the image. Closer and farther must hold both along the robot's x axis and in distance from its base, since the words
+can mean either.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from vla.common.scene_objects import POINT_SCALE, Scene, SceneObject
 from vla.errors import InputError
 
 KINDS = ("existence", "color", "shape", "count", "relation", "point", "identify")
-NAMED_VIEW_KINDS = ("existence", "point")
-"""The kinds asked about a view that the question must name, such as the wrist's."""
+OTHER_VIEW_KINDS = ("existence", "point")
+"""The kinds of questions about other views than the main one, such as the wrist's. They name the view."""
 MAIN_CAMERA = "front"
-"""The view that a question means when it names none."""
+"""The view of questions that name none."""
 
 COLORS = ("red", "green", "blue", "yellow", "purple", "orange")
 SHAPES = ("cube", "ball", "cylinder", "cone", "brick")
-"""With the scene's own words, what absent things are named by."""
+"""Colors and shapes of absent objects, in addition to those in the scene."""
 MAX_COUNT = 6
 LATERAL_MARGIN = 0.08
-"""Fraction of the image width that separates left from right."""
+"""Minimum horizontal distance for left and right, as a fraction of the image width."""
 DEPTH_MARGIN = 0.04
-"""Distance [m] that separates closer from farther."""
+"""Minimum distance [m] for closer and farther."""
 CLEARANCE = 0.06
-"""Fraction of the image that separates an object asked about by its place from any other."""
+"""Minimum distance of an object to all others for questions by position, as a fraction of the image."""
 GRIPPER_SHARE = 0.15
-"""How often a pointing question is about the gripper."""
+"""Share of the pointing questions that are about the gripper."""
 
 EXISTENCE = (
     "is there {a}?",
@@ -126,27 +126,27 @@ IDENTIFY = (
 
 @dataclass(frozen=True)
 class Question:
-    """One question about the image of `camera`; text and answer are lower case."""
+    """A question about the image of `camera`. Text and answer are lower case."""
 
     kind: str
     text: str
     answer: str
     camera: str
     answers: tuple[str, ...] = ()
-    """What each of several people answered, where they were asked; `answer` is the most common."""
+    """The answers of several annotators, if there are any; `answer` is the most common one."""
     talk: int = 0
-    """Which conversation of its item it is a turn of, where it is of the kind "conversation"."""
+    """The number of the conversation within its item, for questions of the kind "conversation"."""
 
     @classmethod
     def from_json(cls, values: Sequence[Any]) -> Question:
-        """The fields in their order; the last two may be missing."""
+        """The question from its fields in order. The last two may be missing."""
         kind, text, answer, camera, *rest = values
         return cls(kind, text, answer, camera, tuple(rest[0]) if rest else (), *rest[1:])
 
 
 @dataclass(frozen=True)
 class Query:
-    """A description that matches objects; None leaves the attribute open."""
+    """A description that matches objects by color and shape. None matches any value."""
 
     color: str | None = None
     shape: str | None = None
@@ -167,10 +167,10 @@ class Query:
 
 @dataclass(frozen=True)
 class View:
-    """What one camera shows: objects that are surely in view, and objects that may be."""
+    """The content of one camera's image: objects that are certainly visible, and objects that may be."""
 
     camera: str
-    seen: tuple[SceneObject, ...]
+    visible: tuple[SceneObject, ...]
     unsure: tuple[SceneObject, ...]
     gripper: tuple[float, float] | None
     colors: tuple[str, ...]
@@ -178,28 +178,28 @@ class View:
 
     @classmethod
     def of(cls, scene: Scene, camera: str) -> View:
-        seen, unsure = [], []
+        visible, unsure = [], []
         for thing in scene.objects:
             elsewhere = thing.centers or any(thing.name in names for names in scene.ambiguous.values())
             if thing.name in scene.ambiguous.get(camera, ()):
                 unsure.append(thing)
             elif camera in thing.centers:
-                seen.append(thing)
+                visible.append(thing)
             elif camera == MAIN_CAMERA and elsewhere:
-                # The question will name no view, and another image may show the object.
+                # Questions about the main view name no view, and another image may show the object.
                 unsure.append(thing)
         colors = tuple(dict.fromkeys((*COLORS, *(thing.color for thing in scene.objects))))
         shapes = tuple(dict.fromkeys((*SHAPES, *(thing.shape for thing in scene.objects))))
-        return cls(camera, tuple(seen), tuple(unsure), scene.gripper.get(camera), colors, shapes)
+        return cls(camera, tuple(visible), tuple(unsure), scene.gripper.get(camera), colors, shapes)
 
     def count(self, query: Query) -> int | None:
-        """How many objects match; None when it depends on an object that may not be in view."""
+        """The number of matching objects; None if it depends on an object of uncertain visibility."""
         if any(query.matches(thing) for thing in self.unsure):
             return None
-        return sum(query.matches(thing) for thing in self.seen)
+        return sum(query.matches(thing) for thing in self.visible)
 
     def references(self, thing: SceneObject) -> list[Query]:
-        """The descriptions that single out `thing`: by name, by color, by shape."""
+        """The descriptions that match only `thing`: by name, by color, by shape."""
         queries = (Query(thing.color, thing.shape), Query(color=thing.color), Query(shape=thing.shape))
         return [query for query in queries if self.count(query) == 1]
 
@@ -211,46 +211,49 @@ def questions(
     count: int | None = None,
     camera: str = MAIN_CAMERA,
 ) -> list[Question]:
-    """Questions about the scene in one camera's image, all different, fixed by `rng`.
+    """Distinct questions about the scene in one camera's image, determined by `rng`.
 
-    Without `count`, one of each of `kinds` that the scene allows. With it, up to `count`, taking the kinds in turn
-    (name a kind twice to ask it twice as often). A camera other than the front one is named in the question and
-    asked for existence and pointing only.
+    Args:
+        scene: the ground truth.
+        rng: the source of randomness.
+        kinds: the kinds of questions. A kind that is listed twice is generated twice as often.
+        count: the maximum number of questions, with the kinds in turn. None: one of each kind that the scene allows.
+        camera: for other cameras than the front one, questions name the camera and are of `OTHER_VIEW_KINDS` only.
 
     Raises:
-        InputError: an unknown kind.
+        InputError: a kind is unknown.
     """
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
         raise InputError(f"unknown question kind {unknown[0]!r}; the kinds are {', '.join(KINDS)}")
     main = camera == MAIN_CAMERA
-    order = [kind for kind in kinds if main or kind in NAMED_VIEW_KINDS]
+    order = [kind for kind in kinds if main or kind in OTHER_VIEW_KINDS]
     prefix = "" if main else f"in the {camera} view, "
     view = View.of(scene, camera)
-    asked: dict[str, Question] = {}
+    collected: dict[str, Question] = {}
     while order:
-        before = len(asked)
+        before = len(collected)
         for i in rng.permutation(len(order)) if count is not None else range(len(order)):
-            if count is not None and len(asked) >= count:
+            if count is not None and len(collected) >= count:
                 break
-            pair = _ASK[order[i]](view, rng)
+            pair = _GENERATORS[order[i]](view, rng)
             if pair is not None:
                 text = prefix + pair[0]
-                asked.setdefault(text, Question(order[i], text, pair[1], camera))
-        # A round that brings nothing new means that the scene has little left to ask.
-        if count is None or len(asked) >= count or len(asked) == before:
+                collected.setdefault(text, Question(order[i], text, pair[1], camera))
+        # A round without new questions: the scene allows hardly any more.
+        if count is None or len(collected) >= count or len(collected) == before:
             break
-    return list(asked.values())
+    return list(collected.values())
 
 
 def point_answer(center: tuple[float, float]) -> str:
-    """The answer "x y" for a point given as fractions of the image's width and height."""
+    """The answer "x y" for a point (x, y) in fractions of the image's width and height."""
     x, y = (min(max(math.floor(value * POINT_SCALE), 0), POINT_SCALE - 1) for value in center)
     return f"{x} {y}"
 
 
 def _existence(view: View, rng: np.random.Generator) -> tuple[str, str] | None:
-    """Asked only at a level of detail where this scene allows yes and no, so that neither is the better guess."""
+    """At a level of detail at which the scene allows both yes and no, so that the answers are balanced."""
     pairs = [Query(color, shape) for color in view.colors for shape in view.shapes]
     colors, shapes = [Query(color=color) for color in view.colors], [Query(shape=shape) for shape in view.shapes]
     levels = [pairs, pairs, colors, shapes]
@@ -268,15 +271,15 @@ def _existence(view: View, rng: np.random.Generator) -> tuple[str, str] | None:
 
 
 def _hard(view: View, absent: list[Query], rng: np.random.Generator) -> list[Query]:
-    """Absent queries that share a color (mostly), or a shape, with an object in view; any, where none does."""
-    by_color = [query for query in absent if query.shape and any(t.color == query.color for t in view.seen)]
-    by_shape = [query for query in absent if query.color and any(t.shape == query.shape for t in view.seen)]
+    """Absent queries that share a color (usually) or a shape with a visible object, or any if there are none."""
+    by_color = [query for query in absent if query.shape and any(t.color == query.color for t in view.visible)]
+    by_shape = [query for query in absent if query.color and any(t.shape == query.shape for t in view.visible)]
     draw = rng.random()
     return (by_color if draw < 0.5 else by_shape if draw < 0.85 else absent) or absent
 
 
 def _color(view: View, rng: np.random.Generator) -> tuple[str, str] | None:
-    things = [thing for thing in view.seen if view.count(Query(shape=thing.shape)) == 1]
+    things = [thing for thing in view.visible if view.count(Query(shape=thing.shape)) == 1]
     if not things:
         return None
     thing = _pick(rng, things)
@@ -284,7 +287,7 @@ def _color(view: View, rng: np.random.Generator) -> tuple[str, str] | None:
 
 
 def _shape(view: View, rng: np.random.Generator) -> tuple[str, str] | None:
-    things = [thing for thing in view.seen if view.count(Query(color=thing.color)) == 1]
+    things = [thing for thing in view.visible if view.count(Query(color=thing.color)) == 1]
     if not things:
         return None
     thing = _pick(rng, things)
@@ -300,18 +303,18 @@ def _count(view: View, rng: np.random.Generator) -> tuple[str, str] | None:
             by_number.setdefault(number, []).append(query)
     if not by_number:
         return None
-    number = _pick(rng, sorted(by_number))  # the answer first: every number that the scene allows is as likely
+    number = _pick(rng, sorted(by_number))  # the answer first, so that all possible numbers are equally likely
     return _pick(rng, COUNT).format(p=_pick(rng, by_number[number]).plural(rng)), str(number)
 
 
 def _relation(view: View, rng: np.random.Generator) -> tuple[str, str] | None:
-    named = [(thing, queries) for thing in view.seen if (queries := view.references(thing))]
+    referable = [(thing, queries) for thing in view.visible if (queries := view.references(thing))]
     options = [
-        (ask, gap, a_queries, b_queries)
-        for a, a_queries in named
-        for b, b_queries in named
+        (generate, gap, a_queries, b_queries)
+        for a, a_queries in referable
+        for b, b_queries in referable
         if a is not b
-        for ask, gap in (
+        for generate, gap in (
             (_side, lateral_gap(view, a, b)),
             (_side_choice, lateral_gap(view, a, b)),
             (_depth, depth_gap(a, b)),
@@ -320,19 +323,19 @@ def _relation(view: View, rng: np.random.Generator) -> tuple[str, str] | None:
     ]
     if not options:
         return None
-    ask, gap, a_queries, b_queries = _pick(rng, options)
-    template, answer = ask(gap, rng)
+    generate, gap, a_queries, b_queries = _pick(rng, options)
+    template, answer = generate(gap, rng)
     return template.format(a=_pick(rng, a_queries).noun(rng), b=_pick(rng, b_queries).noun(rng)), answer
 
 
 def lateral_gap(view: View, a: SceneObject, b: SceneObject) -> float:
-    """How far `a` is right of `b` in the image [fraction of its width]; 0 within the margin."""
+    """The horizontal distance of `a` to the right of `b` [fraction of the image width]; 0 within the margin."""
     gap = a.centers[view.camera][0] - b.centers[view.camera][0]
     return gap if abs(gap) > LATERAL_MARGIN else 0.0
 
 
 def depth_gap(a: SceneObject, b: SceneObject) -> float:
-    """How much farther than `b` `a` is along the robot's x [m]; 0 within the margin, or if the distance disagrees."""
+    """The distance of `a` beyond `b` along the robot's x [m]; 0 within the margin, or if radial distance disagrees."""
     gap = a.position[0] - b.position[0]
     radial = math.hypot(*a.position[:2]) - math.hypot(*b.position[:2])
     return gap if min(abs(gap), abs(radial)) > DEPTH_MARGIN and gap * radial > 0 else 0.0
@@ -355,7 +358,7 @@ def _depth(gap: float, rng: np.random.Generator) -> tuple[str, str]:
 
 
 def _point(view: View, rng: np.random.Generator) -> tuple[str, str] | None:
-    things = [(thing, queries) for thing in view.seen if (queries := view.references(thing))]
+    things = [(thing, queries) for thing in view.visible if (queries := view.references(thing))]
     if view.gripper is not None and (not things or rng.random() < GRIPPER_SHARE):
         noun, center = "gripper", view.gripper
     elif things:
@@ -367,14 +370,14 @@ def _point(view: View, rng: np.random.Generator) -> tuple[str, str] | None:
 
 
 def _identify(view: View, rng: np.random.Generator) -> tuple[str, str] | None:
-    """Only about objects that stand clear of any other, so that the place names one."""
-    shown = [thing for thing in (*view.seen, *view.unsure) if view.camera in thing.centers]
+    """Only about objects that are far enough from all others for the position to be unambiguous."""
+    shown = [thing for thing in (*view.visible, *view.unsure) if view.camera in thing.centers]
 
     def clear(thing: SceneObject) -> bool:
-        place = thing.centers[view.camera]
-        return all(other is thing or math.dist(place, other.centers[view.camera]) > CLEARANCE for other in shown)
+        center = thing.centers[view.camera]
+        return all(other is thing or math.dist(center, other.centers[view.camera]) > CLEARANCE for other in shown)
 
-    things = [thing for thing in view.seen if clear(thing)]
+    things = [thing for thing in view.visible if clear(thing)]
     if not things:
         return None
     thing = _pick(rng, things)
@@ -385,7 +388,7 @@ def _pick[T](rng: np.random.Generator, options: Sequence[T]) -> T:
     return options[int(rng.integers(len(options)))]
 
 
-_ASK: dict[str, Callable[[View, np.random.Generator], tuple[str, str] | None]] = {
+_GENERATORS: dict[str, Callable[[View, np.random.Generator], tuple[str, str] | None]] = {
     "existence": _existence,
     "color": _color,
     "shape": _shape,

@@ -1,8 +1,8 @@
-"""Which action components are one rotation: by their numbers, and Euler angles also by their names.
+"""Detects which action components form one rotation, from their values and, for Euler angles, from their names.
 
-A rotation vector (axis-angle) of about half a turn jumps by 2 pi to its opposite where the angle crosses pi, or where
-the quaternion behind it changed its sign (robosuite's go up to 2 pi). Read as three angles that wrap, what is left of
-such a step is large; read as rotations, it is as small as the others.
+A rotation vector (axis-angle) of about half a turn jumps by 2 pi to its opposite if the angle crosses pi, or if the
+underlying quaternion changes its sign (robosuite's vectors are up to 2 pi long). Interpreted as three angles that wrap,
+such a step is large; interpreted as a rotation, it is as small as the others.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ from vla.errors import InputError
 
 ANGLES = ("roll", "pitch", "yaw")
 CLEARLY = 0.9
-"""The sum of the steps across jumps, relative to that of another reading, below which one is the better reading."""
+"""Maximum ratio of the summed steps across jumps to those of the alternative interpretation."""
 JUMP = 1.5 * math.pi
-"""Radians."""
+"""Minimum length of a jump [rad]."""
 SLACK = 1.001
 
-Found = list[tuple[str, tuple[int, ...]]]
+Rotations = list[tuple[str, tuple[int, ...]]]
 
 
-def found_rotations(body: Embodiment, actions: Sequence[Float[np.ndarray, "_t a"]]) -> Found:
-    """The rotations among the targets that are no grippers, each a representation and the places of its components.
+def detect_rotations(body: Embodiment, actions: Sequence[Float[np.ndarray, "_t a"]]) -> Rotations:
+    """The rotations among the position actions without grippers: representations and the indices of the components.
 
-    Raises InputError for a unit quaternion whose order nothing tells.
+    Raises InputError if the component order of a unit quaternion is unknown.
     """
-    whole = np.concatenate(actions)
-    found: Found = []
+    values = np.concatenate(actions)
+    rotations: Rotations = []
     free = (body.is_position_action & ~body.is_gripper).tolist()
 
     def take(name: str, at: tuple[int, ...]) -> None:
-        found.append((name, at))
+        rotations.append((name, at))
         for i in at:
             free[i] = False
 
     for width, find in ((6, _six), (4, _quaternion)):
         for at in _windows(free, width):
-            if all(free[i] for i in at) and (name := find([body.action[i] for i in at], whole[:, at])):
+            if all(free[i] for i in at) and (name := find([body.action[i] for i in at], values[:, at])):
                 take(name, at)
     vectors = {at: _across_jumps([body.action[i] for i in at], [a[:, at] for a in actions]) for at in _windows(free, 3)}
     for at in sorted(vectors, key=vectors.__getitem__):
         if vectors[at] < CLEARLY and all(free[i] for i in at):
             take("axis_angle", at)
     for at in _windows(free, 3):
-        if all(free[i] for i in at) and (name := _euler([body.action[i] for i in at], whole[:, at])):
+        if all(free[i] for i in at) and (name := _euler([body.action[i] for i in at], values[:, at])):
             take(name, at)
-    return found
+    return rotations
 
 
 def _windows(free: Sequence[bool], width: int) -> list[tuple[int, ...]]:
@@ -61,10 +61,10 @@ def _windows(free: Sequence[bool], width: int) -> list[tuple[int, ...]]:
 
 
 def _across_jumps(names: Sequence[str], values: Sequence[Float[np.ndarray, "_t 3"]]) -> float:
-    """The steps [rad] across jumps, read as rotation vectors, relative to those of the other reading.
+    """The summed steps across jumps of rotation vectors, relative to those of the alternative interpretation.
 
-    That is Euler angles where the names are theirs, else angles that wrap each for itself. Infinite where nothing jumps
-    or a vector is longer than a full turn.
+    The alternative is Euler angles if the names fit, or else three independent angles that wrap. Infinite if there are
+    no jumps or a vector is longer than a full turn.
     """
     if max(np.linalg.norm(rows, axis=1).max(initial=0) for rows in values) > SLACK * 2 * math.pi:
         return math.inf
@@ -98,7 +98,7 @@ def _quaternion(names: Sequence[str], values: Float[np.ndarray, "n 4"]) -> str:
             return representation
     quoted = ", ".join(f'"{name}"' for name in names)
     raise InputError(
-        f"{', '.join(names)} are a unit quaternion whose order nothing tells: say "
+        f"{', '.join(names)} are a unit quaternion of unknown component order: set "
         f"'rotations={{quaternion_xyzw: [{quoted}]}}' or quaternion_wxyz, or rotations={{}} for plain numbers"
     )
 

@@ -1,13 +1,13 @@
-"""Arrays of a store, read from and written to their zarr v3 shard files directly.
+"""Reads and writes the arrays of a store directly in their zarr v3 shard files.
 
 A call into zarr-python costs 1-3 ms whatever its size, and training reads single frames. A shard file holds
-chunks, one after another, and ends with its index: for each chunk a little-endian pair of u64 offset and
-length, then the CRC-32C of the pairs (the "sharding_indexed" codec of the zarr v3 specification).
+concatenated chunks and ends with an index: for each chunk a little-endian pair of u64 offset and length, then the
+CRC-32C of the pairs (the "sharding_indexed" codec of the zarr v3 specification).
 
 | array  | chunk            | shard       | a reader                                              |
 |--------|------------------|-------------|-------------------------------------------------------|
 | Frames | 1 coded image    | 256 images  | decodes one image                                     |
-| Rows   | 64 rows, raw     | 4096 rows   | takes rows out of the mapped file, without a copy     |
+| Rows   | 64 rows, raw     | 4096 rows   | slices the memory-mapped file, without a copy         |
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ FRAMES_PER_SHARD = 256
 ROWS_PER_CHUNK, ROWS_PER_SHARD = 64, 4096
 _DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 MAX_OPEN_SHARDS = 4096 if _DESCRIPTORS == resource.RLIM_INFINITY else min(4096, max(8, _DESCRIPTORS // 2))
-"""Of all arrays of the process: each mapped shard keeps a file descriptor."""
+"""Limit for all arrays of the process: each mapped shard keeps a file descriptor."""
 ATTEMPTS = 3
-"""Readings of an index: in an object store a writer may replace the shard between the requests for size and index."""
+"""Attempts to read an index: in an object store, a writer may replace a shard between the size and index requests."""
 DECODED_TOGETHER = 8
-"""Frames that one thread decodes at least: fewer are not worth handing over."""
+"""Minimum number of frames per thread: for fewer, the overhead of a thread is too large."""
 
 _MISSING = 2**64 - 1
 _CRC_BYTES = 4
@@ -47,37 +47,38 @@ Table = UInt64[np.ndarray, "chunks 2"]
 
 
 class Shards:
-    """The shard files of one array: `chunks` in each, as bytes. Of a `sparse` array any may be missing."""
+    """The shard files of one array, each with `chunks` chunks. Any shard of a `sparse` array may be missing."""
 
     def __init__(self, folder: Folder, name: str, chunks: int, dimensions: int, sparse: bool) -> None:
         self.folder, self.name, self.chunks, self.sparse = folder, name, chunks, sparse
         self._tail = "/0" * (dimensions - 1)
         self._opened: dict[int, tuple[File, Table]] = {}
         self.views: dict[int, np.ndarray] = {}
-        """Rows by shard, on the open files: they close together."""
+        """Views of rows on the open files, by shard. They are dropped with the files."""
 
     def path(self, shard: int) -> str:
+        """The name of the shard's file in the folder."""
         return f"{self.name}/c/{shard}{self._tail}"
 
     def open(self, shard: int) -> tuple[File, Table] | None:
-        """The file and its index, a row (offset, length) a chunk; None when it is rightly missing.
+        """The file and its index with one row (offset, length) per chunk; None for a missing shard of a sparse array.
 
-        Raises InputError when it is missing or damaged.
+        Raises InputError if the shard is missing or damaged.
         """
-        found = self._opened.get(shard)
-        if found is None:
+        opened_shard = self._opened.get(shard)
+        if opened_shard is None:
             if self.sparse and not self.folder.exists(self.path(shard)):
                 return None
             while len(_open_shards) >= MAX_OPEN_SHARDS:
                 owner, oldest = _open_shards.popleft()
                 if (shards := owner()) is not None:
                     shards.close(oldest)
-            found = self._opened[shard] = self._read(shard)
+            opened_shard = self._opened[shard] = self._read(shard)
             _open_shards.append((weakref.ref(self), shard))
-        return found
+        return opened_shard
 
     def close(self, shard: int) -> None:
-        """Lets go of the file; what was read of it stays readable."""
+        """Drops the reference to the file. Data that were read from it stay valid."""
         self._opened.pop(shard, None)
         self.views.pop(shard, None)
 
@@ -87,17 +88,18 @@ class Shards:
         self.close(shard)
 
     def index(self, lengths: Sequence[int]) -> bytes:
-        """What a file ends with whose first chunks have these lengths, and whose others are missing."""
+        """The encoded index of a shard whose first chunks have these lengths and whose other chunks are missing."""
         table = np.full((self.chunks, 2), _MISSING, "<u8")
         table[: len(lengths), 0], table[: len(lengths), 1] = np.cumsum(lengths) - lengths, lengths
         return _with_crc(table.tobytes())
 
     def take(self, shard: int, staging: Staging) -> None:
-        """Replaces the file by that of `staging`, where it has the same name."""
+        """Replaces the file by the one of the same name in `staging`."""
         self.folder.take(staging, self.path(shard))
         self.close(shard)
 
     def damaged(self, shard: int, reason: str) -> InputError:
+        """The error for a damaged shard."""
         where = f"{self.folder}/{self.path(shard)}"
         return InputError(f"shard {where} is damaged ({reason}): restore it from a copy or record again")
 
@@ -124,13 +126,13 @@ class Shards:
 
 
 _open_shards: deque[tuple[weakref.ref[Shards], int]] = deque()
-"""The shards that are open, the oldest first, and some that were closed since."""
+"""The open shards, oldest first, including some that have been closed since."""
 
 
 class Frames:
-    """Images of one size and dtype, each coded by itself. Those missing of a `sparse` array are black.
+    """An array of images of one size and dtype, encoded individually. Missing images of a `sparse` array are black.
 
-    Raises InputError naming the shard that is damaged.
+    Raises InputError that names the shard if one is damaged.
     """
 
     def __init__(
@@ -140,55 +142,56 @@ class Frames:
         self.shards = Shards(folder, name, FRAMES_PER_SHARD, 1 + len(shape), sparse)
 
     def read(self, indices: Int[np.ndarray, "n"]) -> Shaped[np.ndarray, "n ..."]:
-        """The frames at `indices`, decoded straight into their places; several at a time where they are many."""
+        """The decoded frames at `indices`. Many frames are decoded in several threads."""
         frames = np.empty((len(indices), *self.shape), self.dtype)
         stored = self.stored(indices)
 
-        def decode(part: slice) -> None:
-            self._decode(stored[part], indices[part], frames[part])
+        def decode(block: slice) -> None:
+            self._decode(stored[block], indices[block], frames[block])
 
-        _in_parts(decode, len(indices), 1 if self.codec.name == "raw" else _threads())
+        _in_slices(decode, len(indices), 1 if self.codec.name == "raw" else _threads())
         return frames
 
-    def each(self, indices: Int[np.ndarray, "n"], use: Callable[[int, np.ndarray], None]) -> None:
-        """As `vla.common.stored_image.ImageSource`: a thread decodes one frame after the other into the same memory."""
+    def for_each(self, indices: Int[np.ndarray, "n"], use: Callable[[int, np.ndarray], None]) -> None:
+        """Implements `vla.common.stored_image.ImageSource`. Each thread decodes its frames into the same buffer."""
         stored = self.stored(indices)
 
-        def decode(part: slice) -> None:
+        def decode(block: slice) -> None:
             frame = np.empty((1, *self.shape), self.dtype)
-            for place in range(part.start, part.stop):
-                self._decode(stored[place : place + 1], indices[place : place + 1], frame)
-                use(place, frame[0])
+            for position in range(block.start, block.stop):
+                self._decode(stored[position : position + 1], indices[position : position + 1], frame)
+                use(position, frame[0])
 
-        _in_parts(decode, len(indices), _threads())
+        _in_slices(decode, len(indices), _threads())
 
     def stored(self, indices: Int[np.ndarray, "n"]) -> list[Buffer]:
-        """The bytes of the frames as they are in the files."""
-        found: list[Buffer] = [b""] * len(indices)
+        """The encoded frames at `indices`, as stored in the files."""
+        encoded: list[Buffer] = [b""] * len(indices)
         numbers, rows = np.divmod(indices, FRAMES_PER_SHARD)
         for shard in np.unique(numbers).tolist():
-            places = np.flatnonzero(numbers == shard)
+            positions = np.flatnonzero(numbers == shard)
             opened = self.shards.open(shard)
             if opened is None:
-                for place in places:
-                    found[place] = self.blank
+                for position in positions:
+                    encoded[position] = self.blank
                 continue
             file, table = opened
-            entries = table[rows[places]]
+            entries = table[rows[positions]]
             if (entries[:, 0] == _MISSING).any():
-                missing = rows[places][entries[:, 0] == _MISSING][0]
+                missing = rows[positions][entries[:, 0] == _MISSING][0]
                 raise self.shards.damaged(shard, f"frame {missing} of the shard is missing")
             buffers = file.ranges(entries[:, 0].tolist(), entries.sum(axis=1).tolist())
-            for place, buffer in zip(places.tolist(), buffers, strict=True):
-                found[place] = buffer
-        return found
+            for position, buffer in zip(positions.tolist(), buffers, strict=True):
+                encoded[position] = buffer
+        return encoded
 
     @cached_property
     def blank(self) -> bytes:
-        """A black frame, coded."""
+        """An encoded black frame."""
         return self.encode(np.zeros((1, *self.shape), self.dtype))[0]
 
     def encode(self, frames: Shaped[np.ndarray, "n ..."]) -> list[bytes]:
+        """Encodes frames individually. Many frames are encoded in several threads."""
         encode = self.codec.encode
         if len(frames) < 2 * DECODED_TOGETHER or self.codec.name == "raw":
             coded = [encode(frame) for frame in frames]
@@ -197,22 +200,23 @@ class Frames:
         return [_with_crc(chunk) if self.codec.crc else chunk for chunk in coded]
 
     def write(self, start: int, stored: Sequence[Buffer]) -> None:
-        """Writes frames from `start` on, as `encode` or `stored` gave them, and drops what lies behind them in their
-        last shard. Raises InputError when the shard that holds the frames before `start` is damaged.
+        """Writes encoded frames from `start` on. Later frames of their last shard are dropped.
+
+        Raises InputError if the shard that holds the frames before `start` is damaged.
         """
         end = start + len(stored)
         for shard in range(start // FRAMES_PER_SHARD, -(-end // FRAMES_PER_SHARD)):
             base = shard * FRAMES_PER_SHARD
             first = max(start, base)
-            kept = self.stored(np.arange(base, first)) if first > base else []
-            self.shards.write(shard, [*kept, *stored[first - start : base + FRAMES_PER_SHARD - start]])
+            preceding = self.stored(np.arange(base, first)) if first > base else []
+            self.shards.write(shard, [*preceding, *stored[first - start : base + FRAMES_PER_SHARD - start]])
 
     def _decode(self, stored: Sequence[Buffer], indices: np.ndarray, out: np.ndarray) -> None:
         for buffer, index, frame in zip(stored, indices.tolist(), out, strict=True):
             try:
                 if self.codec.crc:
                     if not _crc_fits(buffer):
-                        raise ValueError("its CRC does not fit")
+                        raise ValueError("its CRC does not match")
                     buffer = buffer[:-_CRC_BYTES]
                 self.codec.decode(buffer, frame)
             except (ValueError, RuntimeError) as error:
@@ -221,10 +225,12 @@ class Frames:
 
 
 class Rows:
-    """The first `count` rows of numbers, uncompressed. `rows[key]` takes an index, a slice of step 1, or an array of
-    indices; what it returns is not to be written. Rows missing of a `sparse` array are `fill_value`.
+    """An array of uncompressed numbers: its first `count` rows.
 
-    Raises InputError naming the shard that is damaged.
+    `rows[key]` takes an index, a slice of step 1, or an array of indices. Do not write to the returned array: it may
+    be a view of a file. Missing rows of a `sparse` array are `fill_value`.
+
+    Raises InputError that names the shard if one is damaged.
     """
 
     def __init__(
@@ -249,9 +255,9 @@ class Rows:
         first, last = start // ROWS_PER_SHARD, max(start, stop - 1) // ROWS_PER_SHARD
         if start == stop:
             return np.empty((0, *self.shape[1:]), self.dtype)
-        parts = [self._view(shard) for shard in range(first, last + 1)]
+        views = [self._view(shard) for shard in range(first, last + 1)]
         begin, end = start - first * ROWS_PER_SHARD, stop - first * ROWS_PER_SHARD
-        return parts[0][begin:end] if len(parts) == 1 else np.concatenate(parts)[begin:end]
+        return views[0][begin:end] if len(views) == 1 else np.concatenate(views)[begin:end]
 
     def _at(self, indices: np.ndarray) -> np.ndarray:
         if indices.size and not 0 <= indices.min() <= indices.max() < len(self):
@@ -259,21 +265,21 @@ class Rows:
         numbers, rows = np.divmod(indices, ROWS_PER_SHARD)
         out = np.empty((*indices.shape, *self.shape[1:]), self.dtype)
         for shard in np.unique(numbers).tolist():
-            here = numbers == shard
-            out[here] = self._view(shard)[rows[here]]
+            selected = numbers == shard
+            out[selected] = self._view(shard)[rows[selected]]
         return out
 
     def write(self, start: int, rows: Shaped[np.ndarray, "n ..."]) -> None:
-        """Writes rows from `start` on, and drops what lies behind them in their last shard."""
+        """Writes rows from `start` on. Later rows of their last shard are dropped."""
         end = start + len(rows)
         for shard in range(start // ROWS_PER_SHARD, -(-end // ROWS_PER_SHARD)):
             base = shard * ROWS_PER_SHARD
             first = max(start, base)
             new = np.asarray(rows[first - start : base + ROWS_PER_SHARD - start], self.dtype)
-            kept = self._view(shard)[: first - base] if first > base else new[:0]
-            fill = np.full((-(len(kept) + len(new)) % ROWS_PER_CHUNK, *self.shape[1:]), fill_value(self.dtype))
-            content = np.concatenate([kept, new, fill.astype(self.dtype)]).tobytes()
-            size = len(content) * ROWS_PER_CHUNK // (len(kept) + len(new) + len(fill)) or 1
+            preceding = self._view(shard)[: first - base] if first > base else new[:0]
+            fill = np.full((-(len(preceding) + len(new)) % ROWS_PER_CHUNK, *self.shape[1:]), fill_value(self.dtype))
+            content = np.concatenate([preceding, new, fill.astype(self.dtype)]).tobytes()
+            size = len(content) * ROWS_PER_CHUNK // (len(preceding) + len(new) + len(fill)) or 1
             self.shards.write(shard, [bytes(chunk) for chunk in _split(content, size)])
         self.shape = (max(end, 0), *self.shape[1:])
 
@@ -289,21 +295,21 @@ class Rows:
             return np.broadcast_to(self.dtype.type(fill_value(self.dtype)), (ROWS_PER_SHARD, *self.shape[1:]))
         file, table = opened
         row = self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=np.int64))
-        wanted = -(-(min(len(self), (shard + 1) * ROWS_PER_SHARD) - shard * ROWS_PER_SHARD) // ROWS_PER_CHUNK)
+        count = -(-(min(len(self), (shard + 1) * ROWS_PER_SHARD) - shard * ROWS_PER_SHARD) // ROWS_PER_CHUNK)
         size = row * ROWS_PER_CHUNK
-        # Chunks that lie one after another are rows that do.
-        if (table[:wanted, 0] != np.arange(wanted) * size).any() or (table[:wanted, 1] != size).any():
+        # Only if the chunks are contiguous and in order can the rows be one view.
+        if (table[:count, 0] != np.arange(count) * size).any() or (table[:count, 1] != size).any():
             raise self.shards.damaged(shard, "its chunks are not in order")
-        return np.frombuffer(file.ranges([0], [wanted * size])[0], self.dtype).reshape(-1, *self.shape[1:])
+        return np.frombuffer(file.ranges([0], [count * size])[0], self.dtype).reshape(-1, *self.shape[1:])
 
 
 def fill_value(dtype: np.dtype) -> float | int | bool:
-    """What stands where an episode has no value."""
+    """The value of missing entries: NaN for floats, 0 otherwise."""
     return float("nan") if dtype.kind == "f" else dtype.type(0).item()
 
 
 def create_frames(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtype, codec: Codec) -> None:
-    """An empty array for `Frames`."""
+    """Creates an empty array for `Frames`."""
     group.create_array(
         name,
         shape=(0, *shape),
@@ -316,7 +322,7 @@ def create_frames(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: n
 
 
 def create_rows(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """An empty array for `Rows`."""
+    """Creates an empty array for `Rows`."""
     group.create_array(
         name,
         shape=(0, *shape),
@@ -330,7 +336,7 @@ def create_rows(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.
 
 
 def decode_alone() -> None:
-    """Makes this process decode in the thread that asks: it is one of several that read beside each other."""
+    """Makes this process decode in the calling thread only, for use in one of several loader processes."""
     global _alone
     _alone = True
 
@@ -339,7 +345,7 @@ _alone = False
 
 
 def cores() -> int:
-    """The processor's cores that this process may use."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -347,8 +353,8 @@ def _threads() -> int:
     return 1 if _alone else min(8, cores())
 
 
-def _in_parts(do: Callable[[slice], None], count: int, threads: int) -> None:
-    """Does 0 to `count` in slices, several at a time where they are many."""
+def _in_slices(do: Callable[[slice], None], count: int, threads: int) -> None:
+    """Calls `do` with slices that cover 0 to `count`, in several threads if `count` is large."""
     if threads == 1 or count < 2 * DECODED_TOGETHER:
         do(slice(0, count))
         return
@@ -358,11 +364,11 @@ def _in_parts(do: Callable[[slice], None], count: int, threads: int) -> None:
 
 @cache
 def pool() -> ThreadPoolExecutor:
-    """The threads that encode and decode."""
+    """The thread pool for encoding and decoding."""
     return ThreadPoolExecutor(_threads(), "decode")
 
 
-# A forked process has none of its parent's threads, and would wait for them.
+# A forked process has none of its parent's threads, and would wait for them forever.
 os.register_at_fork(after_in_child=pool.cache_clear)
 
 

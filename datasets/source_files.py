@@ -1,4 +1,4 @@
-"""Files that other programs wrote: what is wrong with one in one line, and metadata in JSON."""
+"""Reads files from other programs: one-line errors for damaged files, and JSON metadata."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from vla.errors import InputError
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-"""How the text begins that Git leaves in the place of a file's content when Git LFS did not fetch it."""
+"""The first bytes of the pointer that Git stores instead of a file if Git LFS did not fetch the content."""
 SHOWN = 200
-"""Characters of a library's own message that are shown."""
+"""Maximum number of characters of a library's message in an error."""
 
 
 def is_lfs_pointer(path: Path) -> bool:
-    """Whether the file holds a Git LFS pointer and not its content. False for what is no file."""
+    """Whether the file is a Git LFS pointer instead of its content. False if there is no such file."""
     try:
         with path.open("rb") as file:
             return file.read(len(LFS_POINTER)) == LFS_POINTER
@@ -26,13 +26,13 @@ def is_lfs_pointer(path: Path) -> bool:
 
 
 def check_fetched(path: Path) -> None:
-    """Raises InputError when the file is a Git LFS pointer."""
+    """Raises InputError if the file is a Git LFS pointer."""
     if is_lfs_pointer(path):
         raise InputError(f"{path} is a Git LFS pointer, not the data: run `git lfs pull` in its folder")
 
 
 def check_file(path: Path) -> None:
-    """Raises InputError when there is no file at `path`, when it is empty, and when it is a Git LFS pointer."""
+    """Raises InputError if the file is missing, empty or a Git LFS pointer."""
     if not path.is_file():
         raise InputError(f"{path} is missing: download it again")
     check_fetched(path)
@@ -42,9 +42,9 @@ def check_file(path: Path) -> None:
 
 @contextmanager
 def reading_file(path: Path, kind: str) -> Iterator[None]:
-    """Turns every error inside the block into an InputError that names the file; `kind` is what it should be.
+    """Converts every error in the block into an InputError that names the file and its expected `kind`.
 
-    For calls of a file format's own library alone: over damaged bytes such a library raises nearly anything.
+    Use it only around calls of a file format's library, which may raise almost any exception on damaged bytes.
     """
     try:
         yield
@@ -60,28 +60,28 @@ def reading_file(path: Path, kind: str) -> Iterator[None]:
 
 
 def decode_text(content: bytes, name: object) -> str:
-    """The text of a JSON file: UTF-8, or UTF-16 or UTF-32 as its first bytes show; a byte order mark is left out.
+    """The text of a JSON file in UTF-8, or in UTF-16 or UTF-32 if its first bytes show that; without byte order mark.
 
-    Raises InputError that names the file and the line for another encoding.
+    Raises InputError with the file and the line for other encodings.
     """
     try:
         return content.decode(json.detect_encoding(content))
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise InputError(f"{name} line {line}: this is no UTF-8 text ({error.reason}): save it as UTF-8") from error
+        raise InputError(f"{name} line {line}: this is not UTF-8 text ({error.reason}): save it as UTF-8") from error
 
 
 def decode_json(content: bytes, name: object) -> Any:
-    """The value that a file of this content holds. Raises InputError that names the file, and the line of a fault."""
+    """The value in the content of a JSON file. Raises InputError with the file and the line of an error."""
     if content.startswith(LFS_POINTER):
         raise InputError(f"{name} is a Git LFS pointer, not the data: run `git lfs pull` in its folder")
     return _parse(decode_text(content, name), name, 1)
 
 
 def read_text(path: Path) -> str:
-    """The text of a JSON file, in any encoding of `decode_text`.
+    """The text of a JSON file, in an encoding that `decode_text` supports.
 
-    Raises InputError that names the file when it is missing, empty, a Git LFS pointer or in another encoding.
+    Raises InputError that names the file if it is missing, empty, a Git LFS pointer or in another encoding.
     """
     check_file(path)
     try:
@@ -91,12 +91,12 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file. Raises InputError that names the file, and the line where it is no JSON."""
+    """The value in a JSON file. Raises InputError with the file and the line of an error."""
     return _parse(read_text(path), path, 1)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises InputError as `read_json` does, and where it holds something else."""
+    """The object in a JSON file. Raises InputError as `read_json` does, or if the value is not an object."""
     value = read_json(path)
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a {type(value).__name__}, not a JSON object {{...}}")
@@ -104,9 +104,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one a line; blank lines are skipped. Raises InputError as `read_json_object` does."""
+    """The objects of a file with one object per line. Blank lines are skipped. Raises InputError on invalid lines."""
     rows = []
-    # Only "\n" ends a line: the other line ends that Python knows may stand inside a JSON text.
+    # Only "\n" ends a line: other line separators of str.splitlines may occur inside a JSON string.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue

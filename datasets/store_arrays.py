@@ -1,4 +1,4 @@
-"""The arrays of a store by name: numbers as `Rows`, images and depth as `Frames`."""
+"""Access to the arrays of a store by name: numbers as `Rows`, images and depth as `Frames`."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from vla.datasets.shards import Frames, Rows, create_frames, create_rows, fill_v
 from vla.types import Episode
 
 Content = Mapping[str, Sequence[Any]]
-"""Rows by array, as they are in the files: each image coded, or all the numbers as one array."""
+"""Rows by array name as stored in the files: a list of encoded images, or all numbers as one array."""
 Shape = tuple[tuple[int, ...], np.dtype]
 """A row's shape and dtype."""
 CODED = ("images/", "depth/")
 ALWAYS = ("state", "action", "time")
-"""What every episode has, beside the images of every camera."""
+"""Arrays that every episode has, in addition to the images of every camera."""
 PADDED = ("points", "chunks")
-"""Arrays whose steps may have fewer rows than the store's: the others are NaN, which is unknown."""
+"""Arrays whose steps may have fewer rows than the store's. Missing rows are NaN (unknown)."""
 
 
 class StoreArrays:
-    """What is committed are the first `count` rows of every array."""
+    """The arrays of a store. The first `count` rows of every array are committed."""
 
     def __init__(self, folder: Folder, group: zarr.Group, image_codec: str, count: int) -> None:
         self.folder, self.count = folder, count
@@ -41,46 +41,46 @@ class StoreArrays:
         self._frames: dict[str, Frames] = {}
 
     def rows(self, name: str) -> Rows:
-        """Raises InputError when the array is missing or damaged."""
+        """An array of numbers. Raises InputError if it is missing or damaged."""
         if name not in self._rows:
             shape, dtype = self.shape(name)
             self._rows[name] = Rows(self.folder, name, shape, dtype, self.count, _is_optional(name))
         return self._rows[name]
 
     def frames(self, name: str) -> Frames:
-        """Raises InputError when the array is missing or damaged."""
+        """An array of images. Raises InputError if it is missing or damaged."""
         if name not in self._frames:
             shape, dtype = self.shape(name)
             self._frames[name] = Frames(self.folder, name, shape, dtype, self._coding(name), _is_optional(name))
         return self._frames[name]
 
     def shape(self, name: str) -> Shape:
-        """Of a row. Raises InputError when the array is missing or damaged."""
-        found = self._array(name)
-        return found.shape[1:], found.dtype
+        """The shape and dtype of a row. Raises InputError if the array is missing or damaged."""
+        stored = self._array(name)
+        return stored.shape[1:], stored.dtype
 
     def length(self, name: str) -> int:
-        """Rows of the array, also those that were never committed."""
+        """The number of rows of the array, including uncommitted ones."""
         if name not in self._lengths:
             self._lengths[name] = ArrayLength(self.folder, name)
         return self._lengths[name].value
 
     def stored(self, name: str, rows: slice) -> Sequence[Any]:
-        """The committed rows as they are in the files: images coded, numbers as one array."""
+        """Committed rows as stored in the files: images encoded, numbers as one array."""
         if is_rows(name):
             return [self.rows(name)[rows]]
         return self.frames(name).stored(np.arange(rows.start, rows.stop))
 
     def stream(self, name: str, shape: tuple[int, ...], staging: Staging) -> FrameStream:
-        """For images of this shape, behind the committed ones. The array need not be there yet."""
+        """A stream for images of this shape, after the committed rows. The array need not exist yet."""
         frames = Frames(self.folder, name, shape, np.dtype(np.uint8), self._coding(name))
         return FrameStream(frames, self.count, staging)
 
     def create(self, shapes: Mapping[str, Shape]) -> None:
-        """Empty arrays, in the place of what a killed writer may have left of that name."""
+        """Creates empty arrays. They replace arrays of the same name that a killed writer left."""
         for name, (shape, dtype) in shapes.items():
-            for known in (self._opened, self._lengths, self._rows, self._frames):
-                known.pop(name, None)
+            for cache in (self._opened, self._lengths, self._rows, self._frames):
+                cache.pop(name, None)
             if is_rows(name):
                 create_rows(self._group, name, shape, dtype)
             else:
@@ -93,9 +93,9 @@ class StoreArrays:
         steps: int,
         streams: Mapping[str, FrameStream] = MappingProxyType({}),
     ) -> None:
-        """Writes `steps` rows behind the committed ones, as `stored` gives them; an array without content is filled.
+        """Writes `steps` rows after the committed ones, in the form of `stored`. Arrays without content are filled.
 
-        Images come last: those of `streams` are in files already, and need no more of a disk that is full.
+        Images are written last: those of `streams` are in files already and need no more space on a full disk.
         """
         for name in sorted(names, key=lambda name: (not is_rows(name), name)):
             stop = self.count + steps
@@ -111,16 +111,17 @@ class StoreArrays:
                 frames.write(self.count, content.get(name, [frames.blank] * steps))
 
     def resize(self, name: str, count: int) -> None:
+        """Sets the number of rows of the array."""
         if count >= self.length(name):
             self._lengths[name].set(count)
             return
-        for known in (self._opened, self._lengths):
-            known.pop(name, None)
+        for cache in (self._opened, self._lengths):
+            cache.pop(name, None)
         stream = self._array(name)
         stream.resize((count, *stream.shape[1:]))
 
     def _array(self, name: str) -> zarr.Array[Any]:
-        # zarr-python takes a millisecond to open one.
+        # zarr-python takes a millisecond to open an array.
         if name not in self._opened:
             with reading(f"{self.folder}/{name}"):
                 self._opened[name] = array(self._group, name)
@@ -128,40 +129,41 @@ class StoreArrays:
 
     def _coding(self, name: str) -> Codec:
         """The store's codec; depth is never lossy."""
-        chosen = codec(self._codec)
-        return chosen if chosen.lossless or not name.startswith("depth/") else codec(DEFAULT)
+        selected = codec(self._codec)
+        return selected if selected.lossless or not name.startswith("depth/") else codec(DEFAULT)
 
     def forget(self, count: int) -> None:
-        """Drops what was read: the arrays have changed."""
+        """Clears the caches after the arrays have changed. `count` is the new number of committed rows."""
         self.count = count
         self._rows.clear()
         self._frames.clear()
 
 
 def padded(
-    name: str, values: Float[np.ndarray, "t _k _c"], rows: int, cameras: Sequence[str], wanted: Sequence[str]
+    name: str, values: Float[np.ndarray, "t _k _c"], rows: int, cameras: Sequence[str], target_cameras: Sequence[str]
 ) -> Float[np.ndarray, "t _h _c"]:
-    """Steps of one of `PADDED`, of a robot with `cameras`, with `rows` rows, for one that has the `wanted` cameras.
+    """Pads the steps of an array of `PADDED` with NaN to `rows` rows, and reorders points to the target cameras.
 
-    Raises InputError for more points than there is room for; chunks that are too long are left as they are.
+    Raises InputError if there are more points than rows. Chunks that are too long are returned unchanged.
     """
     if name == "points":
-        return arrange_points(values, cameras, wanted, rows)
+        return arrange_points(values, cameras, target_cameras, rows)
     missing = max(rows - values.shape[1], 0)
     return np.pad(values, ((0, 0), (0, missing), (0, 0)), constant_values=np.nan)
 
 
 def is_rows(name: str) -> bool:
+    """Whether the array holds numbers and not images or depth."""
     return not name.startswith(CODED)
 
 
 def _is_optional(name: str) -> bool:
-    """Whether an array may have begun after the first episodes."""
+    """Whether the first episodes may lack the array."""
     return name not in ALWAYS and not name.startswith("images/")
 
 
 def by_name(episode: Episode) -> dict[str, np.ndarray]:
-    """The episode's arrays by their names in the store, in the stored dtypes: little-endian, as the shards are."""
+    """The episode's arrays by their names in the store, in the stored dtypes (little-endian)."""
     arrays = {f"images/{camera}": episode.images[camera] for camera in episode.embodiment.cameras}
     arrays |= {name: np.asarray(getattr(episode, name), "<f8") for name in ALWAYS}
     optional = {name: getattr(episode, name) for name in ("points", "chunks")}
@@ -171,6 +173,6 @@ def by_name(episode: Episode) -> dict[str, np.ndarray]:
     return {name: np.asarray(values, values.dtype.newbyteorder("<")) for name, values in arrays.items()}
 
 
-def under(kind: str, names: Iterable[str]) -> list[str]:
-    """The cameras of "depth", the names of "extras" that are among the arrays."""
+def names_under(kind: str, names: Iterable[str]) -> list[str]:
+    """The array names below `kind`/, without that prefix: cameras of "depth", names of "extras"."""
     return [name.removeprefix(f"{kind}/") for name in names if name.startswith(f"{kind}/")]

@@ -1,4 +1,4 @@
-"""By what an episode store is known, and of which version it is."""
+"""The schema of an episode store: its format name, its version, and the creation of an empty store."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import zarr
 from zarr.storage import MemoryStore
 
-from vla.datasets.codecs import codec as known_codec
+from vla.datasets.codecs import codec as find_codec
 from vla.datasets.episode_checks import check_names
 from vla.datasets.episode_layout import create_layout
 from vla.datasets.folder import Folder, reading
@@ -23,9 +23,9 @@ SCHEMA_VERSION = 2
 
 
 def open_group(folder: Folder, mode: Literal["r", "r+"]) -> zarr.Group:
-    """The group of the store in `folder`. Raises InputError when there is none, or one of another version."""
+    """The group of the store in `folder`. Raises InputError if there is none, or if it has another version."""
     if not folder.exists("zarr.json"):
-        from vla.datasets.format_registry import no_store  # which knows the store
+        from vla.datasets.format_registry import no_store  # avoids an import cycle
 
         raise no_store(folder)
     with reading(f"{folder}/zarr.json"):
@@ -42,8 +42,8 @@ def open_group(folder: Folder, mode: Literal["r", "r+"]) -> zarr.Group:
 
 
 def create_group(folder: Folder, embodiment: Embodiment, codec: str, provenance: Mapping[str, Any]) -> None:
-    """An empty store in `folder`. Raises InputError for what no store can be of, and when something is there."""
-    known_codec(codec)
+    """Creates an empty store in `folder`. Raises InputError if the arguments are invalid or the folder exists."""
+    find_codec(codec)
     check_names("a camera", embodiment.cameras)
     files: dict[str, Any] = {}
     group = zarr.create_group(

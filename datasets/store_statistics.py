@@ -17,7 +17,7 @@ Kind = Literal["state", "action"]
 def statistics_of(
     episodes: Sequence[int], rows: Callable[[Kind, int], Float[np.ndarray, "_n c"]], body: Embodiment, where: str
 ) -> dict[Kind, Statistics]:
-    """Statistics of state and action over the `episodes`, whose `rows` are read several times.
+    """Statistics of state and action over the `episodes`. `rows` is called several times per episode.
 
     Raises InputError naming episode, step and component where a value is not finite.
     """

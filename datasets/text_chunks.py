@@ -1,4 +1,4 @@
-"""A zarr array of texts, read and written a chunk at a time: a call into zarr-python costs 1-3 ms whatever its size."""
+"""A zarr array of texts, read and written one chunk at a time: each call into zarr-python costs 1-3 ms."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _CODEC = VLenUTF8()
 
 
 class TextChunks:
-    """The chunks of array `name`: files of `TEXTS_PER_CHUNK` texts each, of which those behind the last are empty.
+    """The chunks of array `name`: files of `TEXTS_PER_CHUNK` texts. Entries after the last text are empty.
 
-    Raises ValueError, OSError, KeyError or TypeError when the array is damaged.
+    Raises ValueError, OSError, KeyError or TypeError if the array is damaged.
     """
 
     def __init__(self, folder: Folder, group: zarr.Group, name: str) -> None:
@@ -30,25 +30,25 @@ class TextChunks:
         self._length = ArrayLength(folder, name)
 
     def __len__(self) -> int:
-        """The texts that there is room for: an append that was cut off has not written its own."""
+        """The allocated number of texts. After an interrupted append it exceeds the number of written texts."""
         return self._length.value
 
     def raw(self, chunk: int) -> bytes:
-        """The texts in UTF-8, each behind its length. Raises FileNotFoundError."""
+        """The texts of a chunk in UTF-8, each preceded by its length. Raises FileNotFoundError."""
         stored = self.folder.read(f"{self.name}/c/{chunk}")
         try:
             content = decompress(stored)
         except (RuntimeError, MemoryError) as error:
             raise ValueError(f"chunk {chunk}: {error}") from error
-        # What the codec makes room for, before it looks at the rest.
+        # The codec allocates memory by this count before it validates the rest.
         if int.from_bytes(content[:_COUNT_BYTES], "little") != TEXTS_PER_CHUNK:
             raise ValueError(f"chunk {chunk} does not hold {TEXTS_PER_CHUNK} texts")
         return content
 
-    def read(self, chunk: int, holding: str = "") -> list[str]:
-        """The texts of a chunk; none where none of them has `holding` in it. Raises FileNotFoundError."""
+    def read(self, chunk: int, containing: str = "") -> list[str]:
+        """The texts of a chunk, or an empty list if none contains `containing`. Raises FileNotFoundError."""
         raw = self.raw(chunk)
-        return [str(text) for text in _CODEC.decode(raw)] if holding.encode() in raw else []
+        return [str(text) for text in _CODEC.decode(raw)] if containing.encode() in raw else []
 
     def write(self, chunk: int, texts: Sequence[str]) -> None:
         """Replaces the chunk."""
@@ -56,10 +56,10 @@ class TextChunks:
         self.folder.write(f"{self.name}/c/{chunk}", compress(_CODEC.encode(filled), 0))
 
     def resize(self, count: int) -> None:
-        """Makes room for `count` texts."""
+        """Sets the allocated number of texts."""
         self._length.set(count)
 
 
 def create_texts(group: zarr.Group, name: str) -> None:
-    """An empty array for `TextChunks`."""
+    """Creates an empty array for `TextChunks`."""
     group.create_array(name, shape=(0,), chunks=(TEXTS_PER_CHUNK,), dtype=str, overwrite=True)

@@ -6,11 +6,11 @@
 | items           | (N,)         | JSON texts: {cameras, questions: [[field of `Question`, …], …], source, key, sizes} |
 
 The group's attributes hold the format, the schema version, the cameras, the images' height and width [px], their
-codec, and the number of committed items. In version 2 these are the largest height and width: each image has its own
-shape, `sizes` {camera: [height, width]}, and lies at the upper left of its frame, its last row and column repeated
-behind it. Writing that number, a replacement of one file, is the last step of an append:
-a batch is visible whole or not at all. What a killed writer left beyond it, the next append overwrites.
-One process writes (an flock on the folder, held while appending); readers see the items there when they opened.
+codec, and the number of committed items. In version 2, height and width are maxima: each image has its own shape,
+`sizes` {camera: [height, width]}, and is in the upper left of its frame; its last row and column are repeated to fill
+the frame. An append is atomic: its last step is the replacement of the one file with the number of items. Rows that a
+killed writer left after that number are overwritten by the next append. Only one process writes (an flock on the
+folder, held while appending); readers see the items that existed when they opened the store.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from zarr.storage import MemoryStore
 
 from vla.common.stored_image import Image, StoredImage, decoded
 from vla.datasets.codecs import DEFAULT
-from vla.datasets.codecs import codec as known_codec
+from vla.datasets.codecs import codec as find_codec
 from vla.datasets.folder import Folder, array, reading
 from vla.datasets.open_folder import open_folder
 from vla.datasets.questions import Question
@@ -41,19 +41,19 @@ from vla.errors import InputError
 from vla.types import Example
 
 FORMAT = "vla.vqa"
-SAME_SIZE, OWN_SIZES = VERSIONS = 1, 2
-"""Schema versions: all images are of one size, or each is of its own."""
+SAME_SIZE, MIXED_SIZES = VERSIONS = 1, 2
+"""Schema versions: all images have one size, or each has its own size."""
 CONVERSATION = "conversation"
-"""The kind of a question that may refer to the ones before it in its item: such items stay one example."""
+"""The kind of questions that may refer to earlier ones of their item: the turns of one conversation are one example."""
 HELD_OUT = 0.1
-"""The share of images that the held-out split takes."""
+"""The share of images in the held-out split."""
 
 Split = Literal["train", "held-out"]
 
 
 @dataclass(frozen=True)
 class VqaItem:
-    """One moment (an image for each camera that took part; none for text alone) and questions about it."""
+    """Images by camera, taken at the same time (none for text-only items), and questions about them."""
 
     images: Mapping[str, UInt8[np.ndarray, "_h _w 3"]]
     questions: tuple[Question, ...]
@@ -61,10 +61,10 @@ class VqaItem:
 
 
 class VqaStore:
-    """A VQA store, to read and to append to. `len(store)` items, `store[i]` is one of them.
+    """A VQA store for reading and appending: a sequence of `VqaItem`.
 
     Raises:
-        InputError: `path` is no VQA store, or is damaged.
+        InputError: `path` is not a VQA store, or is damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -80,13 +80,14 @@ class VqaStore:
             attributes: dict[str, Any] = dict(group.attrs)
         if attributes.get("format") != FORMAT or attributes.get("schema_version") not in VERSIONS:
             raise InputError(
-                f"{self.path} is not a VQA store of version {SAME_SIZE} or {OWN_SIZES}: its attributes are {attributes}"
+                f"{self.path} is not a VQA store of version {SAME_SIZE} or {MIXED_SIZES}: "
+                f"its attributes are {attributes}"
             )
         with reading(self.path):
-            self.smaller = attributes["schema_version"] == OWN_SIZES
+            self.smaller = attributes["schema_version"] == MIXED_SIZES
             self.cameras: tuple[str, ...] = tuple(attributes["cameras"])
             self.height, self.width = int(attributes["height"]), int(attributes["width"])
-            # Stores made before there was a choice are zstd.
+            # Stores from older versions, without this attribute, use zstd.
             self.codec = str(attributes.get("codec", DEFAULT))
             self._texts = [str(text) for text in np.asarray(array(group, "items")[: attributes["items"]])]
         if len(self._texts) != attributes["items"]:
@@ -105,16 +106,23 @@ class VqaStore:
         codec: str = DEFAULT,
         smaller: bool = False,
     ) -> VqaStore:
-        """A new, empty store for images of one size [px], or also `smaller` ones, coded as `codec`
-        (`vla.datasets.codecs`).
+        """Creates an empty store.
+
+        Args:
+            path: a folder or an address of an object store.
+            cameras: the names of the cameras.
+            height: the images' height [px].
+            width: the images' width [px].
+            codec: the image codec (`vla.datasets.codecs`).
+            smaller: whether height and width are maxima, so that images may be smaller.
 
         Raises:
-            InputError: something is at `path` already, or there is no camera or no such codec.
+            InputError: `path` exists already, or there is no camera or no such codec.
         """
-        known_codec(codec)
+        find_codec(codec)
         if not cameras or min(height, width) < 1:
             raise InputError(f"a VQA store needs a camera and a size in pixels, not {cameras} and {height} x {width}")
-        version = OWN_SIZES if smaller else SAME_SIZE
+        version = MIXED_SIZES if smaller else SAME_SIZE
         attributes = {"format": FORMAT, "schema_version": version, "cameras": list(cameras)}
         attributes |= {"height": height, "width": width, "codec": codec, "items": 0}
         files: dict[str, Any] = {}
@@ -126,11 +134,12 @@ class VqaStore:
         return cls(path)
 
     def __reduce__(self) -> tuple[type[VqaStore], tuple[str]]:
-        """Another process opens the same store."""
+        """Pickles as a reference: another process opens the same store."""
         return VqaStore, (self.path,)
 
     @property
     def path(self) -> str:
+        """The folder's path or address."""
         return str(self.folder)
 
     def __len__(self) -> int:
@@ -143,15 +152,15 @@ class VqaStore:
 
     @property
     def sources(self) -> Counter[str]:
-        """How many items are from each source."""
+        """The number of items of each source."""
         return Counter(str(self._record(i)["source"]) for i in range(len(self)))
 
     def append(self, items: Sequence[VqaItem]) -> None:
-        """Commits `items`: all of them, or on any failure none.
+        """Commits `items`. On any failure, none is committed.
 
         Raises:
-            InputError: an item has an unknown camera, or an image of another size than the store's; or another
-                process is writing, or has written since this store was opened. Nothing is written then.
+            InputError: an item has an unknown camera or an image of a wrong size; or another process is writing, or
+                has written since this store was opened.
         """
         for number, item in enumerate(items):
             self._check(number, item)
@@ -167,7 +176,7 @@ class VqaStore:
                 frames = np.zeros((len(items), self.height, self.width, 3), np.uint8)
                 for frame, item in zip(frames, items, strict=True):
                     if camera in item.images:
-                        _lay(item.images[camera], frame)
+                        _draw(item.images[camera], frame)
                 name = f"images/{camera}"
                 arrays.write([name], {name: arrays.frames(name).encode(frames)}, len(items))
             stream = array(group, "items")
@@ -180,31 +189,34 @@ class VqaStore:
         self._arrays.forget(stop)
 
     def extend(self, items: Iterable[VqaItem]) -> None:
-        """Appends `items`, a shard of them at a time; what was committed before a failure stays."""
+        """Appends `items` one shard at a time. Shards committed before a failure remain."""
         for batch in batched(items, FRAMES_PER_SHARD):
             self.append(batch)
 
     def split(self, split: Split) -> Int[np.ndarray, "n"]:
-        """Indices of the items of a split. It is drawn by the images' content: the same image, wherever it is
-        stored and however often, is on one side only, and stays there as the store grows."""
+        """Indices of the items of a split.
+
+        The split depends on the images' content: all copies of an image, in any store, are on the same side, and an
+        image never changes sides.
+        """
         held_out = np.array([self._record(i)["key"] % 10_000 < HELD_OUT * 10_000 for i in range(len(self))], bool)
         return np.flatnonzero(held_out == (split == "held-out"))
 
-    def asks(self, index: int, kinds: Sequence[str] | None = None) -> bool:
-        """Whether the item has a question (of these kinds)."""
+    def has_questions(self, index: int, kinds: Sequence[str] | None = None) -> bool:
+        """Whether the item has a question of one of these kinds (None: of any kind)."""
         return any(kinds is None or values[0] in kinds for values in self._record(index)["questions"])
 
-    def asked(self, index: int) -> tuple[Question, ...]:
-        """The item's questions; its images are not read."""
+    def item_questions(self, index: int) -> tuple[Question, ...]:
+        """The item's questions, without reading its images."""
         return tuple(Question.from_json(values) for values in self._record(index)["questions"])
 
     def stored(self, index: int) -> tuple[dict[str, StoredImage], str]:
-        """The item's images, to be decoded with others, and its source."""
+        """The item's images, not yet decoded, and its source."""
         record = self._record(index)
         return self._stored(index, record), record["source"]
 
     def questions(self, split: Split | None = None) -> Iterator[Question]:
-        """Every question of a split, in the store's order."""
+        """All questions of a split, in the store's order."""
         for i in range(len(self)) if split is None else self.split(split).tolist():
             yield from (Question.from_json(values) for values in self._record(i)["questions"])
 
@@ -214,8 +226,12 @@ class VqaStore:
         kinds: Sequence[str] | None = None,
         source: str | None = None,
     ) -> VqaExamples:
-        """Examples of one split and of some kinds (None: of all), in the store's order: one a question, save that a
-        conversation is one example with its further questions as turns.
+        """Examples of a split, in the store's order: one per question, and one per conversation with its turns.
+
+        Args:
+            split: the split, or None for all items.
+            kinds: the kinds of questions, or None for all.
+            source: the source of the examples, or None for "vqa:<kind>".
         """
         table: list[tuple[int, tuple[int, ...]]] = []
         for i in range(len(self)) if split is None else self.split(split).tolist():
@@ -253,17 +269,17 @@ class VqaStore:
     def _stored(self, index: int, record: Mapping[str, Any]) -> dict[str, StoredImage]:
         sizes = {camera: (height, width) for camera, (height, width) in record.get("sizes", {}).items()}
         frames = {camera: self._arrays.frames(f"images/{camera}") for camera in record["cameras"]}
-        return {camera: StoredImage(own, index, sizes.get(camera)) for camera, own in frames.items()}
+        return {camera: StoredImage(source, index, sizes.get(camera)) for camera, source in frames.items()}
 
     def _images(self, index: int, record: Mapping[str, Any]) -> dict[str, UInt8[np.ndarray, "_h _w 3"]]:
         return decoded(self._stored(index, record))
 
 
 class VqaExamples(Sequence[Example]):
-    """Questions of a store as training examples, read when asked for: the prompt asks, the target answers.
+    """Questions of a store as training examples, read on demand. The prompt is the question, the target the answer.
 
-    `table` holds an item's index and the indices of its questions for each example, which are of one kind. The source
-    of an example is `source`, or else "vqa:<kind>".
+    `table` has, for each example, the index of its item and the indices of its questions, which are of one kind. The
+    source of an example is `source`, or "vqa:<kind>" if that is None.
     """
 
     def __init__(self, store: VqaStore, table: Sequence[tuple[int, tuple[int, ...]]], source: str | None) -> None:
@@ -281,9 +297,9 @@ class VqaExamples(Sequence[Example]):
     def __getitem__(self, index: int | slice) -> Example | VqaExamples:
         if isinstance(index, slice):
             return VqaExamples(self._store, self._table[index], self._source)
-        item, chosen = self._table[index]
+        item, numbers = self._table[index]
         record = self._store._record(item)
-        first, *others = (Question.from_json(record["questions"][j]) for j in chosen)
+        first, *others = (Question.from_json(record["questions"][j]) for j in numbers)
         return Example(
             images=self._store._images(item, record),
             prompt=first.text,
@@ -296,14 +312,16 @@ class VqaExamples(Sequence[Example]):
         return (self[i] for i in range(len(self)))
 
     def question(self, index: int) -> Question:
-        """The (first) question of an example, with its kind, for scoring."""
-        item, chosen = self._table[index]
-        return Question.from_json(self._store._record(item)["questions"][chosen[0]])
+        """The first question of an example."""
+        item, numbers = self._table[index]
+        return Question.from_json(self._store._record(item)["questions"][numbers[0]])
 
 
-def _lay(image: Image, frame: UInt8[np.ndarray, "h w 3"]) -> None:
-    """Draws the image at the upper left of the frame, its last row and column repeated behind it: a lossy codec bends
-    what is beside an edge."""
+def _draw(image: Image, frame: UInt8[np.ndarray, "h w 3"]) -> None:
+    """Copies the image to the upper left of the frame and repeats its last row and column.
+
+    The repetition avoids an edge, at which a lossy codec would distort the image.
+    """
     height, width = image.shape[:2]
     frame[:height, :width] = image
     frame[:height, width:] = image[:, -1:]
@@ -312,10 +330,10 @@ def _lay(image: Image, frame: UInt8[np.ndarray, "h w 3"]) -> None:
 
 def _to_json(item: VqaItem, sizes: bool) -> str:
     questions = [astuple(question) for question in item.questions]
-    # An item without images is keyed by its text.
+    # The key of an item without images is computed from its text.
     key = crc32c(b"" if item.images else json.dumps(questions).encode())
     for _, image in sorted(item.images.items()):
         key = crc32c(np.ascontiguousarray(image).data.cast("B"), key)
     record = {"cameras": list(item.images), "questions": questions, "source": item.source, "key": key}
-    own = {"sizes": {camera: image.shape[:2] for camera, image in item.images.items()}} if sizes else {}
-    return json.dumps(record | own)
+    sizes_field = {"sizes": {camera: image.shape[:2] for camera, image in item.images.items()}} if sizes else {}
+    return json.dumps(record | sizes_field)

@@ -96,7 +96,7 @@ def test_small_steps_far_from_the_state_are_deltas() -> None:
     rng = np.random.default_rng(0)
     data = [(rng.uniform(0.2, 0.6, (6, 2)), rng.uniform(-0.02, 0.02, (6, 2))) for _ in range(3)]
     found, (line,) = infer_actions(body_of(("x", "y")), data)
-    assert found.action_mode == ("delta", "delta") and "never where the state is" in line
+    assert found.action_mode == ("delta", "delta") and "is outside the range of the state" in line
 
 
 def test_a_joint_that_hardly_moves_is_what_the_others_are() -> None:
@@ -176,13 +176,13 @@ def random_data(seed: int = 0) -> list[tuple[Any, Any]]:
 
 def test_what_the_numbers_do_not_tell_is_asked() -> None:
     body = body_of(("a", "gripper"))
-    with pytest.raises(InputError, match="say actions=absolute, actions=delta or actions=velocity") as error:
+    with pytest.raises(InputError, match="set actions=absolute, actions=delta or actions=velocity") as error:
         infer_actions(body, random_data())
     assert "a follows neither the state nor its motion" in str(error.value) and "\n" not in str(error.value)
     for mode in ("absolute", "delta", "velocity", "force"):
         found, (line, *_) = infer_actions(body, random_data(), actions=mode)
         assert found.action_state == (found.state if mode == "absolute" else (None, None))
-        assert found.action_mode == (mode, mode) and "as you say" in line
+        assert found.action_mode == (mode, mode) and "as specified" in line
     found, _ = infer_actions(body, random_data(), actions={"a": "delta", "gripper": "absolute"}, grippers=[])
     assert found.action_mode == ("delta", "absolute") and found.grippers == ()
 

@@ -187,7 +187,7 @@ def test_store_goes_on_after_the_episode_that_failed(
     check_store(tmp_path / "x.zarr", failing.episodes[:2])
     failing.bad, failing.read = None, []
     run(*where)
-    assert "going on after 2 episodes" in capsys.readouterr().out
+    assert "resuming after 2 episodes" in capsys.readouterr().out
     # The last one is compared, none before it is read again.
     assert failing.read == [1, 2, 3]
     check_store(tmp_path / "x.zarr", failing.episodes)
@@ -247,7 +247,7 @@ def test_failed_lerobot_dataset_leaves_nothing(
     (tmp_path / ".out.partial").mkdir()  # what a killed writer leaves
     failing.bad = None
     run(*where)
-    assert "begun anew" in capsys.readouterr().out
+    assert "is restarted" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert "exists" in error_of(capsys, *where)
 

@@ -71,7 +71,7 @@ DAMAGE: Mapping[str, tuple[Callable[[Path], Any], str]] = {
     "cut rows": (lambda root: cut(data_file(root, 1)), "episode_000001.parquet cannot be read as Parquet"),
     "too few rows": (
         lambda root: pq.write_table(pq.read_table(data_file(root, 1)).slice(0, 4), data_file(root, 1)),
-        "has 4 rows, meta/episodes.jsonl says 6",
+        "has 4 rows, meta/episodes.jsonl states 6",
     ),
     "no task": (
         lambda root: (root / "meta/tasks.jsonl").write_text('{"task_index": 7, "task": "x"}'),
@@ -135,7 +135,7 @@ def test_skipping_goes_on_where_it_was(
     assert [entry["episode"] for entry in EpisodeStore.open(out).provenance["skipped"]] == [0, 2, 3]
     assert run(source.path, out, "skip=true") == 0
     shown = capsys.readouterr().out
-    assert "going on after 4 episodes" in shown and "b.zarr: 2 episodes, 10 steps written" in shown
+    assert "resuming after 4 episodes" in shown and "b.zarr: 2 episodes, 10 steps written" in shown
     assert "skipped 3 episodes:" in shown
     store = EpisodeStore.open(out)
     assert [episode.info["seed"] for episode in store] == [1, 4, 5]
@@ -150,7 +150,7 @@ def test_command_that_failed_goes_on_with_skip(
     source = Bad(tmp_path / "a.zarr", [make_episode(seed) for seed in range(4)], [2])
     assert run(source.path, tmp_path / "b.zarr") == 2
     assert run(source.path, tmp_path / "b.zarr", "skip=true") == 0
-    assert "going on after 2 episodes" in capsys.readouterr().out
+    assert "resuming after 2 episodes" in capsys.readouterr().out
     assert [episode.info["seed"] for episode in EpisodeStore.open(tmp_path / "b.zarr")] == [0, 1, 3]
 
 

@@ -187,7 +187,7 @@ def test_chunks_that_are_no_data_are_named(tmp_path: Path) -> None:
     (path / "data/img/0.0.0.0").unlink()
     (path / "data/img/4.0.0.0").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
     source = diffusion_policy.open_source(path, fps=10.0)
-    assert source.provenance["remarks"][1:] == ["data/img: 1 of 9 chunks are not there, and are read as 0"]
+    assert source.provenance["remarks"][1:] == ["data/img: 1 of 9 chunks are missing, and are read as 0"]
     assert not source[0].images["img"][0].any()
     with pytest.raises(InputError, match=r"data/img/4\.0\.0\.0 is a Git LFS pointer"):
         source[1]
@@ -252,7 +252,7 @@ def stamped(path: Path, stamps: Any) -> Path:
 
 def test_the_rate_is_that_of_the_time_stamps_that_are_there(tmp_path: Path) -> None:
     path = stamped(tmp_path / "a.zarr", np.full(9, np.nan))
-    with pytest.raises(InputError, match="does not say how many steps"):
+    with pytest.raises(InputError, match="does not state its number of steps"):
         diffusion_policy.open_source(path)
     path = stamped(tmp_path / "b.zarr", [0, 0.05, np.nan, 0.0, 0.05, 0.0, 0.05, 0.1, 0.15])
     assert diffusion_policy.open_source(path).embodiment.control_hz == 20.0
@@ -277,6 +277,6 @@ def test_time_stamps_that_are_no_times_are_steps_at_the_rate(tmp_path: Path) -> 
     source = diffusion_policy.open_source(stamped(tmp_path / "a.zarr", times), fps=20.0)
     np.testing.assert_allclose(source[2].time, np.arange(4) / 20)
     assert (
-        "the timestamps of 3 episodes are no times: their steps are taken in order at 20 Hz"
+        "the timestamps of 3 episodes are unusable: their steps are spaced evenly at 20 Hz"
         in (source.provenance["remarks"])
     )

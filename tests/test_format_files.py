@@ -27,7 +27,7 @@ def test_every_encoding_of_json_is_read(tmp_path: Path, encoding: str) -> None:
     [
         (b'{"a": 1,\n "b": }', r"x\.json is broken JSON at line 2 column 7"),
         (b'{"a": 1', "broken JSON at line 1 column 8"),
-        (b'{"a": "\n\xe9"}', r"x\.json line 2: this is no UTF-8 text"),
+        (b'{"a": "\n\xe9"}', r"x\.json line 2: this is not UTF-8 text"),
         (b"", r"x\.json is empty"),
         (POINTER.encode(), r"x\.json is a Git LFS pointer.*git lfs pull"),
         (b"[" * 100_000, "cannot be read as JSON|broken JSON"),

@@ -28,7 +28,7 @@ def test_name_of_the_hub_goes_there(name: str, tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     (tmp_path / name.partition("/")[0]).mkdir()  # a folder of the user's name is no reason against it
     assert find_format(name, "auto") == "lerobot"
-    with pytest.raises(InputError, match=f"{name} is no folder here, and the hub could not be reached"):
+    with pytest.raises(InputError, match=f"{name} is not a local folder, and the hub could not be reached"):
         open_episodes(name)
 
 

@@ -29,7 +29,7 @@ BANNED = {
     "speak": "make_processor",
     "spoken": "written",
     "insulate": "knowledge_insulation",
-    "regressed": "continuous_mask",
+    "continuous_mask": "continuous_mask",
     "guessed": "draft_length",
     "vocabulary_rows": "vocab_size",
     "ledger": "result_store",

@@ -145,7 +145,7 @@ def test_the_command_says_what_was_inferred(tmp_path: Path, capsys: pytest.Captu
     source, store = str(tmp_path / "libero"), tmp_path / "out.zarr"
     assert cli.main(["convert", source, str(store)]) == 0
     said = capsys.readouterr().out
-    assert "taken for LIBERO's by obs/agentview_rgb and obs/ee_states, its images are flipped" in said
+    assert "detected as LIBERO by obs/agentview_rgb and obs/ee_states, its images are flipped" in said
     assert cli.main(["convert", source, str(tmp_path / "named.zarr"), "format=libero", "fps=20"]) == 0
     assert "taken for" not in capsys.readouterr().out
     # What was remarked on the reading is no property of the data.
@@ -313,7 +313,7 @@ def test_the_actions_of_aloha_are_its_leaders_unless_the_numbers_say_otherwise(
 ) -> None:
     noise = write(tmp_path / "noise.hdf5", aloha())
     assert cli.main(["convert", str(noise), str(tmp_path / "noise.zarr")]) == 0
-    assert "joint positions of ALOHA's leaders, as the numbers do not tell" in capsys.readouterr().out
+    assert "joint positions of ALOHA's leaders, as the data do not show it" in capsys.readouterr().out
     qpos = np.cumsum(numbers(14, 200), axis=0)
     steps = np.diff(qpos, axis=0, append=qpos[-1:])
     frames = {"observations/images/cam_high": np.repeat(RAMP, 50, axis=0)}

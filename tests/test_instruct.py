@@ -17,7 +17,7 @@ from test_questions import Draw, build, draws, possible_views
 
 from vla.commands.record import record
 from vla.common.scene_objects import Scene, SceneObject
-from vla.datasets.hosted_instructions import ASKED, facts, hosted_instructions
+from vla.datasets.hosted_instructions import TASKS, facts, hosted_instructions
 from vla.datasets.instructions import NUMBERS, instructions
 from vla.datasets.mixture import Conversations
 from vla.datasets.questions import Question
@@ -111,7 +111,7 @@ def test_a_hosted_model_is_told_the_facts_and_its_turns_are_read(server: Server)
         ("detail", "describe it.", "a row of three."),
     ]
     asked = [body["messages"][-1]["content"] for _, body in server.seen]
-    assert len(asked) == len(ASKED) and all(facts(ROW) in text for text in asked)
+    assert len(asked) == len(TASKS) and all(facts(ROW) in text for text in asked)
     assert "red cube: 20 50" in facts(ROW) and "a red cube, a blue ball and a red cone" in facts(ROW)
 
 
@@ -155,5 +155,5 @@ def test_scenes_are_recorded_with_what_a_hosted_model_writes(
     options = {"codec": "zstd", "seed": 0, "noise": 0.0, "randomize": False, "workers": 1}
     record(task="scenes", episodes=1, out=str(tmp_path / "a"), questions=model, **options)  # type: ignore[arg-type]
     item = VqaStore(tmp_path / "a")[0]
-    assert [q.kind for q in item.questions] == list(ASKED) and item.source == f"scenes, {model}"
+    assert [q.kind for q in item.questions] == list(TASKS) and item.source == f"scenes, {model}"
     assert {(q.text, q.answer) for q in item.questions} == {("what is there?", "a cube.")}

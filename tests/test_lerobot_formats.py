@@ -319,7 +319,7 @@ def test_images_too_small_for_video_are_refused(make_episode: Callable[..., Epis
     ("change", "named"),
     [
         ({"extras": {"force": np.full(5, np.inf)}}, "force holds values that are not finite"),
-        ({"extras": {"force": np.zeros(5), "torque": np.zeros(5)}}, "torque, which the first episode has not"),
+        ({"extras": {"force": np.zeros(5), "torque": np.zeros(5)}}, "torque, which the first episode does not have"),
     ],
 )
 def test_episode_that_does_not_fit_is_refused(

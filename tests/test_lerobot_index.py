@@ -234,9 +234,9 @@ def test_rows_that_are_missing_or_double_are_named(root: Path) -> None:
     pq.write_table(table.slice(0, 13), root / DATA)
     source = lerobot_v3.open_source(root)
     assert list(source.faults()) == [2]
-    assert "has 3 rows of episode_index 2, meta/episodes says 5, and it has 13 in all" in source.faults()[2]
+    assert "has 3 rows of episode_index 2, meta/episodes states 5, and it has 13 in all" in source.faults()[2]
     pq.write_table(pa.concat_tables([table, table.slice(5, 1)]), root / DATA)
-    with pytest.raises(InputError, match="frame_index 1 of episode_index 1 is there twice"):
+    with pytest.raises(InputError, match="frame_index 1 of episode_index 1 occurs twice"):
         lerobot_v3.open_source(root)[1]
 
 

@@ -71,7 +71,7 @@ def test_nothing_is_written_where_the_numbers_do_not_tell(make_episode: MakeEpis
         del content["attributes"]["embodiment"][name]
     file.write_text(json.dumps(content))
     before = file.read_bytes()
-    with pytest.raises(InputError, match="do not tell.*actions=absolute"):
+    with pytest.raises(InputError, match="do not show.*actions=absolute"):
         data(action="migrate", path=str(path))
     assert file.read_bytes() == before
     data(action="migrate", path=str(path), actions="velocity")

@@ -100,7 +100,7 @@ def test_the_negative_differs_from_its_counterfactual_in_the_object_alone() -> N
         whole, masks = camera.show(things, 5), camera.masks()
         without = camera.show(things, 5, without=1)
         changed = (whole.image != without.image).any(-1)
-        names = [thing.name for thing in without.view.seen]
+        names = [thing.name for thing in without.view.visible]
     assert names == ["red cube", "green cube"] and masks.shape[0] == 3
     assert masks[1].any() and (changed == masks[1]).all()
 

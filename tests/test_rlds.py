@@ -324,7 +324,7 @@ def test_cameras_can_be_chosen(tmp_path: Path) -> None:
 
 def test_the_rate_is_known_or_asked_for(tmp_path: Path) -> None:
     folder = write(tmp_path / "lab", [[episode(0, 3)]], name="lab_data")
-    with pytest.raises(InputError, match="lab_data in .* does not say how many steps a second it has: give fps"):
+    with pytest.raises(InputError, match="lab_data in .* does not state its number of steps a second: give fps"):
         rlds.open_source(folder)
     with pytest.raises(InputError, match="above 0"):
         rlds.open_source(folder, fps=0.0)
@@ -342,7 +342,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"record at byte \d+ does not match its checksum"):
         source[1]
     for content, fault in (
-        (whole[: len(frame(serialize(episode(0, 3))))], "has 1 records, dataset_info.json says 2"),
+        (whole[: len(frame(serialize(episode(0, 3))))], "has 1 records, dataset_info.json states 2"),
         (whole[:-9], "is cut short"),
     ):
         path.write_bytes(content)
@@ -373,13 +373,13 @@ def test_a_feature_that_does_not_fit_is_named(tmp_path: Path, change: dict[str, 
 
 def test_what_is_no_rlds_is_refused(tmp_path: Path) -> None:
     assert not rlds.detect(tmp_path)
-    with pytest.raises(InputError, match="is no RLDS data set"):
+    with pytest.raises(InputError, match="is not an RLDS data set"):
         rlds.open_source(tmp_path)
     no_action = write(tmp_path / "a", [[episode(0, 3)]], {"reward": tensor("float32")})
     with pytest.raises(InputError, match=r"nothing that is known to be the action: .*'action=\[reward\]'"):
         rlds.open_source(no_action)
     no_files = write(tmp_path / "b", [])
-    with pytest.raises(InputError, match="has no files named like"):
+    with pytest.raises(InputError, match="has no files with names like"):
         rlds.open_source(no_files)
     write(tmp_path / "c/1.0.0", [[episode(0, 3)]])
     write(tmp_path / "c/2.0.0", [[episode(0, 3)]])

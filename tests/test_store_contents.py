@@ -230,7 +230,7 @@ def test_an_append_that_failed_leaves_nothing_behind_for_the_next(
         ({"extras": {"long": np.zeros(5, np.longdouble)}}, "must be of numbers of up to 64 bits"),
         ({"extras": {"none": np.zeros((5, 0))}}, "'none' are empty"),
         ({"extras": {"zarr.json": np.zeros(5)}}, "must have a plain name"),
-        ({"extras": {"force": np.zeros(5)}}, "'force/left' would lie in the place of 'force'"),
+        ({"extras": {"force": np.zeros(5)}}, "'force/left' conflicts with 'force'"),
         ({"images": dict.fromkeys(("front", "wrist"), np.zeros((5, 0, 10, 3), np.uint8))}, "'front' are empty"),
         ({"spans": (Span(2, 9, "go"),)}, "'go' from 2 to 9 does not lie within the 5 steps"),
     ],
@@ -255,6 +255,6 @@ def test_an_address_that_is_none_of_a_store_makes_no_folder(
     tmp_path: Path, make_episode: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="http:// is no address of a store") as error:
+    with pytest.raises(InputError, match="http:// is not supported as a store's address") as error:
         EpisodeStore.create("http://id:secret@host/store", make_episode().embodiment)
     assert "secret" not in str(error.value) and list(tmp_path.iterdir()) == []

@@ -225,7 +225,7 @@ def test_wild_values_do_not_hide_what_actions_are() -> None:
         for _, action in data:
             action[7] = 30.0
         found, (line,) = infer_actions(body_of(("a", "b", "c")), data)
-        assert found.action_mode == (kind,) * 3 and "but for 5 wild values" in line
+        assert found.action_mode == (kind,) * 3 and "except for 5 outliers" in line
 
 
 def test_rows_that_stay_one_are_no_quaternion() -> None:
@@ -310,7 +310,7 @@ def test_lengths_that_are_out_of_date_are_those_of_the_rows(tmp_path: Path, caps
     listed.write_text("\n".join(json.dumps({**row, "length": row["length"] - 1}) for row in rows[:1]))
     assert cli.main(["convert", str(root), str(tmp_path / "out.zarr"), "actions=absolute"]) == 0
     printed = capsys.readouterr().out
-    assert f"stale for 1 of 1 episodes: all rows of their files are taken (episode 0: {whole[0]}, not" in printed
+    assert f"stale for 1 of 1 episodes: all rows of their files are read (episode 0: {whole[0]}, not" in printed
     assert f"does not list: {counted(len(rows) - 1, 'file')}, episode_000001.parquet first" in printed
     assert [len(episode) for episode in EpisodeStore.open(tmp_path / "out.zarr")] == whole[:1]
     # Longer than the rows: they are all there where meta/info.json says so, else some are lost.
@@ -339,7 +339,7 @@ def test_seconds_since_1970_are_times_where_the_numbers_are_fine_enough(
     episode, remarks = source[0], source.provenance["remarks"]
     np.testing.assert_array_equal(episode.images["ego"], frames)
     np.testing.assert_allclose(episode.time, times if is_time else times - 1.7e9, atol=1e-6)
-    said = "the timestamps of 3 episodes are no times: their steps are taken in order at 10 Hz"
+    said = "the timestamps of 3 episodes are unusable: their steps are spaced evenly at 10 Hz"
     assert (said in remarks) is not is_time and len(remarks) == 1
 
 

@@ -126,7 +126,7 @@ def test_what_is_no_such_tar_is_named(tmp_path: Path) -> None:
     assert not detect(tmp_path)
     with pytest.raises(InputError, match=r"no \.tar file"):
         open_entries(tmp_path, None)
-    with pytest.raises(InputError, match="name no image folder"):
+    with pytest.raises(InputError, match="leave out images="):
         open_entries(tmp_path / "code", tmp_path)
     broken = write(tmp_path / "broken.tar", {"a.png": png(1), "a.json": ASKED, "b.png": bytes(30_000)})
     content = broken.read_bytes()

@@ -1,1 +1,1 @@
-"""Episodes of any format into our stores and into LeRobotDatasets: what `vla convert` does."""
+"""Conversion of episodes of any format into stores and LeRobotDatasets (`vla convert`)."""

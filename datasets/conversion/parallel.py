@@ -1,8 +1,8 @@
-"""A conversion by several processes: each makes stores of parts of the episodes, which are put together at the end.
+"""Conversion by several processes. Each converts parts of the episodes, which are then merged into one store.
 
-The parts lie in the hidden folder `.NAME.parts` beside the store until they are in it, each the store of an ordinary
-conversion, so that all goes on where it was cut off. Which episodes are a part depends on their number alone, and the
-result is, to the bit, that of one process.
+The parts are in the hidden folder `.NAME.parts` next to the store until they are merged. Each is the store of an
+ordinary conversion, so that an interrupted conversion can be resumed. The division into parts depends only on the
+number of episodes, and the result is bitwise equal to that of one process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MOST_PARTS = 128
 
 @dataclass(frozen=True)
 class Part:
-    """The episodes from position `start` to before `stop`, and where their store is made."""
+    """The episodes at the positions `start` to before `stop`, and the path of their store."""
 
     start: int
     stop: int
@@ -39,17 +39,17 @@ class Part:
 
 
 def parts_folder(dst: str) -> Path:
-    """Where the parts of a conversion to `dst` lie until they are in it."""
+    """The folder for the parts of a conversion to `dst` until they are merged."""
     path = Path(dst)
     return path.with_name(f".{path.name}.parts")
 
 
 def to_store_in_parts(selection: Selection, dst: str, codec: str, workers: int) -> Written:
-    """As `to_store`, by `workers` processes. Raises InputError too where `dst` is in an object store."""
+    """Like `to_store`, with `workers` processes. Raises InputError also if `dst` is in an object store."""
     from tqdm import tqdm
 
     if "://" in dst:
-        raise InputError(f"workers={workers} needs a DST on this machine for its parts: convert there, and copy it")
+        raise InputError(f"workers={workers} needs a local DST for its parts: convert to a local folder, and copy it")
     folder = parts_folder(dst)
     target, written = StoreTarget(selection, dst, codec), Written()
     try:
@@ -60,18 +60,18 @@ def to_store_in_parts(selection: Selection, dst: str, codec: str, workers: int) 
             _pool(workers) as pool,
             tqdm(desc="convert", unit="episode", initial=target.done, total=len(selection)) as bar,
         ):
-            # In the order of the parts: what a part holds enters the store as soon as all before it has.
+            # In the order of the parts: a part is merged as soon as all earlier ones are.
             for part, done in zip(parts, pool.map(_convert, parts, repeat(codec), repeat(settings)), strict=True):
                 written.errors += done.errors
                 written.steps += done.steps
-                written.unsaid += done.unsaid
+                written.without_instruction += done.without_instruction
                 written.episodes += _take(part, done, target)
                 shutil.rmtree(part.path, ignore_errors=True)
                 bar.update(target.done - bar.n)
     except BrokenProcessPool as error:
         raise InputError(
-            "a process of the conversion was killed, perhaps for want of memory: give fewer workers; the same command "
-            "goes on"
+            "a process of the conversion was killed, perhaps because the memory is full: use fewer workers; the same "
+            "command resumes the conversion"
         ) from error
     finally:
         target.close()
@@ -81,33 +81,33 @@ def to_store_in_parts(selection: Selection, dst: str, codec: str, workers: int) 
 
 
 def _parts(count: int, done: int, folder: Path) -> list[Part]:
-    """The parts of `count` episodes that have some beyond the first `done`."""
+    """The parts of `count` episodes that are not completely within the first `done`."""
     size = -(-count // MOST_PARTS)
     ranges = [(start, min(start + size, count)) for start in range(0, count, size)]
     return [Part(start, stop, folder / f"{start}-{stop}.zarr") for start, stop in ranges if stop > done]
 
 
 def _take(part: Part, done: Written, target: StoreTarget) -> int:
-    """Puts the part's episodes into the store, in their order, and notes those that were skipped; how many it put."""
-    chosen = target.selection.chosen
+    """Copies the part's episodes into the store, in order, and records the skipped ones. Returns the number copied."""
+    indices = target.selection.indices
     skipped = {entry["episode"]: entry["reason"] for entry in done.skipped}
-    kept = [position for position in range(part.start, part.stop) if chosen[position] not in skipped]
-    stored = EpisodeStore.open(part.path) if kept else None
+    unskipped = [position for position in range(part.start, part.stop) if indices[position] not in skipped]
+    stored = EpisodeStore.open(part.path) if unskipped else None
     count = 0
     for position in range(max(part.start, target.done), part.stop):
-        if chosen[position] in skipped:
-            target.skip(chosen[position], skipped[chosen[position]])
+        if indices[position] in skipped:
+            target.skip(indices[position], skipped[indices[position]])
         elif stored is not None:
-            target.copy(stored, kept.index(position))
+            target.copy(stored, unskipped.index(position))
             count += 1
     return count
 
 
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end at once when the block is left by an exception: what they have stored is whole."""
+    """A pool whose processes are terminated if the block raises. The episodes that they have stored are complete."""
     others = set(active_children())
-    # ctrl-C reaches them too, and must not print a traceback for each.
+    # Ctrl-C also reaches the processes, which must not each print a traceback.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_DFL))
     try:
         yield pool
@@ -119,15 +119,15 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-# In the processes
+# The functions below run in the worker processes.
 
 
 @cache
 def _selection(settings: str) -> Selection:
-    """The source, opened once in each process."""
+    """The source, opened once per process."""
     values = json.loads(settings)
     return Selection(Request(**values["request"]), Embodiment.from_dict(values["embodiment"]))
 
 
 def _convert(part: Part, codec: str, settings: str) -> Written:
-    return to_store(_selection(settings).part(part.start, part.stop), str(part.path), codec, quiet=True)
+    return to_store(_selection(settings).subset(part.start, part.stop), str(part.path), codec, quiet=True)

@@ -1,4 +1,4 @@
-"""Some episodes of a source, what is read as what, and which of them cannot be read."""
+"""The selected episodes of a source to convert, with their embodiment, provenance and unreadable episodes."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from vla.types import Episode
 
 STANDARD = {"state": ["observation.state"], "action": ["action"]}
-"""What LeRobot calls them: not worth a line."""
+"""LeRobot's standard features, which the report omits."""
 SHOWN = 100
-"""Skipped episodes that are listed."""
+"""Maximum number of skipped episodes in the report."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to read: a source, its format (a key of `registry.FORMATS`), the options of that format, and the episodes.
+    """What to convert: a source, its format (a key of `format_registry.FORMATS`), its options, and the episodes.
 
-    `skip` leaves out episodes that cannot be read, or not be stored. All are plain values, so that other processes
-    can be given them.
+    `skip` leaves out episodes that cannot be read or stored. All values are plain, so that they can be sent to other
+    processes.
     """
 
     src: str
@@ -40,17 +40,22 @@ class Request:
     episodes: str | None = None
     skip: bool = False
     actions: Mapping[str, Any] = field(default_factory=dict)
-    """What the user says of the actions (`vla.datasets.action_inference.infer_actions`)."""
+    """The user's options for the actions (`vla.datasets.action_inference.infer_actions`)."""
 
 
 class Selection:
-    """The requested episodes of a source, in its order. Positions count them from 0."""
+    """The requested episodes of a source, in its order. `indices` are their indices in the source."""
 
     def __init__(self, request: Request, embodiment: Embodiment | None = None) -> None:
-        """Opens the source. `embodiment` is what another process has found that its actions are; None: to be found.
+        """Opens the source.
 
-        Raises InputError when the source cannot be opened, takes no such option, or has no such episode; and unless
-        unreadable episodes are to be skipped, when it is known of one of the episodes that it cannot be read.
+        Args:
+            request: what to convert.
+            embodiment: the embodiment with action modes that another process inferred. None: infer them.
+
+        Raises:
+            InputError: the source cannot be opened, or has no such option or episode; or an episode is known to be
+                unreadable and is not to be skipped.
         """
         from vla.datasets.action_inference import report_stated
         from vla.datasets.episode_selection import choose
@@ -61,14 +66,14 @@ class Selection:
 
         self.request = request
         self.src = request.src
-        self.opened: EpisodeSource = open_format(request.format, request.src, _taken(request))
-        self.chosen = choose(request.episodes or ":", len(self.opened))
-        found = self.opened.faults() if isinstance(self.opened, NamesFaults) else {}
-        self.faults = {index - self.chosen.start: why for index, why in found.items() if index in self.chosen}
+        self.opened: EpisodeSource = open_format(request.format, request.src, _reader_options(request))
+        self.indices = choose(request.episodes or ":", len(self.opened))
+        faults = self.opened.faults() if isinstance(self.opened, NamesFaults) else {}
+        self.faults = {index - self.indices.start: why for index, why in faults.items() if index in self.indices}
         self._check_faults()
         try:
-            known = None if embodiment is None else StatedActions(self.opened, embodiment, ())
-            stated = known or state_actions(self.opened, self.chosen, request.actions)
+            inferred = None if embodiment is None else StatedActions(self.opened, embodiment, ())
+            stated = inferred or state_actions(self.opened, self.indices, request.actions)
         except InputError as error:
             raise InputError(f"{request.src}: {error}") from error
         by = f"as stated: {stated.provenance['actions_stated']}"
@@ -82,22 +87,22 @@ class Selection:
                 "source": Path(request.src).name,
                 "format": request.format,
                 "options": json.loads(json.dumps({**request.options, **request.actions}, default=list)),
-                "episodes": [self.chosen.start, self.chosen.stop],
+                "episodes": [self.indices.start, self.indices.stop],
             },
         }
 
-    def part(self, start: int, stop: int) -> Selection:
-        """The episodes from position `start` to before `stop`, which it counts from 0."""
-        part = copy(self)
-        part.chosen = self.chosen[start:stop]
-        part.faults = {at - start: why for at, why in self.faults.items() if start <= at < stop}
-        episodes = [part.chosen.start, part.chosen.stop]
-        part.provenance = {**self.provenance, "conversion": {**self.provenance["conversion"], "episodes": episodes}}
-        return part
+    def subset(self, start: int, stop: int) -> Selection:
+        """The episodes at the positions `start` to before `stop`."""
+        subset = copy(self)
+        subset.indices = self.indices[start:stop]
+        subset.faults = {at - start: why for at, why in self.faults.items() if start <= at < stop}
+        episodes = [subset.indices.start, subset.indices.stop]
+        subset.provenance = {**self.provenance, "conversion": {**self.provenance["conversion"], "episodes": episodes}}
+        return subset
 
     def _check_faults(self) -> None:
-        """Raises InputError when an episode cannot be read and is not to be skipped, or none can be."""
-        if not self.faults or (self.request.skip and len(self.faults) < len(self.chosen)):
+        """Raises InputError if an episode is unreadable and is not to be skipped, or if all are."""
+        if not self.faults or (self.request.skip and len(self.faults) < len(self.indices)):
             return
         first = min(self.faults)
         if self.request.skip:
@@ -107,11 +112,11 @@ class Selection:
 
     @property
     def advice(self) -> str:
-        """What to do about an episode that cannot be read."""
+        """Advice for the error about an unreadable episode."""
         return "skip=true leaves such episodes out"
 
     def report(self) -> None:
-        """Prints what is read as what, and what is left out."""
+        """Prints the interpretation of the data and what is left out."""
         body = self.embodiment
         print(
             f"{self.src}: {len(self)} of {counted(len(self.source), 'episode')} of {body.name} "
@@ -119,10 +124,10 @@ class Selection:
             f"{body.control_hz:g} Hz, cameras {', '.join(body.cameras) or 'none'}"
         )
         for kind, standard in STANDARD.items():
-            parts = list(self.provenance.get(kind, ()))
-            if parts not in ([], standard) and kind not in self.request.options:
-                side_by_side = " side by side" if len(parts) > 1 else ""
-                print(f"  {kind} is {', '.join(parts)}{side_by_side}; {kind}=[...] chooses")
+            features = list(self.provenance.get(kind, ()))
+            if features not in ([], standard) and kind not in self.request.options:
+                concatenated = ", concatenated" if len(features) > 1 else ""
+                print(f"  {kind} is {', '.join(features)}{concatenated}; {kind}=[...] overrides this")
         reasons: dict[str, list[str]] = {}
         for name, why in self.provenance.get("left_out", {}).items():
             reasons.setdefault(why, []).append(name)
@@ -132,57 +137,58 @@ class Selection:
             print(f"  {remark}")
 
     def __len__(self) -> int:
-        return len(self.chosen)
+        return len(self.indices)
 
     def __getitem__(self, position: int) -> Episode:
-        """Raises InputError that names the episode in the source where it cannot be read."""
+        """The episode at a position. Raises InputError that names the episode if it cannot be read."""
         if position in self.faults:
             raise InputError(f"{self.name(position)} cannot be read: {self.faults[position]}")
         try:
-            return self.source[self.chosen[position]]
+            return self.source[self.indices[position]]
         except InputError as error:
             if "episode" in str(error):
                 raise
             raise InputError(f"{self.name(position)} cannot be read: {error}") from error
-        except Exception as error:  # the libraries behind raise nearly anything over damaged files
+        except Exception as error:  # third-party libraries raise almost any exception on damaged files
             raise InputError(f"{self.name(position)} cannot be read ({type(error).__name__}: {error})") from error
 
     def name(self, position: int) -> str:
-        return f"episode {self.chosen[position]} of {self.src}"
+        """The episode's name for messages."""
+        return f"episode {self.indices[position]} of {self.src}"
 
     def reason(self, position: int, error: InputError) -> str:
-        """Why an episode is skipped, to be kept with the data: without the episode's name and this machine's paths."""
+        """The reason for skipping an episode, to store with the data: without the episode's name and local paths."""
         text = str(error).removeprefix(self.name(position)).removeprefix(" cannot be read").removeprefix(": ")
         return text.replace(str(Path(self.src)), Path(self.src).name)
 
 
 def nothing_readable(selection: Selection, first: str) -> InputError:
-    """The error where every episode would be skipped; `first` says why the first one is."""
+    """The error if every episode would be skipped. `first` is the reason for the first one."""
     return InputError(
         f"none of {counted(len(selection), 'episode')} of {selection.src} can be read, the first: {first}"
     )
 
 
 def print_skipped(skipped: Sequence[Mapping[str, Any]]) -> None:
-    """Lists the episodes that were left out, each with its reason."""
+    """Prints the skipped episodes with their reasons."""
     if skipped:
         print(f"  skipped {counted(len(skipped), 'episode')}:")
     for entry in skipped[:SHOWN]:
         print(f"    episode {entry['episode']}: {entry['reason']}")
     if len(skipped) > SHOWN:
-        print(f"    and {len(skipped) - SHOWN} more, which the provenance of the data lists")
+        print(f"    and {len(skipped) - SHOWN} more, listed in the provenance of the data")
 
 
-def whole_command(src: str, dst: str, options: Mapping[str, Any]) -> str:
-    """The command that converts with these options, to be pasted into a shell."""
+def full_command(src: str, dst: str, options: Mapping[str, Any]) -> str:
+    """The shell command that converts with these options."""
     from vla.datasets.formats.columns import option_text
 
     values = [shlex.quote(f"{name}={option_text(value)}") for name, value in options.items()]
     return " ".join(["vla convert", shlex.quote(src), shlex.quote(dst), *values])
 
 
-def _taken(request: Request) -> dict[str, Any]:
-    """The options for the format's reader. Raises InputError for one that it does not take."""
+def _reader_options(request: Request) -> dict[str, Any]:
+    """The options for the format's reader. Raises InputError for an option that it does not have."""
     from vla.datasets.format_registry import FORMATS
     from vla.datasets.formats import corrected_images
 

@@ -1,4 +1,4 @@
-"""Episodes of a source into a LeRobotDataset, whole or not at all."""
+"""Conversion of a source's episodes into a LeRobotDataset. On failure, nothing is left."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from vla.types import Episode
 
 
 def to_lerobot(selection: Selection, dst: Path, use_videos: bool | None) -> Written:
-    """Writes a LeRobotDataset beside `dst`, reads it back, and moves it there.
+    """Writes a LeRobotDataset next to `dst`, reads it back, and moves it to `dst`.
 
-    Raises InputError that names the episode that cannot be read or written, or when none can be; nothing is left then.
+    `use_videos`: whether images are stored as videos (None: as in the source, or videos). Raises InputError that names
+    an episode that cannot be read or written, or if none can be; nothing is left then.
     """
     from tqdm import tqdm
 
@@ -21,7 +22,7 @@ def to_lerobot(selection: Selection, dst: Path, use_videos: bool | None) -> Writ
     from vla.datasets.formats.compare import check_equal
     from vla.datasets.formats.lerobot_v3_writer import LeRobotWriter
 
-    written, kept = Written(), []
+    written, written_positions = Written(), []
     writer = LeRobotWriter(
         dst,
         selection.embodiment,
@@ -31,7 +32,7 @@ def to_lerobot(selection: Selection, dst: Path, use_videos: bool | None) -> Writ
         example=_example(selection),
     )
     if writer.started_anew:
-        print(f"{dst}: what an earlier run left unfinished cannot be gone on from, and is begun anew")
+        print(f"{dst}: an earlier, unfinished conversion cannot be resumed, and is restarted")
     try:
         for position in tqdm(range(len(selection)), desc="convert", unit="episode"):
             try:
@@ -42,18 +43,18 @@ def to_lerobot(selection: Selection, dst: Path, use_videos: bool | None) -> Writ
                 if not selection.request.skip:
                     raise InputError(f"{error}; {selection.advice}") from error
                 reason = selection.reason(position, error)
-                written.skipped.append({"episode": selection.chosen[position], "reason": reason})
+                written.skipped.append({"episode": selection.indices[position], "reason": reason})
                 continue
             with naming(selection.name(position)):
                 writer.append(episode)
-            kept.append(position)
+            written_positions.append(position)
             written.episodes += 1
             written.steps += len(episode)
-            written.unsaid += not episode.instruction
-        if not kept:
+            written.without_instruction += not episode.instruction
+        if not written_positions:
             raise nothing_readable(selection, written.skipped[0]["reason"])
         again = lerobot_v3.open_source(writer.finish(written.skipped))
-        for index, position in enumerate(tqdm(kept, desc="read back", unit="episode")):
+        for index, position in enumerate(tqdm(written_positions, desc="read back", unit="episode")):
             with naming(selection.name(position)):
                 written.errors.append(check_equal(selection[position], again[index]))
         writer.publish()
@@ -63,15 +64,15 @@ def to_lerobot(selection: Selection, dst: Path, use_videos: bool | None) -> Writ
 
 
 def _example(selection: Selection) -> Episode | None:
-    """An episode with all streams that any has, of a source that knows them: a store of ours."""
+    """An episode with all optional streams of a store; None for other sources, whose streams are not known."""
     from vla.datasets.formats.vla_store import StoreSource
 
-    source, chosen = selection.opened, selection.chosen
+    source, indices = selection.opened, selection.indices
     if not isinstance(source, StoreSource):
         return None
-    for start in chosen:
+    for start in indices:
         try:
-            return source.example(range(start, chosen.stop))
+            return source.example(range(start, indices.stop))
         except InputError:
             if not selection.request.skip:
                 raise

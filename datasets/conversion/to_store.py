@@ -1,4 +1,4 @@
-"""Episodes of a source into a store of ours, each read back; a store that was begun goes on."""
+"""Conversion of a source's episodes into a store. Each is read back; an unfinished conversion is resumed."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
 
 
 class Written:
-    """What a conversion has done: episodes, steps, the mean error of each one's pixels, and what it skipped."""
+    """The result of a conversion: episodes, steps, the mean pixel error of each episode, and skipped episodes."""
 
     def __init__(self) -> None:
         self.episodes = 0
         self.steps = 0
         self.errors: list[float] = []
-        self.unsaid = 0
+        self.without_instruction = 0
         """Episodes without an instruction."""
         self.skipped: list[dict[str, Any]] = []
         self.started = time.monotonic()
 
 
 class StoreTarget:
-    """The store at `dst`: new once there is an episode for it, or the one that the same conversion began.
+    """The store at `dst`: created with the first episode, or opened if the same conversion began it.
 
-    Each episode of the selection is appended or skipped, one after the other, and a skipped one is noted in the store's
-    provenance; so the two counts say where to go on.
+    The episodes of the selection are appended or skipped in order, and skipped ones are recorded in the store's
+    provenance. The sum of the two counts is therefore the position at which to resume.
     """
 
     def __init__(self, selection: Selection, dst: str, codec: str, quiet: bool = False) -> None:
-        """Raises InputError when something else is at `dst`, or what was begun there is of other episodes."""
+        """Raises InputError if `dst` is something else, or an unfinished conversion of other episodes."""
         from vla.datasets.open_folder import open_folder
 
         self.selection, self.dst, self.codec = selection, dst, codec
@@ -47,16 +47,16 @@ class StoreTarget:
             self.store = _reopened(selection, dst, codec)
             self.skipped = [dict(entry) for entry in self.store.provenance.get("skipped", ())]
             if not quiet:
-                print(f"{dst}: going on after {counted(self.done, 'episode')}")
+                print(f"{dst}: resuming after {counted(self.done, 'episode')}")
             self._check_begun(self.store)
 
     @property
     def done(self) -> int:
-        """Positions that were appended or skipped."""
+        """The number of episodes that were appended or skipped."""
         return len(self.skipped) + (0 if self.store is None else len(self.store))
 
     def check(self, episode: Episode) -> None:
-        """Raises InputError when the episode cannot be stored."""
+        """Raises InputError if the episode cannot be stored."""
         from vla.datasets.episode_checks import check_episode
 
         if self.store is None:
@@ -65,7 +65,7 @@ class StoreTarget:
             self.store.check(episode)
 
     def append(self, episode: Episode) -> float:
-        """Stores the episode and reads it back; returns the mean error of its pixels."""
+        """Stores the episode and reads it back. Returns the mean pixel error, of 255."""
         from vla.datasets.formats.compare import check_equal
 
         store = self._opened()
@@ -73,11 +73,11 @@ class StoreTarget:
         return check_equal(episode, store[len(store) - 1])
 
     def copy(self, part: EpisodeStore, index: int) -> None:
-        """Stores episode `index` of another store, its images as they are coded there."""
+        """Stores episode `index` of another store without decoding its images."""
         self._opened().append_from(part, index)
 
     def skip(self, episode: int, reason: str) -> None:
-        """Notes that an episode of the source is left out."""
+        """Records that an episode of the source is skipped."""
         self.skipped.append({"episode": episode, "reason": reason})
         if self.store is not None:
             self.store.set_provenance(self._provenance(self.store.provenance))
@@ -91,17 +91,18 @@ class StoreTarget:
         return self.store
 
     def close(self) -> None:
+        """Closes the store."""
         if self.store is not None:
             self.store.close()
 
-    def _provenance(self, known: Mapping[str, Any]) -> dict[str, Any]:
-        return {**known, "skipped": self.skipped} if self.skipped else dict(known)
+    def _provenance(self, provenance: Mapping[str, Any]) -> dict[str, Any]:
+        return {**provenance, "skipped": self.skipped} if self.skipped else dict(provenance)
 
     def _check_begun(self, store: EpisodeStore) -> None:
         from vla.datasets.formats.compare import check_equal
 
-        left = {entry["episode"] for entry in self.skipped}
-        stored = [position for position in range(self.done) if self.selection.chosen[position] not in left]
+        skipped = {entry["episode"] for entry in self.skipped}
+        stored = [position for position in range(self.done) if self.selection.indices[position] not in skipped]
         if not stored:
             return
         try:
@@ -112,9 +113,9 @@ class StoreTarget:
 
 
 def to_store(selection: Selection, dst: str, codec: str, quiet: bool = False) -> Written:
-    """Appends the episodes that the store at `dst` does not have yet, with a bar unless `quiet`.
+    """Appends the episodes that the store at `dst` does not have yet, with a progress bar unless `quiet`.
 
-    There is no store where every episode was skipped. Raises InputError that names the episode that cannot be read or
+    If every episode is skipped, no store is created. Raises InputError that names an episode that cannot be read or
     stored.
     """
     from tqdm import tqdm
@@ -132,13 +133,13 @@ def to_store(selection: Selection, dst: str, codec: str, quiet: bool = False) ->
             except InputError as error:
                 if not selection.request.skip:
                     raise InputError(f"{error}; {selection.advice}") from error
-                target.skip(selection.chosen[position], selection.reason(position, error))
+                target.skip(selection.indices[position], selection.reason(position, error))
                 continue
             with naming(selection.name(position)):
                 written.errors.append(target.append(episode))
             written.episodes += 1
             written.steps += len(episode)
-            written.unsaid += not episode.instruction
+            written.without_instruction += not episode.instruction
     finally:
         target.close()
     written.skipped = target.skipped
@@ -147,7 +148,7 @@ def to_store(selection: Selection, dst: str, codec: str, quiet: bool = False) ->
 
 @contextmanager
 def naming(what: str) -> Iterator[None]:
-    """Says of which episode an InputError speaks."""
+    """Prefixes InputErrors with the name of what they concern."""
     try:
         yield
     except InputError as error:
@@ -155,17 +156,17 @@ def naming(what: str) -> Iterator[None]:
 
 
 def _reopened(selection: Selection, dst: str, codec: str) -> EpisodeStore:
-    """The store that the same conversion began. Raises InputError for one of other data."""
+    """The unfinished store of the same conversion. Raises InputError if it is of another conversion."""
     from vla.datasets.episodes import EpisodeStore
 
     store = EpisodeStore.open(dst, "a")
     begun = {"codec": store.codec, **store.provenance.get("conversion", {})}
-    wanted = {"codec": codec, **selection.provenance["conversion"]}
-    for key, value in wanted.items():
+    expected = {"codec": codec, **selection.provenance["conversion"]}
+    for key, value in expected.items():
         if begun.get(key) != value:
             store.close()
             raise InputError(
-                f"{dst} is there already, and not of this conversion (its {key} is {begun.get(key)}, not {value}): "
+                f"{dst} exists already and is not of this conversion (its {key} is {begun.get(key)}, not {value}): "
                 "choose another DST, or remove it"
             )
     return store

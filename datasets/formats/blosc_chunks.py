@@ -1,7 +1,7 @@
-"""Chunks of zarr arrays that are compressed by Blosc: whether their files are whole.
+"""Checks the files of zarr chunks that are compressed by Blosc for truncation.
 
-Blosc decompresses a chunk that is cut short without an error, from whatever lies in memory behind it. Its header says
-how long it is: bytes 12 to 16, little-endian.
+Blosc decompresses a truncated chunk without an error, from arbitrary memory after it. Its header states its length in
+bytes 12 to 16, little-endian.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     import zarr
 
 HEADER = 16
-"""Bytes."""
+"""Bytes of a chunk's header."""
 
 
 def check_chunks(array: zarr.Array, folder: Path, start: int, stop: int) -> None:
-    """Raises InputError that names the file of a chunk of rows `start` to before `stop` that is cut short or too long.
+    """Checks the chunks of the rows `start` to before `stop`. `folder` is the array's folder.
 
-    `folder` is the array's own. Chunks that are not there are zarr's own affair, and so are other compressors.
+    Missing chunks and other compressors are not checked. Raises InputError that names a file of a wrong size.
     """
     if [type(codec).__name__ for codec in array.compressors] not in (["Blosc"], ["BloscCodec"]) or array.shards:
         return

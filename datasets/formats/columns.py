@@ -1,4 +1,4 @@
-"""Columns of numbers in foreign formats: their names, their ranges, and how they become a state or an action."""
+"""Columns of numbers in foreign formats: their names, their ranges, and their selection as state or action."""
 
 from __future__ import annotations
 
@@ -15,68 +15,70 @@ from vla.errors import InputError
 from vla.types import Span, one_after_another
 
 COARSE = 0.5
-"""Steps between two numbers of float32, from which on they are no times of steps."""
+"""Maximum spacing of float32 time stamps, in steps, for them to be usable as times."""
 
 
 class MissingChoice(InputError):
-    """Nothing is known to be the state, or the action: `options` are options that choose, {name: value}."""
+    """The state or the action is not known. `options` are possible options to choose them, {name: value}."""
 
     def __init__(self, message: str, options: Mapping[str, Any]) -> None:
         self.options = options
-        chosen = " ".join(f"'{name}={option_text(value)}'" for name, value in options.items())
-        super().__init__(f"{message}: choose it, for example {chosen}")
+        selected = " ".join(f"'{name}={option_text(value)}'" for name, value in options.items())
+        super().__init__(f"{message}: choose it, for example {selected}")
         self.message = message
 
 
 def option_text(value: Any) -> str:
-    """An option's value as it is written on the command line."""
+    """An option's value in the syntax of the command line."""
     return f"[{','.join(map(str, value))}]" if isinstance(value, list | tuple) else str(value)
 
 
 def component_names(key: str, shape: Sequence[int]) -> tuple[str, ...]:
-    """A name for each number a step of column `key`: `gripper`, or `ee_pos[0]`, `ee_pos[1]`, … (row by row)."""
+    """The component names of column `key`: `gripper`, or `ee_pos[0]`, `ee_pos[1]`, … in row-major order."""
     return (key,) if not shape else tuple(f"{key}[{i}]" for i in range(int(np.prod(shape))))
 
 
 def concatenate(columns: Iterable[Shaped[np.ndarray, "t ..."]], steps: int) -> Float[np.ndarray, "t n"]:
-    """The columns side by side, as float64 (float32 survives exactly)."""
+    """The columns concatenated as float64, which represents float32 exactly."""
     flat = [np.asarray(column, np.float64).reshape(steps, -1) for column in columns]
     return np.concatenate([np.empty((steps, 0)), *flat], axis=1)
 
 
-def extremes(parts: Iterable[Float[np.ndarray, "t n"]], components: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The smallest and the largest finite value of each component over all parts; (0, 0) where there is none.
+def extremes(
+    blocks: Iterable[Float[np.ndarray, "t n"]], components: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The smallest and the largest finite value of each component over all blocks; 0 if there is none.
 
-    They bound the actions of a format that states no limits. What is not finite is left for the store to refuse,
-    which names its step.
+    They are the action limits for formats that state none. Values that are not finite are ignored here: the store
+    rejects them with an error that names the step.
     """
     low = high = np.full(components, np.nan)
-    for rows in parts:
+    for rows in blocks:
         finite = np.where(np.isfinite(rows), rows, np.nan)
         low = np.fmin.reduce(np.vstack([low, finite]), axis=0)
         high = np.fmax.reduce(np.vstack([high, finite]), axis=0)
     return tuple(np.nan_to_num(low).tolist()), tuple(np.nan_to_num(high).tolist())
 
 
-def control_rate(fps: float | None, known: Any, hint: str) -> float:
-    """The steps a second [Hz]: `fps` where the user gave it, else what is `known` of the data.
+def control_rate(fps: float | None, stated: Any, source: str) -> float:
+    """The control rate [Hz]: the user's `fps`, or else the rate that the data state.
 
     Raises:
-        InputError: neither says one, or it is not a positive number; `hint` says whose rate it is.
+        InputError: there is neither, or it is not a positive number. The message names the `source`.
     """
     try:
-        rate = float(known if fps is None else fps)
+        rate = float(stated if fps is None else fps)
     except (TypeError, ValueError):
-        raise InputError(f"{hint} does not say how many steps a second it has: give fps") from None
+        raise InputError(f"{source} does not state its number of steps a second: give fps") from None
     if not 0 < rate < float("inf"):
-        raise InputError(f"{hint}: {rate} is not a number of steps a second: give fps, above 0")
+        raise InputError(f"{source}: {rate} is not a number of steps a second: give fps, above 0")
     return rate
 
 
 def are_coarse(stamps: Float[np.ndarray, "t"], rate: float) -> bool:
-    """Whether time stamps [s] of `rate` steps a second are no times: all one, or float32 numbers too large for them.
+    """Whether time stamps [s] are unusable: all equal, or float32 numbers too large to resolve steps at `rate` [Hz].
 
-    Seconds since 1970 are 128 apart in float32.
+    For example, the spacing of float32 numbers for seconds since 1970 is 128 s.
     """
     if len(stamps) < 2 or not np.isfinite(stamps).all():
         return False
@@ -86,14 +88,14 @@ def are_coarse(stamps: Float[np.ndarray, "t"], rate: float) -> bool:
 
 
 def coarse_remark(episodes: int, rate: float) -> str:
-    """What to say of episodes whose time stamps `are_coarse`."""
+    """The remark on episodes whose time stamps `are_coarse`."""
     return (
-        f"the timestamps of {counted(episodes, 'episode')} are no times: their steps are taken in order at {rate:g} Hz"
+        f"the timestamps of {counted(episodes, 'episode')} are unusable: their steps are spaced evenly at {rate:g} Hz"
     )
 
 
-def own_names(paths: Iterable[str], prefixes: Sequence[str]) -> dict[str, str]:
-    """A short name for each path: without the prefix, with dots for slashes; the whole path where that is taken."""
+def short_names(paths: Iterable[str], prefixes: Sequence[str]) -> dict[str, str]:
+    """A short name for each path: without the prefixes, and with dots for slashes. Duplicates get the full path."""
     names: dict[str, str] = {}
     for path in sorted(paths):
         short = path
@@ -104,42 +106,50 @@ def own_names(paths: Iterable[str], prefixes: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def select(kind: str, asked: Sequence[str], names: Mapping[str, str], where: str) -> dict[str, str]:
-    """{name: path} of the columns asked for, by name or by path; `names` are those of all columns by path.
+def select(kind: str, requested: Sequence[str], names: Mapping[str, str], where: str) -> dict[str, str]:
+    """The requested columns as {name: path}.
 
-    Raises InputError when none is, and for one that there is not; `kind` is what they are for.
+    Args:
+        kind: the role of the columns, such as "state".
+        requested: the names or paths of the columns.
+        names: the names of all columns, by path.
+        where: the data's name for messages.
+
+    Raises:
+        MissingChoice: no column is requested.
+        InputError: a column does not exist.
     """
     paths = {name: path for path, name in names.items()}
-    if not asked:
-        named = [name for name in paths if "action" in name]
-        offered = named or list(paths) if kind == "action" else [name for name in paths if name not in named]
+    if not requested:
+        actions = [name for name in paths if "action" in name]
+        offered = actions or list(paths) if kind == "action" else [name for name in paths if name not in actions]
         if not offered:
             raise InputError(f"{where} has no numbers that could be the {kind}: it has {', '.join(paths) or 'none'}")
         raise MissingChoice(f"{where} has nothing that is known to be the {kind}", {kind: offered})
-    chosen: dict[str, str] = {}
-    for name in asked:
+    selected: dict[str, str] = {}
+    for name in requested:
         path = name if name in names else paths.get(name)
         if path is None:
             raise InputError(f"{where} has no {name!r} for the {kind}: it has {', '.join(paths) or 'none'}")
-        chosen[names[path]] = path
-    return chosen
+        selected[names[path]] = path
+    return selected
 
 
 def natural_order(text: str) -> list[tuple[int, str]]:
-    """A sort key that puts demo_2 before demo_10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+    """A sort key that orders demo_2 before demo_10."""
+    return [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in re.split(r"(\d+)", text)]
 
 
-def instruction_and_spans(said: Sequence[str]) -> tuple[str, tuple[Span, ...]]:
-    """The instruction of a whole episode and its spans, from what is to be done at each step (empty: not stated).
+def instruction_and_spans(texts_by_step: Sequence[str]) -> tuple[str, tuple[Span, ...]]:
+    """The instruction of an episode and its spans, from the text of each step (empty: not stated).
 
-    Where it changes, the spans are its runs, and the instruction says all of it in order: "open the drawer, then take
-    the cup".
+    If the text changes, the spans are the runs of equal texts, and the instruction is their concatenation: "open the
+    drawer, then take the cup".
     """
     spans, start = [], 0
-    for text, run in itertools.groupby(said):
+    for text, run in itertools.groupby(texts_by_step):
         stop = start + len(list(run))
         if text:
             spans.append(Span(start, stop, text))
         start = stop
-    return one_after_another(said), tuple(spans) if len(set(said)) > 1 else ()
+    return one_after_another(texts_by_step), tuple(spans) if len(set(texts_by_step)) > 1 else ()

@@ -1,4 +1,4 @@
-"""Whether an episode that was written reads back as it was."""
+"""Checks that a written episode reads back unchanged."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from vla.types import Episode
 
 
 def check_equal(written: Episode, read: Episode) -> float:
-    """Compares what was `written` with what was `read`, to the bit but for the images.
+    """Compares a written episode with what was read back: bitwise, except for the images.
 
-    Returns the mean error of the pixels, of 255 (0 without cameras). Raises InputError that names the first
-    difference.
+    Returns the mean pixel error, of 255 (0 without cameras). Raises InputError that names the first difference.
     """
     for name in ("instruction", "success", "paraphrases", "spans"):
         ours, theirs = getattr(written, name), getattr(read, name)
         if ours != theirs:
             raise InputError(f"{name} reads back as {theirs!r}, not {ours!r}")
-    # What was written may lie beside others of a wider range.
+    # The store's action ranges may be wider because of other episodes.
     if (
         written.embodiment.name != read.embodiment.name
         or read.embodiment.union([written.embodiment]) != read.embodiment
@@ -39,7 +38,7 @@ def check_equal(written: Episode, read: Episode) -> float:
         ours, theirs = written.images[camera], read.images[camera]
         if ours.shape != theirs.shape:
             raise InputError(f"images of {camera} read back as {theirs.shape}, not {ours.shape}")
-        # A frame at a time: an episode's differences would fill the memory.
+        # One frame at a time: the differences of a full episode would need too much memory.
         errors += [
             np.abs(one.astype(np.int16) - other).mean() if not np.array_equal(one, other) else 0.0
             for one, other in zip(ours, theirs, strict=True)
@@ -54,9 +53,11 @@ def _check_arrays(written: Mapping[str, np.ndarray | None], read: Mapping[str, n
         theirs = read[name]
         if ours is None or theirs is None:
             if ours is not theirs:
-                raise InputError(f"{prefix}{name} does not read back: {'none' if theirs is None else 'one'} is there")
+                raise InputError(
+                    f"{prefix}{name} does not read back: {'it is missing' if theirs is None else 'there is one'}"
+                )
             continue
-        # Numbers are the same in either byte order.
+        # The byte order may differ.
         same = ours.dtype.newbyteorder("=") == theirs.dtype.newbyteorder("=") and ours.shape == theirs.shape
         if not same or not np.array_equal(ours, theirs, equal_nan=ours.dtype.kind == "f"):
             raise InputError(f"{prefix}{name} does not read back: {_first_difference(ours, theirs)}")

@@ -1,8 +1,9 @@
-"""A source whose images are corrected: red and blue exchanged, or turned upright.
+"""A source with corrected images: red and blue exchanged, or flipped.
 
-Files do not say in which order their colors are, nor which way is up. OpenCV encodes and shows BGR, so images that were
-RGB are stored blue for red by `cv2.imencode` (ACT's compress_data.py, RoboTwin's pkl2hdf5.py); OpenGL renders from the
-bottom row up; and some data sets are turned by 180 degrees, or from a camera that is mounted upside down.
+Files do not state the channel order or the orientation of their images. OpenCV encodes and shows BGR, so that
+`cv2.imencode` stores RGB images with red and blue exchanged (ACT's compress_data.py, RoboTwin's pkl2hdf5.py); OpenGL
+renders from the bottom row up; and some datasets are rotated by 180 degrees, or from a camera that is mounted upside
+down.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ FLIPS: Mapping[str, tuple[bool, bool]] = {
     "horizontal": (False, True),
     "rotate180": (True, True),
 }
-"""Whether rows and columns are read backwards."""
+"""Whether rows and columns are reversed."""
 OPTIONS = ("bgr", "flip")
 
 
 def correct_images(source: EpisodeSource, options: Mapping[str, Any]) -> EpisodeSource:
-    """The source as it is, or with its images corrected by the options `bgr` and `flip`.
+    """The source with its images corrected by the options `bgr` and `flip`, or unchanged without these options.
 
     Args:
         source: any source of episodes.
-        options: `bgr` is true, or a list of cameras: those whose red and blue are exchanged. `flip` is one of `FLIPS`
-            for all cameras, or {camera: one of FLIPS}; depth and points are flipped with the images.
+        options: `bgr` is true, or a list of cameras: red and blue are exchanged. `flip` is one of `FLIPS` for all
+            cameras, or {camera: one of FLIPS}; depth and points are flipped with the images.
 
     Raises:
         InputError: there is no such camera or flip.
@@ -43,8 +44,8 @@ def correct_images(source: EpisodeSource, options: Mapping[str, Any]) -> Episode
     bgr, flip = options.get("bgr") or (), options.get("flip") or {}
     swapped = cameras if bgr is True else (bgr,) if isinstance(bgr, str) else tuple(bgr)
     flips = dict.fromkeys(cameras, flip) if isinstance(flip, str) else dict(flip)
-    for key, named in (("bgr", swapped), ("flip", flips)):
-        unknown = [camera for camera in named if camera not in cameras]
+    for key, selected in (("bgr", swapped), ("flip", flips)):
+        unknown = [camera for camera in selected if camera not in cameras]
         if unknown:
             raise InputError(f"{key}: there is no camera {unknown[0]!r}, only {', '.join(cameras) or 'none'}")
     for how in flips.values():
@@ -56,7 +57,7 @@ def correct_images(source: EpisodeSource, options: Mapping[str, Any]) -> Episode
 
 
 class CorrectedSource:
-    """The episodes of `source` with other images; see `correct_images`."""
+    """The episodes of `source` with corrected images (`correct_images`)."""
 
     def __init__(self, source: EpisodeSource, swapped: Sequence[str], flips: Mapping[str, str]) -> None:
         self._source = source
@@ -87,11 +88,11 @@ class CorrectedSource:
         return np.ascontiguousarray(frames[:, :, ::-1] if columns else frames)
 
     def _moved(self, points: Float[np.ndarray, "t p 2"]) -> Float[np.ndarray, "t p 2"]:
-        """Points are one camera after the other, as many of each; NaN stays what nobody knows."""
+        """Flips points: each camera has an equal block of columns. NaN (unknown) stays NaN."""
         moved, cameras = points.copy(), self.embodiment.cameras
-        each = points.shape[1] // len(cameras)
-        for place, camera in enumerate(cameras):
+        per_camera = points.shape[1] // len(cameras)
+        for number, camera in enumerate(cameras):
             for axis, backwards in enumerate(reversed(self._flips.get(camera, (False, False)))):
-                part = moved[:, place * each : (place + 1) * each, axis]
-                part[:] = 1 - part if backwards else part
+                block = moved[:, number * per_camera : (number + 1) * per_camera, axis]
+                block[:] = 1 - block if backwards else block
         return moved

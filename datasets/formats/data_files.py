@@ -1,4 +1,4 @@
-"""Data in several files: a path names one, a folder, or a pattern."""
+"""Data in one or several files: a path is a file, a folder, or a pattern."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def matching(path: Path) -> list[Path]:
-    """The file, or the files that a pattern such as "data/train-*.parquet" names, sorted."""
+    """The file at `path`, or the sorted files that match a pattern such as "data/train-*.parquet"."""
     if path.is_file() or "*" not in str(path):
         return [path] if path.is_file() else []
     folder = next(parent for parent in path.parents if "*" not in str(parent))
@@ -14,6 +14,6 @@ def matching(path: Path) -> list[Path]:
 
 
 def folder_name(path: Path) -> str:
-    """The name of the data's folder: the path itself, or the one of the file or the pattern."""
+    """The name of the data's folder: the path itself, or the folder of the file or pattern."""
     folder = path if path.is_dir() else next(parent for parent in path.parents if "*" not in str(parent))
     return folder.resolve().name

@@ -1,13 +1,12 @@
-"""Reader of the replay buffers of diffusion policy: a group of zarr v2 or v3, also zipped (`.zarr.zip`).
+"""Reader of the replay buffers of diffusion policy: a group of zarr v2 or v3, possibly zipped (`.zarr.zip`).
 
-    data/<key>         (N, …), all episodes one after the other
+    data/<key>         (N, …), all episodes concatenated
     meta/episode_ends  (E,), the step after the last of each episode
 
-`data/action`, or `data/actions`, is the action. The state is `data/state` (Push-T) or `agent_pos`, else every (N, n)
-array whose name begins with `robot`, by name, but velocities and the poses at a demonstration's start and end.
-Arrays whose rows are images are cameras (`image_columns.FrameArray`).
-`<camera>_depth` is a camera's depth.
-`timestamp` is the time, where there is one, in seconds or a smaller unit. Everything else becomes an extra.
+The action is `data/action` or `data/actions`. The state is `data/state` (Push-T) or `agent_pos`, or else all (N, n)
+arrays whose names begin with `robot`, by name, without velocities and the start and end poses of demonstrations.
+Arrays whose rows are images are cameras (`image_columns.FrameArray`). `<camera>_depth` is a camera's depth.
+`timestamp` is the time, if it exists, in seconds or a smaller unit. All other arrays become extras.
 
 Source: Chi et al., "Diffusion Policy: Visuomotor Policy Learning via Action Diffusion", 2023.
 """
@@ -47,12 +46,12 @@ ENDS = ("meta/episode_ends/.zarray", "meta/episode_ends/zarr.json")
 ACTIONS = ("action", "actions")
 STATES = ("state", "agent_pos")
 UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
-"""How many of each are a second."""
+"""Time units per second."""
 NOT_STATE = ("_vel", "_start_pose", "_end_pose")
 
 
 def detect(path: Path) -> bool:
-    """Whether `path` is a folder or a zip file with a replay buffer in it."""
+    """Whether `path` is a folder or a zip file with a replay buffer."""
     if path.is_dir():
         return any((path / name).is_file() for name in ENDS)
     if not zipfile.is_zipfile(path):
@@ -70,22 +69,24 @@ def open_source(
     action: Sequence[str] | None = None,
     cameras: Sequence[str] | None = None,
 ) -> DiffusionPolicySource:
-    """The episodes of the replay buffer at `path`; each is read when it is asked for.
+    """Opens the replay buffer at `path`. Episodes are read on access.
 
     Args:
-        fps: steps a second (Push-T: 10). Default: what the time stamps of the first episode say.
-        instruction: what all episodes do; the format has no words.
-        state, action: names of the arrays that are it, in order. Default: as above.
-        cameras: names of the cameras to take. Default: all.
+        path: a folder or a zip file.
+        fps: steps a second (Push-T: 10). Default: the rate of the time stamps of the first episode.
+        instruction: the instruction of all episodes, since the format has none.
+        state: names of the arrays that form the state, in order. Default: as above.
+        action: names of the arrays that form the action, in order. Default: as above.
+        cameras: names of the cameras to read. Default: all.
 
     Raises:
-        InputError: it cannot be read, or has no actions or no episodes; or no rate is known.
+        InputError: it cannot be read, or has no actions or no episodes; or the control rate is unknown.
     """
     return DiffusionPolicySource(path, fps, instruction, state, action, cameras)
 
 
 class DiffusionPolicySource:
-    """The episodes of a replay buffer; see `open_source`."""
+    """The episodes of a replay buffer (see `open_source`)."""
 
     def __init__(
         self,
@@ -111,9 +112,9 @@ class DiffusionPolicySource:
         self._action = tuple(select("action", _action(shapes) if action is None else action, vectors, str(path)))
         self._state = tuple(select("state", _state(shapes) if state is None else state, vectors, str(path)))
         self._faults: dict[int, str] = {}
-        taken = {"timestamp", *videos, *self._depth.values(), *self._state, *self._action}
+        used = {"timestamp", *videos, *self._depth.values(), *self._state, *self._action}
         self._extras = [
-            name for name, data in self._data.items() if name not in taken | unchosen and data.dtype.kind in "biuf"
+            name for name, data in self._data.items() if name not in used | unchosen and data.dtype.kind in "biuf"
         ]
         self._unit, stamped = self._clock(fps)
         components = tuple(n for name in self._action for n in component_names(name, shapes[name]))
@@ -137,7 +138,7 @@ class DiffusionPolicySource:
             "left_out": {
                 n: "not among the chosen cameras" if n in unchosen else "it holds no numbers"
                 for n in self._data
-                if n not in taken and n not in self._extras
+                if n not in used and n not in self._extras
             },
         }
 
@@ -145,7 +146,7 @@ class DiffusionPolicySource:
         return len(self._ends)
 
     def __getitem__(self, index: int) -> Episode:
-        """Episode `index`. Raises InputError naming the array that cannot be read."""
+        """Episode `index`. Raises InputError that names an array that cannot be read."""
         action = [self._rows(name, index) for name in self._action]
         steps = len(action[0])
         return Episode(
@@ -161,7 +162,7 @@ class DiffusionPolicySource:
         )
 
     def _times(self, index: int, steps: int) -> Float[np.ndarray, "t"]:
-        """The times [s]: the time stamps, or by the rate where there are none or they are no times."""
+        """The times [s]: the time stamps, or multiples of the period if there are none or they are unusable."""
         rate = self.embodiment.control_hz
         stamps = self._stamps(index) if "timestamp" in self._data else np.zeros(0)
         return stamps if len(stamps) and not are_coarse(stamps, rate) else np.arange(steps) / rate
@@ -180,7 +181,7 @@ class DiffusionPolicySource:
             if self._path.is_dir():
                 check_chunks(self._data[name], folder, rows.start, rows.stop)
             return np.asarray(self._data[name][rows])
-        except Exception as error:  # codecs raise nearly anything over damaged chunks
+        except Exception as error:  # codecs raise almost any exception on damaged chunks
             _check_fetched(folder)
             if isinstance(error, InputError):
                 raise
@@ -192,7 +193,7 @@ class DiffusionPolicySource:
             raise InputError(f"{self._path}: data/{name} has {rows} rows, episode {index} ends at {end}")
 
     def _first_rows(self, name: str) -> Shaped[np.ndarray, "t ..."] | None:
-        """Of the first episode of which they can be read."""
+        """The rows of the first episode for which they can be read."""
         for index in range(len(self)):
             with suppress(InputError):
                 if len(rows := self._rows(name, index)):
@@ -200,24 +201,24 @@ class DiffusionPolicySource:
         return None
 
     def faults(self) -> Mapping[int, str]:
-        """Why episodes cannot be read, as far as that is known without decoding their images."""
+        """The reasons for unreadable episodes, as far as known without decoding their images."""
         return self._faults
 
     def _remarks(self) -> list[str]:
-        """What the user should know: chunks that are not there are read as zeros, and rows after the last episode."""
-        found = [array.remark for array in self._frame_arrays.values() if array.remark]
-        found += [f"timestamp is in {self._unit}"] if self._unit != "s" else []
+        """Remarks for the user, for example on missing chunks, which are read as zeros."""
+        remarks = [array.remark for array in self._frame_arrays.values() if array.remark]
+        remarks += [f"timestamp is in {self._unit}"] if self._unit != "s" else []
         if coarse := self._coarse():
-            found.append(coarse_remark(coarse, self.embodiment.control_hz))
+            remarks.append(coarse_remark(coarse, self.embodiment.control_hz))
         for name, data in self._data.items():
             if missing := data.nchunks - data.nchunks_initialized:
-                found.append(f"data/{name}: {missing} of {data.nchunks} chunks are not there, and are read as 0")
-            if left := max(0, data.shape[0] - self._ends[-1]):
-                found.append(f"data/{name}: {left} rows after the last episode are left out")
-        return found
+                remarks.append(f"data/{name}: {missing} of {data.nchunks} chunks are missing, and are read as 0")
+            if surplus := max(0, data.shape[0] - self._ends[-1]):
+                remarks.append(f"data/{name}: {surplus} rows after the last episode are left out")
+        return remarks
 
     def _coarse(self) -> int:
-        """How many episodes have time stamps that can be read and are no times."""
+        """The number of episodes with readable but unusable time stamps."""
         count = 0
         for index in range(len(self)) if "timestamp" in self._data else ():
             with suppress(InputError):
@@ -241,7 +242,7 @@ class DiffusionPolicySource:
         return FrameArray.of(name, data.shape[1:], data.dtype, first)
 
     def _actions(self) -> Iterator[Float[np.ndarray, "t a"]]:
-        """Of the episodes whose numbers can be read; the others are noted."""
+        """The actions of the episodes whose numbers can be read. The others are added to the faults."""
         for index in range(len(self)):
             try:
                 for name in self._data:
@@ -254,9 +255,9 @@ class DiffusionPolicySource:
                 self._faults[index] = str(error)
 
     def _clock(self, fps: float | None) -> tuple[str, float | None]:
-        """The unit of the time stamps (of `UNITS`), and the steps a second that those of the first episode say.
+        """The unit of the time stamps (of `UNITS`), and the rate of the first episode's time stamps [Hz].
 
-        It is the unit in which they are nearest to `fps`, or else the first in which there is a step a second.
+        The unit is the one whose rate is closest to `fps`, or else the first whose rate is at least 1 Hz.
         """
         stamps = self._first_rows("timestamp") if "timestamp" in self._data else None
         if stamps is None or stamps.dtype.kind not in "iuf" or len(stamps) < 2:
@@ -293,7 +294,7 @@ def _open(path: Path) -> tuple[dict[str, zarr.Array], list[int]]:
         ends = np.asarray(listed).tolist()
     except InputError:
         raise
-    except Exception as error:  # zarr and its codecs raise nearly anything over damaged files
+    except Exception as error:  # zarr and its codecs raise almost any exception on damaged files
         for file in sorted([*path.rglob(".z*"), *path.rglob("zarr.json")]) if path.is_dir() else ():
             read_json(file)
         raise InputError(f"{path} cannot be read as a replay buffer: {error}") from error
@@ -303,7 +304,7 @@ def _open(path: Path) -> tuple[dict[str, zarr.Array], list[int]]:
 
 
 def _check_fetched(folder: Path) -> None:
-    """Raises InputError for a Git LFS pointer anywhere in it; not for a folder that is not there, as in a zip file."""
+    """Raises InputError if the folder contains a Git LFS pointer. The folder may be missing, as in a zip file."""
     for pointer in filter(is_lfs_pointer, folder.rglob("*")):
         check_fetched(pointer)
 

@@ -1,4 +1,4 @@
-"""Reader of easy-vqa, a small real VQA set that ships in a PyPI package: 5,000 images of 64 x 64 px, 48,248 questions.
+"""Reader of easy-vqa, a small VQA dataset in a PyPI package: 5,000 images of 64 x 64 px, 48,248 questions.
 
 Source: Victor Zhou, "Easy Visual Question Answering", https://victorzhou.com/blog/easy-vqa/ (MIT license).
 """
@@ -21,7 +21,7 @@ SHAPES = frozenset({"circle", "rectangle", "triangle"})
 
 
 def read_easy_vqa(split: Literal["train", "test"] = "train") -> Iterator[VqaItem]:
-    """The items of the official split, in the order of their images, at their own 64 x 64 px.
+    """The items of the official split, in the order of their images, in the original size of 64 x 64 px.
 
     Raises:
         InputError: the package is not installed, or the split is unknown.
@@ -30,7 +30,7 @@ def read_easy_vqa(split: Literal["train", "test"] = "train") -> Iterator[VqaItem
 
 
 def detect(path: Path) -> bool:
-    """Whether the path is the set's name, "easy-vqa" or "easy-vqa/test", and no file: it is in a package."""
+    """Whether the path is the dataset's name, "easy-vqa" or "easy-vqa/test", and not an existing file."""
     return path.parts[:1] == (SOURCE,) and not path.exists()
 
 
@@ -38,10 +38,10 @@ def open_entries(path: Path, images: Path | None) -> VqaSource:
     """The training images of "easy-vqa" (or "easy-vqa/train"), or the test images of "easy-vqa/test".
 
     Raises:
-        InputError: the package is not installed, or the split is unknown; or `images` is given.
+        InputError: the package is not installed, the split is unknown, or `images` is not None.
     """
     if images is not None:
-        raise InputError(f"the images of easy-vqa are in its package, not in {images}: name no image folder")
+        raise InputError(f"the images of easy-vqa are in its package: leave out images={images}")
     rows = _by_image("/".join(path.parts[1:]) or "train")
     entries = [VqaEntry(Path(image).stem, Path(image), questions, SOURCE) for image, questions in rows]
     return VqaSource((), partial(iter, entries))
@@ -70,7 +70,7 @@ def _item(path: str, questions: tuple[Question, ...]) -> VqaItem:
 
 
 def _kind(answer: str) -> str:
-    """The set asks three kinds of question, which its thirteen answers tell apart."""
+    """The kind of a question, which its answer determines."""
     if answer in ("yes", "no"):
         return "existence"
     return "shape" if answer in SHAPES else "color"

@@ -6,28 +6,28 @@
 | LIBERO    | one a task, in a folder  | `data/demo_<n>` | `obs/<key>`                     | `actions` |
 | ALOHA     | one an episode, a folder | the file        | `observations/{qpos, images/…}` | `action`  |
 
-MimicGen's, robocasa's, Isaac Lab's and ManiSkill's files are laid out as robomimic's. Episodes are the children of
-`data`, or the file, or its groups. Which layout it is, is what the user named, else LIBERO where the attribute
-`problem_info` or the datasets of LIBERO are there, ALOHA where there are `observations`, else robomimic.
+The files of MimicGen, robocasa, Isaac Lab and ManiSkill have robomimic's layout. Episodes are the children of `data`,
+or the file itself, or its groups. The layout is the one that the user states; otherwise LIBERO if the attribute
+`problem_info` or the datasets of LIBERO exist, ALOHA if there are `observations`, and else robomimic.
 
 The state is, in this order: for robomimic `eef_pos`, `eef_quat` and `gripper_qpos` of `robot0`, then of `robot1`, or
-where there are none, every (t, n) observation of floats by name; for LIBERO `ee_pos` and `ee_ori` (or `ee_states`), and
-`gripper_states`; for ALOHA `qpos`. ALOHA's actions are the leaders' `qpos`, and are named so: they can be told from
-where the arms are. Mobile ALOHA's `base_action` follows them where the base ever moves.
+without these all (t, n) observations of floats by name; for LIBERO `ee_pos` and `ee_ori` (or `ee_states`), and
+`gripper_states`; for ALOHA `qpos`. ALOHA's actions are the leaders' `qpos` and are named accordingly, so that they are
+matched with the arms' positions. Mobile ALOHA's `base_action` follows them if the base ever moves.
 
-Observations that are images are cameras (`image_columns.FrameArray`), and so are rows of the bytes of an image. Depth
-is what has it in its name (floats are metres). Every other dataset with a row a step becomes an extra under its own
-name, but `next_obs`, which is `obs` one step later; what has no row a step is named in the provenance. An episode is a
-success when its attribute `success` says so, or when it has a reward above 0; where no episode has either, nobody
-knows.
+Observations that are images are cameras (`image_columns.FrameArray`), and so are rows of encoded images. Datasets with
+"depth" in their name are depth (floats are meters). All other datasets with one row per step become extras of the same
+name, except for `next_obs`, which is `obs` one step later; the provenance lists the remaining ones. An episode is
+successful if its attribute `success` is true, or if it has a reward above 0; if no episode has either, success is
+unknown.
 
-LIBERO stores what OpenGL rendered from the bottom row up, for all cameras: those images are flipped vertically here
-and nothing else is (a rotation by 180 degrees, which some conversions apply, would mirror the scene), unless the
-attribute `macros_image_convention` is opencv. robomimic's and ALOHA's stand upright.
+LIBERO stores the images of all cameras from the bottom row up, as OpenGL renders them. They are flipped vertically and
+not otherwise changed (a rotation by 180 degrees, which some conversions apply, would mirror the scene), unless the
+attribute `macros_image_convention` is opencv. The images of robomimic and ALOHA are upright.
 
 Sources: Mandlekar et al., "What Matters in Learning from Offline Human Demonstrations", 2021; Liu et al., "LIBERO",
 2023; Zhao et al., "Learning Fine-Grained Bimanual Manipulation with Low-Cost Hardware", 2023; Fu et al., "Mobile
-ALOHA", 2024. LIBERO's files without attributes are those of OpenVLA's regenerate_libero_dataset.py.
+ALOHA", 2024. LIBERO files without attributes are written by OpenVLA's regenerate_libero_dataset.py.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ if TYPE_CHECKING:
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 SUFFIXES = (".hdf5", ".h5")
-NAMED = 2
-"""Instructions that are shown."""
+MAX_LISTED = 2
+"""Maximum number of instructions in a remark."""
 
 
 def detect(path: Path) -> bool:
-    """Whether `path` is an HDF5 file, or a folder with one; also where Git LFS left a pointer in its place."""
+    """Whether `path` is an HDF5 file or a folder with one, possibly as an unfetched Git LFS pointer."""
     return any(_starts_as_hdf5(file) or is_lfs_pointer(file) for file in _files(path))
 
 
@@ -89,32 +89,34 @@ def open_source(
     cameras: Sequence[str] | None = None,
     skip: bool = False,
 ) -> Hdf5Source:
-    """The demonstrations in the file or folder `path`; images are read when an episode is asked for.
+    """Opens the demonstrations in the file or folder `path`. Images are read on access.
 
     Args:
-        layout: robomimic, libero or aloha; hdf5 tells by what is in the first file.
-        fps: steps a second. Default: what the attributes state (`control_freq` of `env_args`, `fps`, …); else 50 for
-            ALOHA and 20 for LIBERO.
-        instruction: what all episodes do. Default: LIBERO's `language_instruction`, or the words of its file's name; a
-            demonstration's `lang` (in its `ep_meta`); an attribute or dataset such as `language_instruction`; the words
-            of robomimic's `env_name`.
-        state: names of the datasets that are the state, in order. Default: as above.
-        action: names of the datasets that are the action, in order. Default: as above.
-        cameras: names of the cameras to take. Default: all.
-        skip: whether episodes that cannot be read are `faults` of the source, as long as one can be.
+        path: a file or a folder of files.
+        layout: robomimic, libero or aloha; hdf5 detects it from the first file.
+        fps: steps a second. Default: the rate that the attributes state (`control_freq` of `env_args`, `fps`, …);
+            otherwise 50 for ALOHA and 20 for LIBERO.
+        instruction: the instruction of all episodes. Default: LIBERO's `language_instruction`, or the words of its
+            file's name; a demonstration's `lang` (in its `ep_meta`); an attribute or dataset such as
+            `language_instruction`; the words of robomimic's `env_name`.
+        state: names of the datasets that form the state, in order. Default: as above.
+        action: names of the datasets that form the action, in order. Default: as above.
+        cameras: names of the cameras to read. Default: all.
+        skip: whether unreadable episodes are `faults` of the source, as long as one is readable.
 
     Raises:
-        InputError: a file is damaged, of no known layout or not laid out like the first; or no rate is known.
+        InputError: a file is damaged, of an unknown layout or of another layout than the first; or the control rate is
+            unknown.
     """
     files = _files(path)
     if not files:
-        raise InputError(f"{path} is no HDF5 file, nor a folder of .hdf5 files")
+        raise InputError(f"{path} is neither an HDF5 file nor a folder of .hdf5 files")
     return Hdf5Source(path, files, Choice(layout, fps, instruction, state, action, cameras, skip))
 
 
 @dataclass(frozen=True)
-class _Note:
-    """What is known of an episode before it is read; `stated` is whether the file says how it ended."""
+class _Outline:
+    """The information on an episode from the scan of all files. `stated`: whether the file states its success."""
 
     instruction: str
     by_name: bool
@@ -123,28 +125,28 @@ class _Note:
 
 
 class Hdf5Source:
-    """Demonstrations in HDF5 files, in the natural order of their names; see `open_source`."""
+    """The demonstrations in HDF5 files, in the natural order of their names (see `open_source`)."""
 
     def __init__(self, path: Path, files: Sequence[Path], choice: Choice) -> None:
         self._instruction, self._skip = choice.instruction, choice.skip
         self._faults: dict[int, str] = {}
-        self._notes: dict[int, _Note] = {}
-        self._places: list[tuple[Path, str]] = []
+        self._outlines: dict[int, _Outline] = {}
+        self._episodes: list[tuple[Path, str]] = []
         moves = False
         for file in files:
             names = ["/"]
-            with self._noting(len(self._places)), _open(file) as opened:
+            with self._recording_faults(len(self._episodes)), _open(file) as opened:
                 names = episode_groups(opened, file)
                 moves |= any(BASE in opened[name] and bool(np.any(opened[name][BASE][()])) for name in names)
-            self._places += [(file, name) for name in names]
-        self._named: Kind | None = next((kind for kind in KINDS if kind == choice.layout), None)
-        for index, (file, name) in enumerate(self._places):
-            with self._noting(index), _open(file) as opened:
+            self._episodes += [(file, name) for name in names]
+        self._stated_kind: Kind | None = next((kind for kind in KINDS if kind == choice.layout), None)
+        for index, (file, name) in enumerate(self._episodes):
+            with self._recording_faults(index), _open(file) as opened:
                 if index in self._faults:
                     continue
                 group = opened[name]
-                told, reason = kind_of(opened, group)
-                self._kind = self._named or told
+                detected, reason = kind_of(opened, group)
+                self._kind = self._stated_kind or detected
                 self._layout = Layout.of(group, self._kind, replace(choice, base=moves), _where(file, name))
                 env = environment(opened, file)
                 rate = stated_rate(opened, env)
@@ -154,11 +156,11 @@ class Hdf5Source:
             raise InputError(f"no episode of {path} can be read: {next(iter(self._faults.values()))}")
         usual = USUAL_HZ.get(self._kind)
         low, high = extremes(self._scan(), len(self._layout.action_names))
-        self._stated = any(note.stated for note in self._notes.values())
+        self._stated = any(outline.stated for outline in self._outlines.values())
         robots = (env.get("env_kwargs") or {}).get("robots", ())
         action = self._layout.action_names
         stated, modes, grippers = stated_actions(self._kind, env, action)
-        # Files of others in ALOHA's layout may hold other actions: there the numbers come first.
+        # Files of other robots in ALOHA's layout may have other actions: inference from the data takes precedence.
         customary = self._kind == "aloha"
         self.embodiment = Embodiment(
             name="-".join([robots] if isinstance(robots, str) else map(str, robots)).lower() or self._kind,
@@ -182,15 +184,15 @@ class Hdf5Source:
             "env_args": env,
             "actions_stated": "" if customary else stated,
             "actions_usual": stated if customary else "",
-            "remarks": list(self._remarks("" if self._named else reason, choice.fps is None and rate is None)),
+            "remarks": list(self._remarks("" if self._stated_kind else reason, choice.fps is None and rate is None)),
         }
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._episodes)
 
     def __getitem__(self, index: int) -> Episode:
-        """Episode `index`. Raises InputError naming the file and the dataset where it is damaged."""
-        path, name = self._places[index]
+        """Episode `index`. Raises InputError that names the file and the dataset if it is damaged."""
+        path, name = self._episodes[index]
         with _open(path) as file:
             group, layout = file[name], self._layout
             steps = layout.check(group, _where(path, name))
@@ -202,22 +204,22 @@ class Hdf5Source:
                 time=np.arange(steps) / self.embodiment.control_hz,
                 instruction=self._task(file, group, path),
                 embodiment=self.embodiment,
-                success=self._notes[index].success if self._stated else None,
+                success=self._outlines[index].success if self._stated else None,
                 info={"file": path.name, "demonstration": name, "masks": _masks(file, name)},
                 depth={camera: self._depth(group, key, path) for camera, key in layout.depth.items()},
                 extras={extra: layout.read(group, key) for extra, key in layout.extras.items()},
             )
 
     def numbers(self, index: int) -> tuple[Float[np.ndarray, "t s"], Float[np.ndarray, "t a"]]:
-        """State and action of an episode. Raises InputError as reading it does."""
-        path, name = self._places[index]
+        """State and action of an episode. Raises InputError as `__getitem__` does."""
+        path, name = self._episodes[index]
         with _open(path) as file:
             return self._numbers(file[name], self._layout.check(file[name], _where(path, name)))
 
     def _numbers(self, group: h5py.Group, steps: int) -> tuple[Float[np.ndarray, "t s"], Float[np.ndarray, "t a"]]:
         state, action = (
-            concatenate((self._layout.read(group, key) for key in part.values()), steps)
-            for part in (self._layout.state, self._layout.action)
+            concatenate((self._layout.read(group, key) for key in columns.values()), steps)
+            for columns in (self._layout.state, self._layout.action)
         )
         return state, action
 
@@ -240,12 +242,12 @@ class Hdf5Source:
         return np.ascontiguousarray(frames[:, ::-1]) if self._flipped else frames
 
     def faults(self) -> Mapping[int, str]:
-        """Why episodes cannot be read, where `skip` lets others be."""
+        """The reasons for unreadable episodes if `skip` is true."""
         return self._faults
 
     @contextmanager
-    def _noting(self, index: int) -> Iterator[None]:
-        """Makes an InputError a fault of episode `index`, where such episodes are to be skipped."""
+    def _recording_faults(self, index: int) -> Iterator[None]:
+        """Records an InputError as the fault of episode `index` if such episodes are to be skipped."""
         try:
             yield
         except InputError as error:
@@ -254,23 +256,23 @@ class Hdf5Source:
             self._faults.setdefault(index, str(error))
 
     def _scan(self) -> Iterator[Float[np.ndarray, "t a"]]:
-        """The actions of every episode, checked against the first one's layout; notes successes and instructions."""
-        for path, places in itertools.groupby(enumerate(self._places), key=lambda place: place[1][0]):
-            first, *others = ((index, name) for index, (_, name) in places)
-            with self._noting(first[0]), _open(path) as file:
+        """The actions of all episodes, checked against the first one's layout. Records successes and instructions."""
+        for path, members in itertools.groupby(enumerate(self._episodes), key=lambda member: member[1][0]):
+            first, *others = ((index, name) for index, (_, name) in members)
+            with self._recording_faults(first[0]), _open(path) as file:
                 for index, name in (first, *others):
-                    with self._noting(index):
-                        yield self._noted(file, path, index, name)
+                    with self._recording_faults(index):
+                        yield self._examine(file, path, index, name)
 
-    def _noted(self, file: h5py.File, path: Path, index: int, name: str) -> Float[np.ndarray, "t a"]:
+    def _examine(self, file: h5py.File, path: Path, index: int, name: str) -> Float[np.ndarray, "t a"]:
         group = file[name]
-        told = kind_of(file, group)[0]
-        if self._named is None and told != self._kind:
-            raise InputError(f"{path} is a {told} file among {self._kind} files: convert it alone")
+        detected = kind_of(file, group)[0]
+        if self._stated_kind is None and detected != self._kind:
+            raise InputError(f"{path} is a {detected} file among {self._kind} files: convert it alone")
         steps = self._layout.check(group, _where(path, name))
         rewarded = "rewards" in group and bool((group["rewards"][()] > 0).any())
         actions = concatenate((self._layout.read(group, key) for key in self._layout.action.values()), steps)
-        self._notes[index] = _Note(
+        self._outlines[index] = _Outline(
             instruction=self._task(file, group, path),
             by_name=self._kind == "libero" and not states_libero(file),
             success=bool(group.attrs.get("success", rewarded)),
@@ -279,17 +281,19 @@ class Hdf5Source:
         return actions
 
     def _remarks(self, reason: str, usual_rate: bool) -> Iterator[str]:
-        """What was inferred, and how to say otherwise."""
+        """What was inferred, and the options that override it."""
         if reason:
             flipped = ", its images are flipped" if self._flipped else ""
-            yield f"taken for LIBERO's by {reason}{flipped}: format=robomimic reads it otherwise"
+            yield f"detected as LIBERO by {reason}{flipped}: format=robomimic overrides this"
         if usual_rate:
-            yield f"{USUAL_HZ[self._kind]:g} steps a second, as {self._kind.upper()} records: fps=… says otherwise"
-        notes = self._notes.values()
-        named = list(map(repr, dict.fromkeys(note.instruction for note in notes)))
-        if self._instruction is None and any(note.by_name for note in notes):
-            shown = ", ".join(named[:NAMED]) + (f" and {len(named) - NAMED} more" if len(named) > NAMED else "")
-            yield f"the instruction is the name of the file, {shown}: instruction='…' gives another"
+            yield f"{USUAL_HZ[self._kind]:g} steps a second, the default of {self._kind.upper()}: fps=… overrides this"
+        outlines = self._outlines.values()
+        texts = list(map(repr, dict.fromkeys(outline.instruction for outline in outlines)))
+        if self._instruction is None and any(outline.by_name for outline in outlines):
+            shown = ", ".join(texts[:MAX_LISTED]) + (
+                f" and {len(texts) - MAX_LISTED} more" if len(texts) > MAX_LISTED else ""
+            )
+            yield f"the instruction is the name of the file, {shown}: instruction='…' overrides this"
         yield from (array.remark for array in self._layout.arrays.values() if array.remark)
         if self._layout.longer:
             yield f"the last row of {', '.join(sorted(self._layout.longer))} is left out: no action follows it"
@@ -298,8 +302,8 @@ class Hdf5Source:
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    found = path.iterdir() if path.is_dir() else ()
-    return sorted((f for f in found if f.suffix in SUFFIXES), key=lambda file: natural_order(file.name))
+    candidates = path.iterdir() if path.is_dir() else ()
+    return sorted((f for f in candidates if f.suffix in SUFFIXES), key=lambda file: natural_order(file.name))
 
 
 def _starts_as_hdf5(path: Path) -> bool:
@@ -321,6 +325,6 @@ def _open(path: Path) -> Iterator[h5py.File]:
 
 
 def _masks(file: h5py.File, name: str) -> list[str]:
-    """The filter keys (train, valid, …) whose lists hold the demonstration."""
+    """The filter keys (train, valid, …) whose lists contain the demonstration."""
     lists = file["mask"].items() if "mask" in file else ()
     return sorted(mask for mask, members in lists if name.split("/")[-1].encode() in members[()])

@@ -1,4 +1,4 @@
-"""What an HDF5 file of demonstrations is: its layout, where its episodes are, and what its attributes say."""
+"""The kind of an HDF5 file of demonstrations: its layout, its episodes, and its attributes."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ ACTIONS: Mapping[Kind, Sequence[str]] = {
     "libero": ("actions", "action"),
     "aloha": ("action", "actions"),
 }
-"""What the dataset of the actions is called."""
+"""Names of the dataset with the actions."""
 USUAL_HZ: Mapping[Kind, float] = {"aloha": 50.0, "libero": 20.0}
-"""Steps a second of what records them: ALOHA's DT of 0.02 s, and the control_freq of LIBERO's create_dataset.py."""
+"""Default control rates [Hz]: ALOHA's DT of 0.02 s, and the control_freq of LIBERO's create_dataset.py."""
 LIBERO_CAMERAS = ("agentview_rgb", "eye_in_hand_rgb")
 LIBERO_STATES = ("ee_states", "ee_pos", "joint_states", "gripper_states")
 BASE = "base_action"
-"""What Mobile ALOHA's base does beside the arms: linear and angular velocity."""
+"""The actions of Mobile ALOHA's base: linear and angular velocity."""
 ALOHA_ARM = 7
-"""Joints of an arm, the last its gripper."""
+"""Joints of an arm, with the gripper as the last one."""
 OSC_POSE = 7
-"""Components of an arm's action: a step of the position, one of the rotation, and the gripper."""
+"""Components of an arm's action: a position delta, a rotation delta, and the gripper."""
 RATES = ("fps", "control_freq", "frequency", "hz")
 TEXTS = ("language_instruction", "instruction", "language_raw", "lang", "task_description", "task")
-"""Attributes, or datasets of one text, that say what is done."""
+"""Attributes, or datasets of one text, with the instruction."""
 
 
 def episode_groups(file: h5py.File, path: Path) -> list[str]:
-    """The names of the groups that are one episode each, in natural order.
+    """The names of the groups that are episodes, in natural order.
 
-    The children of `data`, where there is such a group; else the file itself where it has actions or observations;
-    else its groups that have. Raises InputError where there are none.
+    They are the children of `data` if that group exists; otherwise the file itself if it has actions or observations;
+    otherwise its groups that have. Raises InputError if there are none.
     """
     import h5py
 
@@ -64,12 +64,12 @@ def episode_groups(file: h5py.File, path: Path) -> list[str]:
 
 
 def _is_episode(group: h5py.Group) -> bool:
-    known = {"observations", "obs", *(name for names in ACTIONS.values() for name in names)}
-    return bool(known & set(group))
+    members = {"observations", "obs", *(name for names in ACTIONS.values() for name in names)}
+    return bool(members & set(group))
 
 
 def kind_of(file: h5py.File, group: h5py.Group) -> tuple[Kind, str]:
-    """The layout of an episode, and what it was told by where the file's attributes do not state it."""
+    """The layout of an episode, and the evidence if the file's attributes do not state it."""
     if states_libero(file):
         return "libero", ""
     if "observations" in group:
@@ -83,32 +83,32 @@ def kind_of(file: h5py.File, group: h5py.Group) -> tuple[Kind, str]:
 
 
 def states_libero(file: h5py.File) -> bool:
-    """Whether an attribute that LIBERO alone writes is there; files that were replayed and written anew have none."""
+    """Whether the file has an attribute that only LIBERO writes. Files that were replayed and rewritten lack it."""
     return "data" in file and "problem_info" in file["data"].attrs
 
 
 def upside_down(file: h5py.File, kind: Kind) -> bool:
-    """Whether images are stored from the bottom row up: LIBERO's, unless robosuite was set to OpenCV's convention."""
+    """Whether images are stored from the bottom row up: in LIBERO, unless robosuite uses OpenCV's convention."""
     attributes = file["data"].attrs if "data" in file else {}
     return kind == "libero" and _text(attributes.get("macros_image_convention")) != "opencv"
 
 
 def environment(file: h5py.File, path: Path) -> Mapping[str, Any]:
-    """The attribute env_args of robomimic, LIBERO and Isaac Lab; empty where there is none."""
+    """The attribute env_args of robomimic, LIBERO and Isaac Lab; empty if there is none."""
     return json_attribute(file["data"], "env_args", path) if "data" in file else {}
 
 
 def stated_actions(
     kind: Kind, env: Mapping[str, Any], action: Sequence[str]
 ) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    """Where it is stated what the actions are, their modes, and the grippers; nothing where it is not.
+    """The origin of the statement on the action modes, the modes, and the grippers; all empty if nothing is stated.
 
-    ALOHA's are the joint positions of the leaders, each arm's last one its gripper, and Mobile ALOHA's base is told
-    velocities.
+    ALOHA's actions are the joint positions of the leader arms, with the gripper as the last joint of each arm. The
+    actions of Mobile ALOHA's base are velocities.
     """
-    if takes_steps(kind, env, len(action)):
+    if has_pose_deltas(kind, env, len(action)):
         modes = (*("delta",) * (OSC_POSE - 1), "absolute") * (len(action) // OSC_POSE)
-        return "steps of robosuite's controller OSC_POSE", modes, tuple(action[OSC_POSE - 1 :: OSC_POSE])
+        return "deltas of robosuite's controller OSC_POSE", modes, tuple(action[OSC_POSE - 1 :: OSC_POSE])
     joints = [name for name in action if not name.startswith(BASE)]
     if kind != "aloha" or not all(name.startswith("qpos") for name in joints):
         return "", (), ()
@@ -117,16 +117,16 @@ def stated_actions(
     return "joint positions of ALOHA's leaders", modes, tuple(grippers)
 
 
-def takes_steps(kind: Kind, env: Mapping[str, Any], components: int) -> bool:
-    """Whether the file states that its actions are steps of robosuite's OSC_POSE: six of the pose, one of the gripper.
+def has_pose_deltas(kind: Kind, env: Mapping[str, Any], components: int) -> bool:
+    """Whether the file states that its actions are deltas of robosuite's OSC_POSE: six for the pose, one gripper.
 
-    LIBERO's are, and robomimic's where the controller in env_args is set to them (`control_delta`; since robosuite 1.5
-    `input_type`). What one of them moves is the controller's `output_max`.
+    This is the case for LIBERO, and for robomimic if the controller in env_args is set to deltas (`control_delta`;
+    since robosuite 1.5 `input_type`). The controller's `output_max` is the scale of the deltas.
     """
     settings = env.get("env_kwargs")
     controller = settings.get("controller_configs") if isinstance(settings, dict) else None
-    parts = controller.get("body_parts", {"arm": controller}) if isinstance(controller, dict) else {}
-    arms = [p for p in parts.values() if isinstance(p, dict) and str(p.get("type", "")).startswith("OSC")]
+    body_parts = controller.get("body_parts", {"arm": controller}) if isinstance(controller, dict) else {}
+    arms = [p for p in body_parts.values() if isinstance(p, dict) and str(p.get("type", "")).startswith("OSC")]
     poses = [p.get("type") == "OSC_POSE" for p in arms]
     steps = [p.get("control_delta", p.get("input_type", "delta") == "delta") is True for p in arms]
     stated = bool(arms) and all(poses) and all(steps)
@@ -134,11 +134,11 @@ def takes_steps(kind: Kind, env: Mapping[str, Any], components: int) -> bool:
 
 
 def stated_rate(file: h5py.File, env: Mapping[str, Any]) -> Any:
-    """The steps a second [Hz] that a file states; None where it does not."""
+    """The control rate [Hz] that a file states; None if it does not."""
     settings, simulation = env.get("env_kwargs"), env.get("sim_args")
     if isinstance(settings, dict) and settings.get("control_freq"):
         return settings["control_freq"]
-    # Isaac Lab: seconds of a simulation step, and how many of them a control step has.
+    # Isaac Lab: the duration of a simulation step [s], and the number of simulation steps per control step.
     if isinstance(simulation, dict) and simulation.get("dt") and simulation.get("decimation"):
         return 1 / (float(simulation["dt"]) * float(simulation["decimation"]))
     for attributes in (file.attrs, file["data"].attrs if "data" in file else {}):
@@ -149,11 +149,11 @@ def stated_rate(file: h5py.File, env: Mapping[str, Any]) -> Any:
 
 
 def instruction_of(file: h5py.File, group: h5py.Group, kind: Kind, path: Path) -> str:
-    """What is done in an episode; empty where nothing says it."""
+    """The instruction of an episode; empty if none is stated."""
     if kind == "libero":
         if not states_libero(file):
             return name_as_words(path)
-        # Some files hold the sentence, some a list of its parts.
+        # Some files have the sentence, others a list of its pieces.
         return "".join(map(str, json_attribute(file["data"], "problem_info", path).get("language_instruction", "")))
     stated = next(_stated_texts((group, file)), "")
     if kind == "aloha" or stated:
@@ -174,17 +174,17 @@ def name_as_words(path: Path) -> str:
     return words[scene.end() if scene else 0 :].replace("_", " ").strip()
 
 
-def _stated_texts(places: Iterable[h5py.Group]) -> Iterator[str]:
+def _stated_texts(groups: Iterable[h5py.Group]) -> Iterator[str]:
     import h5py
 
-    for place in places:
+    for group in groups:
         for name in TEXTS:
-            found = place.attrs.get(name)
-            item = place.get(name)
-            if found is None and isinstance(item, h5py.Dataset) and item.size == 1 and item.dtype.kind in "SO":
-                found = item[()]
-            # One text is also kept as an array of one.
-            if text := _text(found.flat[0] if isinstance(found, np.ndarray) and found.size == 1 else found):
+            value = group.attrs.get(name)
+            item = group.get(name)
+            if value is None and isinstance(item, h5py.Dataset) and item.size == 1 and item.dtype.kind in "SO":
+                value = item[()]
+            # A text may also be stored as an array of one.
+            if text := _text(value.flat[0] if isinstance(value, np.ndarray) and value.size == 1 else value):
                 yield text
 
 
@@ -193,7 +193,7 @@ def _text(value: Any) -> str:
 
 
 def json_attribute(group: h5py.Group, name: str, path: Path) -> Mapping[str, Any]:
-    """The JSON object in the attribute `name`; empty where there is none. Raises InputError where it is no JSON."""
+    """The JSON object in the attribute `name`; empty if there is none. Raises InputError if it is not JSON."""
     try:
         values = json.loads(group.attrs.get(name, "{}"))
     except (TypeError, ValueError) as error:

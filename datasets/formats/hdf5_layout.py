@@ -1,4 +1,4 @@
-"""Which dataset of an HDF5 demonstration is what: action, state, cameras, depth or an extra (see `hdf5`)."""
+"""Assigns the datasets of an HDF5 demonstration to roles: action, state, camera, depth or extra (see `hdf5`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Shaped
 
-from vla.datasets.formats.columns import component_names, own_names, select
+from vla.datasets.formats.columns import component_names, select, short_names
 from vla.datasets.formats.hdf5_kind import ACTIONS, BASE, Kind
 from vla.datasets.formats.image_columns import FrameArray, camera_of_depth, is_encoded_image
 from vla.errors import InputError
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     import h5py
 
 LIBERO_POSES = (("obs/ee_pos", "obs/ee_ori"), ("obs/ee_states",), ("obs/joint_states",))
-"""What LIBERO's state begins with, the first that is there; files may also have robosuite's own names."""
+"""The first components of LIBERO's state: the first of these that exists. Files may also have robosuite's names."""
 ROBOT_STATE = ("eef_pos", "eef_quat", "gripper_qpos")
 PREFIXES = ("observations/images/", "observations/rgb_images/", "observations/", "obs/")
 OBSERVED = ("observations/", "obs/", "env_states/")
-"""Groups that may have the observation after the last action, as ManiSkill's have."""
+"""Groups that may have one more row than the actions, the last observation, as in ManiSkill's files."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the user chose (see `hdf5.open_source`), None for what is usual. `base` is whether the base ever moves."""
+    """The user's choice (see `hdf5.open_source`); None: the usual one. `base`: whether the mobile base ever moves."""
 
     layout: str = "hdf5"
     fps: float | None = None
@@ -41,10 +41,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Layout:
-    """Names of an episode's datasets by what they are, and the shape of each but for the steps.
+    """The datasets of each role in an episode, and the shape of a row of each.
 
-    `encoded` are cameras and depth whose rows are the bytes of an image, `arrays` the other cameras, `longer` what has
-    one row more than the actions: the last one is not read.
+    `encoded` are cameras and depth with rows of encoded images, `arrays` the other cameras. `longer` are datasets with
+    one row more than the actions, whose last row is not read.
     """
 
     kind: Kind
@@ -57,74 +57,77 @@ class Layout:
     depth: Mapping[str, str]
     extras: Mapping[str, str]
     left_out: Mapping[str, str]
-    """Why what is not read is not."""
+    """The reason for each dataset that is not read."""
     shapes: Mapping[str, tuple[int, ...]]
 
     @classmethod
     def of(cls, group: h5py.Group, kind: Kind, choice: Choice, where: str) -> Layout:
-        """The layout of the episode in `group`. Raises InputError when it has no actions or no state."""
-        found = _datasets(group)
-        names = own_names(found, PREFIXES)
-        usual = _action(found, kind, choice, where)
-        columns = {name: names[name] for name in sorted(found) if found[name].ndim in (1, 2)}
+        """The layout of the episode in `group`. Raises InputError if it has no actions or no state."""
+        datasets = _datasets(group)
+        names = short_names(datasets, PREFIXES)
+        usual = _action(datasets, kind, choice, where)
+        columns = {name: names[name] for name in sorted(datasets) if datasets[name].ndim in (1, 2)}
         action = select("action", usual, columns, where)
-        steps = found[next(iter(action.values()))].shape[0]
-        longer = frozenset(n for n, d in found.items() if d.shape[:1] == (steps + 1,) and n.startswith(OBSERVED))
-        rows = {name for name, data in found.items() if data.shape[:1] == (steps,)} | longer
-        encoded = frozenset(name for name in rows if is_encoded_image(found[name]))
-        depth = {name for name in rows if "depth" in name.lower() and (name in encoded or _is_depth(found[name]))}
-        arrays = {name: array for name in sorted(rows - depth - encoded) if (array := _frame_array(found[name], name))}
+        steps = datasets[next(iter(action.values()))].shape[0]
+        longer = frozenset(n for n, d in datasets.items() if d.shape[:1] == (steps + 1,) and n.startswith(OBSERVED))
+        rows = {name for name, data in datasets.items() if data.shape[:1] == (steps,)} | longer
+        encoded = frozenset(name for name in rows if is_encoded_image(datasets[name]))
+        depth = {name for name in rows if "depth" in name.lower() and (name in encoded or _is_depth(datasets[name]))}
+        arrays = {
+            name: array for name in sorted(rows - depth - encoded) if (array := _frame_array(datasets[name], name))
+        }
         pixels = arrays.keys() | (encoded - depth)
         cameras = {names[name]: name for name in sorted(pixels)}
         if choice.cameras is not None:
             cameras = select("cameras", choice.cameras, {name: short for short, name in cameras.items()}, where)
         short = {name.split("/")[-1]: name for name in sorted(depth)}
         paired = {camera: short[name] for camera, name in camera_of_depth(list(short), cameras).items()}
-        numbers = {name for name in rows if found[name].dtype.kind in "biuf"} - encoded
-        vectors = {name: names[name] for name in sorted(numbers) if found[name].ndim <= 2}
-        state = select("state", _state(found, kind, where) if choice.state is None else choice.state, vectors, where)
-        taken = {*action.values(), *cameras.values(), *paired.values(), *state.values()}
-        kept = numbers - taken - pixels
-        left_out = {name: "it has no number a step" for name in found if name not in taken | kept | pixels}
-        left_out |= {name: "not among the chosen cameras" for name in pixels - taken}
+        numbers = {name for name in rows if datasets[name].dtype.kind in "biuf"} - encoded
+        vectors = {name: names[name] for name in sorted(numbers) if datasets[name].ndim <= 2}
+        state = select("state", _state(datasets, kind, where) if choice.state is None else choice.state, vectors, where)
+        used = {*action.values(), *cameras.values(), *paired.values(), *state.values()}
+        remaining = numbers - used - pixels
+        left_out = {name: "it has no number a step" for name in datasets if name not in used | remaining | pixels}
+        left_out |= {name: "not among the chosen cameras" for name in pixels - used}
         left_out |= {"next_obs": "it is obs one step later"} if "next_obs" in group else {}
         return cls(
             kind=kind,
             action=action,
             state=state,
             cameras=cameras,
-            encoded=encoded & taken,
-            arrays={name: array for name, array in arrays.items() if name in taken},
-            longer=longer & (taken | kept),
+            encoded=encoded & used,
+            arrays={name: array for name, array in arrays.items() if name in used},
+            longer=longer & (used | remaining),
             depth=paired,
-            extras={names[name]: name for name in sorted(kept)},
+            extras={names[name]: name for name in sorted(remaining)},
             left_out=left_out,
-            shapes={name: found[name].shape[1:] for name in sorted(taken | kept)},
+            shapes={name: datasets[name].shape[1:] for name in sorted(used | remaining)},
         )
 
     @property
     def action_names(self) -> tuple[str, ...]:
-        """The action's components; of ALOHA they are called as the state's, since they are the same joints."""
-        called = {"action": "qpos", "actions": "qpos"} if self.kind == "aloha" and "qpos" in self.state else {}
-        parts = ("action" if n == "actions" else n for n in (called.get(name, name) for name in self.action))
+        """The action's components. Those of ALOHA have the state's names, since they are the same joints."""
+        renamed = {"action": "qpos", "actions": "qpos"} if self.kind == "aloha" and "qpos" in self.state else {}
+        columns = ("action" if n == "actions" else n for n in (renamed.get(name, name) for name in self.action))
         return tuple(
             n
-            for part, key in zip(parts, self.action.values(), strict=True)
-            for n in component_names(part, self.shapes[key])
+            for column, key in zip(columns, self.action.values(), strict=True)
+            for n in component_names(column, self.shapes[key])
         )
 
     @property
     def state_names(self) -> tuple[str, ...]:
+        """The state's components."""
         return tuple(n for name, key in self.state.items() for n in component_names(name, self.shapes[key]))
 
     def read(self, group: h5py.Group, name: str) -> Shaped[np.ndarray, "t ..."]:
+        """The rows of a dataset, one per action."""
         return np.asarray(group[name][: len(group[name]) - (name in self.longer)])
 
     def check(self, group: h5py.Group, where: str) -> int:
-        """The steps of the episode in `group`, which must be laid out like the first.
+        """The number of steps of the episode in `group`, which must have the layout of the first one.
 
-        Raises InputError naming the dataset that is missing, has another shape, or another number of rows than the
-        actions have.
+        Raises InputError that names a dataset that is missing, or has another shape or number of rows.
         """
         first = next(iter(self.action.values()))
         if first not in group:
@@ -135,25 +138,25 @@ class Layout:
         for name, shape in self.shapes.items():
             if name not in group:
                 raise InputError(f"{where} has no dataset {name!r}, which the first episode has")
-            found = group[name].shape
-            if found[:1] != (steps + (name in self.longer),):
-                raise InputError(f"{where}: {name!r} has {found[0] if found else 'no'} rows for {steps} actions")
-            if name not in self.encoded and found[1:] != shape:
-                raise InputError(f"{where}: {name!r} has shape {found}, in the first episode {('t', *shape)}")
+            actual = group[name].shape
+            if actual[:1] != (steps + (name in self.longer),):
+                raise InputError(f"{where}: {name!r} has {actual[0] if actual else 'no'} rows for {steps} actions")
+            if name not in self.encoded and actual[1:] != shape:
+                raise InputError(f"{where}: {name!r} has shape {actual}, in the first episode {('t', *shape)}")
         return steps
 
 
 def _datasets(group: h5py.Group) -> dict[str, h5py.Dataset]:
     import h5py
 
-    found: dict[str, h5py.Dataset] = {}
+    datasets: dict[str, h5py.Dataset] = {}
 
     def visit(name: str, item: h5py.Dataset | h5py.Group) -> None:
         if isinstance(item, h5py.Dataset) and not name.startswith("next_obs/"):
-            found[name] = item
+            datasets[name] = item
 
     group.visititems(visit)
-    return found
+    return datasets
 
 
 def _frame_array(data: h5py.Dataset, name: str) -> FrameArray | None:
@@ -165,35 +168,37 @@ def _is_depth(data: h5py.Dataset) -> bool:
     return single and (data.dtype.kind == "f" or data.dtype == np.uint16)
 
 
-def _action(found: Mapping[str, h5py.Dataset], kind: Kind, choice: Choice, where: str) -> Sequence[str]:
+def _action(datasets: Mapping[str, h5py.Dataset], kind: Kind, choice: Choice, where: str) -> Sequence[str]:
     if choice.action is not None:
         return choice.action
-    action = next((name for name in ACTIONS[kind] if name in found), None)
+    action = next((name for name in ACTIONS[kind] if name in datasets), None)
     if action is None:
         raise InputError(
             f"{where} has no dataset {ACTIONS[kind][0]!r}: choose action=[...] and state=[...] from "
-            f"{', '.join(found) or 'none'}"
+            f"{', '.join(datasets) or 'none'}"
         )
-    return [action, BASE] if choice.base and BASE in found else [action]
+    return [action, BASE] if choice.base and BASE in datasets else [action]
 
 
-def _state(found: Mapping[str, h5py.Dataset], kind: Kind, where: str) -> Sequence[str]:
-    if not any(name.startswith(OBSERVED) for name in found):
+def _state(datasets: Mapping[str, h5py.Dataset], kind: Kind, where: str) -> Sequence[str]:
+    if not any(name.startswith(OBSERVED) for name in datasets):
         raise InputError(
-            f"{where} has no observations, as what is recorded in simulation has none at first: robomimic's "
-            f"dataset_states_to_obs.py and LIBERO's create_dataset.py make them; it has {', '.join(found)}"
+            f"{where} has no observations: robomimic's dataset_states_to_obs.py and LIBERO's create_dataset.py "
+            f"render them from recorded simulation states; it has {', '.join(datasets)}"
         )
     if kind == "aloha":
-        wanted: Sequence[str] = ("observations/qpos",)
-    elif kind == "libero" and (pose := next((names for names in LIBERO_POSES if set(names) <= found.keys()), None)):
-        wanted = (*pose, "obs/gripper_states")
+        usual: Sequence[str] = ("observations/qpos",)
+    elif kind == "libero" and (pose := next((names for names in LIBERO_POSES if set(names) <= datasets.keys()), None)):
+        usual = (*pose, "obs/gripper_states")
     else:
-        robots = sorted({name.split("_")[0] for name in found if name.startswith("obs/robot")})
-        wanted = [f"{robot}_{key}" for robot in robots for key in ROBOT_STATE]
-    state = [name for name in wanted if name in found]
+        robots = sorted({name.split("_")[0] for name in datasets if name.startswith("obs/robot")})
+        usual = [f"{robot}_{key}" for robot in robots for key in ROBOT_STATE]
+    state = [name for name in usual if name in datasets]
     if not state and kind == "robomimic":
-        state = [n for n in found if n.startswith("obs/") and found[n].ndim == 2 and found[n].dtype.kind == "f"]
+        state = [
+            n for n in datasets if n.startswith("obs/") and datasets[n].ndim == 2 and datasets[n].dtype.kind == "f"
+        ]
     if not state:
-        named = " nor ".join(wanted) or "observations"
-        raise InputError(f"{where} has no {named}: choose the state from {', '.join(found)}")
+        missing = " nor ".join(usual) or "observations"
+        raise InputError(f"{where} has no {missing}: choose the state from {', '.join(datasets)}")
     return state

@@ -2,13 +2,13 @@
 
 | column                  | content                                                                                |
 |-------------------------|----------------------------------------------------------------------------------------|
-| image, or images        | {bytes, path} or bytes; or a list with one of them (more: rejected; none: text alone)   |
+| image, or images        | {bytes, path} or bytes; or a list with one of them (more: rejected; none: text only)    |
 | question and answer     | texts                                                                                  |
 | or conversations        | [{from: human, value}, {from: gpt, value}, …], as LLaVA has them                        |
 | or texts                | [{user, assistant, …}, …], as the_cauldron has them                                     |
-| id                      | optional: what a rejected row is called in the report                                   |
+| id                      | optional: the name of a rejected row in the report                                      |
 
-Read some rows at a time, so that memory stays constant.
+Rows are read in small batches, so that memory use is constant.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ IMAGES = ("image", "images")
 TEXTS = ("texts", "conversations", "question")
 SPLITS = frozenset({"train", "validation", "val", "dev", "test"})
 ROWS = 32
-"""Rows decoded at a time: their images are in memory together."""
+"""Rows per batch, whose images are in memory together."""
 BUFFER = 2**20
-"""Bytes of a column read at a time. Without it, and with pre_buffer, Arrow takes whole row groups, and keeps them."""
+"""Bytes of a column per read. Otherwise, or with pre_buffer, Arrow reads and keeps complete row groups."""
 
 
 def detect(path: Path) -> bool:
-    """Whether the first data file at the path has a column of images and one of questions."""
+    """Whether the first data file at the path has columns of images and of questions."""
     try:
         files = _files(path)
         return bool(files) and _columns(files[0]) is not None
@@ -55,16 +55,16 @@ def detect(path: Path) -> bool:
 
 
 def open_entries(path: Path, images: Path | None) -> VqaSource:
-    """The rows of a file, of a folder's files, or of the files that a pattern such as "data/train-*.parquet" names.
+    """The rows of a file, of a folder's files, or of the files that match a pattern such as "data/train-*.parquet".
 
-    `images` is the folder of images that are stored as paths (None: the one the files are in).
+    `images` is the folder of images that are stored as paths (None: the files' folder).
 
     Raises:
-        InputError: there is no data file; one is damaged, or lacks the columns; or they are of several splits.
+        InputError: there is no data file; a file is damaged or lacks the columns; or the files are of several splits.
     """
     files = _files(path)
     if not files:
-        raise InputError(f"{path}: no .parquet or .arrow file there")
+        raise InputError(f"{path}: there is no .parquet or .arrow file")
     splits = {_split(file, path) for file in files} & SPLITS
     if len(splits) > 1:
         raise InputError(
@@ -88,13 +88,13 @@ def _files(path: Path) -> list[Path]:
 
 
 def _split(file: Path, root: Path) -> str:
-    """`data/train-00000-of-00002.parquet` and `train/data-00000.arrow` are of the split "train"."""
+    """The split of a file: "train" for `data/train-00000-of-00002.parquet` and `train/data-00000.arrow`."""
     name = file.name.split("-")[0].split(".")[0]
     return name if name in SPLITS or file.parent == root else file.parent.name
 
 
 def _columns(file: Path) -> list[str] | None:
-    """The columns to read, the images' first; None where the file lacks them."""
+    """The columns to read, that of images first; None if the file lacks them."""
     names = _schema(file).names
     image = next((name for name in IMAGES if name in names), None)
     text = next((name for name in TEXTS if name in names), None)
@@ -118,21 +118,21 @@ def _batches(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     else:
         with pa.memory_map(str(file)) as mapped, pa.ipc.open_stream(mapped) as stream:
             for batch in stream:
-                chosen = batch.select(columns)
-                yield from (chosen.slice(start, ROWS) for start in range(0, len(chosen), ROWS))
+                selected = batch.select(columns)
+                yield from (selected.slice(start, ROWS) for start in range(0, len(selected), ROWS))
 
 
 def _entries(files: list[Path], root: Path, images: Path | None) -> Iterator[VqaEntry | Rejected]:
     for file in files:
-        columns, place = _columns(file), 0
+        columns, position = _columns(file), 0
         assert columns  # checked when the source was opened
         with reading_file(file, file.suffix.removeprefix(".")):
             for batch in _batches(file, columns):
                 for row in _rows(batch):
-                    known = None if isinstance(row, UnicodeDecodeError) else row.get("id")
-                    name = f"{file.name}:{place}" if known is None else str(known)
+                    row_id = None if isinstance(row, UnicodeDecodeError) else row.get("id")
+                    name = f"{file.name}:{position}" if row_id is None else str(row_id)
                     yield attempt(name, partial(_entry, name, row, columns, images or file.parent, folder_name(root)))
-                    place += 1
+                    position += 1
 
 
 def _rows(batch: pa.RecordBatch) -> Iterable[Mapping[str, Any] | UnicodeDecodeError]:
@@ -172,8 +172,8 @@ def _image(value: Any, folder: Path) -> Path | bytes | None:
 
 
 def _messages(texts: Any) -> list[dict[str, Any]]:
-    """the_cauldron's turns in LLaVA's form."""
+    """Converts the turns of the_cauldron to LLaVA's form."""
     if not isinstance(texts, list) or not all(isinstance(turn, dict) for turn in texts):
         raise BadEntry("malformed entry", "texts is not a list of {user, assistant}")
     pairs = [(("human", turn.get("user")), ("gpt", turn.get("assistant"))) for turn in texts]
-    return [{"from": speaker, "value": text} for pair in pairs for speaker, text in pair]
+    return [{"from": role, "value": text} for pair in pairs for role, text in pair]

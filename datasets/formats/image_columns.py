@@ -1,4 +1,4 @@
-"""Images and depth in foreign formats: decoding, scaling, and which depth belongs to which camera."""
+"""Images and depth in foreign formats: decoding, scaling, and the assignment of depth to cameras."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from vla.errors import InputError
 
 JPEG_START = b"\xff\xd8\xff"
 STARTS = (JPEG_START, b"\x89PNG\r\n\x1a\n", b"RIFF", b"BM", b"II*\0", b"MM\0*")
-"""How the bytes of images begin: JPEG, PNG, WebP, BMP, TIFF."""
-# What a name says beside which camera it is.
+"""The first bytes of encoded images: JPEG, PNG, WebP, BMP, TIFF."""
+# Words in a name that do not identify the camera.
 KINDS = {"rgb", "image", "images", "img", "color", "depth"}
 MILLIMETRES = 1000.0
 CHANNELS = (1, 3, 4)
-"""Of grey, of colors, and of colors with transparency."""
+"""The channels of grayscale, color, and color with transparency."""
 FORMS = {1: "grey", 4: "color, its transparency dropped"}
-"""Of frames that are not of three colors."""
+"""Descriptions of frames that do not have three channels, by number of channels."""
 LEAST_SIDE = 8
-"""Pixels of a side below which an array without colors is no image."""
+"""Minimum side length [px] for an array without colors to be an image."""
 FEW_LEVELS = 16
-"""Levels of grey."""
+"""Maximum number of gray levels of a mask, which is not an image."""
 
 
 def is_encoded_image(column: Any) -> bool:
-    """Whether the rows of a dataset are the bytes of images: byte strings, or rows of uint8 filled up with zeros."""
+    """Whether the rows of a dataset are encoded images: byte strings, or rows of uint8 padded with zeros."""
     strings = column.ndim == 1 and column.dtype.kind in "SOV"
     if not (strings or (column.ndim == 2 and column.dtype == np.uint8)) or not len(column):
         return False
@@ -40,24 +40,27 @@ def is_encoded_image(column: Any) -> bool:
 
 
 def decode_image(data: bytes, what: str) -> Shaped[np.ndarray, "h w ..."]:
-    """The pixels of an encoded image: (h, w, 3) uint8 for a JPEG, else as Pillow has them ((h, w) uint16 for depth).
+    """The pixels of an encoded image: (h, w, 3) uint8 for JPEG, otherwise as Pillow decodes it ((h, w) uint16: depth).
 
-    Bytes after a JPEG's end are padding. Raises InputError, in which `what` names the image, when it cannot be decoded.
+    Bytes after a JPEG's end are padding. Raises InputError, with `what` as the image's name, if decoding fails.
     """
     try:
         if data.startswith(JPEG_START):
             return simplejpeg.decode_jpeg(data, colorspace="RGB")
         with Image.open(io.BytesIO(data)) as image:
-            # A palette is a way to write colors; 16 bits are Pillow's "I" or "I;16".
+            # Palette images are color images. Images of 16 bits have Pillow's mode "I" or "I;16".
             pixels = np.asarray(image.convert("RGB") if image.mode == "P" else image)
-    except Exception as error:  # decoders raise nearly anything over damaged bytes
+    except Exception as error:  # decoders raise almost any exception on damaged bytes
         raise _undecodable(data, what, error) from error
     return pixels.astype(np.uint16) if pixels.dtype == np.int32 else pixels
 
 
 def decode_color(data: bytes, what: str) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels of a frame; transparency is dropped. Raises InputError as `decode_image` does, and where grey values
-    have more than 8 bits: they would be scaled by what each frame shows."""
+    """The pixels of a color frame; transparency is dropped.
+
+    Raises InputError as `decode_image` does, or if gray values have more than 8 bits, since their scale would depend on
+    the content of each frame.
+    """
     if data.startswith(JPEG_START):
         return decode_image(data, what)
     try:
@@ -65,7 +68,7 @@ def decode_color(data: bytes, what: str) -> UInt8[np.ndarray, "h w 3"]:
             mode = image.mode
             if mode not in ("I", "F") and not mode.startswith("I;16"):
                 return np.asarray(image.convert("RGB"))
-    except Exception as error:  # decoders raise nearly anything over damaged bytes
+    except Exception as error:  # decoders raise almost any exception on damaged bytes
         raise _undecodable(data, what, error) from error
     raise InputError(f"{what} has grey values of more than 8 bits ({mode}): is it depth?")
 
@@ -76,7 +79,7 @@ def _undecodable(data: bytes, what: str, error: Exception) -> InputError:
 
 
 def decode_frames(encoded: Iterable[bytes], what: str) -> UInt8[np.ndarray, "t h w 3"]:
-    """Color frames of one size. Raises InputError naming the step that is none."""
+    """Color frames of one size. Raises InputError that names a step that is not such a frame."""
     frames: list[np.ndarray] = []
     for step, data in enumerate(encoded):
         frame = decode_color(data, f"{what} at step {step}")
@@ -90,22 +93,22 @@ def decode_frames(encoded: Iterable[bytes], what: str) -> UInt8[np.ndarray, "t h
 
 @dataclass(frozen=True)
 class FrameArray:
-    """How the rows of an array of numbers are the frames of a camera.
+    """The interpretation of the rows of an array of numbers as the frames of a camera.
 
-    `channels_first`: (t, c, h, w) and not (t, h, w, c); `scale`: what a number times it is in 0 to 255.
+    `channels_first`: (t, c, h, w) and not (t, h, w, c). `scale` converts the numbers to 0 to 255.
     """
 
     channels_first: bool
     scale: float
     remark: str
-    """What was inferred, for the user; empty for (t, h, w, 3) uint8."""
+    """A remark for the user on the inference; empty for (t, h, w, 3) uint8."""
 
     @classmethod
     def of(cls, name: str, shape: Sequence[int], dtype: np.dtype, first: Callable[[], np.ndarray]) -> FrameArray | None:
-        """None where rows of this shape are no frames.
+        """The interpretation for an array with rows of this shape; None if they are not frames.
 
-        Frames are uint8 of 1, 3 or 4 channels, or floats of 3 in 0 to 1 or 0 to 255, as the rows of the first episode
-        (`first`) show. Grey ones have more than `FEW_LEVELS` levels: those of a mask are fewer.
+        Frames are uint8 of 1, 3 or 4 channels, or floats of 3 channels in 0 to 1 or 0 to 255; `first` returns the rows
+        of the first episode to find the range. Grayscale frames have more than `FEW_LEVELS` levels, unlike masks.
         """
         floats = dtype.kind == "f"
         last, leading = (shape[2], shape[0]) if len(shape) == 3 else (1, 0)
@@ -124,7 +127,7 @@ class FrameArray:
         rows = rows[np.isfinite(rows)] if floats else rows
         if floats and not (rows.min(initial=0) >= 0 and rows.max(initial=0) <= 255):
             return None
-        # Floats in 0 to 255 have a pixel above 1 somewhere, unless they are black.
+        # Floats in 0 to 255 have a pixel above 1, unless all frames are black.
         scale = 255.0 if floats and rows.max(initial=0) <= 1 else 1.0
         kind = FORMS.get(channels, "color")
         facts = [kind, "channels first"] if channels_first else [kind]
@@ -132,7 +135,7 @@ class FrameArray:
         return cls(channels_first, scale, f"{name} is read as images ({', '.join(facts)})")
 
     def frames(self, rows: Num[np.ndarray, "t ..."], what: str) -> UInt8[np.ndarray, "t h w 3"]:
-        """The frames in RGB. Raises InputError, in which `what` names them, for a pixel that is not finite."""
+        """The frames in RGB. Raises InputError, with `what` as their name, if a pixel is not finite."""
         finite = np.isfinite(rows.reshape(len(rows), -1)).all(axis=1)
         if not finite.all():
             raise InputError(f"{what} at step {int(finite.argmin())} has pixels that are not finite")
@@ -146,7 +149,7 @@ class FrameArray:
 
 
 def depth_mm(values: Num[np.ndarray, "t h w *one"]) -> UInt16[np.ndarray, "t h w"]:
-    """Depth [mm] from floats [m] or integers [mm]; 0, which is unknown, where it does not fit 16 bits."""
+    """Depth [mm] from floats [m] or integers [mm]; 0 (unknown) where it does not fit into 16 bits."""
     flat = values.reshape(values.shape[:3])
     scaled = np.round(flat * MILLIMETRES) if np.issubdtype(flat.dtype, np.floating) else flat
     fits = np.isfinite(scaled) & (scaled >= 0) & (scaled <= np.iinfo(np.uint16).max)
@@ -154,7 +157,7 @@ def depth_mm(values: Num[np.ndarray, "t h w *one"]) -> UInt16[np.ndarray, "t h w
 
 
 def camera_of_depth(depth: Sequence[str], cameras: Iterable[str]) -> Mapping[str, str]:
-    """{camera: name of its depth}: names that are equal but for such words as image, rgb and depth."""
+    """{camera: name of its depth}, matched by name without words such as image, rgb and depth."""
 
     def bare(name: str) -> tuple[str, ...]:
         return tuple(word for word in name.lower().split("_") if word not in KINDS)

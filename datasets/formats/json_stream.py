@@ -1,4 +1,4 @@
-"""The entries of a long JSON list one after the other, in constant memory: such files have gigabytes."""
+"""Iterates over the entries of a JSON list in constant memory, for files of gigabytes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from vla.datasets.source_files import check_file
 from vla.errors import InputError
 
 CHUNK = 2**20
-"""Characters read at a time."""
+"""Characters per read."""
 MAX_VALUE = 2**28
-"""Characters of one entry: a fault in the text must not make the whole file one."""
+"""Maximum number of characters of one entry, so that a syntax error does not read the entire file as one entry."""
 _BLANKS = " \t\r\n"
 _AFTER = frozenset(_BLANKS + ",:]}")
 
@@ -21,11 +21,11 @@ _AFTER = frozenset(_BLANKS + ",:]}")
 def read_list(path: Path, key: str | None = None) -> Iterator[Any]:
     """The entries of the file's list, or of the list at `key` of the file's object.
 
-    Bytes that are not UTF-8 become lone surrogates (PEP 383), so that one bad text does not cost the file.
+    Bytes that are not UTF-8 become lone surrogates (PEP 383), so that one invalid text does not fail the entire file.
 
     Raises:
-        InputError: the file cannot be read, is not JSON (with the line), or holds no such list; where it is cut off,
-            after the entries before.
+        InputError: the file cannot be read, is not JSON (with the line), or has no such list. For a truncated file,
+            it is raised after the complete entries.
     """
     check_file(path)
     try:
@@ -47,7 +47,7 @@ def read_list(path: Path, key: str | None = None) -> Iterator[Any]:
 
 
 class _Scanner:
-    """Values of a JSON text, decoded as soon as all of one, and what follows it, has been read."""
+    """Incremental decoder of JSON values. A value is decoded once it and the character after it have been read."""
 
     def __init__(self, file: TextIO) -> None:
         self._file, self._text, self._at = file, "", 0
@@ -55,12 +55,12 @@ class _Scanner:
         self._decode = json.JSONDecoder().raw_decode
 
     def line(self, error: Exception) -> int:
-        """The number of the line that an error is about: where the decoder says, else where the scanner is."""
+        """The line number of an error: that of the decoder's position, or else that of the scanner's."""
         at = error.pos if isinstance(error, json.JSONDecodeError) else self._at
         return self._lines + self._text.count("\n", 0, at)
 
     def peek(self) -> str:
-        """The next character that is not blank; empty at the end."""
+        """The next character that is not whitespace; empty at the end."""
         while True:
             while self._at < len(self._text):
                 if self._text[self._at] not in _BLANKS:
@@ -70,17 +70,19 @@ class _Scanner:
                 return ""
 
     def take(self, expected: str) -> bool:
-        found = self.peek() == expected
-        self._at += found
-        return found
+        """Whether the next character is `expected`; if so, moves past it."""
+        matches = self.peek() == expected
+        self._at += matches
+        return matches
 
     def value(self) -> Any:
+        """Decodes the next value."""
         self.peek()
         size = CHUNK
         while True:
             try:
                 value, end = self._decode(self._text, self._at)
-                # Only what follows tells that a number is whole.
+                # Only the next character shows that a number is complete.
                 if self._text[end : end + 1] not in _AFTER:
                     raise ValueError("the text ends too early")
                 self._at = end
@@ -88,10 +90,10 @@ class _Scanner:
             except ValueError:
                 if len(self._text) > MAX_VALUE or not self._more(size):
                     raise
-            size *= 2  # so that a long value is decoded few times
+            size *= 2  # limits the number of attempts for a long value
 
     def entries(self) -> Iterator[Any]:
-        """What follows "[", up to and with its "]"."""
+        """The entries after "[", up to the matching "]"."""
         if self.take("]"):
             return
         while True:
@@ -102,7 +104,7 @@ class _Scanner:
                 raise ValueError(f"',' or ']' expected, not {self.peek()!r}")
 
     def seek(self, key: str) -> Iterator[Any]:
-        """The list at `key` of the object that starts here. What follows it is not read."""
+        """The list at `key` of the object that starts at the current position. The rest is not read."""
         if not self.take("{"):
             raise ValueError("an object expected")
         while True:

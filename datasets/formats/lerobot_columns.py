@@ -1,4 +1,4 @@
-"""The features that an episode fills in a LeRobot dataset: its own schema again where it came from one."""
+"""The features of an episode in a LeRobot dataset. Data that came from LeRobot get their original schema back."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from vla.datasets.formats.lerobot_features import CHUNKS, EXTRA, KNOWN, POINTS, TIME
+from vla.datasets.formats.lerobot_features import CHUNKS, EXTRA_PREFIX, KNOWN_PREFIX, POINTS, TIME
 from vla.errors import InputError
 from vla.types import Episode
 
 MIN_VIDEO = 32
-"""Below it, SVT-AV1 ends the process with a division by zero."""
+"""Minimum side length [px] of a video: below it, SVT-AV1 terminates the process with a division by zero."""
 OBSERVATION = "observation."
 IMAGE_AXES = ["height", "width", "channels"]
 
 
 @dataclass(frozen=True)
 class Column:
-    """One feature: its schema entry, and its values a step; texts are a list of strings."""
+    """A feature: its schema entry, and a function that returns its values per step. Texts are a list of strings."""
 
     feature: str
     entry: Mapping[str, Any]
@@ -35,34 +35,39 @@ def columns_of(
 ) -> list[Column]:
     """The features for episodes like `episode`.
 
-    State, action and cameras have LeRobot's usual names, by which its policies find them. What had them in a LeRobot
-    dataset that it came from (`provenance`) gets its feature back: names, dtype and shape, images as they were stored
-    unless `use_videos` says how; so do the other features. Otherwise numbers are float64, and depth is stored as
-    images, which are exact. `regular_time`: the times are what LeRobot itself will write.
+    State, action and cameras get LeRobot's standard names, which its policies expect. Numbers are float64, and depth is
+    stored as images, which are exact. If the data came from a LeRobot dataset (`provenance`), features get their
+    original names, dtypes and shapes.
+
+    Args:
+        episode: the example.
+        provenance: the origin of the data.
+        use_videos: whether images are stored as videos. None: as in the original dataset, or videos.
+        regular_time: whether the times equal those that LeRobot writes itself.
     """
-    known = provenance if provenance.get("format") == "lerobot" else {}
-    schema: Mapping[str, Mapping[str, Any]] = known.get("features", {})
-    cameras, maps = known.get("cameras", {}), known.get("depth", {})
+    original = provenance if provenance.get("format") == "lerobot" else {}
+    schema: Mapping[str, Mapping[str, Any]] = original.get("features", {})
+    cameras, maps = original.get("cameras", {}), original.get("depth", {})
     columns = [
-        *_whole("state", known.get("state", ()), schema, episode),
-        *_whole("action", known.get("action", ()), schema, episode),
+        *_single_feature("state", original.get("state", ()), schema, episode),
+        *_single_feature("action", original.get("action", ()), schema, episode),
     ]
     for camera in episode.embodiment.cameras:
-        own = cameras.get(camera, "")
-        feature = own if own.startswith(OBSERVATION) else f"observation.images.{camera}"
-        columns.append(_images(feature, camera, schema.get(own), episode, use_videos))
+        source = cameras.get(camera, "")
+        feature = source if source.startswith(OBSERVATION) else f"observation.images.{camera}"
+        columns.append(_images(feature, camera, schema.get(source), episode, use_videos))
     for camera in episode.depth:
-        own = maps.get(camera, "")
-        feature = own if own.startswith(OBSERVATION) else f"observation.images.{camera}_depth"
-        columns.append(_depth(feature, schema.get(own), episode.depth[camera], "depth", camera))
-    taken = {column.feature for column in columns}
+        source = maps.get(camera, "")
+        feature = source if source.startswith(OBSERVATION) else f"observation.images.{camera}_depth"
+        columns.append(_depth(feature, schema.get(source), episode.depth[camera], "depth", camera))
+    used = {column.feature for column in columns}
     for name, values in episode.extras.items():
         if "/" in name:
-            raise InputError(f"the extra {name!r} has a slash in its name, which LeRobot does not take")
-        # LeRobot takes what begins with action for more actions to learn.
-        unlike = known.get("action") != ["action"] or "action" in known.get("renamed", {}).values()
-        apart = name in taken or (name.startswith("action") and unlike)
-        columns += _extra(EXTRA + name if apart else name, name, schema, values)
+            raise InputError(f"the extra {name!r} has a slash in its name, which LeRobot does not support")
+        # LeRobot interprets features whose names begin with action as additional actions.
+        is_new = original.get("action") != ["action"] or "action" in original.get("renamed", {}).values()
+        needs_prefix = name in used or (name.startswith("action") and is_new)
+        columns += _extra(EXTRA_PREFIX + name if needs_prefix else name, name, schema, values)
     columns += [
         Column(name, _entry(entry["dtype"], (1,)), partial(_text, name))
         for name, entry in schema.items()
@@ -83,26 +88,28 @@ def _entry(dtype: str, shape: tuple[int, ...], names: list[str] | None = None) -
     return {"dtype": dtype, "shape": shape, "names": names}
 
 
-def _known_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema's own entry, without what LeRobot says itself of the video files it writes."""
+def _original_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry of the original schema, without the information that LeRobot adds on its video files."""
     return {**{key: value for key, value in entry.items() if "info" not in key}, "shape": tuple(entry["shape"])}
 
 
-def _whole(
+def _single_feature(
     kind: str, features: Sequence[str], schema: Mapping[str, Mapping[str, Any]], episode: Episode
 ) -> Iterator[Column]:
-    """The state or the action as the one feature in which LeRobot's policies find it."""
+    """The state or the action as the single feature that LeRobot's policies expect."""
     names = getattr(episode.embodiment, kind)
     if not names:
         return
     entries = [schema[feature] for feature in features if feature in schema]
     feature = "observation.state" if kind == "state" else kind
-    whole = len(entries) == len(features) and sum(prod(entry["shape"]) for entry in entries) == len(names)
-    if whole and list(features) == [feature]:
-        yield Column(feature, _known_entry(entries[0]), lambda one: getattr(one, kind))
+    is_unchanged = len(entries) == len(features) and sum(prod(entry["shape"]) for entry in entries) == len(names)
+    if is_unchanged and list(features) == [feature]:
+        yield Column(feature, _original_entry(entries[0]), lambda one: getattr(one, kind))
         return
-    # Numbers that were float32, or fit it, stay so.
-    dtype = np.result_type(np.float32, *(entry["dtype"] for entry in entries)) if whole and entries else np.float64
+    # Numbers that were float32 or narrower stay float32.
+    dtype = (
+        np.result_type(np.float32, *(entry["dtype"] for entry in entries)) if is_unchanged and entries else np.float64
+    )
     yield Column(feature, _entry(str(np.dtype(dtype)), (len(names),), list(names)), lambda one: getattr(one, kind))
 
 
@@ -118,54 +125,54 @@ def _images(
     feature: str, camera: str, entry: Mapping[str, Any] | None, episode: Episode, use_videos: bool | None
 ) -> Column:
     shape = episode.images[camera].shape[1:]
-    own = _entry("video", shape, IMAGE_AXES)
+    new = _entry("video", shape, IMAGE_AXES)
     if entry is not None and sorted(entry["shape"]) == sorted(shape):
-        own = _known_entry(entry)
+        new = _original_entry(entry)
     if use_videos is not None:
-        own["dtype"] = "video" if use_videos else "image"
-    if own["dtype"] == "video" and min(shape[:2]) < MIN_VIDEO:
+        new["dtype"] = "video" if use_videos else "image"
+    if new["dtype"] == "video" and min(shape[:2]) < MIN_VIDEO:
         raise InputError(
-            f"images of {camera} are {shape[1]}x{shape[0]}: LeRobot's video encoder takes {MIN_VIDEO} pixels a side "
-            "and more, give use_videos=false"
+            f"images of {camera} are {shape[1]}x{shape[0]}: LeRobot's video encoder needs at least {MIN_VIDEO} pixels "
+            "a side, give use_videos=false"
         )
-    return Column(feature, own, lambda one: one.images[camera])
+    return Column(feature, new, lambda one: one.images[camera])
 
 
 def _depth(
     feature: str, entry: Mapping[str, Any] | None, maps: Shaped[np.ndarray, "t h w"], field: str, name: str
 ) -> Column:
-    """Depth [mm] as images, which are exact; as LeRobot's codes in a video where it came from one."""
-    own = _entry("image" if entry is None else entry["dtype"], (*maps.shape[1:], 1), IMAGE_AXES)
-    own["info"] = {"is_depth_map": True}
-    return Column(feature, own, lambda one: getattr(one, field)[name][..., None])
+    """Depth [mm] as images, which are exact, or as LeRobot's codes in a video if it came from one."""
+    new = _entry("image" if entry is None else entry["dtype"], (*maps.shape[1:], 1), IMAGE_AXES)
+    new["info"] = {"is_depth_map": True}
+    return Column(feature, new, lambda one: getattr(one, field)[name][..., None])
 
 
 def _extra(
     feature: str, name: str, schema: Mapping[str, Mapping[str, Any]], values: Shaped[np.ndarray, "t ..."]
 ) -> Iterator[Column]:
     entry = schema.get(feature, schema.get(name))
-    # Flat, because LeRobot's statistics mix the rows of what is not, and fail on an episode of one step.
-    own = _entry(str(values.dtype), (prod(values.shape[1:]),)) if entry is None else _known_entry(entry)
-    if own["dtype"] in ("image", "video"):
+    # Flattened: for other shapes, LeRobot's statistics mix rows, and fail on an episode of one step.
+    new = _entry(str(values.dtype), (prod(values.shape[1:]),)) if entry is None else _original_entry(entry)
+    if new["dtype"] in ("image", "video"):
         yield _depth(feature, entry, values, "extras", name)
-    elif values.dtype.kind == "f" and (entry is None or KNOWN + feature in schema):
-        yield from _maybe_unknown(feature, own, lambda one: one.extras[name])
+    elif values.dtype.kind == "f" and (entry is None or KNOWN_PREFIX + feature in schema):
+        yield from _maybe_unknown(feature, new, lambda one: one.extras[name])
     else:
-        yield Column(feature, own, lambda one: one.extras[name])
+        yield Column(feature, new, lambda one: one.extras[name])
 
 
 def _maybe_unknown(
     name: str, entry: Mapping[str, Any], get: Callable[[Episode], Shaped[np.ndarray, "t ..."]]
 ) -> Iterator[Column]:
-    """A stream that may hold NaN: its numbers, and which of them are known."""
+    """A stream that may contain NaN: its numbers with 0 for NaN, and a mask of the known ones."""
     yield Column(name, entry, lambda one: np.where(np.isnan(get(one)), 0.0, get(one)))
-    yield Column(KNOWN + name, {**entry, "dtype": "bool"}, lambda one: ~np.isnan(get(one)))
+    yield Column(KNOWN_PREFIX + name, {**entry, "dtype": "bool"}, lambda one: ~np.isnan(get(one)))
 
 
 def cells(column: Column, episode: Episode) -> list[Any] | Shaped[np.ndarray, "t ..."]:
-    """The column's values for LeRobot: an item a step, of the schema's dtype and shape.
+    """The column's values for LeRobot: one item per step, of the schema's dtype and shape.
 
-    Raises InputError when the episode lacks them, or holds what LeRobot's statistics cannot take.
+    Raises InputError if the episode lacks them, or if LeRobot's statistics do not support them.
     """
     try:
         values = column.values(episode)
@@ -174,5 +181,5 @@ def cells(column: Column, episode: Episode) -> list[Any] | Shaped[np.ndarray, "t
     if isinstance(values, list) or column.entry["dtype"] in ("image", "video"):
         return values
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise InputError(f"{column.feature} holds values that are not finite, of which LeRobot makes no statistics")
+        raise InputError(f"{column.feature} has values that are not finite, which LeRobot's statistics do not support")
     return values.astype(column.entry["dtype"]).reshape(len(episode), *column.entry["shape"])

@@ -1,15 +1,15 @@
-"""What the features of a LeRobot dataset are in an episode.
+"""Maps the features of a LeRobot dataset to the fields of an episode.
 
 | LeRobot feature                               | episode                                                       |
 |-----------------------------------------------|---------------------------------------------------------------|
-| observation.state, or all observation.state.* | state, side by side in the schema's order; also `state` and   |
-|                                               | `states`, of openpi and AgiBot, and what begins with them     |
-| action, or all action.*                       | action, likewise, also `actions`; features called delta or    |
-|                                               | relative are extras where there are others                    |
+| observation.state, or all observation.state.* | state, concatenated in the schema's order; also `state` and   |
+|                                               | `states`, of openpi and AgiBot, and features below them       |
+| action, or all action.*                       | action, likewise, also `actions`; features named delta or     |
+|                                               | relative are extras if there are others                       |
 | images and videos                             | images; depth maps go to depth, or to extras without a camera |
 | timestamp, task                               | time, instruction and spans                                   |
-| vla.*                                         | time, points, chunks, extras, as `lerobot_columns` says       |
-| other numbers and truth values                | extras, a feature of shape (1,) as one value a step           |
+| vla.*                                         | time, points, chunks, extras, as written by `lerobot_columns` |
+| other numbers and booleans                    | extras, a feature of shape (1,) as one value per step         |
 | texts                                         | info["steps"], a list by name                                 |
 """
 
@@ -24,58 +24,62 @@ from typing import Any
 
 import numpy as np
 
-from vla.datasets.formats.columns import MissingChoice, component_names, own_names
+from vla.datasets.formats.columns import MissingChoice, component_names, short_names
 from vla.errors import InputError
 
 Features = Mapping[str, Mapping[str, Any]]
-"""LeRobot's schema: dtype, shape and names by feature."""
+"""LeRobot's schema: dtype, shape and names of each feature."""
 
 COUNTERS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
-"""Features that every dataset has, and that LeRobot writes itself."""
-OWN = "vla."
-"""Before the names of features in which we keep what LeRobot has no place for."""
+"""Features of every dataset, which LeRobot writes itself."""
+OWN_PREFIX = "vla."
+"""Prefix of features for information that LeRobot cannot represent."""
 TIME, POINTS, CHUNKS = "vla.time", "vla.points", "vla.chunks"
-EXTRA = "vla.extra."
-"""Before the name of an extra that LeRobot would take for something else by its own name."""
-KNOWN = "vla.known."
-"""Before another feature's name: which of its values are not NaN, with which LeRobot's statistics fail."""
-WHOLE = {"state": ("observation.state", "state", "observation.states", "states"), "action": ("action", "actions")}
-"""Names of the one feature that is it, LeRobot's first."""
-PARTS = {kind: tuple(f"{name}." for name in names) for kind, names in WHOLE.items()}
-"""How the names of features that are it side by side begin."""
+EXTRA_PREFIX = "vla.extra."
+"""Prefix of extras whose names have another meaning in LeRobot."""
+KNOWN_PREFIX = "vla.known."
+"""Prefix of the mask of known values of a feature. LeRobot's statistics do not support NaN."""
+SINGLE_NAMES = {
+    "state": ("observation.state", "state", "observation.states", "states"),
+    "action": ("action", "actions"),
+}
+"""Names of a single feature with the complete state or action, LeRobot's first."""
+PART_PREFIXES = {kind: tuple(f"{name}." for name in names) for kind, names in SINGLE_NAMES.items()}
+"""Prefixes of features that form the state or the action when concatenated."""
 CHANGES = frozenset({"delta", "deltas", "relative", "rel"})
-"""Words in the name of a feature that is a change of what another one holds."""
-NO_STATE = ("next.", "reward", "done", "success", "is_", "annotation.", *PARTS["action"])
-"""How the names of features begin that are not offered as the state."""
+"""Words in the names of features that are changes of another feature."""
+NO_STATE = ("next.", "reward", "done", "success", "is_", "annotation.", *PART_PREFIXES["action"])
+"""Prefixes of features that are not suggested as the state."""
 CAMERA_PREFIXES = ("observation.images.", "observation.depth.", "observation.", "images.", "video.")
 
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """Which features make up an episode; `left_out` says why a feature is not among them.
+    """The features of each field of an episode; `left_out` has the reasons for features that are not read.
 
-    Features are called by their names in the files; `renamed` has the names that some of them go by here.
+    Features are identified by their names in the files. `renamed` has the user's new names of features.
     """
 
     state: tuple[str, ...]
     action: tuple[str, ...]
     cameras: Mapping[str, str]
-    """Feature by camera."""
+    """The feature of each camera."""
     depth: Mapping[str, str]
-    """Feature by camera."""
+    """The depth feature of each camera."""
     extras: Mapping[str, str]
-    """Feature by the extra's name."""
+    """The feature of each extra."""
     texts: tuple[str, ...]
     left_out: Mapping[str, str]
     remarks: tuple[str, ...] = ()
-    """What the user should know of the choice."""
+    """Remarks for the user."""
     renamed: Mapping[str, str] = field(default_factory=dict)
 
     def name(self, feature: str) -> str:
+        """The feature's new name, or its name in the files."""
         return self.renamed.get(feature, feature)
 
     def to_dict(self) -> dict[str, Any]:
-        """In JSON values and by the names here, for the provenance; extras and texts are what is left of the schema."""
+        """The map in JSON values with the new names, for the provenance. Extras and texts follow from the schema."""
         return {
             "state": [self.name(key) for key in self.state],
             "action": [self.name(key) for key in self.action],
@@ -94,78 +98,95 @@ def map_features(
     cameras: Sequence[str] | None = None,
     rename: Mapping[str, str] | None = None,
 ) -> FeatureMap:
-    """The part that each feature has. `state`, `action` and `cameras` choose among several; `where` names the dataset.
+    """Maps the features of a dataset to the fields of an episode.
 
-    `rename` gives features, or cameras, other names; all choices are by the new ones. Raises InputError for a chosen
-    name that there is not, and MissingChoice where nothing is known to be the action, or to be the state although
-    there are numbers beside the action.
+    Args:
+        features: the schema.
+        where: the dataset's name for messages.
+        state: the features to concatenate as the state. None: the standard ones.
+        action: the features to concatenate as the action. None: the standard ones.
+        cameras: the cameras to read. None: all.
+        rename: new names of features or cameras, {old: new}. The other options use the new names.
+
+    Raises:
+        MissingChoice: the action is not known, or the state, although there are further features of numbers.
+        InputError: a name does not exist.
     """
     renamed = _renamed(features, rename or {}, where)
-    files = {renamed.get(key, key): key for key in features if not key.startswith(OWN)}
-    known = {name: features[key] for name, key in files.items()}
-    numbers = [key for key in known if key not in COUNTERS and _is_number(known[key])]
-    chosen = {"state": _choose("state", state, numbers, where), "action": _choose("action", action, numbers, where)}
-    _check_chosen(chosen, numbers, where)
-    visual = [key for key, feature in known.items() if feature["dtype"] in ("image", "video")]
-    colour = own_names([key for key in visual if not is_depth(known[key])], CAMERA_PREFIXES)
-    by_camera = {colour[key]: key for key in visual if key in colour}
+    files = {renamed.get(key, key): key for key in features if not key.startswith(OWN_PREFIX)}
+    named = {name: features[key] for name, key in files.items()}
+    numbers = [key for key in named if key not in COUNTERS and _is_number(named[key])]
+    selected = {"state": _choose("state", state, numbers, where), "action": _choose("action", action, numbers, where)}
+    _check_selected(selected, numbers, where)
+    visual = [key for key, feature in named.items() if feature["dtype"] in ("image", "video")]
+    color = short_names([key for key in visual if not is_depth(named[key])], CAMERA_PREFIXES)
+    by_camera = {color[key]: key for key in visual if key in color}
     for camera in cameras or ():
         if camera not in by_camera:
             raise InputError(f"{where} has no camera {camera!r}: it has {', '.join(by_camera) or 'none'}")
-    seen = by_camera if cameras is None else {camera: by_camera[camera] for camera in cameras}
-    maps = {_depth_camera(key): key for key in visual if is_depth(known[key])}
-    depth = {camera: key for camera, key in maps.items() if camera in seen}
-    texts = tuple(key for key, feature in known.items() if feature["dtype"] == "string")
-    used = {*COUNTERS, *numbers, *visual, *texts}
+    selected_cameras = by_camera if cameras is None else {camera: by_camera[camera] for camera in cameras}
+    maps = {_depth_camera(key): key for key in visual if is_depth(named[key])}
+    depth = {camera: key for camera, key in maps.items() if camera in selected_cameras}
+    texts = tuple(key for key, feature in named.items() if feature["dtype"] == "string")
+    supported = {*COUNTERS, *numbers, *visual, *texts}
     left_out = {
         key: f"its dtype {feature['dtype']} is neither number, image nor text"
-        for key, feature in known.items()
-        if key not in used
+        for key, feature in named.items()
+        if key not in supported
     }
-    left_out |= {key: "not among the chosen cameras" for key in by_camera.values() if key not in seen.values()}
-    others = [key for key in numbers if key not in (*chosen["state"], *chosen["action"])]
-    changes = [key for key in others if _is_change(key) and key.startswith(PARTS["action"])] if action is None else []
+    left_out |= {
+        key: "not among the chosen cameras" for key in by_camera.values() if key not in selected_cameras.values()
+    }
+    others = [key for key in numbers if key not in (*selected["state"], *selected["action"])]
+    changes = (
+        [key for key in others if _is_change(key) and key.startswith(PART_PREFIXES["action"])] if action is None else []
+    )
     return FeatureMap(
-        state=tuple(files[key] for key in chosen["state"]),
-        action=tuple(files[key] for key in chosen["action"]),
-        cameras={camera: files[key] for camera, key in seen.items()},
+        state=tuple(files[key] for key in selected["state"]),
+        action=tuple(files[key] for key in selected["action"]),
+        cameras={camera: files[key] for camera, key in selected_cameras.items()},
         depth={camera: files[key] for camera, key in depth.items()},
-        extras={key: files[key] for key in (*others, *(key for camera, key in maps.items() if camera not in seen))}
-        | {key.removeprefix(EXTRA): key for key in features if key.startswith(EXTRA)},
+        extras={
+            key: files[key]
+            for key in (*others, *(key for camera, key in maps.items() if camera not in selected_cameras))
+        }
+        | {key.removeprefix(EXTRA_PREFIX): key for key in features if key.startswith(EXTRA_PREFIX)},
         texts=tuple(files[key] for key in texts),
         left_out=left_out,
-        remarks=(f"not in the action, but extras, since they are changes: {', '.join(changes)}",) if changes else (),
+        remarks=(f"extras and not part of the action, since they are changes: {', '.join(changes)}",)
+        if changes
+        else (),
         renamed=renamed,
     )
 
 
 def _renamed(features: Features, rename: Mapping[str, str], where: str) -> dict[str, str]:
-    """The new name of each feature that gets one; a key may also be a camera's name, and then the value is one."""
+    """The new names of features. A key of `rename` may also be a camera's name; the value then is one, too."""
     visual = [key for key, feature in features.items() if feature["dtype"] in ("image", "video")]
-    cameras = {name: key for key, name in own_names(visual, CAMERA_PREFIXES).items()}
-    found: dict[str, str] = {}
+    cameras = {name: key for key, name in short_names(visual, CAMERA_PREFIXES).items()}
+    renamed: dict[str, str] = {}
     for old, new in rename.items():
         key = old if old in features else cameras.get(old)
         if key is None or key in COUNTERS:
             raise InputError(f"rename={{{old}: {new}}}: {where} has no feature {old!r}: it has {', '.join(features)}")
-        found[key] = f"{CAMERA_PREFIXES[0]}{new}" if key in visual and "." not in new else new
-    names = [found.get(key, key) for key in features]
+        renamed[key] = f"{CAMERA_PREFIXES[0]}{new}" if key in visual and "." not in new else new
+    names = [renamed.get(key, key) for key in features]
     if double := next((name for name in names if names.count(name) > 1), None):
         raise InputError(f"rename: two features of {where} would be called {double!r}")
-    return found
+    return renamed
 
 
 def names_of(keys: Sequence[str], features: Features, renamed: Mapping[str, str]) -> tuple[str, ...]:
-    """A name for each component of the features side by side: their own names, or numbered ones."""
-    parts = {renamed.get(key, key): _component_names(renamed.get(key, key), features[key]) for key in keys}
-    names = [name for part in parts.values() for name in part]
+    """The component names of the concatenated features: those in the schema, or numbered ones."""
+    by_feature = {renamed.get(key, key): _component_names(renamed.get(key, key), features[key]) for key in keys}
+    names = [name for components in by_feature.values() for name in components]
     if len(set(names)) < len(names):
-        names = [f"{_short(key)}.{name}" for key, part in parts.items() for name in part]
+        names = [f"{_short(key)}.{name}" for key, components in by_feature.items() for name in components]
     return tuple(names)
 
 
 def is_depth(feature: Mapping[str, Any]) -> bool:
-    """Whether LeRobot marks the feature as a depth map, in the present or in the older way."""
+    """Whether LeRobot marks the feature as a depth map, in the current or in the older form."""
     marks = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
     return bool(marks.get("is_depth_map") or marks.get("video.is_depth_map"))
 
@@ -176,30 +197,30 @@ def row_shape(feature: Mapping[str, Any]) -> tuple[int, ...]:
     return () if shape == (1,) else shape
 
 
-def _choose(kind: str, asked: Sequence[str] | None, numbers: Sequence[str], where: str) -> tuple[str, ...]:
-    if asked is not None:
-        for key in asked:
+def _choose(kind: str, requested: Sequence[str] | None, numbers: Sequence[str], where: str) -> tuple[str, ...]:
+    if requested is not None:
+        for key in requested:
             if key not in numbers:
-                known = ", ".join(numbers) or "none"
-                raise InputError(f"{where} has no feature {key!r} for the {kind}: it has {known}")
-        return tuple(asked)
-    if whole := next((name for name in WHOLE[kind] if name in numbers), None):
-        return (whole,)
-    parts = [key for key in numbers if key.startswith(PARTS[kind])]
-    # A change of a joint beside the joint itself is the same again, in other units.
-    return tuple([key for key in parts if kind == "state" or not _is_change(key)] or parts)
+                available = ", ".join(numbers) or "none"
+                raise InputError(f"{where} has no feature {key!r} for the {kind}: it has {available}")
+        return tuple(requested)
+    if single := next((name for name in SINGLE_NAMES[kind] if name in numbers), None):
+        return (single,)
+    components = [key for key in numbers if key.startswith(PART_PREFIXES[kind])]
+    # A change of a joint is redundant next to the joint itself.
+    return tuple([key for key in components if kind == "state" or not _is_change(key)] or components)
 
 
-def _check_chosen(chosen: Mapping[str, Sequence[str]], numbers: Sequence[str], where: str) -> None:
-    """Raises MissingChoice, with features that may be it, where there is no action, or no state of several numbers."""
-    taken = [key for keys in chosen.values() for key in keys]
-    left = [key for key in numbers if key not in taken]
+def _check_selected(selected: Mapping[str, Sequence[str]], numbers: Sequence[str], where: str) -> None:
+    """Raises MissingChoice, with possible features, if there is no action, or no state although there are numbers."""
+    used = [key for keys in selected.values() for key in keys]
+    unused = [key for key in numbers if key not in used]
     offered: dict[str, list[str]] = {}
-    if not chosen["action"]:
-        named = [[key for key in left if word in key] for word in ("action", "command", "target")]
-        offered["action"] = next(filter(None, named), left[-1:])
-    if not chosen["state"]:
-        states = [key for key in left if key not in offered.get("action", ()) and not key.startswith(NO_STATE)]
+    if not selected["action"]:
+        matches = [[key for key in unused if word in key] for word in ("action", "command", "target")]
+        offered["action"] = next(filter(None, matches), unused[-1:])
+    if not selected["state"]:
+        states = [key for key in unused if key not in offered.get("action", ()) and not key.startswith(NO_STATE)]
         offered |= {"state": states} if states else {}
     if not offered:
         return
@@ -222,31 +243,31 @@ def _component_names(key: str, feature: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _listed(names: Any) -> list[str]:
-    """The names in a list, a list in a list, {name: position}, {"motors": names} or {"left": names, "right": names}."""
+    """The names in a list, a nested list, {name: position}, {"motors": names} or {"left": names, "right": names}."""
     if isinstance(names, Mapping):
         if sorted(map(str, names.values())) == sorted(map(str, range(len(names)))):
             return sorted(map(str, names), key=lambda name: int(names[name]))
-        parts = {str(part): _listed(inside) for part, inside in names.items()}
-        if not any(parts.values()):
-            return list(parts)
-        flat = [name for inside in parts.values() for name in inside]
+        groups = {str(group): _listed(members) for group, members in names.items()}
+        if not any(groups.values()):
+            return list(groups)
+        flat = [name for members in groups.values() for name in members]
         if len(set(flat)) == len(flat):
             return flat
-        return [f"{part}.{name}" for part, inside in parts.items() for name in inside]
+        return [f"{group}.{name}" for group, members in groups.items() for name in members]
     if isinstance(names, list) and len(names) == 1 and isinstance(names[0], list | Mapping):
         return _listed(names[0])
     return list(map(str, names)) if isinstance(names, list) else []
 
 
 def _short(key: str) -> str:
-    for prefix in (*PARTS["state"], *PARTS["action"], "observation."):
+    for prefix in (*PART_PREFIXES["state"], *PART_PREFIXES["action"], "observation."):
         if key.startswith(prefix):
             return key.removeprefix(prefix)
     return key
 
 
 def _depth_camera(key: str) -> str:
-    name = own_names([key], CAMERA_PREFIXES)[key]
+    name = short_names([key], CAMERA_PREFIXES)[key]
     return name.removesuffix("depth").rstrip("._") or name
 
 

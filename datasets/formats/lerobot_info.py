@@ -1,4 +1,4 @@
-"""meta/info.json of a LeRobot dataset, and what tables of its metadata must hold."""
+"""meta/info.json of a LeRobot dataset, and access to required values in its metadata."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ NO_STEPS = "it has no steps"
 
 
 def version_of(root: Path) -> str:
-    """The version of the LeRobot dataset in `root`; empty where it is none.
+    """The version of the LeRobot dataset in `root`; empty if there is none.
 
-    Raises InputError when there is a meta/info.json that cannot be read as JSON.
+    Raises InputError if meta/info.json exists and cannot be read as JSON.
     """
     path = root / INFO
     if not path.is_file():
@@ -25,7 +25,7 @@ def version_of(root: Path) -> str:
 
 
 def read_info(root: Path) -> dict[str, Any]:
-    """What meta/info.json says. Raises InputError naming the file and the key that is missing or cannot be used."""
+    """The content of meta/info.json. Raises InputError that names a missing or invalid key."""
     path = root / INFO
     info = read_json_object(path)
     for key, kind in (("codebase_version", str), ("data_path", str), ("features", dict)):
@@ -35,21 +35,21 @@ def read_info(root: Path) -> dict[str, Any]:
         raise InputError(f"{path}: 'fps' is {info.get('fps')!r}, not the number of frames a second: correct it")
     for name, feature in info["features"].items():
         shape = feature.get("shape") if isinstance(feature, dict) else None
-        whole = isinstance(shape, list) and all(isinstance(size, int) and size >= 0 for size in shape)
-        if not whole or not isinstance(feature.get("dtype"), str):
+        has_shape = isinstance(shape, list) and all(isinstance(size, int) and size >= 0 for size in shape)
+        if not has_shape or not isinstance(feature.get("dtype"), str):
             raise InputError(f"{path}: feature {name!r} is {feature!r}: it needs a dtype and a shape")
     return info
 
 
 def required(row: Mapping[str, Any], key: str, path: Path) -> Any:
-    """The value of `key`. Raises InputError that names the file at `path` where it is missing."""
+    """The value of `key`. Raises InputError that names the file at `path` if it is missing."""
     if row.get(key) is None:
         raise InputError(f"{path} has no {key!r}: it has {', '.join(map(str, row)) or 'nothing'}")
     return row[key]
 
 
-def whole_number(row: Mapping[str, Any], key: str, path: Path) -> int:
-    """The number of `key`, 0 or more. Raises InputError that names the file at `path` where it is none."""
+def non_negative_int(row: Mapping[str, Any], key: str, path: Path) -> int:
+    """The integer value of `key`, 0 or more. Raises InputError that names the file at `path` if it is not one."""
     value = required(row, key, path)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise InputError(f"{path}: {key!r} is {value!r}, not a whole number of 0 or more")
@@ -57,9 +57,9 @@ def whole_number(row: Mapping[str, Any], key: str, path: Path) -> int:
 
 
 def path_of(root: Path, info: Mapping[str, Any], template: str, **numbers: Any) -> Path:
-    """The file that one of the templates of meta/info.json names, such as `data_path`.
+    """The path from a template of meta/info.json such as `data_path`.
 
-    Raises InputError when the template is missing, names what there is not, or leads out of the dataset.
+    Raises InputError if the template is missing, has unknown fields, or leads out of the dataset.
     """
     pattern = required(info, template, root / INFO)
     try:
@@ -72,5 +72,5 @@ def path_of(root: Path, info: Mapping[str, Any], template: str, **numbers: Any) 
 
 
 def data_files(root: Path) -> list[Path]:
-    """The Parquet files below `data`, in the order in which LeRobot puts their rows one after another."""
+    """The Parquet files below `data`, in the order in which LeRobot concatenates their rows."""
     return sorted(path for path in (root / "data").rglob("*.parquet") if not path.name.startswith("."))

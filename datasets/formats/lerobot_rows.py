@@ -1,7 +1,7 @@
-"""Where the rows of each episode of a LeRobotDataset v3 lie: found by their column `episode_index`.
+"""Finds the rows of each episode of a LeRobotDataset v3 by the column `episode_index`.
 
-meta/episodes says it too, but is out of date in datasets that were edited, merged or written by early releases;
-LeRobot itself never looks there for rows.
+meta/episodes also states them, but is out of date in datasets that were edited, merged or written by early releases.
+LeRobot itself does not use it to find rows.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 ROWS = 65536
-"""Rows read at once where all are gone through."""
+"""Rows per batch when all rows are read."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Rows `start` to before `stop` of a file, all of one episode."""
+    """The rows `start` to before `stop` of a file, which belong to one episode."""
 
     path: Path
     start: int
@@ -35,15 +35,15 @@ class Run:
 
 
 class RowFiles:
-    """The data files of a dataset. What cannot be read of them is in `unreadable`, with the reason."""
+    """The data files of a dataset. `unreadable` has the reasons for files that cannot be read."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = files
         self.unreadable: dict[Path, str] = {}
         self.runs: dict[int, list[Run]] = {}
-        """By episode_index, in the order of the files."""
+        """The runs of each episode_index, in the order of the files."""
         self.offsets: dict[Path, int] = {}
-        """Rows in all files before this one."""
+        """The number of rows in all files before each file."""
         self._open: tuple[Path, pq.ParquetFile, Int[np.ndarray, "g"]] | None = None
         self.total = 0
         for path in files:
@@ -53,18 +53,20 @@ class RowFiles:
                 self.unreadable[path] = str(error)
 
     def count(self, episode: int) -> int:
-        """Rows of the episode of this episode_index."""
+        """The number of rows with this episode_index."""
         return sum(run.stop - run.start for run in self.runs.get(episode, ()))
 
     def rows(self, episode: int, columns: Sequence[str]) -> pa.Table:
         """The columns of an episode in the order of its frames.
 
-        Raises InputError that names the file when it cannot be read, and when a frame is there twice.
+        Raises InputError that names the file if it cannot be read, or if a frame index occurs twice.
         """
         import pyarrow as pa
 
-        wanted = list(dict.fromkeys([*columns, "frame_index"]))
-        table = pa.concat_tables([self._read(run, wanted) for run in self.runs[episode]], promote_options="permissive")
+        requested = list(dict.fromkeys([*columns, "frame_index"]))
+        table = pa.concat_tables(
+            [self._read(run, requested) for run in self.runs[episode]], promote_options="permissive"
+        )
         if "frame_index" not in table.column_names:
             return table
         frames = np.asarray(table["frame_index"])
@@ -74,11 +76,11 @@ class RowFiles:
         if (np.diff(frames[order]) == 0).any():
             double = frames[order][:-1][np.diff(frames[order]) == 0][0]
             files = ", ".join(dict.fromkeys(str(run.path) for run in self.runs[episode]))
-            raise InputError(f"{files}: frame_index {double} of episode_index {episode} is there twice")
+            raise InputError(f"{files}: frame_index {double} of episode_index {episode} occurs twice")
         return table.take(order)
 
     def columns(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """The columns of all readable files, in parts of bounded size; a file that turns out unreadable is noted."""
+        """The columns of all readable files, in batches. Files that turn out to be unreadable are recorded."""
         import pyarrow as pa
 
         for path in self.files:
@@ -116,7 +118,7 @@ class RowFiles:
         return table.slice(run.start - skipped, run.stop - run.start)
 
     def _parquet(self, path: Path) -> tuple[pq.ParquetFile, Int[np.ndarray, "g"]]:
-        """The file, kept open until another is asked for, and the row at which each of its row groups ends."""
+        """The file and the end row of each of its row groups. The file stays open until another one is read."""
         import pyarrow.parquet as pq
 
         if self._open is None or self._open[0] != path:
@@ -126,7 +128,7 @@ class RowFiles:
         return self._open[1:]
 
 
-def check_columns(names: Sequence[str], wanted: Sequence[str], path: Path) -> None:
-    """Raises InputError that names the column that the file at `path` has not: Arrow itself leaves it out."""
-    if missing := [name for name in wanted if name not in names]:
+def check_columns(names: Sequence[str], requested: Sequence[str], path: Path) -> None:
+    """Raises InputError that names a missing column of the file at `path`: Arrow itself would silently omit it."""
+    if missing := [name for name in requested if name not in names]:
         raise InputError(f"{path} has no column {missing[0]!r}: it has {', '.join(names)}")

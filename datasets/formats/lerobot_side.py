@@ -1,4 +1,4 @@
-"""What a LeRobot dataset has no place for, in one JSON file of its meta folder: meta/vla.json."""
+"""The side file meta/vla.json, for information that a LeRobot dataset cannot represent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class SideEpisode:
-    """What the features of an episode do not say."""
+    """The information on an episode that its features do not contain."""
 
     length: int
     instruction: str
@@ -27,12 +27,13 @@ class SideEpisode:
     info: Mapping[str, Any]
     paraphrases: Sequence[str]
     spans: Sequence[Sequence[Any]]
-    """(start, stop, instruction) each."""
+    """A list of (start, stop, instruction)."""
     absent: Sequence[str] = ()
-    """Streams that other episodes have and this one has not, by their names in our store: "points", "depth/wrist"."""
+    """Streams that only other episodes have, by their names in a store: "points", "depth/wrist"."""
 
     @classmethod
     def of(cls, episode: Episode, absent: Sequence[str]) -> SideEpisode:
+        """The entry of an episode without the `absent` streams."""
         return cls(
             length=len(episode),
             instruction=episode.instruction,
@@ -44,24 +45,24 @@ class SideEpisode:
         )
 
     def words(self) -> dict[str, Any]:
-        """The instruction of the episode, its paraphrases and its spans."""
+        """The fields instruction, paraphrases and spans of the episode."""
         spans = tuple(Span(*span) for span in self.spans)
         return {"instruction": self.instruction, "paraphrases": tuple(self.paraphrases), "spans": spans}
 
 
 @dataclass(frozen=True)
 class Side:
-    """The file's content. `rows` holds the shape of a step of each extra, where LeRobot's schema loses it."""
+    """The content of the file. `rows` is the shape of a step of each extra, which LeRobot's schema does not keep."""
 
     embodiment: Embodiment
     provenance: Mapping[str, Any]
     episodes: Sequence[SideEpisode]
     rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
     declares_actions: bool = True
-    """Whether it says what the actions are; files of before did not."""
+    """Whether it states the action modes; files of older versions do not."""
 
     def write(self, root: Path) -> None:
-        """Raises InputError when an episode's info holds something that JSON cannot."""
+        """Writes the file. Raises InputError if an episode's info cannot be stored as JSON."""
         content = {"format": FORMAT, "version": VERSION, **asdict(self), "embodiment": self.embodiment.to_dict()}
         del content["declares_actions"]
         try:
@@ -72,9 +73,9 @@ class Side:
 
     @classmethod
     def read(cls, root: Path, lengths: Sequence[int]) -> Side | None:
-        """The dataset's file; None where there is none. `lengths` are those of the dataset's episodes.
+        """The dataset's file; None if there is none. `lengths` are the lengths of the dataset's episodes.
 
-        Raises InputError when it is damaged, newer, or of other episodes.
+        Raises InputError if it is damaged, newer, or of other episodes.
         """
         path = root / "meta" / "vla.json"
         if not path.is_file():

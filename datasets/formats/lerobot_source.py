@@ -1,4 +1,4 @@
-"""Episodes of a LeRobot dataset, of whichever version its files are."""
+"""Episodes of a LeRobot dataset of any supported version."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from vla.datasets.formats.image_columns import decode_frames, decode_image
 from vla.datasets.formats.lerobot_features import (
     CHUNKS,
     COUNTERS,
-    KNOWN,
-    OWN,
+    KNOWN_PREFIX,
+    OWN_PREFIX,
     POINTS,
     TIME,
     FeatureMap,
@@ -39,55 +39,55 @@ if TYPE_CHECKING:
 
 Info = Mapping[str, Any]
 OFF_FRAME = 0.25
-"""Frames by which a timestamp may be off the frame's own."""
+"""Maximum deviation of a timestamp from the time of its frame, in frames."""
 LONGEST_VIDEO = 86400.0
-"""Seconds: what is later is a clock's, since 1970 or since it was switched on."""
+"""Maximum time in a video [s]: larger timestamps are those of a clock."""
 
 
 @runtime_checkable
 class LeRobotFiles(Protocol):
-    """The files of one version: where each episode's rows and frames are."""
+    """The files of a dataset of one version: they find the rows and frames of each episode."""
 
     root: Path
     info: Info
-    """meta/info.json."""
+    """The content of meta/info.json."""
     lengths: Sequence[int]
-    """Steps of each episode."""
+    """The number of steps of each episode."""
     tasks: Mapping[int, str]
 
     @property
     def remarks(self) -> Sequence[str]:
-        """What the user should know of the files, as far as they were read: a sentence each."""
+        """Remarks for the user on the files read so far, one sentence each."""
         ...
 
     def faults(self) -> Mapping[int, str]:
-        """Why episodes cannot be read, as far as that is known without reading them."""
+        """The reasons for unreadable episodes, as far as known without reading them."""
         ...
 
     def rows(self, index: int, columns: Sequence[str]) -> pa.Table:
-        """The columns of episode `index`, a row a step."""
+        """The columns of episode `index`, one row per step."""
         ...
 
     def video(self, index: int, feature: str) -> tuple[Path, float]:
-        """The file that holds the frames of episode `index`, and the time [s] of its first one in it."""
+        """The video file with the frames of episode `index`, and the time [s] of its first frame."""
         ...
 
     def details(self, index: int) -> dict[str, Any]:
-        """What else the dataset says of episode `index`, in JSON values."""
+        """Further information on episode `index`, in JSON values."""
         ...
 
     def columns(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """The columns of all readable episodes, in parts of bounded size."""
+        """The columns of all readable episodes, in batches of bounded size."""
         ...
 
 
 class LeRobotSource:
-    """An `EpisodeSource` over LeRobot files: each episode is decoded when it is asked for."""
+    """An `EpisodeSource` over LeRobot files. Episodes are decoded on access."""
 
     def __init__(
         self, files: LeRobotFiles, features: FeatureMap, side: Side | None = None, instruction: str | None = None
     ) -> None:
-        """`instruction` is what all episodes do, None: what the tasks say."""
+        """`instruction` is the instruction of all episodes. None: the tasks of the dataset."""
         self._files = files
         self._map = features
         self._side = side
@@ -100,24 +100,24 @@ class LeRobotSource:
 
     @cached_property
     def _names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Those of the state's and the action's components."""
+        """The names of the state's and of the action's components."""
         state, action = (
             names_of(keys, self._schema, self._map.renamed) for keys in (self._map.state, self._map.action)
         )
         return state, action
 
     @property
-    def _known(self) -> Side | None:
-        """The side file, where its embodiment has as many components."""
+    def _matching_side(self) -> Side | None:
+        """The side file if its embodiment has the same numbers of components."""
         body, widths = self._side.embodiment if self._side else None, tuple(map(len, self._names))
         return self._side if body and (len(body.state), len(body.action)) == widths else None
 
     @cached_property
     def embodiment(self) -> Embodiment:
-        """As the side file has it; else the robot's type, the features' names, and the extremes of the actions."""
+        """The side file's embodiment, or one from the robot's type, the features and the extremes of the actions."""
         state, action = self._names
-        if self._known:
-            side = self._known.embodiment
+        if self._matching_side:
+            side = self._matching_side.embodiment
             same = set(side.cameras) == set(self._map.cameras)
             return side if same else replace(side, cameras=tuple(self._map.cameras))
         low, high = extremes(self._actions(), len(action))
@@ -132,8 +132,8 @@ class LeRobotSource:
         )
 
     def faults(self) -> Mapping[int, str]:
-        """Why episodes cannot be read, as far as that is known without decoding them."""
-        _ = self.embodiment, self.provenance  # which read columns of all files
+        """The reasons for unreadable episodes, as far as known without decoding them."""
+        _ = self.embodiment, self.provenance  # these read columns of all files, which finds unreadable ones
         return self._files.faults()
 
     def _actions(self) -> Iterator[Float[np.ndarray, "t a"]]:
@@ -141,16 +141,16 @@ class LeRobotSource:
             try:
                 yield self._numbers(table, self._map.action)
             except ValueError:
-                continue  # named when the episode is read
+                continue  # reported when the episode is read
 
     @cached_property
     def provenance(self) -> Mapping[str, Any]:
-        """The schema and the part that each feature has: `lerobot_v3_writer` writes them back as they were."""
+        """The schema and the use of each feature, with which `lerobot_v3_writer` restores the original features."""
         info = self._files.info
-        kept = {key: info[key] for key in ("robot_type", "license") if info.get(key)}
+        metadata = {key: info[key] for key in ("robot_type", "license") if info.get(key)}
         origin = self._side.provenance if self._side else {}
         if origin and origin.get("format") != "lerobot":
-            kept["origin"] = dict(origin)
+            metadata["origin"] = dict(origin)
         return {
             "format": "lerobot",
             "version": info["codebase_version"],
@@ -159,9 +159,11 @@ class LeRobotSource:
             "features": {self._map.name(key): dict(one) for key, one in self._schema.items() if key not in COUNTERS},
             **self._map.to_dict(),
             "remarks": [*self._files.remarks, *self._map.remarks, *self._time_remarks()],
-            "actions_stated": "in meta/vla.json" if self._known and self._known.declares_actions else "",
+            "actions_stated": "in meta/vla.json"
+            if self._matching_side and self._matching_side.declares_actions
+            else "",
             "regular_time": self._clock[0],
-            **kept,
+            **metadata,
         }
 
     def __getitem__(self, index: int) -> Episode:
@@ -169,20 +171,20 @@ class LeRobotSource:
             raise IndexError(f"episode {index} of {len(self)}")
         try:
             return self._read(index)
-        except Exception as error:  # the libraries behind raise nearly anything over damaged files
+        except Exception as error:  # third-party libraries raise almost any exception on damaged files
             raise InputError(f"episode {index} of {self._files.root} cannot be read: {error}") from error
 
     def _read(self, index: int) -> Episode:
         visual = (*self._map.cameras.values(), *self._map.depth.values())
         inline = [key for key in visual if self._schema[key]["dtype"] == "image"]
-        own = [key for key in self._schema if key.startswith(OWN) and self._is_column(key)]
-        wanted = ("timestamp", "task_index", *self._map.state, *self._map.action, *self._map.texts, *own, *inline)
-        table = self._files.rows(index, [*wanted, *filter(self._is_column, self._map.extras.values())])
+        added = [key for key in self._schema if key.startswith(OWN_PREFIX) and self._is_column(key)]
+        standard = ("timestamp", "task_index", *self._map.state, *self._map.action, *self._map.texts, *added, *inline)
+        table = self._files.rows(index, [*standard, *filter(self._is_column, self._map.extras.values())])
         steps = table.num_rows
         timestamps = self._times(numbers(table["timestamp"], "float64", ()))
         instruction, spans = self._tasks(numbers(table["task_index"], "int64", ()))
         rows = {TIME: (), POINTS: (-1, 2), CHUNKS: (-1, len(self.embodiment.action))}
-        own_values = {
+        optional = {
             key: self._column(table, key).reshape(steps, *row) for key, row in rows.items() if key in self._schema
         }
         details = self._files.details(index)
@@ -191,13 +193,13 @@ class LeRobotSource:
             images={name: self._frames(index, table, key, timestamps) for name, key in self._map.cameras.items()},
             state=self._numbers(table, self._map.state),
             action=self._numbers(table, self._map.action),
-            time=own_values.get(TIME, timestamps),
+            time=optional.get(TIME, timestamps),
             instruction=instruction,
             embodiment=self.embodiment,
             success=self._success(table),
             info=details | ({"steps": texts} if texts else {}),
-            chunks=own_values.get(CHUNKS),
-            points=own_values.get(POINTS),
+            chunks=optional.get(CHUNKS),
+            points=optional.get(POINTS),
             spans=spans,
             depth={name: self._depth(index, table, key, timestamps) for name, key in self._map.depth.items()},
             extras={name: self._extra(index, table, key, timestamps) for name, key in self._map.extras.items()},
@@ -205,20 +207,20 @@ class LeRobotSource:
         return episode if self._side is None else self._with_side(episode, self._side, index)
 
     def _with_side(self, episode: Episode, side: Side, index: int) -> Episode:
-        known = side.episodes[index]
+        stored = side.episodes[index]
         rows = {name: tuple(shape) for name, shape in side.rows.items()}
         return replace(
             episode,
-            success=known.success,
-            info=dict(known.info),
-            **({} if self._instruction is not None else known.words()),
-            points=None if "points" in known.absent else episode.points,
-            chunks=None if "chunks" in known.absent else episode.chunks,
-            depth={name: maps for name, maps in episode.depth.items() if f"depth/{name}" not in known.absent},
+            success=stored.success,
+            info=dict(stored.info),
+            **({} if self._instruction is not None else stored.words()),
+            points=None if "points" in stored.absent else episode.points,
+            chunks=None if "chunks" in stored.absent else episode.chunks,
+            depth={name: maps for name, maps in episode.depth.items() if f"depth/{name}" not in stored.absent},
             extras={
                 name: values.reshape(len(episode), *rows.get(name, values.shape[1:]))
                 for name, values in episode.extras.items()
-                if f"extras/{name}" not in known.absent
+                if f"extras/{name}" not in stored.absent
             },
         )
 
@@ -234,19 +236,19 @@ class LeRobotSource:
         return concatenate((self._values(table, key) for key in keys), table.num_rows)
 
     def _values(self, table: pa.Table, key: str) -> Shaped[np.ndarray, "t ..."]:
-        """Raises ValueError that names the feature whose steps are not all there or of another shape."""
+        """A feature's values. Raises ValueError that names the feature if steps are missing or of another shape."""
         try:
             return numbers(table[key], self._schema[key]["dtype"], row_shape(self._schema[key]))
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from error
 
     def _column(self, table: pa.Table, key: str) -> Shaped[np.ndarray, "t ..."]:
-        """A feature's values, NaN again where its companion says that they are not known."""
+        """A feature's values, with NaN where its mask marks them as unknown."""
         values = self._values(table, key)
-        if KNOWN + key not in self._schema:
+        if KNOWN_PREFIX + key not in self._schema:
             return values
-        known = numbers(table[KNOWN + key], "bool", values.shape[1:])
-        return np.where(known, values, values.dtype.type(np.nan))
+        mask = numbers(table[KNOWN_PREFIX + key], "bool", values.shape[1:])
+        return np.where(mask, values, values.dtype.type(np.nan))
 
     def _extra(
         self, index: int, table: pa.Table, key: str, timestamps: Float[np.ndarray, "t"]
@@ -262,7 +264,7 @@ class LeRobotSource:
         return None
 
     def _tasks(self, indices: Int[np.ndarray, "t"]) -> tuple[str, tuple[Span, ...]]:
-        """The instruction of all steps, and the spans where the task changes."""
+        """The instruction of the episode, and its spans if the task changes."""
         if self._instruction is not None:
             return self._instruction, ()
         for index in np.unique(indices).tolist():
@@ -280,7 +282,7 @@ class LeRobotSource:
     def _depth(
         self, index: int, table: pa.Table, key: str, timestamps: Float[np.ndarray, "t"]
     ) -> UInt16[np.ndarray, "t h w"]:
-        """Depth [mm]: LeRobot's codes in videos, whole millimetres or metres in images."""
+        """Depth [mm], from LeRobot's codes in videos, or from integer millimeters or meters in images."""
         marks = self._schema[key].get("info") or {}
         if self._schema[key]["dtype"] == "video":
             from lerobot.configs import DepthEncoderConfig
@@ -317,22 +319,21 @@ class LeRobotSource:
         return reader.read(offset + self._frame_times(timestamps), 0.5 / self._files.info["fps"])
 
     def _times(self, timestamps: Float[np.ndarray, "t"]) -> Float[np.ndarray, "t"]:
-        """The times [s] of an episode's steps: their timestamps, or by the rate where these are no times."""
+        """The times [s] of an episode's steps: their timestamps, or multiples of the period if these are unusable."""
         fps = float(self._files.info["fps"])
         return np.arange(len(timestamps)) / fps if are_coarse(timestamps, fps) else timestamps
 
     def _frame_times(self, timestamps: Float[np.ndarray, "t"]) -> Float[np.ndarray, "t"]:
-        """The times [s] of an episode's frames from its first one on.
+        """The times [s] of an episode's frames, relative to its first one.
 
-        They are the rows' timestamps, but where these are those of no frames or twice of one, as a clock's that
-        jitters: then the frames are the rows' in their order.
+        They are the rows' timestamps. If these do not match distinct frames, for example because of jitter, the frames
+        are assigned to the rows in order.
         """
         fps = float(self._files.info["fps"])
         return timestamps if _are_frames(timestamps, fps) else np.arange(len(timestamps)) / fps
 
     def _time_remarks(self) -> list[str]:
-        """Of how many episodes the timestamps are no times (`_times`), or the frames are taken in their order
-        (`_frame_times`), where any is a video."""
+        """Remarks on unusable timestamps (`_times`) and, for videos, on frames assigned in order (`_frame_times`)."""
         visual = (*self._map.cameras.values(), *self._map.depth.values())
         _, off, coarse = self._clock
         rate, remarks = self._files.info["fps"], []
@@ -341,43 +342,46 @@ class LeRobotSource:
         if off > coarse and not all(self._schema[key]["dtype"] == "image" for key in visual):
             remarks.append(
                 f"the timestamps of {off - coarse} episodes are not those of video frames at {rate} Hz: their "
-                "frames are taken one a row, in order"
+                "frames are assigned to the rows in order"
             )
         return remarks
 
     @cached_property
     def _clock(self) -> tuple[bool, int, int]:
-        """Whether every timestamp is what LeRobot itself would write, the step over the rate; of how many episodes
-        they are not those of video frames; and of how many of these they are no times."""
+        """Whether all timestamps are those of LeRobot (step / rate), and two numbers of episodes.
+
+        The numbers are those of episodes with timestamps that do not match video frames, and among these with unusable
+        timestamps.
+        """
         fps, regular, off, coarse = float(self._files.info["fps"]), TIME not in self._schema, 0, 0
         for table in self._files.columns(("timestamp", "frame_index")):
             steps, times = numbers(table["frame_index"], "int64", ()), numbers(table["timestamp"], "float64", ())
             starts = [0, *(np.flatnonzero(np.diff(steps) <= 0) + 1), len(steps)]
             for start, stop in pairwise(starts):
-                known = self._times(times[start:stop])
-                due = (steps[start:stop] / fps).astype(np.float32)
-                regular = regular and np.array_equal(known.astype(np.float32), due)
+                actual = self._times(times[start:stop])
+                expected = (steps[start:stop] / fps).astype(np.float32)
+                regular = regular and np.array_equal(actual.astype(np.float32), expected)
                 is_off = not _are_frames(times[start:stop], fps)
                 off, coarse = off + is_off, coarse + are_coarse(times[start:stop], fps)
         return regular, off, coarse
 
 
 def _are_frames(times: Float[np.ndarray, "t"], fps: float) -> bool:
-    """Whether times [s] along a video are near those of frames, each of another one and in their order."""
-    places = times * fps
-    nearest = np.rint(places)
-    is_near = np.abs(places - nearest).max(initial=0) <= OFF_FRAME and times.max(initial=0) < LONGEST_VIDEO
+    """Whether times [s] in a video are close to those of distinct frames in ascending order."""
+    positions = times * fps
+    nearest = np.rint(positions)
+    is_near = np.abs(positions - nearest).max(initial=0) <= OFF_FRAME and times.max(initial=0) < LONGEST_VIDEO
     return bool(is_near and (np.diff(nearest) > 0).all())
 
 
 def numbers(column: pa.ChunkedArray, dtype: str, row: tuple[int, ...]) -> Shaped[np.ndarray, "t ..."]:
-    """A column of (nested lists of) numbers as an array of steps of shape `row`.
+    """A column of numbers or nested lists of numbers as an array of steps of shape `row`.
 
-    Raises ValueError when a step is missing or has another shape.
+    Raises ValueError if a step is missing or has another shape.
     """
     import pyarrow as pa
 
-    # A dataset without steps has no chunk; an extension type is what Hugging Face's arrays are.
+    # A dataset without steps has no chunk. Hugging Face's arrays are of an extension type.
     values = pa.concat_arrays([getattr(chunk, "storage", chunk) for chunk in column.chunks])
     while isinstance(values, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
         values = values.flatten()

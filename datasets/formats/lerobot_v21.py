@@ -1,4 +1,4 @@
-"""LeRobotDataset v2.1 (and v2.0): a parquet file an episode, and a video file an episode and camera."""
+"""LeRobotDataset v2.1 (and v2.0): one Parquet file per episode, and one video file per episode and camera."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from vla.datasets.formats.lerobot_info import (
     INFO,
     NO_STEPS,
     data_files,
+    non_negative_int,
     path_of,
     read_info,
     required,
     version_of,
-    whole_number,
 )
 from vla.datasets.formats.lerobot_rows import check_columns
 from vla.datasets.formats.lerobot_source import LeRobotSource
@@ -46,11 +46,21 @@ def open_source(
     instruction: str | None = None,
     skip: bool = False,
 ) -> LeRobotSource:
-    """The dataset in the folder `path`; `state`, `action`: features to put side by side.
+    """Opens the dataset in the folder `path`.
 
-    Unless they are chosen, `cameras` are those that each of `episodes` (FIRST:END, default all) has a video of; the
-    others are told in the provenance, under "left_out". Raises InputError when there is no such dataset, its files are
-    damaged, or a chosen feature or camera is not there.
+    Args:
+        path: the folder.
+        episodes: FIRST:END. None: all.
+        state: the features to concatenate as the state.
+        action: the features to concatenate as the action.
+        cameras: the cameras to read. None: those with a video for each of `episodes`; the provenance lists the others
+            under "left_out".
+        rename: new names of features and cameras, {old: new}. The other options use the new names.
+        instruction: the instruction of all episodes. None: the tasks of the dataset.
+        skip: whether episodes without a video are skipped, instead of the camera, unless most have none.
+
+    Raises:
+        InputError: there is no such dataset, its files are damaged, or a feature or camera does not exist.
     """
     from vla.datasets.episode_selection import choose
 
@@ -58,13 +68,12 @@ def open_source(
         raise InputError(f"{path} is not a LeRobot dataset of version 2: it has no such meta/info.json")
     files = V21Files(path)
     features = files.info["features"]
-    chosen = choose(episodes or ":", len(files.lengths))
-    missing = {} if cameras is not None else files.missing_cameras(chosen)
-    # To skip, the episodes without a video are left out, and not the camera: unless most have none.
+    selected = choose(episodes or ":", len(files.lengths))
+    missing = {} if cameras is not None else files.missing_cameras(selected)
     left_out = {
-        key: f"{len(without)} of {len(chosen)} episodes have no video of it, {without[0]} the first"
+        key: f"{len(without)} of {len(selected)} episodes have no video of it, {without[0]} the first"
         for key, without in missing.items()
-        if not skip or 2 * len(without) > len(chosen)
+        if not skip or 2 * len(without) > len(selected)
     }
     present = {key: feature for key, feature in features.items() if key not in left_out}
     mapped = map_features(present, str(path), state, action, cameras, rename)
@@ -72,37 +81,37 @@ def open_source(
 
 
 def _task(row: Mapping[str, Any], path: Path) -> str:
-    """What is to be done; null is no words."""
+    """The text of a task; empty if it is null."""
     return "" if "task" in row and row["task"] is None else str(required(row, "task", path))
 
 
 class V21Files:
-    """The files of a v2.1 dataset (`LeRobotFiles`). Raises InputError when its metadata are missing or damaged."""
+    """The files of a v2.1 dataset (`LeRobotFiles`). Raises InputError if its metadata are missing or damaged."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.info: Mapping[str, Any] = read_info(root)
-        self._chunks_size = max(1, whole_number({"chunks_size": 1000, **self.info}, "chunks_size", root / INFO))
+        self._chunks_size = max(1, non_negative_int({"chunks_size": 1000, **self.info}, "chunks_size", root / INFO))
         listed, tasks = root / "meta" / "episodes.jsonl", root / "meta" / "tasks.jsonl"
-        rows = {whole_number(row, "episode_index", listed): row for row in read_json_lines(listed)}
+        rows = {non_negative_int(row, "episode_index", listed): row for row in read_json_lines(listed)}
         if not rows:
             raise InputError(f"{listed} lists no episodes")
         self._episodes = [rows[number] for number in sorted(rows)]
-        self.lengths: Sequence[int] = [whole_number(row, "length", listed) for row in self._episodes]
+        self.lengths: Sequence[int] = [non_negative_int(row, "length", listed) for row in self._episodes]
         self.tasks: Mapping[int, str] = {
-            whole_number(row, "task_index", tasks): _task(row, tasks) for row in read_json_lines(tasks)
+            non_negative_int(row, "task_index", tasks): _task(row, tasks) for row in read_json_lines(tasks)
         }
         self._stale: dict[int, int] = {}
-        """The rows of episodes that meta/episodes.jsonl says another length of."""
+        """The actual number of rows of episodes for which meta/episodes.jsonl states another length."""
         self._faults = {index: NO_STEPS for index, length in enumerate(self.lengths) if not length}
 
     @property
     def remarks(self) -> Sequence[str]:
-        """Of what was read so far."""
+        """Remarks on the files read so far."""
         return [remark for remark in (self._stale_lengths(), self._unlisted()) if remark]
 
     def missing_cameras(self, episodes: range) -> dict[str, list[int]]:
-        """The video features that some of `episodes` have no file of, each with those episodes."""
+        """The video features for which some of `episodes` have no file, with these episodes."""
         missing: dict[str, list[int]] = {}
         for key, feature in self.info["features"].items():
             if feature["dtype"] != "video" or is_depth(feature):
@@ -114,10 +123,11 @@ class V21Files:
         return missing
 
     def faults(self) -> dict[int, str]:
-        """Why episodes cannot be read, as far as that is known without reading them."""
+        """The reasons for unreadable episodes, as far as known without reading them."""
         return self._faults
 
     def rows(self, index: int, columns: Sequence[str]) -> pa.Table:
+        """The columns of episode `index`, one row per step."""
         import pyarrow.parquet as pq
 
         path = self._path("data_path", index)
@@ -128,7 +138,7 @@ class V21Files:
         if table.num_rows != self.lengths[index]:
             if table.num_rows < self.lengths[index] and not self._is_complete:
                 raise InputError(
-                    f"{path} has {table.num_rows} rows, meta/episodes.jsonl says {self.lengths[index]}: "
+                    f"{path} has {table.num_rows} rows, meta/episodes.jsonl states {self.lengths[index]}: "
                     "download it again"
                 )
             self._stale[index] = table.num_rows
@@ -136,7 +146,7 @@ class V21Files:
 
     @cached_property
     def _is_complete(self) -> bool:
-        """Whether there are as many rows as meta/info.json says: then it is meta/episodes.jsonl that is out of date."""
+        """Whether all rows that meta/info.json states exist, so that only meta/episodes.jsonl is out of date."""
         import pyarrow.parquet as pq
 
         count = 0
@@ -147,17 +157,17 @@ class V21Files:
         return isinstance(stated, int) and count >= stated
 
     def _stale_lengths(self) -> str:
-        """One line where episodes are of other lengths than they are listed with."""
+        """A remark if episodes have other lengths than listed."""
         if not self._stale:
             return ""
         index, rows = min(self._stale.items())
         return (
             f"meta/episodes.jsonl is stale for {len(self._stale)} of {len(self.lengths)} episodes: all rows of their "
-            f"files are taken (episode {index}: {rows}, not {self.lengths[index]})"
+            f"files are read (episode {index}: {rows}, not {self.lengths[index]})"
         )
 
     def _unlisted(self) -> str:
-        """One line where there are files of episodes that meta/episodes.jsonl does not list."""
+        """A remark if there are files of episodes that meta/episodes.jsonl does not list."""
         listed = {self._path("data_path", index) for index in range(len(self.lengths))}
         files = [path for path in data_files(self.root) if path not in listed]
         if not files:
@@ -167,14 +177,16 @@ class V21Files:
         )
 
     def video(self, index: int, feature: str) -> tuple[Path, float]:
+        """The video file of episode `index`, and the time [s] of its first frame."""
         return self._path("video_path", index, video_key=feature), 0.0
 
     def details(self, index: int) -> dict[str, Any]:
-        known = ("episode_index", "tasks", "length")
-        return {key: value for key, value in self._episodes[index].items() if key not in known}
+        """Further fields of episode `index` in meta/episodes.jsonl."""
+        standard = ("episode_index", "tasks", "length")
+        return {key: value for key, value in self._episodes[index].items() if key not in standard}
 
     def columns(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Of all readable episodes; one that is not is noted."""
+        """The columns of all readable episodes. Unreadable episodes are added to the faults."""
         for index in range(len(self.lengths)):
             try:
                 yield self.rows(index, columns)

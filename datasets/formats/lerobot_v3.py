@@ -1,4 +1,4 @@
-"""LeRobotDataset v3: many episodes a parquet file and a video file, in a folder or on the hub."""
+"""LeRobotDataset v3: many episodes per Parquet file and per video file, in a folder or on the hub."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla.datasets.formats.lerobot_features import Features, map_features
-from vla.datasets.formats.lerobot_info import NO_STEPS, data_files, path_of, read_info, version_of, whole_number
+from vla.datasets.formats.lerobot_info import NO_STEPS, data_files, non_negative_int, path_of, read_info, version_of
 from vla.datasets.formats.lerobot_rows import RowFiles, Run
 from vla.datasets.formats.lerobot_side import Side
 from vla.datasets.formats.lerobot_source import LeRobotSource
-from vla.datasets.formats.lerobot_videos import Place, checked_places
+from vla.datasets.formats.lerobot_videos import VideoSegment, resolve_segments
 from vla.datasets.source_files import reading_file
 from vla.errors import InputError
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 HUB_TIMEOUT = 10.0
-"""Seconds in which the hub must answer."""
+"""Timeout for an answer of the hub [s]."""
 
 
 def detect(path: Path) -> bool:
-    """Whether `path` is a dataset of this version. Raises InputError where it is one of version 1."""
+    """Whether `path` is a dataset of this version. Raises InputError if it is one of version 1."""
     version = version_of(path)
     if version.startswith("v1"):
         raise InputError(f"{path} is a LeRobotDataset {version}: LeRobot's convert_dataset_v1_to_v2.py makes it v2.0")
@@ -39,23 +39,30 @@ def open_source(
     rename: Mapping[str, str] | None = None,
     instruction: str | None = None,
 ) -> LeRobotSource:
-    """The dataset in the folder `path`, or of that name on the hub.
+    """Opens the dataset in the folder `path`, or of that name on the hub.
 
-    `state` and `action` are features to put side by side, and `rename` gives features and cameras other names, by
-    which they are chosen. Raises InputError when there is no dataset, its files are damaged, or a chosen feature or
-    camera is not there.
+    Args:
+        path: the folder, or USER/NAME on the hub.
+        state: the features to concatenate as the state.
+        action: the features to concatenate as the action.
+        cameras: the cameras to read. None: all.
+        rename: new names of features and cameras, {old: new}. The other options use the new names.
+        instruction: the instruction of all episodes. None: the tasks of the dataset.
+
+    Raises:
+        InputError: there is no dataset, its files are damaged, or a feature or camera does not exist.
     """
     root = path if path.exists() else _download(str(path))
     files = V3Files(root)
     side = Side.read(root, files.lengths)
-    parts = _parts_of(side, files.info["features"])
-    chosen = (state or parts.get("state"), action or parts.get("action"), cameras)
-    features = map_features(files.info["features"], str(root), *chosen, rename)
+    original = _original_features(side, files.info["features"])
+    choices = (state or original.get("state"), action or original.get("action"), cameras)
+    features = map_features(files.info["features"], str(root), *choices, rename)
     return LeRobotSource(files, features, side, instruction)
 
 
-def _parts_of(side: Side | None, features: Features) -> dict[str, Sequence[str]]:
-    """The features that were put side by side when the data came from LeRobot before, where they are still there."""
+def _original_features(side: Side | None, features: Features) -> dict[str, Sequence[str]]:
+    """The features that an earlier conversion from LeRobot concatenated, if they still exist."""
     origin = side.provenance if side else {}
     if origin.get("format") != "lerobot":
         return {}
@@ -63,9 +70,9 @@ def _parts_of(side: Side | None, features: Features) -> dict[str, Sequence[str]]
 
 
 class V3Files:
-    """The files of a v3 dataset (`LeRobotFiles`). Raises InputError when its metadata are missing or damaged.
+    """The files of a v3 dataset (`LeRobotFiles`). Raises InputError if its metadata are missing or damaged.
 
-    An episode's rows are found by `episode_index`, as LeRobot does, and not where meta/episodes says.
+    The rows of an episode are found by `episode_index`, as LeRobot does, and not by the row numbers in meta/episodes.
     """
 
     def __init__(self, root: Path) -> None:
@@ -76,54 +83,58 @@ class V3Files:
         self._rows = RowFiles(data_files(root))
         numbers = [row["episode_index"] for row in self._episodes]
         self.lengths: Sequence[int] = [self._rows.count(number) for number in numbers]
-        self._places: dict[str, list[Place | None]] = {}
+        self._segments: dict[str, list[VideoSegment | None]] = {}
         self.remarks: Sequence[str] = [
             remark for remark in (self._stale_index(), self._stale_videos(), self._unlisted(numbers)) if remark
         ]
 
     def faults(self) -> dict[int, str]:
-        """Why episodes cannot be read, as far as that is known without reading them."""
-        found = {index: self._fault(index) for index in range(len(self._episodes))}
-        return {index: fault for index, fault in found.items() if fault}
+        """The reasons for unreadable episodes, as far as known without reading them."""
+        faults = {index: self._fault(index) for index in range(len(self._episodes))}
+        return {index: fault for index, fault in faults.items() if fault}
 
     def rows(self, index: int, columns: Sequence[str]) -> pa.Table:
+        """The columns of episode `index`, one row per step."""
         if fault := self._fault(index):
             raise InputError(fault)
         return self._rows.rows(self._episodes[index]["episode_index"], columns)
 
     def video(self, index: int, feature: str) -> tuple[Path, float]:
-        place = self._places[feature][index]
-        if place is None:
-            raise InputError(f"{self.root / 'meta' / 'episodes'} does not say which video of {feature} it is in")
-        return place.path, place.start
+        """The video file of episode `index`, and the time [s] of its first frame."""
+        segment = self._segments[feature][index]
+        if segment is None:
+            raise InputError(f"{self.root / 'meta' / 'episodes'} does not name its video of {feature}")
+        return segment.path, segment.start
 
     def details(self, index: int) -> dict[str, Any]:
+        """No further information."""
         return {}
 
     def columns(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """The columns of all readable files, in batches."""
         return self._rows.columns(columns)
 
     def _runs(self, index: int) -> Sequence[Run]:
         return self._rows.runs.get(self._episodes[index]["episode_index"], ())
 
     def _fault(self, index: int) -> str:
-        """Why the episode's rows cannot be read; empty where that is not known."""
+        """The reason why the episode's rows cannot be read; empty if none is known."""
         row, runs, length = self._episodes[index], self._runs(index), self.lengths[index]
         if damaged := [run.path for run in runs if run.path in self._rows.unreadable]:
             return self._rows.unreadable[damaged[0]]
         if not length:
             return NO_STEPS if row.get("length") == 0 else self._missing(index)
         stated, total, expected = self.info.get("total_frames"), self._rows.total, row.get("length", length)
-        # Where no rows are missing, it is the length that is out of date.
+        # If no rows are missing, only the stated length is out of date.
         if length == expected or (not self._rows.unreadable and (stated is None or stated <= total)):
             return ""
         return (
-            f"{self.root / 'data'} has {length} rows of episode_index {row['episode_index']}, meta/episodes says "
-            f"{expected}, and it has {total} in all, meta/info.json says {stated}: download it again"
+            f"{self.root / 'data'} has {length} rows of episode_index {row['episode_index']}, meta/episodes states "
+            f"{expected}, and it has {total} in all, meta/info.json states {stated}: download it again"
         )
 
     def _missing(self, index: int) -> str:
-        """Why no row of the episode was found."""
+        """The reason why the episode has no rows."""
         path = self._stated_path(index)
         if path in self._rows.unreadable:
             return self._rows.unreadable[path]
@@ -133,7 +144,7 @@ class V3Files:
         return "; ".join([reason, *self._rows.unreadable.values()])
 
     def _stated_path(self, index: int) -> Path | None:
-        """The data file that meta/episodes names."""
+        """The episode's data file according to meta/episodes."""
         row = self._episodes[index]
         chunk, file = row.get("data/chunk_index"), row.get("data/file_index")
         if chunk is None or file is None:
@@ -141,7 +152,7 @@ class V3Files:
         return path_of(self.root, self.info, "data_path", chunk_index=chunk, file_index=file)
 
     def _stale_index(self) -> str:
-        """One line where meta/episodes names other rows than those that are the episodes'."""
+        """A remark if meta/episodes states other rows than the actual ones."""
         stale = [index for index in range(len(self._episodes)) if self._is_stale(index)]
         if not stale:
             return ""
@@ -160,21 +171,21 @@ class V3Files:
         stated = self._stated_path(index)
         if stated not in (None, runs[0].path) or row.get("length", length) != length:
             return True
-        # Where files are missing, the rows before this one cannot be counted.
-        whole = self._rows.total == self.info.get("total_frames")
-        here = self._rows.offsets[runs[0].path] + runs[0].start
-        return whole and start is not None and (start != here or stop not in (None, start + length))
+        # If files are missing, the rows before this episode cannot be counted.
+        is_complete = self._rows.total == self.info.get("total_frames")
+        position = self._rows.offsets[runs[0].path] + runs[0].start
+        return is_complete and start is not None and (start != position or stop not in (None, start + length))
 
     def _stale_videos(self) -> str:
-        """Finds the frames of every episode; one line where they are not where meta/episodes says."""
+        """Finds the video segments of all episodes. Returns a remark if they differ from meta/episodes."""
         reasons = {}
         for key, feature in self.info["features"].items():
             if feature["dtype"] != "video":
                 continue
-            stated = [self._stated_place(row, key) for row in self._episodes]
+            stated = [self._stated_segment(row, key) for row in self._episodes]
             files = sorted((self.root / "videos" / key).rglob("*.mp4"))
-            found, reason = checked_places(stated, self.lengths, float(self.info["fps"]), files)
-            self._places[key] = found
+            segments, reason = resolve_segments(stated, self.lengths, float(self.info["fps"]), files)
+            self._segments[key] = segments
             if reason:
                 reasons[key] = reason
         return "".join(
@@ -183,16 +194,16 @@ class V3Files:
             for reason in list(reasons.values())[:1]
         )
 
-    def _stated_place(self, row: Mapping[str, Any], key: str) -> Place | None:
+    def _stated_segment(self, row: Mapping[str, Any], key: str) -> VideoSegment | None:
         names = ("chunk_index", "file_index", "from_timestamp")
         chunk, file, start = (row.get(f"videos/{key}/{name}") for name in names)
         if chunk is None or file is None or start is None:
             return None
         path = path_of(self.root, self.info, "video_path", video_key=key, chunk_index=chunk, file_index=file)
-        return Place(path, float(start))
+        return VideoSegment(path, float(start))
 
     def _unlisted(self, numbers: Sequence[int]) -> str:
-        """One line where there are rows of episodes that meta/episodes does not list."""
+        """A remark if there are rows of episodes that meta/episodes does not list."""
         unlisted = sorted(self._rows.runs.keys() - set(numbers))
         if not unlisted:
             return ""
@@ -214,8 +225,8 @@ def _read_episodes(root: Path) -> list[dict[str, Any]]:
             names = pq.read_schema(path).names
             table = pq.read_table(path, columns=[name for name in names if not name.startswith("stats/")])
             for row in table.to_pylist():
-                # An episode that was recorded again has a row for each time; the last one counts.
-                rows[whole_number(row, "episode_index", path)] = row
+                # An episode that was recorded again has several rows; the last one is valid.
+                rows[non_negative_int(row, "episode_index", path)] = row
     if not rows:
         raise InputError(f"{folder} lists no episodes")
     return [rows[number] for number in sorted(rows)]
@@ -229,7 +240,7 @@ def _read_tasks(root: Path) -> dict[int, str]:
     with reading_file(path, "Parquet"):
         table = pq.read_table(path)
         names = [name for name in table.column_names if name != "task_index"]
-        # LeRobot keeps the text as the index of a data frame, under one name or another.
+        # LeRobot stores the text as the index of a data frame, whose name varies.
         text = "task" if "task" in names else next(iter(names), "task")
         for name in (text, "task_index"):
             if name not in table.column_names:
@@ -239,7 +250,7 @@ def _read_tasks(root: Path) -> dict[int, str]:
 
 
 def _download(name: str) -> Path:
-    """The dataset of this name, from the hub or from where LeRobot has kept it."""
+    """The dataset of this name, from LeRobot's cache or from the hub."""
     from vla.datasets.format_registry import HUB_NAME
 
     if HUB_NAME.fullmatch(name) is None:
@@ -251,15 +262,15 @@ def _download(name: str) -> Path:
 
     try:
         if not (HF_LEROBOT_HOME / name).exists():
-            # Before LeRobot is imported, and tries again for a minute.
+            # Checked first: LeRobot takes long to import, and retries for a minute.
             HfApi().dataset_info(name, timeout=HUB_TIMEOUT)
         return _downloaded(name)
     except HfHubHTTPError as error:
         reason = error.server_message or str(error).partition("\n")[0]
-        raise InputError(f"{name} is no folder here, and the hub has none for you: {reason}") from error
+        raise InputError(f"{name} is not a local folder, and the hub does not provide it: {reason}") from error
     except (OfflineModeIsEnabled, OSError, HTTPError) as error:
         reason = str(error).partition("\n")[0]
-        raise InputError(f"{name} is no folder here, and the hub could not be reached: {reason}") from error
+        raise InputError(f"{name} is not a local folder, and the hub could not be reached: {reason}") from error
 
 
 def _downloaded(name: str) -> Path:

@@ -1,7 +1,7 @@
-"""Writes episodes as a LeRobotDataset v3, with LeRobot's own API.
+"""Writes episodes as a LeRobotDataset v3 with LeRobot's API.
 
-What a LeRobot dataset has no place for goes into features of our own (`vla.time`, `vla.points`, `vla.chunks`) where it
-is numbers a step, and else into meta/vla.json; `lerobot_v3` reads both back.
+Information that a LeRobot dataset cannot represent is written as additional features (`vla.time`, `vla.points`,
+`vla.chunks`) if it has numbers per step, and otherwise to meta/vla.json. `lerobot_v3` reads both back.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from jaxtyping import Shaped
 from vla.datasets.formats.columns import instruction_and_spans
 from vla.datasets.formats.lerobot_columns import Column, cells, columns_of
 from vla.datasets.formats.lerobot_side import Side, SideEpisode
-from vla.datasets.store_arrays import under
+from vla.datasets.store_arrays import names_under
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.types import Episode
 
 
 class LeRobotWriter:
-    """A dataset being written beside its place, `partial`, until `publish` moves it there.
+    """A dataset that is written to the temporary folder `partial` and moved to `path` by `publish`.
 
-    The `example`, or else the first episode, decides the features; an episode may lack some of its streams. LeRobot's
-    files are unreadable until they are finished, so that a writer that was killed leaves nothing to go on from: its
-    leftovers are removed.
+    The features are those of `example`, or of the first episode; other episodes may lack some of its streams. LeRobot's
+    files are unreadable until they are finished, so that the leftovers of a killed writer cannot be resumed and are
+    removed.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class LeRobotWriter:
         regular_time: bool = False,
         example: Episode | None = None,
     ) -> None:
-        """Raises InputError when something is at `path`, or when LeRobot cannot have the embodiment's rate."""
+        """Raises InputError if `path` exists, or if LeRobot does not support the embodiment's rate."""
         if path.exists():
             raise InputError(f"{path} exists: choose another folder, or remove it first")
         if embodiment.control_hz != round(embodiment.control_hz):
-            raise InputError(f"LeRobot takes whole frames a second, not {embodiment.control_hz}")
+            raise InputError(f"LeRobot supports only integer frame rates, not {embodiment.control_hz}")
         self.path = path
         self.partial = path.with_name(f".{path.name}.partial")
         self.started_anew = self.partial.exists()
@@ -64,17 +64,17 @@ class LeRobotWriter:
         self._dataset: Any = None
 
     def check(self, episode: Episode) -> None:
-        """Raises InputError when the episode cannot be written: it does not fit the first one, or is not finite."""
+        """Raises InputError if the episode cannot be written: it does not match the first one, or is not finite."""
         self._values(episode, self._columns or self._columns_of(episode))
 
     def append(self, episode: Episode) -> None:
-        """Adds `episode`. Raises InputError before any of it is written when it cannot be (`check`)."""
+        """Adds `episode`. Raises InputError, before anything is written, if it cannot be written (`check`)."""
         if self._dataset is None:
             self._begin(episode)
         example = self._example or episode
         values = self._values(episode, self._columns)
         tasks = tasks_of(episode)
-        # In the order in which they appear: LeRobot itself numbers the tasks of an episode in no order.
+        # In order of appearance: LeRobot itself would number the tasks of an episode in arbitrary order.
         self._dataset.meta.save_episode_tasks(list(dict.fromkeys(tasks)))
         with quiet():
             for step, task in enumerate(tasks):
@@ -86,9 +86,9 @@ class LeRobotWriter:
         self._episodes.append(SideEpisode.of(episode, sorted(streams_of(example).keys() - streams_of(episode).keys())))
 
     def finish(self, skipped: Sequence[Mapping[str, Any]] = ()) -> Path:
-        """Closes the files, and says where they are: a whole dataset, not yet in its place.
+        """Closes the files. Returns the folder of the complete, not yet published dataset.
 
-        `skipped` are episodes that were left out, for the provenance.
+        `skipped` are skipped episodes, for the provenance.
         """
         if skipped:
             self._provenance = {**self._provenance, "skipped": list(skipped)}
@@ -99,10 +99,11 @@ class LeRobotWriter:
         return self.partial
 
     def publish(self) -> None:
+        """Moves the finished dataset to `path`."""
         self.partial.rename(self.path)
 
     def discard(self) -> None:
-        """Removes what was not published."""
+        """Removes unpublished files."""
         self._dataset = None
         shutil.rmtree(self.partial, ignore_errors=True)
 
@@ -110,11 +111,11 @@ class LeRobotWriter:
         return columns_of(self._example or episode, self._provenance, self._use_videos, self._regular_time)
 
     def _values(self, episode: Episode, columns: Sequence[Column]) -> dict[str, Any]:
-        """What LeRobot is given of each feature."""
+        """The values of each feature for LeRobot."""
         example = self._example or episode
         complete = _filled(episode, example)
         if more := streams_of(complete).keys() - streams_of(example).keys():
-            raise InputError(f"it has {', '.join(sorted(more))}, which the first episode has not")
+            raise InputError(f"it has {', '.join(sorted(more))}, which the first episode does not have")
         return {column.feature: cells(column, complete) for column in columns}
 
     def _begin(self, episode: Episode) -> None:
@@ -134,13 +135,13 @@ class LeRobotWriter:
             root=self.partial,
             robot_type=self._provenance.get("robot_type", self._embodiment.name),
             use_videos=any(feature["dtype"] == "video" for feature in features.values()),
-            # Which decoder LeRobot would read with is no matter here, and trying the others is slow.
+            # No video is decoded during writing; without this option LeRobot slowly tries other decoders.
             video_backend="pyav",
         )
 
 
 def streams_of(episode: Episode) -> dict[str, Shaped[np.ndarray, "t ..."]]:
-    """What not every episode has, by its name in our store."""
+    """The episode's optional arrays, by their names in a store."""
     optional = {"points": episode.points, "chunks": episode.chunks}
     return {
         **{name: values for name, values in optional.items() if values is not None},
@@ -150,26 +151,28 @@ def streams_of(episode: Episode) -> dict[str, Shaped[np.ndarray, "t ..."]]:
 
 
 def _filled(episode: Episode, example: Episode) -> Episode:
-    """The episode with a stream of zeros, or of NaN, for each that the example has and it has not."""
-    mine = streams_of(episode)
+    """The episode with zeros or NaN for each stream that it lacks and the example has."""
+    present = streams_of(episode)
     blank = {
         name: np.full((len(episode), *values.shape[1:]), np.nan if values.dtype.kind == "f" else 0, values.dtype)
         for name, values in streams_of(example).items()
-        if name not in mine
+        if name not in present
     }
     return replace(
         episode,
         points=blank.get("points", episode.points),
         chunks=blank.get("chunks", episode.chunks),
-        depth={**episode.depth, **{name: blank[f"depth/{name}"] for name in under("depth", blank)}},
-        extras={**episode.extras, **{name: blank[f"extras/{name}"] for name in under("extras", blank)}},
+        depth={**episode.depth, **{name: blank[f"depth/{name}"] for name in names_under("depth", blank)}},
+        extras={**episode.extras, **{name: blank[f"extras/{name}"] for name in names_under("extras", blank)}},
     )
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what the encoder, the container and Hugging Face's progress bars print for every episode, and without the
-    priority over every other process that the AV1 encoder takes for good where it may (as root)."""
+    """Suppresses the output of the encoder, the container and Hugging Face's progress bars.
+
+    It also restores the scheduling of the process: run as root, the AV1 encoder permanently raises its priority.
+    """
     import av
     import datasets
 
@@ -188,8 +191,11 @@ def quiet() -> Iterator[None]:
 
 
 def tasks_of(episode: Episode) -> list[str]:
-    """LeRobot's task of each step: the instruction, or the sub-tasks where they follow one another without a gap and
-    the instruction says no more than they do (`instruction_and_spans`; or the first of them, as stores of before)."""
+    """LeRobot's task of each step: the instruction or the sub-tasks.
+
+    Sub-tasks are used if they cover all steps without gaps, and the instruction is their concatenation
+    (`instruction_and_spans`) or, as in stores of older versions, the first of them.
+    """
     spans = episode.spans
     ends = [0, *(span.stop for span in spans)]
     tiled = bool(spans) and [span.start for span in spans] == ends[:-1] and ends[-1] == len(episode)

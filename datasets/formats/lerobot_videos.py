@@ -1,7 +1,8 @@
-"""Which part of which video file holds the frames of each episode of a LeRobotDataset v3.
+"""Finds the video file and start time of each episode's frames in a LeRobotDataset v3.
 
-meta/episodes says it, and nothing in a video contradicts it but its length. Where what it says cannot be, and the
-frames of all files are exactly those of all episodes, they are found by counting: episodes lie one after another.
+meta/episodes states them; only the lengths of the videos can contradict it. If the statements are inconsistent, and the
+total number of frames in the files equals that of all episodes, the segments are computed by counting frames: the
+episodes follow one another.
 """
 
 from __future__ import annotations
@@ -15,26 +16,29 @@ from vla.errors import InputError
 
 
 @dataclass(frozen=True)
-class Place:
-    """The frames of an episode: a file, and the time [s] of the first one in it."""
+class VideoSegment:
+    """The frames of an episode in a video: the file, and the time [s] of the first frame."""
 
     path: Path
     start: float
 
 
-def checked_places(
-    stated: Sequence[Place | None], lengths: Sequence[int], fps: float, files: Sequence[Path]
-) -> tuple[list[Place | None], str]:
-    """The place of each episode's frames, and why it is not what was `stated`; empty where it is.
+def resolve_segments(
+    stated: Sequence[VideoSegment | None], lengths: Sequence[int], fps: float, files: Sequence[Path]
+) -> tuple[list[VideoSegment | None], str]:
+    """The segment of each episode, and the reason if they differ from `stated` (otherwise empty).
 
-    `stated` is what the index says (None: nothing) and `lengths` the frames of each episode, both in the order of the
-    episodes; `files` are all video files of the camera, in the order in which they were written.
+    Args:
+        stated: the segment of each episode according to the index. None: it has no entry.
+        lengths: the number of frames of each episode.
+        fps: frames per second.
+        files: all video files of the camera, in the order in which they were written.
     """
     counts: dict[Path, int] = {}
     for path in files:
         try:
             counts[path] = count_frames(path)
-        except InputError:  # named when an episode in it is read
+        except InputError:  # reported when an episode in this file is read
             return list(stated), ""
     fault = _contradiction(stated, lengths, fps, counts)
     if not fault:
@@ -43,35 +47,38 @@ def checked_places(
     return (list(stated), "") if counted is None else ([*counted], fault)
 
 
-def _contradiction(stated: Sequence[Place | None], lengths: Sequence[int], fps: float, counts: dict[Path, int]) -> str:
-    """What cannot be in the index: an episode without a place, one beyond its file's end, or two in one place."""
+def _contradiction(
+    stated: Sequence[VideoSegment | None], lengths: Sequence[int], fps: float, counts: dict[Path, int]
+) -> str:
+    """The first inconsistency: an episode without segment, after the file's end, or overlapping the one before it."""
     ends: dict[Path, float] = {}
     slack = 0.5 / fps
-    for index, (place, length) in enumerate(zip(stated, lengths, strict=True)):
-        if place is None or place.path not in counts:
+    for index, (segment, length) in enumerate(zip(stated, lengths, strict=True)):
+        if segment is None or segment.path not in counts:
+            file = "no file" if segment is None else f"{segment.path}, which is missing"
+            return f"episode {index} is stated to be in {file}"
+        end = segment.start + length / fps
+        if end > counts[segment.path] / fps + slack:
             return (
-                f"episode {index} is said to be in {'no file' if place is None else f'{place.path}, which is missing'}"
+                f"episode {index} would end at {end:.3f} s of {segment.path}, which has {counts[segment.path]} frames"
             )
-        end = place.start + length / fps
-        if end > counts[place.path] / fps + slack:
-            return f"episode {index} would end at {end:.3f} s of {place.path}, which has {counts[place.path]} frames"
-        if place.start < ends.get(place.path, 0.0) - slack:
-            return f"episode {index} would begin within the one before it in {place.path}"
-        ends[place.path] = end
+        if segment.start < ends.get(segment.path, 0.0) - slack:
+            return f"episode {index} would begin within the one before it in {segment.path}"
+        ends[segment.path] = end
     return ""
 
 
-def _by_counting(lengths: Sequence[int], fps: float, counts: dict[Path, int]) -> list[Place] | None:
-    """None where the episodes do not fill the files exactly."""
-    places: list[Place] = []
-    left = list(counts.items())
+def _by_counting(lengths: Sequence[int], fps: float, counts: dict[Path, int]) -> list[VideoSegment] | None:
+    """The segments by counting frames; None if the episodes do not fill the files exactly."""
+    segments: list[VideoSegment] = []
+    remaining = list(counts.items())
     used = 0
     for length in lengths:
-        if left and used == left[0][1]:
-            left.pop(0)
+        if remaining and used == remaining[0][1]:
+            remaining.pop(0)
             used = 0
-        if not left or used + length > left[0][1]:
+        if not remaining or used + length > remaining[0][1]:
             return None
-        places.append(Place(left[0][0], used / fps))
+        segments.append(VideoSegment(remaining[0][0], used / fps))
         used += length
-    return places if len(left) == 1 and used == left[0][1] else None
+    return segments if len(remaining) == 1 and used == remaining[0][1] else None

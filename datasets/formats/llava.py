@@ -1,7 +1,7 @@
-"""Reader of LLaVA's visual instruction data: a JSON list of conversations and a folder of images.
+r"""Reader of LLaVA's visual instruction data: a JSON list of conversations and a folder of images.
 
     [{"id": "…", "image": "coco/000000033471.jpg", "conversations": [
-        {"from": "human", "value": "<image>\\nWhat are the colors of the bus?"},
+        {"from": "human", "value": "<image>\nWhat are the colors of the bus?"},
         {"from": "gpt", "value": "White and red."}, …]}, …]
 
 Source: Liu et al., "Visual Instruction Tuning", 2023: the format of llava_instruct_150k and llava_v1_5_mix665k.
@@ -32,7 +32,7 @@ SOURCE = "llava"
 
 
 def detect(path: Path) -> bool:
-    """Whether the path is a JSON file whose list begins with a conversation."""
+    """Whether the path is a JSON file with a list whose first entry is a conversation."""
     if path.suffix != ".json" or not path.is_file():
         return False
     try:
@@ -43,9 +43,9 @@ def detect(path: Path) -> bool:
 
 
 def open_entries(path: Path, images: Path | None) -> VqaSource:
-    """The conversations of the file, their images in `images` (None: beside it).
+    """The conversations of the file, with their images in `images` (None: the file's folder).
 
-    Raises InputError where the file does not begin as such a list.
+    Raises InputError if the file does not begin with such a list.
     """
     next(read_list(path), None)
     return VqaSource((path,), partial(_entries, path, images or path.parent))
@@ -54,22 +54,21 @@ def open_entries(path: Path, images: Path | None) -> VqaSource:
 def read_llava(
     json_path: str | Path, image_folder: str | Path, size: int, rejected: list[Rejected] | None = None
 ) -> Iterator[VqaItem]:
-    """The entries as items, no side of their images longer than `size` px (`vla.common.images.reduced`).
+    """The entries as items, with images reduced to at most `size` px per side (`vla.common.images.reduced`).
 
-    Each turn is a question of kind "conversation", which `VqaStore.examples` keeps together and in order, save that
-    a single one is "open". Image tokens are stripped. An entry without an image is text alone.
-
-    An entry that is malformed or whose image cannot be read is left out and added to `rejected`.
+    Each turn is a question of kind "conversation", which `VqaStore.examples` keeps together and in order. A
+    conversation with one turn is a question of kind "open". Image tokens are removed. An entry without an image is a
+    text-only item. Malformed entries and entries with unreadable images are skipped and added to `rejected`.
 
     Raises:
-        InputError: the file is not a JSON list; or an entry is bad and there is no `rejected` to note it.
+        InputError: the file is not a JSON list; or an entry is invalid and `rejected` is None.
     """
     return read_items(open_entries(Path(json_path), Path(image_folder)).entries(), size, rejected)
 
 
 def _entries(path: Path, folder: Path) -> Iterator[VqaEntry | Rejected]:
-    for place, entry in enumerate(read_list(path)):
-        name = str(entry.get("id", place)) if isinstance(entry, dict) else str(place)
+    for position, entry in enumerate(read_list(path)):
+        name = str(entry.get("id", position)) if isinstance(entry, dict) else str(position)
         yield attempt(name, partial(_entry, name, entry, folder))
 
 

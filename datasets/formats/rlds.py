@@ -1,24 +1,24 @@
-"""Reader of RLDS data sets, which Open X-Embodiment's are: TFRecords beside a `features.json`, without TensorFlow.
+"""Reader of RLDS datasets, such as those of Open X-Embodiment: TFRecords and a `features.json`. It needs no TensorFlow.
 
-| what        | taken from                                                                              |
+| field       | source                                                                                  |
 |-------------|-----------------------------------------------------------------------------------------|
-| cameras     | every uint8 image, also grey or with transparency, which is dropped                     |
-| depth       | (h, w) or (h, w, 1), named as a camera but for the word depth: uint16 [mm] or float [m] |
-| action      | `action`, or the parts of a dict, side by side                                          |
-| state       | `observation/state` or `proprio`, or the parts of the observation, side by side         |
-| instruction | `language_instruction` and such; a second one (`language_instruction_2`) paraphrases it |
-| spans       | the runs of one instruction, where it changes within the episode                        |
-| success     | `episode_metadata/success`, else whether there is a reward above 0; unknown where no    |
+| cameras     | all uint8 images, also in grayscale or with transparency, which is dropped              |
+| depth       | (h, w) or (h, w, 1), named like a camera plus the word depth: uint16 [mm] or float [m]  |
+| action      | `action`, or the concatenated fields of a dict                                          |
+| state       | `observation/state` or `proprio`, or the concatenated fields of the observation         |
+| instruction | `language_instruction` and similar; `language_instruction_2` etc. are paraphrases       |
+| spans       | the runs of equal instructions, if the instruction changes within the episode           |
+| success     | `episode_metadata/success`, else whether there is a reward above 0; unknown if no       |
 |             | episode has one                                                                         |
 | info        | `episode_metadata`, and the other texts of the steps                                    |
-| extras      | every other number of a step                                                            |
+| extras      | all other numbers of a step                                                             |
 
-The parts of an action are world_vector, rotation_delta, gripper_closedness_action, the others by name, and
-terminate_episode. Those of an observation are base_pose_tool_reached and gripper_closed, else every vector of floats
-by name but embeddings.
+The order of an action's fields is world_vector, rotation_delta, gripper_closedness_action, the others by name, and
+terminate_episode. The fields of an observation are base_pose_tool_reached and gripper_closed, or else all vectors of
+floats by name without embeddings.
 
-RLDS does not store the control rate: CONTROL_HZ has those of well-known data sets, others need `fps`.
-Records are found by their lengths; an episode is read, checked and decoded when it is asked for.
+RLDS does not store the control rate: CONTROL_HZ has those of well-known datasets; others need `fps`. Records are found
+by their lengths. Episodes are read, checked and decoded on access.
 
 Source: Ramos et al., "RLDS: an Ecosystem to Generate, Share and Use Datasets in Reinforcement Learning", 2021.
 """
@@ -69,13 +69,13 @@ CONTROL_HZ = {
     "utaustin_mutex": 20.0,
     "viola": 20.0,
 }
-"""Steps a second [Hz], as the Open X-Embodiment overview states them. Names without `_converted_externally_to_rlds`."""
+"""Control rates [Hz] from the Open X-Embodiment overview, by name without `_converted_externally_to_rlds`."""
 CONVERTED = "_converted_externally_to_rlds"
 SHARD = re.compile(r".+-(?P<split>[^-.]+)\.(?P<format>\w+)-(?P<shard>\d{5,})-of-(?P<count>\d{5,})")
 
 
 def detect(path: Path) -> bool:
-    """Whether `path`, or a folder of one version in it, holds a data set that TensorFlow Datasets wrote."""
+    """Whether `path`, or a folder of one version in it, is a dataset of TensorFlow Datasets."""
     return bool(_versions(path))
 
 
@@ -88,30 +88,33 @@ def open_source(
     action: Sequence[str] | None = None,
     cameras: Sequence[str] | None = None,
 ) -> RldsSource:
-    """All splits of the data set in the folder `path` (or in its only version's), in the order of their names.
+    """Opens all splits of the dataset in the folder `path`, in the order of their names.
 
     Args:
-        fps: steps a second. Default: what CONTROL_HZ has for the data set's name.
-        instruction: what all episodes do. Default: what each says.
-        state, action: names of the features that are it, in order. Default: as above.
-        cameras: names of the cameras to take. Default: all.
+        path: the folder of the dataset, or the parent of its only version.
+        fps: steps a second. Default: the rate in CONTROL_HZ.
+        instruction: the instruction of all episodes. Default: those of the dataset.
+        state: names of the features that form the state, in order. Default: as above.
+        action: names of the features that form the action, in order. Default: as above.
+        cameras: names of the cameras to read. Default: all.
 
     Raises:
-        InputError: a file is missing, damaged or cut short; there are no steps or no actions; or no rate is known.
+        InputError: a file is missing, damaged or truncated; there are no steps or no actions; or the control rate is
+            unknown.
     """
     versions = _versions(path)
     if len(versions) != 1:
-        found = ", ".join(folder.name for folder in versions)
+        names = ", ".join(folder.name for folder in versions)
         raise InputError(
-            f"{path} holds several versions, choose one: {found}"
-            if found
-            else f"{path} is no RLDS data set: it has no dataset_info.json and features.json"
+            f"{path} holds several versions, choose one: {names}"
+            if names
+            else f"{path} is not an RLDS data set: it has no dataset_info.json and features.json"
         )
     return RldsSource(versions[0], fps, instruction, Choice(state, action, cameras))
 
 
 class RldsSource:
-    """The episodes of an RLDS data set; see `open_source`."""
+    """The episodes of an RLDS dataset (see `open_source`)."""
 
     def __init__(
         self,
@@ -126,7 +129,7 @@ class RldsSource:
         rate = control_rate(fps, CONTROL_HZ.get(name.removesuffix(CONVERTED)), f"RLDS data set {name} in {folder}")
         self._step, self._once = read_features(folder / "features.json")
         self._roles = Roles.of(self._step, self._once, choice, str(folder))
-        self._places: list[tuple[Path, str, int]] = []
+        self._episodes: list[tuple[Path, str, int]] = []
         self._rewarded: list[bool] = []
         self._faults: dict[int, str] = {}
         shards, lengths = _shards(folder), _lengths(info, folder / "dataset_info.json")
@@ -157,38 +160,38 @@ class RldsSource:
         }
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._episodes)
 
     def __getitem__(self, index: int) -> Episode:
-        """Episode `index`. Raises InputError naming the record and the feature where it is damaged."""
+        """Episode `index`. Raises InputError that names the record and the feature if it is damaged."""
         if index in self._faults:
             raise InputError(self._faults[index])
-        path, split, place = self._places[index]
-        where = f"{path} at byte {place}"
-        values = _parse(read_record(path, place), where)
+        path, split, offset = self._episodes[index]
+        where = f"{path} at byte {offset}"
+        values = _parse(read_record(path, offset), where)
         steps = self._steps(values, where)
 
         def column(name: str) -> np.ndarray:
             return self._column(name, values, steps, where)
 
         roles = self._roles
-        told = [self._texts(name, values, steps, where) for name in roles.language]
+        candidates = [self._texts(name, values, steps, where) for name in roles.language]
         if self._instruction is not None:
-            told = [[self._instruction] * steps]
-        said = next(filter(any, told), [""] * steps)
-        whole, spans = instruction_and_spans(said)
+            candidates = [[self._instruction] * steps]
+        by_step = next(filter(any, candidates), [""] * steps)
+        instruction, spans = instruction_and_spans(by_step)
         texts = {name: self._texts(name, values, steps, where) for name in roles.texts}
         return Episode(
             images={camera: column(name) for camera, name in roles.cameras.items()},
             state=concatenate(map(column, roles.state.values()), steps),
             action=concatenate(map(column, roles.action.values()), steps),
             time=np.arange(steps) / self.embodiment.control_hz,
-            instruction=whole,
+            instruction=instruction,
             embodiment=self.embodiment,
             success=self._success(index, values),
             info={"split": split, **self._metadata(values)}
             | {name: text if len(set(text)) > 1 else text[0] for name, text in texts.items()},
-            paraphrases=tuple(sorted({text for row in told for text in row} - {"", *said})),
+            paraphrases=tuple(sorted({text for row in candidates for text in row} - {"", *by_step})),
             spans=spans,
             depth={camera: depth_mm(column(name)) for camera, name in roles.depth.items()},
             extras={extra: column(name) for extra, name in roles.extras.items()},
@@ -198,21 +201,23 @@ class RldsSource:
         """State and action of episode `index`, without its images."""
         if index in self._faults:
             raise InputError(self._faults[index])
-        path, _, place = self._places[index]
-        where = f"{path} at byte {place}"
-        parts = {"state": self._roles.state.values(), "action": self._roles.action.values()}
-        keys = {self._step[name].key for names in parts.values() for name in names}
-        values = _parse(read_record(path, place), where, keys)
+        path, _, offset = self._episodes[index]
+        where = f"{path} at byte {offset}"
+        features = {"state": self._roles.state.values(), "action": self._roles.action.values()}
+        keys = {self._step[name].key for names in features.values() for name in names}
+        values = _parse(read_record(path, offset), where, keys)
         steps = self._steps(values, where)
-        columns = {kind: [self._column(name, values, steps, where) for name in names] for kind, names in parts.items()}
+        columns = {
+            kind: [self._column(name, values, steps, where) for name in names] for kind, names in features.items()
+        }
         return concatenate(columns["state"], steps), concatenate(columns["action"], steps)
 
     def faults(self) -> Mapping[int, str]:
-        """Why episodes cannot be read, as far as that is known without decoding them."""
+        """The reasons for unreadable episodes, as far as known without decoding them."""
         return self._faults
 
     def _image_remarks(self) -> list[str]:
-        """A sentence for each camera whose images are not of three colors."""
+        """A remark for each camera whose images do not have three channels."""
         forms = {camera: self._step[path].shape[-1] for camera, path in self._roles.cameras.items()}
         return [f"{camera} is read as images ({FORMS[form]})" for camera, form in forms.items() if form in FORMS]
 
@@ -227,44 +232,44 @@ class RldsSource:
         return self._step[name].column(self._get(values, name), steps, where)
 
     def _steps(self, values: Mapping[str, Values], where: str) -> int:
-        """How many actions the record has."""
+        """The number of actions in the record."""
         first = self._step[next(iter(self._roles.action.values()))]
         row = 1 if first.encoding != "none" else int(np.prod(first.shape))
-        steps, left = divmod(len(values.get(first.key, [])), row)
-        if left or not steps:
+        steps, remainder = divmod(len(values.get(first.key, [])), row)
+        if remainder or not steps:
             raise InputError(f"{where}: {first.key} has {len(values.get(first.key, []))} numbers, expected t x {row}")
         return steps
 
     def _scan(
         self, shards: Sequence[Path], lengths: Mapping[tuple[str, int], int]
     ) -> Iterator[Float[np.ndarray, "t a"]]:
-        """The actions of every readable record; notes the records' places, which have a reward, and the faults."""
+        """The actions of all readable records. Records their offsets, whether they have a reward, and the faults."""
         for path in shards:
             split, shard = _shard(path)
-            before, fault = len(self._places), ""
+            before, fault = len(self._episodes), ""
             try:
-                for place, payload in records(path):
-                    self._places.append((path, split, place))
+                for offset, payload in records(path):
+                    self._episodes.append((path, split, offset))
                     self._rewarded.append(False)
-                    yield from self._note(payload, f"{path} at byte {place}")
+                    yield from self._note(payload, f"{path} at byte {offset}")
             except InputError as error:
                 fault = str(error)
-            found, stated = len(self._places) - before, lengths.get((split, shard))
-            if stated is not None and found > stated:
-                raise InputError(f"{path} has {found} records, dataset_info.json says {stated}: fetch both again")
-            # Where the data set does not say how many records there were, one stands for those that are missing.
-            missing = int(bool(fault)) if stated is None else stated - found
-            self._miss(missing, (path, split, -1), fault or _too_few(path, found, stated))
+            count, stated = len(self._episodes) - before, lengths.get((split, shard))
+            if stated is not None and count > stated:
+                raise InputError(f"{path} has {count} records, dataset_info.json states {stated}: fetch both again")
+            # If the dataset does not state the number of records, one fault represents all missing ones.
+            missing = int(bool(fault)) if stated is None else stated - count
+            self._add_missing(missing, (path, split, -1), fault or _too_few(path, count, stated))
 
-    def _miss(self, count: int, place: tuple[Path, str, int], fault: str) -> None:
-        """Notes episodes that are not in their file."""
+    def _add_missing(self, count: int, episode: tuple[Path, str, int], fault: str) -> None:
+        """Adds entries for episodes that are missing in their file."""
         for _ in range(count):
-            self._faults[len(self._places)] = fault
-            self._places.append(place)
+            self._faults[len(self._episodes)] = fault
+            self._episodes.append(episode)
             self._rewarded.append(False)
 
     def _note(self, payload: memoryview, where: str) -> Iterator[Float[np.ndarray, "t a"]]:
-        """The actions of the last record that was found, if they can be read; notes whether it has a reward."""
+        """The actions of the last record, if they can be read. Records whether it has a reward."""
         actions = self._roles.action.values()
         keys = {self._step[name].key for name in (*actions, "reward") if name in self._step}
         try:
@@ -274,7 +279,7 @@ class RldsSource:
             self._rewarded[-1] = bool((rewards > 0).any())
             yield concatenate((self._column(name, values, steps, where) for name in actions), steps)
         except InputError as error:
-            self._faults[len(self._places) - 1] = str(error)
+            self._faults[len(self._episodes) - 1] = str(error)
 
     def _success(self, index: int, values: Mapping[str, Values]) -> bool | None:
         stated = values.get("episode_metadata/success")
@@ -283,11 +288,11 @@ class RldsSource:
         return self._rewarded[index] if any(self._rewarded) else None
 
     def _texts(self, name: str, values: Mapping[str, Values], steps: int, where: str) -> list[str]:
-        """What the feature says at each step."""
-        found = self._get(values, name)
-        if isinstance(found, list):
-            texts = [text.decode("utf-8", "replace").strip() for text in found]
-        else:  # characters as numbers, filled up with zeros
+        """The text of the feature at each step."""
+        stored = self._get(values, name)
+        if isinstance(stored, list):
+            texts = [text.decode("utf-8", "replace").strip() for text in stored]
+        else:  # character codes, padded with zeros
             rows = self._column(name, values, steps, where)
             texts = ["".join(chr(c) for c in row if c).strip() for row in rows.tolist()]
         if name not in self._step:
@@ -297,8 +302,8 @@ class RldsSource:
         return texts
 
     def _metadata(self, values: Mapping[str, Values]) -> dict[str, Any]:
-        """What is told once an episode, as JSON values."""
-        found: dict[str, Any] = {}
+        """The features per episode, in JSON values."""
+        metadata: dict[str, Any] = {}
         for name, feature in self._once.items():
             if feature.kind not in ("text", "tensor") or feature.encoding != "none":
                 continue
@@ -307,14 +312,14 @@ class RldsSource:
                 plain: list[Any] = [text.decode("utf-8", "replace") for text in stated]
             else:
                 plain = stated.astype(feature.dtype).tolist()
-            found[name.removeprefix("episode_metadata/")] = plain[0] if len(plain) == 1 else plain
-        return found
+            metadata[name.removeprefix("episode_metadata/")] = plain[0] if len(plain) == 1 else plain
+        return metadata
 
 
 def _versions(path: Path) -> list[Path]:
     folders = [path, *sorted(p for p in path.iterdir() if p.is_dir())] if path.is_dir() else []
-    found = [f for f in folders if (f / "dataset_info.json").is_file() and (f / "features.json").is_file()]
-    return found[:1] if found[:1] == [path] else found
+    versions = [f for f in folders if (f / "dataset_info.json").is_file() and (f / "features.json").is_file()]
+    return versions[:1] if versions[:1] == [path] else versions
 
 
 def _dataset_info(path: Path) -> dict[str, Any]:
@@ -325,7 +330,7 @@ def _dataset_info(path: Path) -> dict[str, Any]:
 
 
 def _lengths(info: Mapping[str, Any], path: Path) -> dict[tuple[str, int], int]:
-    """How many records each shard of each split has, as far as the data set says so in the file at `path`."""
+    """The number of records of each (split, shard), as far as the dataset's information in `path` states them."""
     try:
         return {
             (str(split["name"]), shard): int(length)
@@ -339,29 +344,29 @@ def _lengths(info: Mapping[str, Any], path: Path) -> dict[tuple[str, int], int]:
 def _shards(folder: Path) -> list[Path]:
     shards = sorted(path for path in folder.iterdir() if SHARD.fullmatch(path.name))
     if not shards:
-        raise InputError(f"{folder} has no files named like train.tfrecord-00000-of-00001: fetch the data")
+        raise InputError(f"{folder} has no files with names like train.tfrecord-00000-of-00001: fetch the data")
     for path in shards:
         if not path.name.rsplit("-", 3)[0].endswith(".tfrecord"):
-            raise InputError(f"{path} is no TFRecord: only data sets in the tfrecord file format can be read")
+            raise InputError(f"{path} is not a TFRecord: only data sets in the tfrecord file format can be read")
     return shards
 
 
 def _missing_shards(shards: Sequence[Path]) -> list[str]:
-    """A sentence for each split of which not all files are there."""
-    there: dict[tuple[str, int], set[int]] = {}
+    """A remark for each split with missing files."""
+    present: dict[tuple[str, int], set[int]] = {}
     for path in shards:
         match = SHARD.fullmatch(path.name)
         assert match is not None
-        there.setdefault((match["split"], int(match["count"])), set()).add(int(match["shard"]))
+        present.setdefault((match["split"], int(match["count"])), set()).add(int(match["shard"]))
     return [
-        f"{count - len(found)} of {count} files of the split {split} are not there: their episodes are left out"
-        for (split, count), found in there.items()
-        if len(found) < count
+        f"{count - len(shards)} of {count} files of the split {split} are missing: their episodes are left out"
+        for (split, count), shards in present.items()
+        if len(shards) < count
     ]
 
 
-def _too_few(path: Path, found: int, stated: int | None) -> str:
-    return f"{path} has {found} records, dataset_info.json says {stated}: fetch it again"
+def _too_few(path: Path, count: int, stated: int | None) -> str:
+    return f"{path} has {count} records, dataset_info.json states {stated}: fetch it again"
 
 
 def _shard(path: Path) -> tuple[str, int]:

@@ -1,8 +1,8 @@
-"""What a `features.json` of TensorFlow Datasets says of each step, and how its columns are decoded.
+"""Reads the `features.json` of TensorFlow Datasets and decodes the columns that it describes.
 
-Its leaves are `Image` (encoded, one byte string a step), `Text` (UTF-8, one a step) and `Tensor` (numbers, all steps
-one after the other; or with the encoding bytes or zlib one byte string a step). In the records a leaf is the feature
-`steps/observation/image`: the path to it.
+Its leaves are `Image` (encoded, one byte string per step), `Text` (UTF-8, one per step) and `Tensor` (numbers, all
+steps concatenated; or, with the encoding bytes or zlib, one byte string per step). In the records, the name of a leaf
+is its path: `steps/observation/image`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from vla.datasets.source_files import read_json_object
 from vla.errors import InputError
 
 STEPS = "steps"
-# float_list holds float32, so that wider and narrower floats come back from that.
+# float_list has float32 values. Other float types are converted from it.
 DTYPES = {"bfloat16": "float32"}
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A leaf: its place in the records, and the shape and dtype a step has (-1: differs)."""
+    """A leaf: its key in the records, and the shape and dtype of a step (-1: variable)."""
 
     key: str
     kind: Literal["image", "text", "tensor", "other"]
@@ -38,7 +38,7 @@ class Feature:
 
     @property
     def is_camera(self) -> bool:
-        """Images of colors, and images that are stated to be such of grey or with transparency, but depth."""
+        """Whether it is a camera: color images, or declared images in grayscale or with transparency, but not depth."""
         if self.dtype != "uint8" or len(self.shape) != 3:
             return False
         channels = CHANNELS if self.kind == "image" and "depth" not in self.key else (3,)
@@ -57,12 +57,13 @@ class Feature:
 
     @property
     def is_vector(self) -> bool:
+        """Whether it is a float scalar or vector per step."""
         return self.kind == "tensor" and len(self.shape) <= 1 and self.dtype.startswith(("float", "bfloat"))
 
     def column(self, values: Values, steps: int, where: str) -> Shaped[np.ndarray, "t ..."]:
-        """The feature's pixels or numbers, one row a step.
+        """The feature's pixels or numbers, one row per step.
 
-        Raises InputError naming the feature when it does not hold `steps` rows of its shape.
+        Raises InputError that names the feature if it does not have `steps` rows of its shape.
         """
         what = f"{where}: {self.key}"
         if self.kind == "image" or self.encoding != "none":
@@ -80,7 +81,7 @@ class Feature:
             return decode_frames(encoded, what)
         if self.kind == "image":
             images = np.stack([decode_image(data, what) for data in encoded])
-            # A float32 image is a PNG of its four bytes.
+            # A float32 image is stored as a PNG with the four bytes of each value as channels.
             return images.view("<f4")[..., 0] if self.dtype == "float32" else images
         try:
             raw = [zlib.decompress(data) if self.encoding == "zlib" else data for data in encoded]
@@ -90,9 +91,9 @@ class Feature:
 
 
 def read_features(path: Path) -> tuple[dict[str, Feature], dict[str, Feature]]:
-    """The features a step and those an episode, by their paths (`observation/image`, `episode_metadata/file_path`).
+    """The features per step and per episode, by path (`observation/image`, `episode_metadata/file_path`).
 
-    Raises InputError when the file cannot be read, or the data have no steps.
+    Raises InputError if the file cannot be read, or describes no steps.
     """
     tree = read_json_object(path)
     try:
@@ -119,7 +120,7 @@ def _leaves(node: Mapping[str, Any], at: tuple[str, ...]) -> Iterator[Feature]:
     elif "tensor" in node:
         leaf = node["tensor"]
         shape, dtype = _shape(leaf), leaf["dtype"]
-        # Rows of differing shape come in pieces that no array holds.
+        # Rows of variable shape do not fit into one array.
         array = -1 not in shape and dtype != "string"
         kind: Literal["text", "tensor", "other"] = "tensor" if array else "other"
         yield Feature(key, "text" if (shape, dtype) == ((), "string") else kind, shape, dtype, _encoding(leaf))

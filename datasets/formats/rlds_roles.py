@@ -1,4 +1,4 @@
-"""Which feature of an RLDS step is what: action, state, camera, depth, language or an extra (see `rlds`)."""
+"""Assigns the features of an RLDS step to roles: action, state, camera, depth, language or extra (see `rlds`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vla.datasets.formats.columns import own_names, select
+from vla.datasets.formats.columns import select, short_names
 from vla.datasets.formats.image_columns import camera_of_depth
 from vla.datasets.formats.rlds_features import Feature
 
@@ -26,7 +26,7 @@ STATES = (("state",), ("proprio",), ("base_pose_tool_reached", "gripper_closed")
 
 @dataclass(frozen=True)
 class Choice:
-    """Names of the features that are the state, the action and the cameras; None: the usual ones, and all cameras."""
+    """The user's choice of features for state, action and cameras. None: the usual ones, and all cameras."""
 
     state: Sequence[str] | None = None
     action: Sequence[str] | None = None
@@ -35,19 +35,19 @@ class Choice:
 
 @dataclass(frozen=True)
 class Roles:
-    """Features by what they are and the names they get."""
+    """The features of each role, by the names in the episode."""
 
     action: Mapping[str, str]
     state: Mapping[str, str]
     cameras: Mapping[str, str]
     depth: Mapping[str, str]
     language: tuple[str, ...]
-    """The instruction's feature, then those that say it in other words."""
+    """The feature of the instruction, then those of paraphrases."""
     texts: tuple[str, ...]
-    """Text that is no instruction."""
+    """Other texts."""
     extras: Mapping[str, str]
     left_out: Mapping[str, str]
-    """Why what is not read is not."""
+    """The reason for each feature that is not read."""
 
     @classmethod
     def of(
@@ -57,11 +57,11 @@ class Roles:
         choice: Choice,
         where: str,
     ) -> Roles:
-        """The roles of the features a step and of those an episode.
+        """The roles of the features per step (`step`) and per episode (`once`).
 
-        Raises InputError when there is none of a chosen name, or no action.
+        Raises InputError if a chosen feature does not exist, or there is no action.
         """
-        names = own_names(step, (OBSERVATION,))
+        names = short_names(step, (OBSERVATION,))
         numbers = {name: names[name] for name, f in step.items() if f.is_numbers and name not in LANGUAGE}
         moves = {name: text.removeprefix("action.") for name, text in numbers.items()}
         actions = select("action", _action(step) if choice.action is None else choice.action, moves, where)
@@ -69,17 +69,17 @@ class Roles:
         cameras = {names[name]: name for name, feature in step.items() if feature.is_camera}
         maps = {names[name]: name for name, feature in step.items() if feature.is_depth}
         depth = {camera: maps[short] for camera, short in camera_of_depth(list(maps), cameras).items()}
-        seen = {*cameras.values(), *depth.values()}
+        visual = {*cameras.values(), *depth.values()}
         if choice.cameras is not None:
             cameras = select("cameras", choice.cameras, {name: short for short, name in cameras.items()}, where)
             depth = {camera: name for camera, name in depth.items() if camera in cameras}
-        unchosen = seen - {*cameras.values(), *depth.values()}
+        unchosen = visual - {*cameras.values(), *depth.values()}
         written = tuple(name for name, feature in step.items() if feature.kind == "text")
         language = tuple(name for name in LANGUAGE if name in step or name in once)
-        language += tuple(n for n in written if any(re.fullmatch(rf"{re.escape(told)}_\d+", n) for told in LANGUAGE))
+        language += tuple(n for n in written if any(re.fullmatch(rf"{re.escape(base)}_\d+", n) for base in LANGUAGE))
         texts = tuple(name for name in written if name not in language)
-        taken = {*actions.values(), *states.values(), *cameras.values(), *depth.values(), *language, *texts}
-        rest = {n: f for n, f in step.items() if n not in taken | unchosen}
+        used = {*actions.values(), *states.values(), *cameras.values(), *depth.values(), *language, *texts}
+        rest = {n: f for n, f in step.items() if n not in used | unchosen}
         extras = {names[n]: n for n, f in rest.items() if f.kind in ("image", "tensor")}
         return cls(
             action=actions,
@@ -99,16 +99,16 @@ class Roles:
 
 
 def _action(step: Mapping[str, Feature]) -> Sequence[str]:
-    if whole := next((name for name in ("action", "actions") if name in step), None):
-        return (whole,)
-    parts = {n.removeprefix("action/"): n for n, f in step.items() if n.startswith("action/") and f.is_numbers}
-    middle = sorted(parts.keys() - {*ACTION_FIRST, *ACTION_LAST})
-    return [parts[part] for part in (*ACTION_FIRST, *middle, *ACTION_LAST) if part in parts]
+    if single := next((name for name in ("action", "actions") if name in step), None):
+        return (single,)
+    fields = {n.removeprefix("action/"): n for n, f in step.items() if n.startswith("action/") and f.is_numbers}
+    middle = sorted(fields.keys() - {*ACTION_FIRST, *ACTION_LAST})
+    return [fields[name] for name in (*ACTION_FIRST, *middle, *ACTION_LAST) if name in fields]
 
 
 def _state(step: Mapping[str, Feature]) -> Sequence[str]:
     vectors = [n for n, f in sorted(step.items()) if n.startswith(OBSERVATION) and f.is_vector and "embedding" not in n]
-    for known in STATES:
-        if all(OBSERVATION + name in vectors for name in known):
-            return [OBSERVATION + name for name in known]
+    for names in STATES:
+        if all(OBSERVATION + name in vectors for name in names):
+            return [OBSERVATION + name for name in names]
     return vectors

@@ -1,4 +1,4 @@
-"""A source whose actions say what they are: as its format states them, as the user does, or as the numbers show."""
+"""A source with known action modes: as stated by its format or by the user, or as inferred from the data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vla.types import Episode
 
 Numbers = tuple[Float[np.ndarray, "_t s"], Float[np.ndarray, "_t a"]]
 DECODED = 32
-"""Episodes that are looked at, at most, where images must be decoded to see the numbers."""
+"""Maximum number of episodes to examine if reading their numbers requires decoding images."""
 
 
 @runtime_checkable
@@ -28,7 +28,7 @@ class HasNumbers(Protocol):
 
 
 class StatedActions:
-    """An `EpisodeSource` over another one, whose embodiment says what the actions are."""
+    """A wrapper of an `EpisodeSource` with an embodiment that states the action modes."""
 
     def __init__(self, source: EpisodeSource, embodiment: Embodiment, evidence: Sequence[str]) -> None:
         self._source, self._embodiment, self.evidence = source, embodiment, tuple(evidence)
@@ -39,7 +39,7 @@ class StatedActions:
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        """That of the source, with the evidence for what the actions are."""
+        """The provenance of the source, with the evidence for the action modes."""
         return {**self._source.provenance, "actions_stated": "; ".join(self.evidence)}
 
     def __len__(self) -> int:
@@ -52,46 +52,52 @@ class StatedActions:
         return self._source.faults() if isinstance(self._source, NamesFaults) else {}
 
 
-def state_actions(source: EpisodeSource, chosen: range, choices: Mapping[str, Any]) -> EpisodeSource:
-    """The source where its format states what the actions are and nothing else is chosen, or else a `StatedActions`.
+def state_actions(source: EpisodeSource, selected: range, choices: Mapping[str, Any]) -> EpisodeSource:
+    """The source itself if its format states the action modes and `choices` is empty; otherwise a `StatedActions`.
 
-    A source's provenance has what is stated in `actions_stated`, and in `actions_usual` what its layout usually holds.
+    The source's provenance has the statement in `actions_stated`, and the usual modes of its layout in
+    `actions_usual`.
 
-    `choices` are what the user says of them (`infer_actions`); the `chosen` episodes are looked at. Raises InputError
-    where neither they nor the numbers say what the actions are.
+    Args:
+        source: the episodes.
+        selected: the episodes to examine.
+        choices: the user's options (`infer_actions`).
+
+    Raises:
+        InputError: the action modes are neither stated nor can be inferred.
     """
     if not choices and source.provenance.get("actions_stated"):
         return source
-    known = {"grippers": list(source.embodiment.grippers)} if source.embodiment.grippers else {}
+    stated = {"grippers": list(source.embodiment.grippers)} if source.embodiment.grippers else {}
     try:
-        embodiment, evidence = infer_actions(source.embodiment, _numbers(source, chosen), **{**known, **choices})
+        embodiment, evidence = infer_actions(source.embodiment, _numbers(source, selected), **{**stated, **choices})
     except InputError:
-        # What a layout's actions usually are decides where the numbers do not.
+        # If the data do not show the modes, those that are usual for the layout apply.
         if choices or not (usual := source.provenance.get("actions_usual")):
             raise
         embodiment = source.embodiment
-        evidence = report_stated(embodiment, f"{usual}, as the numbers do not tell; actions=… says otherwise")
+        evidence = report_stated(embodiment, f"{usual}, as the data do not show it; actions=… overrides this")
     return StatedActions(source, embodiment, evidence)
 
 
-def _numbers(source: EpisodeSource, chosen: range) -> Iterator[Numbers]:
-    """State and action of episodes, evenly spread over the chosen; unreadable ones are passed over.
+def _numbers(source: EpisodeSource, selected: range) -> Iterator[Numbers]:
+    """State and action of episodes, evenly spread over the selected ones. Unreadable episodes are skipped.
 
-    Raises InputError that says why the first cannot be read, where none can.
+    Raises InputError with the first reason if no episode can be read.
     """
     read, first = 0, ""
     few = not isinstance(source, HasNumbers)
-    count = min(len(chosen), DECODED if few else len(chosen))
-    for position in np.unique(np.linspace(0, len(chosen) - 1, count).astype(int)).tolist() if count else ():
+    count = min(len(selected), DECODED if few else len(selected))
+    for position in np.unique(np.linspace(0, len(selected) - 1, count).astype(int)).tolist() if count else ():
         try:
             if isinstance(source, HasNumbers):
-                yield source.numbers(chosen[position])
+                yield source.numbers(selected[position])
             else:
-                episode = source[chosen[position]]
+                episode = source[selected[position]]
                 yield episode.state, episode.action
             read += 1
         except (InputError, OSError, ValueError, KeyError, TypeError) as error:
-            # Named when the episode is converted.
-            first = first or f"episode {chosen[position]} cannot be read: {error}"
+            # The conversion of the episode reports its error.
+            first = first or f"episode {selected[position]} cannot be read: {error}"
     if first and not read:
         raise InputError(first)

@@ -31,18 +31,19 @@ FIXED = {FIXED64: 8, FIXED32: 4}
 BYTES_LIST, FLOAT_LIST, INT64_LIST = 1, 2, 3
 
 type Values = list[bytes] | np.ndarray
-"""What a Feature holds: byte strings, or an array of float32 or int64."""
+"""The values of a Feature: byte strings, or an array of float32 or int64."""
 
 
 def masked_crc(data: bytes | memoryview) -> int:
+    """The masked CRC-32C of TFRecord."""
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def records(path: Path) -> Iterator[tuple[int, memoryview]]:
-    """The place and the payload of each record, in order. The file is mapped: what nobody looks at is not read.
+    """The byte offset and the payload of each record, in order. The file is memory-mapped, so payloads load on access.
 
-    So only the lengths are checked here, the payloads in `read_record`.
+    Only the lengths are checked. `read_record` checks payloads.
 
     Raises:
         InputError: the file cannot be read, ends inside a record, or a length does not match its checksum.
@@ -53,71 +54,71 @@ def records(path: Path) -> Iterator[tuple[int, memoryview]]:
         view = memoryview(np.memmap(path, np.uint8, "r") if size else b"")
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    place = 0
-    while place < size:
-        start = place + HEADER.size
-        end = start + _length(view[place:start], path, place)
+    offset = 0
+    while offset < size:
+        start = offset + HEADER.size
+        end = start + _length(view[offset:start], path, offset)
         if end + CHECKSUM.size > size:
-            raise InputError(f"{path} is cut short: its record at byte {place} ends beyond the file, fetch it again")
-        yield place, view[start:end]
-        place = end + CHECKSUM.size
+            raise InputError(f"{path} is cut short: its record at byte {offset} ends beyond the file, fetch it again")
+        yield offset, view[start:end]
+        offset = end + CHECKSUM.size
 
 
-def read_record(path: Path, place: int) -> bytes:
-    """The payload of the record at byte `place`. Raises InputError when it does not match its checksum."""
+def read_record(path: Path, offset: int) -> bytes:
+    """The payload of the record at byte `offset`. Raises InputError if it does not match its checksum."""
     try:
         with path.open("rb") as file:
-            file.seek(place)
-            payload = file.read(_length(file.read(HEADER.size), path, place))
+            file.seek(offset)
+            payload = file.read(_length(file.read(HEADER.size), path, offset))
             checksum = file.read(CHECKSUM.size)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if len(checksum) < CHECKSUM.size:
-        raise InputError(f"{path} is cut short: its record at byte {place} ends beyond the file, fetch it again")
+        raise InputError(f"{path} is cut short: its record at byte {offset} ends beyond the file, fetch it again")
     if CHECKSUM.unpack(checksum)[0] != masked_crc(payload):
-        raise InputError(f"{path}: the record at byte {place} does not match its checksum: fetch the file again")
+        raise InputError(f"{path}: the record at byte {offset} does not match its checksum: fetch the file again")
     return payload
 
 
-def _length(header: bytes | memoryview, path: Path, place: int) -> int:
+def _length(header: bytes | memoryview, path: Path, offset: int) -> int:
     if len(header) < HEADER.size:
-        raise InputError(f"{path} is cut short: its record at byte {place} has no length, fetch it again")
+        raise InputError(f"{path} is cut short: its record at byte {offset} has no length, fetch it again")
     length, crc = HEADER.unpack(header)
     if crc != masked_crc(header[:LENGTH_BYTES]):
-        raise InputError(f"{path}: the length at byte {place} does not match its checksum: no TFRecord, or damaged")
+        raise InputError(f"{path}: the length at byte {offset} does not match its checksum: not a TFRecord, or damaged")
     return length
 
 
 def parse_example(payload: bytes | memoryview, names: Collection[str] | None = None) -> dict[str, Values]:
-    """The features of a serialized `tf.train.Example` by name; only `names`, where given (others are skipped).
+    """The features of a serialized `tf.train.Example` by name, restricted to `names` unless that is None.
 
-    Raises ValueError when the payload is none.
+    Raises ValueError if the payload is not an Example.
     """
     values: dict[str, Values] = {}
     for _, features in _fields(memoryview(payload)):
         for _, entry in _fields(features):
-            parts = dict(_fields(entry))
-            name = bytes(parts.get(1, b"")).decode()
+            fields = dict(_fields(entry))
+            name = bytes(fields.get(1, b"")).decode()
             if names is None or name in names:
-                values[name] = _values(parts.get(2, memoryview(b"")))
+                values[name] = _values(fields.get(2, memoryview(b"")))
     return values
 
 
 def _values(feature: memoryview) -> Values:
     for kind, listed in _fields(feature):
-        parts = [part for number, part in _fields(listed) if number == 1]
+        entries = [entry for number, entry in _fields(listed) if number == 1]
         if kind == BYTES_LIST:
-            return [bytes(part) for part in parts]
-        # Packed or not, the numbers stand one after the other.
+            return [bytes(entry) for entry in entries]
+        # Concatenated, packed and unpacked numbers have the same encoding.
         if kind == FLOAT_LIST:
-            return np.frombuffer(b"".join(parts), "<f4")
+            return np.frombuffer(b"".join(entries), "<f4")
         if kind == INT64_LIST:
-            return _varints(b"".join(parts))
+            return _varints(b"".join(entries))
     return []
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Number and bytes of each field of a protobuf message."""
+    """The number and the bytes of each field of a protobuf message."""
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)
@@ -138,7 +139,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """The number at `at`, seven bits a byte from the lowest on, and the place after it."""
+    """The varint at `at` (seven bits per byte, lowest first), and the position after it."""
     value = shift = 0
     while at < len(data):
         byte = data[at]

@@ -1,4 +1,4 @@
-"""Frames of a video file by their times, each decoded once when they are asked for in order."""
+"""Frames of a video file by time. Each is decoded once if they are read in order."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from vla.datasets.source_files import reading_file
 from vla.errors import InputError
 
 NEAR = 5.0
-"""Seconds ahead to which decoding onwards beats a seek."""
+"""Maximum distance ahead [s] for which decoding onwards is faster than a seek."""
 
 
 class VideoReader:
-    """An open video file; `pixels` is the format of what is read: "rgb24", or "gray12le" for depth codes.
+    """An open video file. `pixels` is the pixel format of the frames: "rgb24", or "gray12le" for depth codes.
 
-    Raises InputError that names the file when it is missing or cannot be decoded.
+    Raises InputError that names the file if it is missing or cannot be decoded.
     """
 
     def __init__(self, path: Path, pixels: str = "rgb24") -> None:
@@ -29,7 +29,7 @@ class VideoReader:
         with reading_file(path, "a video"):
             self._container = av.open(str(path.absolute()))
             self._stream = self._container.streams.video[0]
-            if self._stream.codec_context is None:  # which PyAV does not check
+            if self._stream.codec_context is None:  # PyAV does not check this
                 raise ValueError("its codec is unknown")
         self._stream.thread_type = "AUTO"
         self._decoder: Iterator[Any] = self._container.decode(self._stream)
@@ -37,10 +37,11 @@ class VideoReader:
         self._failed = False
 
     def close(self) -> None:
+        """Closes the file."""
         self._container.close()
 
     def read(self, times: Float[np.ndarray, "t"], tolerance: float) -> Shaped[np.ndarray, "t h w ..."]:
-        """The frames at `times` [s], which ascend. Raises InputError where none is within `tolerance` [s]."""
+        """The frames at ascending `times` [s]. Raises InputError if no frame is within `tolerance` [s] of a time."""
         frames: np.ndarray | None = None
         self._go_to(float(times[0]), tolerance)
         for position, time in enumerate(times):
@@ -49,21 +50,21 @@ class VideoReader:
                 frames = np.empty((len(times), *pixels.shape), pixels.dtype)
             frames[position] = pixels
         if frames is None:
-            raise InputError(f"no frame of {self.path} was asked for")
+            raise InputError(f"no frame of {self.path} was requested")
         return frames
 
     def _go_to(self, time: float, tolerance: float) -> None:
-        here = 0.0 if self._frame is None else self._frame.time
-        if here - tolerance <= time <= here + NEAR and not self._failed:
+        current = 0.0 if self._frame is None else self._frame.time
+        if current - tolerance <= time <= current + NEAR and not self._failed:
             return
-        # In microseconds, which is what a seek without a stream takes.
+        # In microseconds: the unit of a seek without a stream.
         self._container.seek(int(max(time - tolerance, 0.0) * av.time_base))
         self._decoder = self._container.decode(self._stream)
         self._frame = None
         self._failed = False
 
     def _at(self, time: float, tolerance: float) -> np.ndarray:
-        frame, self._failed = self._frame, True  # until there is a frame: a decoder that failed gives no other
+        frame, self._failed = self._frame, True  # until there is a frame: a failed decoder returns no more frames
         try:
             while frame is None or frame.time is None or frame.time < time - tolerance:
                 frame = next(self._decoder)
@@ -80,7 +81,7 @@ class VideoReader:
 
 
 def count_frames(path: Path) -> int:
-    """The frames of a video file, as its header says, or else by its duration. Raises InputError that names it."""
+    """The number of frames of a video, from its header or its duration. Raises InputError that names the file."""
     with reading_file(path, "a video"), av.open(str(path.absolute())) as container:
         stream = container.streams.video[0]
         count, duration, base, rate = stream.frames, stream.duration, stream.time_base, stream.average_rate

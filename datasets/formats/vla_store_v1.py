@@ -1,4 +1,4 @@
-"""Episode stores of schema 1, from before codecs, depth and other streams: read to be written anew."""
+"""Reader of episode stores of schema 1, without codecs, depth and other streams, for their conversion."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VERSION = 1
 
 
 class OldStoreSource:
-    """An `EpisodeSource` over a store of schema 1. Raises InputError when it is damaged."""
+    """An `EpisodeSource` over a store of schema 1. Raises InputError if it is damaged."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -33,17 +33,19 @@ class OldStoreSource:
 
     @property
     def embodiment(self) -> Embodiment:
+        """The embodiment that all episodes share."""
         return self._embodiment
 
     @property
     def provenance(self) -> Mapping[str, Any]:
+        """The format, its version, and the name of the folder."""
         return {"format": "vla", "version": VERSION, "name": self._path.name}
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Episode:
-        """Episode `index`. Raises InputError when its data do not match its checksum."""
+        """Episode `index`. Raises InputError if its data do not match its checksum."""
         record = self._records[index]
         optional = [name for name in ("points", "chunks") if record.get(f"has_{name}")]
         names = [*(f"images/{camera}" for camera in self._embodiment.cameras), "state", "action", "time", *optional]

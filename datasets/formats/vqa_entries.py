@@ -1,8 +1,8 @@
-"""What every VQA format is read as: entries whose image is still encoded, so that it can be hashed without decoding.
+"""The common interface of VQA formats: entries with encoded images, so that they can be hashed without decoding.
 
-A reader never dies of one bad entry: it yields a `Rejected` in its place. Each format is a module with
-`detect(path) -> bool`, which is cheap, and `open_entries(path, images) -> VqaSource`, which raises InputError where
-the path is wrong or the format's index cannot be read.
+An invalid entry does not stop a reader: it yields a `Rejected` instead. Each format is a module with
+`detect(path) -> bool`, which is cheap, and `open_entries(path, images) -> VqaSource`, which raises InputError if the
+path is wrong or the format's index cannot be read.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from vla.datasets.vqa import CONVERSATION, VqaItem
 from vla.errors import InputError
 
 OPEN = "open"
-"""The kind of a question that stands alone and whose source names no kind."""
+"""The kind of single questions whose source has no kinds."""
 IMAGE_TOKEN = "<image>"
 MAX_TEXT = 16_384
-"""Characters of one question or answer."""
+"""Maximum number of characters of a question or an answer."""
 MAX_IMAGE_BYTES = 64 * 2**20
-"""Size of an encoded image."""
+"""Maximum size of an encoded image."""
 MAX_PIXELS = 50_000_000
-"""Pixels of an image: a bigger one is taken for a decompression bomb."""
+"""Maximum number of pixels of an image, against decompression bombs."""
 
 
 class BadEntry(InputError):
-    """An entry cannot be used. `reason` is the class of the fault, the message says what it is here."""
+    """An invalid entry. `reason` is the category of the fault; the message describes it."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -47,7 +47,7 @@ class BadEntry(InputError):
 
 @dataclass(frozen=True)
 class Rejected:
-    """An entry that was left out, by its id (its place, if it has none): the class of the fault, and the fault."""
+    """A rejected entry: its id (or its position, if it has none), the category of the fault, and its description."""
 
     entry: str
     reason: str
@@ -56,7 +56,7 @@ class Rejected:
 
 @dataclass(frozen=True)
 class VqaEntry:
-    """Questions about one image, which is a file, its encoded bytes, or None for text alone."""
+    """Questions about one image, which is a file, encoded bytes, or None for text-only entries."""
 
     name: str
     image: Path | bytes | None
@@ -66,7 +66,7 @@ class VqaEntry:
 
 @dataclass(frozen=True)
 class VqaSource:
-    """Entries that can be read again from the start, the same in the same order while `files` stay as they are."""
+    """Entries that can be read repeatedly, in the same order as long as `files` do not change."""
 
     files: tuple[Path, ...]
     entries: Callable[[], Iterator[VqaEntry | Rejected]]
@@ -81,7 +81,7 @@ class VqaFormat(Protocol):
 
 
 def attempt(name: str, make: Callable[[], VqaEntry]) -> VqaEntry | Rejected:
-    """The entry that `make` makes, or why it could not."""
+    """The entry that `make` returns, or the reason why it failed."""
     try:
         return make()
     except BadEntry as error:
@@ -89,10 +89,10 @@ def attempt(name: str, make: Callable[[], VqaEntry]) -> VqaEntry | Rejected:
 
 
 def read_items(entries: Iterator[VqaEntry | Rejected], size: int, rejected: list[Rejected] | None) -> Iterator[VqaItem]:
-    """The entries as items, their images with no side longer than `size` px; what is bad goes to `rejected`.
+    """The entries as items, with images reduced to at most `size` px per side. Invalid ones are added to `rejected`.
 
     Raises:
-        InputError: an entry is bad and there is no `rejected` to note it.
+        InputError: an entry is invalid and `rejected` is None.
     """
     for entry in entries:
         try:
@@ -107,13 +107,15 @@ def read_items(entries: Iterator[VqaEntry | Rejected], size: int, rejected: list
 
 
 def decoded(entry: VqaEntry, size: int) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
-    """The entry's image, if any, in its own shape and with no side longer than `size` px: a model shows it as it was
-    trained to. Raises BadEntry where it cannot be read."""
+    """The entry's image, if any, with its aspect ratio, reduced to at most `size` px per side.
+
+    Raises BadEntry if it cannot be read.
+    """
     return {} if entry.image is None else {MAIN_CAMERA: reduced(pixels(entry.image), size)}
 
 
 def pixels(image: Path | bytes) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels of a file, or of its content (`vla.common.rgb.to_rgb`). Raises BadEntry where it is not an image."""
+    """The RGB pixels of an image file or its content (`vla.common.rgb.to_rgb`). Raises BadEntry if it is invalid."""
     content = image_bytes(image)
     try:
         return _decode(content)
@@ -123,12 +125,12 @@ def pixels(image: Path | bytes) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def image_bytes(image: Path | bytes) -> bytes:
-    """The encoded image. Raises BadEntry where there is none, or it is too large."""
+    """The encoded image. Raises BadEntry if it is missing or too large."""
     if isinstance(image, bytes):
         size, content = len(image), image
     else:
         try:
-            # Not a pipe or a device, which would block or never end.
+            # Pipes and devices would block or never end.
             if not image.is_file():
                 raise BadEntry("missing image", f"image {image} cannot be read: no such file")
             size = image.stat().st_size
@@ -143,9 +145,9 @@ def image_bytes(image: Path | bytes) -> bytes:
 
 
 def path_inside(folder: Path, name: Any) -> Path:
-    """The file `name` of the folder. Raises BadEntry where it is no name, or leads out of the folder.
+    """The file `name` of the folder. Raises BadEntry if it is not a name, or leads out of the folder.
 
-    Links that lie in the folder are its owner's, and are followed.
+    Links inside the folder are trusted and followed.
     """
     if not isinstance(name, str) or not name:
         raise BadEntry("malformed entry", "image is not the name of one file")
@@ -155,7 +157,7 @@ def path_inside(folder: Path, name: Any) -> Path:
 
 
 def checked_text(value: Any, what: str) -> str:
-    """The text without image tokens and outer blanks. Raises BadEntry where that is no use."""
+    """The text without image tokens and surrounding whitespace. Raises BadEntry if it is invalid."""
     if not isinstance(value, str):
         raise BadEntry("malformed entry", f"{what} has no text")
     text = value.replace(IMAGE_TOKEN, "").strip()
@@ -169,24 +171,24 @@ def checked_text(value: Any, what: str) -> str:
 
 
 def single(question: Any, answer: Any, kind: str = OPEN, people: tuple[str, ...] = ()) -> tuple[Question, ...]:
-    """One question that stands alone; `people` are the answers of several."""
+    """A single question. `people` are the answers of several annotators."""
     texts = checked_text(question, "the question"), checked_text(answer, "the answer")
     return (Question(kind, *texts, MAIN_CAMERA, tuple(printable(text) for text in people)),)
 
 
 def turns(conversation: Any, image: bool) -> tuple[Question, ...]:
-    """A conversation in LLaVA's form, [{"from": "human", "value": …}, {"from": "gpt", "value": …}, …].
+    """The turns of a conversation in LLaVA's form, [{"from": "human", "value": …}, {"from": "gpt", "value": …}, …].
 
-    Its turns are of the kind "conversation"; one that ends with its first answer is a question that stands alone.
-    Raises BadEntry where it is malformed, or speaks of an image and there is none.
+    They are of the kind "conversation"; a conversation with one turn is a single question. Raises BadEntry if it is
+    malformed, or refers to an image and there is none.
     """
     if not isinstance(conversation, list) or not conversation or len(conversation) % 2:
         raise BadEntry("malformed entry", "conversations is not a list of questions and answers in turn")
     texts = []
     for i, message in enumerate(conversation):
-        speaker = ("human", "gpt")[i % 2]
-        if not isinstance(message, dict) or message.get("from") != speaker:
-            raise BadEntry("malformed entry", f"message {i} is not from {speaker!r}")
+        role = ("human", "gpt")[i % 2]
+        if not isinstance(message, dict) or message.get("from") != role:
+            raise BadEntry("malformed entry", f"message {i} is not from {role!r}")
         if not image and IMAGE_TOKEN in str(message.get("value")):
             raise BadEntry("missing image", f"message {i} refers to an image, and the entry names none")
         texts.append(checked_text(message.get("value"), f"message {i}"))
@@ -197,7 +199,7 @@ def turns(conversation: Any, image: bool) -> tuple[Question, ...]:
 
 
 def printable(text: str) -> str:
-    """The text with question marks for what UTF-8 cannot hold (bytes read with "surrogateescape")."""
+    """The text with question marks instead of characters that UTF-8 cannot encode (lone surrogates)."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -206,7 +208,7 @@ def _decode(content: bytes) -> UInt8[np.ndarray, "h w 3"]:
         raise BadEntry("Git LFS pointer", "is a Git LFS pointer, not the data: run `git lfs pull` in its folder")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's on odd metadata and on sizes, which are checked here
+            warnings.simplefilter("ignore")  # Pillow warns about metadata and about sizes, which are checked below
             with Image.open(io.BytesIO(content)) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise Image.DecompressionBombError(f"{image.width} x {image.height} px")
@@ -215,5 +217,5 @@ def _decode(content: bytes) -> UInt8[np.ndarray, "h w 3"]:
         raise BadEntry("decompression bomb", f"decodes to too many pixels: {error}") from error
     except UnidentifiedImageError as error:
         raise BadEntry("broken image", "cannot be read: it is in no format of images") from error
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them raise
+    except Exception as error:  # Pillow's decoders raise almost any exception on damaged files
         raise BadEntry("broken image", f"cannot be read: {error}") from error

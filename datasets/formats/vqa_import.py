@@ -1,18 +1,18 @@
-"""Import of a VQA set into a VQA store: one item an image, with all questions that the set asks about it.
+"""Import of a VQA dataset into a VQA store: one item per image, with all questions about it.
 
-Two passes over the source, each in constant memory. The first hashes the encoded images and gathers the questions of
-each in an index on disk (`vqa_index`); the second decodes each image once, where it is first, and writes its item.
-So the same image is found however far apart its entries are. The same picture encoded twice is two items; these still
-fall on one side of `VqaStore.split`, which goes by the pixels.
+The import makes two passes over the source, each in constant memory. The first hashes the encoded images and collects
+the questions about each in an index on disk (`vqa_index`). The second decodes each image once, at its first entry, and
+writes its item. An image is thus recognized however far apart its entries are. An image that is encoded in two ways
+results in two items, which `VqaStore.split` still puts on the same side, since it depends on the pixels.
 
-| of one image                               | becomes                                                                |
+| entries about one image                    | result                                                                 |
 |--------------------------------------------|------------------------------------------------------------------------|
-| a question with the same answer again      | dropped, and counted                                                   |
-| a question with another answer             | kept, and counted: people disagree, and which is right is not ours      |
-| conversations                              | each kept or dropped whole, one after the other in the item             |
+| a repeated question with the same answer   | dropped and counted                                                    |
+| a repeated question with another answer    | kept and counted: annotators disagree                                  |
+| conversations                              | kept or dropped as a unit, one after another in the item               |
 
-Until it is whole, the store lies in the hidden folder .<name>.import beside its place. An import that was cut short
-goes on from there, and loses the batch under way at most.
+Until it is complete, the store is in the hidden folder .<name>.import next to its destination. An interrupted import
+is resumed from there, and loses at most the current batch.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ from vla.datasets.vqa import VqaItem, VqaStore
 from vla.errors import InputError
 
 REPORT = "import"
-"""The attribute of the store's group that holds the report."""
+"""The attribute of the store's group with the report."""
 INDEX_BATCH = 1024
-"""Entries."""
+"""Entries per commit of the index."""
 STORE_BATCH = 256
-"""Items, of which a shard of the store has as many."""
+"""Maximum number of items per append: the items of a shard."""
 STORE_BATCH_BYTES = 2**27
+"""Maximum size of the decoded images per append."""
 
 
 def _format(name: str) -> Any:
@@ -51,25 +52,30 @@ def _format(name: str) -> Any:
 def import_vqa(
     src: Path, dst: Path, format: str | None = None, images: Path | None = None, size: int = 224, codec: str = "zstd"
 ) -> None:
-    """Writes the VQA store `dst`, no side of its images longer than `size` px, and prints the report that it keeps.
+    """Imports `src` into the new VQA store `dst`, and prints the report, which the store keeps.
 
-    `format` is one of `VQA_FORMATS` (None: `detect_vqa` finds it), `images` the folder of images that the format names
-    by path.
+    Args:
+        src: the data.
+        dst: the path of the store.
+        format: one of `VQA_FORMATS`. None: detect it.
+        images: the folder of images that the data name by path.
+        size: the maximum side length of the images [px]; larger images are reduced.
+        codec: the image codec of the store.
 
     Raises:
-        InputError: `dst` exists, `src` is not in the format or its index cannot be read, an option is wrong, or no
-            entry is of use; nothing is at `dst` then. Or an import of something else into `dst` is unfinished.
+        InputError: `dst` exists, `src` is not in the format or its index cannot be read, an option is invalid, or no
+            entry is usable (nothing is written then); or another import into `dst` is unfinished.
     """
     if dst.exists():
         raise InputError(f"{dst} exists: choose another folder, or remove it first")
     if dst.parts[:1] and dst.parts[0].endswith(":"):
-        raise InputError(f"{dst}: a VQA set is imported into a local folder; copy that where it shall be")
+        raise InputError(f"{dst}: a VQA dataset is imported into a local folder: import there, and copy it")
     name = format or detect_vqa(src)
-    known = f"the VQA formats are {', '.join(VQA_FORMATS)}"
+    formats = f"the VQA formats are {', '.join(VQA_FORMATS)}"
     if name is None:
-        raise InputError(f"{src} holds no VQA set that can be told by itself; {known}: name one to hear what is wrong")
+        raise InputError(f"the VQA format of {src} cannot be detected; {formats}: set format=… to get the exact error")
     if name not in VQA_FORMATS:
-        raise InputError(f"{name} is not known: {known}")
+        raise InputError(f"{name} is not known: {formats}")
     if images is not None and not images.is_dir():
         raise InputError(f"there is no image folder {images}")
     if size < 1:
@@ -106,52 +112,52 @@ def import_vqa(
 
 
 def _run(source: VqaSource, index: VqaIndex, path: Path, size: int, codec: str) -> dict[str, Any]:
-    """Both passes, or what is left of them. Returns the report."""
-    # First, since it also checks the codec.
+    """Runs both passes, or the remainder of them. Returns the report."""
+    # The store is created first, since this also checks the codec.
     store = VqaStore(path) if path.exists() else VqaStore.create(path, (MAIN_CAMERA,), size, size, codec, smaller=True)
     if not index.complete:
         _fill_index(source, index)
     report = index.report(_write(source, index, store, size))
     if not len(store):
-        raise InputError(f"no entry of the source is of use: {json.dumps(report['rejected'] or 'it has none')}")
+        raise InputError(f"no entry of the source is usable: {json.dumps(report['rejected'] or 'it has none')}")
     return report
 
 
 def _fingerprints(source: VqaSource) -> list[list[Any]]:
-    """To tell a source that changed between two runs: an import half of each would be neither."""
+    """The sizes and times of the files, to detect a source that changed before an import is resumed."""
     stats = [(file, file.stat()) for file in source.files]
     return [[str(file.absolute()), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
 
 
 def _fill_index(source: VqaSource, index: VqaIndex) -> None:
-    done, place = index.entries, -1
-    for place, entry in enumerate(tqdm(source.entries(), "index", unit=" entries", disable=None)):
-        if place < done:
+    done, position = index.entries, -1
+    for position, entry in enumerate(tqdm(source.entries(), "index", unit=" entries", disable=None)):
+        if position < done:
             continue
         try:
             if isinstance(entry, Rejected):
-                index.reject(place, entry)
+                index.reject(position, entry)
             else:
-                index.add(place, entry)
+                index.add(position, entry)
         except BadEntry as error:
-            index.reject(place, Rejected(entry.name, error.reason, str(error)))
-        if (place + 1) % INDEX_BATCH == 0:
-            index.commit(place + 1)
-    index.commit(place + 1, complete=True)
+            index.reject(position, Rejected(entry.name, error.reason, str(error)))
+        if (position + 1) % INDEX_BATCH == 0:
+            index.commit(position + 1)
+    index.commit(position + 1, complete=True)
 
 
 def _write(source: VqaSource, index: VqaIndex, store: VqaStore, size: int) -> Progress:
-    """Appends the items that the store lacks, in the order in which their images are first in the source."""
+    """Appends the items that the store lacks, in the order of the first entries of their images."""
     progress = index.resume(len(store))
     items, images, questions, conflicting = progress.items, progress.images, progress.questions, progress.conflicts
     length = max(1, min(STORE_BATCH, STORE_BATCH_BYTES // (3 * size**2)))
     batch: list[VqaItem] = []
     with tqdm(total=index.count(), initial=images, desc="write", unit=" images", disable=None) as bar:
-        for place, item in _items(source, index, images, size):
+        for position, item in _items(source, index, images, size):
             images += 1
             bar.update()
             if isinstance(item, Rejected):
-                index.reject(place, item, written=True)
+                index.reject(position, item, written=True)
             else:
                 batch.append(item)
                 items, questions = items + 1, questions + len(item.questions)
@@ -168,11 +174,11 @@ def _write(source: VqaSource, index: VqaIndex, store: VqaStore, size: int) -> Pr
 
 
 def _items(source: VqaSource, index: VqaIndex, after: int, size: int) -> Iterator[tuple[int, VqaItem | Rejected]]:
-    """The item of each image but the first `after`, or why there is none, with the place where the image is first."""
+    """The items of the images after the first `after` ones, or why there is none, with the image's first position."""
     entries = enumerate(source.entries())
     for first, questions in index.images(after):
-        entry = next(entry for place, entry in entries if place == first)
-        assert not isinstance(entry, Rejected)  # it was indexed, and the source is the same
+        entry = next(entry for position, entry in entries if position == first)
+        assert not isinstance(entry, Rejected)  # it was indexed, and the source has not changed
         try:
             yield first, VqaItem(decoded(entry, size), questions, entry.source)
         except BadEntry as error:

@@ -1,7 +1,7 @@
-"""Which entries of a source have the same image: a file on disk, so that any number of them takes little memory.
+"""An index that groups the entries of a source by image. It is a file, so that memory use does not grow with it.
 
-An image is known by the BLAKE2b digest (16 bytes) of its encoded bytes, text alone by that of its text.
-The file is SQLite's: what was committed survives a kill, and it has one writer.
+Images are identified by the BLAKE2b digest (16 bytes) of their encoded bytes, text-only entries by that of their text.
+The file is an SQLite database: committed data survive a crash, and there is only one writer.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from vla.datasets.vqa import CONVERSATION
 from vla.errors import InputError
 
 EXAMPLES = 3
-"""Rejected entries named for each reason."""
+"""Maximum number of rejected entries in the report per reason."""
 CACHE_KIB = 65_536
-"""Of the index in memory."""
+"""Memory for the database's cache."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS task (settings TEXT NOT NULL, entries INTEGER NOT NULL, complete INTEGER NOT NULL);
@@ -42,7 +42,7 @@ CREATE TABLE IF NOT EXISTS batches (items INTEGER PRIMARY KEY, images INTEGER, q
 
 @dataclass(frozen=True)
 class Progress:
-    """What has been written: items, images passed (some were rejected), questions, questions answered differently."""
+    """Written items, processed images (including rejected ones), questions, and questions with differing answers."""
 
     items: int = 0
     images: int = 0
@@ -51,10 +51,10 @@ class Progress:
 
 
 class VqaIndex:
-    """The index in the file `path`, made or gone on with.
+    """The index in the file `path`, created or resumed.
 
     Raises:
-        InputError: it was begun with other settings, or another process has it.
+        InputError: it was created with other settings, or another process uses it.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -76,83 +76,85 @@ class VqaIndex:
             self.close()
             raise InputError(
                 f"{path.parent} is an unfinished import of {begun[0]}, not of {json.dumps(settings)}: "
-                "go on with that, or remove the folder to start over"
+                "resume that import, or remove the folder to start over"
             )
-        # Questions about one file often follow one another.
+        # Questions about one file are often consecutive.
         self._file_digest = lru_cache(4096)(lambda file: _digest(image_bytes(file)))
 
     def close(self) -> None:
+        """Closes the database."""
         self._database.close()
 
     @property
     def entries(self) -> int:
-        """Entries that are in the index; they need not be added again."""
+        """The number of indexed entries, which need not be added again."""
         return self._one("SELECT entries FROM task")[0]
 
     @property
     def complete(self) -> bool:
+        """Whether all entries of the source are indexed."""
         return bool(self._one("SELECT complete FROM task")[0])
 
     def commit(self, entries: int, complete: bool = False) -> None:
-        """Makes what was added last, as the index of the first `entries`."""
+        """Commits the additions, as the index of the first `entries` entries of the source."""
         self._database.execute("UPDATE task SET entries = ?, complete = ?", (entries, complete))
         self._database.commit()
 
-    def add(self, place: int, entry: VqaEntry) -> None:
-        """Takes the entry's questions to those of its image. Raises BadEntry where the image cannot be read."""
+    def add(self, position: int, entry: VqaEntry) -> None:
+        """Adds the entry's questions to those of its image. Raises BadEntry if the image cannot be read."""
         image = self._image(entry)
         repeated = 0
-        for number, part in enumerate(_parts(entry.questions)):
-            row = (image, _text_digest(part), place, number, json.dumps([astuple(question) for question in part]))
+        for number, unit in enumerate(_units(entry.questions)):
+            row = (image, _text_digest(unit), position, number, json.dumps([astuple(question) for question in unit]))
             added = self._database.execute("INSERT OR IGNORE INTO texts VALUES (?, ?, ?, ?, ?)", row).rowcount
-            repeated += 0 if added else len(part)
+            repeated += 0 if added else len(unit)
         self._database.execute(
             "INSERT INTO images VALUES (?, ?, 1, ?) ON CONFLICT (digest) "
             "DO UPDATE SET entries = entries + 1, repeated = repeated + excluded.repeated",
-            (image, place, repeated),
+            (image, position, repeated),
         )
 
-    def reject(self, place: int, rejected: Rejected, written: bool = False) -> None:
-        """Notes an entry left out: one of the source, or (`written`) all with the image that was first at `place`."""
-        entries = self._one("SELECT entries FROM images WHERE place = ?", place)[0] if written else 1
-        row = (place, entries, written, *astuple(rejected))
+    def reject(self, position: int, rejected: Rejected, written: bool = False) -> None:
+        """Records a rejected entry, or with `written` all entries with the image that first occurs at `position`."""
+        entries = self._one("SELECT entries FROM images WHERE place = ?", position)[0] if written else 1
+        row = (position, entries, written, *astuple(rejected))
         self._database.execute("INSERT INTO rejected VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def count(self) -> int:
-        """The images."""
+        """The number of images."""
         return self._one("SELECT count(*) FROM images")[0]
 
     def images(self, after: int) -> Iterator[tuple[int, tuple[Question, ...]]]:
-        """Each image but the first `after`: the place where it is first, and all questions about it, in order."""
+        """The images after the first `after` ones: the position of their first entry, and all of their questions."""
         rows = self._database.execute("SELECT digest, place FROM images ORDER BY place LIMIT -1 OFFSET ?", (after,))
-        for digest, place in rows:
-            found = self._database.execute(
+        for digest, position in rows:
+            rows_of_image = self._database.execute(
                 "SELECT questions FROM texts WHERE image = ? ORDER BY place, number", (digest,)
             )
-            parts = (json.loads(texts) for (texts,) in found)
+            units = (json.loads(texts) for (texts,) in rows_of_image)
             yield (
-                place,
-                tuple(replace(Question.from_json(q), talk=talk) for talk, part in enumerate(parts) for q in part),
+                position,
+                tuple(replace(Question.from_json(q), talk=talk) for talk, unit in enumerate(units) for q in unit),
             )
 
     def begin_batch(self, progress: Progress) -> None:
-        """To be called before the store is written: `resume` tells by the store's length whether it then was."""
+        """Call it before each write to the store: `resume` checks the store's length to see if the write succeeded."""
         self._database.execute("INSERT OR REPLACE INTO batches VALUES (?, ?, ?, ?)", astuple(progress))
         self._database.commit()
 
     def resume(self, items: int) -> Progress:
-        """The progress of a store with `items`; what was noted beyond it is forgotten."""
+        """The progress of a store with `items` items. Later records are deleted."""
         row = self._one("SELECT items, images, questions, conflicts FROM batches WHERE items = ?", items)
         progress = Progress(*row) if row else Progress()
         self._database.execute("DELETE FROM batches WHERE items > ?", (items,))
-        place = self._one("SELECT place FROM images ORDER BY place LIMIT 1 OFFSET ?", progress.images)
-        if place:
-            self._database.execute("DELETE FROM rejected WHERE written AND place >= ?", place)
+        position = self._one("SELECT place FROM images ORDER BY place LIMIT 1 OFFSET ?", progress.images)
+        if position:
+            self._database.execute("DELETE FROM rejected WHERE written AND place >= ?", position)
         self._database.commit()
         return progress
 
     def report(self, progress: Progress) -> dict[str, Any]:
-        """What became of the entries, in JSON values."""
+        """The report on the entries, in JSON values."""
         merged, repeated = self._one(
             "SELECT total(entries) - count(*), total(repeated) FROM images "
             "WHERE place NOT IN (SELECT place FROM rejected WHERE written)"
@@ -161,10 +163,10 @@ class VqaIndex:
         for reason, entries in self._database.execute(
             "SELECT reason, sum(entries) FROM rejected GROUP BY reason ORDER BY 2 DESC, 1"
         ):
-            named = self._database.execute(
+            examples = self._database.execute(
                 "SELECT name, reason, detail FROM rejected WHERE reason = ? ORDER BY place LIMIT ?", (reason, EXAMPLES)
             )
-            first = [asdict(Rejected(*row)) for row in named]
+            first = [asdict(Rejected(*row)) for row in examples]
             by_reason[reason] = {"entries": entries, "first": [{k: r[k] for k in ("entry", "detail")} for r in first]}
         return {
             "entries": self.entries,
@@ -188,13 +190,13 @@ class VqaIndex:
 
 
 def conflicts(questions: tuple[Question, ...]) -> int:
-    """Questions about one image that were asked before and answered differently; turns of conversations aside."""
+    """The number of repeated questions about one image with differing answers, without turns of conversations."""
     alone = {(question.text, question.answer) for question in questions if question.kind != CONVERSATION}
     return len(alone) - len({text for text, _ in alone})
 
 
-def _parts(questions: tuple[Question, ...]) -> list[tuple[Question, ...]]:
-    """What is kept or dropped together: a question, or a whole conversation, whose turns refer to one another."""
+def _units(questions: tuple[Question, ...]) -> list[tuple[Question, ...]]:
+    """The units that are kept or dropped together: single questions, or complete conversations."""
     if any(question.kind == CONVERSATION for question in questions):
         return [questions]
     return [(question,) for question in questions]

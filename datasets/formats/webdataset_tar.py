@@ -1,4 +1,4 @@
-"""Reader of WebDataset shards: tars whose members of one key, up to the first dot of the file's name, are one sample.
+"""Reader of WebDataset shards: tars in which the members with the same name up to the first dot are one sample.
 
 | member                    | content                                                                     |
 |---------------------------|-----------------------------------------------------------------------------|
@@ -6,7 +6,7 @@
 | key.json                  | {question, answer}, or {conversations: […]} in LLaVA's form                  |
 | key.txt                   | without key.json: a caption, the answer to `CAPTION_QUESTION`                |
 
-Read as a stream, one sample in memory.
+Tars are read as a stream, with one sample in memory.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CAPTION = "caption"
 IMAGES = ("jpg", "jpeg", "png", "webp")
 TEXTS = ("json", "txt")
 _DETECTED = 8
-"""Members looked at to tell whether a tar holds such samples."""
+"""Number of members to examine in `detect`."""
 
 
 def detect(path: Path) -> bool:
@@ -51,28 +51,28 @@ def detect(path: Path) -> bool:
 
 
 def open_entries(path: Path, images: Path | None) -> VqaSource:
-    """The samples of a tar, of a folder's tars, or of those that a pattern such as "train-*.tar" names.
+    """The samples of a tar, of a folder's tars, or of those that match a pattern such as "train-*.tar".
 
     Raises:
-        InputError: there is no tar, or one cannot be read; or `images` is given.
+        InputError: there is no tar, one cannot be read, or `images` is not None.
     """
     if images is not None:
-        raise InputError(f"the images of a WebDataset are in its tars, not in {images}: name no image folder")
+        raise InputError(f"the images of a WebDataset are in its tars: leave out images={images}")
     files = _files(path)
     if not files:
-        raise InputError(f"{path}: no .tar file there")
+        raise InputError(f"{path}: there is no .tar file")
     for file in files:
         next(_names(file), None)
     return VqaSource(tuple(files), partial(_entries, files, folder_name(path)))
 
 
 def _files(path: Path) -> list[Path]:
-    found = sorted(path.glob("*.tar*")) if path.is_dir() else matching(path)
-    return [file for file in found if file.name.endswith((".tar", ".tar.gz", ".tgz"))]
+    candidates = sorted(path.glob("*.tar*")) if path.is_dir() else matching(path)
+    return [file for file in candidates if file.name.endswith((".tar", ".tar.gz", ".tgz"))]
 
 
 def _members(file: Path) -> Iterator[tuple[str, bytes | None]]:
-    """The regular files of a tar: name, and content (None where it is too large to be one of a sample)."""
+    """The names and contents of the regular files of a tar. The content is None if the file is too large."""
     try:
         with tarfile.open(file, "r|*") as tar:
             for member in tar:
@@ -90,8 +90,8 @@ def _names(file: Path) -> Iterator[str]:
 def _entries(files: list[Path], source: str) -> Iterator[VqaEntry | Rejected]:
     for file in files:
         for key, members in groupby(_members(file), lambda member: _key(member[0])[0]):
-            parts = ((_key(name)[1], content) for name, content in members)
-            sample = {extension: content for extension, content in parts if extension in (*IMAGES, *TEXTS)}
+            contents = ((_key(name)[1], content) for name, content in members)
+            sample = {extension: content for extension, content in contents if extension in (*IMAGES, *TEXTS)}
             yield attempt(f"{file.name}:{key}", partial(_entry, f"{file.name}:{key}", sample, source))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla.common.plural import counted
-from vla.datasets.conversion.selection import Request, Selection, nothing_readable, print_skipped, whole_command
+from vla.datasets.conversion.selection import Request, Selection, full_command, nothing_readable, print_skipped
 from vla.errors import InputError
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _select(request: Request, dst: str) -> Selection:
             **episodes,
             **({"skip": "true"} if request.skip else {}),
         }
-        command = whole_command(request.src, dst, chosen)
+        command = full_command(request.src, dst, chosen)
         raise InputError(f"{error.message}: choose it, for example: {command}") from error
 
 
@@ -174,8 +174,8 @@ def _print_done(selection: Selection, dst: str, written: Written, seconds: float
             f"read back: numbers equal, pixels within {error:.2f} of 255 in the mean" if error else "read back equal",
         ]
         print("; ".join(parts))
-    if written.unsaid:
-        of = f"{written.unsaid} of {counted(written.episodes, 'episode')}"
+    if written.without_instruction:
+        of = f"{written.without_instruction} of {counted(written.episodes, 'episode')}"
         print(f"  no instruction is stated in {of}: instruction='…' gives one, or `vla data edit` in a store")
     print_skipped(written.skipped)
 

@@ -19,7 +19,7 @@ class ImageSource(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
 
-    def each(self, indices: Int[np.ndarray, "n"], use: Callable[[int, Image], None]) -> None:
+    def for_each(self, indices: Int[np.ndarray, "n"], use: Callable[[int, Image], None]) -> None:
         """Decodes the images at `indices` and calls `use` with the place of each among them and the image itself,
         which is not to be kept; in several threads, where there are many."""
         ...
@@ -45,7 +45,7 @@ class StoredImage:
     def decoded(self) -> Image:
         """The image as an array of its own."""
         found: list[Image] = []
-        self.source.each(np.array([self.index]), lambda _, image: found.append(self.of(image).copy()))
+        self.source.for_each(np.array([self.index]), lambda _, image: found.append(self.of(image).copy()))
         return found[0]
 
 

@@ -31,8 +31,8 @@ def entries(n: int, seed: int) -> dict[str, Entry]:
         pictures = [camera.sample(number) for number in islice(numbers(seed), n)]
     found: dict[str, Entry] = {}
     for number, picture in enumerate(pictures):
-        seen = sorted(thing.name for thing in picture.view.seen)
-        perhaps = sorted({thing.name for thing in (*picture.view.seen, *picture.view.unsure)})
+        seen = sorted(thing.name for thing in picture.view.visible)
+        perhaps = sorted({thing.name for thing in (*picture.view.visible, *picture.view.unsure)})
         answer = ", ".join(f"a {name}" for name in seen) or "no objects"
         found[str(number)] = {
             "image": picture.image,

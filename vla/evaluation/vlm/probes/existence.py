@@ -27,12 +27,12 @@ def entries(n: int, seed: int) -> dict[str, Entry]:
     that was there, in the same picture without it (the counterfactual of the positive).
     """
     pairs = _pairs(n, seed)
-    common = Counter(thing.name for whole, *_ in pairs for thing in whole.view.seen)
+    common = Counter(thing.name for whole, *_ in pairs for thing in whole.view.visible)
     popular = sorted(EVERY, key=lambda name: -common[name])
     found: dict[str, Entry] = {}
     for number, (whole, without, target) in enumerate(pairs):
         rng = np.random.default_rng([seed, number, 1])
-        there = sorted({thing.name for thing in whole.view.seen})
+        there = sorted({thing.name for thing in whole.view.visible})
         absent = [name for name in popular if _count(whole, name) == 0]
         asked = {
             "random": (str(rng.choice(there)), whole, str(rng.choice(absent))),
@@ -62,7 +62,7 @@ def _pairs(n: int, seed: int) -> list[tuple[Picture, Picture, str]]:
             whole = camera.show(objects, number)
             place = number % len(objects)
             name = whole.scene.objects[place].name
-            if _count(whole, name) != 1 or len(whole.view.seen) < 2:
+            if _count(whole, name) != 1 or len(whole.view.visible) < 2:
                 continue
             without = camera.show(objects, number, without=place)
             if _count(without, name) == 0:

@@ -45,7 +45,7 @@ def _captioned(n: int, seed: int) -> tuple[list[Picture], list[str]]:
     with studio() as camera:
         while len(found) < n:
             picture = camera.sample(next(scenes))
-            names = [t.name for t in sorted(picture.view.seen, key=lambda t: t.centers[MAIN_CAMERA])]
+            names = [t.name for t in sorted(picture.view.visible, key=lambda t: t.centers[MAIN_CAMERA])]
             if names and not picture.view.unsure:
                 found.setdefault(" and ".join(f"a {name}" for name in names), picture)
     return list(found.values()), list(found)

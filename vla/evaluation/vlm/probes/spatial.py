@@ -38,7 +38,7 @@ def _gaps(a: SceneObject, b: SceneObject) -> dict[str, float]:
 
 def _pair(picture: Picture, rng: np.random.Generator) -> tuple[SceneObject, SceneObject] | None:
     """Two objects, of each of which there is one alone, for which every relation is clear."""
-    named = [thing for thing in picture.view.seen if picture.view.references(thing)]
+    named = [thing for thing in picture.view.visible if picture.view.references(thing)]
     clear = [pair for pair in permutations(named, 2) if min(map(abs, _gaps(*pair).values())) > 1]
     clear = [(a, b) for a, b in clear if a.name != b.name]
     return clear[int(rng.integers(len(clear)))] if clear else None
