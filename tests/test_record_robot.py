@@ -83,7 +83,7 @@ def test_a_script_that_keeps_nothing_is_no_success(script: str, capsys: pytest.C
     Path("script.txt").write_text(script)
     assert record("teleop=script", "script=script.txt", "pause=null") == 2
     said = capsys.readouterr()
-    assert "the script kept no episode: save keeps" in said.err
+    assert "the script saved no episode: save stores" in said.err
     assert said.out.count("not saved: the arm has not moved") == script.count("save")
     assert not Path("by-hand.zarr").exists()
 

@@ -17,39 +17,40 @@ from vla.types import Episode, Observation
 
 @runtime_checkable
 class Images(Protocol):
-    """Takes the images of one episode, step by step; those that the caller may change meanwhile it copies."""
+    """Receives the images of one episode, step by step. It copies images that the caller may modify."""
 
     @property
     def frames(self) -> Mapping[str, UInt8[np.ndarray, "t _h _w 3"]]:
-        """What the episode has for its images, by camera: they, or what is as large where they are elsewhere."""
+        """The episode's images by camera, or placeholders of the same shape if they are stored elsewhere."""
         ...
 
-    def add(self, images: Mapping[str, UInt8[np.ndarray, "_h _w 3"]]) -> None: ...
+    def add(self, images: Mapping[str, UInt8[np.ndarray, "_h _w 3"]]) -> None:
+        """Adds the images of one step, by camera."""
 
     def abort(self) -> None:
-        """Drops what is not stored."""
+        """Drops images that are not stored yet."""
         ...
 
 
 @runtime_checkable
 class Sink(Protocol):
-    """Where episodes of one embodiment go: a store, or what stands for one in another process."""
+    """A destination of episodes of one embodiment: a store, or a proxy of one in another process."""
 
     embodiment: Embodiment
 
     def stream_images(self) -> Images:
-        """For the images of an episode that begins."""
+        """A receiver for the images of a new episode."""
         ...
 
     def append(self, episode: Episode, images: Any) -> None:
-        """Keeps an episode; `images` is what `stream_images` gave for it."""
+        """Stores an episode; `images` is the result of `stream_images` for it."""
         ...
 
 
 class ZarrRecorder:
-    """Records one episode of `embodiment` (default: the store's) after the other into `store`.
+    """Records episodes into `store`. `embodiment` is the store's by default.
 
-    Images go to the store as they come; numbers are held in memory until the episode finishes.
+    Images are written immediately; numbers are held in memory until the episode finishes.
     """
 
     def __init__(self, store: Sink, embodiment: Embodiment | None = None) -> None:
@@ -57,14 +58,19 @@ class ZarrRecorder:
         self._unfinished: _Unfinished | None = None
 
     def start(self, instruction: str, **info: Any) -> None:
+        """See `Recorder.start`."""
         self.abort()
         self._unfinished = _Unfinished(instruction, info, self.store.stream_images())
 
     def step(self, observation: Observation, action: Float[np.ndarray, "a"], **info: Any) -> None:
-        """Raises InputError, and drops the episode, when a camera is missing or its image of another size than before,
-        or when state or action do not fit the embodiment or the action is not finite; OSError where the disk is full.
+        """See `Recorder.step`. Drops the episode when it raises.
+
+        Raises:
+            InputError: for a missing camera, an image of another size than before, a state or action that does not fit
+                the embodiment, and an action that is not finite.
+            OSError: if the disk is full.
         """
-        episode = self._under_way()
+        episode = self._current()
         try:
             _check(self.embodiment, observation, action)
             episode.images.add({camera: observation.images[camera] for camera in self.embodiment.cameras})
@@ -84,21 +90,22 @@ class ZarrRecorder:
         episode.points.append(None if points is None else np.array(points))
 
     def finish(self, success: bool | None) -> None:
-        """Raises InputError, and drops the episode, when it is empty or does not fit the store."""
-        episode = self._under_way()
+        """See `Recorder.finish`. Raises InputError and drops the episode if it is empty or does not fit the store."""
+        episode = self._current()
         try:
             self.store.append(episode.finished(self.embodiment, success), episode.images)
         finally:
             self.abort()
 
     def abort(self) -> None:
+        """See `Recorder.abort`."""
         if self._unfinished is not None:
             self._unfinished.images.abort()
         self._unfinished = None
 
-    def _under_way(self) -> _Unfinished:
+    def _current(self) -> _Unfinished:
         if self._unfinished is None:
-            raise InputError("the recorder has no episode under way: call start first")
+            raise InputError("the recorder has no current episode: call start first")
         return self._unfinished
 
 
@@ -107,7 +114,7 @@ class _Unfinished:
     instruction: str
     info: Mapping[str, Any]
     images: Images
-    # Plain numbers: a small array takes three times their room, which an hour of steps makes 80 MB.
+    # Flat arrays: small arrays would take three times the memory, 80 MB for an hour of steps.
     state: array[float] = field(default_factory=lambda: array("d"))
     action: array[float] = field(default_factory=lambda: array("d"))
     time: array[float] = field(default_factory=lambda: array("d"))
@@ -141,7 +148,7 @@ def _check(embodiment: Embodiment, observation: Observation, action: Float[np.nd
 
 
 def _padded(blocks: Sequence[np.ndarray | None], width: int) -> Float[np.ndarray, "t h w"] | None:
-    """One (h, width) block a step; steps without one, and rows past a block's end, are NaN. None where all are."""
+    """Stacks one (h, width) block per step. Missing blocks and rows are NaN; None if all are missing."""
     height = max((len(block) for block in blocks if block is not None), default=0)
     if height == 0:
         return None
