@@ -21,7 +21,7 @@ class VlaConfig(PreTrainedConfig):
     """Execution horizon: actions of a chunk that are executed before the next inference."""
 
     def __post_init__(self) -> None:
-        self.device = "cpu"  # the model decodes there
+        self.device = "cpu"  # the model decodes on the CPU
         super().__post_init__()
 
     @property

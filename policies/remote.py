@@ -45,7 +45,7 @@ def server_metadata(url: str, key_file: str | None = None, timeout: float = 10.0
     """The metadata that a server sends on connection.
 
     Raises:
-        InputError: if served is no `vla serve` at `url`.
+        InputError: if there is no `vla serve` at `url`.
     """
     key = api_key(key_file)
     socket = _open(url, {"Authorization": f"Api-Key {key}"} if key else None, timeout)
@@ -90,7 +90,7 @@ class RemotePolicy:
         key_file: File with the API key; see `api_key`.
 
     Raises:
-        InputError: if served is no `vla serve` at `url`, or if the metadata do not match; the message names both values.
+        InputError: if there is no `vla serve` at `url`, or if its metadata do not match; it names both values.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class RemotePolicy:
         self._expected = body
 
     def reset(self) -> None:
-        """Does nothing: served is no memory between chunks."""
+        """Does nothing: there is no memory between chunks."""
 
     @property
     def guides(self) -> bool:

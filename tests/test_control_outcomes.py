@@ -98,7 +98,7 @@ def test_the_arm_holds_for_as_long_as_a_camera_is_dead_where_it_is_told_to() -> 
 def test_invalid_answers_one_after_the_other_end_the_run() -> None:
     robot = FakeRobot(VirtualClock())
     stats = run(robot, lambda request: None, config=LoopConfig(invalid=4))
-    assert stats.outcome == "policy" and stats.reason == "4 invalid answers, one after the other: no valid chunk"
+    assert stats.outcome == "policy" and stats.reason == "4 consecutive invalid answers: no valid chunk"
     assert stats.invalid == 4 and "invalid answer: no valid chunk" in warnings_of(stats)
     turn = iter([None, None, None, True] * 1000)
     passing = run(

@@ -323,7 +323,7 @@ class _Run:
         if refused:
             self._note(f"invalid answer: {refused}", warning=self._config.invalid is not None)
         if self._config.invalid is not None and self._invalid >= self._config.invalid:
-            self.end(f"{self._invalid} invalid answers, one after the other: {refused}", "policy")
+            self.end(f"{self._invalid} consecutive invalid answers: {refused}", "policy")
         return self._tally.infer[-1]
 
     def _sense(self, deadline: float) -> tuple[Observation | None, float | None]:

@@ -25,7 +25,7 @@ BEHIND = 5.0
 """Time [s] for which images may wait to be written. Two cameras of 640x480 at 30 Hz produce 54 MiB/s."""
 FEW = 10
 """Queue length that is accepted at any age: the process may have been suspended."""
-FASTER = "the disk or the coding is too slow for them; codec=lz4 takes less time, codec=jpeg less of the disk"
+FASTER = "the disk or the encoding is too slow for them; codec=lz4 is faster, codec=jpeg needs less disk space"
 
 
 class Trace:
@@ -106,7 +106,7 @@ class Recording:
         """Waits until everything is written. Drops an episode without steps, or if `keep` is False."""
         self._queue.put(None)
         self._thread.join()
-        self._for_each(lambda recorder: recorder.finish(success) if keep and self.steps else recorder.abort())
+        self._call_all(lambda recorder: recorder.finish(success) if keep and self.steps else recorder.abort())
         if self._dropped:
             self.failed.append(f"{self._dropped + self._discarded} observations were dropped")
 
@@ -126,15 +126,15 @@ class Recording:
 
     def _step(self, observation: Observation, action: Float[np.ndarray, "a"]) -> None:
         self.steps += 1
-        self._for_each(lambda recorder: recorder.step(observation, action))
+        self._call_all(lambda recorder: recorder.step(observation, action))
 
     def _fall_behind(self) -> None:
         if self._recorders:
-            self._for_each(lambda recorder: recorder.abort())
+            self._call_all(lambda recorder: recorder.abort())
             self._recorders.clear()
             self._fail(f"recording fell {BEHIND:g} s behind the cameras, and ended after {self.steps} steps: {FASTER}")
 
-    def _for_each(self, call: Callable[[Recorder], None]) -> None:
+    def _call_all(self, call: Callable[[Recorder], None]) -> None:
         for recorder in list(self._recorders):
             try:
                 call(recorder)

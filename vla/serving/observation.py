@@ -21,8 +21,8 @@ LEFTOVER, VJP = "vla/beyond", "vla/vjp"
 """Optional keys for a policy with guidance: the previous chunk's actions after the prefix (m, a), and whether to use
 vector-Jacobian products."""
 PAST, RESET = "vla/past", "vla/reset"
-"""Optional keys for a policy with past frames: the frames, oldest first, as maps of cameras to images, empty if there is
-no such frame; or, if the server keeps the frames, whether an episode begins."""
+"""Optional keys for a policy with past frames: the frames, oldest first, each a map of cameras to images, empty without
+such a frame; or, if the server stores the frames, whether an episode begins."""
 MAX_SIDE, MAX_ID = 4096, 64
 
 
