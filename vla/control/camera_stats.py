@@ -30,11 +30,13 @@ class CameraTally:
     _times: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, observation: Observation, now: float) -> None:
+        """Adds the capture times of an observation made at `now` [s]."""
         for camera, captured in observation.captured.items():
             self._ages.setdefault(camera, []).append(now - captured)
             self._times.setdefault(camera, []).append(captured)
 
     def stats(self) -> dict[str, CameraStats]:
+        """The statistics by camera."""
         return {camera: self._of(camera) for camera in self._times}
 
     def _of(self, camera: str) -> CameraStats:

@@ -34,6 +34,7 @@ class WallClock:
     now = staticmethod(time.monotonic)
 
     def sleep_until(self, moment: float) -> None:
+        """See `Clock`."""
         if (rest := moment - time.monotonic() - self.SPIN) > 0:
             time.sleep(rest)
         while time.monotonic() < moment:

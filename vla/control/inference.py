@@ -91,6 +91,7 @@ class PolicyInfo:
 
     @classmethod
     def of(cls, policy: Policy) -> PolicyInfo:
+        """The properties of `policy`."""
         return cls(policy.embodiment, history_of(policy), data_of(policy), takes_prefix(policy))
 
 
@@ -121,7 +122,9 @@ class Inference(Protocol):
     """
 
     @property
-    def history(self) -> tuple[float, ...]: ...
+    def history(self) -> tuple[float, ...]:
+        """Age of each past frame [s], oldest first."""
+        ...
 
     def submit(self, request: Request) -> None:
         """Submits a request without blocking. It replaces a pending request that has not started.
@@ -141,4 +144,6 @@ class Inference(Protocol):
     def busy(self) -> bool:
         """Whether a request is being processed."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Ends the thread or process."""
+        ...

@@ -223,7 +223,7 @@ class _Run:
         self._approach, self._path, self._goal = None, self._safety_filter.position, None
 
     def _tick(self) -> None:
-        now, scheduled = self._await()
+        now, scheduled = self._wait_for_tick()
         deadline, self._calls.fault = scheduled + self._dt, None
         infer = self._answer(now)
         source: Source = "brake"
@@ -278,7 +278,7 @@ class _Run:
         position, excess = self._safety_filter.position, self._safety_filter.excess
         return "hold", position - excess if excess.any() else None
 
-    def _await(self) -> tuple[float, float]:
+    def _wait_for_tick(self) -> tuple[float, float]:
         """Waits for the next tick; skips ticks over half a tick late. Returns the time and the scheduled time."""
         scheduled = self._began + self._index * self._dt
         self._clock.sleep_until(scheduled)
@@ -286,12 +286,12 @@ class _Run:
             self._tally.missed += late
             self._note(f"missed deadlines: {late}")
             self._index += late
-            self._safety_filter.stood_still()
+            self._safety_filter.reset_velocity()
             scheduled = self._began + self._index * self._dt
             self._clock.sleep_until(scheduled)
         return self._clock.now(), scheduled
 
-    def _overdue(self, now: float) -> None:
+    def _check_timeouts(self, now: float) -> None:
         if now - self._acting_since >= self._seconds - self._dt / 2 and self._approach is None:
             self.end("done", "done")
         timeout = self._config.inference_timeout_s if self._answered else self._config.first_inference_timeout_s
@@ -302,7 +302,7 @@ class _Run:
         """Ends the run if required, else takes the policy's answer. Returns the inference delay of a new answer [s]."""
         if self.reason is None:
             self._poll()
-            self._overdue(now)
+            self._check_timeouts(now)
         if self.reason is not None:
             return None
         try:
@@ -395,5 +395,5 @@ class _Run:
             self._safety_filter.sent()
             self._tally.command.append(duration)
         else:
-            self._safety_filter.stood_still()
+            self._safety_filter.reset_velocity()
         return reached_motors, duration

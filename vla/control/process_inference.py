@@ -62,10 +62,12 @@ class ProcessInference:
         return self.info.history
 
     def submit(self, request: Request) -> None:
+        """See `Inference`."""
         self._pending = request, time.monotonic()
         self._send()
 
     def answer(self) -> Answer | None:
+        """See `Inference`."""
         try:
             if not self._pipe.poll():
                 if not self._process.is_alive():
@@ -82,6 +84,7 @@ class ProcessInference:
 
     @property
     def busy(self) -> bool:
+        """See `Inference`."""
         return self._running is not None
 
     def close(self) -> None:

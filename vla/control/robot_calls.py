@@ -16,7 +16,8 @@ TRIES = 3
 class Note(Protocol):
     """Adds an event."""
 
-    def __call__(self, event: str, *, warning: bool = False) -> None: ...
+    def __call__(self, event: str, *, warning: bool = False) -> None:
+        """Adds the event."""
 
 
 class RobotCalls:

@@ -12,7 +12,7 @@ from vla.errors import InputError
 from vla.kinematics.action_space import difference, wrapped
 from vla.robots.limits import Limits
 
-HALVINGS = 5
+BISECTION_STEPS = 5
 """Bisection steps for the velocity at the edge of the workspace; more steps let the arm come closer to it."""
 
 
@@ -77,8 +77,7 @@ class SafetyFilter:
 
     @property
     def excess(self) -> Float[np.ndarray, "a"]:
-        """Distance of each component's last command outside its limits: positive above the upper, negative below the
-        lower limit."""
+        """Distance of each component's last command outside its limits; negative below the lower limit."""
         return np.where(self._positions, self.position - _clip(self.position, self._low, self._high), 0.0)
 
     def command(self, target: Float[np.ndarray, "_"] | None) -> tuple[Float[np.ndarray, "a"], tuple[str, ...]]:
@@ -98,14 +97,14 @@ class SafetyFilter:
             return self._propose(self._braked(self.velocity)), ("finite",)
         inside = _clip(target, self._low, self._high)
         hit = ["position"] if (inside != target).any() or self.excess.any() else []
-        velocity = self._towards(inside, hit)
+        velocity = self._limited_velocity(inside, hit)
         if self._workspace is not None and not self._stops_inside(velocity):
-            velocity = self._up_to_the_edge(velocity)
+            velocity = self._limit_to_workspace(velocity)
             hit.append("workspace")
         self._target = inside
         self.clamps.update(hit)
         safe = self._propose(velocity)
-        if not hit:  # an unchanged target is passed on bit by bit
+        if not hit:  # an unchanged target is passed on bit-exactly
             self._next = np.where(self._positions, inside, 0.0), velocity
             return inside, ()
         return np.where(self._positions | self._speeds, safe, inside), tuple(hit)
@@ -114,7 +113,7 @@ class SafetyFilter:
         """Confirms that the last command reached the motors."""
         self.position, self.velocity = self._next
 
-    def stood_still(self) -> None:
+    def reset_velocity(self) -> None:
         """Sets the velocity to zero after a tick without a command: the arm has reached its last command."""
         self.velocity = np.zeros_like(self.position)
 
@@ -127,7 +126,7 @@ class SafetyFilter:
         """The velocity after one tick of braking."""
         return np.sign(velocity) * np.maximum(np.abs(velocity) - self._max_change, 0)
 
-    def _towards(self, target: Float[np.ndarray, "a"], hit: list[str]) -> Float[np.ndarray, "a"]:
+    def _limited_velocity(self, target: Float[np.ndarray, "a"], hit: list[str]) -> Float[np.ndarray, "a"]:
         """The allowed velocity nearest to the target; for speed actions nearest to the desired speed."""
         error = difference(self._body, target, self.position)
         desired = np.where(self._positions, error / self._dt, target / self._per_speed)
@@ -164,13 +163,13 @@ class SafetyFilter:
             position = position + velocity * self._dt
         return False
 
-    def _up_to_the_edge(self, velocity: Float[np.ndarray, "a"]) -> Float[np.ndarray, "a"]:
+    def _limit_to_workspace(self, velocity: Float[np.ndarray, "a"]) -> Float[np.ndarray, "a"]:
         """The velocity nearest to `velocity` that stops inside the workspace, by bisection towards full braking.
 
         Full braking stops inside. Velocities between the two keep all other limits, because both do.
         """
         braked, share = self._braked(self.velocity), 0.0
-        for step in 0.5 ** np.arange(1, HALVINGS + 1):
+        for step in 0.5 ** np.arange(1, BISECTION_STEPS + 1):
             if self._stops_inside(braked + (share + step) * (velocity - braked)):
                 share += step
         return braked + share * (velocity - braked)

@@ -77,6 +77,7 @@ class Status:
             print(file=sys.stderr, flush=True)
 
     def __call__(self, tick: Tick) -> None:
+        """Takes a tick of the loop."""
         self._began = self._began or tick.time
         self._holds += tick.source == "hold"
         self._delay = tick.infer if tick.infer is not None else self._delay

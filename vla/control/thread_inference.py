@@ -38,11 +38,13 @@ class ThreadInference:
         self._thread.start()
 
     def submit(self, request: Request) -> None:
+        """See `Inference`."""
         with self._changed:
             self._pending = request, time.monotonic()
             self._changed.notify()
 
     def answer(self) -> Answer | None:
+        """See `Inference`."""
         with self._changed:
             result, self._answer = self._answer, None
         if result is None and not self._thread.is_alive():
@@ -51,10 +53,12 @@ class ThreadInference:
 
     @property
     def busy(self) -> bool:
+        """See `Inference`."""
         with self._changed:
             return self._running or self._pending is not None
 
     def close(self) -> None:
+        """See `Inference`."""
         with self._changed:
             self._closing = True
             self._changed.notify()

@@ -33,9 +33,11 @@ class DryRun:
         self._robot.__exit__(kind, error, trace)
 
     def state(self) -> tuple[Float[np.ndarray, "s"], float]:
+        """See `Robot`."""
         return self._robot.state()
 
     def observe(self, instruction: str) -> Observation:
+        """See `Robot`."""
         return self._robot.observe(instruction)
 
     def command(self, action: Float[np.ndarray, "a"]) -> None:

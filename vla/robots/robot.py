@@ -42,10 +42,14 @@ class Robot(Protocol):
     """
 
     @property
-    def embodiment(self) -> Embodiment: ...
+    def embodiment(self) -> Embodiment:
+        """The embodiment."""
+        ...
 
     @property
-    def limits(self) -> Limits: ...
+    def limits(self) -> Limits:
+        """The limits."""
+        ...
 
     def __enter__(self) -> Robot: ...
 

@@ -51,8 +51,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class ServoHealth:
-    """One reading of a servo. `load` is the fraction of its torque, voltage is in [V], temperature in [degrees C], and
-    `flags` are keys of CURES."""
+    """One reading of a servo.
+
+    `load` is the fraction of its torque, voltage is in [V], temperature in [degrees C], and `flags` are keys of CURES.
+    """
 
     servo: str
     load: float

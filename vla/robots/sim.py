@@ -83,19 +83,23 @@ class SimRobot:
         self._env.close()
 
     def state(self) -> tuple[Float[np.ndarray, "s"], float]:
+        """See `Robot`."""
         self._catch_up()
         return self._env.scene.data.qpos[: self._env.scene.joints].copy(), time.monotonic()
 
     def observe(self, instruction: str) -> Observation:
+        """See `Robot`."""
         state, now = self.state()
         images = self._env.capture()
         return Observation(images, state, instruction, now, captured=dict.fromkeys(images, now))
 
     def command(self, action: Float[np.ndarray, "a"]) -> None:
+        """See `Robot`."""
         self._catch_up()
         self._targets = action.copy()
 
     def hold(self, last: Float[np.ndarray, "a"]) -> None:
+        """See `Robot`."""
         self.command(last)
 
     def relax(self) -> None:

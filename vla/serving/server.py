@@ -281,8 +281,9 @@ class PolicyServer:
     def _result(
         self, chunk: ActionChunk | None, name: int | str | None, infer_ms: float, total_ms: float | None
     ) -> Mapping[str, Any]:
-        """openpi's result. For a client that sent an id, it has the id and the chunk's times, and may have no actions.
+        """The result of openpi's protocol. For a client that sent an id, it adds the id and the chunk's times.
 
+        Without a chunk, its actions are None.
         The actions are its only array: openpi's ActionChunkBroker slices every array along the horizon.
         """
         timing = {"infer_ms": infer_ms} | ({} if total_ms is None else {"prev_total_ms": total_ms})

@@ -120,6 +120,7 @@ class Servo:
 
     @property
     def id(self) -> int:
+        """Its id on the bus."""
         return self._memory[R.ID]
 
     def get(self, register: Register) -> int:
@@ -167,6 +168,7 @@ class Servo:
 
     @property
     def torque(self) -> bool:
+        """Whether torque is enabled."""
         return bool(self._memory[R.TORQUE_ENABLE])
 
     @property

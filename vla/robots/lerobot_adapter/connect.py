@@ -84,6 +84,7 @@ class ReaderEnds:
     others: Callable[[threading.ExceptHookArgs], Any]
 
     def __call__(self, args: threading.ExceptHookArgs) -> None:
+        """Handles the failure of a thread (`threading.excepthook`)."""
         if args.thread is None or not args.thread.name.endswith(READER):
             self.others(args)
             return

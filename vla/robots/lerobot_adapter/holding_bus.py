@@ -8,10 +8,10 @@ from vla.robots.lerobot_adapter.servos import MODE, POSITION_MODE, Servo
 
 
 class HoldingBus(FeetechMotorsBus):
-    """Sets the goal to the current position before torque is enabled. With LeRobot's driver, a servo jumps to its last
-    goal."""
+    """A bus whose servos hold their position when torque is enabled; with LeRobot's driver they jump to an old goal."""
 
     def enable_torque(self, motors: int | str | list[str] | None = None, num_retry: int = 0) -> None:
+        """Enables torque and holds the current position."""
         for servo in (Servo(self, motor) for motor in self._get_motors_list(motors)):
             if servo.read_required(MODE, 1)[0] == POSITION_MODE:
                 servo.hold()

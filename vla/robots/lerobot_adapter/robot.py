@@ -170,6 +170,7 @@ class LeRobotRobot:
         self._robot = self._bus = None
 
     def state(self) -> tuple[Float[np.ndarray, "s"], float]:
+        """See `Robot`."""
         started = time.monotonic()
         values = self._do("read", self._read)
         # The servos answer in turn: the middle of the transfer is the best estimate.
@@ -181,6 +182,7 @@ class LeRobotRobot:
         return (state - self._offset) / self._scale, measured
 
     def observe(self, instruction: str) -> Observation:
+        """See `Robot`."""
         state, measured = self.state()
         images, captured = {}, {}
         for name in self.embodiment.cameras:
@@ -194,6 +196,7 @@ class LeRobotRobot:
         return {name: size for name, config in cameras.items() if (size := _image_size(config)) is not None}
 
     def command(self, action: Float[np.ndarray, "a"]) -> None:
+        """See `Robot`."""
         if action.shape != self._low.shape or not np.all(np.isfinite(action)):
             raise RobotFault(f"a command must be {len(self._low)} finite numbers: {action}", transient=False)
         if not self._torque:
@@ -203,6 +206,7 @@ class LeRobotRobot:
         self._do("write", lambda: self._write(dict(zip(self.keys, goal.tolist(), strict=True))))
 
     def hold(self, last: Float[np.ndarray, "a"]) -> None:
+        """See `Robot`."""
         self.command(last)
 
     def relax(self) -> None:
@@ -256,8 +260,10 @@ class LeRobotRobot:
 
 
 def _refuse_unused(options: Mapping[str, Any]) -> None:
-    """Raises InputError for a field of UNUSED. The arms of a pair use them, because LeRobot's code reads and writes
-    them; only the setting for disconnection has no effect there."""
+    """Raises InputError for a field of UNUSED.
+
+    LeRobot's own code reads and writes the arms of a pair: for them only the setting for disconnection has no effect.
+    """
     for name, arm in (("", options), *((f"{key}.", value) for key, value in options.items())):
         if not isinstance(arm, Mapping) or "port" not in arm:
             continue

@@ -56,6 +56,7 @@ class Servo:
 
     @property
     def id(self) -> int:
+        """Its id on the bus."""
         return int(self.bus.motors[self.motor].id)
 
     def __str__(self) -> str:

@@ -69,4 +69,5 @@ class Gamepad:
         return [(value, kind, number) for _, value, kind, number in EVENT.iter_unpack(complete)]
 
     def close(self) -> None:
+        """Closes the device."""
         os.close(self._device)

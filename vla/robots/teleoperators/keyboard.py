@@ -40,6 +40,7 @@ class Keyboard:
             self._pressed.put(KEYS[code])
 
     def read(self) -> Jog:
+        """See `Teleop`."""
         words: dict[str, None] = {}
         while True:
             try:
