@@ -54,8 +54,6 @@ class LeRobotRobot:
     Args:
         type: LeRobot's type of the robot.
         options: Fields of LeRobot's config, cameras included.
-        embodiment: The embodiment.
-        limits: The limits.
         keys: LeRobot's keys of the actions and of the state, in order.
         scale: LeRobot's value of each key is `offset + scale * value`.
         offset: See `scale`.
