@@ -88,7 +88,7 @@ def tasks_trained_on(name: str) -> tuple[str, ...]:
         return ("pick",)
     if tasks := tasks_of_policy(name):
         return tasks
-    raise InputError(f"{name} does not name the simulated task it was trained on: set one, such as task=pick")
+    raise InputError(f"{name} does not name the simulated task it was trained on: name one, such as task=pick")
 
 
 def tasks_of_policy(name: str) -> tuple[str, ...]:

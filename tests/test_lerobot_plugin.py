@@ -231,7 +231,7 @@ def test_past_frames_are_those_of_each_robots_last_steps(
             for images, back in zip(one.past, (3, 1), strict=True):
                 for camera, image in images.items():
                     np.testing.assert_array_equal(image, steps[t - back][i].images[camera])
-    with pytest.raises(InputError, match="select_action, at every step"):
+    with pytest.raises(InputError, match="select_action at every step"):
         policy.predict_action_chunk(batch_of(*steps[0]))
 
 
