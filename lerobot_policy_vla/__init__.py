@@ -1,6 +1,6 @@
-"""Checkpoints of vla as policies of LeRobot, and its simulated SO-101 as an environment of LeRobot.
+"""LeRobot plugin: checkpoints of vla as policies, and its simulated SO-101 as an environment.
 
-LeRobot imports this when a command starts; what is heavy is imported when a checkpoint is loaded.
+LeRobot imports it at the start of a command; heavy modules are imported when a checkpoint is loaded.
 """
 
 from lerobot_policy_vla.configuration_vla import VlaConfig

@@ -1,4 +1,4 @@
-"""What LeRobot reads of a checkpoint's config.json. Cameras, widths and units are in its processor.json."""
+"""The configuration that LeRobot reads from config.json. Cameras, widths and units are in processor.json."""
 
 from __future__ import annotations
 
@@ -11,36 +11,41 @@ from lerobot.configs.policies import PreTrainedConfig
 @PreTrainedConfig.register_subclass("vla")
 @dataclass
 class VlaConfig(PreTrainedConfig):
-    """`backbone` and `smoothing` are the model's own."""
+    """Configuration of the policy. `backbone` and `smoothing` are settings of the model."""
 
     backbone: dict[str, Any] = field(default_factory=dict)
     smoothing: float = 2.0
     robot: str = ""
-    """Which robot, for a checkpoint that drives several."""
+    """Name of the robot, for a checkpoint with several."""
     n_action_steps: int = 3
-    """Actions of a chunk that are carried out before the policy is asked again."""
+    """Execution horizon: actions of a chunk that are executed before the next inference."""
 
     def __post_init__(self) -> None:
-        self.device = "cpu"  # where the model decodes
+        self.device = "cpu"  # the model decodes on the CPU
         super().__post_init__()
 
     @property
     def observation_delta_indices(self) -> None:
+        """None: LeRobot does not train this policy."""
         return None
 
     @property
     def action_delta_indices(self) -> None:
+        """None: LeRobot does not train this policy."""
         return None
 
     @property
     def reward_delta_indices(self) -> None:
+        """None: LeRobot does not train this policy."""
         return None
 
     def get_optimizer_preset(self) -> Any:
+        """Raises NotImplementedError: LeRobot does not train this policy."""
         raise NotImplementedError("LeRobot does not train this policy: use `vla train`")
 
     def get_scheduler_preset(self) -> Any:
+        """None: LeRobot does not train this policy."""
         return None
 
     def validate_features(self) -> None:
-        """The features are those of the checkpoint, set when it is loaded."""
+        """Does nothing: the features come from the checkpoint when it is loaded."""

@@ -18,7 +18,7 @@ JOINTS = 6
 @EnvConfig.register_subclass("vla")
 @dataclass
 class VlaEnvConfig(EnvConfig):
-    """One task of `vla.envs`, with the scenes of `vla eval` for the same seeds. `fps` is the environment's own."""
+    """A task of `vla.envs`, with the scenes of `vla eval` for the same seeds. `fps` is the environment's rate."""
 
     task: str | None = "pick"
     fps: int = 10
@@ -43,15 +43,17 @@ class VlaEnvConfig(EnvConfig):
 
     @property
     def gym_id(self) -> str:
+        """The Gymnasium id."""
         return GYM_ID
 
     @property
     def gym_kwargs(self) -> dict[str, Any]:
+        """Arguments of the environment."""
         return {"task": self.task, "phrasing": self.phrasing, "randomize": self.randomize}
 
 
 class LeRobotView(gym.ObservationWrapper):
-    """Our environment with LeRobot's names: pixels by camera, agent_pos, and the instruction as task_description."""
+    """The environment with LeRobot's names: pixels by camera, agent_pos, and the instruction as task_description."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
@@ -60,12 +62,13 @@ class LeRobotView(gym.ObservationWrapper):
         self.task_description = ""
 
     def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
+        """Renames the values of an observation."""
         self.task_description = str(observation["instruction"])
         return {"pixels": observation["images"], "agent_pos": observation["state"]}
 
 
 def make(task: str, phrasing: str, randomize: bool, render_mode: str = "rgb_array") -> gym.Env[Any, Any]:
-    """Raises InputError for an unknown task or phrasing."""
+    """Makes the environment. Raises InputError for an unknown task or phrasing."""
     from vla.envs.make import make_env
 
     return LeRobotView(make_env(task, phrasing=phrasing, randomize=randomize, render_mode=render_mode))

@@ -1,4 +1,4 @@
-"""What LeRobot does before and after the model, which normalises by itself: names, a batch of one, devices."""
+"""LeRobot's pre- and post-processing: names, a batch of one, devices. The model itself normalizes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lerobot_policy_vla.configuration_vla import VlaConfig
 
 
 def make_vla_pre_post_processors(config: VlaConfig, dataset_stats: Any = None) -> tuple[Any, Any]:
-    """The pipelines that `vla.models.hub.LEROBOT_FILES` writes down; `dataset_stats` are not looked at."""
+    """The pipelines stored in `vla.models.hub.LEROBOT_FILES`; `dataset_stats` are not used."""
     return make_policy_processor_pipelines(
         input_steps=[
             RenameObservationsProcessorStep(rename_map={}),

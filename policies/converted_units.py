@@ -1,4 +1,4 @@
-"""A policy as one of a robot that has the same components in other units."""
+"""Adapts a policy to a robot with the same components in other units."""
 
 from __future__ import annotations
 
@@ -19,56 +19,66 @@ from vla.types import ActionChunk, Observation
 Factors = Float[np.ndarray, "c"]
 
 
-def unit_factors(there: Sequence[str], here: Sequence[str]) -> Factors | None:
-    """What one unit of each component is in that of the other robot's; None where these are not the same components, or
-    a unit is not known."""
-    if len(there) != len(here) or [bare(name) for name in there] != [bare(name) for name in here]:
+def unit_factors(source: Sequence[str], target: Sequence[str]) -> Factors | None:
+    """The factors that convert values of the components `source` to the units of the components `target`.
+
+    Returns:
+        One factor per component; None if the components differ or a unit is unknown.
+    """
+    if len(source) != len(target) or [bare(name) for name in source] != [bare(name) for name in target]:
         return None
     factors = []
-    for one, other in zip(there, here, strict=True):
-        ours, theirs = UNITS.get(unit_of(one) or ""), UNITS.get(unit_of(other) or "")
-        if one != other and (ours is None or theirs is None):
+    for source_name, target_name in zip(source, target, strict=True):
+        source_unit, target_unit = UNITS.get(unit_of(source_name) or ""), UNITS.get(unit_of(target_name) or "")
+        if source_name != target_name and (source_unit is None or target_unit is None):
             return None
-        factors.append(1.0 if ours is None or theirs is None else ours / theirs)
+        factors.append(1.0 if source_unit is None or target_unit is None else source_unit / target_unit)
     return np.array(factors)
 
 
 class ConvertedPolicy(WrappedPolicy):
-    """Drives `body` by `policy`, whose values are multiplied by `state` and `action`, and observations divided."""
+    """Drives `body` by `policy` with converted units.
+
+    Args:
+        policy: The policy.
+        body: The robot's embodiment.
+        state: Factors from the policy's state to the robot's.
+        action: Factors from the policy's actions to the robot's.
+    """
 
     def __init__(self, policy: Policy, body: Embodiment, state: Factors, action: Factors) -> None:
         self.policy, self.embodiment, self._state, self._action = policy, body, state, action
-        known = data_of(policy)
-        start = known.start and known.start.scaled(state)
-        self.data = DataSummary(_scaled(known.state, state), _scaled(known.action, action), start)
+        data = data_of(policy)
+        start = data.start and data.start.scaled(state)
+        self.data = DataSummary(_scaled(data.state, state), _scaled(data.action, action), start)
 
     @property
     def fewer_cameras(self) -> bool:
-        """The policy's (`FewerCamerasPolicy`)."""
+        """See `FewerCamerasPolicy`."""
         return takes_fewer_cameras(self.policy)
 
     def predict(
         self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
     ) -> ActionChunk | None:
         """See `Policy.predict`."""
-        given = None if prefix is None else prefix / self._action
-        return self._converted(self.policy.predict(self._seen(observation), prefix=given))
+        prefix = None if prefix is None else prefix / self._action
+        return self._to_robot(self.policy.predict(self._to_policy(observation), prefix=prefix))
 
-    def _seen(self, observation: Observation) -> Observation:
+    def _to_policy(self, observation: Observation) -> Observation:
         return replace(observation, state=np.asarray(observation.state, np.float64) / self._state)
 
-    def _converted(self, chunk: ActionChunk | None) -> ActionChunk | None:
+    def _to_robot(self, chunk: ActionChunk | None) -> ActionChunk | None:
         return None if chunk is None else replace(chunk, actions=np.asarray(chunk.actions, np.float64) * self._action)
 
 
 class BatchConvertedPolicy(ConvertedPolicy):
-    """The same of a policy that serves many robots at once."""
+    """`ConvertedPolicy` for a policy that predicts batches."""
 
     policy: BatchPolicy  # type: ignore[assignment]
 
     @property
     def guides(self) -> bool:
-        """Whether its chunks can be guided."""
+        """See `GuidedPolicy`."""
         return guides(self.policy)
 
     def predict_batch(
@@ -80,14 +90,14 @@ class BatchConvertedPolicy(ConvertedPolicy):
         vjp: bool = False,
     ) -> list[ActionChunk | None]:
         """See `BatchPolicy` and `GuidedPolicy`."""
-        guide: dict[str, Any] = (
+        guidance: dict[str, Any] = (
             {}
             if previous_chunk_leftover is None
             else {"previous_chunk_leftover": previous_chunk_leftover / self._action, "vjp": vjp}
         )
-        given = None if prefix is None else prefix / self._action
-        chunks = self.policy.predict_batch([self._seen(one) for one in observations], prefix=given, **guide)
-        return [self._converted(chunk) for chunk in chunks]
+        prefix = None if prefix is None else prefix / self._action
+        chunks = self.policy.predict_batch([self._to_policy(one) for one in observations], prefix=prefix, **guidance)
+        return [self._to_robot(chunk) for chunk in chunks]
 
 
 def _scaled(ends: Range | None, factors: Factors) -> Range | None:
@@ -98,21 +108,21 @@ def _scaled(ends: Range | None, factors: Factors) -> Range | None:
 
 
 def in_units_of(policy: Policy, body: Embodiment) -> Policy:
-    """`policy` as it is, or converted to the units of the robot where both are known."""
-    there = policy.embodiment
-    if (there.state, there.action) == (body.state, body.action):
+    """The policy, converted to the robot's units if they are known and differ; else unchanged."""
+    trained = policy.embodiment
+    if (trained.state, trained.action) == (body.state, body.action):
         return policy
-    state, action = unit_factors(there.state, body.state), unit_factors(there.action, body.action)
-    if state is None or action is None or there.rotations or body.rotations:
+    state, action = unit_factors(trained.state, body.state), unit_factors(trained.action, body.action)
+    if state is None or action is None or trained.rotations or body.rotations:
         return policy
     renamed = replace(
-        there,
+        trained,
         state=body.state,
         action=body.action,
-        action_low=tuple((np.array(there.action_low) * action).tolist()),
-        action_high=tuple((np.array(there.action_high) * action).tolist()),
+        action_low=tuple((np.array(trained.action_low) * action).tolist()),
+        action_high=tuple((np.array(trained.action_high) * action).tolist()),
         action_state=body.action_state,
-        action_turn=tuple((np.array(there.action_turn) * action).tolist()),
+        action_turn=tuple((np.array(trained.action_turn) * action).tolist()),
         grippers=body.grippers,
     )
     renamed.check(body, takes_fewer_cameras(policy))

@@ -1,4 +1,4 @@
-"""What a policy's training data say of the robot: what a deployment is compared with before anything moves."""
+"""Summary of a policy's training data, which a deployment is compared with before the robot moves."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from vla.errors import InputError
 from vla.policies.policy import Policy
 
 Range = tuple[tuple[float, ...], tuple[float, ...]]
-"""The least and the greatest value of each component, in its unit."""
+"""Smallest and largest value of each component, in its unit."""
 DEGREES = 180 / np.pi
 TOO_WIDE, TOO_NARROW = 3.0, 0.03
-"""Data that span so many times a robot's range are in other units; so are those of which every joint spans less than
-this share of it, if as many radians fit into a range of degrees."""
+"""Detection of wrong units: data that span more than the first multiple of the robot's range, or whose joints all span
+less than the second fraction of it, if the same values in radians fit into a range in degrees."""
 
 
 @dataclass(frozen=True)
 class DataSummary:
-    """Ranges of states and actions, and where episodes begin; None where it is not known."""
+    """Ranges of states and actions, and the start region of episodes; None if unknown."""
 
     state: Range | None = None
     action: Range | None = None
@@ -31,13 +31,13 @@ class DataSummary:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DataSummary:
-        """What `to_dict` gave."""
+        """Reads the values of `to_dict`."""
         state, action = (None if values.get(name) is None else _range(values[name]) for name in ("state", "action"))
         start = values.get("start")
         return cls(state, action, None if start is None else StartRegion.from_dict(start))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """The summary as JSON values."""
         return {
             "state": None if self.state is None else [list(end) for end in self.state],
             "action": None if self.action is None else [list(end) for end in self.action],
@@ -45,25 +45,29 @@ class DataSummary:
         }
 
     def check_units(self, body: Embodiment) -> None:
-        """Raises InputError where the data's actions cannot be in the units of the robot's."""
+        """Checks that the actions of the data can be in the robot's units.
+
+        Raises:
+            InputError: if they cannot.
+        """
         if self.action is None:
             return
-        low, high, least, most = map(np.array, (*self.action, body.action_low, body.action_high))
-        bound = body.is_position_action & np.isinf(body.action_period) & (most > least)
-        if not bound.any():
+        low, high, robot_low, robot_high = map(np.array, (*self.action, body.action_low, body.action_high))
+        bounded = body.is_position_action & np.isinf(body.action_period) & (robot_high > robot_low)
+        if not bounded.any():
             return
-        share = np.where(bound, (high - low) / np.where(bound, most - least, 1.0), 1.0)
-        apart = bound & ((low > most) | (high < least) | (share > TOO_WIDE))
-        joints = bound & ~body.is_gripper
-        in_degrees = (DEGREES * low >= least) & (DEGREES * high <= most)
+        share = np.where(bounded, (high - low) / np.where(bounded, robot_high - robot_low, 1.0), 1.0)
+        mismatch = bounded & ((low > robot_high) | (high < robot_low) | (share > TOO_WIDE))
+        joints = bounded & ~body.is_gripper
+        in_degrees = (DEGREES * low >= robot_low) & (DEGREES * high <= robot_high)
         if joints.sum() > 1 and (share < TOO_NARROW)[joints].all() and in_degrees[joints].all():
-            apart |= joints
-        if apart.any():
-            at = int(np.argmax(apart))
+            mismatch |= joints
+        if mismatch.any():
+            at = int(np.argmax(mismatch))
             raise InputError(
-                f"the policy's data have {body.action[at]} from {low[at]:.4g} to {high[at]:.4g}, the robot goes from "
-                f"{least[at]:.4g} to {most[at]:.4g}: they are in different units; of a SO-101 choose with "
-                "robot.units=radians or lerobot (degrees and percent), of another robot with its scale and offset"
+                f"the policy's data have {body.action[at]} from {low[at]:.4g} to {high[at]:.4g}, the robot's range is "
+                f"{robot_low[at]:.4g} to {robot_high[at]:.4g}: the units differ; for a SO-101 set robot.units=radians "
+                "or lerobot (degrees and percent), for another robot its scale and offset"
             )
 
 
@@ -74,12 +78,14 @@ def _range(ends: Sequence[Sequence[float]]) -> Range:
 
 @runtime_checkable
 class SummarizedPolicy(Protocol):
-    """A policy that knows of its data."""
+    """A policy with a summary of its training data."""
 
     @property
-    def data(self) -> DataSummary: ...
+    def data(self) -> DataSummary:
+        """The summary."""
+        ...
 
 
 def data_of(policy: Policy) -> DataSummary:
-    """`SummarizedPolicy.data`; an empty summary where the policy has none."""
+    """The summary of the policy's data; empty if it has none."""
     return policy.data if isinstance(policy, SummarizedPolicy) else DataSummary()

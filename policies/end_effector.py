@@ -1,4 +1,4 @@
-"""A policy whose actions are tool poses, as a policy of a robot that takes joint targets."""
+"""Adapts a policy whose actions are tool poses to a robot that takes joint targets."""
 
 from __future__ import annotations
 
@@ -20,24 +20,31 @@ from vla.policies.wrapped import WrappedPolicy
 from vla.types import ActionChunk, Observation
 
 PACE = 0.95
-"""Of the fastest that a joint may move: the rest lets the safety filter, which limits accelerations too, catch up."""
+"""Fraction of the velocity limit that joints may use. The rest is a margin for the safety filter, which also limits
+acceleration, to catch up."""
 
 LAG = 0.1
-"""[s] by which measured joints are behind their targets: of a robot with a shorter period, a chunk that begins at them
-may begin so far ahead, for it would pull the arm back otherwise."""
+"""Time [s] by which measured joints lag behind their targets. If it is longer than the period, the first target of a
+chunk may lead the measured joints by this time; otherwise the chunk would pull the arm back."""
 
 
 class EndEffectorPolicy(WrappedPolicy):
     """Drives `body` by the tool poses of `policy`.
 
-    The tool's pose in the observed state follows from the measured joints by forward kinematics, the chunk's joint
-    targets from its poses by inverse kinematics, each from the one before. Its other components (a gripper) are passed
-    on, to those of their names or by `components`: {its component: (the body's, {scale, offset})}, the body's being
-    `offset + scale * value`. No joint is to be faster than `velocity` (a,) between two targets, in the body's units a
-    second; None for no such limit. All that follows (queue, interpolation, safety filter) is in
-    joints.
+    Forward kinematics converts the measured joints to the tool pose of the policy's state. Inverse kinematics converts
+    the poses of a chunk to joint targets, each from the previous one. Other components (a gripper) are passed on by
+    name. The action queue, interpolation and safety filter then work in joint space.
 
-    Raises InputError where state or actions of the two cannot be matched, or their cameras or rates differ.
+    Args:
+        policy: The policy.
+        body: The robot's embodiment.
+        kinematics: The kinematics of the tools.
+        velocity: Velocity limit (a,) between two targets, in the robot's units per second. None: no limit.
+        components: The robot's component for a component of the policy, with {scale, offset}: the robot's value is
+            `offset + scale * value`. By default, names must match.
+
+    Raises:
+        InputError: if states or actions cannot be matched, or cameras or control rates differ.
     """
 
     def __init__(
@@ -49,34 +56,36 @@ class EndEffectorPolicy(WrappedPolicy):
         components: Mapping[str, Named] | None = None,
     ) -> None:
         self.policy, self.embodiment, self.kinematics = policy, body, kinematics
-        self._tools = there = policy.embodiment
+        self._tools = trained = policy.embodiment
         self._arm = ArmKinematics(body, kinematics)
-        self._poses = [ToolPose.of(there, tool) for tool in kinematics.tools]
-        _check_cameras_and_rate(there, body, takes_fewer_cameras(policy))
-        fastest = np.full(len(body.action), np.inf) if velocity is None else np.array(velocity, float)
+        self._poses = [ToolPose.of(trained, tool) for tool in kinematics.tools]
+        _check_cameras_and_rate(trained, body, takes_fewer_cameras(policy))
+        max_velocity = np.full(len(body.action), np.inf) if velocity is None else np.array(velocity, float)
         period = 1 / body.control_hz
-        self._step, self._first = (PACE * fastest[self._arm.at] * seconds for seconds in (period, max(period, LAG)))
-        self._passed, self._observed = _Passed.of(there, body, self._poses, components or {})
-        if lacking := set(range(len(body.action))) - {*self._arm.at, *self._passed.theirs}:
-            raise InputError(f"{there.name} has no action for {body.name}'s {body.action[min(lacking)]}")
+        self._step, self._first = (
+            PACE * max_velocity[self._arm.at] * seconds for seconds in (period, max(period, LAG))
+        )
+        self._passed, self._observed = _Passthrough.of(trained, body, self._poses, components or {})
+        if missing := set(range(len(body.action))) - {*self._arm.at, *self._passed.robot}:
+            raise InputError(f"{trained.name} has no action for {body.name}'s {body.action[min(missing)]}")
 
     def predict(
         self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
     ) -> ActionChunk | None:
-        """See `Policy.predict`: prefix and chunk are joint targets."""
-        given = None if prefix is None else self._to_tools(prefix, observation.state)
-        chunk = self.policy.predict(self._with_tools(observation), prefix=given)
+        """See `Policy.predict`. Prefix and chunk are joint targets."""
+        poses = None if prefix is None else self._to_tools(prefix, observation.state)
+        chunk = self.policy.predict(self._with_tools(observation), prefix=poses)
         return self._in_joints(chunk, observation, prefix)
 
     def _with_tools(self, observation: Observation) -> Observation:
-        """The observation with the state that the policy knows."""
+        """The observation with the state in the policy's components."""
         state = np.asarray(observation.state, np.float64)
-        known = np.zeros((1, len(self._tools.state)))
-        known[:, self._observed.ours] = self._observed.back(state[None])
-        now = self._arm.measured(state[None])
+        converted = np.zeros((1, len(self._tools.state)))
+        converted[:, self._observed.policy] = self._observed.to_policy(state[None])
+        poses = self._arm.measured(state[None])
         for i, pose in enumerate(self._poses):
-            pose.write_state(known, now[:, i])
-        return replace(observation, state=known[0])
+            pose.write_state(converted, poses[:, i])
+        return replace(observation, state=converted[0])
 
     def _to_tools(
         self,
@@ -84,42 +93,42 @@ class EndEffectorPolicy(WrappedPolicy):
         state: Float[np.ndarray, "s"],
         before: Float[np.ndarray, "a"] | None = None,
     ) -> Float[np.ndarray, "k b"]:
-        """Joint targets as the policy's actions; steps are counted from the target `before`, or the state."""
-        posed = np.zeros((len(actions), len(self._tools.action)))
-        posed[:, self._passed.ours] = self._passed.back(actions)
+        """Converts joint targets to the policy's actions; deltas are relative to the target `before`, or the state."""
+        converted = np.zeros((len(actions), len(self._tools.action)))
+        converted[:, self._passed.policy] = self._passed.to_policy(actions)
         poses = self._arm.commanded(actions)
         start = self._arm.measured(state[None]) if before is None else self._arm.commanded(before[None])
         for i, pose in enumerate(self._poses):
-            pose.write_actions(posed, poses[:, i], start[0, i])
-        return posed
+            pose.write_actions(converted, poses[:, i], start[0, i])
+        return converted
 
     def _in_joints(
         self, chunk: ActionChunk | None, observation: Observation, prefix: Float[np.ndarray, "k a"] | None
     ) -> ActionChunk | None:
         if chunk is None:
             return None
-        posed, state = np.asarray(chunk.actions, np.float64), np.asarray(observation.state, np.float64)
-        self._tools.check_action(posed)
-        now = self._arm.measured(state[None])[0]
-        poses = np.stack([pose.read_actions(posed, now[i]) for i, pose in enumerate(self._poses)], axis=1)
-        actions = np.empty((len(posed), len(self.embodiment.action)))
-        actions[:, self._passed.theirs] = self._passed.on(posed)
-        first, start, reach = 0, self._arm.present(state), self._first
+        predicted, state = np.asarray(chunk.actions, np.float64), np.asarray(observation.state, np.float64)
+        self._tools.check_action(predicted)
+        measured = self._arm.measured(state[None])[0]
+        poses = np.stack([pose.read_actions(predicted, measured[i]) for i, pose in enumerate(self._poses)], axis=1)
+        actions = np.empty((len(predicted), len(self.embodiment.action)))
+        actions[:, self._passed.robot] = self._passed.to_robot(predicted)
+        first, start, first_step = 0, self._arm.present(state), self._first
         if prefix is not None and len(prefix):
-            first, start, reach = len(prefix), prefix[-1, self._arm.at], self._step
+            first, start, first_step = len(prefix), prefix[-1, self._arm.at], self._step
             actions[:first] = prefix
-        actions[first:, self._arm.at] = self._arm.follow(poses[first:], start, self._step, reach)
+        actions[first:, self._arm.at] = self._arm.follow(poses[first:], start, self._step, first_step)
         return replace(chunk, actions=actions)
 
 
 class BatchEndEffectorPolicy(EndEffectorPolicy):
-    """The same of a policy that serves many robots at once."""
+    """`EndEffectorPolicy` for a policy that predicts batches."""
 
     policy: BatchPolicy  # type: ignore[assignment]
 
     @property
     def guides(self) -> bool:
-        """Whether its chunks can be guided."""
+        """See `GuidedPolicy`."""
         return guides(self.policy)
 
     def predict_batch(
@@ -132,16 +141,16 @@ class BatchEndEffectorPolicy(EndEffectorPolicy):
     ) -> list[ActionChunk | None]:
         """See `BatchPolicy` and `GuidedPolicy`."""
         states = [np.asarray(observation.state, np.float64) for observation in observations]
-        guide: dict[str, Any] = {}
+        guidance: dict[str, Any] = {}
         if previous_chunk_leftover is not None:
             last = [None if prefix is None else prefix[i, -1] for i in range(len(states))]
             rest = [self._to_tools(previous_chunk_leftover[i], state, last[i]) for i, state in enumerate(states)]
-            guide = {"previous_chunk_leftover": np.stack(rest), "vjp": vjp}
-        given = None
+            guidance = {"previous_chunk_leftover": np.stack(rest), "vjp": vjp}
+        poses = None
         if prefix is not None:
-            given = np.stack([self._to_tools(rows, state) for rows, state in zip(prefix, states, strict=True)])
-        seen = [self._with_tools(observation) for observation in observations]
-        chunks = self.policy.predict_batch(seen, prefix=given, **guide)
+            poses = np.stack([self._to_tools(rows, state) for rows, state in zip(prefix, states, strict=True)])
+        converted = [self._with_tools(observation) for observation in observations]
+        chunks = self.policy.predict_batch(converted, prefix=poses, **guidance)
         return [
             self._in_joints(chunk, observation, None if prefix is None else prefix[i])
             for i, (chunk, observation) in enumerate(zip(chunks, observations, strict=True))
@@ -155,81 +164,89 @@ def by_inverse_kinematics(
     velocity: Sequence[float] | None = None,
     components: Mapping[str, Named] | None = None,
 ) -> EndEffectorPolicy:
-    """`EndEffectorPolicy`, or its kind that takes batches where `policy` does."""
+    """`EndEffectorPolicy`, or `BatchEndEffectorPolicy` for a policy that predicts batches."""
     kind = BatchEndEffectorPolicy if isinstance(policy, BatchPolicy) else EndEffectorPolicy
     return kind(policy, body, kinematics, velocity, components)
 
 
 @dataclass(frozen=True)
-class _Passed:
-    """Components of the policy (`ours`) that are some of the robot's (`theirs`): `offset + scale` times ours."""
+class _Passthrough:
+    """Indices of matching components of policy and robot; the robot's value is `offset + scale * value`."""
 
-    ours: list[int]
-    theirs: list[int]
+    policy: list[int]
+    robot: list[int]
     scale: Float[np.ndarray, "n"]
     offset: Float[np.ndarray, "n"]
 
     @classmethod
     def of(
         cls, policy: Embodiment, body: Embodiment, poses: Sequence[ToolPose], named: Mapping[str, Named]
-    ) -> tuple[_Passed, _Passed]:
-        """Those of the action, and those of the state. Raises InputError for one that the robot does not have."""
-        bares = [bare(name) for name in policy.action]
-        # Without its unit, which has brackets, a name is easier to write.
+    ) -> tuple[_Passthrough, _Passthrough]:
+        """The components of the action and of the state. Raises InputError for one that the robot does not have."""
+        bare_names = [bare(name) for name in policy.action]
+        # Names may be written without their unit.
         named = {
-            policy.action[bares.index(name)] if bares.count(name) == 1 else name: other for name, other in named.items()
+            policy.action[bare_names.index(name)] if bare_names.count(name) == 1 else name: other
+            for name, other in named.items()
         }
         if unknown := sorted(set(named) - set(policy.action)):
             raise InputError(f"components: the policy has no action {unknown[0]}: {', '.join(policy.action)}")
         measured: dict[str, Named] = {}
-        for name, (theirs, numbers) in named.items():
-            if theirs not in body.action:
-                raise InputError(f"components: {body.name} has no action {theirs}: {', '.join(body.action)}")
-            ours, at = policy.action_state[policy.action.index(name)], body.action_state[body.action.index(theirs)]
-            if ours is not None and at is not None:
-                measured[ours] = at, numbers
-        commanded = {i for pose in poses for i in pose.action}
-        seen = {i for pose in poses for i in pose.state}
-        actions = cls._by_name("action", policy.action, body.action, commanded, named, body.name)
-        for one, other in zip(actions.ours, actions.theirs, strict=True):
-            if policy.action_mode[one] != body.action_mode[other]:
-                modes = f"{policy.action_mode[one]}, {body.action[other]} of {body.name} is {body.action_mode[other]}"
-                raise InputError(f"the policy's {policy.action[one]} is {modes}")
-        return actions, cls._by_name("state", policy.state, body.state, seen, measured, body.name)
+        for name, (robot_name, numbers) in named.items():
+            if robot_name not in body.action:
+                raise InputError(f"components: {body.name} has no action {robot_name}: {', '.join(body.action)}")
+            policy_state = policy.action_state[policy.action.index(name)]
+            robot_state = body.action_state[body.action.index(robot_name)]
+            if policy_state is not None and robot_state is not None:
+                measured[policy_state] = robot_state, numbers
+        in_action = {i for pose in poses for i in pose.action}
+        in_state = {i for pose in poses for i in pose.state}
+        actions = cls._by_name("action", policy.action, body.action, in_action, named, body.name)
+        for i, j in zip(actions.policy, actions.robot, strict=True):
+            if policy.action_mode[i] != body.action_mode[j]:
+                modes = f"{policy.action_mode[i]}, {body.action[j]} of {body.name} is {body.action_mode[j]}"
+                raise InputError(f"the policy's {policy.action[i]} is {modes}")
+        return actions, cls._by_name("state", policy.state, body.state, in_state, measured, body.name)
 
     @classmethod
     def _by_name(
-        cls, kind: str, ours: Sequence[str], theirs: Sequence[str], pose: set[int], named: Mapping[str, Named], of: str
-    ) -> _Passed:
-        at, there, numbers = [], [], []
-        for i, name in enumerate(ours):
+        cls,
+        kind: str,
+        policy_names: Sequence[str],
+        robot_names: Sequence[str],
+        pose: set[int],
+        named: Mapping[str, Named],
+        robot: str,
+    ) -> _Passthrough:
+        policy_indices, robot_indices, numbers = [], [], []
+        for i, name in enumerate(policy_names):
             if i in pose:
                 continue
-            other, given = named.get(name, (name, {}))
-            if other not in theirs:
+            robot_name, conversion = named.get(name, (name, {}))
+            if robot_name not in robot_names:
                 raise InputError(
-                    f"{of} has no {kind} {name!r}, which the policy has: there are {', '.join(theirs)}; name what it "
-                    "is there in kinematics.components, or train on a store of vla data derive keep_joints=false"
+                    f"{robot} has no {kind} {name!r}, which the policy has: it has {', '.join(robot_names)}; map the "
+                    "name in kinematics.components, or train on a store of vla data derive keep_joints=false"
                 )
-            at.append(i)
-            there.append(list(theirs).index(other))
-            numbers.append((given.get("scale", 1.0), given.get("offset", 0.0)))
+            policy_indices.append(i)
+            robot_indices.append(list(robot_names).index(robot_name))
+            numbers.append((conversion.get("scale", 1.0), conversion.get("offset", 0.0)))
         scale, offset = np.array(numbers).reshape(-1, 2).T
-        return cls(at, there, scale, offset)
+        return cls(policy_indices, robot_indices, scale, offset)
 
-    def on(self, values: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n k"]:
-        """Of the policy's components the robot's."""
-        return values[:, self.ours] * self.scale + self.offset
+    def to_robot(self, values: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n k"]:
+        """Converts the policy's components to the robot's."""
+        return values[:, self.policy] * self.scale + self.offset
 
-    def back(self, values: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n k"]:
-        """Of the robot's components the policy's."""
-        return (values[:, self.theirs] - self.offset) / self.scale
+    def to_policy(self, values: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n k"]:
+        """Converts the robot's components to the policy's."""
+        return (values[:, self.robot] - self.offset) / self.scale
 
 
-def _check_cameras_and_rate(there: Embodiment, body: Embodiment, fewer_cameras: bool) -> None:
-    if not there.cameras_fit(body, fewer_cameras):
+def _check_cameras_and_rate(trained: Embodiment, body: Embodiment, fewer_cameras: bool) -> None:
+    if not trained.cameras_fit(body, fewer_cameras):
         raise InputError(
-            f"the policy's cameras are {', '.join(there.cameras)}, those of {body.name} are {', '.join(body.cameras)}"
+            f"the policy's cameras are {', '.join(trained.cameras)}, those of {body.name} are {', '.join(body.cameras)}"
         )
-    if there.control_hz != body.control_hz:
-        raise InputError(f"the policy acts {there.control_hz:g} times a second, {body.name} {body.control_hz:g} times")
+    if trained.control_hz != body.control_hz:
+        raise InputError(f"the policy acts at {trained.control_hz:g} Hz, {body.name} at {body.control_hz:g} Hz")

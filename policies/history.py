@@ -1,7 +1,7 @@
-"""The past frames that a policy is shown beside the present ones, kept where its observations are made.
+"""Past frames in a policy's observations, stored where the observations are made.
 
-There is one `FrameHistory` for each robot: of a run of the control loop, of an environment of `vla eval`, of a client
-of `vla serve`. What it finds travels in the observation, so that a policy itself remembers nothing, and serves many.
+There is one `FrameHistory` per robot: a run of the control loop, an environment of `vla eval`, or a client of `vla
+serve`. The past frames are part of the observation, so that a policy has no memory and can serve many robots.
 """
 
 from __future__ import annotations
@@ -18,28 +18,30 @@ from vla.policies.policy import Policy
 from vla.types import Observation
 
 CLOSEST = 0.25
-"""[control periods] Frames that follow a kept one sooner than this are not kept: so many that come do not pile up."""
+"""Shortest interval between stored frames [control periods]; frames at a higher rate are dropped to limit memory."""
 
 
 @runtime_checkable
 class HistoryPolicy(Protocol):
-    """A policy that says which past frames it is to be shown."""
+    """A policy that uses past frames."""
 
     @property
     def history(self) -> tuple[float, ...]:
-        """How long before the present they are [s], oldest first."""
+        """Age of each past frame [s], oldest first."""
         ...
 
 
 def history_of(policy: Policy) -> tuple[float, ...]:
-    """`HistoryPolicy.history`; none where the policy knows of no history."""
+    """`HistoryPolicy.history`; empty for other policies."""
     return policy.history if isinstance(policy, HistoryPolicy) else ()
 
 
 class FrameHistory:
-    """The frames of one robot, as far back as `offsets` [s] before the present, oldest first, ask for.
+    """The past frames of one robot.
 
-    `period` [s] is a control step. Without offsets nothing is kept.
+    Args:
+        offsets: Age of each past frame [s], oldest first. Empty: nothing is stored.
+        period: Duration of a control step [s].
     """
 
     def __init__(self, offsets: Sequence[float], period: float) -> None:
@@ -49,19 +51,19 @@ class FrameHistory:
 
     @classmethod
     def of(cls, policy: Policy) -> FrameHistory:
-        """What `policy` needs."""
+        """The history that `policy` needs."""
         return cls(history_of(policy), 1 / policy.embodiment.control_hz)
 
     def reset(self) -> None:
-        """Forgets all frames: an episode begins."""
+        """Drops all frames, at the start of an episode."""
         self._frames.clear()
         self._last = -np.inf
 
     def with_past_frames(self, observation: Observation) -> Observation:
-        """The observation with its past frames (`Observation.past`): for each offset the newest that is at most half a
-        step younger, and none where there is no such frame.
+        """Adds the past frames to an observation (`Observation.past`).
 
-        To be called with every observation, in their order; one from before the last begins an episode.
+        Each is the newest frame whose age is at least its offset minus half a step, and empty without such a frame.
+        Call it with every observation, in order. An observation older than the last one starts a new episode.
         """
         if not self._offsets:
             return observation
@@ -69,15 +71,15 @@ class FrameHistory:
             self.reset()
         self._last = observation.time
         newest = [observation.time - offset + self._period / 2 for offset in self._offsets]
-        past = tuple(self._found(moment) for moment in newest)
+        past = tuple(self._newest_until(time) for time in newest)
         if not self._frames or observation.time - self._frames[-1][0] >= CLOSEST * self._period:
-            # The caller may use its memory again.
+            # The caller may reuse its buffers.
             images = {camera: np.array(image) for camera, image in observation.images.items()}
             self._frames.append((observation.time, images))
         while len(self._frames) > 1 and self._frames[1][0] <= min(newest):
             self._frames.popleft()
         return replace(observation, past=past)
 
-    def _found(self, moment: float) -> Views:
-        """The newest frames that are no younger."""
-        return next((images for time, images in reversed(self._frames) if time <= moment), {})
+    def _newest_until(self, latest: float) -> Views:
+        """The newest frames captured until `latest` [s]."""
+        return next((images for time, images in reversed(self._frames) if time <= latest), {})

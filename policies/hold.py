@@ -1,4 +1,4 @@
-"""The policy that holds still: the floor that a learned one is held against."""
+"""A policy that holds still: the lower baseline of an evaluation."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from vla.types import ActionChunk, Observation
 
 
 class HoldPolicy:
-    """Never has a chunk, so the caller holds the robot where it is."""
+    """Never returns a chunk, so the caller holds the robot at its position."""
 
     def __init__(self, embodiment: Embodiment) -> None:
         self.embodiment = embodiment
 
     def reset(self) -> None:
-        """Nothing to forget."""
+        """Does nothing: there is no state."""
 
     def predict(
         self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
     ) -> ActionChunk | None:
+        """Returns None."""
         return None

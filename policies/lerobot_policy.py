@@ -1,4 +1,4 @@
-"""A policy of LeRobot (ACT, diffusion, SmolVLA, ...) as one of ours, on the same scenes.
+"""Adapts a policy of LeRobot (ACT, diffusion, SmolVLA, ...) to `Policy`.
 
 | LeRobot feature         | observation                                                                    |
 |-------------------------|--------------------------------------------------------------------------------|
@@ -7,8 +7,8 @@
 | task                    | instruction                                                                    |
 | action                  | the chunk's actions                                                            |
 
-Numbers are passed on as they are: the policy must have been trained in the embodiment's units, on a dataset of
-`vla convert` for instance. Names are changed as the checkpoint's own `rename_observations_processor` says.
+Values are not converted: the policy must have been trained in the embodiment's units, for example on a dataset of
+`vla convert`. Names are changed by the checkpoint's `rename_observations_processor`.
 """
 
 from __future__ import annotations
@@ -32,19 +32,22 @@ from vla.policies.data_summary import DataSummary, Range
 from vla.types import ActionChunk, Observation
 
 STATE, ACTION, IMAGE, IMAGES = "observation.state", "action", "observation.image", "observation.images."
-PLACES = ("pretrained_model", "checkpoints/last/pretrained_model")
-"""Where LeRobot's trainer puts the checkpoint in its folders."""
+CHECKPOINTS = ("pretrained_model", "checkpoints/last/pretrained_model")
+"""Paths of the checkpoint in the folders of LeRobot's trainer."""
 
 
 class LeRobotPolicy:
-    """Chunks of a LeRobot policy for one embodiment, clipped to its limits; None for numbers that are not finite.
+    """Action chunks of a LeRobot policy for one embodiment, clipped to its limits; None for values that are not finite.
 
-    A policy that looks back (n_obs_steps > 1) must see every step: its chunks are one action long, and it plans as
-    many as its n_action_steps say. Raises InputError when cameras or widths are not the embodiment's.
+    A policy with past observations (n_obs_steps > 1) needs every step: its chunks have one action, and it plans
+    n_action_steps at a time.
+
+    Raises:
+        InputError: if cameras or widths are not those of the embodiment.
     """
 
     def __init__(self, policy: Any, before: Any, after: Any, embodiment: Embodiment) -> None:
-        """`policy` is a PreTrainedPolicy; `before` and `after` its pre- and post-processor."""
+        """`policy` is a PreTrainedPolicy; `before` and `after` are its pre- and post-processor."""
         self._policy, self._before, self._after, self._embodiment = policy, before, after, embodiment
         self._keys = _image_keys(policy.config, before, embodiment)
         self.data = DataSummary(_range(before, STATE), _range(after, ACTION))
@@ -52,37 +55,39 @@ class LeRobotPolicy:
 
     @property
     def embodiment(self) -> Embodiment:
+        """The robot."""
         return self._embodiment
 
     @property
     def takes_prefix(self) -> bool:
-        """LeRobot's interface has none."""
+        """False: LeRobot's interface has no action prefix."""
         return False
 
     def reset(self) -> None:
-        for part in (self._policy, self._before, self._after):
-            part.reset()
+        """Resets policy and processors."""
+        for component in (self._policy, self._before, self._after):
+            component.reset()
 
     @torch.inference_mode()
     def predict(
         self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
     ) -> ActionChunk | None:
-        """See `Policy.predict`. Raises InputError for a prefix, and for images of another size than trained on."""
+        """See `Policy.predict`. Raises InputError for a prefix, and for images of another size than in training."""
         if prefix is not None:
-            raise InputError("a policy of LeRobot cannot start a chunk with given actions")
+            raise InputError("a policy of LeRobot cannot start a chunk with an action prefix")
         batch = self._before(self._batch(observation))
         if self._policy.config.n_obs_steps > 1:
-            said = self._after(self._policy.select_action(batch))[:, None]
+            predicted = self._after(self._policy.select_action(batch))[:, None]
         else:
-            said = self._after(self._policy.predict_action_chunk(batch))
-        actions = said[0].double().cpu().numpy()
+            predicted = self._after(self._policy.predict_action_chunk(batch))
+        actions = predicted[0].double().cpu().numpy()
         if not np.isfinite(actions).all():
             return None
         actions = np.clip(actions, self._embodiment.action_low, self._embodiment.action_high)
         return ActionChunk(actions, observation.time, 1 / self._embodiment.control_hz)
 
     def _batch(self, observation: Observation) -> dict[str, Any]:
-        """A batch of one, as LeRobot's own rollouts make it."""
+        """A batch of one, as in LeRobot's own rollouts."""
         state = torch.from_numpy(np.asarray(observation.state, np.float32))[None]
         batch: dict[str, Any] = {STATE: state, "task": [observation.instruction], "robot_type": self._embodiment.name}
         for camera, (key, shape) in self._keys.items():
@@ -99,13 +104,16 @@ class LeRobotPolicy:
 
 
 def load_lerobot(name: str) -> Callable[[gymnasium.Env[Any, Any]], LeRobotPolicy]:
-    """What gives each environment its policy: the weights are loaded once, what is remembered is each one's own.
+    """A function that returns the policy for an environment. Weights are loaded once; policies have separate state.
 
-    `name` is a checkpoint of LeRobot's trainer, the folder of one of its runs, or a model of the hub. Raises InputError
-    when it cannot be loaded.
+    Args:
+        name: A checkpoint of LeRobot's trainer, the folder of one of its runs, or a model of the hub.
+
+    Raises:
+        InputError: if it cannot be loaded.
     """
     folder = fetch(name)
-    folder = next((folder / place for place in PLACES if (folder / place).is_dir()), folder)
+    folder = next((folder / path for path in CHECKPOINTS if (folder / path).is_dir()), folder)
     load = cache(lambda: _load(folder))
 
     def serve(env: gymnasium.Env[Any, Any]) -> LeRobotPolicy:
@@ -119,7 +127,7 @@ def _load(folder: Path) -> tuple[Any, Any, Any]:
     """The policy, its pre- and its post-processor."""
     if not (folder / "config.json").exists():
         raise InputError(f"{folder} is no policy of LeRobot: config.json is missing")
-    import lerobot.policies  # noqa: F401 its policies register themselves
+    import lerobot.policies  # noqa: F401 registers its policies
     from lerobot.configs.policies import PreTrainedConfig
     from lerobot.policies.factory import get_policy_class, make_pre_post_processors
     from lerobot.utils.import_utils import register_third_party_plugins
@@ -138,38 +146,35 @@ def _load(folder: Path) -> tuple[Any, Any, Any]:
 
 
 def _range(steps: Any, key: str) -> Range | None:
-    """The extremes of the data by which a processor normalises; None where it does not know them."""
+    """The range of the data in the normalization statistics of a processor; None without it."""
     for step in getattr(steps, "steps", ()):
-        known = (getattr(step, "stats", None) or {}).get(key, {})
-        if "min" in known and "max" in known:
-            low, high = (tuple(np.ravel(known[end]).astype(float).tolist()) for end in ("min", "max"))
+        statistics = (getattr(step, "stats", None) or {}).get(key, {})
+        if "min" in statistics and "max" in statistics:
+            low, high = (tuple(np.ravel(statistics[end]).astype(float).tolist()) for end in ("min", "max"))
             return low, high
     return None
 
 
 def _image_keys(config: Any, before: Any, embodiment: Embodiment) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The key and the shape (3, h, w) under which the policy wants each camera.
-
-    Raises InputError that says in what the policy's features are not the embodiment's.
-    """
+    """The policy's key and shape (3, h, w) of each camera. Raises InputError if its features do not match."""
     renamed: Mapping[str, str] = {}
     for step in before.steps:
         renamed = getattr(step, "rename_map", renamed)
-    wanted = {name: feature for name, feature in config.input_features.items() if "empty_camera" not in name}
-    for kind, features in ((STATE, wanted), (ACTION, config.output_features)):
+    required = {name: feature for name, feature in config.input_features.items() if "empty_camera" not in name}
+    for kind, features in ((STATE, required), (ACTION, config.output_features)):
         names = embodiment.state if kind == STATE else embodiment.action
         if kind in features and tuple(features[kind].shape) != (len(names),):
             width = features[kind].shape
             raise InputError(f"the policy's {kind} has the shape {width}, {embodiment.name} has {len(names)}: {names}")
-    wanted.pop(STATE, None)
+    required.pop(STATE, None)
     keys = {}
     for camera in embodiment.cameras:
         for key in (IMAGES + camera, IMAGE):
-            if renamed.get(key, key) in wanted and (key != IMAGE or len(embodiment.cameras) == 1):
-                keys[camera] = key, tuple(wanted.pop(renamed.get(key, key)).shape)
-    if wanted:
+            if renamed.get(key, key) in required and (key != IMAGE or len(embodiment.cameras) == 1):
+                keys[camera] = key, tuple(required.pop(renamed.get(key, key)).shape)
+    if required:
         raise InputError(
-            f"the policy wants {', '.join(sorted(wanted))}, {embodiment.name} has cameras "
+            f"the policy needs {', '.join(sorted(required))}, {embodiment.name} has cameras "
             f"{', '.join(embodiment.cameras)} and the state: name the policy's features for the robot's "
             f"(such as {IMAGES}{embodiment.cameras[0]}) in rename_map, in the checkpoint's policy_preprocessor.json"
         )

@@ -1,4 +1,4 @@
-"""Policies by name: a scripted one, a checkpoint here or on the hub, or one of LeRobot's."""
+"""Loads policies by name: scripted, from a local or hub checkpoint, of LeRobot, or on a server."""
 
 from __future__ import annotations
 
@@ -22,17 +22,21 @@ if TYPE_CHECKING:
 SCRIPTED = ("expert", "hold")
 HUB, LEROBOT = "hub:", "lerobot:"
 REMOTE = ("ws://", "wss://")
-PLACES = ("best", "pretrained_model", "checkpoints/last/pretrained_model", "")
-"""Where the weights are in the folder of a run or a checkpoint, of ours or LeRobot's."""
-PATIENCE = 60.0
-"""[s] that a simulation, which stands still meanwhile, waits for a server's answer."""
+WEIGHTS_FOLDERS = ("best", "pretrained_model", "checkpoints/last/pretrained_model", "")
+"""Paths of the weights in the folder of a run or a checkpoint, of vla or LeRobot."""
+SIMULATION_TIMEOUT = 60.0
+"""Timeout of a server's answer in simulation [s], which is paused during inference."""
 
 
 def load_policy(name: str) -> Callable[[gymnasium.Env[Any, Any]], Policy]:
-    """What gives each environment its policy; a checkpoint is loaded once and shared by all.
+    """A function that returns the policy for an environment. A checkpoint is loaded once and shared.
 
-    `hub:` before a name loads it from the hub, `lerobot:` a policy of LeRobot from a folder or the hub; `ws://HOST:PORT`
-    asks a server (`vla serve`). Raises InputError when `name` is neither scripted nor a checkpoint.
+    Args:
+        name: A scripted policy, or a checkpoint's folder. `hub:NAME` loads a checkpoint from the hub, `lerobot:NAME` a
+            policy of LeRobot from a folder or the hub, and `ws://HOST:PORT` uses a server (`vla serve`).
+
+    Raises:
+        InputError: if there is no such policy.
     """
     if name == "expert":
         from vla.policies.scripted_expert import ScriptedExpertPolicy
@@ -49,7 +53,7 @@ def load_policy(name: str) -> Callable[[gymnasium.Env[Any, Any]], Policy]:
     if name.startswith(REMOTE):
         from vla.policies.remote import RemotePolicy
 
-        return lambda env: RemotePolicy(name, timeout=PATIENCE)
+        return lambda env: RemotePolicy(name, timeout=SIMULATION_TIMEOUT)
     from vla.common.device import accelerator
     from vla.models.vla import VLA
     from vla.policies.vla import VlaPolicy
@@ -60,28 +64,35 @@ def load_policy(name: str) -> Callable[[gymnasium.Env[Any, Any]], Policy]:
 
 
 def check_policy(name: str) -> None:
-    """Raises InputError for a name that is no policy's, as far as that shows without loading one or asking a hub."""
+    """Checks the name of a policy, without loading it or accessing a hub.
+
+    Raises:
+        InputError: for a name that is no policy.
+    """
     if name in SCRIPTED or name.startswith((HUB, *REMOTE)):
         return
     if name.startswith(LEROBOT):
-        if not Path(rest := name.removeprefix(LEROBOT)).is_dir() and not re.fullmatch(HUB_NAME, rest):
-            raise InputError(f"{rest} is neither a folder nor a model of the hub, which is written user/model")
+        if not Path(source := name.removeprefix(LEROBOT)).is_dir() and not re.fullmatch(HUB_NAME, source):
+            raise InputError(f"{source} is neither a folder nor a model of the hub, which is written user/model")
         return
     checkpoint_of(checkpoint(name))
 
 
 def tasks_trained_on(name: str) -> tuple[str, ...]:
-    """The simulated tasks that the policy `name` was trained on, as its checkpoint or its server says; pick for a
-    scripted one. Raises InputError where it is not known."""
+    """The simulated tasks that the policy was trained on, from its checkpoint or server; pick for a scripted one.
+
+    Raises:
+        InputError: if they are unknown.
+    """
     if name in SCRIPTED:
         return ("pick",)
-    if found := tasks_of_policy(name):
-        return found
-    raise InputError(f"{name} does not say what simulated task it was trained on: name one, such as task=pick")
+    if tasks := tasks_of_policy(name):
+        return tasks
+    raise InputError(f"{name} does not name the simulated task it was trained on: name one, such as task=pick")
 
 
 def tasks_of_policy(name: str) -> tuple[str, ...]:
-    """The simulated tasks that the policy `name` was trained on; none where it does not say."""
+    """The simulated tasks that the policy was trained on; empty if unknown."""
     if name.startswith(REMOTE):
         from vla.policies.remote import server_metadata
 
@@ -91,8 +102,10 @@ def tasks_of_policy(name: str) -> tuple[str, ...]:
 
 
 def weights_of_policy(name: str) -> str | None:
-    """The digest of a policy's weights (`vla.models.hub.weights_digest`), wherever its folder lies or of its server;
-    None of a scripted one."""
+    """The digest of a policy's weights (`vla.models.hub.weights_digest`), which does not depend on their folder.
+
+    None for a policy without weights.
+    """
     if name.startswith(REMOTE):
         from vla.policies.remote import server_metadata
 
@@ -102,26 +115,28 @@ def weights_of_policy(name: str) -> str | None:
 
 
 def _weights_folder(name: str) -> Path | None:
-    rest = name.removeprefix(HUB).removeprefix(LEROBOT)
-    folder = Path(name) if rest == name else fetch(rest)
-    return next((folder / place for place in PLACES if (folder / place / "model.safetensors").is_file()), None)
+    source = name.removeprefix(HUB).removeprefix(LEROBOT)
+    folder = Path(name) if source == name else fetch(source)
+    return next((folder / path for path in WEIGHTS_FOLDERS if (folder / path / "model.safetensors").is_file()), None)
 
 
 def policy_for(name: str, body: Embodiment) -> Policy:
-    """The policy `name` for a robot, a checkpoint's by `load_realtime`.
+    """Loads a policy for a robot, a checkpoint by `load_realtime`.
 
-    Whether it is of this robot's embodiment is to be checked (`vla.control.adapt`). Raises InputError for the expert,
-    which only knows simulations.
+    Its embodiment is not checked here; see `vla.control.adapt`.
+
+    Raises:
+        InputError: for the scripted expert, which needs a simulation.
     """
     if name == "expert":
-        raise InputError("the expert knows simulated scenes only: deploy a checkpoint")
+        raise InputError("the expert only works in simulation: deploy a checkpoint")
     if name == "hold" or name.startswith((LEROBOT, *REMOTE)):
         return load_policy(name)(_Robot(body))  # type: ignore[arg-type]
     return load_realtime(name, body)
 
 
 def load_realtime(name: str, embodiment: str | Embodiment = "") -> VlaPolicy:
-    """A checkpoint's policy that is asked for one chunk at a time: decoded by its engine, in bf16 on a GPU."""
+    """Loads a checkpoint for single requests: decoded by the inference engine, in bf16 on a GPU."""
     folder = checkpoint(name)
     from vla.common.device import accelerator
     from vla.policies.vla import VlaPolicy
@@ -131,7 +146,7 @@ def load_realtime(name: str, embodiment: str | Embodiment = "") -> VlaPolicy:
 
 @dataclass(frozen=True)
 class _Robot:
-    """As much of an environment as a policy is made for."""
+    """A substitute for an environment that has an embodiment alone."""
 
     embodiment: Embodiment
 
@@ -141,14 +156,15 @@ class _Robot:
 
 
 def checkpoint(name: str) -> Path:
-    """The folder of a checkpoint's files: of a training run the best, of `hub:user/model` the download.
+    """The folder of a checkpoint: the best one of a training run, or the download of `hub:user/model`.
 
-    Raises InputError where there is none.
+    Raises:
+        InputError: if there is none.
     """
     folder = fetch(name.removeprefix(HUB)) if name.startswith(HUB) else Path(name)
     if not folder.is_dir():
-        known = ", ".join((f"{HUB}user/model", f"{LEROBOT}FOLDER", "ws://HOST:PORT", *SCRIPTED))
-        beside = [f"{folder.parent / one.name}" for one in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        near = suggestion(name, [*SCRIPTED, *beside])
-        raise InputError(f"no policy {name!r}{near}; give a checkpoint's folder, or one of {known}")
+        forms = ", ".join((f"{HUB}user/model", f"{LEROBOT}FOLDER", "ws://HOST:PORT", *SCRIPTED))
+        siblings = [f"{folder.parent / one.name}" for one in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        similar = suggestion(name, [*SCRIPTED, *siblings])
+        raise InputError(f"no policy {name!r}{similar}; give a checkpoint's folder, or one of {forms}")
     return folder / "best" if (folder / "best").exists() else folder

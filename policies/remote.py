@@ -1,4 +1,4 @@
-"""A policy on another machine, over openpi's protocol as `vla serve` speaks it."""
+"""A policy on a server (`vla serve`), over openpi's protocol."""
 
 from __future__ import annotations
 
@@ -21,11 +21,15 @@ from vla.types import ActionChunk, Observation
 
 KEY_VARIABLE = "VLA_API_KEY"
 BACKOFF = (0.1, 5.0)
-"""[s] before the first try to connect again, doubled at each until the second."""
+"""Delay before the first reconnection, doubled after each attempt, and its maximum [s]."""
 
 
 def api_key(key_file: str | None = None) -> str:
-    """The key in `key_file`, else in the environment variable VLA_API_KEY; empty for none. Raises InputError."""
+    """The API key in `key_file`, else in the environment variable VLA_API_KEY; empty for none.
+
+    Raises:
+        InputError: if the file is empty or cannot be read.
+    """
     if key_file is None:
         return os.environ.get(KEY_VARIABLE, "").strip()
     try:
@@ -38,7 +42,11 @@ def api_key(key_file: str | None = None) -> str:
 
 
 def server_metadata(url: str, key_file: str | None = None, timeout: float = 10.0) -> dict[str, Any]:
-    """What a server says of its policy when a client connects. Raises InputError where there is no server of ours."""
+    """The metadata that a server sends on connection.
+
+    Raises:
+        InputError: if there is no `vla serve` at `url`.
+    """
     key = api_key(key_file)
     socket = _open(url, {"Authorization": f"Api-Key {key}"} if key else None, timeout)
     try:
@@ -48,12 +56,12 @@ def server_metadata(url: str, key_file: str | None = None, timeout: float = 10.0
     finally:
         socket.close()
     if not isinstance(metadata, dict):
-        raise InputError(f"{url}: the server says nothing of its policy: it is not `vla serve`")
+        raise InputError(f"{url}: the server sends no metadata: it is not `vla serve`")
     return metadata
 
 
 def _open(url: str, headers: dict[str, str] | None, timeout: float) -> ClientConnection:
-    """A connection. Raises InputError."""
+    """Opens a connection. Raises InputError."""
     try:
         return connect(
             url,
@@ -63,7 +71,7 @@ def _open(url: str, headers: dict[str, str] | None, timeout: float) -> ClientCon
             proxy=None,
             open_timeout=timeout,
             close_timeout=1,
-        ).__enter__()  # left by close(): it outlives this block
+        ).__enter__()  # closed by close()
     except InvalidStatus as error:
         raise InputError(f"{url}: {error.response.body.decode(errors='replace').strip()}") from error
     except (OSError, InvalidHandshake, InvalidURI) as error:
@@ -71,11 +79,18 @@ def _open(url: str, headers: dict[str, str] | None, timeout: float) -> ClientCon
 
 
 class RemotePolicy:
-    """Asks the server at `url` (ws://HOST:PORT). A thread owns the connection, so `predict` never waits for it longer
-    than `timeout` [s]: without an answer by then it is None, and the caller holds the robot still.
+    """Sends requests to a policy server. A thread owns the connection, so `predict` has a strict timeout.
 
-    The server's metadata must name `embodiment` and `statistics_hash` where they are given, and the same ones after
-    each reconnection. Raises InputError, naming both, where it does not, or where there is no server of ours.
+    Args:
+        url: Address of the server (ws://HOST:PORT).
+        timeout: Timeout of an answer [s], after which `predict` returns None and the caller holds the robot still.
+        connect_timeout: Timeout of a connection [s].
+        embodiment: If set, the embodiment required of the server's policy. It must not change at a reconnection.
+        statistics_hash: If set, the hash required of its normalization statistics. It must not change either.
+        key_file: File with the API key; see `api_key`.
+
+    Raises:
+        InputError: if there is no `vla serve` at `url`, or if its metadata do not match; it names both values.
     """
 
     def __init__(
@@ -94,8 +109,8 @@ class RemotePolicy:
         key = api_key(key_file)
         self._headers = {"Authorization": f"Api-Key {key}"} if key else None
         self._state = threading.Condition()
-        self._asked, self._sent = 0, 0
-        self._question = b""
+        self._requested, self._sent = 0, 0
+        self._request = b""
         self._answer: tuple[int, dict[str, Any]] = (0, {})
         self._refusal: str | None = None
         self._closed = threading.Event()
@@ -105,46 +120,51 @@ class RemotePolicy:
 
     @property
     def embodiment(self) -> Embodiment:
+        """The robot."""
         assert self._expected is not None
         return self._expected
 
     def drive(self, body: Embodiment) -> None:
-        """Takes the robot's own limits and order of cameras for those of the server's data.
+        """Uses the robot's limits and order of cameras instead of those of the server's data.
 
-        Raises InputError where the server's policy is of another embodiment.
+        Raises:
+            InputError: if the server's policy has another embodiment.
         """
         self.embodiment.check(body, self.fewer_cameras)
         self._expected = body
 
     def reset(self) -> None:
-        """Nothing is remembered between chunks, there or here."""
+        """Does nothing: there is no memory between chunks."""
 
     @property
     def guides(self) -> bool:
-        """Whether the server's policy can be guided."""
+        """See `GuidedPolicy`; from the server's metadata."""
         return self._guides
 
     @property
     def fewer_cameras(self) -> bool:
-        """See `FewerCamerasPolicy`: as the server says."""
+        """See `FewerCamerasPolicy`; from the server's metadata."""
         return self._fewer_cameras
 
     @property
     def data(self) -> DataSummary:
-        """See `SummarizedPolicy`: as the server says."""
+        """See `SummarizedPolicy`; from the server's metadata."""
         return self._data
 
     @property
     def history(self) -> tuple[float, ...]:
-        """See `HistoryPolicy`: as the server says."""
+        """See `HistoryPolicy`; from the server's metadata."""
         return self._history or ()
 
     def predict(
         self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
     ) -> ActionChunk | None:
-        """See `Policy.predict`; None also where no answer came in time. Raises InputError where the server says that
-        the observation is wrong, or where another policy is served since."""
-        return self._ask(observation, {} if prefix is None else {"vla/prefix": prefix})
+        """See `Policy.predict`; also None without an answer in time.
+
+        Raises:
+            InputError: if the server rejects the observation, or now serves another policy.
+        """
+        return self._query(observation, {} if prefix is None else {"vla/prefix": prefix})
 
     def predict_batch(
         self,
@@ -154,34 +174,34 @@ class RemotePolicy:
         previous_chunk_leftover: Float[np.ndarray, "b m a"] | None = None,
         vjp: bool = False,
     ) -> list[ActionChunk | None]:
-        """`predict` for one after the other; `previous_chunk_leftover` and `vjp` as in `GuidedPolicy`."""
-        more = {"vla/vjp": vjp} if previous_chunk_leftover is not None else {}
-        rows = {
-            key: part
-            for key, part in (("vla/prefix", prefix), ("vla/beyond", previous_chunk_leftover))
-            if part is not None
+        """`predict` for each observation in turn; `previous_chunk_leftover` and `vjp` as in `GuidedPolicy`."""
+        flags = {"vla/vjp": vjp} if previous_chunk_leftover is not None else {}
+        arrays = {
+            key: values
+            for key, values in (("vla/prefix", prefix), ("vla/beyond", previous_chunk_leftover))
+            if values is not None
         }
-        given = [{key: part[i] for key, part in rows.items()} | more for i in range(len(observations))]
-        return [self._ask(seen, some) for seen, some in zip(observations, given, strict=True)]
+        extras = [{key: values[i] for key, values in arrays.items()} | flags for i in range(len(observations))]
+        return [self._query(observation, extra) for observation, extra in zip(observations, extras, strict=True)]
 
-    def _ask(self, observation: Observation, given: dict[str, Any]) -> ActionChunk | None:
+    def _query(self, observation: Observation, extra: dict[str, Any]) -> ActionChunk | None:
         message: dict[str, Any] = {
             "images": dict(observation.images),
             "state": observation.state,
             "prompt": observation.instruction,
             "vla/time": observation.time,
-        } | given
+        } | extra
         if observation.past:
             message["vla/past"] = [dict(images) for images in observation.past]
         with self._state:
-            self._asked += 1
-            asked, self._question = self._asked, pack(message | {"vla/id": self._asked})
+            self._requested += 1
+            request_id, self._request = self._requested, pack(message | {"vla/id": self._requested})
             self._state.notify_all()
-            self._state.wait_for(lambda: self._refusal or self._answer[0] == asked, self._timeout)
+            self._state.wait_for(lambda: self._refusal or self._answer[0] == request_id, self._timeout)
             if self._refusal:
                 refusal, self._refusal = self._refusal, None
                 raise InputError(f"{self._url}: {refusal}")
-            if self._answer[0] != asked or self._answer[1].get("actions") is None:
+            if self._answer[0] != request_id or self._answer[1].get("actions") is None:
                 return None
             answer = self._answer[1]
         return self._chunk(answer, observation)
@@ -197,7 +217,7 @@ class RemotePolicy:
         self._thread.join()
 
     def _chunk(self, answer: dict[str, Any], observation: Observation) -> ActionChunk | None:
-        """The answer as a chunk; None for actions that are not those of the robot."""
+        """The answer as a chunk; None for actions with a wrong shape or invalid values."""
         actions = answer["actions"]
         if not isinstance(actions, np.ndarray) or actions.ndim != 2 or actions.dtype.kind != "f":
             return None
@@ -206,7 +226,7 @@ class RemotePolicy:
         return ActionChunk(np.array(actions), observation.time, 1 / self.embodiment.control_hz)
 
     def _connect(self) -> ClientConnection:
-        """A connection whose metadata fit. Raises InputError."""
+        """Opens a connection and checks the metadata. Raises InputError."""
         socket = _open(self._url, self._headers, self._connect_timeout)
         try:
             self._check(socket.recv(self._connect_timeout))
@@ -219,26 +239,26 @@ class RemotePolicy:
         metadata = unpack(message) if isinstance(message, bytes) else None
         if not isinstance(metadata, dict) or not isinstance(metadata.get("embodiment"), dict):
             raise InputError("the server does not name its embodiment: it is not `vla serve`")
-        there = Embodiment.from_dict(metadata["embodiment"])
+        served = Embodiment.from_dict(metadata["embodiment"])
         self._fewer_cameras = bool(metadata.get("fewer_cameras", False))
         if self._expected is not None:
-            if self._fewer_cameras and there.cameras_fit(self._expected, fewer=True):
-                there.check(self._expected, fewer_cameras=True)
+            if self._fewer_cameras and served.cameras_fit(self._expected, fewer=True):
+                served.check(self._expected, fewer_cameras=True)
             else:
-                self._expected.check(there)
+                self._expected.check(served)
         self._data = DataSummary.from_dict(metadata.get("data") or {})
         self._guides = "vla/beyond" in metadata.get("extras", ())
         history = tuple(map(float, metadata.get("history", ())))
         if self._history not in (None, history):
-            raise InputError(f"shown frames of {history} s before the present, not of {self._history} s")
+            raise InputError(f"the policy uses past frames at {history} s, not at {self._history} s")
         self._history = history
         statistics = str(metadata.get("statistics_hash", ""))
         if self._hash and statistics != self._hash:
-            raise InputError(f"normalised by statistics {statistics or 'unknown'}, not by {self._hash}")
-        self._expected, self._hash = self._expected or there, self._hash or statistics
+            raise InputError(f"the policy is normalized by statistics {statistics or 'unknown'}, not by {self._hash}")
+        self._expected, self._hash = self._expected or served, self._hash or statistics
 
     def _run(self) -> None:
-        """The thread: sends the latest observation, waits for its answer, and connects again when the line breaks."""
+        """Main function of the thread: sends the latest observation, waits for its answer, reconnects if necessary."""
         wait = BACKOFF[0]
         while not self._closed.is_set():
             try:
@@ -249,7 +269,7 @@ class RemotePolicy:
             except _Mismatch as error:
                 self._refuse(str(error))
             except (InputError, ConnectionClosed, OSError):
-                # What was not answered is asked again: the caller still waits for it.
+                # Send an unanswered request again: the caller still waits for it.
                 with self._state:
                     self._sent = min(self._sent, self._answer[0])
             if self._socket is not None:
@@ -258,32 +278,32 @@ class RemotePolicy:
             self._closed.wait(wait)
             wait = min(2 * wait, BACKOFF[1])
 
-    def _refuse(self, why: str) -> None:
+    def _refuse(self, reason: str) -> None:
         with self._state:
-            self._refusal = why
+            self._refusal = reason
             self._state.notify_all()
 
     def _exchange(self, socket: ClientConnection) -> None:
-        """Questions and answers until the connection ends or an answer is no answer."""
+        """Exchanges requests and answers until the connection ends or the server sends an error."""
         while not self._closed.is_set():
             with self._state:
-                self._state.wait_for(lambda: self._closed.is_set() or self._asked > self._sent)
+                self._state.wait_for(lambda: self._closed.is_set() or self._requested > self._sent)
                 if self._closed.is_set():
                     return
-                asked = self._sent = self._asked
-                question = self._question
-            socket.send(question)
+                request_id = self._sent = self._requested
+                request = self._request
+            socket.send(request)
             while True:
                 message = socket.recv()
                 if isinstance(message, str):
                     return self._refuse(message)
                 answer = unpack(message)
-                if isinstance(answer, dict) and answer.get("vla/id") == asked:
+                if isinstance(answer, dict) and answer.get("vla/id") == request_id:
                     break
             with self._state:
-                self._answer = (asked, answer)
+                self._answer = (request_id, answer)
                 self._state.notify_all()
 
 
 class _Mismatch(InputError):
-    """The server answers, but it is not the one that this policy was made for."""
+    """The server answers, but its metadata do not match."""

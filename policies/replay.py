@@ -1,4 +1,4 @@
-"""The recorded actions of an episode, played back whatever happens: what an action representation loses shows in it."""
+"""Open-loop replay of the recorded actions of an episode, to measure the loss of an action representation."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from vla.types import ActionChunk, Observation
 
 
 class ReplayPolicy:
-    """Chunks of `horizon` actions of the episode of `store` that was recorded with the seed of `env`'s present one.
+    """Replays the episode in `store` that was recorded with the current seed of `env`, in chunks of `horizon` actions.
 
-    After the last recorded action that is repeated. `reset` raises InputError when there is no episode of the seed.
+    After its end, the last recorded action is repeated.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], store: EpisodeStore, horizon: int = 8) -> None:
@@ -25,13 +25,14 @@ class ReplayPolicy:
         self._episodes = {int(record.info["seed"]): record for record in store.records if "seed" in record.info}
 
     def reset(self) -> None:
+        """Selects the episode. Raises InputError if the store has none with the seed."""
         seed = self._env.np_random_seed
         if seed not in self._episodes:
             raise InputError(f"{self._store.path} holds no episode of the seed {seed}")
         self._actions = np.asarray(self._store.action[self._episodes[seed].frames], np.float64)
 
     def predict(self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None) -> ActionChunk:
-        """See `Policy.predict`; a prefix takes the place of what was recorded."""
+        """See `Policy.predict`; a prefix replaces the recorded actions."""
         step = round(observation.time * self.embodiment.control_hz)
         rows = np.minimum(step + np.arange(self._horizon), len(self._actions) - 1)
         actions = self._actions[rows].copy()

@@ -21,15 +21,18 @@ from vla.types import ActionChunk, Observation
 
 
 class VlaPolicy:
-    """Decodes one chunk a call. Its state is the checkpoint alone, so one object serves many robots of one kind.
+    """Decodes one action chunk per call. It has no memory between calls, so one object serves many robots of one kind.
 
-    `embodiment` names one of the checkpoint's robots, or is the robot to drive: where that is one of them
-    (`Embodiment.check`; of a policy that may act with fewer cameras also one that lacks some), actions are clipped to
-    its own limits, not to the ranges of the data, and it is this policy's embodiment; else that of the checkpoint is,
-    whose `check` says in what they differ. Raises InputError, naming those that there are, when the checkpoint drives
-    none of that name, or several and none is named.
+    Args:
+        model: The model.
+        embodiment: Name of one of the checkpoint's robots, or the robot to drive. A robot that matches one of the
+            checkpoint (`Embodiment.check`; possibly with fewer cameras) becomes this policy's embodiment, and actions
+            are clipped to its limits instead of the ranges of the data. Otherwise the checkpoint's embodiment is used,
+            whose `check` reports the difference.
+        engine: Precision of the `vla.models.engine.engine.Engine` that decodes. None: the model decodes.
 
-    `engine` is the precision of a `vla.models.engine.engine.Engine` that decodes; None: the model itself does.
+    Raises:
+        InputError: if the checkpoint has no robot of this name, or several and none is named; it lists them.
     """
 
     def __init__(self, model: VLA, embodiment: str | Embodiment = "", engine: str | None = None) -> None:
@@ -55,20 +58,22 @@ class VlaPolicy:
 
     @classmethod
     def load(cls, checkpoint: str | Path, embodiment: str | Embodiment = "", engine: str | None = None) -> VlaPolicy:
-        """On the GPU, where there is one."""
+        """Loads a checkpoint, to the GPU if available."""
         return cls(VLA.load(Path(checkpoint)).to(accelerator()), embodiment, engine)
 
     @property
     def embodiment(self) -> Embodiment:
+        """The robot."""
         return self._body
 
     @property
     def model(self) -> VLA:
+        """The model."""
         return self._model
 
     @property
     def guides(self) -> bool:
-        """Whether its chunks come from a flow, which can be guided."""
+        """See `GuidedPolicy`: whether it has a flow head."""
         head = self._model.processor.head
         return head is not None and head.continuous is not None and head.continuous.reads_cache
 
@@ -83,12 +88,12 @@ class VlaPolicy:
         return self._robot.history_seconds
 
     def reset(self) -> None:
-        """Nothing is remembered between chunks."""
+        """Does nothing: there is no memory between chunks."""
 
     def predict(
         self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
     ) -> ActionChunk | None:
-        """See `Policy.predict`; the prefix is input, not decoded."""
+        """See `Policy.predict`; the action prefix is an input and is not decoded."""
         return self.predict_batch([observation], prefix=None if prefix is None else prefix[None])[0]
 
     def predict_batch(
@@ -104,25 +109,25 @@ class VlaPolicy:
         forced = 0 if prefix is None else prefix.shape[1]
         if forced >= self._robot.horizon:
             raise InputError(f"a prefix of {forced} actions leaves nothing of a chunk of {self._robot.horizon}")
-        given, rest = (self._normalized(part, observations) for part in (prefix, previous_chunk_leftover))
+        committed, rest = (self._normalized(actions, observations) for actions in (prefix, previous_chunk_leftover))
         batch = processor.robot_prompt(observations, self._robot.name)
-        said, points = self._decoder.generate_actions(batch, given, previous_chunk_leftover=rest, vjp=vjp)
+        decoded, points = self._decoder.generate_actions(batch, committed, previous_chunk_leftover=rest, vjp=vjp)
         chunks: list[ActionChunk | None] = []
-        for i, (normalized, observation) in enumerate(zip(said, observations, strict=True)):
+        for i, (normalized, observation) in enumerate(zip(decoded, observations, strict=True)):
             if normalized is None:
                 chunks.append(None)
                 continue
             actions = self._robot.denormalize_actions(normalized, observation.state)
             if prefix is not None:
                 actions[:forced] = prefix[i]
-            where = self._arranged(points[i]) if self._robot.points else None
-            chunks.append(ActionChunk(actions, observation.time, 1 / self.embodiment.control_hz, where))
+            image_points = self._arranged(points[i]) if self._robot.points else None
+            chunks.append(ActionChunk(actions, observation.time, 1 / self.embodiment.control_hz, image_points))
         return chunks
 
     def _arranged(self, points: Float[np.ndarray, "p 2"]) -> Float[np.ndarray, "q 2"]:
-        """Points in the order of the robot's cameras, which need not be that of the data."""
-        known, wanted = self._robot.embodiment.cameras, self._body.cameras
-        return arrange_points(points, known, wanted, len(points) * len(wanted) // len(known))
+        """Points in the order of the robot's cameras, which may differ from that of the data."""
+        trained, cameras = self._robot.embodiment.cameras, self._body.cameras
+        return arrange_points(points, trained, cameras, len(points) * len(cameras) // len(trained))
 
     def _normalized(
         self, actions: Float[np.ndarray, "b k a"] | None, observations: Sequence[Observation]

@@ -1,4 +1,4 @@
-"""What a policy that adapts another has of it."""
+"""Base class of policies that adapt another policy."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from vla.policies.policy import Policy, takes_prefix
 
 
 class WrappedPolicy:
-    """Passes on what does not depend on the robot; `policy` is the one that is adapted."""
+    """Forwards the properties of the adapted `policy` that do not depend on the robot."""
 
     policy: Policy
 
     @property
     def model(self) -> Any:
-        """The policy's, where it has one."""
+        """The policy's model, or None."""
         return getattr(self.policy, "model", None)
 
     @property
     def takes_prefix(self) -> bool:
-        """The policy's (`PrefixPolicy`)."""
+        """See `PrefixPolicy`."""
         return takes_prefix(self.policy)
 
     @property
     def history(self) -> tuple[float, ...]:
-        """The policy's (`HistoryPolicy`)."""
+        """See `HistoryPolicy`."""
         return history_of(self.policy)
 
     def reset(self) -> None:
+        """Resets the policy."""
         self.policy.reset()

@@ -87,7 +87,7 @@ class FakeRobot:
 
 @dataclass
 class VirtualInference:
-    """Answers `delay()` [s] after it was asked."""
+    """Answers `delay()` [s] after a request."""
 
     clock: VirtualClock
     policy: Policy
@@ -95,24 +95,24 @@ class VirtualInference:
     dead: bool = False
     requests: list[Request] = field(default_factory=list)
     history: tuple[float, ...] = ()
-    _under_way: tuple[Request, float, float] | None = None
+    _running: tuple[Request, float, float] | None = None
 
-    def ask(self, request: Request) -> None:
+    def submit(self, request: Request) -> None:
         assert not self.busy
         self.requests.append(request)
-        self._under_way = request, self.clock.time, self.clock.time + self.delay()
+        self._running = request, self.clock.time, self.clock.time + self.delay()
 
     def answer(self) -> Answer | None:
         if self.dead:
             raise InferenceDied("exit code -9")
-        if self._under_way is None or self.clock.time < self._under_way[2]:
+        if self._running is None or self.clock.time < self._running[2]:
             return None
-        (request, asked, answered), self._under_way = self._under_way, None
-        return Answer(request, self.policy(request), asked, answered)
+        (request, requested, answered), self._running = self._running, None
+        return Answer(request, self.policy(request), requested, answered)
 
     @property
     def busy(self) -> bool:
-        return self._under_way is not None
+        return self._running is not None
 
     def close(self) -> None: ...
 

@@ -101,7 +101,7 @@ def test_the_gripper_stays_in_its_box(arms: int, seed: int) -> None:
             target = rng.uniform(low, high) if rng.random() < 0.5 else before + rng.uniform(-0.3, 0.3, 6 * arms)
         command, _ = made.command(None if rng.random() < 0.02 else target)
         if rng.random() < 0.05:
-            made.stood_still()
+            made.reset_velocity()
             velocity = np.zeros(6 * arms)
             continue
         made.sent()

@@ -96,7 +96,7 @@ def test_the_limits_of_the_joints_are_those_of_the_calibration(tmp_path: Path) -
     np.testing.assert_allclose(np.degrees(body.action_high[:5]), degrees)
     np.testing.assert_allclose(np.degrees(body.action_low[:5]), np.negative(degrees))
     (tmp_path / "so101.json").write_text("{}")
-    with pytest.raises(InputError, match=r"so101\.json is no calibration .*calibrate anew"):
+    with pytest.raises(InputError, match=r"so101\.json is no calibration .*calibrate again"):
         so101(port="x", calibration_dir=str(tmp_path), **OPTIONS)
 
 

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from vla.common.start_region import StartRegion
 from vla.control.camera_stats import CameraTally
 from vla.control.config import LoopConfig
-from vla.control.events import MOST, EventLog
+from vla.control.events import MAX_EVENTS, EventLog
 from vla.control.inference import Request
 from vla.control.loop import ControlLoop
 from vla.control.stats import ControlStats
@@ -98,7 +98,7 @@ def test_the_arm_holds_for_as_long_as_a_camera_is_dead_where_it_is_told_to() -> 
 def test_invalid_answers_one_after_the_other_end_the_run() -> None:
     robot = FakeRobot(VirtualClock())
     stats = run(robot, lambda request: None, config=LoopConfig(invalid=4))
-    assert stats.outcome == "policy" and stats.reason == "4 invalid answers, one after the other: no valid chunk"
+    assert stats.outcome == "policy" and stats.reason == "4 consecutive invalid answers: no valid chunk"
     assert stats.invalid == 4 and "invalid answer: no valid chunk" in warnings_of(stats)
     turn = iter([None, None, None, True] * 1000)
     passing = run(
@@ -236,13 +236,13 @@ def test_the_same_event_is_counted_while_it_goes_on() -> None:
         log.add(time, "clamped: velocity")
     log.add(3.1, "robot: mute", warning=True)
     assert [(e.time, e.count, e.last) for e in log.entries] == [(0.0, 3, 1.4), (3.0, 1, 3.0), (3.1, 1, 3.1)]
-    assert [event.what for event in log.unseen] == ["robot: mute"]
+    assert [event.what for event in log.pending_warnings] == ["robot: mute"]
     again = EventLog(("robot: mute",))
     again.add(0.1, "robot: mute", warning=True)
-    assert len(again.entries) == 1 and not again.unseen
-    for number in range(MOST):
+    assert len(again.entries) == 1 and not again.pending_warnings
+    for number in range(MAX_EVENTS):
         log.add(4.0, f"fault {number}")
-    assert len(log.entries) == MOST and log.left_out == 3
+    assert len(log.entries) == MAX_EVENTS and log.left_out == 3
 
 
 def test_ages_repeated_and_dropped_images_are_counted() -> None:

@@ -88,7 +88,7 @@ def test_an_arm_that_stands_beyond_a_limit_is_moved_back_at_the_velocity_limit(
     inference = VirtualInference(clock, lambda request: None, lambda: 100.0)
     stats = ControlLoop(robot, inference, LoopConfig(first_inference_timeout_s=2.0), clock, stop=stop).run("wave", 1.5)
     seen = [event.what for event in stats.events if event.warning]
-    assert "shoulder [rad] stands 0.4 beyond its limit: it is moved back" in seen and "gripper" in seen[1]
+    assert "shoulder [rad] is 0.4 outside its limit: it is moved back" in seen and "gripper" in seen[1]
     path = np.stack([np.array([1.4, -0.2, -0.3]), *(place for _, place in robot.received)])
     speed = np.diff(path, axis=0) * 50
     assert (np.abs(speed) <= np.array(LIMITS.velocity) + 1e-9).all()

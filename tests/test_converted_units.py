@@ -97,7 +97,7 @@ def test_data_in_other_units_than_the_robot_are_refused(factor: float) -> None:
     body = RADIANS
     ends = [factor * 0.8 * np.array(end) for end in (body.action_low, body.action_high)]
     other = DataSummary(action=(tuple(ends[0]), tuple(ends[1])))
-    with pytest.raises(InputError, match=r"in different units; of a SO-101 choose with robot.units"):
+    with pytest.raises(InputError, match=r"the units differ; for a SO-101 set robot.units"):
         adapt(Still(body, other), body, None, {})
 
 

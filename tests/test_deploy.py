@@ -50,16 +50,16 @@ def test_a_policy_elsewhere_says_what_it_would_here(make: Callable[[], Inference
     try:
         for shade, size in ((7, 4), (9, 64), (3, 8)):
             asked = request("pick it up", shade, size, np.array([[0.1, 0.2]]))
-            inference.ask(asked)
+            inference.submit(asked)
             said = wait(inference)
             assert said.chunk is not None and said.chunk.actions.tolist() == [[0.1, 0.2], [shade, 0.0]]
-            assert said.request is asked and said.answered >= said.asked and not inference.busy
+            assert said.request is asked and said.answered >= said.requested and not inference.busy
         for instruction, reason in (
             ("silent", "no valid chunk"),
             ("wrong", "no such object"),
             ("broken", "ZeroDivisionError: division by zero"),
         ):
-            inference.ask(request(instruction))
+            inference.submit(request(instruction))
             said = wait(inference)
             assert said.chunk is None and said.reason == reason
         assert inference.answer() is None
@@ -88,7 +88,7 @@ def test_of_requests_that_wait_the_latest_is_answered() -> None:
     inference = ProcessInference(Scripted)
     try:
         for words in ("one", "one two", "one two three"):
-            inference.ask(request(words))
+            inference.submit(request(words))
         first, second = wait(inference), wait(inference)
         assert [said.request.observation.instruction for said in (first, second)] == ["one", "one two three"]
     finally:
@@ -109,7 +109,7 @@ def test_all_threads_of_the_policy_are_nicer_than_the_loop() -> None:
 
 def test_the_death_of_the_process_is_told() -> None:
     inference = ProcessInference(Scripted)
-    inference.ask(request("die"))
+    inference.submit(request("die"))
     with pytest.raises(InferenceDied, match="has ended"):
         wait(inference)
     inference.close()
@@ -210,7 +210,7 @@ def test_a_deployment_leaves_its_numbers_its_page_and_its_episode(
     assert cli.main(command) == 0, capfd.readouterr()
     told = json.loads((folder / "out" / "deploy.json").read_text())
     assert told["reason"] == "done" and told["ticks"] > 20 and told["chunks"] + told["invalid"] > 0
-    assert "Told and measured" in (folder / "out" / "report.html").read_text()
+    assert "Commanded and measured" in (folder / "out" / "report.html").read_text()
     chunks = [chunk for chunk in RrdReader(folder / "out" / "episode.rrd").stream() if not chunk.is_static]
     # Each costs memory until the end.
     assert max(Counter(chunk.entity_path for chunk in chunks).values()) == 1
@@ -260,7 +260,7 @@ def test_the_episode_is_optional_and_its_images_are_coded_as_chosen(
         (["policy=nowhere"], "no policy 'nowhere'"),
         (["policy=hold", "loop.hz=25"], "multiple"),
         (["policy=hold", "loop.execution=slow"], "naive, chunked"),
-        (["policy=hold", "loop.execution=guided"], "for flows"),
+        (["policy=hold", "loop.execution=guided"], "needs a flow head"),
         (["policy=hold", "seconds=0"], "above 0"),
         (["policy=hold", "robot=so101", "robot.port=/dev/null"], "say what to do"),
         (["policy=hold", "robot=walker"], "robot"),

@@ -220,7 +220,7 @@ def test_a_policy_whose_data_name_no_tool_is_told_which_it_is(tmp_path: Path) ->
     body = Embodiment("widowx", tools.embodiment.cameras, names, names, low, high, 10.0, rotations=(turned,))
     state = np.concatenate([tools.state[:, 1:], tools.state[:, :1]], axis=1)
     inner = Playing(replace(tools, embodiment=body, state=state))
-    with pytest.raises(InputError, match=r"name kinematics.model and kinematics.tool"):
+    with pytest.raises(InputError, match=r"set kinematics.model and kinematics.tool"):
         adapt(inner, joints.embodiment, None, {"model": "so101"})
     options = {"model": "so101", "tool": "gripperframe", "components": {"gripper": "gripper [rad]"}}
     policy = adapt(inner, joints.embodiment, None, options)
@@ -239,7 +239,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     own = Playing(joints)
     assert adapt(own, body, None, {"model": None}) is own
     for kinematics, words in (
-        ({"model": "so101"}, "the robot's own"),
+        ({"model": "so101"}, "outputs this robot's actions already"),
         ({"tools": "gripperframe"}, "kinematics.tools"),
     ):
         with pytest.raises(InputError, match=words):
@@ -255,7 +255,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
             adapt(inner, body, None, kinematics)
     for other, words in (
         (replace(body, cameras=("top",)), "cameras"),
-        (replace(body, control_hz=20.0), "20 times"),
+        (replace(body, control_hz=20.0), "20 Hz"),
         (replace(body, action_mode=("absolute",) * 5 + ("delta",)), "is absolute"),
     ):
         with pytest.raises(InputError, match=words):

@@ -116,7 +116,7 @@ def test_mistakes_are_named_before_anything_moves(
 def test_options_that_nothing_uses_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["eval", "policy=hold", "seeds=3:5", f"out={tmp_path / 'out'}", "kinematics.model=so101"]
     assert cli.main(command) == 2
-    assert "kinematics.model: this policy's actions are the robot's own" in capsys.readouterr().err
+    assert "kinematics.model: the policy outputs this robot's actions already" in capsys.readouterr().err
 
 
 def test_replaying_poses_does_as_well_as_replaying_joints() -> None:

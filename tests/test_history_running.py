@@ -103,7 +103,7 @@ def test_past_images_reach_a_policy_elsewhere(make: Callable[[], Inference]) -> 
         assert inference.history == (0.5, 0.2)
         frames = FrameHistory(inference.history, 0.1)
         for i, expected in enumerate(([-1, -1, 0], [-1, -1, 1], [-1, 0, 2], [-1, 1, 3], [-1, 2, 4], [0, 3, 5])):
-            inference.ask(Request(frames.with_past_frames(at(i / 10, i)), None, i))
+            inference.submit(Request(frames.with_past_frames(at(i / 10, i)), None, i))
             while (said := inference.answer()) is None:
                 pass
             assert said.chunk is not None and said.chunk.actions.tolist() == [expected]

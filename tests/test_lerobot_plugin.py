@@ -231,7 +231,7 @@ def test_past_frames_are_those_of_each_robots_last_steps(
             for images, back in zip(one.past, (3, 1), strict=True):
                 for camera, image in images.items():
                     np.testing.assert_array_equal(image, steps[t - back][i].images[camera])
-    with pytest.raises(InputError, match="select_action, at every step"):
+    with pytest.raises(InputError, match="select_action at every step"):
         policy.predict_action_chunk(batch_of(*steps[0]))
 
 
@@ -278,7 +278,7 @@ def test_mistakes_are_named(plugin: ModuleType, make_model: Callable[..., VLA]) 
     batch = batch_of(observation(0))
     with pytest.raises(InputError, match="observation.images.wrist is missing.*--rename_map"):
         policy.select_action({k: v for k, v in batch.items() if "wrist" not in k})
-    with pytest.raises(InputError, match="radians.*so101_follower tells other units"):
+    with pytest.raises(InputError, match="radians.*so101_follower uses other units"):
         policy.select_action({**batch, "robot_type": "so101_follower"})
     with pytest.raises(NotImplementedError, match="vla train"):
         policy.forward(batch)

@@ -222,7 +222,7 @@ def test_numbers_that_are_not_finite_are_no_chunk(save: Save, env: Any) -> None:
     with torch.no_grad():
         policy._policy.model.action_head.bias.fill_(torch.nan)
     assert policy.predict(first(env)) is None
-    with pytest.raises(InputError, match="given actions"):
+    with pytest.raises(InputError, match="an action prefix"):
         policy.predict(first(env), prefix=np.zeros((1, 6)))
 
 

@@ -72,11 +72,11 @@ def test_a_task_that_is_met_is_saved_as_a_success_and_the_next_scene_follows(
 
 @pytest.mark.parametrize("script", ["x+ x+ discard", "x+ next x+ quit", "x+ x+", "save", "", "quit"])
 def test_what_is_not_saved_leaves_nothing_and_is_no_success(script: str) -> None:
-    with pytest.raises(InputError, match="the script kept no episode: save keeps"):
+    with pytest.raises(InputError, match="the script saved no episode: save stores"):
         run(script)
     assert not Path("played.zarr").exists()
     assert len(run("x+ save")) == 1
-    with pytest.raises(InputError, match="kept no episode"):
+    with pytest.raises(InputError, match="saved no episode"):
         run(script)
     assert len(EpisodeStore.open("played.zarr")) == 1
 

@@ -105,7 +105,7 @@ def test_an_evaluation_is_of_the_policys_tasks(
     assert evaluated(policy=policy("drawer-open"), task="stack") == "stack"
     assert "was trained on drawer-open, and is evaluated on stack" in capsys.readouterr().out
     assert evaluated(policy="expert") == "pick"
-    with pytest.raises(InputError, match="does not say what simulated task"):
+    with pytest.raises(InputError, match="does not name the simulated task"):
         evaluation.evaluate(**values_of(compose("eval", [f"out={tmp_path / 'out'}"])) | {"policy": policy()})
 
 

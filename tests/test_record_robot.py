@@ -83,7 +83,7 @@ def test_a_script_that_keeps_nothing_is_no_success(script: str, capsys: pytest.C
     Path("script.txt").write_text(script)
     assert record("teleop=script", "script=script.txt", "pause=null") == 2
     said = capsys.readouterr()
-    assert "the script kept no episode: save keeps" in said.err
+    assert "the script saved no episode: save stores" in said.err
     assert said.out.count("not saved: the arm has not moved") == script.count("save")
     assert not Path("by-hand.zarr").exists()
 
@@ -272,7 +272,7 @@ def test_a_leader_tells_its_joints_and_its_faults(ports: dict[str, ServoPort]) -
             leader.read()
         assert raised.value.transient
         port.unplug()
-        assert operator.predict(SEEN) is None and operator.said and "leader" in operator.said
+        assert operator.predict(SEEN) is None and operator.end_reason and "leader" in operator.end_reason
     Path("leader.json").unlink()
     with pytest.raises(InputError, match="calibrate"), Leader("leader", "leader", "."):
         pass
@@ -305,21 +305,21 @@ def test_nothing_moves_before_the_first_jog_and_then_from_where_the_arm_is() -> 
     assert first is not None and second is not None
     assert np.abs(first.actions[0] - HOME).max() < 0.3 and (first.actions == second.actions).all()
     operator.predict(SEEN)
-    assert operator.said == "save" and operator.predict(SEEN) is None  # what follows is of the next episode
+    assert operator.end_reason == "save" and operator.predict(SEEN) is None  # what follows is of the next episode
     operator.reset()
-    assert operator.said is None and operator.predict(SEEN) is not None
+    assert operator.end_reason is None and operator.predict(SEEN) is not None
 
 
 def test_a_device_may_fail_now_and_then_but_not_for_long() -> None:
     silent = RobotFault("silent", transient=True)
     operator = Operator(Words(*[silent] * FAULTS, "x+", *[silent] * (FAULTS + 1)), ENV.embodiment, SOLVER, print)
-    assert [operator.predict(SEEN) for _ in range(FAULTS)] == [None] * FAULTS and operator.said is None
+    assert [operator.predict(SEEN) for _ in range(FAULTS)] == [None] * FAULTS and operator.end_reason is None
     assert operator.predict(SEEN) is not None
     for _ in range(FAULTS + 1):
         assert operator.predict(SEEN) is None
-    assert operator.said == "silent"
+    assert operator.end_reason == "silent"
     gone = Operator(Words(InputError("the gamepad is gone")), ENV.embodiment, SOLVER, print)
-    assert gone.predict(SEEN) is None and gone.said == "the gamepad is gone"
+    assert gone.predict(SEEN) is None and gone.end_reason == "the gamepad is gone"
 
 
 def test_keys_of_a_terminal_even_in_pieces() -> None:

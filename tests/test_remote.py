@@ -77,7 +77,7 @@ def test_a_flow_elsewhere_is_guided() -> None:
         with pytest.raises(InputError, match="vla/beyond comes with vla/prefix"):
             policy.predict_batch([seen()], previous_chunk_leftover=previous_chunk_leftover)
     with served(Mark()) as url, remote(url) as policy:
-        with pytest.raises(InputError, match="for flows"):
+        with pytest.raises(InputError, match="needs a flow head"):
             policy.predict_batch([seen()], prefix=prefix, previous_chunk_leftover=previous_chunk_leftover)
         assert not policy.guides
 

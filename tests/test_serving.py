@@ -172,7 +172,7 @@ def test_a_policy_that_remembers_is_refused() -> None:
         embodiment = ROBOT
         reset = predict = Mark.predict
 
-    with pytest.raises(InputError, match="remembers"):
+    with pytest.raises(InputError, match="has memory between chunks"):
         PolicyServer(Remembers(), Keys.of(ROBOT, {}, ()))
 
 

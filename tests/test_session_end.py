@@ -21,7 +21,7 @@ START = np.array([0.0, -1.2, 1.0, 0.8, 0.0, 0.5])
 )
 def test_motion_is_commanded_and_measured(states: list[float], targets: list[float | None], moved: bool) -> None:
     motion = Motion()
-    assert not motion.seen
+    assert not motion.moved
     for state, target in zip(states, targets, strict=True):
         motion.add(START + state * np.eye(6)[2], None if target is None else START + target * np.eye(6)[2])
-    assert motion.seen == moved
+    assert motion.moved == moved

@@ -152,7 +152,7 @@ def test_a_guided_policy_is_told_what_comes_after_the_prefix() -> None:
     list(run_trials(Long, lambda _: policy, iter([trial]), parallel=1, n_action_steps=3))
     # Asked at 5, three steps into the chunk of eight that came at 2: two are committed, and 5 to 7 come after them.
     assert policy.told[0] == (2, 5, 7)
-    with pytest.raises(InputError, match="for flows"):
+    with pytest.raises(InputError, match="needs a flow head"):
         list(run_trials(Long, lambda _: Clock(), iter([trial]), parallel=1, n_action_steps=3))
 
 

@@ -107,7 +107,7 @@ def deploy(
             partial(_load, policy, body, sizes, robot.limits.velocity, dict(kinematics), config.execution)
         )
         stack.callback(inference.close)
-        config, data = _fitting(config, inference.about, policy)
+        config, data = _fitting(config, inference.info, policy)
         store = _store(folder, robot, codec, stack) if record else None
         stack.enter_context(moved)
         _look(moved, told, data, folder, confirm)

@@ -15,7 +15,7 @@ from vla.envs.so101 import SO101Env, to_observation
 from vla.envs.viewer import Window
 from vla.errors import InputError
 from vla.recording.recorder import Recorder
-from vla.recording.session_end import UNMOVED, Motion, check_script_kept, tell_kept
+from vla.recording.session_end import UNMOVED, Motion, check_script_saved, print_episode_count
 from vla.recording.zarr_recorder import ZarrRecorder
 from vla.robots.teleoperators import gamepad, keyboard
 from vla.robots.teleoperators.cartesian_jog import CartesianJog, fingertip_solver
@@ -65,9 +65,9 @@ def play(*, task: str, seed: int, device: str, joystick: str, script: str | None
                 event = desk.episode(task=task, seed=scene, policy=device)
             if event is Event.QUIT:
                 break
-        tell_kept(out, store, before)
+        print_episode_count(out, store, before)
         if device == "script":
-            check_script_kept(out, store, before)
+            check_script_saved(out, store, before)
 
 
 @dataclass
@@ -111,7 +111,7 @@ class _Desk:
                 time.sleep(max(0.0, due - time.monotonic()))
 
     def _end(self, event: Event, success: bool, motion: Motion) -> Event:
-        if event is Event.SAVE and not motion.seen:
+        if event is Event.SAVE and not motion.moved:
             print(f"  {UNMOVED}", flush=True)
             event = Event.DISCARD
         if event is Event.SAVE:

@@ -92,7 +92,7 @@ def record_demonstrations(
     from vla.datasets.episodes import EpisodeStore
     from vla.datasets.open_folder import open_folder
     from vla.envs.make import make_env
-    from vla.recording.session_end import nothing_left_behind, tell_kept
+    from vla.recording.session_end import print_episode_count, remove_empty_on_error
 
     if episodes < 1 or workers < 1 or not 0 <= noise < 1:
         raise InputError(f"episodes and workers must be positive and noise in [0, 1): {episodes}, {workers}, {noise}")
@@ -102,7 +102,7 @@ def record_demonstrations(
     begun = open_folder(out).exists("")
     store = EpisodeStore.open(out, "a") if begun else EpisodeStore.create(out, embodiment, codec)
     before = len(store)
-    with store, nothing_left_behind(out, store):
+    with store, remove_empty_on_error(out, store):
         store.embodiment.check(embodiment)
         if others := {str(r.info.get("task")) for r in store.records} - {task}:
             raise InputError(f"{out} holds episodes of {', '.join(sorted(others))}: record {task} into another folder")
@@ -122,7 +122,7 @@ def record_demonstrations(
                     for episode in found[: episodes - len(store)]:
                         store.append(episode)
                         bar.update()
-        tell_kept(out, store, before)
+        print_episode_count(out, store, before)
 
 
 def _tell_continued(store: EpisodeStore, out: str, codec: str, noise: float, seed: int, following: int) -> None:

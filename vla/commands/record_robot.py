@@ -22,7 +22,7 @@ from vla.datasets.episodes import EpisodeStore
 from vla.datasets.open_folder import open_folder
 from vla.envs.arm import JOINTS
 from vla.errors import EXIT_CODES, Failure, InputError, Outcome, unknown
-from vla.recording.session_end import UNMOVED, Motion, check_script_kept, tell_kept
+from vla.recording.session_end import UNMOVED, Motion, check_script_saved, print_episode_count
 from vla.recording.zarr_recorder import ZarrRecorder
 from vla.robots.robot import Robot
 from vla.robots.teleoperators import gamepad, keyboard
@@ -92,7 +92,7 @@ def record_robot(
             EpisodeStore.open(out).embodiment.check(body)
         device, solver = _device(teleop, robot, joystick, script, stack, leader_port, leader_id, leader_calibration_dir)
         terminal = stack.enter_context(Terminal(device.press if isinstance(device, Keyboard) else None))
-        if teleop in ("leader", "keyboard") and not terminal.there and (teleop == "keyboard" or pause is None):
+        if teleop in ("leader", "keyboard") and not terminal.is_open and (teleop == "keyboard" or pause is None):
             raise InputError(f"teleop={teleop} needs a terminal for its keys; a leader can do with pause=SECONDS")
         store = stack.enter_context(EpisodeStore.open(out, "a") if begun else EpisodeStore.create(out, body, codec))
         stop = EmergencyStop(stop_sources(stop_file, stop_gamepad, stack))
@@ -106,9 +106,9 @@ def record_robot(
             wait = 0.0 if teleop == "script" else inf if pause is None else pause
             reason = desk.session(teleop, instruction, episodes, seconds, wait, keep_unfinished)
         finally:
-            tell_kept(out, store, before)
+            print_episode_count(out, store, before)
         if teleop == "script" and reason == Event.QUIT.value:
-            check_script_kept(out, store, before)
+            check_script_saved(out, store, before)
         if desk.ended is not None and reason and reason not in DECIDED:
             raise Failure(f"the session ended: {reason}", EXIT_CODES[desk.ended])
 
@@ -177,8 +177,8 @@ class _Desk:
 
     def _lay(self, scene: int) -> None:
         """A simulated scene is laid here; a real one by the operator."""
-        if lay := getattr(self.robot, "lay", None):
-            lay(scene)
+        if reset_scene := getattr(self.robot, "reset_scene", None):
+            reset_scene(scene)
 
     def _episode(self, told: str, seconds: float, keep: bool, **info: object) -> tuple[str, bool]:
         """Why it ended, and whether it was kept."""
@@ -194,7 +194,7 @@ class _Desk:
         try:
             stats = self._run(told, seconds, watch)
             decided = stats.reason in (MET, Event.SAVE.value)
-            success = decided and motion.seen
+            success = decided and motion.moved
             keep = success or stats.reason == TIME or (keep and not decided and stats.reason not in AGAIN)
         finally:
             recording.finish(success, keep)
@@ -210,7 +210,7 @@ class _Desk:
 
         def said() -> str | None:
             event = self.terminal.poll()
-            return event.value if event else self.operator.said
+            return event.value if event else self.operator.end_reason
 
         def met() -> str | None:
             return MET if watch is not None and getattr(self.robot, "success", False) else None

@@ -1,4 +1,4 @@
-"""What the cameras see, beside what they saw in the training data: for people to compare before anything moves."""
+"""A picture of the current camera images beside those of the training data, to compare before the arm moves."""
 
 from __future__ import annotations
 
@@ -10,27 +10,32 @@ from pathlib import Path
 from vla.types import Observation
 
 SIDE, MARGIN, HEAD = 320, 8, 18
-"""Of the picture [pixels]: each image's longer side, what is around it, and the line above it."""
+"""Layout of the picture [pixels]: longer side of an image, margin around it, height of its title."""
 
 
-def cameras_beside_training(path: Path, seen: Observation, training: Mapping[str, str]) -> None:
-    """Writes a picture to `path`: a column for each camera, its first image of the training data (`StartRegion.images`)
-    above the present one."""
+def cameras_beside_training(path: Path, observation: Observation, training: Mapping[str, str]) -> None:
+    """Writes a picture with a column for each camera: the training image above the current image.
+
+    Args:
+        path: The image file to write.
+        observation: The current observation.
+        training: First image of the training data by camera (`StartRegion.images`), base64.
+    """
     from PIL import Image, ImageDraw
 
-    names = list(seen.images)
+    names = list(observation.images)
     cell = SIDE + 2 * MARGIN
     sheet = Image.new("RGB", (cell * len(names), 2 * (cell + HEAD)), "white")
     draw = ImageDraw.Draw(sheet)
     for column, name in enumerate(names):
-        known = training.get(name)
+        encoded = training.get(name)
         pictures = [
-            ("training data", None if known is None else Image.open(io.BytesIO(base64.b64decode(known)))),
-            ("now", Image.fromarray(seen.images[name])),
+            ("training data", None if encoded is None else Image.open(io.BytesIO(base64.b64decode(encoded)))),
+            ("now", Image.fromarray(observation.images[name])),
         ]
-        for row, (what, picture) in enumerate(pictures):
+        for row, (title, picture) in enumerate(pictures):
             x, y = column * cell + MARGIN, row * (cell + HEAD) + MARGIN
-            draw.text((x, y), f"{name}: {what}" + (", unknown" if picture is None else ""), fill="black")
+            draw.text((x, y), f"{name}: {title}" + (", unknown" if picture is None else ""), fill="black")
             if picture is not None:
                 share = SIDE / max(picture.size)
                 size = (max(1, round(picture.width * share)), max(1, round(picture.height * share)))

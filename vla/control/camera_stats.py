@@ -1,4 +1,4 @@
-"""How fresh the images were that the policy saw."""
+"""Age, repetition and loss of the camera images in a run."""
 
 from __future__ import annotations
 
@@ -13,29 +13,31 @@ from vla.types import Observation
 
 @dataclass(frozen=True)
 class CameraStats:
-    """Of one camera, over the observations of a run."""
+    """Statistics of one camera over the observations of a run."""
 
     age: Spread
-    """Of its images when they were observed [s]."""
+    """Age of an image when it was observed [s]."""
     repeated: int
-    """Observations that show the same image as the one before."""
+    """Number of observations with the same image as the previous one."""
     dropped: int
-    """Images that are missing by the median time between those shown."""
+    """Number of missing images, estimated from the median interval."""
 
 
 @dataclass
 class CameraTally:
-    """Collects the capture times that observations carry (`Observation.captured`)."""
+    """Collects the capture times of the observations (`Observation.captured`)."""
 
     _ages: dict[str, array[float]] = field(default_factory=dict)
     _times: dict[str, array[float]] = field(default_factory=dict)
 
     def add(self, observation: Observation, now: float) -> None:
+        """Adds the capture times of an observation made at `now` [s]."""
         for camera, captured in observation.captured.items():
             self._ages.setdefault(camera, array("d")).append(now - captured)
             self._times.setdefault(camera, array("d")).append(captured)
 
     def stats(self) -> dict[str, CameraStats]:
+        """The statistics by camera."""
         return {camera: self._of(camera) for camera in self._times}
 
     def _of(self, camera: str) -> CameraStats:

@@ -1,4 +1,4 @@
-"""Time as the control loop sees it."""
+"""The clock of the control loop."""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ from typing import Protocol, runtime_checkable
 from vla.common.thread_priority import first_of_threads
 from vla.control.events import EventLog
 
-NO_PRIORITY = "the loop has no real-time priority, other programs may delay it: `vla doctor` says how to get it"
+NO_PRIORITY = "the loop has no real-time priority, other programs may delay it: `vla doctor` explains how to set it up"
 
 
 @runtime_checkable
 class Clock(Protocol):
+    """A monotonic clock that can sleep."""
+
     def now(self) -> float:
-        """[s], never going back."""
+        """The current time [s]; monotonic."""
 
     def sleep_until(self, moment: float) -> None:
-        """Returns at `moment`, or at once where that is past."""
+        """Sleeps until the time `moment` [s]; returns at once if it has passed."""
 
 
 class WallClock:
-    """The machine's monotonic clock, the one by which robots and policies tell time too."""
+    """The machine's monotonic clock, which robots and policies also use."""
 
     SPIN = 0.0004
-    """[s] before the moment in which it watches the clock, since a sleeping thread wakes late by that much."""
+    """Busy-waiting before the deadline [s]: a sleeping thread wakes up late by this much."""
 
     now = staticmethod(time.monotonic)
 
     def sleep_until(self, moment: float) -> None:
+        """See `Clock`."""
         if (rest := moment - time.monotonic() - self.SPIN) > 0:
             time.sleep(rest)
         while time.monotonic() < moment:
@@ -39,8 +42,10 @@ class WallClock:
 
     @contextmanager
     def priority(self, events: EventLog) -> Iterator[None]:
-        """This thread goes before others (`first_of_threads`), which is an event where the system does not let it, and
-        none waits for garbage collection to go through what there was before: with torch imported, 0.1 s."""
+        """Runs the block with real-time priority (`first_of_threads`), or adds a warning to `events` without it.
+
+        Existing objects are frozen, so that garbage collection does not scan them: with torch imported, 0.1 s.
+        """
         gc.collect()
         gc.freeze()
         try:

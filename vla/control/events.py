@@ -1,4 +1,4 @@
-"""What happened in a run of the control loop, with times and counts."""
+"""The event log of a run of the control loop, with times and counts."""
 
 from __future__ import annotations
 
@@ -7,46 +7,51 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 TOGETHER = 1.0
-"""[s]. The same event within this time of its last occurrence is counted, not listed again."""
-MOST = 1000
-"""Entries of a log; later ones that are not listed yet are only counted."""
+"""Time [s] within which a repetition of an event increases its count instead of adding an entry."""
+MAX_EVENTS = 1000
+"""Largest number of entries of a log; further events are only counted."""
 
 
 @dataclass
 class Event:
-    """`count` occurrences of `what` from `time` to `last` [s, since the run began]."""
+    """`count` occurrences of the event `what` from `time` to `last` [s since the start of the run]."""
 
     time: float
     what: str
     warning: bool
-    """Whether the operator is to see it while it runs."""
+    """Whether it is shown to the operator during the run."""
     count: int = 1
     last: float = 0.0
 
 
 class EventLog:
-    """Events in the order in which they began. One thread adds; another may read `entries` and take `unseen`.
+    """Events in order of their first occurrence.
 
-    Warnings of `known` were shown in an earlier run.
+    One thread adds events; another may read `entries` and take from `pending_warnings`.
+
+    Args:
+        known: Warnings that were shown in an earlier run and are not shown again.
     """
 
     def __init__(self, known: Collection[str] = ()) -> None:
-        self._known = known
+        self._shown_before = known
         self.entries: list[Event] = []
         self.left_out = 0
-        self.unseen: deque[Event] = deque(maxlen=MOST)
+        """Number of events without an entry."""
+        self.pending_warnings: deque[Event] = deque(maxlen=MAX_EVENTS)
+        """Warnings not yet shown to the operator."""
         self._latest: dict[str, Event] = {}
 
     def add(self, time: float, what: str, *, warning: bool = False) -> None:
-        """`time` [s] since the run began."""
+        """Adds an event at `time` [s since the start of the run]."""
         latest = self._latest.get(what)
         if latest is not None and time - latest.last <= TOGETHER:
             latest.count, latest.last = latest.count + 1, time
             return
-        if len(self.entries) >= MOST:
+        if len(self.entries) >= MAX_EVENTS:
             self.left_out += 1
             return
         self._latest[what] = event = Event(time, what, warning, last=time)
         self.entries.append(event)
-        if warning and what not in self._known:
-            self.unseen.append(event)
+        if warning and what not in self._shown_before:
+            self.pending_warnings.append(event)

@@ -1,4 +1,4 @@
-"""How the control loop asks a policy without waiting for it."""
+"""Asynchronous inference: requests, answers, and the interface between the control loop and a policy."""
 
 from __future__ import annotations
 
@@ -17,19 +17,23 @@ from vla.policies.policy import BatchPolicy, Policy, guides, takes_prefix
 from vla.types import ActionChunk, Observation
 
 PREFIXED = ("rtc", "guided", "guided-vjp")
-"""Executions of `vla.control.action_queue` that give the policy the actions with which its chunk is to begin."""
+"""Executions of `vla.control.action_queue` that pass an action prefix to the policy."""
 
 
 class InferenceDied(Exception):
-    """The thread or process that answers has ended."""
+    """The thread or process of the policy has ended."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """An observation to answer. The chunk's first action stands at policy step `start`, counted from the run's first.
+    """A request for an action chunk.
 
-    The chunk is to begin with `prefix`, the actions that are carried out before it can come. Where `previous_chunk_leftover` is given,
-    the old chunk's actions after those, it is drawn to them, `vjp` as in `vla.models.action_heads.rtc_guidance.RTCGuidance`.
+    Attributes:
+        observation: The observation to act on.
+        prefix: The action prefix: actions that are executed during the inference delay, with which the chunk begins.
+        start: Policy step of the chunk's first action, counted from the start of the run.
+        previous_chunk_leftover: The previous chunk's actions after the prefix, towards which the chunk is guided.
+        vjp: As in `vla.models.action_heads.rtc_guidance.RTCGuidance`.
     """
 
     observation: Observation
@@ -40,7 +44,7 @@ class Request:
 
     @property
     def shape(self) -> tuple[int, int, bool]:
-        """What requests of one batch have in common."""
+        """Requests of equal shape can form a batch: length of the prefix, of the leftover, and `vjp`."""
         return (
             0 if self.prefix is None else len(self.prefix),
             0 if self.previous_chunk_leftover is None else len(self.previous_chunk_leftover),
@@ -49,71 +53,97 @@ class Request:
 
 
 def predict(policy: Policy, requests: Sequence[Request]) -> list[ActionChunk | None]:
-    """What `policy` says to requests of one shape, in one batch if it takes batches."""
+    """The chunks of `policy` for requests of one shape, in one batch if the policy supports batches."""
     if not isinstance(policy, BatchPolicy):
         return [policy.predict(request.observation, prefix=request.prefix) for request in requests]
     prefixes = [request.prefix for request in requests if request.prefix is not None]
-    previous_chunk_leftover = [
-        request.previous_chunk_leftover for request in requests if request.previous_chunk_leftover is not None
-    ]
-    guide: dict[str, Any] = (
-        {"previous_chunk_leftover": np.stack(previous_chunk_leftover), "vjp": requests[0].vjp}
-        if previous_chunk_leftover
-        else {}
+    leftovers = [r.previous_chunk_leftover for r in requests if r.previous_chunk_leftover is not None]
+    guidance: dict[str, Any] = (
+        {"previous_chunk_leftover": np.stack(leftovers), "vjp": requests[0].vjp} if leftovers else {}
     )
-    given = np.stack(prefixes) if prefixes else None
-    return policy.predict_batch([request.observation for request in requests], prefix=given, **guide)
+    prefix = np.stack(prefixes) if prefixes else None
+    return policy.predict_batch([request.observation for request in requests], prefix=prefix, **guidance)
 
 
 def check_execution(policy: Policy, execution: str) -> None:
-    """Raises InputError where `execution` guides a policy that cannot be, or gives a prefix to one that takes none."""
+    """Checks that the policy supports the execution mode.
+
+    Raises:
+        InputError: for guidance or an action prefix that the policy does not support.
+    """
     if "guided" in execution and not guides(policy):
-        raise InputError(f"execution {execution} is for flows: this policy's chunks come from none")
+        raise InputError(f"execution {execution} needs a flow head, which this policy does not have")
     if execution in PREFIXED and not takes_prefix(policy):
-        raise InputError(f"execution {execution} gives prefixes, which this policy takes none of: choose chunked")
+        raise InputError(
+            f"execution {execution} needs action prefixes, which this policy does not take: choose chunked"
+        )
 
 
 @dataclass(frozen=True)
 class PolicyInfo:
-    """What is known of a policy that thinks elsewhere."""
+    """Properties of a policy that runs in another thread or process."""
 
     embodiment: Embodiment
     history: tuple[float, ...]
-    """As `HistoryPolicy`."""
+    """Offsets of past frames [s] (`HistoryPolicy`)."""
     data: DataSummary
     takes_prefix: bool
 
     @classmethod
     def of(cls, policy: Policy) -> PolicyInfo:
+        """The properties of `policy`."""
         return cls(policy.embodiment, history_of(policy), data_of(policy), takes_prefix(policy))
 
 
 @dataclass(frozen=True)
 class Answer:
-    """`chunk` is None where the policy gave no valid one, and `reason` says why. Times are the clock's [s]."""
+    """The answer to a request.
+
+    Attributes:
+        request: The request.
+        chunk: The action chunk; None if the policy produced no valid one.
+        requested: Time of the request [s].
+        answered: Time of the answer [s].
+        reason: Why there is no chunk.
+    """
 
     request: Request
     chunk: ActionChunk | None
-    asked: float
+    requested: float
     answered: float
     reason: str = ""
 
 
 @runtime_checkable
 class Inference(Protocol):
-    """A policy that thinks elsewhere; `history` are the past frames that it is to be shown (`HistoryPolicy`)."""
+    """A policy that runs in another thread or process.
+
+    `history` are the offsets of the past frames in its observations (`HistoryPolicy`).
+    """
 
     @property
-    def history(self) -> tuple[float, ...]: ...
+    def history(self) -> tuple[float, ...]:
+        """Age of each past frame [s], oldest first."""
+        ...
 
-    def ask(self, request: Request) -> None:
-        """Never blocks. A request that was not begun yet is replaced: the latest observation wins."""
+    def submit(self, request: Request) -> None:
+        """Submits a request without blocking. It replaces a pending request that has not started.
+
+        Raises:
+            InferenceDied: if the thread or process has ended.
+        """
 
     def answer(self) -> Answer | None:
-        """The newest answer, once; None where there is none. Raises InferenceDied."""
+        """The newest answer, returned once; None if there is none.
+
+        Raises:
+            InferenceDied: if the thread or process has ended.
+        """
 
     @property
     def busy(self) -> bool:
-        """Whether a request is under way."""
+        """Whether a request is being processed."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Ends the thread or process."""
+        ...

@@ -1,11 +1,11 @@
-"""The loop that owns the robot: at a fixed rate, from the first state to the standstill at the end.
+"""The control loop: it owns the robot and runs at a fixed rate from the first state until the arm has stopped.
 
-A tick: take the policy's answer; where a step of the policy begins, take the next action; move the target on towards
-it; let the safety_filter make it safe; send it; measure; where a step ends, observe, and ask the policy if it is due. Ticks
-have absolute deadlines. One that would come too late is skipped, and the arm goes on from a standstill after it, for
-that is what a gap means to the motors.
+A tick does the following: take the policy's answer; at the start of a policy step, take the next action; interpolate
+the target towards it; pass the target through the safety filter; send the command; measure the state; at the end of a
+policy step, observe and submit a request if one is due. Ticks have absolute deadlines. A tick that would start too
+late is skipped as a missed deadline. The arm then continues from standstill, because the motors stop during the gap.
 
-However a run ends (its time, a stop, a fault, an exception), the arm first brakes within its limits.
+Whatever ends a run (its time, an emergency stop, a fault, an exception), the arm first brakes within its limits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from vla.common.start_region import StartRegion
 from vla.control.action_queue import ActionQueue
-from vla.control.approach import Path, outside, pose_action, slow_path, unseen
+from vla.control.approach import Path, outside_start, outside_training_data, pose_action, slow_path
 from vla.control.clock import Clock, WallClock
 from vla.control.config import LoopConfig, steps_of
 from vla.control.events import EventLog
@@ -41,10 +41,14 @@ from vla.types import Observation
 
 
 class ControlLoop:
-    """Runs `inference`'s policy on `robot`, which it connects itself, if told to `connect`. Leaves `inference` open.
+    """Runs the policy of `inference`, which stays open, on `robot`.
 
-    `watch` is called in every tick and must not block. `data` says where the arm is moved before the policy acts, and
-    home. `finished` says when the run has reached its aim, by a reason. What happens is added to `events`.
+    Args:
+        watch: Called in every tick; must not block.
+        connect: Whether `run` connects the robot; else the caller has connected it.
+        data: Summary of the training data: start region and home pose.
+        finished: Returns the reason once the task is completed, else None.
+        events: The log to which events are added.
     """
 
     def __init__(
@@ -67,25 +71,28 @@ class ControlLoop:
         self._events = EventLog() if events is None else events
 
     def run(self, instruction: str, seconds: float) -> ControlStats:
-        """Until `seconds` of the policy are over or something ends it; the statistics say what.
+        """Runs the policy for `seconds` [s], or until something ends the run; the statistics name the reason.
 
-        Raises InputError for a configuration that does not fit the robot, RobotFault where that does not connect, and
-        whatever `watch` or the inference raise, but for InferenceDied: after the standstill.
+        Exceptions of `watch` and of the inference are raised after the arm has stopped; InferenceDied ends the run.
+
+        Raises:
+            InputError: for a configuration that does not fit the robot.
+            RobotFault: if the robot does not connect.
         """
         steps_of(self._robot.embodiment.control_hz, self._config.hz)
-        urgent = self._clock.priority(self._events) if isinstance(self._clock, WallClock) else nullcontext()
+        priority = self._clock.priority(self._events) if isinstance(self._clock, WallClock) else nullcontext()
         with self._stop.signals():
             if reason := self._stop.poll():
                 return Tally().stats((reason, "stopped"), 0.0, 0.0, {}, self._events)
-            with self._robot if self._connect else nullcontext(), urgent:
+            with self._robot if self._connect else nullcontext(), priority:
                 run = _Run(self._robot, self._inference, self._config, self._clock, self._events)
                 try:
-                    run.go(lambda: self._poll(run), instruction, seconds, self._data, self._watch)
+                    run.execute(lambda: self._poll(run), instruction, seconds, self._data, self._watch)
                 except BaseException:
                     run.brake(None)
                     raise
                 finally:
-                    run.rest()
+                    run.finish()
         return run.stats()
 
     def _poll(self, run: _Run) -> None:
@@ -96,34 +103,34 @@ class ControlLoop:
 
 
 class _Run:
-    """One run. `reason` is set as soon as it is to end; from then on the arm only brakes."""
+    """One run. Once `reason` is set, the arm only brakes."""
 
     def __init__(self, robot: Robot, inference: Inference, config: LoopConfig, clock: Clock, events: EventLog) -> None:
         body = robot.embodiment
         self._robot, self._inference, self._config, self._clock, self._events = robot, inference, config, clock, events
         self._body, self._dt, self._per_step = body, 1 / config.hz, steps_of(body.control_hz, config.hz)
-        self._buffer = ActionQueue(body, config.execution, config.n_action_steps, config.max_observation_age_s)
+        self._queue = ActionQueue(body, config.execution, config.n_action_steps, config.max_observation_age_s)
         self._history = FrameHistory(inference.history, 1 / body.control_hz)
         self._safety_filter = SafetyFilter(body, robot.limits, self._dt)
         self._lag = LagMonitor(body, config.stall, config.stall_seconds, self._dt)
         warn = partial(self._note, warning=True)
         self._health = HealthMonitor(robot, warn) if isinstance(robot, HealthReporting) else None
         self._positions = body.is_position_action
-        # A step is dealt out over the ticks; a velocity and a force are in force in each.
-        self._dealt = np.where(np.array(body.action_mode) == "delta", self._per_step, 1)
+        # A delta is divided over the ticks of a step; a velocity or a force applies in every tick.
+        self._divisor = np.where(np.array(body.action_mode) == "delta", self._per_step, 1)
         self._tally = Tally()
         self.reason: str | None = None
         self._outcome: Outcome = "error"
         self._started = self._answered = False
         self._index = self._failed = self._invalid = 0
-        self._phase = self._per_step - 1  # the first tick holds, and asks
+        self._phase = self._per_step - 1  # the first tick holds and submits a request
         self._calls = RobotCalls(clock, config.camera_timeout, self._note, self.end)
         self._request: tuple[Request, float] | None = None
         self._goal: Float[np.ndarray, "a"] | None = None
-        self._way: Path | None = None
-        self._began = self._acting = clock.now()
+        self._approach: Path | None = None
+        self._began = self._acting_since = clock.now()
 
-    def go(
+    def execute(
         self,
         poll: Callable[[], None],
         instruction: str,
@@ -132,40 +139,40 @@ class _Run:
         watch: Callable[[Tick], None] | None,
     ) -> None:
         self._poll, self._instruction, self._seconds, self._watch = poll, instruction, seconds, watch
-        if (
-            first := self._calls.attempt(self._robot.state, self._clock.now() + self._config.inference_timeout_s)
-        ) is None:
+        deadline = self._clock.now() + self._config.inference_timeout_s
+        if (first := self._calls.attempt(self._robot.state, deadline)) is None:
             self.end(f"robot: {self._calls.fault}", "robot")
         elif self._take_state(first[0]):
             self._safety_filter.start(self._body.hold_action(self._state))
-            self._due = self._path = self._safety_filter.position
+            self._previous_command = self._path = self._safety_filter.position
             self._began, self._started = self._clock.now(), True
-            for name, past in zip(self._body.action, self._safety_filter.excess, strict=True):
-                if past:
-                    self._note(f"{name} stands {abs(past):.3g} beyond its limit: it is moved back", warning=True)
+            for name, excess in zip(self._body.action, self._safety_filter.excess, strict=True):
+                if excess:
+                    self._note(f"{name} is {abs(excess):.3g} outside its limit: it is moved back", warning=True)
             if data.start is not None:
                 self._move_to_start(data.start)
             if data.state is not None:
-                for what in unseen(self._body, self._state, data.state):
-                    self._note(what, warning=True)
-            self._acting = self._clock.now()
+                for warning in outside_training_data(self._body, self._state, data.state):
+                    self._note(warning, warning=True)
+            self._acting_since = self._clock.now()
             while self.reason is None:
                 self._tick()
         else:
-            self.end("robot: the first state is not finite, or of a wrong width", "robot")
+            self.end("robot: the first state is not finite, or has a wrong length", "robot")
         self.brake(watch)
         if self._config.end == "home" and data.start is not None and self._outcome == "done":
             self._go_home(data.start)
 
     def brake(self, watch: Callable[[Tick], None] | None) -> None:
+        """Ticks until the arm has stopped."""
         self.end("error", "error")
         self._watch = watch
-        # A command that does not reach the motors stops them too: then there is nothing to brake.
+        # A command that does not reach the motors also stops the arm: then it is at rest already.
         while self._started and not self._safety_filter.at_rest:
             self._tick()
 
-    def rest(self) -> None:
-        """What follows the standstill."""
+    def finish(self) -> None:
+        """Holds the arm, or disables its torque, after it has stopped."""
         self._ended = self._clock.now()
         if self._config.end == "disable_torque":
             self._robot.relax()
@@ -177,30 +184,30 @@ class _Run:
     def stats(self) -> ControlStats:
         end, self._tally.faults = (self.reason or "error", self._outcome), self._calls.faults
         seconds = self._ended - self._began
-        return self._tally.stats(end, seconds, self._buffer.stale_fraction, self._safety_filter.clamps, self._events)
+        return self._tally.stats(end, seconds, self._queue.stale_fraction, self._safety_filter.clamps, self._events)
 
     def end(self, reason: str, outcome: Outcome) -> None:
-        """The first reason counts."""
+        """Ends the run. Only the first reason is recorded."""
         if self.reason is None:
             self.reason, self._outcome = reason, outcome
             self._note(f"ended: {reason}")
 
-    def _note(self, what: str, *, warning: bool = False) -> None:
-        self._events.add(self._clock.now() - self._began, what, warning=warning)
+    def _note(self, event: str, *, warning: bool = False) -> None:
+        self._events.add(self._clock.now() - self._began, event, warning=warning)
 
     def _move_to_start(self, start: StartRegion) -> None:
-        goal, away = outside(self._body, start, self._state)
-        if not away:
+        goal, offsets = outside_start(self._body, start, self._state)
+        if not offsets:
             return
         moves = self._config.move_to_start
-        far = ", ".join(f"{name} by {offset:+.3g}" for name, offset in away.items())
-        what = "moving slowly to the start pose" if moves else "the arm is away from the start pose"
-        self._note(f"{what}: {far}", warning=True)
+        listed = ", ".join(f"{name} by {offset:+.3g}" for name, offset in offsets.items())
+        event = "moving slowly to the start pose" if moves else "the arm is away from the start pose"
+        self._note(f"{event}: {listed}", warning=True)
         if moves:
             self._move(goal)
 
     def _go_home(self, start: StartRegion) -> None:
-        """The run has ended as planned; a stop or a fault on the way is its end after all."""
+        """Moves home after a planned end. A stop or a fault during the motion replaces the reason."""
         planned, self.reason = (self.reason or "", self._outcome), None
         home = pose_action(self._body, self._state, np.array(start.median))
         self._move(np.clip(home, self._body.action_low, self._body.action_high))
@@ -209,14 +216,14 @@ class _Run:
         self.brake(self._watch)
 
     def _move(self, goal: Float[np.ndarray, "a"]) -> None:
-        """Moves the arm slowly to a pose, until it is there or the run is to end."""
-        self._way = slow_path(self._body, self._robot.limits, goal, self._config.slow, self._dt)
-        while self.reason is None and self._way is not None:
+        """Moves the arm slowly to a pose, until it is reached or the run ends."""
+        self._approach = slow_path(self._body, self._robot.limits, goal, self._config.slow, self._dt)
+        while self.reason is None and self._approach is not None:
             self._tick()
-        self._way, self._path, self._goal = None, self._safety_filter.position, None
+        self._approach, self._path, self._goal = None, self._safety_filter.position, None
 
     def _tick(self) -> None:
-        now, scheduled = self._await()
+        now, scheduled = self._wait_for_tick()
         deadline, self._calls.fault = scheduled + self._dt, None
         infer = self._answer(now)
         source: Source = "brake"
@@ -226,7 +233,7 @@ class _Run:
         safe, clamped = self._safety_filter.command(desired)
         for limit in clamped:
             self._note(f"clamped: {limit}")
-        arrived, took = self._send(safe, deadline)
+        reached_motors, duration = self._send(safe, deadline)
         self._index += 1
         self._tally.ticks += 1
         self._tally.holds += source == "hold"
@@ -235,12 +242,9 @@ class _Run:
         self._failed = self._failed + 1 if self._calls.fault else 0
         if self._failed > self._config.faults:
             self.end(f"robot: {self._calls.fault}", "robot")
-        if (
-            self._health is not None
-            and self.reason is None
-            and (ill := self._health.check(self._clock.now(), deadline))
-        ):
-            self.end(ill, "robot")
+        health = self._health if self.reason is None else None
+        if health is not None and (failure := health.check(self._clock.now(), deadline)):
+            self.end(failure, "robot")
         if self._watch is not None:
             self._watch(
                 Tick(
@@ -249,58 +253,56 @@ class _Run:
                     state=self._state,
                     observation=observation,
                     desired=desired,
-                    sent=safe if arrived else None,
+                    sent=safe if reached_motors else None,
                     clamped=clamped,
                     source=source,
                     observe=observe,
                     infer=infer,
-                    command=took,
-                    left=self._buffer.left(now),
+                    command=duration,
+                    left=self._queue.left(now),
                     temperatures=self._health.temperatures if self._health is not None else {},
                 )
             )
 
     def _desired(self, now: float) -> tuple[Source, Float[np.ndarray, "a"] | None]:
-        if self._way is not None:
-            if (target := self._way(self._safety_filter.position)) is not None:
+        if self._approach is not None:
+            if (target := self._approach(self._safety_filter.position)) is not None:
                 return "approach", target
             if self._safety_filter.at_rest:
-                self._way = None
+                self._approach = None
             return "approach", None
         if (target := self._advance(now)) is not None:
             return "chunk", target
         if self._answered:
             self._note("held: no action")
-        return (
-            "hold",
-            self._safety_filter.position - self._safety_filter.excess if self._safety_filter.excess.any() else None,
-        )
+        position, excess = self._safety_filter.position, self._safety_filter.excess
+        return "hold", position - excess if excess.any() else None
 
-    def _await(self) -> tuple[float, float]:
-        """Now, and when the tick was to begin. Those that would begin more than half their time late are skipped."""
+    def _wait_for_tick(self) -> tuple[float, float]:
+        """Waits for the next tick; skips ticks over half a tick late. Returns the time and the scheduled time."""
         scheduled = self._began + self._index * self._dt
         self._clock.sleep_until(scheduled)
         if (late := math.ceil((self._clock.now() - scheduled) / self._dt - 0.5)) > 0:
             self._tally.missed += late
             self._note(f"missed deadlines: {late}")
             self._index += late
-            self._safety_filter.stood_still()
+            self._safety_filter.reset_velocity()
             scheduled = self._began + self._index * self._dt
             self._clock.sleep_until(scheduled)
         return self._clock.now(), scheduled
 
-    def _overdue(self, now: float) -> None:
-        if now - self._acting >= self._seconds - self._dt / 2 and self._way is None:
+    def _check_timeouts(self, now: float) -> None:
+        if now - self._acting_since >= self._seconds - self._dt / 2 and self._approach is None:
             self.end("done", "done")
-        patience = self._config.inference_timeout_s if self._answered else self._config.first_inference_timeout_s
-        if self._request is not None and now - self._request[1] > patience:
-            self.end(f"the policy has not answered for {patience:g} s", "policy")
+        timeout = self._config.inference_timeout_s if self._answered else self._config.first_inference_timeout_s
+        if self._request is not None and now - self._request[1] > timeout:
+            self.end(f"the policy has not answered for {timeout:g} s", "policy")
 
     def _answer(self, now: float) -> float | None:
-        """Whether the run is to end now, and else the answer; how long the policy took for it, if there is one."""
+        """Ends the run if required, else takes the policy's answer. Returns the inference delay of a new answer [s]."""
         if self.reason is None:
             self._poll()
-            self._overdue(now)
+            self._check_timeouts(now)
         if self.reason is not None:
             return None
         try:
@@ -311,25 +313,25 @@ class _Run:
         if answer is None or self._request is None:
             return None
         if answer.request.observation.time != self._request[0].observation.time:
-            return None  # of an earlier run
+            return None  # answer from an earlier run
         self._request, self._answered = None, True
-        refused = self._buffer.take(answer, now)
+        refused = self._queue.take(answer, now)
         self._tally.chunks += not refused
         self._tally.invalid += bool(refused)
-        self._tally.infer.append(answer.answered - answer.asked)
+        self._tally.infer.append(answer.answered - answer.requested)
         self._invalid = self._invalid + 1 if refused else 0
         if refused:
             self._note(f"invalid answer: {refused}", warning=self._config.invalid is not None)
         if self._config.invalid is not None and self._invalid >= self._config.invalid:
-            self.end(f"{self._invalid} invalid answers, one after the other: {refused}", "policy")
+            self.end(f"{self._invalid} consecutive invalid answers: {refused}", "policy")
         return self._tally.infer[-1]
 
     def _sense(self, deadline: float) -> tuple[Observation | None, float | None]:
-        """After the command, so that this is on time: at a step's end all that is seen, else the state."""
+        """Reads the state, and at the end of a step the full observation. Runs after the command to not delay it."""
         if self.reason is not None:
             return None, None
         now = self._clock.now()
-        if self._phase or self._way is not None:
+        if self._phase or self._approach is not None:
             measured = self._calls.attempt(self._robot.state, deadline)
             if measured is not None and self._take_state(measured[0]):
                 self._check_lag(now)
@@ -337,61 +339,61 @@ class _Run:
         observation = self._calls.attempt(lambda: self._robot.observe(self._instruction), deadline)
         if observation is None or not self._take_state(observation.state):
             return None, None
-        self._calls.seen()
+        self._calls.cameras_ok()
         self._check_lag(now)
-        took = self._clock.now() - now
-        self._tally.observe.append(took)
+        duration = self._clock.now() - now
+        self._tally.observe.append(duration)
         self._tally.cameras.add(observation, self._clock.now())
-        seen = self._history.with_past_frames(observation)
-        if self._inference.busy or not self._buffer.due(now):
-            return observation, took
-        request = self._buffer.request(seen, self._safety_filter.position, now)
+        with_history = self._history.with_past_frames(observation)
+        if self._inference.busy or not self._queue.due(now):
+            return observation, duration
+        request = self._queue.request(with_history, self._safety_filter.position, now)
         self._request = request, now
         try:
-            self._inference.ask(request)
+            self._inference.submit(request)
         except InferenceDied as error:
             self.end(f"the inference died: {error}", "policy")
-        return observation, took
+        return observation, duration
 
     def _check_lag(self, now: float) -> None:
-        """Against the command before the last: the arm has had a tick to follow it, however long a tick is."""
-        if names := self._lag.stalled(self._state, self._due, now):
+        """Ends the run for a stalled joint. The arm has had one tick to follow the command before the last."""
+        if names := self._lag.stalled(self._state, self._previous_command, now):
             self.end(f"stalled: {', '.join(names)}", "robot")
 
     def _take_state(self, state: Float[np.ndarray, "_"]) -> bool:
-        """Whether it can be one; what cannot counts as a fault that may pass."""
+        """Stores a valid state. An invalid one counts as a transient fault, and False is returned."""
         if np.shape(state) == (len(self._body.state),) and np.isfinite(state).all():
             self._state = np.asarray(state)
             return True
-        self._calls.note(RobotFault("the state is not finite, or of a wrong width", transient=True))
+        self._calls.note(RobotFault("the state is not finite, or has a wrong length", transient=True))
         return False
 
     def _advance(self, now: float) -> Float[np.ndarray, "a"] | None:
-        """The target of this tick, on the straight line to the policy's next action; a step is dealt out evenly."""
+        """The target of this tick: linear interpolation to the policy's next action over the ticks of a step."""
         if self._phase == 0:
             if self._goal is None:
                 self._path = self._safety_filter.position
-            self._goal = self._buffer.advance(now)
+            self._goal = self._queue.advance(now)
         left = self._per_step - self._phase
         self._phase = (self._phase + 1) % self._per_step
         if self._goal is None:
             return None
         self._path = interpolate(self._body, self._path, self._goal, 1 / left)
-        return np.where(self._positions, self._path, self._goal / self._dealt)
+        return np.where(self._positions, self._path, self._goal / self._divisor)
 
     def _send(self, safe: Float[np.ndarray, "a"], deadline: float) -> tuple[bool, float]:
-        """Whether it reached the motors, and how long that took."""
+        """Sends a command; returns whether it reached the motors, and the duration [s]."""
 
         def send() -> bool:
             self._robot.command(safe)
             return True
 
-        begun, self._due = self._clock.now(), self._safety_filter.position
-        arrived = self._calls.attempt(send, deadline) is not None
-        took = self._clock.now() - begun
-        if arrived:
+        started, self._previous_command = self._clock.now(), self._safety_filter.position
+        reached_motors = self._calls.attempt(send, deadline) is not None
+        duration = self._clock.now() - started
+        if reached_motors:
             self._safety_filter.sent()
-            self._tally.command.append(took)
+            self._tally.command.append(duration)
         else:
-            self._safety_filter.stood_still()
-        return arrived, took
+            self._safety_filter.reset_velocity()
+        return reached_motors, duration

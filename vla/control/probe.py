@@ -1,4 +1,4 @@
-"""A policy tried on a made-up observation of the robot, before the robot is connected."""
+"""Runs a policy once on a synthetic observation, before the robot is connected."""
 
 from __future__ import annotations
 
@@ -18,26 +18,33 @@ from vla.types import Observation
 
 
 def probe(policy: Policy, body: Embodiment, sizes: Mapping[str, tuple[int, int]], execution: str) -> None:
-    """Asks the policy as the control loop will, of grey images of these sizes (height, width): which also makes ready
-    what its first answer needs. A camera without a size is not probed: then nothing is.
+    """Runs the policy as the control loop will, on grey images. This also does its one-time initialization.
 
-    Raises InputError for what the policy refuses, and for actions of another width or rate than the robot's.
+    Args:
+        policy: The policy.
+        body: The robot's embodiment.
+        sizes: Height and width of the images by camera. The probe is skipped unless all cameras have a size.
+        execution: The execution mode; it decides whether an action prefix is tried.
+
+    Raises:
+        InputError: for an observation that the policy rejects, and for actions with a width or rate that is not the
+            robot's.
     """
     if not sizes.keys() >= set(body.cameras):
         return
     images = {camera: np.full((*sizes[camera], 3), 128, np.uint8) for camera in body.cameras}
-    seen = FrameHistory.of(policy).with_past_frames(
+    observation = FrameHistory.of(policy).with_past_frames(
         Observation(images, _state(policy, body), "probe", time.monotonic())
     )
     prefixes: list[Float[np.ndarray, "k a"] | None] = [None]
     if execution in PREFIXED and takes_prefix(policy):
-        prefixes.append(body.hold_action(seen.state)[None])
+        prefixes.append(body.hold_action(observation.state)[None])
     for prefix in prefixes:
         try:
-            (chunk,) = predict(policy, [Request(seen, prefix, 0)])
+            (chunk,) = predict(policy, [Request(observation, prefix, 0)])
         except Exception as error:
-            said = error if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-            raise InputError(f"the policy cannot act on what this robot observes: {said}") from error
+            message = error if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            raise InputError(f"the policy cannot act on what this robot observes: {message}") from error
         if chunk is not None:
             body.check_action(chunk.actions)
             if abs(chunk.dt * body.control_hz - 1) > 1e-3:
@@ -49,7 +56,7 @@ def probe(policy: Policy, body: Embodiment, sizes: Mapping[str, tuple[int, int]]
 
 
 def _state(policy: Policy, body: Embodiment) -> Float[np.ndarray, "s"]:
-    """Where the demonstrations begin; else the middle of the robot's range."""
+    """The median start state of the demonstrations; else the middle of the robot's range."""
     if (start := data_of(policy).start) is not None and len(start.median) == len(body.state):
         return np.array(start.median)
     state = np.zeros(len(body.state))

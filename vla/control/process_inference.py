@@ -1,4 +1,4 @@
-"""A policy in a process of its own, so that its Python never holds up the control loop."""
+"""A policy in a separate process, so that its interpreter does not block the control loop."""
 
 from __future__ import annotations
 
@@ -21,47 +21,53 @@ from vla.errors import InputError
 from vla.policies.policy import Policy
 
 NICE = 10
-"""By which the policy's process is nicer than the loop's: on few cores it would cost the loop deadlines else."""
-FAREWELL = 2.0
-"""[s] that the process has to end by itself."""
+"""Niceness added to the policy's process. Without it, the loop misses deadlines on few cores."""
+EXIT_TIMEOUT = 2.0
+"""Time [s] that the process has to exit by itself."""
 
 
 class ProcessInference:
-    """See `Inference`. `load` makes the policy in the new process; it and what it makes the policy of must be sendable.
+    """`Inference` in a separate process. Images go through shared memory, everything else through a pipe.
 
-    Images go through shared memory, all else, which is small, through a pipe. Raises InputError for what `load`
-    raises as such, and InferenceDied where the process ends before the policy is there.
+    Args:
+        load: Builds the policy in the new process; must be picklable.
+
+    Raises:
+        InputError: if `load` raises it.
+        InferenceDied: if the process ends before the policy is loaded.
     """
 
     def __init__(self, load: Callable[[], Policy]) -> None:
         context = get_context("forkserver")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(load, theirs), name="policy", daemon=True)
+        self._pipe, child_pipe = context.Pipe()
+        self._process = context.Process(target=_serve, args=(load, child_pipe), name="policy", daemon=True)
         self._process.start()
-        theirs.close()
+        child_pipe.close()
         self._images: SharedMemory | None = None
-        self._asked: tuple[Request, float] | None = None
-        self._waiting: tuple[Request, float] | None = None
+        self._running: tuple[Request, float] | None = None
+        self._pending: tuple[Request, float] | None = None
         try:
-            told = self._pipe.recv()
+            message = self._pipe.recv()
         except EOFError:
             self.close()
             raise InferenceDied("the policy's process ended while it loaded the policy") from None
-        if isinstance(told, str):
+        if isinstance(message, str):
             self.close()
-            raise InputError(told)
-        self.about: PolicyInfo = told
+            raise InputError(message)
+        self.info: PolicyInfo = message
 
     @property
     def history(self) -> tuple[float, ...]:
         """See `Inference`."""
-        return self.about.history
+        return self.info.history
 
-    def ask(self, request: Request) -> None:
-        self._waiting = request, time.monotonic()
+    def submit(self, request: Request) -> None:
+        """See `Inference`."""
+        self._pending = request, time.monotonic()
         self._send()
 
     def answer(self) -> Answer | None:
+        """See `Inference`."""
         try:
             if not self._pipe.poll():
                 if not self._process.is_alive():
@@ -69,22 +75,23 @@ class ProcessInference:
                 return None
             chunk, reason, answered = self._pipe.recv()
         except (EOFError, OSError) as error:
-            self._process.join(0.01)  # its pipe closes a moment before its exit code is there
+            self._process.join(0.01)  # the pipe closes shortly before the exit code is available
             raise InferenceDied(f"the policy's process has ended (exit code {self._process.exitcode})") from error
-        assert self._asked is not None
-        (request, asked), self._asked = self._asked, None
+        assert self._running is not None
+        (request, requested), self._running = self._running, None
         self._send()
-        return Answer(request, chunk, asked, answered, reason)
+        return Answer(request, chunk, requested, answered, reason)
 
     @property
     def busy(self) -> bool:
-        return self._asked is not None
+        """See `Inference`."""
+        return self._running is not None
 
     def close(self) -> None:
-        """Ends the process, with force where it hangs."""
+        """Ends the process; kills it if it hangs."""
         with suppress(OSError):
             self._pipe.close()
-        self._process.join(FAREWELL if self._asked is None else 0.1)
+        self._process.join(EXIT_TIMEOUT if self._running is None else 0.1)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
@@ -94,11 +101,11 @@ class ProcessInference:
             self._images = None
 
     def _send(self) -> None:
-        """The request that waits, where the process is free: only then is the memory of the images."""
-        if self._asked is not None or self._waiting is None:
+        """Sends the pending request if the process is idle: only then is the shared memory unused."""
+        if self._running is not None or self._pending is None:
             return
-        self._asked, self._waiting = self._waiting, None
-        request = self._asked[0]
+        self._running, self._pending = self._pending, None
+        request = self._running[0]
         images = images_of(request.observation)
         size = sum(image.nbytes for image in images.values())
         if self._images is None or self._images.size < size:
@@ -107,17 +114,17 @@ class ProcessInference:
                 self._images.unlink()
             self._images = SharedMemory(create=True, size=max(size, 1))
         shapes = {camera: image.shape for camera, image in images.items()}
-        for camera, place in views(self._images, shapes).items():
-            place[:] = images[camera]
-        seen = without_images(request.observation)
+        for camera, view in views(self._images, shapes).items():
+            view[:] = images[camera]
+        message = replace(request, observation=without_images(request.observation))
         try:
-            self._pipe.send((self._images.name, shapes, replace(request, observation=seen), self._asked[1]))
+            self._pipe.send((self._images.name, shapes, message, self._running[1]))
         except OSError as error:
             raise InferenceDied("the policy's process has ended") from error
 
 
 def _be_nice() -> None:
-    """All threads of this process: on Linux each has a niceness of its own, which it passes on to those it starts."""
+    """Raises the niceness of all threads of this process: on Linux niceness is per thread, inherited by new threads."""
     tasks = Path("/proc/self/task")
     if not tasks.is_dir():
         os.nice(NICE)
@@ -129,7 +136,7 @@ def _be_nice() -> None:
 
 
 def _serve(load: Callable[[], Policy], pipe: Connection) -> None:
-    """The process: until the pipe is closed. The parent decides what a signal means, and has the processor first."""
+    """Main function of the process; returns when the pipe is closed. Signals are handled by the parent alone."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     try:
@@ -138,19 +145,19 @@ def _serve(load: Callable[[], Policy], pipe: Connection) -> None:
     except InputError as error:
         pipe.send(str(error))
         return
-    _be_nice()  # only now: nothing waits for the loop's deadlines while a policy is loaded
+    _be_nice()  # only now: the loop has no deadlines while a policy is loaded
     pipe.send(PolicyInfo.of(policy))
     memory: SharedMemory | None = None
     with suppress(EOFError, ConnectionError):
         while True:
-            name, shapes, request, asked = pipe.recv()
+            name, shapes, request, requested = pipe.recv()
             if memory is None or memory.name != name:
                 if memory is not None:
                     memory.close()
                 memory = SharedMemory(name)
             images = {camera: view.copy() for camera, view in views(memory, shapes).items()}
             observation = with_images(request.observation, images)
-            said = answer(policy, replace(request, observation=observation), asked)
-            pipe.send((said.chunk, said.reason, said.answered))
+            result = answer(policy, replace(request, observation=observation), requested)
+            pipe.send((result.chunk, result.reason, result.answered))
     if memory is not None:
         memory.close()

@@ -1,4 +1,4 @@
-"""A run of the control loop written down, while it goes on and beside it."""
+"""Records a run of the control loop in a background thread."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ BEHIND = 5.0
 RECENT = 20.0
 """[s] of a run that are drawn joint by joint: the last ones. All of an hour would be 40 MB at 100 Hz."""
 FEW = 10
-"""Observations that are no queue, however old: the process may have been stopped for a while."""
-FASTER = "the disk or the coding is too slow for them; codec=lz4 takes less time, codec=jpeg less of the disk"
+"""Queue length that is accepted at any age: the process may have been suspended."""
+FASTER = "the disk or the encoding is too slow for them; codec=lz4 is faster, codec=jpeg needs less disk space"
 
 
 class Trace:
@@ -55,6 +55,7 @@ class Trace:
         return np.array([sent for _, _, sent in self._recent])
 
     def add(self, tick: Tick, width: int) -> None:
+        """Appends a tick; `width` is the number of actions."""
         self.time.append(tick.time)
         self.late.append(tick.time - tick.scheduled)
         sent = np.full(width, np.nan) if tick.sent is None else np.array(tick.sent)
@@ -68,14 +69,18 @@ class Trace:
 
 
 class Recording:
-    """Give it to the loop as `watch`: it only puts ticks into a queue, which a thread of its own writes down.
+    """Records the ticks of a run. Pass it to the loop as `watch`: it queues ticks, which a thread writes.
 
-    A step of the episode is what was seen at the end of a step of the policy, with the command that had been sent by
-    the next: so it holds what was done, whatever the policy said.
+    A step of the episode is the observation at the end of a policy step, with the last command sent before the next
+    observation. It therefore holds the executed command and not the predicted action.
 
-    A recorder that fails is dropped, and the others go on; where the thread falls `BEHIND` [s] behind, all end, for an
-    episode has no holes. `failed` says what went wrong, a line each. Where recorders are `required`, the next tick
-    raises InputError; else a line is logged, and the run goes on.
+    A recorder that fails is dropped, and the others continue. If the thread falls `BEHIND` [s] behind, all recorders
+    end, because an episode must not have gaps. `failed` lists the failures.
+
+    Args:
+        recorders: The recorders.
+        width: Number of actions.
+        required: Whether the next tick raises InputError after a failure. Else it is logged and the run continues.
     """
 
     def __init__(self, recorders: Sequence[Recorder], width: int, required: bool = True) -> None:
@@ -85,17 +90,17 @@ class Recording:
         self._queue: SimpleQueue[Tick | None] = SimpleQueue()
         self._waiting: deque[float] = deque()
         self._dropped = self._discarded = 0
-        self._seen: Observation | None = None
+        self._observation: Observation | None = None
         self._thread = threading.Thread(target=self._write, name="recording", daemon=True)
 
     def start(self, instruction: str, **info: object) -> None:
-        """Raises what a recorder does that cannot begin: nothing moves yet."""
+        """Starts the recorders and the thread; errors of a recorder are raised, before the arm moves."""
         for recorder in self._recorders:
             recorder.start(instruction, **info)
         self._thread.start()
 
     def __call__(self, tick: Tick) -> None:
-        """Never waits. Without its images a tick takes next to no memory."""
+        """Queues a tick without waiting. Ticks beyond the allowed backlog are queued without images, to save memory."""
         if self.failed and self._required:
             raise InputError(f"the episode is not stored: {self.failed[0]}")
         if tick.observation is not None:
@@ -107,10 +112,10 @@ class Recording:
         self._queue.put(tick)
 
     def finish(self, success: bool | None, keep: bool = True) -> None:
-        """Waits until all is written; an episode without a step is dropped, and one that is not to be kept."""
+        """Waits until everything is written. Drops an episode without steps, or if `keep` is False."""
         self._queue.put(None)
         self._thread.join()
-        self._each(lambda recorder: recorder.finish(success) if keep and self.steps else recorder.abort())
+        self._call_all(lambda recorder: recorder.finish(success) if keep and self.steps else recorder.abort())
         if self._dropped:
             self.failed.append(f"{self._dropped + self._discarded} observations were dropped")
 
@@ -123,22 +128,22 @@ class Recording:
                 self._discarded += tick.observation is not None
                 self._fall_behind()
             elif tick.observation is not None:
-                if self._seen is not None and last is not None:
-                    self._step(self._seen, last)
-                self._seen = tick.observation
+                if self._observation is not None and last is not None:
+                    self._step(self._observation, last)
+                self._observation = tick.observation
                 self._waiting.popleft()
 
-    def _step(self, seen: Observation, action: Float[np.ndarray, "a"]) -> None:
+    def _step(self, observation: Observation, action: Float[np.ndarray, "a"]) -> None:
         self.steps += 1
-        self._each(lambda recorder: recorder.step(seen, action))
+        self._call_all(lambda recorder: recorder.step(observation, action))
 
     def _fall_behind(self) -> None:
         if self._recorders:
-            self._each(lambda recorder: recorder.abort())
+            self._call_all(lambda recorder: recorder.abort())
             self._recorders.clear()
             self._fail(f"recording fell {BEHIND:g} s behind the cameras, and ended after {self.steps} steps: {FASTER}")
 
-    def _each(self, call: Callable[[Recorder], None]) -> None:
+    def _call_all(self, call: Callable[[Recorder], None]) -> None:
         for recorder in list(self._recorders):
             try:
                 call(recorder)

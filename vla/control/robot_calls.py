@@ -1,4 +1,4 @@
-"""Calls to a robot within a tick: tried again while there is time, their faults counted and judged."""
+"""Calls to a robot within a tick, with retries before the deadline and handling of faults."""
 
 from __future__ import annotations
 
@@ -10,18 +10,26 @@ from vla.errors import Outcome
 from vla.robots.robot import RobotFault
 
 TRIES = 3
-"""Of a call in one tick, while its time lasts."""
+"""Largest number of attempts of a call in one tick, before its deadline."""
 
 
 class Note(Protocol):
     """Adds an event."""
 
-    def __call__(self, what: str, *, warning: bool = False) -> None: ...
+    def __call__(self, event: str, *, warning: bool = False) -> None:
+        """Adds the event."""
 
 
 class RobotCalls:
-    """Each fault is given to `add`. `end` is called with the reason where a fault will not pass, and where a camera
-    fails for `camera_timeout` [s] (None: however long); until then the arm goes on with the actions that there are."""
+    """Calls a robot with retries and handles its faults.
+
+    Args:
+        clock: The clock of the deadlines.
+        camera_timeout: Time [s] for which a camera may fail before the run ends. None: no limit. Until then the arm
+            continues with the actions in the queue.
+        add: Called with each fault.
+        end: Called with the reason when the run must end: for a fault that is not transient, or a camera timeout.
+    """
 
     def __init__(
         self, clock: Clock, camera_timeout: float | None, add: Note, end: Callable[[str, Outcome], None]
@@ -29,12 +37,12 @@ class RobotCalls:
         self._clock, self._camera_timeout, self._add, self._end = clock, camera_timeout, add, end
         self._blind_since: float | None = None
         self.fault: RobotFault | None = None
-        """The last since it was set to None, but for those of cameras."""
+        """The last fault since this was set to None, camera faults excluded."""
         self.faults = 0
-        """All of them, retries among them."""
+        """Number of faults, retries included."""
 
     def attempt[T](self, call: Callable[[], T], deadline: float) -> T | None:
-        """What it returns; None where it failed until `deadline` [s], or TRIES times."""
+        """The result of `call`; None if it failed until `deadline` [s], or TRIES times."""
         for _ in range(TRIES):
             try:
                 return call()
@@ -46,7 +54,7 @@ class RobotCalls:
         return None
 
     def note(self, fault: RobotFault) -> None:
-        """Counts a fault, and ends the run where it is to."""
+        """Counts a fault and ends the run if required."""
         self.faults += 1
         self._add(f"robot: {fault}", warning=True)
         if fault.camera is not None:
@@ -59,6 +67,6 @@ class RobotCalls:
         if not fault.transient:
             self._end(f"robot: {fault}", "robot")
 
-    def seen(self) -> None:
-        """All cameras gave an image."""
+    def cameras_ok(self) -> None:
+        """Resets the camera timeout: all cameras delivered an image."""
         self._blind_since = None

@@ -1,4 +1,4 @@
-"""report.html of a run of the control loop: its numbers, where each joint was told to be and was, and how late."""
+"""report.html of a run of the control loop: statistics, commanded and measured joints, and lateness of the ticks."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def control_page(folder: Path, report: Mapping[str, Any], trace: Trace, body: Embodiment) -> Path:
-    """Writes `folder/report.html` from deploy.json's values and the trace."""
-    about = f"{report['policy']} on {report['robot']}: {report['instruction']}"
-    head = f"<header><h1>Deployment</h1><p>{escape(about)}</p><p>Ended: {escape(report['reason'])}.</p></header>"
+    """Writes `folder/report.html`; `report` holds the values of deploy.json."""
+    title = f"{report['policy']} on {report['robot']}: {report['instruction']}"
+    head = f"<header><h1>Deployment</h1><p>{escape(title)}</p><p>Ended: {escape(report['reason'])}.</p></header>"
     sections = [head, _tiles(report), section("Times", _times(report))]
     if report["cameras"]:
         sections.append(section("Cameras", _cameras(report["cameras"])))
@@ -32,7 +32,7 @@ def control_page(folder: Path, report: Mapping[str, Any], trace: Trace, body: Em
             f'<figure class="card">{svg((5.5, 2.2), partial(_joint, trace=trace, body=body, at=at))}</figure>'
             for at in range(len(body.action))
         )
-        sections.append(section("Told and measured", f'<div class="curves">{figures}</div>'))
+        sections.append(section("Commanded and measured", f'<div class="curves">{figures}</div>'))
         sections.append(
             section("Lateness", f'<figure class="card">{svg((8, 2.4), partial(_late, trace=trace))}</figure>')
         )
@@ -43,11 +43,11 @@ def _tiles(report: Mapping[str, Any]) -> str:
     clamps = ", ".join(f"{name} {count}" for name, count in report["clamps"].items()) or "none"
     tiles = [
         tile("rate", f"{report['rate']:.1f} Hz", f"{report['ticks']} ticks in {report['seconds']:.1f} s"),
-        tile("missed deadlines", str(report["missed"]), "ticks that were left out"),
-        tile("jitter", _ms(report["jitter"]["p99"]), "99 % of ticks began no later"),
-        tile("the policy took", _ms(report["infer"]["p50"]), f"median of {report['chunks']} chunks"),
+        tile("missed deadlines", str(report["missed"]), "ticks that were skipped"),
+        tile("jitter", _ms(report["jitter"]["p99"]), "99th percentile of the lateness of ticks"),
+        tile("inference delay", _ms(report["infer"]["p50"]), f"median of {report['chunks']} chunks"),
         tile("stale", percent(report["stale"]), "of all actions came too late"),
-        tile("held", percent(report["holds"] / max(report["ticks"], 1)), "of ticks, for want of an action"),
+        tile("held", percent(report["holds"] / max(report["ticks"], 1)), "of ticks, without an action"),
         tile("clamped", str(sum(report["clamps"].values())), clamps),
         tile("faults", str(report["faults"]), "calls to the robot that failed"),
     ]
@@ -63,7 +63,7 @@ def _times(report: Mapping[str, Any]) -> str:
         + "</tr>"
         for name in ("observe", "infer", "command", "jitter")
     )
-    return _table("<th></th><th>median</th><th>99 %</th><th>most</th>", rows)
+    return _table("<th></th><th>median</th><th>99 %</th><th>max</th>", rows)
 
 
 def _cameras(cameras: Mapping[str, Any]) -> str:
@@ -73,7 +73,7 @@ def _cameras(cameras: Mapping[str, Any]) -> str:
         + f"<td>{one['repeated']}</td><td>{one['dropped']}</td></tr>"
         for name, one in cameras.items()
     )
-    head = "<th></th><th>age, median</th><th>99 %</th><th>most</th><th>repeated</th><th>dropped</th>"
+    head = "<th></th><th>age, median</th><th>99 %</th><th>max</th><th>repeated</th><th>dropped</th>"
     return _table(head, rows)
 
 
@@ -83,7 +83,7 @@ def _events(report: Mapping[str, Any]) -> str:
         for one in report["events"]
     )
     more = report["events_left_out"]
-    return _table("<th>from</th><th>times</th><th>what</th>", rows) + (f"<p>{more} more</p>" if more else "")
+    return _table("<th>from</th><th>count</th><th>event</th>", rows) + (f"<p>{more} more</p>" if more else "")
 
 
 def _table(head: str, rows: str) -> str:
@@ -111,4 +111,4 @@ def _joint(axes: Axes, trace: Trace, body: Embodiment, at: int) -> None:
 def _late(axes: Axes, trace: Trace) -> None:
     time = np.array(trace.time) - trace.time[0]
     axes.plot(time, 1000 * np.array(trace.late), color=COLORS[0], linewidth=0.8)
-    style(axes, "how late each tick began [ms]", "time [s]")
+    style(axes, "lateness of each tick [ms]", "time [s]")

@@ -1,4 +1,4 @@
-"""What stands between a policy and the motors."""
+"""The safety filter between a policy and the motors."""
 
 from __future__ import annotations
 
@@ -12,66 +12,83 @@ from vla.errors import InputError
 from vla.kinematics.action_space import difference, wrapped
 from vla.robots.limits import Limits
 
-HALVINGS = 5
-"""Of the velocity at the workspace's edge: how closely the arm comes to it."""
+BISECTION_STEPS = 5
+"""Bisection steps for the velocity at the edge of the workspace; more steps let the arm come closer to it."""
 
 
 class SafetyFilter:
-    """Turns targets, whatever they are, into commands within position, velocity and acceleration limits.
+    """Converts arbitrary targets into commands within the position, velocity and acceleration limits.
 
-    Every command can be followed by a stop within the limits too. With d the distance to a limit, dt the period and a
-    the acceleration, a velocity of at most sqrt(2 a d) - a dt / 2 can: braking by a dt a tick then covers less than d,
-    and keeps the bound at each tick on the way. The same rule towards the target keeps it from being overshot.
+    After every command the arm can still stop within the limits. With d the distance to a limit, dt the period and a
+    the acceleration, this holds for a velocity of at most sqrt(2 a d) - a dt / 2: braking by a dt per tick then covers
+    less than d, and keeps the bound in every tick. The same rule towards the target prevents overshoot.
 
-    A delta or a velocity is a speed and keeps the same bounds on velocity and acceleration; a force keeps its range.
+    Deltas and velocities are speeds with the same bounds on velocity and acceleration. Forces only keep their range.
 
-    An arm that stands outside a limit may only move towards it, by the same rules; each such command counts as one that
-    the limit changed.
+    An arm outside a limit may only move towards it, by the same rules; each such command counts as changed by the
+    limit.
 
-    `command` proposes, and `sent` makes it what the next one is told from: what did not reach the motors never was.
+    `command` computes a command, and `sent` confirms that it reached the motors. An unconfirmed command is discarded.
+
+    Args:
+        body: The robot's embodiment.
+        limits: The limits of the robot.
+        period: Duration of a tick [s].
+
+    Raises:
+        InputError: for limits that do not fit the embodiment.
     """
 
     def __init__(self, body: Embodiment, limits: Limits, period: float) -> None:
         limits.check(body)
         self._body, self._workspace, self._dt = body, limits.workspace, period
-        self._fastest = np.array(limits.velocity, float)
-        self._per_tick = np.array(limits.acceleration, float) * period
-        self._accel = np.array(limits.acceleration, float)
-        self._places: Bool[np.ndarray, "a"] = body.is_position_action
+        self._max_velocity = np.array(limits.velocity, float)
+        self._max_change = np.array(limits.acceleration, float) * period
+        self._max_acceleration = np.array(limits.acceleration, float)
+        self._positions: Bool[np.ndarray, "a"] = body.is_position_action
         modes = np.array(body.action_mode)
-        self._rates = np.isin(modes, ("delta", "velocity"))
-        # What a speed of 1 commands for a tick: a step is dealt out over the ticks of one step of the policy.
-        self._of_speed = np.where(modes == "velocity", 1.0, period)
+        self._speeds = np.isin(modes, ("delta", "velocity"))
+        # Command per unit of speed: a velocity is sent as it is, a delta as the distance covered in a tick.
+        self._per_speed = np.where(modes == "velocity", 1.0, period)
         share = np.where(modes == "delta", period * body.control_hz, 1.0)
-        free = np.isfinite(body.action_period)
-        self._low = np.where(free, -np.inf, np.array(body.action_low, float) * share)
-        self._high = np.where(free, np.inf, np.array(body.action_high, float) * share)
+        periodic = np.isfinite(body.action_period)
+        self._low = np.where(periodic, -np.inf, np.array(body.action_low, float) * share)
+        self._high = np.where(periodic, np.inf, np.array(body.action_high, float) * share)
         self.clamps: Counter[str] = Counter()
-        """How many commands each limit changed: finite, position, velocity, acceleration, workspace."""
+        """Number of commands changed by each limit: finite, position, velocity, acceleration, workspace."""
 
     def start(self, position: Float[np.ndarray, "a"]) -> None:
-        """The arm stands still at `position`. Raises InputError where that is outside the workspace."""
+        """Starts with the arm at rest at `position`.
+
+        Raises:
+            InputError: for a position outside the workspace.
+        """
         if self._workspace is not None and not self._workspace(position):
-            raise InputError("the arm stands outside its workspace: move it there by hand, with torque off")
-        self.position = np.where(self._places, position, 0.0)
+            raise InputError("the arm is outside its workspace: move it inside by hand, with torque off")
+        self.position = np.where(self._positions, position, 0.0)
         self.velocity = np.zeros_like(self.position)
         self._target = self.position
         self._next = self.position, self.velocity
 
     @property
     def at_rest(self) -> bool:
+        """Whether the commanded velocity is zero."""
         return not self.velocity.any()
 
     @property
     def excess(self) -> Float[np.ndarray, "a"]:
-        """How far each component's last command is outside its limits: above 0 over the upper one, below 0 under the
-        lower one."""
-        return np.where(self._places, self.position - _clip(self.position, self._low, self._high), 0.0)
+        """Distance of each component's last command outside its limits; negative below the lower limit."""
+        return np.where(self._positions, self.position - _clip(self.position, self._low, self._high), 0.0)
 
     def command(self, target: Float[np.ndarray, "_"] | None) -> tuple[Float[np.ndarray, "a"], tuple[str, ...]]:
-        """The command for this tick, and which limits changed it. None brakes and then holds.
+        """Computes the command of this tick.
 
-        So does a target of a wrong width or that is not finite.
+        Args:
+            target: The desired action. None brakes and then holds, and so does a target with a wrong length or a value
+                that is not finite.
+
+        Returns:
+            The command, and the limits that changed it.
         """
         if target is None:
             return self._propose(self._braked(self.velocity)), ()
@@ -80,62 +97,64 @@ class SafetyFilter:
             return self._propose(self._braked(self.velocity)), ("finite",)
         inside = _clip(target, self._low, self._high)
         hit = ["position"] if (inside != target).any() or self.excess.any() else []
-        velocity = self._towards(inside, hit)
+        velocity = self._limited_velocity(inside, hit)
         if self._workspace is not None and not self._stops_inside(velocity):
-            velocity = self._up_to_the_edge(velocity)
+            velocity = self._limit_to_workspace(velocity)
             hit.append("workspace")
         self._target = inside
         self.clamps.update(hit)
         safe = self._propose(velocity)
-        if not hit:  # what is passed on is so to the bit
-            self._next = np.where(self._places, inside, 0.0), velocity
+        if not hit:  # an unchanged target is passed on bit-exactly
+            self._next = np.where(self._positions, inside, 0.0), velocity
             return inside, ()
-        return np.where(self._places | self._rates, safe, inside), tuple(hit)
+        return np.where(self._positions | self._speeds, safe, inside), tuple(hit)
 
     def sent(self) -> None:
-        """The last command has reached the motors."""
+        """Confirms that the last command reached the motors."""
         self.position, self.velocity = self._next
 
-    def stood_still(self) -> None:
-        """The arm has come to its last command: a tick has passed without one."""
+    def reset_velocity(self) -> None:
+        """Sets the velocity to zero after a tick without a command: the arm has reached its last command."""
         self.velocity = np.zeros_like(self.position)
 
     def _propose(self, velocity: Float[np.ndarray, "a"]) -> Float[np.ndarray, "a"]:
         position = wrapped(self._body, self.position + velocity * self._dt)
-        self._next = np.where(self._places, position, 0.0), velocity
-        return np.where(self._places, position, velocity * self._of_speed)
+        self._next = np.where(self._positions, position, 0.0), velocity
+        return np.where(self._positions, position, velocity * self._per_speed)
 
     def _braked(self, velocity: Float[np.ndarray, "a"]) -> Float[np.ndarray, "a"]:
-        """The velocity a tick later."""
-        return np.sign(velocity) * np.maximum(np.abs(velocity) - self._per_tick, 0)
+        """The velocity after one tick of braking."""
+        return np.sign(velocity) * np.maximum(np.abs(velocity) - self._max_change, 0)
 
-    def _towards(self, target: Float[np.ndarray, "a"], hit: list[str]) -> Float[np.ndarray, "a"]:
-        """The velocity that comes nearest to the target at this tick; of a rate, to the speed wanted."""
-        left = difference(self._body, target, self.position)
-        wanted = np.where(self._places, left / self._dt, target / self._of_speed)
-        # A moving target is met at its own speed.
-        along = np.maximum(np.sign(left) * difference(self._body, target, self._target) / self._dt, 0)
-        pace = np.minimum(along + self._closing(np.abs(left)), self._fastest)
-        pace = np.where(self._places, pace, self._fastest)
-        slowed = _clip(wanted, -pace, pace)
-        eased = _clip(slowed, self.velocity - self._per_tick, self.velocity + self._per_tick)
-        until = _clip(eased, -self._closing(self.position - self._low), self._closing(self._high - self.position))
-        eased = np.where(self._places, until, eased)
-        bound = self._places | self._rates
-        changed = (np.abs(eased - wanted) > 1e-9) & bound
-        at_most = np.abs(eased) >= self._fastest - 1e-9
-        hit += ["velocity"] if (changed & at_most).any() else []
-        hit += ["acceleration"] if (changed & ~at_most).any() else []
-        return np.where(bound, eased, 0.0)
+    def _limited_velocity(self, target: Float[np.ndarray, "a"], hit: list[str]) -> Float[np.ndarray, "a"]:
+        """The allowed velocity nearest to the target; for speed actions nearest to the desired speed."""
+        error = difference(self._body, target, self.position)
+        desired = np.where(self._positions, error / self._dt, target / self._per_speed)
+        # A moving target may be approached with its own velocity in addition.
+        target_velocity = np.maximum(np.sign(error) * difference(self._body, target, self._target) / self._dt, 0)
+        bound = np.minimum(target_velocity + self._stoppable(np.abs(error)), self._max_velocity)
+        bound = np.where(self._positions, bound, self._max_velocity)
+        slowed = _clip(desired, -bound, bound)
+        velocity = _clip(slowed, self.velocity - self._max_change, self.velocity + self._max_change)
+        within = _clip(
+            velocity, -self._stoppable(self.position - self._low), self._stoppable(self._high - self.position)
+        )
+        velocity = np.where(self._positions, within, velocity)
+        limited = self._positions | self._speeds
+        changed = (np.abs(velocity - desired) > 1e-9) & limited
+        at_max_velocity = np.abs(velocity) >= self._max_velocity - 1e-9
+        hit += ["velocity"] if (changed & at_max_velocity).any() else []
+        hit += ["acceleration"] if (changed & ~at_max_velocity).any() else []
+        return np.where(limited, velocity, 0.0)
 
-    def _closing(self, distance: Float[np.ndarray, "a"]) -> Float[np.ndarray, "a"]:
-        """The fastest velocity towards a place at `distance` that can still stop there; 0 beyond it."""
+    def _stoppable(self, distance: Float[np.ndarray, "a"]) -> Float[np.ndarray, "a"]:
+        """The largest velocity from which the arm can stop within `distance`; 0 for a negative distance."""
         left = np.maximum(distance, 0)
-        in_one_tick = np.minimum(left / self._dt, self._per_tick)
-        return np.maximum(in_one_tick, np.sqrt(2 * self._accel * left) - self._per_tick / 2)
+        in_one_tick = np.minimum(left / self._dt, self._max_change)
+        return np.maximum(in_one_tick, np.sqrt(2 * self._max_acceleration * left) - self._max_change / 2)
 
     def _stops_inside(self, velocity: Float[np.ndarray, "a"]) -> bool:
-        """Whether all commands are in the workspace from this one to the standstill, if the arm brakes after it."""
+        """Whether the arm stays in the workspace until it stops, if it brakes after this tick."""
         assert self._workspace is not None
         position = self.position + velocity * self._dt
         while self._workspace(position):
@@ -144,13 +163,13 @@ class SafetyFilter:
             position = position + velocity * self._dt
         return False
 
-    def _up_to_the_edge(self, velocity: Float[np.ndarray, "a"]) -> Float[np.ndarray, "a"]:
-        """The velocity nearest to this that stops inside; braking does, for the last command could be followed by it.
+    def _limit_to_workspace(self, velocity: Float[np.ndarray, "a"]) -> Float[np.ndarray, "a"]:
+        """The velocity nearest to `velocity` that stops inside the workspace, by bisection towards full braking.
 
-        What lies between these two keeps all other limits, as both do.
+        Full braking stops inside. Velocities between the two keep all other limits, because both do.
         """
         braked, share = self._braked(self.velocity), 0.0
-        for step in 0.5 ** np.arange(1, HALVINGS + 1):
+        for step in 0.5 ** np.arange(1, BISECTION_STEPS + 1):
             if self._stops_inside(braked + (share + step) * (velocity - braked)):
                 share += step
         return braked + share * (velocity - braked)
@@ -159,5 +178,5 @@ class SafetyFilter:
 def _clip(
     values: Float[np.ndarray, "a"], low: Float[np.ndarray, "a"], high: Float[np.ndarray, "a"]
 ) -> Float[np.ndarray, "a"]:
-    """`np.clip`, which takes several times as long on so few values."""
+    """Like `np.clip`, which takes several times as long on few values."""
     return np.minimum(np.maximum(values, low), high)

@@ -1,4 +1,4 @@
-"""Images of several cameras in memory that processes share."""
+"""Images of several cameras in shared memory."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from vla.types import Observation
 
 
 def views(memory: SharedMemory, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, UInt8[np.ndarray, "*_t _h _w 3"]]:
-    """The images of each camera in the memory, one after the other."""
-    found: dict[str, UInt8[np.ndarray, "*_t _h _w 3"]] = {}
+    """Array views of the images in the memory, stored consecutively in the order of `shapes`."""
+    arrays: dict[str, UInt8[np.ndarray, "*_t _h _w 3"]] = {}
     offset = 0
     for camera, shape in shapes.items():
-        found[camera] = np.ndarray(shape, np.uint8, memory.buf, offset)
-        offset += found[camera].nbytes
-    return found
+        arrays[camera] = np.ndarray(shape, np.uint8, memory.buf, offset)
+        offset += arrays[camera].nbytes
+    return arrays
 
 
 def images_of(observation: Observation) -> dict[str, UInt8[np.ndarray, "_h _w 3"]]:
-    """All images of an observation, those of its past too, by the number of their moment and their camera."""
+    """All images of an observation, past frames included, by "INDEX/CAMERA"; the current images have the last index."""
     moments = (*observation.past, observation.images)
     return {f"{i}/{camera}": image for i, images in enumerate(moments) for camera, image in images.items()}
 
 
 def without_images(observation: Observation) -> Observation:
-    """What is left without them: `with_images` puts them back."""
+    """The observation without its images; `with_images` restores them."""
     return replace(observation, images={}, past=tuple({} for _ in observation.past))
 
 
 def with_images(observation: Observation, images: Mapping[str, UInt8[np.ndarray, "_h _w 3"]]) -> Observation:
-    """The observation with the images that `images_of` gave."""
+    """The observation with the images that `images_of` returned."""
     moments: list[dict[str, UInt8[np.ndarray, "_h _w 3"]]] = [{} for _ in range(len(observation.past) + 1)]
     for key, image in images.items():
         number, _, camera = key.partition("/")

@@ -1,4 +1,4 @@
-"""What a run of the control loop came to."""
+"""The statistics of a run of the control loop."""
 
 from __future__ import annotations
 
@@ -13,53 +13,57 @@ from vla.control.events import Event, EventLog
 from vla.errors import Outcome
 
 MET = "the task is met"
-"""The reason of a run that a simulated scene ends."""
+"""The reason of a run that ended because the simulated task succeeded."""
 
 
 @dataclass(frozen=True)
 class ControlStats:
-    """Counts are of ticks unless they say otherwise. `to_dict` is made of JSON's types."""
+    """Statistics of a run. Durations are in [s]."""
 
     reason: str
-    """Why it ended: "done" where its time was over."""
+    """Why the run ended: "done" if its time was over."""
     outcome: Outcome
     seconds: float
     ticks: int
-    """Those that were carried out."""
+    """Number of executed ticks."""
     missed: int
-    """Those that were skipped, because one before took too long."""
+    """Number of ticks skipped as missed deadlines."""
     rate: float
-    """Commands that reached the motors, a second."""
+    """Commands per second that reached the motors."""
     observe: Spread
+    """Duration of an observation."""
     infer: Spread
+    """Inference delay."""
     command: Spread
+    """Duration of sending a command."""
     jitter: Spread
-    """How late ticks began."""
+    """Lateness of the ticks."""
     chunks: int
-    """Answers that were acted by."""
+    """Number of usable answers."""
     invalid: int
-    """Answers without a chunk to act by: none, a wrong width, not finite, or too late as a whole."""
+    """Number of answers without a usable chunk: none, a wrong width, not finite, or entirely too late."""
     stale: float
-    """The fraction of all actions that came too late for their step, and were never carried out."""
+    """Fraction of all actions that arrived after their step and were not executed."""
     clamps: dict[str, int]
-    """Commands that each limit changed: finite, position, velocity, acceleration, workspace."""
+    """Number of commands changed by each limit: finite, position, velocity, acceleration, workspace."""
     holds: int
-    """Those in which the arm stood or braked for want of an action."""
+    """Number of ticks in which the arm held or braked because no action was available."""
     faults: int
-    """Calls to the robot that failed, retries among them."""
+    """Number of failed calls to the robot, retries included."""
     cameras: Mapping[str, CameraStats]
-    """By name, where the robot says when its images were captured."""
+    """By camera, if the robot reports capture times."""
     events: Sequence[Event]
     events_left_out: int
-    """Those beyond `vla.control.events.MOST`."""
+    """Number of events beyond `vla.control.events.MAX_EVENTS`."""
 
     def to_dict(self) -> dict[str, Any]:
+        """The statistics as JSON values."""
         return asdict(self)
 
 
 @dataclass
 class Tally:
-    """What a run counts as it goes on."""
+    """The counters of a run in progress."""
 
     # Plain numbers: of an hour of ticks at 100 Hz, lists of floats would be 40 MB.
     observe: array[float] = field(default_factory=lambda: array("d"))
@@ -77,7 +81,7 @@ class Tally:
     def stats(
         self, end: tuple[str, Outcome], seconds: float, stale: float, clamps: Mapping[str, int], events: EventLog
     ) -> ControlStats:
-        """`end` is the reason and the outcome; `stale` and `clamps` as in ControlStats."""
+        """The statistics; `end` is the reason and the outcome, `stale` and `clamps` as in ControlStats."""
         return ControlStats(
             reason=end[0],
             outcome=end[1],

@@ -1,4 +1,4 @@
-"""A run of the control loop as people watch it: a line on the terminal, warnings as they come, a local page."""
+"""Live status of a run of the control loop: a status line on the terminal, warnings, and the data of a local page."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from vla.control.events import EventLog
 from vla.control.tick import Tick
 
 EVERY = 1.0
-"""[s] between two lines."""
+"""Interval of the status line [s]."""
 CLEAR = "\r\x1b[K"
-"""To the start of a terminal's line, which is erased."""
+"""Moves to the start of the terminal line and erases it."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is going on. `rate` is of commands a second, over the last ticks; `delay` [ms] the policy's last."""
+    """The current status. `rate` is commands per second over the last ticks, `delay` the last inference delay [ms]."""
 
     seconds: float
     rate: float
     delay: float | None
     queue: int
-    """Actions that are still to be carried out."""
+    """Number of actions in the action queue."""
     holds: int
     source: str
     last_warning: str
     hottest: str
-    """The servo of the highest temperature, and that; empty where none is read."""
+    """The hottest servo and its temperature; empty if none is read."""
 
     def line(self) -> str:
+        """The status as one line of text."""
         delay = "-" if self.delay is None else f"{self.delay:.0f} ms"
         text = (
             f"{self.seconds:6.1f} s  {self.rate:5.1f} Hz  delay {delay}  queue {self.queue}  held {self.holds}  "
@@ -44,13 +45,17 @@ class Snapshot:
 
 
 class Status:
-    """Give it to the loop as `watch`, inside `with`: a thread prints warnings of `events` to the standard error, and on
-    a terminal with `line` also one of what is going on."""
+    """Prints the live status from a thread. Pass it to the loop as `watch`, inside `with`.
+
+    Args:
+        events: The event log, whose warnings are printed to the standard error.
+        line: Whether to show a status line if the standard error is a terminal.
+    """
 
     def __init__(self, events: EventLog, line: bool = True) -> None:
         self._events, self._line = events, line
         self._ticks: deque[tuple[float, bool]] = deque(maxlen=100)
-        """Of the last ticks the time, and whether a command was sent."""
+        """Time of each recent tick, and whether a command was sent."""
         self._last: Tick | None = None
         self._began, self._holds = 0.0, 0
         self._delay: float | None = None
@@ -72,14 +77,15 @@ class Status:
             print(file=sys.stderr, flush=True)
 
     def __call__(self, tick: Tick) -> None:
+        """Takes a tick of the loop."""
         self._began = self._began or tick.time
         self._holds += tick.source == "hold"
         self._delay = tick.infer if tick.infer is not None else self._delay
         self._ticks.append((tick.time, tick.sent is not None))
-        self._last = replace(tick, observation=None)  # images are many
+        self._last = replace(tick, observation=None)  # images are large
 
     def snapshot(self) -> Snapshot | None:
-        """None before the first tick."""
+        """The current status; None before the first tick."""
         last, ticks = self._last, list(self._ticks)
         if last is None:
             return None
@@ -98,7 +104,7 @@ class Status:
         )
 
     def to_dict(self) -> dict[str, object]:
-        """The snapshot and all events, as JSON values."""
+        """The snapshot and all events as JSON values."""
         now = self.snapshot()
         return {"now": None if now is None else asdict(now), "events": [asdict(e) for e in list(self._events.entries)]}
 
@@ -108,18 +114,18 @@ class Status:
 
     def _print(self) -> None:
         terminal = self._line and sys.stderr.isatty()
-        while self._events.unseen:
-            event = self._events.unseen.popleft()
+        while self._events.pending_warnings:
+            event = self._events.pending_warnings.popleft()
             self._last_warning = event.what
             print(f"{CLEAR if terminal else ''}{event.time:.1f} s: {event.what}", file=sys.stderr, flush=True)
         if terminal and (now := self.snapshot()) is not None:
-            width = shutil.get_terminal_size().columns - 1  # one that wraps could not be erased
+            width = shutil.get_terminal_size().columns - 1  # a wrapped line could not be erased
             print(f"{CLEAR}{now.line()[:width]}", end="", file=sys.stderr, flush=True)
 
 
 def _hottest(temperatures: Mapping[str, float]) -> str:
-    known = dict(temperatures)
-    if not known:
+    copied = dict(temperatures)
+    if not copied:
         return ""
-    servo = max(known, key=known.__getitem__)
-    return f"{servo} {known[servo]:.0f} °C"
+    servo = max(copied, key=copied.__getitem__)
+    return f"{servo} {copied[servo]:.0f} °C"

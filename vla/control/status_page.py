@@ -1,4 +1,4 @@
-"""The status of a run on a page of this machine."""
+"""A local web page with the live status of a run."""
 
 from __future__ import annotations
 
@@ -38,9 +38,14 @@ setInterval(refresh, 1000); refresh();
 
 @contextmanager
 def status_page(status: Status, port: int | None) -> Iterator[str | None]:
-    """Serves the status on 127.0.0.1 inside the block, which is given the address; None: nothing is served.
+    """Serves the status on 127.0.0.1 inside the block and yields the address.
 
-    `port` 0 is one of the system's choice. Raises InputError where the port is taken.
+    Args:
+        status: The status to serve.
+        port: The port; 0 lets the system choose. None: nothing is served, and None is yielded.
+
+    Raises:
+        InputError: if the port is in use.
     """
     if port is None:
         yield None
@@ -48,11 +53,11 @@ def status_page(status: Status, port: int | None) -> Iterator[str | None]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            found = {"/": (PAGE, "text/html; charset=utf-8"), "/status.json": (None, "application/json")}.get(self.path)
-            if found is None:
+            page = {"/": (PAGE, "text/html; charset=utf-8"), "/status.json": (None, "application/json")}.get(self.path)
+            if page is None:
                 self.send_error(404)
                 return
-            text, kind = found
+            text, kind = page
             body = (json.dumps(status.to_dict()) if text is None else text).encode()
             self.send_response(200)
             self.send_header("Content-Type", kind)
@@ -61,7 +66,7 @@ def status_page(status: Status, port: int | None) -> Iterator[str | None]:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Not to the terminal."""
+            """Logs nothing: the terminal shows the status line."""
 
     try:
         server = ThreadingHTTPServer(("127.0.0.1", port), Handler)

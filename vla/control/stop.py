@@ -28,9 +28,10 @@ SIGNALS = {
 
 
 class EmergencyStop:
-    """Once tripped it stays so, and keeps the first reason.
+    """Latched emergency stop: once tripped it stays tripped and keeps the first reason.
 
-    `poll` also asks `sources`, such as a topic: each says a reason, or None while all is well.
+    Args:
+        sources: Functions that `poll` calls. Each returns a reason to stop, or None.
     """
 
     def __init__(self, sources: Sequence[Callable[[], str | None]] = ()) -> None:
@@ -38,9 +39,11 @@ class EmergencyStop:
         self.reason: str | None = None
 
     def trip(self, reason: str) -> None:
+        """Trips the stop."""
         self.reason = self.reason or reason
 
     def poll(self) -> str | None:
+        """Checks the sources; returns the reason, or None if the stop is not tripped."""
         for source in self._sources if self.reason is None else ():
             if (reason := source()) is not None:
                 self.trip(reason)
@@ -48,7 +51,7 @@ class EmergencyStop:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """`SIGNALS` trip it; off the main thread, nothing changes."""
+        """Lets `SIGNALS` trip the stop inside the block. Has no effect outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -65,13 +68,16 @@ class EmergencyStop:
 
 
 def operator() -> str | None:
-    """A source: the enter key, where the standard input is a terminal, or a line of a pipe; and that either is gone, or
-    the process is no longer in the terminal's foreground, for then nobody can stop the arm. Files and /dev/null, which
-    scripts give, say nothing."""
+    """A stop source: the standard input of the operator.
+
+    It trips on the enter key in a terminal and on a line in a pipe. It also trips when either is closed, or when the
+    process is no longer in the terminal's foreground, because then no key can stop the arm. Files and /dev/null, as
+    used by scripts, never trip it.
+    """
     try:
         number = sys.stdin.fileno()
         kind = os.fstat(number).st_mode
-    except (AttributeError, OSError, ValueError):  # none, a closed one, or one that is no file
+    except (AttributeError, OSError, ValueError):  # missing, closed, or not a file
         return None
     try:
         termios.tcgetattr(number)
@@ -80,7 +86,7 @@ def operator() -> str | None:
     except termios.error as error:
         if error.args[0] in (errno.EIO, errno.ENXIO):
             return "the terminal is gone"
-        if not stat.S_ISFIFO(kind) and not stat.S_ISSOCK(kind):  # it never was one
+        if not stat.S_ISFIFO(kind) and not stat.S_ISSOCK(kind):  # not a terminal
             return None
     try:
         if not select.select([number], [], [], 0)[0]:
@@ -92,21 +98,32 @@ def operator() -> str | None:
 
 
 def stop_sources(file: str | None, gamepad: str | None, stack: ExitStack) -> list[Callable[[], str | None]]:
-    """Sources of `stop_file` and `stop_gamepad`, of those that are given."""
+    """The stop sources `stop_file` and `stop_gamepad` for the arguments that are not None."""
     files = [] if file is None else [stop_file(file)]
     return files if gamepad is None else [*files, stop_gamepad(gamepad, stack)]
 
 
 def stop_file(path: str) -> Callable[[], str | None]:
-    """A source: the file at `path`, as soon as there is one. Raises InputError where there is one already."""
+    """A stop source that trips as soon as the file `path` exists.
+
+    Raises:
+        InputError: if the file exists already.
+    """
     if os.path.lexists(path):
         raise InputError(f"stop_file={path} exists already: remove it, for it stops the arm")
     return lambda: f"emergency stop: {path}" if os.path.lexists(path) else None
 
 
 def stop_gamepad(path: str, stack: ExitStack) -> Callable[[], str | None]:
-    """A source: any button of the joystick device at `path`, and that it is gone. `stack` closes it. Raises InputError
-    where there is none."""
+    """A stop source that trips on any button of a gamepad, or when it is disconnected.
+
+    Args:
+        path: The joystick device.
+        stack: Closes the device.
+
+    Raises:
+        InputError: if the device cannot be opened.
+    """
     pad = Gamepad(path)
     stack.callback(pad.close)
 

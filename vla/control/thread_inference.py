@@ -1,4 +1,4 @@
-"""A policy that thinks in a thread of this process: for a server's client, and for tests."""
+"""A policy in a thread of this process: for clients of a policy server, and for tests."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from vla.policies.history import history_of
 from vla.policies.policy import Policy
 
 
-def answer(policy: Policy, request: Request, asked: float, now: Callable[[], float] = time.monotonic) -> Answer:
-    """What the policy says; what it raises is the reason why it says nothing."""
+def answer(policy: Policy, request: Request, requested: float, now: Callable[[], float] = time.monotonic) -> Answer:
+    """Runs the policy on a request made at `requested` [s]; an exception becomes the reason of an invalid answer."""
     try:
         (chunk,) = predict(policy, [request])
         reason = "" if chunk is not None else "no valid chunk"
@@ -21,53 +21,57 @@ def answer(policy: Policy, request: Request, asked: float, now: Callable[[], flo
         chunk, reason = None, str(error)
     except Exception as error:
         chunk, reason = None, f"{type(error).__name__}: {error}"
-    return Answer(request, chunk, asked, now(), reason)
+    return Answer(request, chunk, requested, now(), reason)
 
 
 class ThreadInference:
-    """See `Inference`. A policy in Python shares its interpreter with the loop, which may cost the loop deadlines."""
+    """`Inference` in a thread. A policy in Python shares the interpreter with the loop, which may miss deadlines."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy, self._changed = policy, threading.Condition()
         self.history = history_of(policy)
-        self._waiting: tuple[Request, float] | None = None
-        self._thinking = self._closing = False
+        self._pending: tuple[Request, float] | None = None
+        self._running = self._closing = False
         self._answer: Answer | None = None
         policy.reset()
-        self._thread = threading.Thread(target=self._think, name="policy", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="policy", daemon=True)
         self._thread.start()
 
-    def ask(self, request: Request) -> None:
+    def submit(self, request: Request) -> None:
+        """See `Inference`."""
         with self._changed:
-            self._waiting = request, time.monotonic()
+            self._pending = request, time.monotonic()
             self._changed.notify()
 
     def answer(self) -> Answer | None:
+        """See `Inference`."""
         with self._changed:
-            said, self._answer = self._answer, None
-        if said is None and not self._thread.is_alive():
+            result, self._answer = self._answer, None
+        if result is None and not self._thread.is_alive():
             raise InferenceDied("the policy's thread has ended")
-        return said
+        return result
 
     @property
     def busy(self) -> bool:
+        """See `Inference`."""
         with self._changed:
-            return self._thinking or self._waiting is not None
+            return self._running or self._pending is not None
 
     def close(self) -> None:
+        """See `Inference`."""
         with self._changed:
             self._closing = True
             self._changed.notify()
         self._thread.join(timeout=1.0)
 
-    def _think(self) -> None:
+    def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closing or self._waiting is not None)
-                if self._closing or self._waiting is None:
+                self._changed.wait_for(lambda: self._closing or self._pending is not None)
+                if self._closing or self._pending is None:
                     return
-                (request, asked), self._waiting = self._waiting, None
-                self._thinking = True
-            said = answer(self._policy, request, asked)
+                (request, requested), self._pending = self._pending, None
+                self._running = True
+            result = answer(self._policy, request, requested)
             with self._changed:
-                self._thinking, self._answer = False, said
+                self._running, self._answer = False, result

@@ -1,4 +1,4 @@
-"""What the control loop reports of each of its ticks."""
+"""The record of one tick of the control loop."""
 
 from __future__ import annotations
 
@@ -12,32 +12,34 @@ from jaxtyping import Float
 from vla.types import Observation
 
 Source = Literal["chunk", "hold", "brake", "approach"]
-"""What a tick's command came from: the policy's chunk; no action, so that the arm holds; the standstill at the end; the
-way to the start, or home."""
+"""Source of a tick's command: the policy's action chunk; holding without an action; braking at the end; the slow motion
+to the start region or home."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """What happened in one tick. Times are the clock's, durations too [s]."""
+    """Record of one tick. Times and durations are in [s] of the loop's clock."""
 
     time: float
     scheduled: float
     state: Float[np.ndarray, "s"]
-    """The last that was measured."""
+    """The last measured state."""
     observation: Observation | None
-    """What was seen in this tick, at the end of a step of the policy; the policy may have been asked with it."""
+    """The observation of this tick, at the end of a policy step."""
     desired: Float[np.ndarray, "a"] | None
-    """What the policy wants, between its last action and its next; None to stand still."""
+    """The target, interpolated between the policy's actions; None to brake."""
     sent: Float[np.ndarray, "a"] | None
-    """The safe command; None where it did not reach the motors."""
+    """The command after the safety filter; None if it did not reach the motors."""
     clamped: tuple[str, ...]
-    """The limits that changed it."""
+    """The limits that changed the target."""
     source: Source
     observe: float | None
+    """Duration of the observation."""
     infer: float | None
-    """Of the answer that came in this tick, if one did."""
+    """Inference delay of the answer received in this tick, if any."""
     command: float
+    """Duration of sending the command."""
     left: int = 0
-    """Actions of the chunk in force that are still to be carried out."""
+    """Number of actions in the action queue."""
     temperatures: Mapping[str, float] = field(default_factory=dict)
-    """The last that was read of each servo [degrees C]."""
+    """Last measured temperature of each servo [degrees C]."""

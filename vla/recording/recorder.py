@@ -1,4 +1,4 @@
-"""What a recorder is: the only sink of demonstrations, rollouts and real runs."""
+"""The recorder interface, for demonstrations, rollouts and runs on real robots."""
 
 from __future__ import annotations
 
@@ -12,28 +12,31 @@ from vla.types import Observation
 
 @runtime_checkable
 class Recorder(Protocol):
-    """Takes one episode after another: `start`, a `step` for each action, then `finish` or `abort`.
+    """Records episodes: `start`, a `step` for each action, then `finish` or `abort`.
 
-    An episode that never finishes is dropped; `start` begins a new one whatever went before.
+    An episode that is not finished is dropped; `start` always begins a new one.
     """
 
     def start(self, instruction: str, **info: Any) -> None:
-        """Begins an episode. `info` (JSON values: seed, task, policy) is kept with it."""
+        """Begins an episode. `info` (JSON values: seed, task, policy) is stored with it."""
         ...
 
     def step(self, observation: Observation, action: Float[np.ndarray, "a"], **info: Any) -> None:
-        """One step: what was seen and the action taken from it.
+        """Records the observation and action of one step.
 
-        `chunk=` (k, a) is the policy's chunk in force, row 0 the action of this step; `points=` (p, 2) is where
-        what the instruction names is (`Episode.points`); `subtask=` the sub-tasks that cover the step, if any. A
-        recorder that has no use for an info ignores it.
+        Args:
+            observation: The observation.
+            action: The action executed on it.
+            **info: Optional values; a recorder ignores those it does not use. `chunk` (k, a): the policy's action
+                chunk in execution, whose row 0 is the action of this step. `points` (p, 2): image positions of the
+                objects in the instruction (`Episode.points`). `subtask`: the sub-tasks that cover the step.
         """
         ...
 
     def finish(self, success: bool | None) -> None:
-        """Ends the episode and keeps it; `success` is None where nobody knows."""
+        """Ends the episode and stores it; `success` is None if it is unknown."""
         ...
 
     def abort(self) -> None:
-        """Ends the episode, if one is under way, and drops it."""
+        """Drops the current episode, if any."""
         ...

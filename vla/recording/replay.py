@@ -1,4 +1,4 @@
-"""Shows recorded episodes in Rerun, in its viewer or as a file for it."""
+"""Shows recorded episodes in Rerun's viewer, or writes them to a file for it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,18 @@ from vla.types import Episode, Observation, instructions_at
 
 
 def replay(episodes: Iterable[Episode], save: str | Path | None = None, names: Sequence[str] = ()) -> int:
-    """Logs the episodes, all of one embodiment, one after another; returns how many there were.
+    """Logs episodes of one embodiment in sequence.
 
-    With `names`, one for each, they stand side by side and begin together. Writes the file `save` (.rrd), or opens the
-    viewer where it is None. Raises InputError when there is no episode, or when `save` is no .rrd file.
+    Args:
+        episodes: The episodes.
+        save: The file to write (.rrd). None: opens the viewer.
+        names: One name per episode. If set, the episodes are shown side by side and start together.
+
+    Returns:
+        The number of episodes.
+
+    Raises:
+        InputError: without an episode, and for a file that is not .rrd.
     """
     path = None if save is None else Path(save)
     if path is not None and path.suffix != ".rrd":
@@ -40,19 +48,19 @@ def replay(episodes: Iterable[Episode], save: str | Path | None = None, names: S
             stream.save(partial)
             count = _drive_all(stream, first.embodiment, chain([first], episodes), names)
             stream.disconnect()
-    except RuntimeError as error:  # all that Rerun says of a full disk
+    except RuntimeError as error:  # Rerun's only sign of a full disk
         raise InputError(f"{path} cannot be written, is the disk full? ({error})") from error
     return count
 
 
 def drive(recorder: Recorder, episode: Episode) -> None:
-    """Gives `recorder` the episode as it was recorded."""
+    """Replays an episode into `recorder`."""
     recorder.start(episode.instruction, **episode.info)
     for step in range(len(episode)):
         images = {camera: frames[step] for camera, frames in episode.images.items()}
         observation = Observation(images, episode.state[step], episode.instruction, float(episode.time[step]))
-        said = {"chunk": episode.chunks, "points": episode.points}
-        info: dict[str, Any] = {name: values[step] for name, values in said.items() if values is not None}
+        predicted = {"chunk": episode.chunks, "points": episode.points}
+        info: dict[str, Any] = {name: values[step] for name, values in predicted.items() if values is not None}
         if episode.depth:
             info["depth"] = {camera: frames[step] for camera, frames in episode.depth.items()}
         if episode.spans:

@@ -1,4 +1,4 @@
-"""The end of an episode, and of a session, in which an operator, or a script in the place of one, moved an arm."""
+"""The end of an episode and of a session of teleoperation by an operator or a script."""
 
 from __future__ import annotations
 
@@ -14,53 +14,56 @@ from vla.datasets.open_folder import open_folder
 from vla.errors import InputError
 
 MOVED = 0.01
-"""[rad] by which a joint changes that moves: above the noise of encoders and the arm's own settling."""
+"""Change of a joint that counts as motion [rad]: above encoder noise and settling of the arm."""
 UNMOVED = "not saved: the arm has not moved in this episode"
 
 
 class Motion:
-    """Whether an arm moved, and was commanded to, in what it is shown: its measured joints and its targets [rad]."""
+    """Detects whether an arm moved on command, from its measured joints and its targets [rad]."""
 
     def __init__(self) -> None:
         self._low, self._high = np.full((2, 1), np.inf), np.full((2, 1), -np.inf)
 
     def add(self, state: Float[np.ndarray, "s"], target: Float[np.ndarray, "a"] | None) -> None:
-        """`target` is None where nothing was commanded."""
-        nothing = np.full(len(state), np.nan)
-        both = np.stack([state, nothing if target is None else target])
-        self._low, self._high = np.fmin(self._low, both), np.fmax(self._high, both)
+        """Adds a step; `target` is None if nothing was commanded."""
+        values = np.stack([state, np.full(len(state), np.nan) if target is None else target])
+        self._low, self._high = np.fmin(self._low, values), np.fmax(self._high, values)
 
     @property
-    def seen(self) -> bool:
+    def moved(self) -> bool:
+        """Whether both the joints and the targets changed."""
         return bool((self._high - self._low > MOVED).any(axis=1).all())
 
 
-def tell_kept(out: str, store: EpisodeStore, before: int) -> None:
-    """Prints how many episodes are new and in all, and how to look at them."""
-    look = f"; vla data info {shlex.quote(out)}" if len(store) else ""
-    print(f"{out}: {len(store) - before} new episodes, {len(store)} in all{look}", flush=True)
+def print_episode_count(out: str, store: EpisodeStore, before: int) -> None:
+    """Prints the number of new episodes and of all episodes, and the command to inspect them."""
+    hint = f"; vla data info {shlex.quote(out)}" if len(store) else ""
+    print(f"{out}: {len(store) - before} new episodes, {len(store)} in all{hint}", flush=True)
 
 
-def check_script_kept(out: str, store: EpisodeStore, before: int) -> None:
-    """Raises InputError, which says how a script keeps an episode, where it kept none; a store that was made for it is
-    removed."""
+def check_script_saved(out: str, store: EpisodeStore, before: int) -> None:
+    """Checks that a script saved an episode. Else an empty store is removed.
+
+    Raises:
+        InputError: if it saved none; the message explains how a script saves an episode.
+    """
     if len(store) > before:
         return
     remove_empty(out, store)
-    how = "save keeps what was done since the episode's first movement, and a task that is met keeps itself"
-    raise InputError(f"the script kept no episode: {how}")
+    hint = "save stores the episode from its first movement on, and an episode whose task succeeds is stored by itself"
+    raise InputError(f"the script saved no episode: {hint}")
 
 
 def remove_empty(out: str, store: EpisodeStore) -> None:
-    """Closes the store, and removes it where it holds no episode."""
+    """Closes the store, and removes it if it is empty."""
     store.close()
     if not len(store):
         open_folder(out).remove("")
 
 
 @contextmanager
-def nothing_left_behind(out: str, store: EpisodeStore) -> Iterator[None]:
-    """A store in which nothing came to lie before an error goes again."""
+def remove_empty_on_error(out: str, store: EpisodeStore) -> Iterator[None]:
+    """Removes an empty store if the block raises."""
     try:
         yield
     except BaseException:

@@ -1,4 +1,4 @@
-"""Episodes as films: MP4 for a report, GIF for a README."""
+"""Episodes as videos: MP4 for a report, GIF for a README."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ GREEN, RED, GREY, DARK, WHITE = (40, 150, 70), (190, 50, 50), (96, 100, 108), (2
 
 
 def compose(episode: Episode) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """A frame a step: the cameras side by side under the instruction, or the sub-task; the outcome and the time below.
+    """Composes one video frame per step: instruction or sub-task, cameras side by side, outcome and time.
 
-    A ring shows where what the instruction names is, where the episode says it.
+    Rings mark the objects in the instruction, if the episode has their image positions.
     """
     outcome = outcome_of(episode.success)
     color = {"success": GREEN, "failure": RED, "unknown": GREY}[outcome]
@@ -39,24 +39,24 @@ def compose(episode: Episode) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
             left += view.width
         draw = ImageDraw.Draw(frame)
         draw.rectangle((0, BAR + HEIGHT, frame.width, frame.height), fill=color)
-        words = ", ".join(instructions_at(episode.spans, step)) or episode.instruction
-        _write(draw, words, BAR / 2, frame.width)
+        text = ", ".join(instructions_at(episode.spans, step)) or episode.instruction
+        _write(draw, text, BAR / 2, frame.width)
         _write(draw, f"{outcome}   {time:.1f} s", frame.height - BAR / 2, frame.width)
         yield np.asarray(frame)
 
 
 def write_video(path: str | Path, frames: Iterable[UInt8[np.ndarray, "h w 3"]], fps: float) -> None:
-    """Writes `frames` to `path`: H.264 for .mp4, or an endless .gif.
+    """Writes a video: H.264 for .mp4, or a looping .gif. The file appears when it is complete.
 
-    The file appears when it is complete. Raises InputError for another ending, for no frames, and for a
-    frame rate that is not positive.
+    Raises:
+        InputError: for another file ending, without frames, and for a frame rate that is not positive.
     """
     path = Path(path)
     writers = {".mp4": _write_mp4, ".gif": _write_gif}
     if path.suffix not in writers:
-        raise InputError(f"cannot write a film to {path}: name it .mp4 or .gif")
+        raise InputError(f"cannot write a video to {path}: name it .mp4 or .gif")
     if fps <= 0:
-        raise InputError(f"a film needs a positive frame rate, not {fps}")
+        raise InputError(f"a video needs a positive frame rate, not {fps}")
     frames = iter(frames)
     first = next(frames, None)
     if first is None:
@@ -72,7 +72,7 @@ def _write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.pix_fmt, stream.options = "yuv420p", {"crf": "18"}
         for frame in frames:
-            # yuv420p halves the colours in both directions: odd sizes repeat their last row or column.
+            # yuv420p subsamples colors by 2 in both directions: odd sizes repeat their last row or column.
             frame = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
             stream.height, stream.width = frame.shape[:2]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
@@ -96,7 +96,7 @@ def _ring(view: Image.Image, points: Float[np.ndarray, "n 2"]) -> None:
 
 
 def _write(draw: ImageDraw.ImageDraw, text: str, y: float, width: int) -> None:
-    """Text in the middle of a bar, as large as fits."""
+    """Draws text in the middle of a bar, scaled down to fit."""
     size = BAR * 0.55
-    fits = min(1.0, 0.95 * width / max(1.0, draw.textlength(text, font=ImageFont.load_default(size))))
-    draw.text((width / 2, y), text, WHITE, font=ImageFont.load_default(size * fits), anchor="mm")
+    scale = min(1.0, 0.95 * width / max(1.0, draw.textlength(text, font=ImageFont.load_default(size))))
+    draw.text((width / 2, y), text, WHITE, font=ImageFont.load_default(size * scale), anchor="mm")

@@ -18,11 +18,11 @@ from vla.types import Episode, Observation
 
 @runtime_checkable
 class Images(Protocol):
-    """Takes the images of one episode, step by step; those that the caller may change meanwhile it copies."""
+    """Receives the images of one episode, step by step. It copies images that the caller may modify."""
 
     @property
     def frames(self) -> Mapping[str, UInt8[np.ndarray, "t _h _w 3"]]:
-        """What the episode has for its images, by camera: they, or what is as large where they are elsewhere."""
+        """The episode's images by camera, or placeholders of the same shape if they are stored elsewhere."""
         ...
 
     @property
@@ -33,27 +33,27 @@ class Images(Protocol):
     def add(self, images: Mapping[str, UInt8[np.ndarray, "_h _w 3"]]) -> None: ...
 
     def abort(self) -> None:
-        """Drops what is not stored."""
+        """Drops images that are not stored yet."""
         ...
 
 
 @runtime_checkable
 class Sink(Protocol):
-    """Where episodes of one embodiment go: a store, or what stands for one in another process."""
+    """A destination of episodes of one embodiment: a store, or a proxy of one in another process."""
 
     embodiment: Embodiment
 
     def stream_images(self) -> Images:
-        """For the images of an episode that begins."""
+        """A receiver for the images of a new episode."""
         ...
 
     def append(self, episode: Episode, images: Any) -> None:
-        """Keeps an episode; `images` is what `stream_images` gave for it."""
+        """Stores an episode; `images` is the result of `stream_images` for it."""
         ...
 
 
 class ZarrRecorder:
-    """Records one episode of `embodiment` (default: the store's) after the other into `store`.
+    """Records episodes into `store`. `embodiment` is the store's by default.
 
     Images go to the store as they come; numbers to a file beside them, until the episode finishes.
     """
@@ -63,14 +63,19 @@ class ZarrRecorder:
         self._unfinished: _Unfinished | None = None
 
     def start(self, instruction: str, **info: Any) -> None:
+        """See `Recorder.start`."""
         self.abort()
         self._unfinished = _Unfinished(instruction, info, self.store.stream_images())
 
     def step(self, observation: Observation, action: Float[np.ndarray, "a"], **info: Any) -> None:
-        """Raises InputError, and drops the episode, when a camera is missing or its image of another size than before,
-        or when state or action do not fit the embodiment or the action is not finite; OSError where the disk is full.
+        """See `Recorder.step`. Drops the episode when it raises.
+
+        Raises:
+            InputError: for a missing camera, an image of another size than before, a state or action that does not fit
+                the embodiment, and an action that is not finite.
+            OSError: if the disk is full.
         """
-        episode = self._under_way()
+        episode = self._current()
         try:
             _check(self.embodiment, observation, action)
             episode.images.add({camera: observation.images[camera] for camera in self.embodiment.cameras})
@@ -93,21 +98,22 @@ class ZarrRecorder:
             raise
 
     def finish(self, success: bool | None) -> None:
-        """Raises InputError, and drops the episode, when it is empty or does not fit the store."""
-        episode = self._under_way()
+        """See `Recorder.finish`. Raises InputError and drops the episode if it is empty or does not fit the store."""
+        episode = self._current()
         try:
             self.store.append(episode.finished(self.embodiment, success), episode.images)
         finally:
             self.abort()
 
     def abort(self) -> None:
+        """See `Recorder.abort`."""
         if self._unfinished is not None:
             self._unfinished.images.abort()
         self._unfinished = None
 
-    def _under_way(self) -> _Unfinished:
+    def _current(self) -> _Unfinished:
         if self._unfinished is None:
-            raise InputError("the recorder has no episode under way: call start first")
+            raise InputError("the recorder has no current episode: call start first")
         return self._unfinished
 
 

@@ -1,4 +1,4 @@
-"""A robot that is read and told nothing."""
+"""A robot that is read but receives no commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vla.types import Observation
 
 
 class DryRun:
-    """`robot` with its commands left out; it is connected so that its motors stay as they are, on or off."""
+    """Wraps `robot` and discards its commands. It is connected so that its motors keep their torque state."""
 
     def __init__(self, robot: Robot) -> None:
         self._robot, self.embodiment, self.limits = robot, robot.embodiment, robot.limits
@@ -33,16 +33,18 @@ class DryRun:
         self._robot.__exit__(kind, error, trace)
 
     def state(self) -> tuple[Float[np.ndarray, "s"], float]:
+        """See `Robot`."""
         return self._robot.state()
 
     def observe(self, instruction: str) -> Observation:
+        """See `Robot`."""
         return self._robot.observe(instruction)
 
     def command(self, action: Float[np.ndarray, "a"]) -> None:
-        """Not sent."""
+        """Does nothing: commands are not sent."""
 
     def hold(self, last: Float[np.ndarray, "a"]) -> None:
-        """Not sent."""
+        """Does nothing: commands are not sent."""
 
     def relax(self) -> None:
-        """Not sent."""
+        """Does nothing: commands are not sent."""

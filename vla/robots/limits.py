@@ -1,4 +1,4 @@
-"""How fast an arm may move, and where."""
+"""Velocity, acceleration and workspace limits of an arm."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from vla.embodiment import Embodiment
 from vla.errors import InputError
 
 Workspace = Callable[[Float[np.ndarray, "a"]], bool]
-"""Whether an arm at these joint targets is where it may be."""
+"""Whether an arm at these joint targets is inside its workspace."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Beside the embodiment's own `action_low` and `action_high`, per component of the action.
+    """Limits per action component, in addition to `action_low` and `action_high` of the embodiment.
 
-    `velocity` is in the component's unit a second, `acceleration` in its unit a second squared. Components that
-    are no positions (`Embodiment.is_position_action`) are not bound by them.
+    Attributes:
+        velocity: Velocity limits, in the component's unit per second.
+        acceleration: Acceleration limits, in the component's unit per second squared.
+        workspace: Returns whether joint targets are allowed. None: all are.
     """
 
     velocity: Sequence[float]
@@ -30,7 +32,11 @@ class Limits:
     workspace: Workspace | None = None
 
     def check(self, body: Embodiment) -> None:
-        """Raises InputError when a limit is missing or not above zero."""
+        """Checks the limits against an embodiment.
+
+        Raises:
+            InputError: for a limit that is missing or not above zero.
+        """
         for name in ("velocity", "acceleration"):
             values = getattr(self, name)
             if len(values) != len(body.action):
@@ -43,7 +49,7 @@ class Limits:
 
 
 def limits_of(env: gymnasium.Env[Any, Any]) -> Limits | None:
-    """Those of the simulated servos, the same for every joint; None where the environment tells of none (`servo`)."""
+    """The limits of the simulated servos, equal for all joints; None if the environment has no attribute `servo`."""
     inner: Any = env.unwrapped
     if (servo := getattr(inner, "servo", None)) is None:
         return None
@@ -52,19 +58,23 @@ def limits_of(env: gymnasium.Env[Any, Any]) -> Limits | None:
 
 
 def gripper_box(box: Mapping[str, Sequence[float]] | None) -> Workspace | None:
-    """A workspace in which the fingertips of a SO-101 are between the corners `low` and `high` [m].
+    """A box workspace for the fingertips of a SO-101, checked by forward kinematics.
 
-    In the frame of the arm's base (`vla.envs.arm`), by the model's forward kinematics; of two arms, each in its own.
-    Raises InputError for corners that are none.
+    Args:
+        box: The corners `low` and `high` [m] in the frame of the arm's base (`vla.envs.arm`). Of two arms, each is
+            checked in the frame of its own base. None: no workspace.
+
+    Raises:
+        InputError: for invalid corners.
     """
     if box is None:
         return None
     try:
         low, high = (np.array(list(box[end]), float) for end in ("low", "high"))
-        sound = len(box) == 2 and low.shape == high.shape == (3,) and bool((low < high).all())
+        valid = len(box) == 2 and low.shape == high.shape == (3,) and bool((low < high).all())
     except (KeyError, TypeError, ValueError):
-        sound = False
-    if not sound:
+        valid = False
+    if not valid:
         raise InputError("workspace: low and high must be three numbers each [m in the base's frame], low below high")
     from vla.envs.arm import JOINTS, arm_spec
     from vla.envs.ik import ArmIK
@@ -72,7 +82,7 @@ def gripper_box(box: Mapping[str, Sequence[float]] | None) -> Workspace | None:
     arm = ArmIK(arm_spec().compile())
 
     def inside(joints: Float[np.ndarray, "a"]) -> bool:
-        tips = np.stack([arm.tip(each) for each in joints.reshape(-1, len(JOINTS))])
+        tips = np.stack([arm.tip(arm_joints) for arm_joints in joints.reshape(-1, len(JOINTS))])
         return bool(((low <= tips) & (tips <= high)).all())
 
     return inside

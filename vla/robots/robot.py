@@ -1,4 +1,4 @@
-"""What an arm is to the control loop."""
+"""The robot interface of the control loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from vla.types import Observation
 
 
 class RobotFault(Failure):
-    """What the bus or a camera did not do. A `transient` one may be gone at the next try; `camera` names the camera."""
+    """A failed operation of the bus or a camera.
+
+    Args:
+        message: What failed.
+        transient: Whether a retry may succeed.
+        camera: The camera's name, for a fault of a camera.
+    """
 
     def __init__(self, message: str, *, transient: bool, camera: str | None = None) -> None:
         super().__init__(message, EXIT_CODES["robot"])
@@ -24,49 +30,53 @@ class RobotFault(Failure):
 
 
 def image_sizes(robot: Robot) -> Mapping[str, tuple[int, int]]:
-    """Height and width of the images of each camera [pixels], as far as the robot knows them before it is connected."""
+    """Height and width of the images by camera [pixels], as far as they are known before the robot is connected."""
     return getattr(robot, "image_sizes", {})
 
 
 @runtime_checkable
 class Robot(Protocol):
-    """An arm that one thread owns; `with robot:` connects it. Times are `time.monotonic`'s [s].
+    """A robot arm, owned by one thread. `with robot:` connects it. Times are those of `time.monotonic` [s].
 
-    Every method but `relax` may raise RobotFault. Actions are absolute targets in the units of the embodiment.
+    Every method except `relax` may raise RobotFault. Actions are absolute targets in the units of the embodiment.
     """
 
     @property
-    def embodiment(self) -> Embodiment: ...
+    def embodiment(self) -> Embodiment:
+        """The embodiment."""
+        ...
 
     @property
-    def limits(self) -> Limits: ...
+    def limits(self) -> Limits:
+        """The limits."""
+        ...
 
     def __enter__(self) -> Robot: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Disconnects; torque stays as `hold` or `relax` left it."""
+        """Disconnects and leaves the torque unchanged."""
 
     def state(self) -> tuple[Float[np.ndarray, "s"], float]:
-        """The state, measured now, and when."""
+        """Measures the state; returns it and the time of the measurement."""
 
     def observe(self, instruction: str) -> Observation:
-        """The state, measured now, and each camera's latest image; `time` is that of the oldest of them."""
+        """Measures the state and takes the latest image of each camera. Its `time` is that of the oldest of them."""
 
     def command(self, action: Float[np.ndarray, "a"]) -> None:
-        """Sends targets that have been made safe."""
+        """Sends targets that have passed the safety filter."""
 
     def hold(self, last: Float[np.ndarray, "a"]) -> None:
-        """Stays at `last`, the last command, with torque on."""
+        """Holds at the last command `last`, with torque on."""
 
     def relax(self) -> None:
-        """Torque off, as far as the bus still answers."""
+        """Disables torque, as far as the bus responds."""
 
 
 @runtime_checkable
 class ReadOnlyConnection(Protocol):
-    """A robot whose motors `with robot:` would change, and that can be read without."""
+    """A robot that can be connected without writing to its motors, unlike by `with robot:`."""
 
     def connect_read_only(self) -> None:
-        """In place of `__enter__`: nothing is written to the motors, until `__exit__` and by it."""
+        """Connects in place of `__enter__`. Nothing is written to the motors, also not by `__exit__`."""

@@ -1,4 +1,4 @@
-"""What a servo reports of itself, and what follows: a warning, or the end of the run."""
+"""Health of the servos: readings, warnings, and faults that end the run."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 PERIOD = 0.05
-"""[s] between two readings; each is of one servo."""
-LEAST = 0.001
-"""A tick that has less time left [s] reads none."""
+"""Interval between two readings [s]; a reading covers one servo."""
+MIN_TIME = 0.001
+"""Remaining time of a tick [s] below which no servo is read."""
 SHARE = 0.5
-"""Of the time left in a tick, what a reading may take."""
+"""Fraction of the remaining time of a tick that a reading may take."""
 WARM, SAG = 8.0, 0.5
-"""How far from the limits of temperature [degrees C] and voltage [V] the warnings begin."""
+"""Distance to the limits of temperature [degrees C] and voltage [V] at which warnings start."""
 CLEAR = "`vla robot clear` with the same robot options"
 CURES = {
     "overload": f"take the load off it, then {CLEAR}",
@@ -23,13 +23,16 @@ CURES = {
     "voltage": "check the power supply",
     "angle": "its encoder has failed: switch the arm off and on again",
 }
-"""What to do about each error flag of a Feetech servo."""
+"""Remedy for each error flag of a Feetech servo."""
 
 
 @dataclass(frozen=True)
 class ServoLimits:
-    """A servo's own limits: of its temperature [degrees C] and voltage [V], and the share of its torque above which
-    its overload protection counts down. Infinite where it has none."""
+    """Limits configured in a servo; infinite if not set.
+
+    Temperature is in [degrees C] and voltage in [V]. `load` is the fraction of its torque above which the timer of its
+    overload protection runs.
+    """
 
     temperature: float = math.inf
     low_voltage: float = -math.inf
@@ -39,7 +42,7 @@ class ServoLimits:
 
 @dataclass(frozen=True)
 class Finding:
-    """`kind` is the same for the same trouble; one that `ends` the run is a fault, any other a warning."""
+    """A problem of a servo. `kind` identifies the problem. If `ends` is set, it ends the run; else it is a warning."""
 
     kind: str
     message: str
@@ -48,7 +51,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class ServoHealth:
-    """One reading of a servo. `load` is the share of its torque, `flags` are keys of CURES."""
+    """One reading of a servo.
+
+    `load` is the fraction of its torque, voltage is in [V], temperature in [degrees C], and `flags` are keys of CURES.
+    """
 
     servo: str
     load: float
@@ -58,7 +64,7 @@ class ServoHealth:
     limits: ServoLimits
 
     def findings(self) -> list[Finding]:
-        """All that is wrong with it; empty for a healthy one."""
+        """The problems of the servo; empty if it is healthy."""
         limits, found = self.limits, []
         for flag in self.flags:
             found.append(Finding(flag, f"{self.servo} reports {flag}: {CURES[flag]}", True))
@@ -86,28 +92,32 @@ class HealthReporting(Protocol):
     """A robot whose servos report their health."""
 
     def health(self, seconds: float) -> ServoHealth | None:
-        """The next servo's, the servos in turn; None where it did not answer within `seconds`. Never raises."""
+        """Reads the next servo in turn; None if it does not answer within `seconds`. Never raises."""
 
 
 class HealthMonitor:
-    """Reads the servos of a robot in turn, in the time that ticks have left.
+    """Reads the servos of a robot in turn, in the remaining time of the ticks.
 
-    Only what two successive readings of a servo find counts: a damaged answer can pass for a sound one, and a peak of
-    load harms nothing. After a first finding that would end the run, readings follow at every tick. Each kind of
-    warning is given to `warn` once for each servo.
+    A finding counts if two successive readings of the servo agree: a corrupted answer can look valid, and a short peak
+    of load is harmless. After a first finding that would end the run, servos are read in every tick. `warn` is called
+    once per servo and kind of warning.
     """
 
     def __init__(self, robot: HealthReporting, warn: Callable[[str], None]) -> None:
         self._robot, self._warn, self._due = robot, warn, -math.inf
         self.temperatures: dict[str, float] = {}
-        """The last of each servo [degrees C]."""
+        """Last measured temperature of each servo [degrees C]."""
         self._before: dict[str, set[str]] = {}
         self._warned: set[tuple[str, str]] = set()
         self._suspects: set[str] = set()
 
     def check(self, now: float, deadline: float) -> str | None:
-        """Why the run is to end, if it is. Takes SHARE of the time until `deadline` [s, of the same clock] at most."""
-        if now < self._due or deadline - now < LEAST:
+        """Reads one servo if a reading is due, within SHARE of the time until `deadline` [s, same clock as `now`].
+
+        Returns:
+            Why the run must end, or None.
+        """
+        if now < self._due or deadline - now < MIN_TIME:
             return None
         self._due = now if self._suspects else now + PERIOD
         if (health := self._robot.health(SHARE * (deadline - now))) is None:

@@ -1,4 +1,4 @@
-"""The simulated tabletop in wall-clock time."""
+"""The simulated tabletop as a robot in real time."""
 
 from __future__ import annotations
 
@@ -17,16 +17,23 @@ from vla.robots.limits import Limits, gripper_box
 from vla.types import Observation
 
 BEHIND = 0.2
-"""[s] that the simulation makes up for at once, and no more."""
+"""Largest backlog of simulated time [s] that is caught up; more is skipped."""
 
 
 class SimRobot:
-    """The scene of `seed` of a task (None: pick) as a robot. Whenever it is read or told something, the simulation
-    catches up with the clock.
+    """A simulated scene as a robot. Every read and command advances the simulation to the current time.
 
-    `instruction` is what the scene asks for, and `success` whether that was done. `velocity` [rad/s] and `acceleration`
-    [rad/s^2] are limits of every joint, `workspace` is `gripper_box`'s. Raises InputError for a task that is not on our
-    table, and for limits that are none.
+    `instruction` is the instruction of the scene, and `success` reports whether its task has been achieved.
+
+    Args:
+        task: A task on the table. None: pick.
+        seed: Seed of the scene.
+        velocity: Velocity limit of every joint [rad/s].
+        acceleration: Acceleration limit of every joint [rad/s^2].
+        workspace: As in `gripper_box`.
+
+    Raises:
+        InputError: for a task that is not on the table, and for invalid limits.
     """
 
     def __init__(
@@ -48,11 +55,11 @@ class SimRobot:
         joints = len(self.embodiment.action)
         self.limits = Limits((velocity,) * joints, (acceleration,) * joints, gripper_box(workspace))
         self.limits.check(self.embodiment)
-        self.lay(0)
+        self.reset_scene(0)
 
-    def lay(self, further: int) -> None:
-        """Lays the scene that is so many seeds after the first, the arm at rest in it."""
-        _, info = self._env.reset(seed=self._seed + further)
+    def reset_scene(self, seed_offset: int) -> None:
+        """Sets up the scene of the seed plus `seed_offset`, with the arm at rest."""
+        _, info = self._env.reset(seed=self._seed + seed_offset)
         self.instruction: str = info["instruction"]
         self.success = False
         self._targets = self._env.scene.data.qpos[: self._env.scene.joints].copy()
@@ -65,8 +72,8 @@ class SimRobot:
         return dict.fromkeys(self.embodiment.cameras, (size, size))
 
     def __enter__(self) -> SimRobot:
-        self.lay(0)
-        self._env.capture()  # the first picture takes long
+        self.reset_scene(0)
+        self._env.capture()  # the first rendering is slow
         self._until, self._ahead = time.monotonic(), 0.0
         return self
 
@@ -76,23 +83,27 @@ class SimRobot:
         self._env.close()
 
     def state(self) -> tuple[Float[np.ndarray, "s"], float]:
+        """See `Robot`."""
         self._catch_up()
         return self._env.scene.data.qpos[: self._env.scene.joints].copy(), time.monotonic()
 
     def observe(self, instruction: str) -> Observation:
+        """See `Robot`."""
         state, now = self.state()
         images = self._env.capture()
         return Observation(images, state, instruction, now, captured=dict.fromkeys(images, now))
 
     def command(self, action: Float[np.ndarray, "a"]) -> None:
+        """See `Robot`."""
         self._catch_up()
         self._targets = action.copy()
 
     def hold(self, last: Float[np.ndarray, "a"]) -> None:
+        """See `Robot`."""
         self.command(last)
 
     def relax(self) -> None:
-        """The simulated motors have no switch: they stay where they are."""
+        """Holds the current position: simulated motors cannot disable torque."""
         self.command(self._env.scene.data.qpos[: self._env.scene.joints])
 
     def _catch_up(self) -> None:
@@ -101,6 +112,6 @@ class SimRobot:
         self._until = now
         step = float(self._env.scene.model.opt.timestep)
         if self._ahead >= step:
-            whole = int(self._ahead / step) * step
-            self.success |= self._env.drive(self._targets, whole)
-            self._ahead -= whole
+            duration = int(self._ahead / step) * step
+            self.success |= self._env.drive(self._targets, duration)
+            self._ahead -= duration

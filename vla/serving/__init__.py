@@ -1,1 +1,1 @@
-"""A policy for robots elsewhere, over openpi's WebSocket protocol."""
+"""Serves a policy to remote robots over openpi's WebSocket protocol."""

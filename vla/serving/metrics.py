@@ -1,4 +1,4 @@
-"""What a server counts, in Prometheus's text format."""
+"""Metrics of the policy server, in Prometheus's text format."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 
 
 class Metrics:
-    """Written by the event loop alone."""
+    """The counters of a server, updated by the event loop alone."""
 
     def __init__(self) -> None:
         self.clients = 0
@@ -17,7 +17,7 @@ class Metrics:
         self.inferences = 0
 
     def text(self) -> str:
-        """The page of /metrics."""
+        """The content of /metrics."""
         rows: list[tuple[str, str, str, dict[str, float]]] = [
             ("clients", "gauge", "robots connected", {"": self.clients}),
             (
@@ -36,7 +36,7 @@ class Metrics:
             ),
         ]
         lines = []
-        for name, kind, about, values in rows:
-            lines += [f"# HELP vla_serve_{name} {about}", f"# TYPE vla_serve_{name} {kind}"]
+        for name, kind, description, values in rows:
+            lines += [f"# HELP vla_serve_{name} {description}", f"# TYPE vla_serve_{name} {kind}"]
             lines += [f"vla_serve_{name}{label} {value}" for label, value in values.items()]
         return "\n".join(lines) + "\n"

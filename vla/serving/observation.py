@@ -1,4 +1,4 @@
-"""Which keys of a robot's message are the cameras and the state of our embodiment."""
+"""Reads a robot's message: maps its keys to the cameras, state and instruction of an observation."""
 
 from __future__ import annotations
 
@@ -16,21 +16,25 @@ from vla.errors import InputError
 from vla.types import Observation
 
 PREFIX, TIME, ID = "vla/prefix", "vla/time", "vla/id"
-"""What a client may send beside openpi's keys: the actions under way (k, a), the time of capture [s], an id."""
-BEYOND, VJP = "vla/beyond", "vla/vjp"
-"""And to a policy that can be guided: the old chunk's actions after those (m, a), and whether by vector products."""
+"""Optional keys in addition to openpi's: the action prefix (k, a), the time of capture [s], and an id."""
+LEFTOVER, VJP = "vla/beyond", "vla/vjp"
+"""Optional keys for a policy with guidance: the previous chunk's actions after the prefix (m, a), and whether to use
+vector-Jacobian products."""
 PAST, RESET = "vla/past", "vla/reset"
-"""And to a policy that is shown past frames: these, oldest first, each a map of cameras to images, empty where there
-was none yet; or, where the server is to keep them, whether an episode begins."""
+"""Optional keys for a policy with past frames: the frames, oldest first, each a map of cameras to images, empty without
+such a frame; or, if the server stores the frames, whether an episode begins."""
 MAX_SIDE, MAX_ID = 4096, 64
 
 
 @dataclass(frozen=True)
 class Keys:
-    """`cameras`: the key of each camera's image; `state`: keys whose values, in order, are the state; `prompt`: that of
-    the instruction, which is `instruction` where a message has none.
+    """The keys of a message. A key is looked up directly, then as a path: `images/top` as `{"images": {"top": …}}`.
 
-    A key is looked up as it is, then as a path: `images/top` is also `{"images": {"top": ...}}`.
+    Attributes:
+        cameras: Key of the image by camera.
+        state: Keys whose values are concatenated to the state.
+        prompt: Key of the instruction.
+        instruction: Default instruction for a message without one.
     """
 
     cameras: Mapping[str, str]
@@ -47,7 +51,11 @@ class Keys:
         prompt: str = "prompt",
         instruction: str | None = None,
     ) -> Keys:
-        """Cameras not named are `images/CAMERA`, no state is `state`. Raises InputError for a camera it has not."""
+        """Fills in defaults: `images/CAMERA` for a camera without a key, `state` for no state keys.
+
+        Raises:
+            InputError: for a camera that the embodiment does not have.
+        """
         if unknown := sorted(set(cameras) - set(embodiment.cameras)):
             raise InputError(f"cameras.{unknown[0]}: {embodiment.name} has the cameras {', '.join(embodiment.cameras)}")
         named = {camera: cameras.get(camera, f"images/{camera}") for camera in embodiment.cameras}
@@ -62,10 +70,21 @@ def read_request(
     fewer_cameras: bool = False,
     moments: int = 0,
 ) -> tuple[Request, int | str | None]:
-    """What a message asks, and the id that is to come back with the answer, None where it has none.
+    """Reads a message.
 
-    With `fewer_cameras` a message may lack some of the cameras. Past frames, if a message has any, are of so many
-    `moments`. Raises InputError that names the key that is missing or does not fit.
+    Args:
+        message: The decoded message.
+        keys: Its keys.
+        embodiment: The policy's embodiment.
+        clock: Time of capture [s] for a message without one.
+        fewer_cameras: Whether a message may lack some of the cameras.
+        moments: Number of past frames in a message that has any.
+
+    Returns:
+        The inference request, and the id to return with the answer, None if the message has none.
+
+    Raises:
+        InputError: for a missing or invalid key, which it names.
     """
     if not isinstance(message, dict):
         raise InputError(f"an observation is a map of keys, not {type(message).__name__}")
@@ -74,18 +93,18 @@ def read_request(
         raise InputError(f"{keys.prompt}: the instruction must be text, not {type(prompt).__name__}")
     sent = {camera: key for camera, key in keys.cameras.items() if _has(message, key)} if fewer_cameras else {}
     images = {camera: _image(key, _find(message, key)) for camera, key in (sent or keys.cameras).items()}
-    parts = [_numbers(key, np.atleast_1d(_as_array(key, _find(message, key)))) for key in keys.state]
-    if any(part.ndim != 1 for part in parts) or sum(map(len, parts)) != len(embodiment.state):
-        shapes = ", ".join(f"{key} {part.shape}" for key, part in zip(keys.state, parts, strict=True))
+    state = [_numbers(key, np.atleast_1d(_as_array(key, _find(message, key)))) for key in keys.state]
+    if any(values.ndim != 1 for values in state) or sum(map(len, state)) != len(embodiment.state):
+        shapes = ", ".join(f"{key} {values.shape}" for key, values in zip(keys.state, state, strict=True))
         raise InputError(
             f"state: {shapes} are not the {len(embodiment.state)} of {embodiment.name}: {embodiment.state}"
         )
     captured, name, vjp = message.get(TIME), message.get(ID), message.get(VJP, False)
     prefix, previous_chunk_leftover = (
-        _actions(key, message.get(key), len(embodiment.action)) for key in (PREFIX, BEYOND)
+        _actions(key, message.get(key), len(embodiment.action)) for key in (PREFIX, LEFTOVER)
     )
     if previous_chunk_leftover is not None and prefix is None or not isinstance(vjp, bool):
-        raise InputError(f"{BEYOND} comes with {PREFIX}, and {VJP} is true or false")
+        raise InputError(f"{LEFTOVER} comes with {PREFIX}, and {VJP} is true or false")
     if captured is None:
         captured = clock()
     elif not isinstance(captured, int | float) or not np.isfinite(captured):
@@ -93,17 +112,17 @@ def read_request(
     if not (name is None or isinstance(name, int) or isinstance(name, str) and len(name) <= MAX_ID):
         raise InputError(f"{ID}: neither a whole number nor text of at most {MAX_ID} characters")
     past = _past(message.get(PAST), embodiment, moments)
-    seen = Observation(images, np.concatenate(parts), str(prompt), float(captured), past)
-    return Request(seen, prefix, 0, previous_chunk_leftover, vjp), name
+    observation = Observation(images, np.concatenate(state), str(prompt), float(captured), past)
+    return Request(observation, prefix, 0, previous_chunk_leftover, vjp), name
 
 
 def _instruction(message: Mapping[Any, Any], keys: Keys) -> Any:
-    """What the message asks for; where it has nothing there, or an empty text, what the server was told to ask for."""
+    """The message's instruction; the server's default if it is missing or empty."""
     try:
         sent = _find(message, keys.prompt)
     except InputError as error:
         if keys.instruction is None:
-            raise InputError(f"{error}; or give `vla serve` one for all, instruction=TEXT") from None
+            raise InputError(f"{error}; or set a default in `vla serve`, instruction=TEXT") from None
         return keys.instruction
     return keys.instruction if keys.instruction is not None and sent in (None, "") else sent
 
@@ -112,7 +131,7 @@ def _past(value: Any, embodiment: Embodiment, moments: int) -> tuple[dict[str, U
     if value is None:
         return ()
     if not isinstance(value, list | tuple) or len(value) != moments or not all(isinstance(v, dict) for v in value):
-        raise InputError(f"{PAST}: a list of {moments} maps of cameras to images, for this policy")
+        raise InputError(f"{PAST}: this policy takes a list of {moments} maps of cameras to images")
     return tuple(
         {camera: _image(f"{PAST}/{camera}", images[camera]) for camera in embodiment.cameras if camera in images}
         for images in value
@@ -122,10 +141,10 @@ def _past(value: Any, embodiment: Embodiment, moments: int) -> tuple[dict[str, U
 def _actions(key: str, value: Any, width: int) -> Float[np.ndarray, "k a"] | None:
     if value is None:
         return None
-    given = _numbers(key, _as_array(key, value))
-    if given.ndim != 2 or given.shape[1] != width or not len(given):
-        raise InputError(f"{key}: shape {given.shape}, not (k, {width})")
-    return given
+    actions = _numbers(key, _as_array(key, value))
+    if actions.ndim != 2 or actions.shape[1] != width or not len(actions):
+        raise InputError(f"{key}: shape {actions.shape}, not (k, {width})")
+    return actions
 
 
 def _find(message: Mapping[Any, Any], key: str) -> Any:
@@ -158,7 +177,7 @@ def _as_array(key: str, value: Any) -> np.ndarray:
 
 
 def _numbers(key: str, array: np.ndarray) -> Float[np.ndarray, "*n"]:
-    """A copy (the message is read-only) in a float of the machine's byte order, of its own width where it is one."""
+    """A writable copy as float32 or float64 in native byte order; keeps the precision of floats."""
     width = np.promote_types(array.dtype.newbyteorder("="), np.float32)
     if not np.isfinite(array).all():
         raise InputError(f"{key}: holds a number that is not finite")
@@ -166,11 +185,11 @@ def _numbers(key: str, array: np.ndarray) -> Float[np.ndarray, "*n"]:
 
 
 def _image(key: str, value: Any) -> UInt8[np.ndarray, "h w 3"]:
-    """An image of (h, w, 3), or (3, h, w) as ALOHA's robots send it."""
+    """An image of shape (h, w, 3), or (3, h, w) as sent by ALOHA's robots."""
     shape: tuple[int, ...] = value.shape if isinstance(value, np.ndarray) else ()
     if len(shape) == 3 and value.dtype == np.uint8 and 3 in (shape[0], shape[2]):
         image = value if shape[2] == 3 else value.transpose(1, 2, 0)
         if min(image.shape[:2]) > 0 and max(image.shape[:2]) <= MAX_SIDE:
             return np.array(image, order="C")
-    what = f"{value.dtype} of shape {shape}" if isinstance(value, np.ndarray) else type(value).__name__
-    raise InputError(f"{key}: an image is uint8 of shape (h, w, 3), sides at most {MAX_SIDE}, not {what}")
+    description = f"{value.dtype} of shape {shape}" if isinstance(value, np.ndarray) else type(value).__name__
+    raise InputError(f"{key}: an image is uint8 of shape (h, w, 3), sides at most {MAX_SIDE}, not {description}")

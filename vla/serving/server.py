@@ -1,7 +1,7 @@
-"""openpi's policy server: one policy, several robots, each answered in turn from its latest observation.
+"""openpi's policy server: one policy serves several robots in turn, each with its latest observation.
 
-Protocol: `../wire.py` over WebSocket. On connection the server sends its metadata; each observation is then answered
-by a result, or by a text that says what is wrong, after which the connection is closed with 1011.
+Protocol: `vla.common.msgpack_numpy` over WebSocket. On connection the server sends its metadata. It answers each
+observation by a result, or by a text with an error, after which it closes the connection with 1011.
 """
 
 from __future__ import annotations
@@ -31,16 +31,20 @@ from vla.policies.data_summary import data_of
 from vla.policies.history import FrameHistory, history_of
 from vla.policies.policy import BatchPolicy, Policy, guides, takes_fewer_cameras
 from vla.serving.metrics import Metrics
-from vla.serving.observation import BEYOND, ID, PAST, PREFIX, RESET, TIME, VJP, Keys, read_request
+from vla.serving.observation import ID, LEFTOVER, PAST, PREFIX, RESET, TIME, VJP, Keys, read_request
 from vla.types import ActionChunk
 
 LOG = logging.getLogger(__name__)
 DRAIN = 30.0
-"""[s] that those who wait for an answer are given at the end."""
+"""Time [s] to answer pending observations at shutdown."""
 
 
 def check_host(host: str, key: str) -> None:
-    """Raises InputError for a host that others reach where no key protects it."""
+    """Checks that a host reachable by others is protected by a key.
+
+    Raises:
+        InputError: if it is not.
+    """
     try:
         local = ip_address(host).is_loopback
     except ValueError:
@@ -49,18 +53,18 @@ def check_host(host: str, key: str) -> None:
         raise InputError(f"host={host} is open to others: set a key (VLA_API_KEY or key_file=), or serve on 127.0.0.1")
 
 
-def _more(policy: Policy) -> tuple[str, ...]:
-    """Keys that this policy alone has a use for."""
-    return (*((BEYOND, VJP) if guides(policy) else ()), *((PAST, RESET) if history_of(policy) else ()))
+def _optional_keys(policy: Policy) -> tuple[str, ...]:
+    """Message keys that depend on the policy's features."""
+    return (*((LEFTOVER, VJP) if guides(policy) else ()), *((PAST, RESET) if history_of(policy) else ()))
 
 
 class _Client:
-    """The latest observation of one robot; an older one that nobody has looked at is dropped."""
+    """The latest observation of one robot; it replaces an older one that was not processed."""
 
     def __init__(self, policy: Policy) -> None:
         self.latest: bytes | str | None = None
         self.history = FrameHistory.of(policy)
-        """Where the robot does not send its past frames."""
+        """Past frames, for a robot that does not send them."""
         self.arrived = asyncio.Event()
         self.total_ms: float | None = None
 
@@ -72,10 +76,23 @@ class _Client:
 
 
 class PolicyServer:
-    """Serves `policy`, which must remember nothing between chunks (a BatchPolicy); else InputError.
+    """Serves `policy` to several robots.
 
-    Observations wait as they came until the policy's one thread takes them, so reading never blocks and a flood costs
-    no decoding. The lock is first come, first served: a robot that sends more has no more turns than the others.
+    Observations stay encoded until the policy's single thread takes them. So reading never blocks, and replaced
+    observations are not decoded. The lock is first come, first served: no robot gets more turns by sending more.
+
+    Args:
+        policy: The policy, without memory between chunks (a BatchPolicy).
+        keys: Keys of the messages.
+        statistics_hash: Hash of the normalization statistics, for the metadata.
+        tasks: Tasks that the policy was trained on, for the metadata.
+        weights: Digest of the weights, for the metadata.
+        key: API key that clients must send; empty for none.
+        max_clients: Largest number of connections.
+        max_bytes: Largest size of a message.
+
+    Raises:
+        InputError: for a policy that is no BatchPolicy.
     """
 
     def __init__(
@@ -91,7 +108,7 @@ class PolicyServer:
         max_bytes: int = 32 * 2**20,
     ) -> None:
         if not isinstance(policy, BatchPolicy):
-            raise InputError(f"{type(policy).__name__} remembers between chunks, so several robots would mix")
+            raise InputError(f"{type(policy).__name__} has memory between chunks, so it cannot serve several robots")
         self._policy, self._keys, self._key = policy, keys, key.encode()
         self._max_clients, self._max_bytes = max_clients, max_bytes
         self.metrics = Metrics()
@@ -99,7 +116,7 @@ class PolicyServer:
         self._idle.set()
         self._owed, self._draining = 0, False
         self.stuck = False
-        """Whether the policy was still at an answer when the time for those that wait was over."""
+        """Whether the policy was still busy at the end of the time for shutdown."""
         self._thread = ThreadPoolExecutor(1, "policy")
         self.metadata: dict[str, Any] = {
             "server": f"vla {__version__}",
@@ -111,14 +128,15 @@ class PolicyServer:
             "history": list(history_of(policy)),
             "fewer_cameras": takes_fewer_cameras(policy),
             "data": data_of(policy).to_dict(),
-            "extras": [PREFIX, TIME, ID, *_more(policy)],
+            "extras": [PREFIX, TIME, ID, *_optional_keys(policy)],
         }
 
     @asynccontextmanager
     async def listen(self, host: str, port: int) -> AsyncIterator[int]:
-        """Serves inside the block, which is given the port (of the system's choice for 0).
+        """Serves inside the block and yields the port (chosen by the system for 0).
 
-        At its end no observation is taken any more, those that wait are answered, then connections close with 1001.
+        At the end of the block, new observations are ignored, pending ones are answered, and connections close with
+        1001.
         """
         check_host(host, self._key.decode())
         server: Server = await serve(
@@ -126,7 +144,7 @@ class PolicyServer:
             host,
             port,
             process_request=self._request,
-            origins=[None],  # a page in a browser always names its origin: none may drive a robot
+            origins=[None],  # browsers always send an origin: web pages must not drive a robot
             compression=None,
             max_size=self._max_bytes,
             max_queue=2,
@@ -145,7 +163,7 @@ class PolicyServer:
             self._thread.shutdown(wait=False)
 
     def _request(self, connection: ServerConnection, request: HttpRequest) -> Response | None:
-        """Answers HTTP; None lets the WebSocket handshake go on."""
+        """Answers HTTP requests; None continues with the WebSocket handshake."""
         path = request.path.partition("?")[0]
         if path == "/healthz":
             if self._draining:
@@ -163,7 +181,7 @@ class PolicyServer:
         return None
 
     async def _robot(self, socket: ServerConnection) -> None:
-        """One robot, from its metadata to its end."""
+        """Handles the connection of one robot."""
         client = _Client(self._policy)
         self.metrics.clients += 1
         reader = asyncio.create_task(self._read(socket, client))
@@ -194,7 +212,7 @@ class PolicyServer:
             client.arrived.set()
 
     def _settle(self) -> None:
-        """One observation less that an answer is owed for."""
+        """Decrements the number of pending observations."""
         self._owed -= 1
         if not self._owed:
             self._idle.set()
@@ -207,7 +225,7 @@ class PolicyServer:
             async with self._turn:
                 message = client.take()
                 loop = asyncio.get_running_loop()
-                # What runs in the thread goes on when its robot leaves: the next must still wait for it.
+                # The thread continues when its robot disconnects: the next robot must still wait for it.
                 work = loop.run_in_executor(self._thread, self._predict, message, client)
                 try:
                     answer, outcome, seconds = await asyncio.shield(work)
@@ -227,14 +245,14 @@ class PolicyServer:
                 self._settle()
 
     def _predict(self, message: bytes | str, client: _Client) -> tuple[bytes | str, str, float]:
-        """In the policy's thread: the answer, its outcome as counted, and the time the policy took [s]."""
+        """Runs in the policy's thread; returns the answer, its outcome for the metrics, and the inference time [s]."""
         started = time.perf_counter()
         try:
             if isinstance(message, str):
                 raise InputError("an observation is a binary message, not text")
             request, name = self._request_of(unpack(message), client)
             if request.previous_chunk_leftover is not None and not guides(self._policy):
-                raise InputError(f"{BEYOND} is for flows: this policy's chunks come from none")
+                raise InputError(f"{LEFTOVER} needs a flow head, which this policy does not have")
             started = time.perf_counter()
             (chunk,) = predict(self._policy, [request])
             seconds = time.perf_counter() - started
@@ -244,29 +262,29 @@ class PolicyServer:
             return pack(result), "none" if chunk is None else "chunk", seconds
         except InputError as error:
             return str(error), "input_error", time.perf_counter() - started
-        except Exception as error:  # one robot's observation must not end the others' service
+        except Exception as error:  # a failure for one robot must not affect the others
             LOG.exception("the policy failed")
             return f"the policy failed: {type(error).__name__}", "failure", time.perf_counter() - started
 
     def _request_of(self, message: Any, client: _Client) -> tuple[Request, int | str | None]:
-        """`read_request`, with past frames for a policy that is shown some: those of the message, or of the client's
-        observations that were answered before."""
+        """`read_request`, with past frames from the message, or from the client's earlier observations."""
         fewer, moments = takes_fewer_cameras(self._policy), len(history_of(self._policy))
         body = self._policy.embodiment
         request, name = read_request(message, self._keys, body, fewer_cameras=fewer, moments=moments)
-        if not isinstance(begins := message.get(RESET, False), bool):
+        if not isinstance(reset := message.get(RESET, False), bool):
             raise InputError(f"{RESET} is true or false")
-        if begins:
+        if reset:
             client.history.reset()
-        seen = client.history.with_past_frames(request.observation)
-        return (request if request.observation.past else replace(request, observation=seen)), name
+        with_history = client.history.with_past_frames(request.observation)
+        return (request if request.observation.past else replace(request, observation=with_history)), name
 
     def _result(
         self, chunk: ActionChunk | None, name: int | str | None, infer_ms: float, total_ms: float | None
     ) -> Mapping[str, Any]:
-        """openpi's result; for a client that sent an id, with that and the chunk's times, and none is no actions.
+        """The result of openpi's protocol. For a client that sent an id, it adds the id and the chunk's times.
 
-        No array but the actions: openpi's ActionChunkBroker slices every array along the horizon.
+        Without a chunk, its actions are None.
+        The actions are its only array: openpi's ActionChunkBroker slices every array along the horizon.
         """
         timing = {"infer_ms": infer_ms} | ({} if total_ms is None else {"prev_total_ms": total_ms})
         result: dict[str, Any] = {"policy_timing": {"infer_ms": infer_ms}, "server_timing": timing}

@@ -1,4 +1,4 @@
-"""The simulated SO-101 whose joints six servos move."""
+"""The simulated SO-101 with six emulated servos."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from vla.envs.scene import TableScene
 from vla.robots.feetech_emulator.servo import TICKS, Register, Servo
 
 MOUNTS = (137, -261, 94, -58, 203, -310)
-"""How far each horn is turned from its joint's zero [encoder steps]: an arm is not put together to the step."""
+"""Mounting offset of each servo horn from the joint's zero [encoder steps], as in a real assembly."""
 Calibration = dict[str, dict[str, int]]
 
 
 class ServoArm:
-    """The first arm of a scene on the table, moved by servos 1 to 6 in the order of its joints.
+    """The first arm of a scene on the table, driven by servos 1 to 6 in the order of its joints.
 
-    `lock` guards the simulation's data. While `hand` is set (6 joints, rad), a hand holds the joints without torque
-    there. One thread calls `step`.
+    `lock` guards the simulation's data. While `hand` is set (6 joints [rad]), joints without torque are held there, as
+    by hand. One thread calls `step`.
     """
 
     def __init__(self, scene: TableScene) -> None:
@@ -34,11 +34,11 @@ class ServoArm:
 
     @property
     def joints(self) -> Float[np.ndarray, "6"]:
-        """Where the joints are [rad]."""
+        """The joint positions [rad]."""
         return self.scene.data.qpos[: len(JOINTS)].copy()
 
     def step(self) -> None:
-        """One step of the simulation, `dt` [s]."""
+        """Advances the simulation by one step of `dt` [s]."""
         model, data = self.scene.model, self.scene.data
         with self.lock:
             for i, servo in enumerate(self.servos):
@@ -57,24 +57,26 @@ class ServoArm:
             servo.measure(float(data.qpos[i]), float(data.qvel[i]), float(data.actuator_force[i]), self.dt)
 
     def calibrate(self) -> Calibration:
-        """Writes to the servos' EEPROM what LeRobot's calibration would, switches them off and on, and returns what
-        its file holds.
+        """Calibrates like LeRobot: writes the servos' EEPROM and power-cycles them.
 
-        The middle of each range is the joint's zero, except the gripper's, which is the middle between its stops.
+        The middle of each range is the joint's zero, except for the gripper, where it is the middle between its stops.
+
+        Returns:
+            The content of LeRobot's calibration file.
         """
-        found: Calibration = {}
+        calibration: Calibration = {}
         limits = self.scene.model.actuator_ctrlrange[: len(JOINTS)]
         for name, servo, (low, high) in zip(JOINTS, self.servos, limits, strict=True):
             middle = round((low + high) / 2 / (2 * np.pi) * TICKS)
             offset = servo.mount + middle + 1
             servo.set(Register.HOMING_OFFSET, offset)
-            least, most = servo.to_position(float(low)), servo.to_position(float(high))
-            servo.set(Register.MIN_POSITION, least)
-            servo.set(Register.MAX_POSITION, most)
+            range_min, range_max = servo.to_position(float(low)), servo.to_position(float(high))
+            servo.set(Register.MIN_POSITION, range_min)
+            servo.set(Register.MAX_POSITION, range_max)
             servo.save()
             servo.power_on()
-            found[name] = {
-                "id": servo.id, "drive_mode": 0, "homing_offset": offset, "range_min": least, "range_max": most
+            calibration[name] = {
+                "id": servo.id, "drive_mode": 0, "homing_offset": offset, "range_min": range_min, "range_max": range_max
             }  # fmt: skip
         self._measure()
-        return found
+        return calibration

@@ -1,4 +1,4 @@
-"""Servos on one wire: what they answer to the bytes that they are sent, and what can go wrong with it."""
+"""An emulated bus of servos, with injected faults."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from vla.robots.feetech_emulator.servo import Register, Servo
 
 @dataclass
 class Faults:
-    """What the wire does wrong; each may be changed while it runs."""
+    """Faults of the bus; they may be changed at any time."""
 
     mute: set[int] = field(default_factory=set)
-    """Ids of servos that neither hear nor answer."""
+    """Ids of servos that neither receive nor answer."""
     corrupt: float = 0.0
-    """The probability that an answer's checksum is wrong."""
+    """Probability that an answer has a wrong checksum."""
     drop: float = 0.0
-    """The probability that an answer loses a byte."""
+    """Probability that an answer loses a byte."""
     delay: float = 0.0
-    """How much later answers come [s]."""
+    """Additional delay of answers [s]."""
 
 
 class Bus:
-    """The servos of one wire. `answer` is all that a port needs.
+    """The servos on one bus. A port only needs `answer`.
 
-    `log` gets a JSON line for each packet that wrote goal positions: `t`, when it had come [s, monotonic clock], and
-    `goals` [encoder steps] by the ids of the servos that heard it. Its buffer is to be large: the wire waits for it.
+    `log` receives a JSON line for each packet that wrote goal positions: its arrival time `t` [s, monotonic clock], and
+    `goals` [encoder steps] by the ids of the servos that received it. It needs a large buffer: writing blocks the bus.
     """
 
     def __init__(self, servos: Sequence[Servo], seed: int = 0) -> None:
@@ -41,21 +41,21 @@ class Bus:
         self._parser, self._rng = Parser(), np.random.default_rng(seed)
 
     def power_on(self) -> None:
-        """As after the supply was cut."""
+        """Resets the servos as after a power cycle."""
         self._parser.clear()
         for servo in self.servos:
             servo.power_on()
 
     def answer(self, data: bytes) -> bytes:
-        """What comes back for the next bytes on the wire; a request may come in pieces."""
+        """The answer to the next bytes on the bus; a request may arrive in pieces."""
         at, answers = time.monotonic(), bytearray()
         for packet in self._parser.feed(data):
-            before = [servo.told for servo in self.servos]
+            before = [servo.goal_writes for servo in self.servos]
             for reply in self._serve(packet):
-                answers += self._spoil(encode(reply))
-            told = [servo for servo, n in zip(self.servos, before, strict=True) if servo.told > n]
-            if told and self.log is not None:
-                goals = {servo.id: servo.get(Register.GOAL_POSITION) for servo in told}
+                answers += self._corrupted(encode(reply))
+            commanded = [servo for servo, n in zip(self.servos, before, strict=True) if servo.goal_writes > n]
+            if commanded and self.log is not None:
+                goals = {servo.id: servo.get(Register.GOAL_POSITION) for servo in commanded}
                 self.log.write(json.dumps({"t": at, "goals": goals}) + "\n")
         return bytes(answers)
 
@@ -63,22 +63,22 @@ class Bus:
         code, parameters = packet.code, packet.parameters
         if code == Instruction.SYNC_READ and len(parameters) > 2:
             for id in parameters[2:]:
-                yield from (_status(s, s.read(parameters[0], parameters[1])) for s in self._hearing(id))
+                yield from (_status(s, s.read(parameters[0], parameters[1])) for s in self._addressed(id))
         elif code == Instruction.SYNC_WRITE and len(parameters) > 2:
             address, width = parameters[:2]
             for at in range(2, len(parameters) - width, width + 1):
-                for servo in self._hearing(parameters[at]):
+                for servo in self._addressed(parameters[at]):
                     servo.write(address, parameters[at + 1 : at + 1 + width])
         else:
-            for servo in self._hearing(packet.id):
-                reply = _one(servo, code, parameters)
+            for servo in self._addressed(packet.id):
+                reply = _execute(servo, code, parameters)
                 if reply is not None and (packet.id != BROADCAST or code == Instruction.PING):
                     yield reply
 
-    def _hearing(self, id: int) -> list[Servo]:
+    def _addressed(self, id: int) -> list[Servo]:
         return [s for s in self.servos if id in (s.id, BROADCAST) and s.id not in self.faults.mute]
 
-    def _spoil(self, answer: bytes) -> bytes:
+    def _corrupted(self, answer: bytes) -> bytes:
         if self._rng.random() < self.faults.corrupt:
             answer = answer[:-1] + bytes((answer[-1] ^ 0x55,))
         if self._rng.random() < self.faults.drop:
@@ -87,7 +87,7 @@ class Bus:
         return answer
 
 
-def _one(servo: Servo, code: int, parameters: bytes) -> Packet | None:
+def _execute(servo: Servo, code: int, parameters: bytes) -> Packet | None:
     data = b""
     if code == Instruction.READ and len(parameters) == 2:
         data = servo.read(parameters[0], parameters[1])

@@ -1,7 +1,7 @@
-"""A simulated arm's cameras as LeRobot's `zmq` camera reads them: JSON of base64 JPEG, one message a frame.
+"""The cameras of a simulated arm as a stream for LeRobot's `zmq` camera: JSON of base64 JPEG, one message per frame.
 
-Source: the message of lerobot/cameras/zmq. Its reader takes the colours as OpenCV decodes them, so that a picture
-is encoded with red and blue changed over, as LeRobot's own sender does.
+Source: the message format of lerobot/cameras/zmq. Its reader expects OpenCV's color order, so images are encoded with
+red and blue swapped, as by LeRobot's own sender.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from vla.errors import InputError
 from vla.robots.feetech_emulator.arm import ServoArm
 
 QUALITY = 95
-"""Of the JPEG."""
+"""Quality of the JPEG."""
 
 
 class CameraStream:
-    """While open, a thread publishes all cameras of the scene `fps` times a second on 127.0.0.1:`port`.
+    """Publishes all cameras of the scene from a thread, `fps` times per second, on 127.0.0.1:`port`.
 
-    Raises InputError when the port is taken.
+    Entering it raises InputError if the port is in use.
     """
 
     def __init__(self, arm: ServoArm, port: int, fps: float) -> None:
         self.arm, self.port, self.fps = arm, port, fps
-        # A scene of its own over the same model: drawing takes milliseconds, in which the arm's must go on.
+        # A separate scene over the same model: the arm's simulation must continue during rendering.
         self._scene = copy.copy(arm.scene)
         self._scene.data = mujoco.MjData(arm.scene.model)
         self.dead: frozenset[str] = frozenset()
-        """Cameras of which no image arrives: LeRobot's reader would take another camera's where a name is missing."""
+        """Cameras with an empty image. Without an entry, LeRobot's reader would take the image of another camera."""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="cameras", daemon=True)
         self._failure: BaseException | None = None
@@ -86,7 +86,7 @@ class CameraStream:
 
 
 def encode_image(image: UInt8[np.ndarray, "h w 3"]) -> str:
-    """An RGB image as LeRobot's reader expects it."""
+    """Encodes an RGB image as LeRobot's reader expects it."""
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image[..., ::-1])).save(file, "JPEG", quality=QUALITY, subsampling=0)
     return base64.b64encode(file.getvalue()).decode()

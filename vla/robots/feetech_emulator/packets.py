@@ -1,7 +1,7 @@
 """Feetech's protocol 0: `FF FF id length code parameters… checksum`, little-endian.
 
-The code is an instruction in a request, the servo's error flags in an answer; length counts code, parameters and
-checksum. Source: Feetech's STS3215 manual, chapter "communication protocol".
+The code is an instruction in a request, and the servo's error flags in an answer. The length counts code, parameters
+and checksum. Source: Feetech's STS3215 manual, chapter "communication protocol".
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ MAX_LENGTH = 250
 
 
 class Instruction(IntEnum):
+    """Instructions of a request."""
+
     PING = 0x01
     READ = 0x02
     WRITE = 0x03
@@ -25,7 +27,7 @@ class Instruction(IntEnum):
 
 
 class Error(IntFlag):
-    """What a servo reports in each of its answers."""
+    """Error flags of an answer."""
 
     VOLTAGE = 1
     ANGLE = 2
@@ -35,30 +37,32 @@ class Error(IntFlag):
 
 
 class Packet(NamedTuple):
+    """A request or an answer."""
+
     id: int
     code: int
     parameters: bytes = b""
 
 
 def encode(packet: Packet) -> bytes:
-    """The packet on the wire."""
+    """The bytes of a packet."""
     body = bytes((packet.id, len(packet.parameters) + 2, packet.code)) + packet.parameters
     return HEADER + body + bytes((checksum(body),))
 
 
 def checksum(body: bytes) -> int:
-    """Of everything between header and checksum."""
+    """The checksum of the bytes between header and checksum."""
     return ~sum(body) & 0xFF
 
 
 class Parser:
-    """Finds the packets in a stream of bytes; what is no packet, or a damaged one, is skipped byte by byte."""
+    """Finds the packets in a stream of bytes; other bytes and corrupted packets are skipped byte by byte."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
 
     def feed(self, data: bytes) -> list[Packet]:
-        """The packets that `data` completes."""
+        """Adds `data` and returns the packets that are complete."""
         buffer = self._bytes
         buffer += data
         packets: list[Packet] = []
@@ -80,5 +84,5 @@ class Parser:
         return packets
 
     def clear(self) -> None:
-        """Forgets an unfinished packet."""
+        """Drops an incomplete packet."""
         self._bytes.clear()

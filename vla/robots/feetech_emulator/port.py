@@ -1,4 +1,4 @@
-"""A bus on a pseudo-terminal, its arm simulated in real time."""
+"""An emulated bus on a pseudo-terminal, with the arm simulated in real time."""
 
 from __future__ import annotations
 
@@ -18,14 +18,21 @@ from vla.robots.feetech_emulator.arm import ServoArm
 from vla.robots.feetech_emulator.bus import Bus
 
 BEHIND = 0.1
-"""How much simulated time it makes up for at most [s] when the machine had no time for it; the rest is left out."""
+"""Largest backlog of simulated time [s] that is caught up; more is skipped."""
 
 
 class ServoPort:
-    """While open, a thread steps the arm against absolute deadlines and answers between the steps.
+    """Steps the arm at absolute deadlines from a thread, and answers requests between the steps.
 
-    `path` is the port to give to a driver: `link`, if that is set, else the pseudo-terminal itself. `unplug` and `plug`
-    are those of the USB cable and of the supply. Raises InputError where `link` is something that is no link.
+    `path` is the port for a driver: `link` if set, else the pseudo-terminal. `skipped` is the skipped simulated time
+    [s].
+
+    Args:
+        arm: The arm.
+        link: A symbolic link to create for the pseudo-terminal.
+
+    Raises:
+        InputError: if `link` exists and is not a symbolic link.
     """
 
     def __init__(self, arm: ServoArm, link: str | Path | None = None) -> None:
@@ -58,11 +65,11 @@ class ServoPort:
             raise self._failure
 
     def unplug(self) -> None:
-        """The port vanishes; the servos lose their supply."""
+        """Unplugs USB cable and supply: removes the port and powers the servos off."""
         self._change(False)
 
     def plug(self) -> None:
-        """The port is back, at `path` if that is a link, with servos as after power-on."""
+        """Restores the port, at the same path if `link` is set, with servos as after power-on."""
         self._change(True)
 
     def _change(self, plugged: bool) -> None:
@@ -75,13 +82,13 @@ class ServoPort:
         self._master, self._slave = pty.openpty()
         tty.setraw(self._slave)
         os.set_blocking(self._master, False)
-        # Our own end of the slave stays open, so that a driver that leaves is no hang-up.
+        # The slave stays open here, so that a driver that disconnects causes no hang-up.
         self.path = os.ttyname(self._slave)
         if self.link:
-            fresh = self.link.with_name(f".{self.link.name}.{os.getpid()}")
-            fresh.unlink(missing_ok=True)
-            fresh.symlink_to(self.path)
-            fresh.replace(self.link)
+            temporary = self.link.with_name(f".{self.link.name}.{os.getpid()}")
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(self.path)
+            temporary.replace(self.link)
             self.path = str(self.link)
 
     def _disconnect(self) -> None:
@@ -96,18 +103,18 @@ class ServoPort:
 
     def _run(self) -> None:
         try:
-            with first_of_threads():  # as servos do, which wait for no other program before they answer
-                self._go_on()
+            with first_of_threads():  # real servos are not delayed by other programs either
+                self._loop()
         except BaseException as error:
             self._failure = error
 
-    def _go_on(self) -> None:
+    def _loop(self) -> None:
         due = time.monotonic()
         while not self._over:
             self._serve(due)
             if self._plugged != (self._master >= 0):
                 self._connect() if self._plugged else self._disconnect()
-                # Without supply a servo lets go; with it again it starts anew.
+                # Servos restart after the supply was off.
                 self.bus.power_on()
                 self._changed.set()
             now = time.monotonic()
@@ -119,11 +126,11 @@ class ServoPort:
                 due += self.arm.dt
 
     def _serve(self, until: float) -> None:
-        """Answers until the next step is due; at least once."""
+        """Answers requests until the next step is due, at least once."""
         while True:
-            moment = min(until, self._due[0][0]) if self._due else until
+            deadline = min(until, self._due[0][0]) if self._due else until
             sources = [self._wake] if self._master < 0 else [self._wake, self._master]
-            ready, _, _ = select.select(sources, [], [], max(0.0, moment - time.monotonic()))
+            ready, _, _ = select.select(sources, [], [], max(0.0, deadline - time.monotonic()))
             if self._wake in ready:
                 os.read(self._wake, 64)
                 return

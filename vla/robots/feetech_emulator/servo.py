@@ -1,7 +1,7 @@
-"""An STS3215: its registers, and what its firmware does with them.
+"""An emulated STS3215 servo: its registers and the behavior of its firmware.
 
-Sources: the register table and defaults of Feetech's STS3215 manual; names are those of LeRobot's table. The position
-controller itself is MuJoCo's actuator: the gains written here (registers 21 to 23) are kept but change nothing.
+Sources: the register table and defaults of Feetech's STS3215 manual, with the names of LeRobot's table. The position
+controller is MuJoCo's actuator: gains (registers 21 to 23) can be written but have no effect.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ TICK = 2 * math.pi / TICKS
 """One step of the encoder [rad]."""
 CENTRE = 2048
 STALL_TORQUE = 2.94
-"""[N m] at 12 V."""
+"""Stall torque [N m] at 12 V."""
 MAX_SPEED = 4.7
-"""Without load [rad/s]: 0.222 s for 60 degrees."""
+"""Speed without load [rad/s]: 0.222 s for 60 degrees."""
 MAX_ACCELERATION = 100 * 254 * TICK
-"""Of its own motion profile [rad/s^2]: register 41 counts in 100 steps a second squared."""
+"""Largest acceleration of the motion profile [rad/s^2]: register 41 has a unit of 100 steps per second squared."""
 ROOM, WARMTH, HEATING_TIME = 25.0, 50.0, 240.0
-"""Temperature without load, what full load adds [degrees C], and the time constant [s]; rounded guesses."""
+"""Temperature without load and its increase at full load [degrees C], and the time constant [s]; estimates."""
 
 
 class Register(IntEnum):
-    """Addresses; those in WIDE hold two bytes."""
+    """Register addresses. Registers in WIDE have two bytes."""
 
     FIRMWARE = 0
     MODEL = 3
@@ -82,12 +82,12 @@ FACTORY = {
 
 
 def _signed(value: float, bit: int) -> int:
-    """Sign and magnitude, as the registers code it."""
+    """Encodes a value as sign and magnitude, with the sign in `bit`."""
     return min(abs(round(value)), (1 << bit) - 1) | (1 << bit if value < 0 else 0)
 
 
 class Servo:
-    """One servo on one joint. `mount` is how far its horn is turned from the joint's zero [encoder steps]."""
+    """One servo on one joint. `mount` is the offset of its horn from the joint's zero [encoder steps]."""
 
     def __init__(self, id: int, mount: int = 0) -> None:
         self.mount = mount
@@ -97,14 +97,14 @@ class Servo:
             if register in WIDE:
                 self._memory[register + 1] = value >> 8
         self._memory[R.ID] = id
-        self.told = 0
-        """How often a goal position was written to it."""
+        self.goal_writes = 0
+        """Number of times a goal position was written."""
         self._saved = bytes(self._memory)
         self._loaded, self._temperature = 0.0, ROOM
         self.power_on()
 
     def power_on(self) -> None:
-        """As after the supply was cut: what was written to EEPROM while it was locked is lost, torque is off."""
+        """Resets the servo as after a power cycle: torque is off, and writes to the locked EEPROM are lost."""
         for cells in EEPROM:
             self._memory[cells.start : cells.stop] = self._saved[cells.start : cells.stop]
         self._memory[40:71] = bytes(31)
@@ -115,62 +115,65 @@ class Servo:
         self.error, self.setpoint, self._speed, self._pending = Error(0), 0.0, 0.0, (0, b"")
 
     def save(self) -> None:
-        """Makes what the EEPROM holds now last."""
+        """Makes the current content of the EEPROM permanent."""
         self._saved = bytes(self._memory)
 
     @property
     def id(self) -> int:
+        """Its id on the bus."""
         return self._memory[R.ID]
 
     def get(self, register: Register) -> int:
-        """The number in a register, its sign decoded."""
+        """The value of a register, with its sign decoded."""
         value = self._memory[register] | (self._memory[register + 1] << 8 if register in WIDE else 0)
         bit = 1 << SIGN_BIT[register] if register in SIGN_BIT else 0
         return -(value & (bit - 1)) if bit and value & bit else value
 
     def set(self, register: Register, value: int) -> None:
-        """Puts a number into a register, cut to what fits, whoever may write it."""
-        most = 0xFFFF if register in WIDE else 0xFF
-        coded = _signed(value, SIGN_BIT[register]) if register in SIGN_BIT else min(max(value, 0), most)
+        """Sets a register, also a read-only one, to a value clipped to its size."""
+        largest = 0xFFFF if register in WIDE else 0xFF
+        coded = _signed(value, SIGN_BIT[register]) if register in SIGN_BIT else min(max(value, 0), largest)
         self._memory[register] = coded & 0xFF
         if register in WIDE:
             self._memory[register + 1] = coded >> 8
 
     def read(self, address: int, count: int) -> bytes:
-        """What the bus reads; zeros past the last register."""
+        """Reads registers for the bus; zeros after the last register."""
         return bytes(self._memory[address : address + count]).ljust(count, b"\0")
 
     def write(self, address: int, data: bytes) -> None:
-        """What the bus writes; read-only registers keep their values."""
-        enabled, lifted = self.torque, self.get(R.MAX_TORQUE)
-        self.told += address <= R.GOAL_POSITION < address + len(data)
+        """Writes registers for the bus; read-only registers keep their values."""
+        enabled, max_torque = self.torque, self.get(R.MAX_TORQUE)
+        self.goal_writes += address <= R.GOAL_POSITION < address + len(data)
         for cell, byte in enumerate(data, address):
             if cell >= SIZE or any(cell in cells for cells in READ_ONLY):
                 continue
             self._memory[cell] = byte
             if not self._memory[R.LOCK] and any(cell in cells for cells in EEPROM):
                 self._saved = self._saved[:cell] + bytes((byte,)) + self._saved[cell + 1 :]
-        if self.get(R.MAX_TORQUE) != lifted:
+        if self.get(R.MAX_TORQUE) != max_torque:
             self.set(R.TORQUE_LIMIT, self.get(R.MAX_TORQUE))
         if self.torque and not enabled:
             self.error &= ~Error.OVERLOAD
             self._loaded, self._speed = 0.0, 0.0
 
     def register_write(self, address: int, data: bytes) -> None:
-        """Keeps a write until `action`."""
+        """Stores a write until `action`."""
         self._pending = address, data
 
     def action(self) -> None:
+        """Executes the stored write."""
         self.write(*self._pending)
         self._pending = 0, b""
 
     @property
     def torque(self) -> bool:
+        """Whether torque is enabled."""
         return bool(self._memory[R.TORQUE_ENABLE])
 
     @property
     def max_torque(self) -> float:
-        """What it may exert now [N m]."""
+        """The largest torque at present [N m]."""
         if not self.torque:
             return 0.0
         limit = min(self.get(R.TORQUE_LIMIT), self.get(R.MAX_TORQUE)) / 1000
@@ -179,33 +182,37 @@ class Servo:
         return limit * STALL_TORQUE
 
     def to_position(self, angle: float) -> int:
-        """What the encoder shows at a joint angle [rad], homing offset taken off."""
+        """The encoder position at a joint angle [rad], with the homing offset subtracted."""
         return (round(angle / TICK) + CENTRE + self.mount - self.get(R.HOMING_OFFSET)) % TICKS
 
     def to_angle(self, position: int) -> float:
-        """The joint angle [rad] in [-pi, pi) at which the encoder shows `position`."""
+        """The joint angle [rad] in [-pi, pi) at an encoder position."""
         ticks = position - CENTRE - self.mount + self.get(R.HOMING_OFFSET)
         return ((ticks + TICKS // 2) % TICKS - TICKS // 2) * TICK
 
     @property
     def goal(self) -> float:
-        """Where it was told to go [rad], within the position limits of its EEPROM."""
+        """The goal position [rad], within the position limits of its EEPROM."""
         low, high = self.get(R.MIN_POSITION), self.get(R.MAX_POSITION)
         return self.to_angle(min(max(self.get(R.GOAL_POSITION), low), high))
 
     def advance(self, dt: float) -> float:
-        """Moves the setpoint [rad] of the position controller for `dt` [s], by the speed and acceleration written."""
+        """Moves the setpoint of the position controller for `dt` [s] with the configured speed and acceleration.
+
+        Returns:
+            The setpoint [rad].
+        """
         distance = self.goal - self.setpoint
-        fastest = min(abs(self.get(R.GOAL_VELOCITY)) * TICK or MAX_SPEED, MAX_SPEED)
-        steepest = self.get(R.ACCELERATION) * 100 * TICK or MAX_ACCELERATION
-        wanted = min(fastest, math.sqrt(2 * steepest * abs(distance)), abs(distance) / dt)
-        change = math.copysign(wanted, distance) - self._speed
-        self._speed += min(max(change, -steepest * dt), steepest * dt)
+        max_speed = min(abs(self.get(R.GOAL_VELOCITY)) * TICK or MAX_SPEED, MAX_SPEED)
+        acceleration = self.get(R.ACCELERATION) * 100 * TICK or MAX_ACCELERATION
+        speed = min(max_speed, math.sqrt(2 * acceleration * abs(distance)), abs(distance) / dt)
+        change = math.copysign(speed, distance) - self._speed
+        self._speed += min(max(change, -acceleration * dt), acceleration * dt)
         self.setpoint += self._speed * dt
         return self.setpoint
 
     def measure(self, angle: float, velocity: float, torque: float, dt: float) -> None:
-        """Takes in the joint's angle [rad], velocity [rad/s] and the torque exerted [N m] after `dt` [s]."""
+        """Updates the servo after `dt` [s] with the joint's angle [rad], velocity [rad/s] and torque [N m]."""
         load = torque / STALL_TORQUE
         self._temperature += dt * (ROOM + WARMTH * load * load - self._temperature) / HEATING_TIME
         position = self.to_position(angle)
@@ -218,7 +225,7 @@ class Servo:
         self._protect(abs(load), dt)
         if not self.torque:
             self.setpoint, self._speed = angle, 0.0
-        if self._fresh:  # its goal is where it is switched on; a hand that moves it later changes no goal
+        if self._fresh:  # the goal is the position at power-on; moving the joint by hand later does not change it
             self.set(R.GOAL_POSITION, position)
             self._fresh = False
 
@@ -232,5 +239,5 @@ class Servo:
         self._memory[R.STATUS] = int(self.error)
 
     def overload(self) -> None:
-        """Trips the overload protection: little torque, and the flag in each answer, until torque is enabled anew."""
+        """Trips the overload protection: low torque, and the flag in each answer, until torque is enabled again."""
         self.error |= Error.OVERLOAD

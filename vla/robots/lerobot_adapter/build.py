@@ -1,4 +1,4 @@
-"""LeRobot's robots by their names and options."""
+"""Builds LeRobot's robots from their type and options."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from vla.errors import InputError, suggestion
 
 
 def build(type: str, options: Mapping[str, Any]) -> Any:
-    """LeRobot's robot of this type. Raises InputError for an unknown type, for options that its config refuses, and
-    where a package is missing."""
+    """Builds LeRobot's robot of this type.
+
+    Raises:
+        InputError: for an unknown type, for options that its config rejects, and for a missing package.
+    """
     from lerobot.cameras import CameraConfig
     from lerobot.robots import RobotConfig, make_robot_from_config
     from lerobot.utils.import_utils import register_third_party_plugins
@@ -39,7 +42,7 @@ def _decode(config: Any, type: str, options: Mapping[str, Any]) -> Any:
 
 
 def _camera_types(options: Mapping[str, Any]) -> Iterator[str]:
-    """Of the robot's own cameras, and of those of its arms."""
+    """The types of the cameras of the robot and of its arms."""
     for key, value in options.items():
         if key == "cameras":
             yield from (camera["type"] for camera in (value or {}).values() if "type" in camera)
@@ -48,9 +51,9 @@ def _camera_types(options: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _choice(registry: Any, package: str, name: str) -> Any:
-    """The class registered under `name`: a folder of `package` registers its classes when it is imported.
+    """The class registered under `name`. Importing a folder of `package` registers its classes.
 
-    The folders with the most similar names come first, so that few are imported for a name that there is.
+    Folders with similar names are imported first, so that an existing name needs few imports.
     """
     folders = [module.name for module in iter_modules(import_module(package).__path__) if module.ispkg]
     failed = []
@@ -61,8 +64,8 @@ def _choice(registry: Any, package: str, name: str) -> Any:
             import_module(f"{package}.{folder}")
         except ImportError as error:
             failed.append(f"{folder} cannot be imported ({error})")
-    known = sorted(registry.get_known_choices())
-    if name not in known:
+    choices = sorted(registry.get_known_choices())
+    if name not in choices:
         more = "".join(f"; {reason}" for reason in failed)
-        raise InputError(f"LeRobot has no {name!r}{suggestion(name, known)}; it knows {', '.join(known)}{more}")
+        raise InputError(f"LeRobot has no {name!r}{suggestion(name, choices)}; choose {', '.join(choices)}{more}")
     return registry.get_choice_class(name)

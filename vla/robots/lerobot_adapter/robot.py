@@ -1,4 +1,4 @@
-"""Any LeRobot robot behind the control loop's `Robot`."""
+"""Adapts any LeRobot robot to the `Robot` interface of the control loop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jaxtyping import Float
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.robots.lerobot_adapter.build import build
-from vla.robots.lerobot_adapter.connect import buses, clear, connect, feetech_servos, leave, open_port
+from vla.robots.lerobot_adapter.connect import buses, clear, connect, disconnect, feetech_servos, open_port
 from vla.robots.lerobot_adapter.servos import HealthReader, Servo, limit_grip
 from vla.robots.limits import Limits, gripper_box
 from vla.robots.robot import RobotFault
@@ -28,31 +28,39 @@ from vla.types import Observation
 
 LOG = logging.getLogger(__name__)
 RESOLUTION = 4095
-"""By which LeRobot divides a turn of an STS3215, whose positions are 0 to 4095."""
+"""Divisor of LeRobot for one turn of an STS3215, whose positions are 0 to 4095."""
 CAMERA_AGE = 0.5
-"""An image older than this [s] is a fault of the camera."""
-READINGS, ALIKE = 10, 0.02
-"""Of where the arm stands when it connects: how many are taken at most, and how much of its range two may differ."""
+"""Age of an image [s] above which the camera is faulty."""
+READINGS, TOLERANCE = 10, 0.02
+"""Of the position at connection: largest number of readings, and the fraction of the range by which two may differ."""
 UNUSED = {
     "max_relative_target": "robot.limits bound the change of each command",
-    "disable_torque_on_disconnect": "robot.relax_on_exit says whether torque goes off",
-    "num_read_retries": "the control loop tries again within its deadlines",
+    "disable_torque_on_disconnect": "robot.relax_on_exit sets whether torque is disabled",
+    "num_read_retries": "the control loop retries within its deadlines",
 }
-"""Fields of LeRobot's configs of arms with a port that would change nothing here, and what does."""
+"""Fields of LeRobot's arm configs that have no effect, and the replacement of each."""
 
 
 class LeRobotRobot:
-    """The robot that LeRobot builds from `type` and `options` (the fields of its config, cameras included).
+    """A robot built by LeRobot, owned by one thread.
 
-    `keys` are LeRobot's, in the order of the actions; their values are `offset + scale * ours`. The state is that of
-    the same keys. A robot with a serial bus is read and written there in one transfer each, without retries, which
-    are the control loop's to make within its deadline; any other, such as one of two arms, by `get_observation` and
-    `send_action`. One thread owns it. `relax_on_exit` turns torque off on leaving; otherwise it stays as `hold` or
-    `relax` left it.
+    A robot with a serial bus is read and written by one transfer each. There are no retries: the control loop makes
+    them within its deadline. Any other robot, such as one of two arms, uses `get_observation` and `send_action`.
 
-    Connecting raises InputError for a robot that is not calibrated, that stands outside its calibrated range, and for
-    keys or cameras that it does not have, and RobotFault where it does not answer or a servo reports an error. Torque
-    comes on then, but for `connect_read_only`. Raises InputError for `options` that nothing would follow from.
+    Connecting enables torque, except by `connect_read_only`. It raises InputError for a robot that is not calibrated or
+    is outside its calibrated range, and for unknown keys or cameras. It raises RobotFault if the robot does not answer
+    or a servo reports an error.
+
+    Args:
+        type: LeRobot's type of the robot.
+        options: Fields of LeRobot's config, cameras included.
+        keys: LeRobot's keys of the actions and of the state, in order.
+        scale: LeRobot's value of each key is `offset + scale * value`.
+        offset: See `scale`.
+        relax_on_exit: Whether torque is disabled on exit; else it stays unchanged.
+
+    Raises:
+        InputError: for lengths that do not match, and for `options` without effect.
     """
 
     def __init__(
@@ -87,23 +95,25 @@ class LeRobotRobot:
         return self
 
     def connect_read_only(self) -> None:
-        """Connects and writes nothing: torque, goals and settings stay as they are, also on leaving. Commands are
-        faults then."""
+        """Connects without writing: torque, goals and settings stay unchanged, also on exit. Commands are faults."""
         self._connect(torque=False)
 
     @contextmanager
     def servos(self) -> Iterator[list[Servo]]:
-        """Its Feetech servos, whatever state they are in: the ports are open meanwhile, and nothing has been asked of
-        the servos. Raises InputError where it has none, and for a port that cannot be opened."""
+        """Its Feetech servos in any state, with open ports inside the block and without any prior communication.
+
+        Raises:
+            InputError: if it has none, and for a port that cannot be opened.
+        """
         device = build(self._type, self._options)
-        if not (found := feetech_servos(device)):
+        if not (servos := feetech_servos(device)):
             raise InputError(f"LeRobot's {self._type} has no Feetech servos")
         try:
-            for bus in {id(servo.bus): servo.bus for servo in found}.values():
+            for bus in {id(servo.bus): servo.bus for servo in servos}.values():
                 open_port(bus)
-            yield found
+            yield servos
         finally:
-            leave(device)
+            disconnect(device)
 
     def _connect(self, torque: bool) -> None:
         from lerobot.motors.motors_bus import SerialMotorsBus
@@ -124,28 +134,28 @@ class LeRobotRobot:
             if torque:
                 for servo in (servo for servo in servos if servo.motor == "gripper"):
                     limit_grip(servo)
-                self._least, self._most = self._reach()
+                self._command_low, self._command_high = self._command_range()
         except BaseException:
             self.__exit__(None, None, None)
             raise
 
-    def _reach(self) -> tuple[Float[np.ndarray, "a"], Float[np.ndarray, "a"]]:
-        """What commands may be: the limits, and where the arm stands now, by two readings that agree.
+    def _command_range(self) -> tuple[Float[np.ndarray, "a"], Float[np.ndarray, "a"]]:
+        """The range of commands: the limits, extended to the current position, which two readings must confirm.
 
-        A joint that stands beyond its limit is not thrown back to it: it is the guard that brings it there.
+        A joint outside its limit must not jump back: the safety filter moves it back slowly.
         """
         before = np.full(len(self._low), np.nan)
         for _ in range(READINGS):
             try:
-                stands = self.embodiment.hold_action(self.state()[0])
+                position = self.embodiment.hold_action(self.state()[0])
             except RobotFault as fault:
                 if not fault.transient:
                     raise
                 continue
-            if np.all(np.abs(stands - before) <= ALIKE * (self._high - self._low)):
-                return np.minimum(self._low, stands), np.maximum(self._high, stands)
-            before = stands
-        raise RobotFault("where the robot stands cannot be read twice alike", transient=False)
+            if np.all(np.abs(position - before) <= TOLERANCE * (self._high - self._low)):
+                return np.minimum(self._low, position), np.maximum(self._high, position)
+            before = position
+        raise RobotFault("no two readings of the robot's position agree: hold the arm still", transient=False)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -154,61 +164,65 @@ class LeRobotRobot:
             return
         if self._relax_on_exit and self._torque:
             self.relax()
-        leave(self._robot)
+        disconnect(self._robot)
         self._robot = self._bus = None
 
     def state(self) -> tuple[Float[np.ndarray, "s"], float]:
-        asked = time.monotonic()
+        """See `Robot`."""
+        started = time.monotonic()
         values = self._do("read", self._read)
-        # The servos answer one after the other: the middle of the transfer is the best guess.
-        measured = (asked + time.monotonic()) / 2
+        # The servos answer in turn: the middle of the transfer is the best estimate.
+        measured = (started + time.monotonic()) / 2
         try:
-            told = np.array([values[key] for key in self.keys], dtype=float)
+            state = np.array([values[key] for key in self.keys], dtype=float)
         except KeyError as error:
-            raise RobotFault(f"the robot did not tell {error}", transient=True) from error
-        return (told - self._offset) / self._scale, measured
+            raise RobotFault(f"the robot did not report {error}", transient=True) from error
+        return (state - self._offset) / self._scale, measured
 
     def observe(self, instruction: str) -> Observation:
+        """See `Robot`."""
         state, measured = self.state()
         images, captured = {}, {}
         for name in self.embodiment.cameras:
-            images[name], captured[name] = self._look(name)
+            images[name], captured[name] = self._image(name)
         return Observation(images, state, instruction, min([measured, *captured.values()]), captured=captured)
 
     @property
     def image_sizes(self) -> dict[str, tuple[int, int]]:
-        """Height and width of the images of those cameras whose configuration says it [pixels]."""
+        """Height and width of the images [pixels], of the cameras whose configuration has them."""
         cameras = self._options.get("cameras") or {}
         return {name: size for name, config in cameras.items() if (size := _image_size(config)) is not None}
 
     def command(self, action: Float[np.ndarray, "a"]) -> None:
+        """See `Robot`."""
         if action.shape != self._low.shape or not np.all(np.isfinite(action)):
             raise RobotFault(f"a command must be {len(self._low)} finite numbers: {action}", transient=False)
         if not self._torque:
-            raise RobotFault("a command: the robot is connected to be read only", transient=False)
-        # LeRobot does not clamp degrees: 400 of them would be written as they are.
-        goal = np.clip(action, self._least, self._most) * self._scale + self._offset
+            raise RobotFault("a command: the robot is connected read-only", transient=False)
+        # LeRobot does not clamp degrees: 400 degrees would be written unchanged.
+        goal = np.clip(action, self._command_low, self._command_high) * self._scale + self._offset
         self._do("write", lambda: self._write(dict(zip(self.keys, goal.tolist(), strict=True))))
 
     def hold(self, last: Float[np.ndarray, "a"]) -> None:
+        """See `Robot`."""
         self.command(last)
 
     def relax(self) -> None:
-        """Torque off at each motor by itself: one that does not answer, or reports overload, keeps none on."""
+        """Disables the torque of each motor separately, so that one that fails does not affect the others."""
         if self._robot is None:
             return
-        if not (found := buses(self._robot)):
-            LOG.warning("%s: its torque cannot be switched off from here", self._type)
-        for bus in found:
+        if not (torque_buses := buses(self._robot)):
+            LOG.warning("%s: its torque cannot be disabled without a bus", self._type)
+        for bus in torque_buses:
             for motor in bus.motors:
                 try:
                     clear(bus)
                     bus.write("Torque_Enable", motor, 0, num_retry=2)
-                except Exception as error:  # an overloaded servo obeys, and the driver raises all the same
+                except Exception as error:  # an overloaded servo complies, and the driver raises nevertheless
                     LOG.warning("torque of %s: %s", motor, error)
 
     def health(self, seconds: float) -> ServoHealth | None:
-        """As `HealthReporting`; None too where it has no servos of Feetech's."""
+        """See `HealthReporting`; also None for a robot without Feetech servos."""
         return self._health.next(seconds)
 
     def _read(self) -> dict[str, float]:
@@ -222,30 +236,32 @@ class LeRobotRobot:
         else:
             self._bus.sync_write("Goal_Position", {key.removesuffix(".pos"): value for key, value in goal.items()})
 
-    def _look(self, name: str) -> tuple[Any, float]:
+    def _image(self, name: str) -> tuple[Any, float]:
         camera = self._robot.cameras[name]
         image = self._do(f"camera {name}", lambda: camera.read_latest(max_age_ms=int(CAMERA_AGE * 1e3)), camera=name)
-        # LeRobot stamps images by perf_counter, whose zero need not be that of monotonic.
+        # LeRobot's timestamps are from perf_counter, which may differ from monotonic by an offset.
         stamp = getattr(camera, "latest_timestamp", None)
         age = 0.0 if stamp is None else max(0.0, time.perf_counter() - stamp)
         return image, time.monotonic() - age
 
-    def _do(self, what: str, call: Any, camera: str | None = None) -> Any:
+    def _do(self, operation: str, call: Any, camera: str | None = None) -> Any:
         if self._robot is None:
-            raise RobotFault(f"{what}: the robot is not connected", transient=False)
+            raise RobotFault(f"{operation}: the robot is not connected", transient=False)
         try:
             return call()
         except Exception as error:
             for bus in buses(self._robot):
                 clear(bus)
-            # An unplugged port raises what pyserial and the operating system make of it.
+            # An unplugged port raises various other exceptions of pyserial and the operating system.
             transient = isinstance(error, ConnectionError | TimeoutError)
-            raise RobotFault(f"{what}: {error}", transient=transient, camera=camera) from error
+            raise RobotFault(f"{operation}: {error}", transient=transient, camera=camera) from error
 
 
 def _refuse_unused(options: Mapping[str, Any]) -> None:
-    """Raises InputError for a field of UNUSED. Those of the arms of a pair, which LeRobot's own code reads and writes,
-    are used, but for what is done on leaving."""
+    """Raises InputError for a field of UNUSED.
+
+    LeRobot's own code reads and writes the arms of a pair: for them only the setting for disconnection has no effect.
+    """
     for name, arm in (("", options), *((f"{key}.", value) for key, value in options.items())):
         if not isinstance(arm, Mapping) or "port" not in arm:
             continue
@@ -255,18 +271,17 @@ def _refuse_unused(options: Mapping[str, Any]) -> None:
 
 
 def _refuse_velocities(keys: Sequence[str], body: Embodiment) -> None:
-    """Raises InputError for an action that is taken for a place, and is a speed by LeRobot's names of keys: it would be
-    held for ever."""
-    for key, name, place in zip(keys, body.action, body.is_position_action, strict=True):
-        if place and key.endswith(".vel"):
+    """Raises InputError for a position action whose LeRobot key is a velocity: holding it would not stop the robot."""
+    for key, name, is_position in zip(keys, body.action, body.is_position_action, strict=True):
+        if is_position and key.endswith(".vel"):
             raise InputError(
-                f"{name} is a position to robot.embodiment.action_mode, and {key} a speed to LeRobot: say velocity "
-                "there, such as action_mode=[absolute, velocity]"
+                f"{name} is a position in robot.embodiment.action_mode, but LeRobot's {key} is a velocity: set "
+                "velocity there, such as action_mode=[absolute, velocity]"
             )
 
 
 def _warn_of_numbers(options: Mapping[str, Any]) -> None:
-    """Logs the cameras that are named by a number, which another may have after the next start of the machine."""
+    """Warns of cameras that are identified by a number, which may refer to another camera after a restart."""
     for name, config in (options.get("cameras") or {}).items():
         path = config.get("index_or_path")
         if sys.platform == "linux" and path is not None and re.fullmatch(r"(/dev/video)?\d+", str(path)):
@@ -274,7 +289,7 @@ def _warn_of_numbers(options: Mapping[str, Any]) -> None:
 
 
 def _image_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Height and width as LeRobot's camera of this configuration gives them, turned by its `rotation`."""
+    """Height and width of the images of a LeRobot camera, after its `rotation`."""
     height, width = config.get("height"), config.get("width")
     if not height or not width:
         return None
@@ -282,9 +297,9 @@ def _image_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def so101_units() -> tuple[tuple[str, ...], tuple[float, ...], tuple[float, ...]]:
-    """Keys, scale and offset of LeRobotRobot for SO-101 arms, leaders too.
+    """Keys, scale and offset of LeRobotRobot for SO-101 followers and leaders.
 
-    Degrees from the middle of each calibrated range; of the gripper, percent of its range.
+    LeRobot's values are degrees from the middle of each calibrated range; for the gripper percent of its range.
     """
     from vla.envs.arm import JOINTS, LINKS
 
@@ -294,8 +309,13 @@ def so101_units() -> tuple[tuple[str, ...], tuple[float, ...], tuple[float, ...]
 
 
 def calibrated_ranges(id: str, folder: str | None) -> dict[str, tuple[float, float]]:
-    """The range of each joint but the gripper [rad] by LeRobot's calibration file, zero in its middle; none without
-    the file, without which the arm does not connect. Raises InputError for a file that is none."""
+    """The range of each joint except the gripper [rad], from LeRobot's calibration file, with zero in the middle.
+
+    Empty if the file does not exist; the arm cannot be connected then.
+
+    Raises:
+        InputError: for an invalid file.
+    """
     from vla.envs.arm import JOINTS
 
     if folder is None:
@@ -306,12 +326,12 @@ def calibrated_ranges(id: str, folder: str | None) -> dict[str, tuple[float, flo
     if not file.is_file():
         return {}
     try:
-        noted = json.loads(file.read_text())
-        ends = {joint: (noted[joint]["range_min"], noted[joint]["range_max"]) for joint in JOINTS[:-1]}
+        calibration = json.loads(file.read_text())
+        ends = {joint: (calibration[joint]["range_min"], calibration[joint]["range_max"]) for joint in JOINTS[:-1]}
         half = {joint: (high - low) / 2 * 2 * np.pi / RESOLUTION for joint, (low, high) in ends.items()}
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is no calibration of a SO-101 ({error}): calibrate anew (docs/arm.md)") from error
-    return {joint: (-reach, reach) for joint, reach in half.items()}
+        raise InputError(f"{file} is no calibration of a SO-101 ({error}): calibrate again (docs/arm.md)") from error
+    return {joint: (-angle, angle) for joint, angle in half.items()}
 
 
 def so101(
@@ -327,12 +347,14 @@ def so101(
     workspace: Mapping[str, Sequence[float]] | None = None,
     units: str = "radians",
 ) -> LeRobotRobot:
-    """A SO-101 in the units of the simulated one: radians, zero in the middle of each calibrated range.
+    """A SO-101 in the units of the simulated one, or in LeRobot's.
 
-    The gripper, which LeRobot tells in percent of its calibrated range, is the simulated one's angle. The limits of
-    the joints are those of the calibration file, `workspace` is `gripper_box`'s. With `units` "lerobot" names and
-    numbers are LeRobot's, degrees and percent, as its own recordings have them. Raises InputError for limits that are
-    none and for other units.
+    With `units` "radians", joints are in [rad] with zero in the middle of each calibrated range, and the gripper is the
+    angle of the simulated one. With "lerobot", names and values are those of LeRobot's recordings: degrees, and percent
+    for the gripper. Joint ranges come from the calibration file; `workspace` is as in `gripper_box`.
+
+    Raises:
+        InputError: for invalid limits and for other units.
     """
     from vla.envs.arm import JOINTS, LINKS
 

@@ -1,8 +1,8 @@
-"""Cartesian jogging of a SO-101: small steps of the fingertips and the jaws, from whatever pose the arm is in.
+"""Cartesian jogging of a SO-101: small steps of the fingertips and the jaws, from any pose.
 
-Each jog is a step of differential inverse kinematics (`vla.kinematics.solver`) from the present joint targets. Of the
-five joints wrist_roll turns the jaws, and the other four place the fingertips; the pitch of the fingers, which is left
-over, goes slowly to the one that suits the place (`comfortable_pitch`), as far as the joints allow.
+Each jog is a step of differential inverse kinematics (`vla.kinematics.solver`) from the current joint targets. Of the
+five arm joints, wrist_roll turns the jaws and the other four position the fingertips. The remaining degree of freedom,
+the pitch of the fingers, moves slowly to a suitable value for the position (`comfortable_pitch`), within joint limits.
 """
 
 from __future__ import annotations
@@ -25,35 +25,37 @@ if TYPE_CHECKING:
     from vla.kinematics.solver import KinematicSolver
 
 LOWEST, OUT_OF_REACH = 0.01, 0.005
-"""[m]. Jogs keep the fingertips this far above the table; a place that the arm misses by more than this is out of
-reach."""
+"""Lowest height of the fingertips above the table, and position error above which a target is out of reach [m]."""
 PITCH_STEP, JOINT_STEP = 0.02, 0.3
-"""[rad] that the pitch goes towards the comfortable one, and that a joint's target moves, in one jog at most."""
+"""Largest change per jog of the pitch and of a joint's target [rad]."""
 LEAD, TURN_LEAD, JOINT_LEAD = 0.06, 0.6, 0.3
-"""[m] that the target of the fingertips, and [rad] that the one of the jaws may be ahead of them, and [rad] that a
-command may be ahead of a joint: less than what the control loop takes for a stall."""
+"""Largest lead of the target of the fingertips [m], of the jaws [rad], and of a command over its joint [rad]; below the
+stall threshold of the control loop."""
 BLOCKED, TURN_BLOCKED, PATIENCE = 0.008, 0.08, 0.5
-"""[m], [rad], [s]. An arm that stands still so far from its target for so long is blocked."""
+"""An arm at rest is blocked if it is this far from its target, in position [m] or turn [rad], for this time [s]."""
 STILL = 0.005
-"""[rad] that a joint which stands still seems to move from one step to the next, at most: three encoder steps."""
+"""Largest apparent motion per step of a joint at rest [rad]: three encoder steps."""
 NEAR = 0.05
-"""[rad] from its end at which the gripper is open, or closed."""
+"""Distance from its end position at which the gripper counts as open or closed [rad]."""
 AXES = (("forward", "back"), ("left", "right"), ("up", "down"))
 ROLL = JOINTS.index("wrist_roll")
 
 
 def fingertip_solver() -> KinematicSolver:
-    """Kinematics of the SO-101's five arm joints and its fingertips, in the frame of its base."""
+    """The kinematic solver for the fingertips of the SO-101 with five arm joints, in the frame of its base."""
     from vla.kinematics.solver import KinematicSolver
 
     return KinematicSolver(extract_chain(arm_spec().compile(), (TIP_SITE,)), (TIP_SITE,))
 
 
 class CartesianJog:
-    """Jogs the SO-101 `body` from where its joints are measured, at `joints` [rad].
+    """Jogs a SO-101. Jogs move the target and not the measured pose, so that lag and sag do not accumulate.
 
-    What is kept is the target, not what is measured: steps add up, whatever the arm's lag and sag. `report` gets the
-    reason why a jog does not move the arm: one line when it changes, or comes again after a second without it.
+    Args:
+        solver: The solver of `fingertip_solver`.
+        body: The embodiment.
+        joints: The measured joints [rad] at the start.
+        report: Called with the reason why a jog does not move the arm: when it changes, or recurs after a second.
     """
 
     def __init__(
@@ -70,22 +72,30 @@ class CartesianJog:
         self.position = self._tip(self.joints)
         self._gripper = float(joints[-1])
         self._measured: Float[np.ndarray, "6"] = joints.copy()
-        self._still: Int[np.ndarray, "6"] = np.zeros(len(joints), int)  # steps for which each joint has not moved
+        self._still: Int[np.ndarray, "6"] = np.zeros(len(joints), int)  # steps without motion, by joint
         self._sag = np.zeros(len(self.joints))
         self._reason, self._steps_since_reason = "", 0
 
     def act(self, jog: Jog, measured: Float[np.ndarray, "6"]) -> Float[np.ndarray, "6"]:
-        """Absolute joint targets [rad] after `jog`, of an arm whose joints are now `measured` [rad]."""
+        """Applies a jog.
+
+        Args:
+            jog: The jog.
+            measured: The measured joints [rad].
+
+        Returns:
+            Absolute joint targets [rad].
+        """
         self._still = np.where(np.abs(measured - self._measured) > STILL, 0, self._still + 1)
         self._measured = measured.copy()
-        self._tell(self._retreat() or self._move(jog), self._grip(jog.close))
+        self._report_new(self._retreat() or self._move(jog), self._grip(jog.close))
         step = np.append(self.joints, self._gripper) - measured
         # One scale for all five joints keeps the path straight in joint space.
         step[:-1] *= min(1.0, JOINT_LEAD / max(float(np.abs(step[:-1]).max()), 1e-9))
         step[-1] = np.clip(step[-1], -GRIPPER_STEP, GRIPPER_STEP)
         return np.clip(measured + step, self._low, self._high)
 
-    def _tell(self, *reasons: str) -> None:
+    def _report_new(self, *reasons: str) -> None:
         self._steps_since_reason += 1
         if reason := "; ".join(filter(None, reasons)):
             if reason != self._reason or self._steps_since_reason > 2 * self._patience:
@@ -93,23 +103,23 @@ class CartesianJog:
             self._reason, self._steps_since_reason = reason, 0
 
     def _retreat(self) -> str:
-        """Takes the target back to an arm that is blocked, so that its servos do not press on."""
+        """Resets the target to the pose of a blocked arm, so that its servos stop pushing."""
         if self._still[:-1].min() != self._patience:
             return ""
         reached = np.clip(self._measured[:-1] + self._sag, self._low[:-1], self._high[:-1])
-        short, unturned = self._ahead(self.position, self.joints[ROLL], reached)
-        if short < BLOCKED and unturned < TURN_BLOCKED:
+        distance, turn = self._lead(self.position, self.joints[ROLL], reached)
+        if distance < BLOCKED and turn < TURN_BLOCKED:
             return ""
         self.joints, self.position = reached, self._tip(reached)
         return "the arm is blocked: its target is taken back to where it is"
 
     def _move(self, jog: Jog) -> str:
-        """Takes the target on by `jog`; why it cannot, in part or at all."""
+        """Moves the target by `jog`; returns why it cannot, in part or entirely."""
         if not any(jog.delta) and not jog.turn:
             return ""
         reasons = []
         position = self.position + jog.delta
-        # Fingertips that are lower come up to the lowest with the first jog that does not lower them.
+        # Fingertips below LOWEST move up to it with the first jog that does not lower them.
         floor = min(LOWEST, self.position[2] + STEP * (jog.delta[2] >= 0))
         if position[2] < floor:
             position[2] = floor
@@ -119,28 +129,28 @@ class CartesianJog:
         if jog.turn and abs(roll - self.joints[ROLL]) < abs(jog.turn) / 2:
             reasons.append(f"the jaws do not turn further: {JOINTS[ROLL]} is at its limit")
         if (position != self.position).any() or roll != self.joints[ROLL]:
-            reasons.append(self._go(position, float(roll), jog))
+            reasons.append(self._set_target(position, float(roll), jog))
         return "; ".join(filter(None, reasons))
 
-    def _go(self, position: Float[np.ndarray, "3"], roll: float, jog: Jog) -> str:
+    def _set_target(self, position: Float[np.ndarray, "3"], roll: float, jog: Jog) -> str:
         joints = self._solve(position, roll)
         if np.linalg.norm(self._tip(joints) - position) > OUT_OF_REACH:
             return f"the arm does not {_motion(jog)}: {self._obstacle(joints)}"
-        lead, turn_lead = self._ahead(position, roll, self._measured[:-1])
-        before, turned_before = self._ahead(self.position, self.joints[ROLL], self._measured[:-1])
-        if lead > max(LEAD, before) or turn_lead > max(TURN_LEAD, turned_before):
+        lead, turn_lead = self._lead(position, roll, self._measured[:-1])
+        previous_lead, previous_turn_lead = self._lead(self.position, self.joints[ROLL], self._measured[:-1])
+        if lead > max(LEAD, previous_lead) or turn_lead > max(TURN_LEAD, previous_turn_lead):
             behind = (
                 f"{LEAD * 100:g} cm or {TURN_LEAD:g} rad behind its target, it is blocked or too slow for these jogs"
             )
             return f"the arm does not {_motion(jog)}: {behind}"
-        if self._still[:-1].min() >= self._patience:  # what the servos leave, at rest, between target and arm
+        if self._still[:-1].min() >= self._patience:  # steady-state error of the servos
             self._sag = self.joints - self._measured[:-1]
             self._still[:-1] = 0
         self.joints, self.position = joints, position
         return ""
 
     def _solve(self, position: Float[np.ndarray, "3"], roll: float) -> Float[np.ndarray, "5"]:
-        """Joint targets close to the present ones that bring the fingertips nearest to `position`."""
+        """Joint targets close to the current ones, with the fingertips nearest to `position`."""
         pitch = self.joints[1:4].sum()  # of the three joints in the arm's plane
         pitch += np.clip(comfortable_pitch(position) - pitch, -PITCH_STEP, PITCH_STEP)
         pose = self._solver.forward(np.array([self.joints[0], pitch, 0.0, 0.0, roll]))
@@ -149,17 +159,17 @@ class CartesianJog:
         low[ROLL] = high[ROLL] = roll
         return self._solver.inverse(pose, self.joints, step=JOINT_STEP, low=low, high=high, search=False)
 
-    def _ahead(
+    def _lead(
         self, position: Float[np.ndarray, "3"], roll: float, joints: Float[np.ndarray, "5"]
     ) -> tuple[float, float]:
-        """How far [m] and [rad] a target of fingertips and jaws is from an arm with these joints."""
+        """Distance [m] and angle [rad] of a target of fingertips and jaws from an arm with these joints."""
         return float(np.linalg.norm(position - self._tip(joints))), abs(roll - float(joints[ROLL]))
 
     def _obstacle(self, joints: Float[np.ndarray, "5"]) -> str:
-        """Why `joints`, which came nearest, are not there."""
-        room = np.minimum(joints - self._low[:-1], self._high[:-1] - joints)
-        if at := [name for name, left in zip(JOINTS[:ROLL], room, strict=False) if left < 1e-3]:
-            return f"out of reach, {' and '.join(at)} at the limit"
+        """Why the solution `joints` does not reach the target."""
+        margin = np.minimum(joints - self._low[:-1], self._high[:-1] - joints)
+        if at_limit := [name for name, left in zip(JOINTS[:ROLL], margin, strict=False) if left < 1e-3]:
+            return f"out of reach, {' and '.join(at_limit)} at the limit"
         if np.abs(joints - self.joints).max() > JOINT_STEP - 1e-6:
             return "too close to a singular pose, in which the joints would have to turn fast"
         return "out of reach"

@@ -1,4 +1,4 @@
-"""The devices by their names."""
+"""The teleoperation devices by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ DEVICES = ("keyboard", "gamepad", "script")
 
 
 def open_device(name: str, joystick: str, script: str | None, stack: ExitStack) -> Teleop:
-    """One of DEVICES; `stack` closes it. Raises InputError for another name, and for a device that is not there."""
+    """Opens one of DEVICES; `stack` closes it.
+
+    Raises:
+        InputError: for an unknown name, and for a device that is not available.
+    """
     if name == "keyboard":
         return Keyboard()
     if name == "gamepad":

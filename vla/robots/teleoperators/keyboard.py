@@ -1,12 +1,12 @@
-"""The keyboard, through MuJoCo's viewer, which calls back for each press and repeats a key that is held."""
+"""The keyboard, read through MuJoCo's viewer, which calls back for each press and repeats a key that is held."""
 
 from __future__ import annotations
 
 from queue import Empty, SimpleQueue
 
-from vla.robots.teleoperators.teleoperator import WORDS, Jog, together
+from vla.robots.teleoperators.teleoperator import WORDS, Jog, combined
 
-# GLFW's key codes; none is a shortcut of the viewer that matters here, as most letters are.
+# GLFW's key codes that do not conflict with important shortcuts of the viewer, as most letters do.
 KEYS = {
     265: "x+",
     264: "x-",
@@ -29,20 +29,21 @@ enter: save     backspace: discard, and again     home: next scene     end: quit
 
 
 class Keyboard:
-    """Gathers presses, from the viewer's thread, until they are read. A key counts once a step."""
+    """Collects key presses from the viewer's thread until they are read. A key counts once per step."""
 
     def __init__(self) -> None:
         self._pressed: SimpleQueue[str] = SimpleQueue()
 
     def press(self, code: int) -> None:
-        """Takes GLFW's code of a key; one without a meaning is passed over."""
+        """Adds a key press by GLFW's code; unassigned keys are ignored."""
         if code in KEYS:
             self._pressed.put(KEYS[code])
 
     def read(self) -> Jog:
+        """See `Teleop`."""
         words: dict[str, None] = {}
         while True:
             try:
                 words[self._pressed.get_nowait()] = None
             except Empty:
-                return together(WORDS[word] for word in words)
+                return combined(WORDS[word] for word in words)

@@ -1,4 +1,4 @@
-"""An operator in place of a policy: the control loop asks for the target, and keeps the arm within its limits."""
+"""An operator in place of a policy, so that the control loop and its safety filter also apply to teleoperation."""
 
 from __future__ import annotations
 
@@ -21,19 +21,24 @@ if TYPE_CHECKING:
     from vla.kinematics.solver import KinematicSolver
 
 FAULTS = 10
-"""Times one after the other that the device does not answer; then the run is to end."""
+"""Number of consecutive failures of the device after which the run ends."""
 JOGS = 10.0
-"""Commands of a device that are carried out a second, at most; a faster loop deals each out over several steps."""
+"""Largest rate of device commands [Hz]; a faster loop divides each command over several steps."""
 LASTS = 1.0
-"""[s] for which a target is stood by while the next does not come."""
+"""Time [s] for which a target stays valid without a new one."""
 
 
 class Operator:
-    """What `device` says of the arm, as chunks that stay at one target, asked anew at each step.
+    """Converts the commands of a device into action chunks that stay at one target, one chunk per step.
 
-    Jogs move the fingertips by `solver`, from where the arm is measured; until the first one, and while the device
-    fails, there is no chunk, and the arm holds. `report` gets the reasons why jogs do not move the arm (CartesianJog).
-    `said` is what ends the run: an Event's value or a fault.
+    Jogs move the fingertips from the measured pose. Until the first jog, and while the device fails, there is no chunk,
+    and the arm holds. `end_reason` is set when the run must end: an Event's value, or a fault.
+
+    Args:
+        device: The teleoperation device.
+        embodiment: The embodiment.
+        solver: The kinematic solver for jogs; None for a device that gives joint targets.
+        report: Called with the reason why a jog does not move the arm (CartesianJog).
     """
 
     def __init__(
@@ -48,25 +53,27 @@ class Operator:
         self.reset()
 
     def reset(self) -> None:
-        self.said: str | None = None
+        """Starts a new episode."""
+        self.end_reason: str | None = None
         self._jogging: CartesianJog | None = None
         self._failed = self._left = 0
-        self._part = Jog()
+        self._fraction = Jog()
 
     def predict(
         self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
     ) -> ActionChunk | None:
-        if self.said is not None:
+        """See `Policy.predict`; reads the device once."""
+        if self.end_reason is not None:
             return None
         try:
             jog = self._read()
         except (RobotFault, InputError) as error:
             self._failed += 1
             if self._failed > FAULTS or not getattr(error, "transient", False):
-                self.said = str(error)
+                self.end_reason = str(error)
             return None
         self._failed = 0
-        self.said = jog.event and jog.event.value
+        self.end_reason = jog.event and jog.event.value
         if jog.joints is not None:
             return self._stay(np.array(jog.joints), observation.time)
         if self._solver is None or (self._jogging is None and not jog.moves):
@@ -76,15 +83,15 @@ class Operator:
         return self._stay(self._jogging.act(jog, observation.state), observation.time)
 
     def _read(self) -> Jog:
-        """The device's next command, or the next part of its last."""
+        """The device's next command, or the next fraction of its last one."""
         if self._left:
             self._left -= 1
-            return self._part
+            return self._fraction
         jog = self._device.read()
         if self._steps > 1:
-            x, y, z = (part / self._steps for part in jog.delta)
-            self._part, self._left = Jog((x, y, z), jog.turn / self._steps, jog.close), self._steps - 1
-            jog = replace(jog, delta=self._part.delta, turn=self._part.turn)
+            x, y, z = (value / self._steps for value in jog.delta)
+            self._fraction, self._left = Jog((x, y, z), jog.turn / self._steps, jog.close), self._steps - 1
+            jog = replace(jog, delta=self._fraction.delta, turn=self._fraction.turn)
         return jog
 
     def _stay(self, target: Float[np.ndarray, "a"], time: float) -> ActionChunk:

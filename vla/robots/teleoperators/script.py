@@ -1,4 +1,4 @@
-"""A text in place of an operator, for tests and where there is no screen."""
+"""A script of commands in place of an operator, for tests and machines without a screen."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from vla.robots.teleoperators.teleoperator import WORDS, Jog
 
 
 class Script:
-    """One command a step, such as x+ x+ close save (`protocol.WORDS`); then quits. InputError for an unknown one.
+    """Executes one command per step, such as x+ x+ close save (`teleoperator.WORDS`), then quits.
 
-    An episode begins with its first movement: waits before that are left out.
+    An episode begins with its first movement: earlier waits are skipped.
+
+    Raises:
+        InputError: for an unknown command.
     """
 
     def __init__(self, words: Sequence[str]) -> None:
@@ -22,13 +25,14 @@ class Script:
 
     @classmethod
     def from_file(cls, path: str) -> Script:
-        """The commands of a text file, between spaces or line ends. Raises InputError when it cannot be read."""
+        """Reads commands from a text file, separated by white space. Raises InputError if it cannot be read."""
         try:
             return cls(Path(path).read_text(encoding="utf-8").split())
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read the script {path}: {error}") from error
 
     def read(self) -> Jog:
+        """The next command."""
         return WORDS[next(self._rest, "quit")]
 
 

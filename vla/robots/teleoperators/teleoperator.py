@@ -1,7 +1,6 @@
-"""What teleoperates an arm by hand: a device that is read once a control step.
+"""Teleoperation devices, read once per control step.
 
-A keyboard, a gamepad and a script jog the fingertips by small steps; an arm that leads another gives absolute joint
-targets.
+A keyboard, a gamepad and a script jog the fingertips in small steps; a leader arm gives absolute joint targets.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ from enum import Enum
 from typing import Protocol, runtime_checkable
 
 STEP, TURN = 0.01, 0.1
-"""How far the fingertips move [m] and the jaws turn [rad] in one control step, at most."""
+"""Largest motion of the fingertips [m] and rotation of the jaws [rad] per control step."""
 
 
 class Event(Enum):
-    """What the operator decides about the episode."""
+    """The operator's decision about the episode."""
 
     SAVE = "save"
     DISCARD = "discard"
@@ -26,29 +25,30 @@ class Event(Enum):
 
 @dataclass(frozen=True)
 class Jog:
-    """One control step by hand: x forward, y left, z up, in the frame of the arm's base."""
+    """The command of one control step, in the frame of the arm's base: x forward, y left, z up."""
 
     delta: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """How far the fingertips move [m]."""
+    """Translation of the fingertips [m]."""
     turn: float = 0.0
-    """How far the jaws turn [rad] about the fingers' axis; counterclockwise from above while these point down."""
+    """Rotation of the jaws about the fingers' axis [rad]; counterclockwise from above when the fingers point down."""
     close: bool | None = None
-    """Whether the gripper closes or opens; None leaves it."""
+    """Whether the gripper closes or opens; None leaves it unchanged."""
     event: Event | None = None
     joints: tuple[float, ...] | None = None
-    """Where the joints are to be [rad]: then nothing but `event` counts beside it."""
+    """Joint targets [rad]. If set, only `event` applies in addition."""
 
     @property
     def moves(self) -> bool:
+        """Whether it moves the fingertips, the jaws or the gripper."""
         return any(self.delta) or self.turn != 0 or self.close is not None
 
 
 @runtime_checkable
 class Teleop(Protocol):
-    """A device in the operator's hands."""
+    """A teleoperation device."""
 
     def read(self) -> Jog:
-        """What was asked for since the last call; returns at once."""
+        """The command since the last call; does not wait."""
         ...
 
 
@@ -66,11 +66,11 @@ WORDS = {
     "wait": Jog(),
     **{event.value: Jog(event=event) for event in Event},
 }
-"""The commands by name: those of a script, and what keys and buttons stand for."""
+"""The commands of scripts, keys and buttons by name."""
 
 
-def together(jogs: Iterable[Jog]) -> Jog:
-    """All of them in one step: movements add up, of the rest the last one counts."""
+def combined(jogs: Iterable[Jog]) -> Jog:
+    """Combines several jogs into one: movements are added, and for other fields the last value counts."""
     x = y = z = turn = 0.0
     close: bool | None = None
     event: Event | None = None

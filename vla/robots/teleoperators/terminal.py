@@ -1,4 +1,4 @@
-"""The keys of a terminal, for an operator who stands beside the arm."""
+"""The keys of a terminal, for an operator beside the arm."""
 
 from __future__ import annotations
 
@@ -20,22 +20,24 @@ SEQUENCES = {
     **{"\r": 257, "\n": 257, "\x7f": 259, "\x08": 259, "r": 259, "\x1b[H": 268, "\x1b[1~": 268},
     **{"q": 269, "\x1b[F": 269, "\x1b[4~": 269},
 }
-"""What a terminal sends for a key, and the key's code as the viewer has it (`keyboard.KEYS`)."""
+"""Maps the characters that a terminal sends for a key to the key's code in the viewer (`keyboard.KEYS`)."""
 
 
 class Terminal:
-    """While open, keys count at once and are not shown. Where `stream`, a file descriptor, is no terminal, none do.
+    """Reads keys without echo and without waiting for enter, inside `with`.
 
-    Keys that move the arm go to `press`, as codes.
+    Args:
+        press: Called with the code of each key that moves the arm.
+        stream: The file descriptor of the terminal. If it is not a terminal, no keys are read.
     """
 
     def __init__(self, press: Callable[[int], None] | None = None, stream: int = 0) -> None:
         self._press, self._rest = press, ""
-        self._stream, self.there = stream, os.isatty(stream)
+        self._stream, self.is_open = stream, os.isatty(stream)
         self._before: list[Any] = []
 
     def __enter__(self) -> Terminal:
-        if self.there:
+        if self.is_open:
             self._before = termios.tcgetattr(self._stream)
             tty.setcbreak(self._stream)
         return self
@@ -43,28 +45,30 @@ class Terminal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.there:
+        if self.is_open:
             termios.tcsetattr(self._stream, termios.TCSADRAIN, self._before)
 
     def poll(self) -> Event | None:
-        """What the operator decided since the last call, the last of it; returns at once."""
-        while self.there and ((away := in_background(self._stream)) or select.select([self._stream], [], [], 0)[0]):
+        """The operator's last decision since the last call; does not wait."""
+        while self.is_open and (
+            (background := in_background(self._stream)) or select.select([self._stream], [], [], 0)[0]
+        ):
             try:
-                read = b"" if away else os.read(self._stream, 256)
+                read = b"" if background else os.read(self._stream, 256)
             except OSError:
                 read = b""
-            if not read:  # the terminal is gone or another's, and the operator with it
-                self.there = False
+            if not read:  # the terminal is closed, or the process is in the background
+                self.is_open = False
                 return Event.QUIT
             self._rest += read.decode(errors="replace")
         event = None
         while self._rest:
-            known = next((keys for keys in SEQUENCES if self._rest.startswith(keys)), None)
-            if known is None and any(keys.startswith(self._rest) for keys in SEQUENCES):
-                break  # the rest of it is to come
-            if known is not None:
-                event = self._take(SEQUENCES[known]) or event
-            self._rest = self._rest[len(known or " ") :]
+            sequence = next((keys for keys in SEQUENCES if self._rest.startswith(keys)), None)
+            if sequence is None and any(keys.startswith(self._rest) for keys in SEQUENCES):
+                break  # incomplete sequence
+            if sequence is not None:
+                event = self._take(SEQUENCES[sequence]) or event
+            self._rest = self._rest[len(sequence or " ") :]
         return event
 
     def _take(self, code: int) -> Event | None:
