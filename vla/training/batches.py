@@ -12,7 +12,7 @@ from torch import Tensor
 from vla.common.images import sides
 from vla.common.stored_image import StoredViews
 from vla.datasets.mixture import Mixture
-from vla.models.batch import Batch, Frames, own_frames
+from vla.models.batch import Batch, Frames, allocate_frames
 from vla.models.processor import Processor
 from vla.training.camera_dropout import without_cameras
 from vla.training.distributed import DistributedContext
@@ -30,7 +30,7 @@ def micro_batches(
     plan: TrainConfig,
     step: int,
     world: DistributedContext,
-    frames: Frames = own_frames,
+    frames: Frames = allocate_frames,
 ) -> list[Batch]:
     """The rows of this rank, in `plan.accumulate` micro-batches; with several, rows of like length stand together, so
     that less is padded. With one, its images lie in what `frames` gives."""

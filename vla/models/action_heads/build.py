@@ -1,4 +1,4 @@
-"""Which head a name stands for."""
+"""Builds action heads by name."""
 
 from __future__ import annotations
 
@@ -25,13 +25,17 @@ HEADS: dict[str, Callable[..., Head]] = {
 
 
 def stored_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a checkpoint's head as this version has them: a flow of before has an expert of another shape."""
-    before = settings.get("kind") == "flow" and "expert" not in settings
-    return dict(settings) | ({"expert": {}} if before else {})
+    """The settings of a checkpoint's head, converted to this version: older flows have an expert of another shape."""
+    legacy = settings.get("kind") == "flow" and "expert" not in settings
+    return dict(settings) | ({"expert": {}} if legacy else {})
 
 
 def build_head(settings: Mapping[str, Any], vocabulary: Vocabulary) -> Head:
-    """The head of `settings`: its "kind" and its arguments. Raises InputError when they are not of this version."""
+    """Builds the head of `settings`: its "kind" and its arguments.
+
+    Raises:
+        InputError: for an unknown kind or unknown arguments.
+    """
     arguments = dict(settings)
     kind = arguments.pop("kind", None)
     if kind not in HEADS:
@@ -39,4 +43,4 @@ def build_head(settings: Mapping[str, Any], vocabulary: Vocabulary) -> Head:
     try:
         return HEADS[kind](vocabulary, **arguments)
     except TypeError as error:
-        raise InputError(f"the head {kind} is not made of these settings: {error}") from error
+        raise InputError(f"the head {kind} does not take these settings: {error}") from error

@@ -1,4 +1,4 @@
-"""Numbers, all at once, from empty slots (OpenVLA-OFT, Kim et al. 2025, arXiv 2502.19645, sec. 4)."""
+"""Continuous actions in one pass, by L1 regression (OpenVLA-OFT, Kim et al. 2025, arXiv 2502.19645, sec. 4)."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ from vla.models.robot_spec import RobotSpec
 
 
 class RegressionHead:
-    """A blank for each number of the widest robot's chunk. `bidirectional`: the slots look at each other, as in
-    OpenVLA-OFT; else each at those before it."""
+    """One action query token for each value of the chunk, padded to the largest action dimension.
+
+    Args:
+        bidirectional: the query tokens attend to each other, as in OpenVLA-OFT; else attention is causal.
+    """
 
     settings: Mapping[str, Any] = {"kind": "l1"}
     rows, ordered, conditions_on_prefix, reads_cache = 0, 0, True, False
@@ -71,7 +74,7 @@ class RegressionHead:
         slots = hidden[batch.input_ids == self.blank].unflatten(0, (len(hidden), self.slots))
         return module.loss(slots, batch.actions, batch.regressed)
 
-    def decode(self, asked: DecodeContext) -> Chunks:
-        hidden = asked.ask(torch.full((len(asked.told), self.slots), self.blank, device=asked.told.device), 0)
-        assert asked.module is not None
-        return finite(asked.module(hidden)[..., : asked.robot.width])
+    def decode(self, context: DecodeContext) -> Chunks:
+        hidden = context.ask(torch.full((len(context.told), self.slots), self.blank, device=context.told.device), 0)
+        assert context.module is not None
+        return finite(context.module(hidden)[..., : context.robot.width])

@@ -1,4 +1,4 @@
-"""Bins, all at once: each is predicted in the place of a blank (parallel decoding: OpenVLA-OFT, Kim et al. 2025,
+"""Bins in one pass, each predicted at an action query token (parallel decoding: OpenVLA-OFT, Kim et al. 2025,
 arXiv 2502.19645, sec. 4)."""
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from vla.models.robot_spec import RobotSpec
 
 
 class ParallelHead:
-    """No action is told another: each must be read off the images, not off the one before it.
+    """Bins predicted independently, one action query token each.
 
-    `bidirectional`: the slots of a chunk look at each other, as in OpenVLA-OFT; else each at those before it.
+    No action is conditioned on the previous one, so the model cannot copy it and must use the images.
+
+    Args:
+        bidirectional: the tokens of a chunk attend to each other, as in OpenVLA-OFT; else attention is causal.
     """
 
     settings: Mapping[str, Any] = {"kind": "parallel"}
@@ -45,7 +48,7 @@ class ParallelHead:
     ) -> Target:
         ids = (self.text + self.bins.encode(actions)).tolist()
         wanted = np.repeat(inside & (np.arange(len(actions)) >= given), robot.width)
-        # A label belongs to the token before it: the blank itself.
+        # A query token predicts its own value, so the labels are shifted by one position.
         labels = np.where(wanted, ids, IGNORE).tolist()
         return Target([*self._inputs(ids, given * robot.width), self.eos], [IGNORE, *labels])
 
@@ -53,23 +56,24 @@ class ParallelHead:
         return [*ids[:known], *[self.blank] * (len(ids) - known)]
 
     def places(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
-        """A token's step's, and in that its component's; a robot narrower than the widest leaves some unused."""
+        """Index by step and component; robots with fewer components leave some indices unused."""
         return order // width * self._widest + order % width
 
-    def decode(self, asked: DecodeContext) -> Chunks:
-        robot, known = asked.robot, self.encode_given(asked)
+    def decode(self, context: DecodeContext) -> Chunks:
+        robot, known = context.robot, self.encode_prefix(context)
         ids = torch.full((len(known), robot.action_tokens), self.blank, device=known.device)
         ids[:, : known.shape[1]] = known
-        hidden = asked.ask(ids, 0)
-        values = median_bins(asked.decoding.backbone.logits(hidden)[..., self.text : self.blank].float())
-        return self.chunks(asked, values)
+        hidden = context.ask(ids, 0)
+        values = median_bins(context.decoding.backbone.logits(hidden)[..., self.text : self.blank].float())
+        return self.chunks(context, values)
 
-    def encode_given(self, asked: DecodeContext) -> Int[Tensor, "b n"]:
-        """Tokens of the actions under way; none where there are none."""
-        if asked.given is None:
-            return torch.zeros(len(asked.told), 0, dtype=torch.long, device=asked.told.device)
-        known = np.stack([self.bins.encode(chunk) for chunk in asked.given])
-        return self.text + torch.from_numpy(known).to(asked.told.device)
+    def encode_prefix(self, context: DecodeContext) -> Int[Tensor, "b n"]:
+        """Tokens of the action prefix; n = 0 without one."""
+        if context.given is None:
+            return torch.zeros(len(context.told), 0, dtype=torch.long, device=context.told.device)
+        known = np.stack([self.bins.encode(chunk) for chunk in context.given])
+        return self.text + torch.from_numpy(known).to(context.told.device)
 
-    def chunks(self, asked: DecodeContext, values: Float[Tensor, "b n"]) -> Chunks:
-        return [self.bins.decode(row, asked.robot.horizon, asked.robot.width) for row in values.cpu().numpy()]
+    def chunks(self, context: DecodeContext, values: Float[Tensor, "b n"]) -> Chunks:
+        """Normalised chunks of fractional bin indices."""
+        return [self.bins.decode(row, context.robot.horizon, context.robot.width) for row in values.cpu().numpy()]

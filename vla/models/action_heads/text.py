@@ -1,4 +1,4 @@
-"""Integers written out in the words that the model has (VLA-0, Goyal et al. 2025, arXiv 2510.13054)."""
+"""Actions as integers in the model's text vocabulary (VLA-0, Goyal et al. 2025, arXiv 2510.13054)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vla.models.action_heads.action_head import Chunks, DecodeContext, Target, Vocabulary
-from vla.models.action_heads.autoregressive import say
+from vla.models.action_heads.autoregressive import generate_constrained
 from vla.models.action_tokenizers.integers import IntegerText, allowed_tokens, digit_tokens, mask_digits
 from vla.models.batch import IGNORE
 from vla.models.robot_spec import RobotSpec
 
 
 class TextHead:
-    """Its one row is the blank, which asks for the text; the text reaches as far as the robots' bins do."""
+    """Actions as text with integers. The integers cover the same range as the robots' bins.
+
+    It adds no vocabulary except the action query token, which starts the text.
+    """
 
     settings: Mapping[str, Any] = {"kind": "text"}
     rows, ordered, slots, conditions_on_prefix, bidirectional, regression = 0, 0, 1, False, False, None
@@ -42,22 +45,22 @@ class TextHead:
         ids = np.concatenate(words)
         labels = np.where(np.repeat(wanted, [len(word) for word in words]), ids, IGNORE)
         known = sum(map(len, words[: given * robot.width]))
-        if rng is not None:  # what is under way is known
+        if rng is not None:  # the action prefix is never masked
             ids[known:] = mask_digits(ids[known:], self._digits, self.pad, rng)
         return Target([self.blank, *ids.tolist(), self.eos], [IGNORE, *labels.tolist(), self.eos])
 
     def _words(self, actions: Float[np.ndarray, "h a"]) -> Sequence[Int[np.ndarray, "_n"]]:
-        """Tokens of each integer with the space before it, so that those of the first actions are a prefix of all."""
+        """Tokens of each integer with its leading space: the first actions' tokens are then a prefix of all tokens."""
         words = self.integers.encode(actions).split()
         return [np.array(self.tokenizer.encode(f" {word}", add_special_tokens=False).ids) for word in words]
 
     def places(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
         return torch.zeros_like(order)
 
-    def decode(self, asked: DecodeContext) -> Chunks:
-        robot = asked.robot
+    def decode(self, context: DecodeContext) -> Chunks:
+        robot = context.robot
         longest = robot.action_tokens * (len(str(self.integers.steps)) + 1)
-        given = np.zeros((len(asked.told), 0, robot.width)) if asked.given is None else asked.given
+        given = np.zeros((len(context.told), 0, robot.width)) if context.given is None else context.given
         known = [[int(i) for word in self._words(actions) for i in word] for actions in given]
-        said = say(asked, self.blank, known, self._allowed, self.eos, longest + 1)
-        return [self.integers.decode(self.tokenizer.decode(row), robot.horizon, robot.width) for row in said]
+        tokens = generate_constrained(context, self.blank, known, self._allowed, self.eos, longest + 1)
+        return [self.integers.decode(self.tokenizer.decode(row), robot.horizon, robot.width) for row in tokens]

@@ -1,4 +1,4 @@
-"""What an action tokenizer is."""
+"""The interface of an action tokenizer."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ class ActionTokenizer(Protocol):
     def encode(self, actions: Float[np.ndarray, "h a"]) -> Int[np.ndarray, "n"]: ...
 
     def decode(self, tokens: Num[np.ndarray, "n"], horizon: int, dim: int) -> Float[np.ndarray, "h a"] | None:
-        """None, whatever the tokens, when they do not say `horizon` actions of `dim` components: the caller holds."""
+        """The actions, or None when the tokens do not encode exactly `horizon` actions of `dim` components."""
         ...
