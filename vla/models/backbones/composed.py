@@ -23,11 +23,16 @@ MLP: Config = {"kind": "mlp", "norm": True}
 
 
 class ComposedVLM(nn.Module):
-    """Any transformers vision encoder, any connector, and any transformers causal LM.
+    """Any vision encoder of transformers, any connector, and any causal LM of transformers.
 
-    `vision` and `language` are transformers configurations as dicts with `model_type`, `connector` is a kind of
-    `connectors.KINDS` with its options. To the tokens of a feature map (ConvNeXt, Swin) are added learned positions,
-    one a cell, since a convolutional encoder carries none; but for a connector that does not keep the map's cells.
+    Learned position embeddings are added to the tokens of a feature map (ConvNeXt, Swin), since a convolutional encoder
+    has none, if the connector has one token per cell.
+
+    Args:
+        vision, language: transformers configurations as dicts with `model_type`.
+        image_size: side of square images, or height and width [pixels].
+        connector: a "kind" of `connectors.KINDS` with its options.
+        mean, std: of pixels, per channel.
     """
 
     def __init__(
@@ -92,7 +97,7 @@ class ComposedVLM(nn.Module):
         image_mask: Bool[Tensor, "b k"],
         layout: ImageLayout | None = None,
     ) -> Float[Tensor, "n t d"] | None:
-        """The tokens of each image; None where there is none."""
+        """The tokens of each image; None without images."""
         if not image_mask.any():
             return None
         tokens: Tensor = self.connector(self.vision(pixel_values[image_mask]).flatten(1, 2))
@@ -105,8 +110,8 @@ class ComposedVLM(nn.Module):
         embeds = self.embed_tokens(input_ids)
         if vision is None:
             return embeds
-        places = (input_ids == self.image_token_id).unsqueeze(-1)
-        return embeds.masked_scatter(places, vision.to(embeds.dtype))
+        is_image = (input_ids == self.image_token_id).unsqueeze(-1)
+        return embeds.masked_scatter(is_image, vision.to(embeds.dtype))
 
     def embed_tokens(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         embeds: Tensor = self.language.get_input_embeddings()(input_ids)
@@ -143,9 +148,9 @@ class ComposedVLM(nn.Module):
 
 
 def _grid_positions(rows: int, columns: int, size: int) -> Float[Tensor, "n d"]:
-    """Sines and cosines of the row and of the column, a quarter of `size` each, in random mixture.
+    """Initial position embeddings: random mixtures of sines and cosines of row and column, `size` / 4 of each.
 
-    A start at the scale of the features, with neighbours alike: places are what the model must learn to name.
+    Neighbouring cells have similar embeddings, at the scale of the features.
     """
     frequencies = torch.pi * torch.arange(1, size // 4 + 1) ** 0.5
     y, x = torch.meshgrid(torch.linspace(0, 1, rows), torch.linspace(0, 1, columns), indexing="ij")
@@ -160,6 +165,6 @@ def _config(values: Config) -> Any:
 
 
 def _cells_of_the_connector(module: nn.Module, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Of before the positions were a part of the connector."""
+    """Loads weights of earlier versions, whose positions were not in the connector."""
     if f"{prefix}cells" in weights:
         weights[f"{prefix}connector.cells"] = weights.pop(f"{prefix}cells")
