@@ -137,7 +137,7 @@ def collate(
 
     Args:
         pad: id of the padding token.
-        least: height and width [pixels] of the frames where there are no images.
+        min_frame: height and width [pixels] of the frames where there are no images.
         chunk: horizon and largest action dimension.
         left: pad on the left, else on the right.
         segmented: keep the segment of rows with a single turn, for backbones that need it.

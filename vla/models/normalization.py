@@ -65,10 +65,12 @@ class Normalizer:
         return cls(tuple(low for low, _ in ranges), tuple(high for _, high in ranges))
 
     def normalize(self, values: Float[np.ndarray, "*t a"]) -> Float[np.ndarray, "*t a"]:
+        """Maps [low, high] to [-1, 1]."""
         low, high = np.asarray(self.low), np.asarray(self.high)
         return 2 * (values - low) / (high - low) - 1
 
     def denormalize(self, values: Float[np.ndarray, "*t a"]) -> Float[np.ndarray, "*t a"]:
+        """The inverse of `normalize`."""
         low, high = np.asarray(self.low), np.asarray(self.high)
         return low + (values + 1) / 2 * (high - low)
 

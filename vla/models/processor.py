@@ -1,11 +1,9 @@
 """Converts examples and observations to token batches, and tokens back to text. It is saved with the weights.
 
 A row is a conversation in the `ChatFormat`; for nano `<bos> image… image… prompt <answer> target <eos> [prompt …]`.
-`vla.models.preprocessing` defines how images are cut into frames and written as tokens. The token ids after the text
-vocabulary belong to the head; the last one is the action query token.
-An action target starts with the image coordinates of the objects in the prompt, if the data contain them, one
-coordinate after the other (as MolmoAct and embodied chain-of-thought reason before they act). The head's target of the
-actions follows.
+Token ids after the text vocabulary are the head's; the last one is the action query token. An action target starts with
+the image coordinates of the objects in the prompt, if the data contain them (as MolmoAct and embodied chain-of-thought
+reason before they act). The head's target of the actions follows.
 """
 
 from __future__ import annotations
@@ -42,21 +40,15 @@ from vla.models.preprocessing.frames import Pad
 from vla.models.preprocessing.markup import Markup
 from vla.models.preprocessing.settings import Preprocessing
 from vla.models.robot_spec import RobotSpec, check_together
-from vla.models.robot_views import points_of, row_frames, shown_cameras
+from vla.models.robot_views import percent, points_of, row_frames, shown_cameras
 from vla.types import Example, Observation
 
 PAD, BOS, EOS, IMAGE, ANSWER = SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<image>", "<answer>")
 UNKNOWN_DRAWN = 0.5
-"""Share of training rows whose unknown points are replaced by random ones, without a loss; in other rows they are "not
-in the image". A trained model also predicts points for such data, and its actions must not depend on them."""
+"""Share of training rows whose unknown points are replaced by random ones, without a loss; else they are "not in the
+image". A trained model also predicts points for such data, and its actions must not depend on them."""
 STATE_TEXT = UniformBins(256, 1.0)
 """Bins of a state that is written as text (pi0.5)."""
-
-
-def percent(points: Float[np.ndarray, "p 2"]) -> Float[np.ndarray, "p 2"]:
-    """Fractions of the image as integer percent; -1 for a point that is unknown or not in its image."""
-    visible = ((points >= 0) & (points < 1)).all(1, keepdims=True)
-    return np.where(visible, np.floor(np.nan_to_num(points) * POINT_SCALE), -1.0)
 
 
 class Processor:
@@ -64,8 +56,7 @@ class Processor:
 
     Args:
         image_size, tokens_per_image: size of an image and its number of tokens, where `images` is None.
-        robots: the robots that the model controls, by the names of their embodiments; none for a VLM. They share the
-            action tokens and the horizon; each has its own normalisation.
+        robots: the robots that the model controls, none for a VLM. They share action tokens and horizon.
         mean, std: of pixels, per channel.
         head: settings of the action head.
         state_encoding: "numbers" for conditioning values, or "text" in the prompt (pi0.5).
@@ -125,11 +116,7 @@ class Processor:
         """Robots and their missing cameras that have been reported."""
 
     def robot(self, name: str = "") -> RobotSpec:
-        """The robot with this name, or the only robot.
-
-        Raises:
-            InputError: when there is none, or several and no name.
-        """
+        """The robot with this name, or the only robot. Raises InputError when there is none, or several."""
         if not self.robots:
             raise InputError("this checkpoint is a vision-language model without actions: train it on demonstrations")
         known = {robot.name: robot for robot in self.robots}
@@ -143,11 +130,8 @@ class Processor:
         """The robot that matches an embodiment.
 
         A robot matches if it is compatible (`Embodiment.check`); a body without some cameras matches robots with
-        `fewer_cameras`. Among several matches the name decides. Without a match the result is `robot(body.name)`, or
-        the only robot.
-
-        Raises:
-            InputError: for several matches with other names, and as `robot`.
+        `fewer_cameras`. Among several matches the name decides (InputError if none has it). Without a match the result
+        is `robot(body.name)`, or the only robot.
         """
         alike = [robot for robot in self.robots if is_like(robot.embodiment, body)]
         alike = alike or [robot for robot in self.robots if is_like(robot.embodiment, body, robot.fewer_cameras)]
@@ -155,8 +139,7 @@ class Processor:
         if len(alike) > 1 and not named:
             names = ", ".join(robot.name for robot in alike)
             raise InputError(f"this model drives {names}, which all match {body.name}: use one of these names")
-        several = len(self.robots) > 1
-        return (named or alike or [self.robot(body.name if several else "")])[0]
+        return (named or alike or [self.robot(body.name if len(self.robots) > 1 else "")])[0]
 
     @property
     def state_width(self) -> int:

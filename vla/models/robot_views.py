@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vla.common.points import arrange_points
+from vla.common.scene_objects import POINT_SCALE
 from vla.common.stored_image import Image, StoredImage, StoredViews
 from vla.errors import InputError
 from vla.models.robot_spec import RobotSpec
@@ -54,6 +55,12 @@ def row_frames(
         )
     cameras = shown_cameras(robot, images)
     return [(camera, views[camera]) for views in (*past, images) for camera in cameras if camera in views]
+
+
+def percent(points: Float[np.ndarray, "p 2"]) -> Float[np.ndarray, "p 2"]:
+    """Fractions of the image as integer percent; -1 for a point that is unknown or not in its image."""
+    visible = ((points >= 0) & (points < 1)).all(1, keepdims=True)
+    return np.where(visible, np.floor(np.nan_to_num(points) * POINT_SCALE), -1.0)
 
 
 def points_of(robot: RobotSpec, example: Example) -> Float[np.ndarray, "p 2"]:

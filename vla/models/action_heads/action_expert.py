@@ -157,6 +157,7 @@ class ActionExpertLayer(nn.Module):
         rotation: tuple[Float[Tensor, "b 1 n r"], Float[Tensor, "b 1 n r"]],
         condition: Float[Tensor, "b n w"] | None,
     ) -> Float[Tensor, "b n w"]:
+        """Hidden states after this layer; `keys` and `values` are those of the prefix."""
         x, gate = self.before_attention(tokens, condition)
         query, dtype = self._heads(self.query(x)), self.key.weight.dtype
         if self.cross:

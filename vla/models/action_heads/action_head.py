@@ -29,6 +29,7 @@ class Vocabulary:
 
     @property
     def horizon(self) -> int:
+        """Number of steps of a chunk, the same for all robots."""
         return self.robots[0].horizon
 
     @property
@@ -149,14 +150,17 @@ class Head(Protocol):
         ...
 
     def places(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
-        """Position embedding index of each action token, by its index `order` in the chunk.
+        """Position embedding index of each action token.
 
         Args:
+            order: index of the token in the chunk.
             width: action dimension of each row's robot.
         """
         ...
 
-    def decode(self, context: DecodeContext) -> Chunks: ...
+    def decode(self, context: DecodeContext) -> Chunks:
+        """Decodes the chunk of each row; None for an invalid one."""
+        ...
 
 
 def finite(actions: Float[Tensor, "b h a"]) -> Chunks:

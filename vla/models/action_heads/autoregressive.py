@@ -26,7 +26,7 @@ def generate_constrained(
         blank: action query token, which starts the sequence.
         known: forced first tokens of each row.
         allowed: ids of the tokens that may be generated, besides `end`.
-        most: maximum number of tokens; with `sizes`, the exact sum of the generated tokens' sizes.
+        limit: maximum number of tokens; with `sizes`, the exact sum of the generated tokens' sizes.
         sizes: size of each allowed token. No token may exceed the remaining size, and `end` is allowed only when
             none remains.
     """

@@ -35,6 +35,7 @@ class BinsHead(ParallelHead):
         return [self.blank, *ids[:-1]]
 
     def decode(self, context: DecodeContext) -> Chunks:
+        """See `Head.decode`."""
         known = self.encode_prefix(context)
         count, width, cached, accepted = context.robot.action_tokens, context.robot.width, 0, known.shape[1]
         tokens = F.pad(known, (0, count - accepted), value=self.text + self.rows // 2)

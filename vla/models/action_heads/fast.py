@@ -53,13 +53,16 @@ class FastHead:
         given: int,
         rng: np.random.Generator | None,
     ) -> Target:
+        """See `Head.target`."""
         ids = (self.text + self.fast.encode(actions)).tolist()
         return Target([self.blank, *ids, self.eos], [IGNORE, *ids, self.eos])
 
     def places(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
+        """See `Head.places`."""
         return order.clamp(max=self.slots - 1)
 
     def decode(self, context: DecodeContext) -> Chunks:
+        """See `Head.decode`."""
         robot, allowed = context.robot, torch.arange(self.text, self.blank, device=context.told.device)
         # A published tokenizer may use two tokens for one coefficient.
         limit = robot.action_tokens if self._sizes is not None else 2 * robot.action_tokens + 1

@@ -92,6 +92,7 @@ class FlowMatchingHead:
 
     @property
     def regression(self) -> ContinuousHead:
+        """See `Head.regression`."""
         return self
 
     def target(
@@ -110,6 +111,7 @@ class FlowMatchingHead:
         return Target(tokens.inputs, tokens.labels, inside)
 
     def places(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
+        """See `Head.places`."""
         return order if self._tokens is None else self._tokens.places(order, width)
 
     def module(self, backbone: Any, told: int) -> FlowHead:

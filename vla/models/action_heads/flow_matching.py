@@ -1,5 +1,7 @@
-"""Flow matching with an action expert that reads the backbone's KV cache (pi0, Black et al. 2024, arXiv 2410.24164;
-adaptive norm: pi0.5, arXiv 2504.16054; knowledge insulation: Driess et al. 2025, arXiv 2505.23705).
+"""Flow matching with an action expert that reads the backbone's KV cache.
+
+Sources: pi0, Black et al. 2024, arXiv 2410.24164; adaptive norm: pi0.5, arXiv 2504.16054; knowledge insulation: Driess
+et al. 2025, arXiv 2505.23705.
 
 Shapes: b rows, h steps, a action components, s state components, w the expert's width; of the backbone m tokens,
 g key-value heads, e the size of a head.

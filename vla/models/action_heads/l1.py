@@ -44,6 +44,7 @@ class RegressionHead:
 
     @property
     def regression(self) -> ContinuousHead:
+        """See `Head.regression`."""
         return self
 
     def target(
@@ -54,13 +55,16 @@ class RegressionHead:
         given: int,
         rng: np.random.Generator | None,
     ) -> Target:
+        """See `Head.target`."""
         inputs = [self.blank] * self.slots + [self.eos]
         return Target(inputs, [IGNORE] * len(inputs), inside & (np.arange(len(actions)) >= given))
 
     def places(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
+        """See `Head.places`."""
         return order
 
     def module(self, backbone: Any, told: int) -> L1Head:
+        """See `ContinuousHead.module`."""
         return L1Head(backbone.hidden_size, self._horizon, self._width)
 
     def loss(
@@ -71,10 +75,12 @@ class RegressionHead:
         told: Float[Tensor, "b n"],
         cached: Cached | None,
     ) -> Float[Tensor, "k"]:
+        """See `ContinuousHead.loss`."""
         slots = hidden[batch.input_ids == self.blank].unflatten(0, (len(hidden), self.slots))
         return module.loss(slots, batch.actions, batch.regressed)
 
     def decode(self, context: DecodeContext) -> Chunks:
+        """See `Head.decode`."""
         hidden = context.ask(torch.full((len(context.told), self.slots), self.blank, device=context.told.device), 0)
         assert context.module is not None
         return finite(context.module(hidden)[..., : context.robot.width])

@@ -1,5 +1,7 @@
-"""The L1 regression module: a residual MLP on the hidden states of action query tokens (OpenVLA-OFT, Kim et al. 2025,
-arXiv 2502.19645, sec. 4)."""
+"""The L1 regression module: a residual MLP on the hidden states of action query tokens.
+
+Source: OpenVLA-OFT, Kim et al. 2025, arXiv 2502.19645, sec. 4.
+"""
 
 from __future__ import annotations
 

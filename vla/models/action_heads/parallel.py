@@ -1,5 +1,7 @@
-"""Bins in one pass, each predicted at an action query token (parallel decoding: OpenVLA-OFT, Kim et al. 2025,
-arXiv 2502.19645, sec. 4)."""
+"""Bins in one pass, each predicted at an action query token.
+
+Source of parallel decoding: OpenVLA-OFT, Kim et al. 2025, arXiv 2502.19645, sec. 4.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +48,7 @@ class ParallelHead:
         given: int,
         rng: np.random.Generator | None,
     ) -> Target:
+        """See `Head.target`."""
         ids = (self.text + self.bins.encode(actions)).tolist()
         wanted = np.repeat(inside & (np.arange(len(actions)) >= given), robot.width)
         # A query token predicts its own value, so the labels are shifted by one position.
@@ -60,6 +63,7 @@ class ParallelHead:
         return order // width * self._widest + order % width
 
     def decode(self, context: DecodeContext) -> Chunks:
+        """See `Head.decode`."""
         robot, known = context.robot, self.encode_prefix(context)
         ids = torch.full((len(known), robot.action_tokens), self.blank, device=known.device)
         ids[:, : known.shape[1]] = known

@@ -1,5 +1,6 @@
-"""Guidance of a flow towards the chunk that is being executed (real-time chunking, Black et al. 2025,
-arXiv 2506.07339, eq. 2 to 5).
+"""Guidance of a flow towards the chunk that is being executed.
+
+Source: real-time chunking, Black et al. 2025, arXiv 2506.07339, eq. 2 to 5.
 
 This project has noise at t = 1 and actions at t = 0, with the velocity noise - actions. The paper's time is 1 - t, and
 its velocity has the opposite sign.

@@ -40,6 +40,7 @@ class TextHead:
         given: int,
         rng: np.random.Generator | None,
     ) -> Target:
+        """See `Head.target`."""
         words = self._words(actions)
         wanted = np.repeat(inside & (np.arange(len(actions)) >= given), robot.width)
         ids = np.concatenate(words)
@@ -55,9 +56,11 @@ class TextHead:
         return [np.array(self.tokenizer.encode(f" {word}", add_special_tokens=False).ids) for word in words]
 
     def places(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
+        """See `Head.places`."""
         return torch.zeros_like(order)
 
     def decode(self, context: DecodeContext) -> Chunks:
+        """See `Head.decode`."""
         robot = context.robot
         longest = robot.action_tokens * (len(str(self.integers.steps)) + 1)
         given = np.zeros((len(context.told), 0, robot.width)) if context.given is None else context.given

@@ -21,13 +21,16 @@ class UniformBins:
 
     @property
     def vocab_size(self) -> int:
+        """See `ActionTokenizer.vocab_size`."""
         return self.bins
 
     @property
     def width(self) -> float:
+        """Width of a bin."""
         return 2 * self.limit / self.bins
 
     def encode(self, actions: Float[np.ndarray, "h a"]) -> Int[np.ndarray, "n"]:
+        """See `ActionTokenizer.encode`."""
         index = np.floor((np.asarray(actions, np.float64) + self.limit) / self.width)
         return np.clip(index, 0, self.bins - 1).astype(np.int64).reshape(-1)
 
@@ -50,6 +53,7 @@ class OpenVLABins:
     vocab_size: int = 256
 
     def encode(self, actions: Float[np.ndarray, "h a"]) -> Int[np.ndarray, "n"]:
+        """See `ActionTokenizer.encode`."""
         clipped = np.clip(actions, -1.0, 1.0)
         return (self.vocab_size - np.digitize(clipped, self._edges())).astype(np.int64).reshape(-1)
 

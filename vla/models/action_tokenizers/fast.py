@@ -44,9 +44,11 @@ class FastTokenizer:
 
     @property
     def vocab_size(self) -> int:
+        """See `ActionTokenizer.vocab_size`."""
         return int(self.bpe.get_vocab_size())
 
     def error_bound(self, horizon: int) -> float:
+        """Largest error of a decoded value for chunks of `horizon` steps, without clipping."""
         return horizon**0.5 / (2 * self.scale)
 
     def encode(self, actions: Float[np.ndarray, "h a"]) -> Int[np.ndarray, "n"]:

@@ -31,9 +31,11 @@ class IntegerText:
 
     @property
     def error_bound(self) -> float:
+        """Largest error of a decoded value, without clipping."""
         return self.limit / self.steps
 
     def encode(self, actions: Float[np.ndarray, "h a"]) -> str:
+        """The text of a normalised chunk."""
         unit = (np.clip(np.asarray(actions, np.float64), -self.limit, self.limit) + self.limit) / (2 * self.limit)
         return " ".join(map(str, np.rint(unit * self.steps).astype(np.int64).ravel().tolist()))
 

@@ -64,6 +64,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """The output of the network, without a residual."""
         normed = self.norm(x)
         return self.down(F.silu(self.gate(normed)) * self.up(normed))
 

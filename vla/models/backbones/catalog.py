@@ -13,7 +13,7 @@ from vla.errors import InputError, suggestion
 
 Role = Literal["backbone", "dual encoder", "hosted"]
 
-CONTRACT = "the backbone interface, and logits equal to transformers', on small random weights; not on released weights"
+CONTRACT = "the backbone contract on small random weights, logits equal to transformers'; released weights not tried"
 END_TO_END = (
     "the backbone interface; for raw images of several shapes and a question, pixels, tokens and logits equal to those "
     "of transformers' processor, chat template and model; on small random weights, not on released weights"
@@ -64,8 +64,7 @@ class Family:
         return f"configs/families/{self.name}.yaml"
 
     def config(self) -> dict[str, Any]:
-        """The family's configuration: checkpoint, attention, image preprocessing and chat format; for a hosted family
-        the arguments of `Hosted`."""
+        """The family's file: checkpoint, attention, preprocessing and chat format, or the arguments of `Hosted`."""
         text = (files("vla.configs") / "families" / f"{self.name}.yaml").read_text()
         return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(text)))
 
@@ -84,7 +83,7 @@ class Family:
 
 
 def _released(name: str, title: str, connector: str, freezes: tuple[str, ...] = (), source: str = "") -> Family:
-    """A backbone of transformers' classes; verified end to end where transformers reads the released files."""
+    """A backbone of transformers' own classes; end to end where transformers reads the released files."""
     if source:
         return Family(name, "backbone", title, connector, freezes, "test_families.py", CONTRACT, source, CHECKS[2:])
     return Family(
@@ -217,7 +216,7 @@ DEFAULTS = {
     "qwen": "qwen-vl",
     "mllama": "llama-3.2-vision",
 }
-"""The family whose chat format is used for a checkpoint with this model_type, where the names differ."""
+"""The family whose conversations a checkpoint of this model_type is read with, where their names differ."""
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

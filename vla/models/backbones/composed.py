@@ -79,16 +79,20 @@ class ComposedVLM(nn.Module):
 
     @property
     def vocab_size(self) -> int:
+        """See `Backbone.vocab_size`."""
         return int(self.language.config.vocab_size)
 
     def parts(self) -> dict[str, nn.Module]:
+        """See `Backbone.parts`."""
         return {"vision": self.vision.model, "connector": self.connector, "language": self.language}
 
     def add_token_embeddings(self, count: int) -> None:
+        """See `Backbone.add_token_embeddings`."""
         self.language.resize_token_embeddings(self.vocab_size + count, mean_resizing=False)
         self.config["language"]["vocab_size"] = self.vocab_size
 
     def vocab_weights(self) -> tuple[Float[Tensor, "_r d"], Float[Tensor, "_r d"]]:
+        """See `Backbone.vocab_weights`."""
         return self.language.get_input_embeddings().weight, self.language.get_output_embeddings().weight
 
     def see(
@@ -107,6 +111,7 @@ class ComposedVLM(nn.Module):
     def embed(
         self, input_ids: Int[Tensor, "b l"], vision: Float[Tensor, "n t d"] | None = None
     ) -> Float[Tensor, "b l d"]:
+        """See `Backbone.embed`."""
         embeds = self.embed_tokens(input_ids)
         if vision is None:
             return embeds
@@ -114,6 +119,7 @@ class ComposedVLM(nn.Module):
         return embeds.masked_scatter(is_image, vision.to(embeds.dtype))
 
     def embed_tokens(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        """See `Backbone.embed_tokens`."""
         embeds: Tensor = self.language.get_input_embeddings()(input_ids)
         return embeds
 
@@ -129,21 +135,26 @@ class ComposedVLM(nn.Module):
         return run_decoder(self.language.base_model, embeds, attention_mask, cache, segments), cache
 
     def new_cache(self) -> DynamicCache:
+        """See `Backbone.new_cache`."""
         return DynamicCache(config=self.language.config)
 
     def crop(self, cache: DynamicCache, length: int) -> DynamicCache:
+        """See `Backbone.crop`."""
         cache.crop(length)
         return cache
 
     def fork(self, cache: DynamicCache, copies: int) -> DynamicCache:
+        """See `Backbone.fork`."""
         forked = copy.deepcopy(cache)
         forked.batch_repeat_interleave(copies)
         return forked
 
     def next_position(self, attention_mask: Bool[Tensor, "b m"], cache: Any | None = None) -> Int[Tensor, "b"]:
+        """See `Backbone.next_position`."""
         return attention_mask.sum(1)
 
     def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
+        """See `Backbone.logits`."""
         return self.language.get_output_embeddings()(hidden)
 
 

@@ -66,6 +66,7 @@ class PixelShuffle(nn.Module):
         self.mlp = Mlp(width * factor**2, (1, self.tokens), hidden_size, norm=True)
 
     def forward(self, features: Float[Tensor, "n p c"]) -> Float[Tensor, "n t d"]:
+        """The tokens of each image, from its features."""
         rows, columns = self.grid
         blocks = features.unflatten(1, (rows // self.factor, self.factor, columns // self.factor, self.factor))
         return self.mlp(blocks.transpose(2, 3).flatten(3).flatten(1, 2))
@@ -99,6 +100,7 @@ class QFormer(nn.Module):
         self.out = nn.Linear(query_width, hidden_size)
 
     def forward(self, features: Float[Tensor, "n p c"]) -> Float[Tensor, "n t d"]:
+        """The tokens of each image, from its features."""
         queries = self.queries.expand(len(features), -1, -1)
         return self.out(self.qformer(query_embeds=queries, encoder_hidden_states=features).last_hidden_state)
 
@@ -113,6 +115,7 @@ class ResamplerLayer(nn.Module):
         self.ff = feed_forward(width)
 
     def forward(self, latents: Float[Tensor, "n t c"], features: Float[Tensor, "n p c"]) -> Float[Tensor, "n t c"]:
+        """The latents after this layer."""
         queries = self.norm_latents(latents)
         keys = self.attention.keys(torch.cat([self.norm_features(features), queries], 1))
         latents = latents + self.attention(queries, keys)
@@ -140,6 +143,7 @@ class Resampler(nn.Module):
         self.out = nn.Identity() if width == hidden_size else nn.Linear(width, hidden_size)
 
     def forward(self, features: Float[Tensor, "n p c"]) -> Float[Tensor, "n t d"]:
+        """The tokens of each image, from its features."""
         latents: Tensor = self.latents.expand(len(features), -1, -1)
         for layer in self.layers:
             latents = layer(latents, features)

@@ -43,6 +43,7 @@ class CrossBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "b l d"], keys: Float[Tensor, "b s w"] | None, allowed: Bool[Tensor, "b l s"] | None
     ) -> Float[Tensor, "b l d"]:
+        """Hidden states after attention to `keys`, where `allowed`, and the feed-forward network."""
         if keys is not None:
             x = x + self.attention_gate.tanh() * self.attention(self.norm(x), keys, allowed)
         return x + self.ff_gate.tanh() * self._feed(x, allowed)

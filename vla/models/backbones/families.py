@@ -26,7 +26,7 @@ from vla.models.preprocessing.native import Native, Patches
 from vla.models.preprocessing.released import SIZES, framing_of, preprocessor_of
 from vla.models.preprocessing.settings import Preprocessing
 
-LOADERS: dict[str, Callable[..., Any]] = {"qwen": qwen_vl.load, "molmo": molmo.load}
+OWN: dict[str, Callable[..., Any]] = {"qwen": qwen_vl.load, "molmo": molmo.load}
 """Loaders of families that are implemented in this package, by model_type; they read a folder of released files."""
 CLASSES: dict[str, type[HFBackbone]] = {**dict.fromkeys(LAYOUTS, TokenFamily), "idefics": Idefics, "mllama": Mllama}
 NATIVE_SIZE = 448
@@ -58,8 +58,8 @@ def load(
     if not isinstance(image_size, int | None):
         raise InputError(f"{name} takes square images: give image_size as one number")
     file = Path(name) / "config.json"
-    if file.is_file() and (loader := LOADERS.get(json.loads(file.read_text()).get("model_type"))):
-        return loader(name, image_size, dtype)
+    if file.is_file() and (own := OWN.get(json.loads(file.read_text()).get("model_type"))):
+        return own(name, image_size, dtype)
     try:
         config = AutoConfig.from_pretrained(name)
         tokenizer = AutoTokenizer.from_pretrained(name)

@@ -86,17 +86,21 @@ class CrossAttentionVLM(nn.Module):
 
     @property
     def vocab_size(self) -> int:
+        """See `Backbone.vocab_size`."""
         return len(self.language.get_input_embeddings().weight)
 
     def parts(self) -> dict[str, nn.Module]:
+        """See `Backbone.parts`."""
         connector = nn.ModuleList([self.connector, self.blocks])
         return {"vision": self.vision, "connector": connector, "language": self.language}
 
     def add_token_embeddings(self, count: int) -> None:
+        """See `Backbone.add_token_embeddings`."""
         self.language.resize_token_embeddings(self.vocab_size + count, mean_resizing=False)
         self.config["language"]["vocab_size"] = self.vocab_size
 
     def vocab_weights(self) -> tuple[Float[Tensor, "_r d"], Float[Tensor, "_r d"]]:
+        """See `Backbone.vocab_weights`."""
         return self.language.get_input_embeddings().weight, self.language.get_output_embeddings().weight
 
     def see(
@@ -105,16 +109,19 @@ class CrossAttentionVLM(nn.Module):
         image_mask: Bool[Tensor, "b k"],
         layout: ImageLayout | None = None,
     ) -> Vision | None:
+        """See `Backbone.see`."""
         if not image_mask.any():
             return None
         features = self.vision(pixel_values[image_mask]).flatten(1, 2)
         return by_row(self.connector(features), image_mask)
 
     def embed(self, input_ids: Int[Tensor, "b l"], vision: Vision | None) -> Float[Tensor, "b l d"]:
+        """See `Backbone.embed`."""
         record_image_tokens(input_ids == self.image_token_id, vision)
         return self.embed_tokens(input_ids)
 
     def embed_tokens(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        """See `Backbone.embed_tokens`."""
         return self.language.get_input_embeddings()(input_ids)
 
     def hidden(
@@ -154,16 +161,21 @@ class CrossAttentionVLM(nn.Module):
         return out.last_hidden_state, cache
 
     def next_position(self, attention_mask: Bool[Tensor, "b m"], cache: Any | None = None) -> Int[Tensor, "b"]:
+        """See `Backbone.next_position`."""
         return attention_mask.sum(1)
 
     def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
+        """See `Backbone.logits`."""
         return self.language.get_output_embeddings()(hidden)
 
     def new_cache(self) -> ImageTokenCache:
+        """See `Backbone.new_cache`."""
         return ImageTokenCache()
 
     def crop(self, cache: ImageTokenCache, length: int) -> ImageTokenCache:
+        """See `Backbone.crop`."""
         return cache.crop_layers(length, cache.layers)
 
     def fork(self, cache: ImageTokenCache, copies: int) -> ImageTokenCache:
+        """See `Backbone.fork`."""
         return cache.forked(copies)

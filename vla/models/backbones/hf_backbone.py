@@ -69,14 +69,17 @@ class HFBackbone(nn.Module, ABC):
 
     @property
     def config(self) -> dict[str, Any]:
+        """See `Backbone.config`."""
         return {"family": self.family, "model": without_dtype(self.model.config.to_dict()), **self._rest}
 
     @property
     def hidden_size(self) -> int:
+        """Width of the hidden states."""
         return int(self.model.config.get_text_config().hidden_size)
 
     @property
     def vocab_size(self) -> int:
+        """See `Backbone.vocab_size`."""
         return len(self.model.get_input_embeddings().weight)
 
     @abstractmethod
@@ -84,27 +87,35 @@ class HFBackbone(nn.Module, ABC):
         """Rows and columns of the tokens of an image of `image_size`."""
 
     def embed_tokens(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        """See `Backbone.embed_tokens`."""
         return self.model.get_input_embeddings()(input_ids)
 
     def next_position(self, attention_mask: Bool[Tensor, "b m"], cache: Any | None = None) -> Int[Tensor, "b"]:
+        """See `Backbone.next_position`."""
         return attention_mask.sum(1)
 
     def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
+        """See `Backbone.logits`."""
         return self.model.get_output_embeddings()(hidden)
 
     def new_cache(self) -> ImageTokenCache:
+        """See `Backbone.new_cache`."""
         return ImageTokenCache()
 
     def crop(self, cache: ImageTokenCache, length: int) -> ImageTokenCache:
+        """See `Backbone.crop`."""
         return cache.crop_layers(length, cache.layers)
 
     def fork(self, cache: ImageTokenCache, copies: int) -> ImageTokenCache:
+        """See `Backbone.fork`."""
         return cache.forked(copies)
 
     def add_token_embeddings(self, count: int) -> None:
+        """See `Backbone.add_token_embeddings`."""
         self.model.resize_token_embeddings(self.vocab_size + count, mean_resizing=False)
 
     def vocab_weights(self) -> tuple[Float[Tensor, "_r d"], Float[Tensor, "_r d"]]:
+        """See `Backbone.vocab_weights`."""
         return self.model.get_input_embeddings().weight, self.model.get_output_embeddings().weight
 
 
@@ -112,9 +123,11 @@ class CrossAttending(HFBackbone):
     """A family with cross-attention: each image is one token in the text, and later tokens attend to its features."""
 
     def image_grid(self) -> tuple[int, int]:
+        """See `HFBackbone.image_grid`."""
         return 1, 1
 
     def embed(self, input_ids: Int[Tensor, "b l"], vision: Vision | None) -> Float[Tensor, "b l d"]:
+        """See `Backbone.embed`."""
         record_image_tokens(input_ids == self.image_token_id, vision)
         return self.embed_tokens(input_ids)
 

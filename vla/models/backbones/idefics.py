@@ -16,6 +16,7 @@ class Idefics(CrossAttending):
     """Idefics: each token attends to the latest image before it, if any."""
 
     def parts(self) -> dict[str, nn.Module]:
+        """See `Backbone.parts`."""
         model = self.model.model
         resampler = [model.perceiver_resampler] if self.model.config.use_resampler else []
         return {
@@ -26,9 +27,11 @@ class Idefics(CrossAttending):
 
     @property
     def vocab_size(self) -> int:
+        """See `Backbone.vocab_size`."""
         return int(self.model.config.vocab_size + self.model.config.additional_vocab_size)
 
     def add_token_embeddings(self, count: int) -> None:
+        """See `Backbone.add_token_embeddings`."""
         config, embedding, head = self.model.config, self.model.model.embed_tokens, self.model.lm_head
         if config.additional_vocab_size == 0:
             like = {"device": head.weight.device, "dtype": head.weight.dtype}
@@ -41,6 +44,7 @@ class Idefics(CrossAttending):
         self.model.tie_weights()
 
     def vocab_weights(self) -> tuple[Float[Tensor, "_r d"], Float[Tensor, "_r d"]]:
+        """See `Backbone.vocab_weights`."""
         embedding, head = self.model.model.embed_tokens, self.model.lm_head
         if self.model.config.additional_vocab_size == 0:
             return embedding.weight, head.weight
@@ -52,6 +56,7 @@ class Idefics(CrossAttending):
         image_mask: Bool[Tensor, "b k"],
         layout: ImageLayout | None = None,
     ) -> Vision | None:
+        """See `Backbone.see`."""
         if not image_mask.any():
             return None
         model = self.model.model

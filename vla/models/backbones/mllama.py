@@ -36,9 +36,11 @@ class Mllama(CrossAttending):
 
     @property
     def config(self) -> dict[str, Any]:
+        """See `Backbone.config`."""
         return super().config | {"head_rows": self.head_rows}
 
     def parts(self) -> dict[str, nn.Module]:
+        """See `Backbone.parts`."""
         model = self.model.model
         text = model.language_model
         crossing = set(text.cross_attention_layers)
@@ -50,6 +52,7 @@ class Mllama(CrossAttending):
         }
 
     def add_token_embeddings(self, count: int) -> None:
+        """See `Backbone.add_token_embeddings`."""
         config = self.model.config.text_config
         grow(self.model.get_input_embeddings(), count, config.initializer_range)
         grow(self.model.lm_head, count, config.initializer_range)
@@ -70,6 +73,7 @@ class Mllama(CrossAttending):
         image_mask: Bool[Tensor, "b k"],
         layout: ImageLayout | None = None,
     ) -> Vision | None:
+        """See `Backbone.see`."""
         if not image_mask.any():
             return None
         model = self.model.model
@@ -129,7 +133,8 @@ class Mllama(CrossAttending):
     ) -> tuple[Float[Tensor, "b 1 l s"], Float[Tensor, "b 1 l 1"]]:
         """Additive cross-attention mask of the last `length` tokens, and 0 for those that attend to no image.
 
-        `used` is the mask of non-empty tiles."""
+        `used` is the mask of non-empty tiles.
+        """
         patches = self.model.model.vision_model.num_patches
         visible = latest_run(image_tokens, used.shape[1])[:, -length:]
         has_image = visible.any(-1, keepdim=True)

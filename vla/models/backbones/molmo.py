@@ -19,7 +19,7 @@ from vla.models.backbones.backbone import ImageLayout
 from vla.models.backbones.cache import Vision
 from vla.models.backbones.hf_backbone import grow, insert_masked_logits
 from vla.models.backbones.own_family import OwnFamily, Rule, converted, filled, released_config, released_weights
-from vla.models.preprocessing.molmo_crops import MARGIN, POOL, inside, token_grid
+from vla.models.preprocessing.molmo_crops import MARGIN, POOL, patch_coverage, token_grid
 
 MARKS = ("im_patch", "im_start", "im_col", "im_end")
 LAYERS = (-2, -9)
@@ -38,6 +38,7 @@ class VisionTower(nn.Module):
         self.clip.vision_model.register_module("post_layernorm", nn.Identity())
 
     def forward(self, pixels: Float[Tensor, "n 3 h h"]) -> Float[Tensor, "n p c"]:
+        """The features of each patch, (n, p, c)."""
         resize = pixels.shape[-1] != self.native
         states = self.clip(pixels, output_hidden_states=True, interpolate_pos_encoding=resize).hidden_states
         return torch.cat([states[layer][:, 1:] for layer in self.layers], -1)
@@ -107,15 +108,18 @@ class Molmo(OwnFamily):
 
     @property
     def config(self) -> dict[str, Any]:
+        """See `Backbone.config`."""
         return super().config | {"mlp": self.mlp, "extra_rows": self.extra_rows, "head_rows": self.head_rows}
 
     def image_grid(self) -> tuple[int, int]:
+        """See `HFBackbone.image_grid`."""
         step = POOL * self.vision_config["patch_size"]
         if self.image_size % step:
             raise InputError(f"images of {self.image_size} pixels do not divide into windows of {step}")
         return self.image_size // step, self.image_size // step
 
     def add_token_embeddings(self, count: int) -> None:
+        """See `Backbone.add_token_embeddings`."""
         for module in (self.model.get_input_embeddings(), self.model.lm_head):
             grow(module, count, self.model.config.initializer_range)
         self.model.config.vocab_size += count
@@ -146,7 +150,7 @@ class Molmo(OwnFamily):
         tiling, patch = layout.tiling[image_mask].tolist(), self.vision_config["patch_size"]
         images = list(zip(torch.nonzero(image_mask)[:, 0].tolist(), (number for number, _, _ in tiling), strict=True))
         firsts = [i for i in range(len(images)) if not i or images[i] != images[i - 1]]
-        covered = inside(layout.content[image_mask], self.image_size, patch).to(features)
+        covered = patch_coverage(layout.content[image_mask], self.image_size, patch).to(features)
         coverage, indices = torch.ones_like(covered), []
         side = self.image_size // patch // POOL
         for first, end in zip(firsts, [*firsts[1:], len(images)], strict=True):

@@ -40,7 +40,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> Tokenizer:
 
 
 def nano(tokenizer: Tokenizer) -> tuple[ComposedVLM, Processor]:
-    """A new nano backbone with random weights and its processor: images of 96 x 96 pixels, 36 tokens each (stride 16)."""
+    """A new nano backbone with random weights, and its processor: 36 tokens for an image of 96 x 96 pixels."""
     language = {
         "model_type": "llama",
         "vocab_size": tokenizer.get_vocab_size(),

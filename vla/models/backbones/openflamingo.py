@@ -125,7 +125,7 @@ def _sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def _fill(backbone: CrossAttentionVLM, weights: Mapping[str, Tensor]) -> None:
-    """Loads the weights. Raises InputError when one of the connector or of the gated layers is missing or unexpected."""
+    """Loads weights. Raises InputError for missing ones of connector or gated layers, and for unexpected ones."""
     wanted = backbone.state_dict()
     missing = [name for name in wanted if name.startswith(("connector.", "blocks.")) and name not in weights]
     unknown = [name for name in weights if name not in wanted or wanted[name].shape != weights[name].shape]

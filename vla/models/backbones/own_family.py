@@ -47,9 +47,11 @@ class OwnFamily(HFBackbone):
 
     @property
     def config(self) -> dict[str, Any]:
+        """See `Backbone.config`."""
         return super().config | {"vision": self.vision_config}
 
     def parts(self) -> dict[str, nn.Module]:
+        """See `Backbone.parts`."""
         return {"vision": self.vision, "connector": self.connector, "language": self.model}
 
     def see(
@@ -58,12 +60,14 @@ class OwnFamily(HFBackbone):
         image_mask: Bool[Tensor, "b k"],
         layout: ImageLayout | None = None,
     ) -> Vision | None:
+        """See `Backbone.see`."""
         if not image_mask.any():
             return None
         features = self.connector(self.vision(pixel_values[image_mask])).flatten(0, 1)
         return Vision(features, len(features))
 
     def embed(self, input_ids: Int[Tensor, "b l"], vision: Vision | None) -> Float[Tensor, "b l d"]:
+        """See `Backbone.embed`."""
         image_tokens = input_ids == self.image_token_id
         record_image_tokens(image_tokens, vision)
         embeds = self.embed_tokens(input_ids)

@@ -12,8 +12,8 @@ KEYS = ("dtype", "torch_dtype")
 def without_dtype(config: Mapping[Any, Any]) -> dict[Any, Any]:
     """A copy of `config` without dtypes, also in nested configurations.
 
-    transformers creates a module in the dtype of its configuration. In bfloat16 small updates are lost: a moving average
-    with decay 0.995 does not change at all.
+    transformers creates a module in the dtype of its configuration. Small updates are lost in bfloat16: a moving
+    average with decay 0.995 does not change at all.
     """
     return {
         key: without_dtype(value) if isinstance(value, Mapping) else value

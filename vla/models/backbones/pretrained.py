@@ -141,7 +141,7 @@ def _checked(components: Mapping[str, Any]) -> dict[str, Any]:
     keys = components.keys()
     if wrong := [*sorted(keys - set(COMPONENTS)), *sorted({"vision", "language"} - keys)]:
         raise InputError(
-            f"a composed backbone has {', '.join(COMPONENTS)}, of which the first two are required: check {', '.join(wrong)}"
+            f"a composed backbone has {', '.join(COMPONENTS)}, the first two required: check {', '.join(wrong)}"
         )
     return dict(components)
 

@@ -41,6 +41,7 @@ class VisionTower(nn.Module):
         )
 
     def forward(self, pixels: Float[Tensor, "n 3 h h"]) -> Float[Tensor, "n p c"]:
+        """The features of each patch, in row-major order."""
         x = self.patches(pixels).flatten(2).transpose(1, 2)
         x = self.norm(x + resized(self.positions, x.shape[1]))
         for layer in self.layers:
@@ -63,6 +64,7 @@ class Resampler(nn.Module):
         self.project = nn.Linear(out, out, bias=False)
 
     def forward(self, features: Float[Tensor, "n p c"]) -> Float[Tensor, "n t d"]:
+        """The tokens of each image, one per query."""
         values = self.norm_kv(self.kv(features))
         queries = (self.norm_query(self.query) + self.positions).expand(len(values), -1, -1)
         keys = values + resized(self.positions, values.shape[1])
@@ -86,6 +88,7 @@ class QwenVL(OwnFamily):
         self.connector = Resampler(vision["width"], self.hidden_size, vision["cells"])
 
     def image_grid(self) -> tuple[int, int]:
+        """See `HFBackbone.image_grid`."""
         return 1, self.vision_config["cells"]
 
 
@@ -109,7 +112,7 @@ def grid_waves(side: int, size: int) -> Float[Tensor, "p c"]:
 def load(
     folder: str | Path, image_size: int | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[QwenVL, PreTrainedTokenizerFast]:
-    """Loads Qwen-VL or Qwen-VL-Chat and its tokenizer from a folder with the released files, the weights as safetensors.
+    """Loads Qwen-VL or Qwen-VL-Chat and its tokenizer from a folder with the released files (weights as safetensors).
 
     Raises:
         InputError: when the folder does not contain them.

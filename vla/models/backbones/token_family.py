@@ -49,6 +49,7 @@ class TokenFamily(HFBackbone):
     """LLaVA, Pixtral, InternVL, PaliGemma, Qwen2-VL, Qwen2.5-VL, SmolVLM, and BLIP-2 with a decoder (MiniGPT-4)."""
 
     def image_grid(self) -> tuple[int, int]:
+        """See `HFBackbone.image_grid`."""
         config, vision = self.model.config, self.model.config.vision_config
         if self.family == "blip-2":
             return 1, config.num_query_tokens
@@ -68,6 +69,7 @@ class TokenFamily(HFBackbone):
         return int(side), int(side)
 
     def parts(self) -> dict[str, nn.Module]:
+        """See `Backbone.parts`."""
         layout = LAYOUTS[self.family]
         connector = [_at(self.model, path) for path in layout.connector]
         vision = _at(self.model, layout.vision)
@@ -83,6 +85,7 @@ class TokenFamily(HFBackbone):
         image_mask: Bool[Tensor, "b k"],
         layout: ImageLayout | None = None,
     ) -> Vision | None:
+        """See `Backbone.see`."""
         if not image_mask.any():
             return None
         sizes = None
@@ -93,6 +96,7 @@ class TokenFamily(HFBackbone):
         return Vision(features, len(features), grids=self._grids(pixels, sizes))
 
     def embed(self, input_ids: Int[Tensor, "b l"], vision: Vision | None) -> Float[Tensor, "b l d"]:
+        """See `Backbone.embed`."""
         image_tokens = input_ids == self.image_token_id
         record_image_tokens(image_tokens, vision)
         # The image token may have no embedding.
@@ -139,6 +143,7 @@ class TokenFamily(HFBackbone):
     def next_position(
         self, attention_mask: Bool[Tensor, "b m"], cache: ImageTokenCache | None = None
     ) -> Int[Tensor, "b"]:
+        """See `Backbone.next_position`."""
         if cache is not None and cache.steps is not None:
             return (cache.steps[:, : attention_mask.shape[1], 0] * attention_mask).sum(1)
         return attention_mask.sum(1) + self._first_position
@@ -189,7 +194,7 @@ class TokenFamily(HFBackbone):
 
 
 def patches(pixels: Float[Tensor, "n 3 h w"], config: Any) -> tuple[Float[Tensor, "p c"], Int[Tensor, "n 3"]]:
-    """Patches in Qwen's order, grouped by the blocks that are merged into a token and repeated in time; and the grid."""
+    """Patches in Qwen's order, grouped by the blocks that form a token and repeated in time; and the grid."""
     n, channels, height, width = pixels.shape
     side, merge, time = config.patch_size, config.spatial_merge_size, config.temporal_patch_size
     rows, columns = height // side, width // side

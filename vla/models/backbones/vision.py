@@ -44,6 +44,7 @@ class VisionEncoder(nn.Module):
 
     @property
     def width(self) -> int:
+        """Number of channels of the features."""
         return int(self.model.channels[-1] if self.maps else self.model.config.hidden_size)
 
     def grid(self, image_size: Size) -> tuple[int, int]:
@@ -73,6 +74,7 @@ class VisionEncoder(nn.Module):
 
 
 def build_vision(config: Mapping[str, Any]) -> VisionEncoder:
+    """The vision encoder of a configuration, with random weights."""
     return VisionEncoder(config)
 
 

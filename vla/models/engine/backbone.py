@@ -85,9 +85,11 @@ class FusedBackbone(nn.Module):
         return tokens if cells is None else tokens + cells
 
     def embed(self, input_ids: Int[Tensor, "b l"], vision: Any | None) -> Float[Tensor, "b l d"]:
+        """See `Backbone.embed`."""
         return self.plain.embed(input_ids, vision)
 
     def embed_tokens(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        """See `Backbone.embed_tokens`."""
         return self.plain.embed_tokens(input_ids)
 
     def new_cache(self) -> StaticCache | None:

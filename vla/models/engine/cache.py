@@ -34,10 +34,12 @@ class StaticCache:
 
     @property
     def rows(self) -> int:
+        """Number of rows."""
         return self.memory.shape[2]
 
     @property
     def capacity(self) -> int:
+        """Maximum number of tokens."""
         return self.memory.shape[4]
 
     def views(self, length: int) -> list[tuple[Float[Tensor, "b g m e"], Float[Tensor, "b g m e"]]]:
@@ -47,6 +49,7 @@ class StaticCache:
 
     @property
     def layers(self) -> list[LayerKV]:
+        """Keys and values of each layer, of the valid tokens."""
         return [LayerKV(keys, values) for keys, values in self.views(self.length)]
 
     def grown(self, capacity: int) -> StaticCache:

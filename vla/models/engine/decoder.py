@@ -59,6 +59,7 @@ class FusedDecoder(nn.Module):
             self.register_buffer(name, value[0].detach(), persistent=False)
 
     def new_cache(self, rows: int, capacity: int) -> StaticCache:
+        """An empty cache for this decoder."""
         return StaticCache(len(self.layers), rows, capacity, self.sizes, self.dtype, self.cos.device)
 
     def rotation(self, positions: Int[Tensor, "b n"] | slice) -> Rotation:

@@ -1,5 +1,7 @@
-"""A fused transformer layer: norms folded into the next linear layer, one product for q, k and v and one for gate and
-up, and attention without copies of shared heads.
+"""A fused transformer layer.
+
+Norms are folded into the next linear layer, q, k and v are one product, gate and up another, and attention does not
+copy shared heads.
 
 Shapes: b rows, n new tokens, m tokens in total, d width, h query heads, g key-value heads, e the size of a head.
 """
@@ -65,6 +67,7 @@ class WeightOnly(nn.Module):
         self.register_buffer("scale", scale.to(linear.weight.dtype))
 
     def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
+        """The product with the dequantised weights."""
         if self.weight.dtype == torch.int8 and x[..., 0].numel() <= MAX_INT8_TOKENS:
             out: Tensor = torch._weight_int8pack_mm(x.reshape(-1, x.shape[-1]), self.weight, self.scale)
             return out.view(*x.shape[:-1], -1)
@@ -113,6 +116,7 @@ class FusedLayer(nn.Module):
         self.qkv, self.out, self.gate_up, self.down = qkv, out, gate_up, down
 
     def norm(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """RMS norm without a scale."""
         return rms_norm(x, self.sizes.eps)
 
     def attention(
@@ -137,6 +141,7 @@ class FusedLayer(nn.Module):
         return self.out(attended.reshape(rows, count, -1))
 
     def mlp(self, normed: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """The gated MLP."""
         gate, up = self.gate_up(normed).chunk(2, -1)
         return self.down(self.activation(gate) * up)
 
@@ -148,6 +153,7 @@ class FusedLayer(nn.Module):
         rotation: Rotation,
         mask: Bool[Tensor, "b 1 q m"] | None,
     ) -> Float[Tensor, "b n d"]:
+        """Hidden states after this layer; arguments as in `attention`."""
         x = x + self.attention(self.norm(x), keys, values, rotation, mask)
         return x + self.mlp(self.norm(x))
 
