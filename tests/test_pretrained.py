@@ -183,7 +183,7 @@ def test_a_backbone_of_two_pretrained_parts(tmp_path: Path) -> None:
     assert seen.images.shape == (1, 1, 28, 42, 3) and seen.images.all()
     VLA(wide, asking).save(tmp_path)
     assert VLA.load(tmp_path).generate_text(seen, 4) == VLA(wide, asking).eval().generate_text(seen, 4)
-    with pytest.raises(InputError, match="see language"):
+    with pytest.raises(InputError, match="check language"):
         open_backbone({"vision": "x"})
 
 

@@ -62,7 +62,7 @@ def continued(name: str, base: VLA, robots: Sequence[RobotSpec], head: Mapping[s
         try:
             known[data.name] = _spec(known[data.name], data, ranges)
         except InputError as error:
-            raise InputError(f"{name} drives other robots than those of the data: {error}") from error
+            raise InputError(f"{name} drives robots already, which do not match the data: {error}") from error
         print(f"{data.name}: goes on from {name}, statistics: {ranges.statistics or KEEP}")
     settings = processor.head.settings
     base.processor = processor.with_robots(

@@ -48,7 +48,7 @@ def micro_batches(
     length = batch.attention_mask.sum(1)[: plan.rows(world.size) * plan.accumulate]
     if plan.accumulate == 1:
         own = slice(len(length) + (world.size > 1 and _lacks(batch, torch.arange(len(length)))))
-        return [trimmed(batch.each(lambda tensor: tensor[own], batch.source[own]))]
+        return [trimmed(batch.map_tensors(lambda tensor: tensor[own], batch.source[own]))]
     groups = list(torch.argsort(length, stable=True).split(plan.rows(world.size)))
     if world.size > 1:
         groups = [torch.cat([g, torch.tensor([len(length)])]) if _lacks(batch, g) else g for g in groups]

@@ -26,7 +26,7 @@ from vla.models.action_heads.action_head import (
     finite,
 )
 from vla.models.action_heads.bins import BinsHead
-from vla.models.action_heads.decoder_shape import expert_shape, shape_of_before
+from vla.models.action_heads.decoder_shape import expert_shape, legacy_shape
 from vla.models.action_heads.decoding import keys_values
 from vla.models.action_heads.fast import FastHead
 from vla.models.action_heads.flow_matching import FlowHead, sample_time
@@ -123,7 +123,7 @@ class FlowMatchingHead:
         elif self._expert:
             shape = ActionExpertShape(**{**self._expert, "frequencies": tuple(self._expert["frequencies"])})
         else:
-            shape = shape_of_before(backbone, self._sizes["width"])
+            shape = legacy_shape(backbone, self._sizes["width"])
         expert = ActionExpert(shape, self._adaptive)
         return FlowHead(expert, self._vocabulary.horizon, self._vocabulary.width, told, self._rtc_training)
 
