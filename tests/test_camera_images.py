@@ -54,7 +54,7 @@ def test_a_camera_has_one_frame_of_the_backbone_s_size(kind: str, mode: str | No
     assert (width / height == pytest.approx(640 / 480, rel=0.01)) == bars
     count = told.markup.count(views[0])
     assert for_camera(FRAMINGS[kind], mode, count) == told
-    with pytest.raises(InputError, match=f"always {count} tokens"):
+    with pytest.raises(InputError, match=f"always has {count} tokens"):
         for_camera(FRAMINGS[kind], mode, count - 1)
     with pytest.raises(InputError, match="stretch, pad or crop"):
         for_camera(FRAMINGS[kind], "native")
@@ -85,7 +85,7 @@ def test_tiles_are_as_many_as_are_asked_for() -> None:
     assert [frames("split", n) for n in (None, 1, 4)] == [17, 1, 5]
     assert [frames("pad", n) for n in (None, 1, 4)] == [1, 1, 5]
     assert [frames("crops", n) for n in (None, 1)] == [13, 2]
-    with pytest.raises(InputError, match="in its own shape"):
+    with pytest.raises(InputError, match="of the same shape"):
         with_tiles(Preprocessing(Native(28, 3136, 12845056), CELLS), 2)
 
 

@@ -224,5 +224,5 @@ def test_native_resolution_of_siglip2() -> None:
 
 
 def test_another_family_is_refused() -> None:
-    with pytest.raises(InputError, match="llama is no dual encoder"):
+    with pytest.raises(InputError, match="llama is not a dual encoder"):
         DualEncoder({"model_type": "llama"}, pad_token_id=0)

@@ -154,7 +154,7 @@ def test_llama_looks_at_images_as_its_processor_says() -> None:
     dense = convert_sparse_cross_attention_mask_to_dense(sparse, tiles, 2, 7).reshape(2, 7, 6)
     patches = backbone.model.model.vision_model.num_patches
     used = torch.tensor(tiles)[..., None] > torch.arange(2)
-    looks, some = backbone._looks(torch.tensor(rows) == 128, used, 7, torch.float32)
+    looks, some = backbone._masks(torch.tensor(rows) == 128, used, 7, torch.float32)
     assert (looks[:, 0, :, : 6 * patches : patches] == 0).tolist() == (dense > 0).tolist()
     assert some[:, 0, :, 0].tolist() == dense.any(-1).tolist()
 
@@ -219,7 +219,7 @@ def test_refuses_what_it_cannot_load(tmp_path: Path) -> None:
 def test_as_many_images_as_places(name: str) -> None:
     backbone = build(config_of(name))
     vision = backbone.encode_images(torch.randn(1, 1, 3, 28, 28), torch.tensor([[True]]))
-    with pytest.raises(InputError, match="tokens of images"):
+    with pytest.raises(InputError, match="image tokens"):
         backbone.embed(torch.tensor([[1, 5]]), vision)
-    with pytest.raises(InputError, match="tokens of images"):
+    with pytest.raises(InputError, match="image tokens"):
         backbone.embed(torch.tensor([[1, *[backbone.image_token_id] * backbone.tokens_per_image]]), None)

@@ -315,7 +315,7 @@ def test_a_state_can_be_told_as_text(make_model: Models, tmp_path: Path) -> None
     ("settings", "message"),
     [
         ({"head": "diffusion"}, "no head diffusion: choose of parallel, bins"),
-        ({"head": "l1", "layers": 3}, "not made of these settings"),
+        ({"head": "l1", "layers": 3}, "does not take these settings"),
         ({"head": "fast"}, "needs a tokenizer"),
         ({"head": "flow", "knowledge_insulation": True, "tokens": "text"}, "fast or bins, not text"),
     ],

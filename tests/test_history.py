@@ -197,7 +197,7 @@ def test_history_is_saved_and_asked_for(make_model: Models, stores: dict[str, Ep
     example = Windows(stores["slow"], 4, history=(4, 2))[-1]
     assert example.state is not None
     seen = Observation(example.images, example.state, example.prompt, 0.0)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="slow: this policy is shown frames of 2 past moments, not of 0"):
+    with pytest.raises(InputError, match="slow: this policy needs frames of 2 past moments, not of 0"):
         again.processor.robot_prompt([seen], "slow")
     with pytest.raises(InputError, match="not of 0"):
         again.processor.batch([replace(example, past=())])

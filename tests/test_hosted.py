@@ -255,7 +255,7 @@ def test_a_server_without_keys_gets_none(server: Server, client: Callable[..., H
 def test_another_model_under_an_older_name_is_refused(server: Server, client: Callable[..., Hosted]) -> None:
     server.replies = [completion(model="gpt-5-2025-08-07")]
     model = client("gpt-4-vision-preview", price=Price(1, 1))
-    with pytest.raises(InputError, match="asked for gpt-4-vision-preview, gpt-5-2025-08-07 answered"):
+    with pytest.raises(InputError, match="requested gpt-4-vision-preview, but gpt-5-2025-08-07 answered"):
         model.answer(["?"])
     assert model.usage.models == {"gpt-5-2025-08-07": 1} and model.cost == pytest.approx(1010e-6)
 

@@ -21,7 +21,7 @@ from vla.models.backbones import families
 from vla.models.backbones.backbone import ImageLayout
 from vla.models.backbones.build import build
 from vla.models.backbones.molmo import Molmo, load
-from vla.models.batch import Shown, _collate_images, own_frames
+from vla.models.batch import Shown, _collate_images, allocate_frames
 from vla.models.preprocessing.markup import Markup
 from vla.models.preprocessing.molmo_crops import Crops, token_grid
 from vla.models.preprocessing.settings import Preprocessing
@@ -329,7 +329,7 @@ def test_an_image_is_read_whole_and_in_crops(size: tuple[int, int], tmp_path: Pa
     assert [part for part in parts if isinstance(part, int)] == [6] * 6 + [columns] * rows
     assert "".join(map(str, parts)).count("<im_col>") == 6 + rows
     shown = [[Shown(photo, view)] for photo, view in zip(photos, views, strict=True)]
-    pixels, mask, content, tiling = (torch.from_numpy(x) for x in _collate_images(shown, (big, big), own_frames))
+    pixels, mask, content, tiling = (torch.from_numpy(x) for x in _collate_images(shown, (big, big), allocate_frames))
     values = (pixels / 255 - torch.tensor(backbone.mean)) / torch.tensor(backbone.std)
     whole, canvas, inside = plain_crops(photos[1], big, views[1].grid)
     frames = torch.cat([whole[None], canvas])

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla.models.preprocessing.molmo_crops import Crops, inside, tiling, token_grid
+from vla.models.preprocessing.molmo_crops import Crops, patch_coverage, tiling, token_grid
 from vla.models.preprocessing.view import draw
 
 
@@ -69,4 +69,4 @@ def test_padding_of_crops() -> None:
     frames, content = drawn(np.full((50, 200, 3), 255, np.uint8), 84, 7)
     assert frames[0, 42].min() == 255 and frames[0, 0].max() == 0
     shown = (frames[1:, ..., 0] / 255).unflatten(1, (12, 7)).unflatten(3, (12, 7)).mean((2, 4)).flatten(1)
-    torch.testing.assert_close(inside(content[1:], 84, 7), shown, atol=1e-6, rtol=0)
+    torch.testing.assert_close(patch_coverage(content[1:], 84, 7), shown, atol=1e-6, rtol=0)

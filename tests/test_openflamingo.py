@@ -154,7 +154,7 @@ def test_a_missing_weight_is_named(tmp_path: Path, drop: str) -> None:
     weights = released("model.layers", 2)
     del weights[drop]
     torch.save({"model_state_dict": weights}, tmp_path / "checkpoint.pt")
-    with pytest.raises(InputError, match="1 missing, 0 without a place"):
+    with pytest.raises(InputError, match="1 missing, 0 unexpected"):
         load(tmp_path / "checkpoint.pt", str(tmp_path / "clip"), str(tmp_path / "language"))
 
 

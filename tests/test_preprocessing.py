@@ -152,5 +152,5 @@ def test_settings_are_read_as_they_were_saved(kind: str) -> None:
     }.get(kind, {"size": [28, 28]})
     first = Preprocessing.from_dict({"kind": kind, **made, "markup": {"tokens": 4}})
     assert Preprocessing.from_dict(first.to_dict()) == first
-    with pytest.raises(InputError, match="no way of showing"):
+    with pytest.raises(InputError, match="is not an image preprocessing"):
         Preprocessing.from_dict({"kind": kind, **made, "other": 1})

@@ -183,7 +183,7 @@ def test_a_backbone_of_two_pretrained_parts(tmp_path: Path) -> None:
     assert seen.images.shape == (1, 1, 28, 42, 3) and seen.images.all()
     VLA(wide, asking).save(tmp_path)
     assert VLA.load(tmp_path).generate_text(seen, 4) == VLA(wide, asking).eval().generate_text(seen, 4)
-    with pytest.raises(InputError, match="see language"):
+    with pytest.raises(InputError, match="check language"):
         open_backbone({"vision": "x"})
 
 
@@ -239,7 +239,7 @@ def test_a_backbone_of_parts_has_the_size_of_its_preprocessor(tmp_path: Path) ->
 def test_an_encoder_that_says_nothing_of_its_pixels_is_refused(tmp_path: Path) -> None:
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
     ViTMAEModel(ViTMAEConfig(image_size=28, patch_size=14, **size)).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="does not say how its images are normalised"):
+    with pytest.raises(InputError, match="has no mean and std of its images"):
         open_backbone({"vision": str(tmp_path), "language": str(tmp_path)})
 
 

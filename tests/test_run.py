@@ -154,8 +154,8 @@ def test_a_policy_goes_on_with_new_data_and_says_whose_ranges_it_has(
     for options_, message in (
         ({"statistics": "mean"}, "keep, estimate or merge, not 'mean'"),
         ({"normalization": "min-max"}, "normalization= is for new ranges"),
-        ({"predict": "unchanged"}, "predicts lift .rad., turn .rad. relative to the state, predict says nothing"),
-        ({"backbone": "scratch", "statistics": "keep"}, "statistics=keep: scratch is no policy"),
+        ({"predict": "unchanged"}, "predicts lift .rad., turn .rad. relative to the state, but predict is nothing"),
+        ({"backbone": "scratch", "statistics": "keep"}, "statistics=keep: scratch is not a policy"),
         ({"data": {"wide": data["wide"]}}, "drives toy, and not wide"),
     ):
         with pytest.raises(InputError, match=message):
@@ -212,7 +212,7 @@ def test_a_head_trains_and_resumes_to_the_bit(
     equal_files(tmp_path / "a" / last, tmp_path / "b" / last)
     with pytest.raises(InputError, match="another action head"):
         train(**options(data, tmp_path / "b", head="l1"))
-    with pytest.raises(InputError, match="says actions as .*, not as l1"):
+    with pytest.raises(InputError, match="has the action head .*, not l1"):
         train(**options(data, tmp_path / "c", head="l1", backbone=str(tmp_path / "a/best")))
     with pytest.raises(InputError, match="no head diffusion"):
         train(**options(data, tmp_path / "c", head="diffusion"))

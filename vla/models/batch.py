@@ -1,4 +1,4 @@
-"""Rows of tokens, and the tensors that they become."""
+"""Rows of tokens, and their collation into a batch of tensors."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from vla.common.stored_image import Image, StoredImage
 from vla.models.preprocessing.view import View, draw_all
 
 IGNORE = -100
-"""The label of a position that has no loss."""
+"""The label of a position without loss."""
 
 Frames = Callable[[tuple[int, ...]], UInt8[np.ndarray, "_b _k _h _w 3"]]
-"""Gives memory for the images of a batch, of this shape; what it holds is overwritten."""
+"""Returns an array of the given shape for the images of a batch; its content is overwritten."""
 
 
-def own_frames(shape: tuple[int, ...]) -> UInt8[np.ndarray, "_b _k _h _w 3"]:
-    """Memory of its own."""
+def allocate_frames(shape: tuple[int, ...]) -> UInt8[np.ndarray, "_b _k _h _w 3"]:
+    """A new array for the images of a batch."""
     return np.empty(shape, np.uint8)
 
 
 @dataclass(frozen=True)
 class Shown:
-    """An image, and what is shown of it."""
+    """An image, and how it is cut into frames."""
 
     image: Image | StoredImage
     view: View
@@ -36,17 +36,24 @@ class Shown:
 
 @dataclass(frozen=True)
 class Batch:
-    """Tensors of b rows with up to k frames of images and l tokens. `labels` is IGNORE where there is no loss.
+    """Tensors of b rows with up to k frames of images and l tokens.
 
-    `robot` is a row's place among the processor's robots, -1 for a question. `state` is normalised, `points` are what
-    `point_features` makes of them; zero where a row has none, and beyond what its robot has.
-    `segments` is 0 for what a whole row sees, and n for its n-th independent turn, which sees 0 and itself.
-    `actions` are a row's chunk, normalised, of which the first `prefix_length` are under way already; `continuous_mask` are those of
-    its numbers that a head learns as numbers; `prompt_length` is how many tokens come before it.
-    `content` is the part of each frame that is not bars around it: left, top, width, height [pixels]. `warp` is the
-    homography by which training moves it, on fractions of its width and height (`vla.training.geometry`). `tiling` says
-    which of its row's images a frame is of, and in how many rows and columns of frames that was cut.
-    `seed` is what each row's random numbers in training come from, -1 for those of torch's own generator.
+    Attributes:
+        content: left, top, width and height [pixels] of each frame's image, without the bars around it.
+        tiling: index of the frame's image in its row, and the number of rows and columns of frames that the image was
+            cut into.
+        warp: homography of the frame's augmentation, on fractions of width and height (`vla.training.geometry`).
+        labels: token ids, or IGNORE where there is no loss.
+        segments: 0 for tokens shared by the row, n for its n-th independent turn, which attends to 0 and itself.
+        robot: index of the row's robot in the processor, -1 for a question.
+        state: the normalised state; zero where a row has none, and in components that its robot does not have.
+        points: `point_features` of the row's points; zero where there are none.
+        actions: the normalised chunk.
+        regressed: values of the chunk with a continuous loss.
+        given: length of the action prefix in the chunk.
+        prefix: number of tokens before the chunk.
+        seed: seed of the row's random numbers in training; -1 for torch's global generator.
+        source: source of each row.
     """
 
     images: UInt8[Tensor, "b k h w 3"]
@@ -68,21 +75,28 @@ class Batch:
     seed: Int[Tensor, "b"]
     source: tuple[str, ...]
 
-    def rows(self, chosen: Int[Tensor, "c"]) -> Batch:
-        return self.each(lambda tensor: tensor[chosen], tuple(self.source[i] for i in chosen.tolist()))
+    def rows(self, indices: Int[Tensor, "c"]) -> Batch:
+        """The batch of the selected rows."""
+        return self.map_tensors(lambda tensor: tensor[indices], tuple(self.source[i] for i in indices.tolist()))
 
     def to(self, device: torch.device) -> Batch:
-        """Copied while the device computes, where the batch lies in pinned memory."""
-        return self.each(lambda tensor: tensor.to(device, non_blocking=True), self.source)
+        """The batch on `device`, copied asynchronously from pinned memory."""
+        return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=True), self.source)
 
-    def each(self, change: Callable[[Tensor], Tensor], source: tuple[str, ...]) -> Batch:
-        tensors = {f.name: change(getattr(self, f.name)) for f in fields(self) if f.name != "source"}
+    def map_tensors(self, function: Callable[[Tensor], Tensor], source: tuple[str, ...]) -> Batch:
+        """The batch with `function` applied to every tensor, and a new `source`."""
+        tensors = {f.name: function(getattr(self, f.name)) for f in fields(self) if f.name != "source"}
         return Batch(**tensors, source=source)
 
 
 @dataclass
 class Row:
-    """A row under construction; `segment` is the turn that tokens are added to, `bare` a row without images."""
+    """A row under construction.
+
+    Attributes:
+        segment: the turn to which tokens are added.
+        bare: whether the row has no images.
+    """
 
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
@@ -99,6 +113,7 @@ class Row:
     seed: int = -1
 
     def add(self, ids: Sequence[int], labels: Sequence[int] | None = None, shared: bool = False) -> None:
+        """Appends tokens, without loss where `labels` is None; `shared` ones belong to segment 0."""
         self.ids += ids
         self.labels += [IGNORE] * len(ids) if labels is None else labels
         self.segments += [0 if shared else self.segment] * len(ids)
@@ -110,7 +125,7 @@ def collate(
     source: tuple[str, ...],
     *,
     pad: int,
-    least: tuple[int, int],
+    min_frame: tuple[int, int],
     state_width: int,
     points_width: int,
     chunk: tuple[int, int],
@@ -118,11 +133,16 @@ def collate(
     segmented: bool,
     frames: Frames,
 ) -> Batch:
-    """The rows as tensors, padded on the right or on the `left`; `chunk` is the shape of the largest. Frames have the
-    height and width [pixels] of the largest, or of `least` where there is none.
+    """Collates rows into tensors; frames are padded to the largest height and width.
 
-    A row of one turn is all of one segment, unless the backbone must be told (`segmented`). The images lie in what
-    `frames` gives."""
+    Args:
+        pad: id of the padding token.
+        min_frame: height and width [pixels] of the frames where there are no images.
+        chunk: horizon and largest action dimension.
+        left: pad on the left, else on the right.
+        segmented: keep the segment of rows with a single turn, for backbones that need it.
+        frames: allocates the images.
+    """
     length = max(len(row.ids) for row in rows)
     input_ids = np.full((len(rows), length), pad)
     labels = np.full((len(rows), length), IGNORE)
@@ -145,7 +165,7 @@ def collate(
             actions[i, :steps, :width] = row.actions
             if row.continuous_mask is not None:
                 continuous_mask[i, :steps, :width] = row.continuous_mask[:, None]
-    pixels, image_mask, content, tiling = _collate_images(images, least, frames)
+    pixels, image_mask, content, tiling = _collate_images(images, min_frame, frames)
     return Batch(
         images=torch.from_numpy(pixels),
         image_mask=torch.from_numpy(image_mask),
@@ -169,20 +189,20 @@ def collate(
 
 
 def _collate_images(
-    images: Sequence[Sequence[Shown]], least: tuple[int, int], frames: Frames
+    images: Sequence[Sequence[Shown]], min_frame: tuple[int, int], frames: Frames
 ) -> tuple[
     UInt8[np.ndarray, "b k h w 3"],
     Bool[np.ndarray, "b k"],
     Int[np.ndarray, "b k 4"],
     Int[np.ndarray, "b k 3"],
 ]:
-    """The frames of each row's images, which of them there are, what of each is not bars, and how it was cut."""
+    """The frames of each row's images, with `image_mask`, `content` and `tiling` of `Batch`."""
     pieces = [[piece for shown in row for piece in shown.view.pieces] for row in images]
-    most = max(1, max(map(len, pieces)))
-    height, width = (max((piece.frame[i] for row in pieces for piece in row), default=least[i]) for i in (0, 1))
-    pixels = frames((len(images), most, height, width, 3))
-    mask, content = np.zeros((len(images), most), bool), np.zeros((len(images), most, 4), np.int64)
-    tiling = np.zeros((len(images), most, 3), np.int64)
+    max_frames = max(1, max(map(len, pieces)))
+    height, width = (max((piece.frame[i] for row in pieces for piece in row), default=min_frame[i]) for i in (0, 1))
+    pixels = frames((len(images), max_frames, height, width, 3))
+    mask, content = np.zeros((len(images), max_frames), bool), np.zeros((len(images), max_frames, 4), np.int64)
+    tiling = np.zeros((len(images), max_frames, 3), np.int64)
     drawn = []
     for i, row in enumerate(images):
         j = 0
@@ -192,8 +212,8 @@ def _collate_images(
             tiling[i, span] = number, *shown.view.grid
             drawn.append(list(pixels[i, span]))
     pixels[~mask] = 0
-    for own, of_row in zip(pieces, pixels, strict=True):
-        for piece, frame in zip(own, of_row, strict=False):
+    for row_pieces, row_frames in zip(pieces, pixels, strict=True):
+        for piece, frame in zip(row_pieces, row_frames, strict=False):
             if piece.frame != (height, width):
                 frame[piece.frame[0] :], frame[:, piece.frame[1] :] = 0, 0
     shown_all = [shown for row in images for shown in row]
@@ -202,6 +222,6 @@ def _collate_images(
 
 
 def point_features(percent: Float[Tensor, "*b 2"]) -> Float[Tensor, "*b 3"]:
-    """What the model is told of points that it said in whole percent: (x, y in [-1, 1], 1); zeros for none (-1)."""
-    seen = (percent >= 0).all(-1, keepdim=True)
-    return torch.cat([(percent + 0.5) * (2 / POINT_SCALE) - 1, torch.ones_like(percent[..., :1])], -1) * seen
+    """Conditioning features of predicted points in percent: (x, y in [-1, 1], 1), or zeros for a missing point (-1)."""
+    present = (percent >= 0).all(-1, keepdim=True)
+    return torch.cat([(percent + 0.5) * (2 / POINT_SCALE) - 1, torch.ones_like(percent[..., :1])], -1) * present

@@ -1,4 +1,4 @@
-"""The model that a training starts from."""
+"""Builds the model from which training starts."""
 
 from __future__ import annotations
 
@@ -28,11 +28,16 @@ def build(
     tiles: int | None = None,
     ranges: Ranges | None = None,
 ) -> VLA:
-    """A model on the named backbone (see `train`); its tokenizer is the backbone's, or for "scratch" trained on
-    `texts`.
+    """Builds a model on a backbone (see `train`).
 
-    A checkpoint that drives robots already goes on with all its weights, if the data are of these and its head is of
-    that kind, with ranges as `ranges` says. Raises InputError that says in what they differ.
+    A checkpoint with robots is continued with all its weights, if the data's robots and the kind of head match.
+
+    Args:
+        texts: texts on which the tokenizer of the backbone "scratch" is trained.
+        ranges: normalisation ranges for a checkpoint that is continued.
+
+    Raises:
+        InputError: where the data or the head do not match the checkpoint; the message names the difference.
     """
     body: Backbone
     ranges = ranges or Ranges()
@@ -58,14 +63,14 @@ def with_head(
     state_encoding: str = "numbers",
     tiles: int | None = None,
 ) -> VLA:
-    """A new policy for these robots on a backbone, whose `processor` drives none yet."""
-    if not processor.has_points:  # it has no words for them
+    """A new policy for these robots on a backbone whose `processor` has none yet."""
+    if not processor.has_points:  # the vocabulary has no point tokens
         robots = _without_points(robots)
     return VLA(body, processor.with_robots(robots, head, state_encoding, tiles))
 
 
 def checkpoint_folder(backbone: str | Mapping[str, Any]) -> Path | None:
-    """The folder of a checkpoint of ours, or of the best one of a run."""
+    """The folder of a checkpoint of this project, or of the best one of a run; None for anything else."""
     if not isinstance(backbone, str):
         return None
     folder = Path(str(files("vla") / "assets" / "nano")) if backbone == "nano" else Path(backbone)

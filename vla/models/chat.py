@@ -1,4 +1,4 @@
-"""How a backbone was taught to read a conversation: what stands around images, prompts and answers."""
+"""Conversation formats of backbones: the texts around images, prompts and answers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ from vla.errors import InputError
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """A row is `begin` images `question` prompt `answer` reply `end`, and further turns `again` prompt `answer` reply
-    `end`; before the text of each reply comes `reply`. Between two images is `between`; a row without images has `bare`
-    for `begin` and `question` (None: the two).
+    """The format of a conversation. Special tokens of the tokenizer may be written in its texts.
 
-    All are text, in which the tokenizer's special tokens may be written out. With `bos` the row begins with what the
-    tokenizer begins a text with (`<s>`). In a `prefix_lm` (PaliGemma) all up to the reply attends in both directions,
-    so a row has one turn. `apart` encodes the text behind an image, and each answer, as texts of their own, as in
-    MiniGPT-4's training: SentencePiece writes a space before each.
+    The first turn is `begin` images `question` prompt `answer` `reply` text `end`, and a further turn is `again` prompt
+    `answer` `reply` text `end`.
+
+    Attributes:
+        prefix_lm: everything before the reply has bidirectional attention (PaliGemma), so a row has one turn.
+        between: text between two images.
+        bare: replaces `begin` and `question` in a row without images; None for the two.
+        bos: the row begins with the tokens with which the tokenizer begins a text (`<s>`).
+        apart: the text after an image, and each answer, are encoded as separate texts, as in MiniGPT-4's training:
+            SentencePiece then writes a space before each.
     """
 
     begin: str = "<bos>"
@@ -38,26 +42,28 @@ class ChatFormat:
 
 
 @dataclass(frozen=True)
-class Part:
-    """One of these texts before or after a prompt: its special tokens, and the text between them and the prompt."""
+class PromptAffix:
+    """A text before or after a prompt: its special tokens, and the plain text between them and the prompt."""
 
     ids: tuple[int, ...]
     text: str
 
     @classmethod
-    def before(cls, tokenizer: Tokenizer, text: str) -> Part:
+    def before(cls, tokenizer: Tokenizer, text: str) -> PromptAffix:
+        """Splits a text before a prompt."""
         ends = [match.end() for match in _special(tokenizer).finditer(text)] or [0]
-        return cls(encode_whole(tokenizer, text[: ends[-1]]), text[ends[-1] :])
+        return cls(encode_with_special(tokenizer, text[: ends[-1]]), text[ends[-1] :])
 
     @classmethod
-    def after(cls, tokenizer: Tokenizer, text: str) -> Part:
+    def after(cls, tokenizer: Tokenizer, text: str) -> PromptAffix:
+        """Splits a text after a prompt."""
         match = _special(tokenizer).search(text)
         start = match.start() if match else len(text)
-        return cls(encode_whole(tokenizer, text[start:]), text[:start])
+        return cls(encode_with_special(tokenizer, text[start:]), text[:start])
 
 
-def encode_whole(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    """The tokens of a text that may hold special ones."""
+def encode_with_special(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """The tokens of a text in which special tokens may be written."""
     as_text, tokenizer.encode_special_tokens = tokenizer.encode_special_tokens, False
     try:
         return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
@@ -66,47 +72,52 @@ def encode_whole(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
 
 
 def token_id(tokenizer: Tokenizer, token: str) -> int:
-    """Raises InputError when the tokenizer lacks it."""
+    """The id of a token. Raises InputError when the tokenizer does not have it."""
     if (found := tokenizer.token_to_id(token)) is None:
         raise InputError(f"the tokenizer has no token {token!r}, which the format of its conversations needs")
     return int(found)
 
 
 def bos_of(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """What a tokenizer writes before every text."""
-    whole, text = (tokenizer.encode("a", add_special_tokens=told).ids for told in (True, False))
-    starts = (i for i in range(len(whole)) if whole[i : i + len(text)] == text)
-    return tuple(whole[: next(starts, 0)])
+    """The tokens that a tokenizer writes before every text."""
+    ids, text = (tokenizer.encode("a", add_special_tokens=special).ids for special in (True, False))
+    starts = (i for i in range(len(ids)) if ids[i : i + len(text)] == text)
+    return tuple(ids[: next(starts, 0)])
 
 
-def continuing(tokenizer: Tokenizer, *, section: bool) -> Tokenizer:
-    """The tokenizer for a text that goes on after others, for which SentencePiece's space before a text is not written:
-    behind a special token (a `section`), where the tokenizer says so, or behind text of the same section, always.
+def without_leading_space(tokenizer: Tokenizer, *, section: bool) -> Tokenizer:
+    """The tokenizer for a text that continues another, without the space that SentencePiece prepends to a text.
 
-    The same tokenizer where it writes none.
+    Args:
+        section: the text follows a special token, so that the tokenizer's prepend scheme decides about the space. A
+            text that follows plain text never has it.
+
+    Returns:
+        A modified copy, or the same tokenizer if it prepends no space.
     """
-    scheme = next((p.prepend_scheme for p in _parts(tokenizer.pre_tokenizer) if _is_metaspace(p)), "never")
-    prepends = not section and any(isinstance(n, normalizers.Prepend) for n in _parts(tokenizer.normalizer))
+    scheme = next((p.prepend_scheme for p in _steps(tokenizer.pre_tokenizer) if _is_metaspace(p)), "never")
+    prepends = not section and any(isinstance(n, normalizers.Prepend) for n in _steps(tokenizer.normalizer))
     if not prepends and scheme not in (("first",) if section else ("first", "always")):
         return tokenizer
     copy = Tokenizer.from_str(tokenizer.to_str())
-    for part in _parts(copy.pre_tokenizer):
-        if _is_metaspace(part):
-            part.prepend_scheme = "never"
+    for step in _steps(copy.pre_tokenizer):
+        if _is_metaspace(step):
+            step.prepend_scheme = "never"
     if prepends:
-        kept = [n for n in _parts(copy.normalizer) if not isinstance(n, normalizers.Prepend)]
-        copy.normalizer = normalizers.Sequence(kept)
+        others = [n for n in _steps(copy.normalizer) if not isinstance(n, normalizers.Prepend)]
+        copy.normalizer = normalizers.Sequence(others)
     return copy
 
 
-def _is_metaspace(part: Any) -> bool:
-    return isinstance(part, pre_tokenizers.Metaspace)
+def _is_metaspace(step: Any) -> bool:
+    return isinstance(step, pre_tokenizers.Metaspace)
 
 
-def _parts(whole: Any) -> Iterator[Any]:
-    several = type(whole) in (normalizers.Sequence, pre_tokenizers.Sequence)
-    if whole is not None:
-        yield from whole if several else (whole,)
+def _steps(component: Any) -> Iterator[Any]:
+    """The steps of a normaliser or pre-tokeniser, which may be a sequence."""
+    is_sequence = type(component) in (normalizers.Sequence, pre_tokenizers.Sequence)
+    if component is not None:
+        yield from component if is_sequence else (component,)
 
 
 def _special(tokenizer: Tokenizer) -> re.Pattern[str]:

@@ -1,4 +1,4 @@
-"""A policy that goes on: its weights, its head, and its ranges, on data of robots that it drives already."""
+"""Continues the training of a policy, with its weights, head and ranges, on data of robots that it already controls."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ KEEP, ESTIMATE, MERGE = "keep", "estimate", "merge"
 
 @dataclass(frozen=True)
 class Ranges:
-    """Where the ranges of a policy that goes on come from, and what else was said of how its actions are predicted.
+    """Options for the normalisation ranges of a policy whose training continues.
 
-    `statistics`: "keep" (the default) leaves the checkpoint's, so that its weights mean what they did; "estimate" takes
-    those of the new data alone, "merge" those of both together. `predict` and `normalization` are as in `robot_specs`;
-    None where nothing was said.
+    Attributes:
+        statistics: "keep" (the default) for the checkpoint's ranges, with which its weights were trained; "estimate"
+            for those of the new data; "merge" for those of both together.
+        predict, normalization: as in `robot_specs`; None where not set.
     """
 
     statistics: str | None = None
@@ -34,20 +35,23 @@ class Ranges:
             raise InputError(f"statistics are {KEEP}, {ESTIMATE} or {MERGE}, not {self.statistics!r}")
 
     def check_unused(self, backbone: str) -> None:
-        """Raises InputError where there is no policy whose statistics could be kept or merged."""
+        """Raises InputError if `statistics` is set, for a backbone that is not a policy of these robots."""
         if self.statistics is not None:
-            raise InputError(f"statistics={self.statistics}: {backbone} is no policy of this robot that could go on")
+            raise InputError(f"statistics={self.statistics}: {backbone} is not a policy of this robot to continue")
 
 
 def continued(name: str, base: VLA, robots: Sequence[RobotSpec], head: Mapping[str, Any], ranges: Ranges) -> VLA:
-    """The model `base` of the checkpoint `name`, for the data's `robots`, which it must drive already.
+    """The model `base` of the checkpoint `name`, prepared for data of `robots` that it already controls.
 
-    Prints where each robot's ranges come from. Raises InputError that says in what the data and the checkpoint differ.
+    Prints the source of each robot's ranges.
+
+    Raises:
+        InputError: where the data and the checkpoint do not match; the message names the difference.
     """
     processor = base.processor
     assert processor.head is not None
     if (has := processor.head.settings["kind"]) != head["kind"]:
-        raise InputError(f"{name} says actions as {has}, not as {head['kind']}: give a vision-language model")
+        raise InputError(f"{name} has the action head {has}, not {head['kind']}: give a vision-language model")
     known = {robot.name: robot for robot in processor.robots}
     if unknown := sorted({robot.name for robot in robots} - known.keys()):
         raise InputError(f"{name} drives {', '.join(known)}, and not {unknown[0]}: give a vision-language model")
@@ -58,7 +62,7 @@ def continued(name: str, base: VLA, robots: Sequence[RobotSpec], head: Mapping[s
         try:
             known[data.name] = _spec(known[data.name], data, ranges)
         except InputError as error:
-            raise InputError(f"{name} drives robots already, and not those of data: {error}") from error
+            raise InputError(f"{name} drives robots already, which do not match the data: {error}") from error
         print(f"{data.name}: goes on from {name}, statistics: {ranges.statistics or KEEP}")
     settings = processor.head.settings
     base.processor = processor.with_robots(
@@ -68,7 +72,7 @@ def continued(name: str, base: VLA, robots: Sequence[RobotSpec], head: Mapping[s
 
 
 def _spec(known: RobotSpec, data: RobotSpec, ranges: Ranges) -> RobotSpec:
-    """The checkpoint's robot, with ranges as `ranges` says."""
+    """The checkpoint's robot with its new ranges."""
     history = data.history or known.history
     known = replace(known, fewer_cameras=known.fewer_cameras or data.fewer_cameras, history=history, start=data.start)
     body = known.embodiment.union([data.embodiment], known.fewer_cameras)
@@ -79,30 +83,30 @@ def _spec(known: RobotSpec, data: RobotSpec, ranges: Ranges) -> RobotSpec:
         one, other = getattr(known, field), getattr(data, field)
         if other not in (None, one):
             raise InputError(f"{field} is {one} in the checkpoint, not {other}: leave it out")
-    # Of as many things in all of the cameras, some of which the data may lack.
+    # Points of the same objects in all cameras, of which the data may lack some.
     points = data.points * max(1, len(body.cameras)) // max(1, len(data.embodiment.cameras))
     if points > known.points:
         raise InputError(f"points are {known.points} a step in the checkpoint, {points} for the data")
     if ranges.predict is not None and data.relative != known.relative:
-        raise InputError(f"it predicts {_relative(known)} relative to the state, predict says {_relative(data)}")
-    chosen = ranges.statistics or KEEP
-    if chosen == KEEP:
+        raise InputError(f"it predicts {_relative(known)} relative to the state, but predict is {_relative(data)}")
+    source = ranges.statistics or KEEP
+    if source == KEEP:
         if ranges.normalization is not None:
-            raise InputError("normalization= is for new ranges: say statistics=estimate or merge, or leave it out")
+            raise InputError("normalization= is for new ranges: set statistics=estimate or merge, or leave it out")
         return replace(known, embodiment=body)
     if data.relative != known.relative:
         predict = {
             name: "relative" if is_relative else "unchanged"
             for name, is_relative in zip(body.action, known.relative, strict=True)
         }
-        raise InputError(f"statistics={chosen} needs the data's as the checkpoint predicts: say predict={predict}")
+        raise InputError(f"statistics={source} needs the checkpoint's action targets: set predict={predict}")
     assert data.statistics is not None
-    parts = [data.statistics]
-    if chosen == MERGE:
+    statistics = [data.statistics]
+    if source == MERGE:
         if known.statistics is None:
-            raise InputError("it was made before statistics were saved with the weights: keep or estimate them")
-        parts.insert(0, known.statistics)
-    state, action = (Statistics.merged([part[kind] for part in parts]) for kind in ("state", "action"))
+            raise InputError("its version did not save statistics with the weights: keep or estimate them")
+        statistics.insert(0, known.statistics)
+    state, action = (Statistics.merged([one[kind] for one in statistics]) for kind in ("state", "action"))
     normalization = ranges.normalization or QUANTILE
     return replace(
         known,

@@ -1,4 +1,4 @@
-"""A checkpoint as others get it: by name from the hub, with a model card, and with the files that LeRobot reads."""
+"""Sharing checkpoints: the hub, model cards, and the files that LeRobot reads."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from vla.errors import InputError, reading
 
 COPY = "copy the checkpoint again, or train it"
 FILES = ("config.json", "model.safetensors", "processor.json", "tokenizer.json")
-"""What a checkpoint needs."""
+"""The required files of a checkpoint."""
 WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 HUB_NAME = r"[\w-][\w.-]*/[\w-][\w.-]*"
 
-# What LeRobot does before and after our model, which normalises by itself: nothing but naming and moving.
+# LeRobot's pre- and post-processing. The model normalises internally, so they only rename, batch and move tensors.
 LEROBOT_FILES: dict[str, dict[str, Any]] = {
     "policy_preprocessor.json": {
         "name": "policy_preprocessor",
@@ -39,13 +39,17 @@ LEROBOT_FILES: dict[str, dict[str, Any]] = {
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """A model's config.json, which names the type by which LeRobot finds its plug-in, and LeRobot's own files."""
+    """Writes a model's config.json, with the type by which LeRobot finds its plug-in, and LeRobot's files."""
     for name, values in {"config.json": {"type": "vla", **config}, **LEROBOT_FILES}.items():
         (folder / name).write_text(json.dumps(values, indent=1))
 
 
 def checkpoint_of(folder: Path) -> Path:
-    """The checkpoint in a folder: of a training run its best one. Raises InputError when there is none."""
+    """The checkpoint in a folder; for a training run the best one.
+
+    Raises:
+        InputError: when there is none.
+    """
     folder = folder / "best" if (folder / "best").exists() else folder
     for name in FILES:
         if not (folder / name).is_file():
@@ -54,8 +58,10 @@ def checkpoint_of(folder: Path) -> Path:
 
 
 def weights_digest(folder: Path) -> str:
-    """The SHA-256 of what a checkpoint answers by, of ours, LeRobot's or transformers': weights, configuration,
-    processor and tokenizer. A copy has the same, a training that went on another."""
+    """SHA-256 of the files that determine a checkpoint's output: weights, configuration, processor and tokenizer.
+
+    It supports checkpoints of this project, LeRobot and transformers.
+    """
     found = [one for one in folder.iterdir() if one.suffix in WEIGHTS or one.name in (*FILES, *LEROBOT_FILES)]
     total = hashlib.sha256()
     for path in sorted(found, key=lambda one: one.name):
@@ -65,16 +71,17 @@ def weights_digest(folder: Path) -> str:
 
 
 def tasks_of(folder: Path) -> tuple[str, ...]:
-    """The simulated tasks that a checkpoint was trained on; none where it does not say."""
+    """The simulated tasks on which a checkpoint was trained; empty where unknown."""
     file = folder / "processor.json"
     with reading(file, COPY):
         return tuple(json.loads(file.read_text()).get("tasks", ())) if file.is_file() else ()
 
 
 def fetch(name: str | Path, revision: str | None = None) -> Path:
-    """The folder `name`, or else a copy of the hub's model `name` ("user/model"), from the cache where it is there.
+    """The folder `name`, or a local copy of the hub's model `name` ("user/model"), cached if possible.
 
-    Raises InputError when `name` is neither, or the hub cannot be reached.
+    Raises:
+        InputError: when `name` is neither, or the hub cannot be reached.
     """
     if (folder := Path(name)).is_dir():
         return folder
@@ -87,22 +94,25 @@ def fetch(name: str | Path, revision: str | None = None) -> Path:
         return Path(snapshot_download(str(name), revision=revision))
     except HfHubHTTPError as error:
         raise InputError(f"the hub has no model {name} that you may read: is it private? `hf auth login`") from error
-    except OSError as error:  # what huggingface_hub raises without a network, and in its offline mode
+    except OSError as error:  # raised by huggingface_hub without a network or in offline mode
         raise InputError(
-            f"{name} is no folder here, not in the hub's cache, and the hub cannot be reached: "
+            f"{name} is not a local folder, not in the hub's cache, and the hub cannot be reached: "
             "download it where there is a network, and give its folder"
         ) from error
 
 
 def card(folder: Path, license: str = "other") -> str:
-    """The model card (README.md, with the hub's YAML in front) of a checkpoint, from its files alone.
+    """The model card (README.md with the hub's YAML header) of a checkpoint, from its files.
 
-    Scores are those of its training's last evaluation, if training.json is there. Raises InputError when a file lacks.
+    It has the scores of the last evaluation in training, if training.json exists.
+
+    Raises:
+        InputError: when a file is missing or damaged.
     """
     folder = checkpoint_of(folder)
     with reading(folder / "config.json", COPY):
         backbone = json.loads((folder / "config.json").read_text())["backbone"]
-        parts = [f"{part} {_model(backbone[part])}" for part in ("vision", "language") if part in backbone]
+        components = [f"{name} {_model(backbone[name])}" for name in ("vision", "language") if name in backbone]
         family = backbone.get("family", "composed")
     with reading(folder / "processor.json", COPY):
         processor = json.loads((folder / "processor.json").read_text())
@@ -119,7 +129,7 @@ def card(folder: Path, license: str = "other") -> str:
     front = ["license: " + license, "library_name: vla", f"pipeline_tag: {kind}", "tags:", *(f"- {t}" for t in tags)]
     facts = {
         "parameters": f"{count / 1e6:.1f} M",
-        "backbone": ", ".join([family, *parts]),
+        "backbone": ", ".join([family, *components]),
         "images": size,
     }
     if robots:
@@ -137,7 +147,7 @@ def card(folder: Path, license: str = "other") -> str:
 
 
 def parameters(weights: Path) -> int:
-    """How many numbers a safetensors file holds, from its header."""
+    """Number of parameters in a safetensors file, from its header."""
     with weights.open("rb") as file:
         header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
     return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
@@ -159,12 +169,12 @@ def _drives(robot: Mapping[str, Any]) -> str:
 
 
 def _scores(folder: Path) -> list[str]:
-    """A section with the scores of the checkpoint's own step, where they are known."""
+    """A section with the scores at the checkpoint's step, if there are any."""
     if not (folder / "training.json").exists():
         return []
     training = json.loads((folder / "training.json").read_text())
-    own = [scores for scores in training["evaluations"] if scores["step"] == training["step"]]
-    rows = "\n".join(f"| {k} | {v:.4g} |" for k, v in own[-1].items() if k != "step") if own else ""
+    current = [scores for scores in training["evaluations"] if scores["step"] == training["step"]]
+    rows = "\n".join(f"| {k} | {v:.4g} |" for k, v in current[-1].items() if k != "step") if current else ""
     title = f"## On held-out data, after {training['step']} steps"
     return [f"{title}\n\n| score | value |\n|---|---|\n{rows}"] if rows else []
 
@@ -186,6 +196,6 @@ def _limits(robots: list[Any]) -> str:
     return (
         "## Limits\n\n"
         "It drives the robots above, with these cameras and at this rate, and no other. Held-out scores are of\n"
-        "recorded data: they do not say how often it succeeds. Joint targets are clipped to the limits that the\n"
-        "robot's data name; nothing else keeps the robot from what is in its way."
+        "recorded data and are not success rates. Joint targets are clipped to the limits in the robot's data;\n"
+        "there is no other collision avoidance."
     )

@@ -12,16 +12,16 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from vla.errors import InputError
 
 TOGETHER = -1
-"""The segment of tokens that look at each other, and at all before them (the slots of a chunk of actions)."""
+"""Segment of tokens that attend to each other and to all earlier tokens (the query tokens of an action chunk)."""
 
 
 def order_of(mask: Bool[Tensor, "b m"]) -> Int[Tensor, "b m"]:
-    """Which token of its row each is, padding left out."""
+    """Index of each token in its row, without padding."""
     return (mask.long().cumsum(1) - 1).clamp(min=0)
 
 
 def segment_positions(order: Int[Tensor, "b l"], segments: Int[Tensor, "b l"]) -> Int[Tensor, "b l"]:
-    """Every segment goes on where the shared tokens end; tokens that are `TOGETHER`, where those before them do."""
+    """Positions with segments: each continues after the shared tokens; `TOGETHER` tokens continue the previous ones."""
     segments = segments.clamp(min=0)
     if not segments.any():
         return order
@@ -34,10 +34,13 @@ def segment_positions(order: Int[Tensor, "b l"], segments: Int[Tensor, "b l"]) -
 def segment_mask(
     mask: Bool[Tensor, "b l"], segments: Int[Tensor, "b l"], bidirectional: bool = False
 ) -> Bool[Tensor, "b l l"]:
-    """Whether the query (rows) may look at the key (columns): before it, and shared or of its own segment.
+    """Whether each query (rows) may attend to each key (columns): earlier keys, either shared or of the same segment.
 
-    `bidirectional`: the shared tokens look at each other whatever their order (a prefix-LM). Tokens that are `TOGETHER`
-    look at each other and at all before them.
+    `TOGETHER` tokens attend to each other and to all earlier tokens.
+
+    Args:
+        mask: valid tokens.
+        bidirectional: the shared tokens attend to each other in both directions (a prefix-LM).
     """
     query, key = segments[:, :, None], segments[:, None, :]
     together = query == TOGETHER
@@ -48,15 +51,17 @@ def segment_mask(
 
 
 def additive(allowed: Bool[Tensor, "b q k"], dtype: torch.dtype) -> Float[Tensor, "b 1 q k"]:
-    """What is added to the attention scores: 0 where allowed, the least finite number elsewhere."""
+    """The additive attention mask: 0 where allowed, the smallest finite number elsewhere."""
     zeros = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-    # Finite also where autocast makes bfloat16 of it: a row of infinities has no softmax.
+    # Finite also after a cast to bfloat16 by autocast: the softmax of a row of infinities is undefined.
     return zeros.masked_fill(~allowed, max(torch.finfo(dtype).min, torch.finfo(torch.bfloat16).min))[:, None]
 
 
 def block_mask(mask: Bool[Tensor, "b l"], segments: Int[Tensor, "b l"], bidirectional: bool = False) -> BlockMask:
-    """`segment_mask` as flex attention takes it: blocks in which nothing is allowed are not computed (Dong et al. 2024,
-    arXiv 2412.05496). Its backward pass needs a GPU; a CPU runs it forward only."""
+    """`segment_mask` for flex attention, which skips fully masked blocks (Dong et al. 2024, arXiv 2412.05496).
+
+    The backward pass of flex attention needs a GPU.
+    """
     rows, length = mask.shape
     return create_block_mask(
         lambda b, _, q, k: (
@@ -76,7 +81,7 @@ def block_mask(mask: Bool[Tensor, "b l"], segments: Int[Tensor, "b l"], bidirect
 
 
 def takes_blocks(decoder: Any) -> bool:
-    """Whether a decoder of transformers attends with flex attention."""
+    """Whether a decoder of transformers uses flex attention."""
     return bool(decoder.config._attn_implementation == "flex_attention")
 
 
@@ -89,29 +94,36 @@ def mask_and_positions(
     bidirectional: bool = False,
     blocks: bool = False,
 ) -> tuple[Tensor | BlockMask, Int[Tensor, "b m"]]:
-    """What a decoder of transformers is given for `length` new of m tokens, `order` their positions without segments.
+    """Mask and positions with which a decoder of transformers processes the last `length` of m tokens.
 
-    The mask is the padding's (b m) for a causal row, or the whole of it (b 1 l m; `blocks`: a `block_mask`) for one
-    with segments or a `bidirectional` prompt. Raises InputError when segments come after earlier tokens, but for new
-    tokens that are all `TOGETHER`.
+    The mask is the padding mask (b m) for causal rows, and a full mask (b 1 l m) for rows with segments or a
+    `bidirectional` prompt.
+
+    Args:
+        mask: valid tokens.
+        order: positions without segments.
+        blocks: return the full mask as a `block_mask`.
+
+    Raises:
+        InputError: for segments after cached tokens, except new tokens that are all `TOGETHER`.
     """
     earlier = mask.shape[1] > length
-    told = segments is not None and bool(segments.any())
+    segmented = segments is not None and bool(segments.any())
     if earlier and segments is not None and bool((segments == TOGETHER).all()):
         if blocks:
             return create_block_mask(lambda b, _, q, k: mask[b, k], len(mask), None, length, mask.shape[1]), order
         return additive(mask[:, None].expand(-1, length, -1), dtype), order
-    if told and earlier:
-        raise InputError("segments are told with the first tokens of a cache: later ones are all of one")
-    if earlier or not (told or bidirectional):
+    if segmented and earlier:
+        raise InputError("segments are only possible in the first tokens of a cache: later tokens share one segment")
+    if earlier or not (segmented or bidirectional):
         return mask.long(), order
     shared = torch.zeros_like(order) if segments is None else segments
-    whole: Tensor | BlockMask
+    full: Tensor | BlockMask
     if blocks:
-        whole = block_mask(mask, shared, bidirectional)
+        full = block_mask(mask, shared, bidirectional)
     else:
-        whole = additive(segment_mask(mask, shared, bidirectional), dtype)
-    return whole, segment_positions(order, shared) if told else order
+        full = additive(segment_mask(mask, shared, bidirectional), dtype)
+    return full, segment_positions(order, shared) if segmented else order
 
 
 def run_decoder(
@@ -120,21 +132,25 @@ def run_decoder(
     mask: Bool[Tensor, "b m"],
     cache: Any | None,
     segments: Int[Tensor, "b l"] | None,
-    **told: Any,
+    **extra: Any,
 ) -> Float[Tensor, "b l d"]:
-    """The last hidden states of a causal decoder of transformers for the last l of m tokens, the others in `cache`.
+    """The last hidden states of a causal decoder of transformers for the last l of m tokens; `cache` has the others.
 
-    `told` is what a family's own decoder takes besides. Raises InputError when segments come after earlier tokens.
+    Args:
+        extra: further arguments of the decoder.
+
+    Raises:
+        InputError: for segments after cached tokens.
     """
     length = embeds.shape[1]
     blocks = takes_blocks(decoder)
-    seen, positions = mask_and_positions(mask, order_of(mask), segments, length, embeds.dtype, blocks=blocks)
+    attention_mask, positions = mask_and_positions(mask, order_of(mask), segments, length, embeds.dtype, blocks=blocks)
     out = decoder(
         inputs_embeds=embeds,
-        attention_mask=seen,
+        attention_mask=attention_mask,
         position_ids=positions[:, -length:],
         past_key_values=cache,
         use_cache=cache is not None,
-        **told,
+        **extra,
     )
     return out.last_hidden_state

@@ -1,4 +1,4 @@
-"""Normalisation of states and actions: each component's own range becomes [-1, 1].
+"""Normalisation of states and actions: each component's range is mapped to [-1, 1].
 
 The range of a component is, by its method:
 
@@ -8,11 +8,15 @@ The range of a component is, by its method:
 | min-max  | smallest to largest      | ACT's and diffusion policy's datasets       |
 | mean-std | mean - std to mean + std | ACT, SmolVLA and LeRobot's default          |
 
-Two rules keep it bounded and keep every motion. Where the data would reach beyond ±`BOUND`, the range is too narrow for
-them (a joint that hardly moves, and sometimes by a radian; a gripper that rarely opens): quantiles give way to the
-smallest and largest value, a standard deviation grows until the farthest value is at the bound. A component whose
-values are all one number, but for float32's rounding, is constant: it normalises to 0, and a later deviation from it
-keeps its own unit. Targets of training are clipped at ±`BOUND`, which none of the data of the range's own reaches.
+Two rules bound the result without losing motion:
+
+- Where normalised data would exceed ±`BOUND`, the range is too narrow (a joint that hardly moves, but sometimes by a
+  radian; a gripper that rarely opens). Quantiles are then replaced by the smallest and largest value, and a standard
+  deviation is increased until the farthest value is at the bound.
+- A component whose values are equal up to float32 rounding is constant. It normalises to 0, and later deviations keep
+  their unit.
+
+Training targets are clipped at ±`BOUND`, which the data from which the range was computed never exceed.
 """
 
 from __future__ import annotations
@@ -29,16 +33,16 @@ from vla.errors import InputError
 QUANTILE = "quantile"
 METHODS = (QUANTILE, "min-max", "mean-std")
 BOUND = 7.0
-"""How far from 0 the data may lie. Those of a normal distribution lie within 2.5 quantile ranges, of Laplace's 3.5."""
+"""Largest absolute normalised value. Normally distributed data are within 2.5 quantile ranges, Laplace data in 3.5."""
 ROUNDING = 1e-6
-"""Relative to its largest value, a spread within which a component is constant: several steps of float32."""
+"""Spread relative to the largest value below which a component is constant: several float32 steps."""
 SMALLEST = 1e-8
-"""A spread below which a component is constant whatever its unit."""
+"""Absolute spread below which a component is constant, in any unit."""
 
 
 @dataclass(frozen=True)
 class Normalizer:
-    """Maps [low, high] to [-1, 1] per component. Values outside stay outside: what clips says how far it reaches."""
+    """Maps [low, high] to [-1, 1] per component, without clipping."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
@@ -51,25 +55,35 @@ class Normalizer:
 
     @classmethod
     def fit(cls, statistics: Statistics, methods: Sequence[str] | str = QUANTILE) -> Normalizer:
-        """The ranges of components with these statistics, by one method or each by its own.
+        """The normaliser of components with these statistics, by one method or by one method per component.
 
-        Raises InputError for a method that is unknown.
+        Raises:
+            InputError: for an unknown method.
         """
         methods = [methods] * len(statistics.min) if isinstance(methods, str) else methods
         ranges = [_range(statistics, i, method) for i, method in enumerate(methods)]
         return cls(tuple(low for low, _ in ranges), tuple(high for _, high in ranges))
 
     def normalize(self, values: Float[np.ndarray, "*t a"]) -> Float[np.ndarray, "*t a"]:
+        """Maps [low, high] to [-1, 1]."""
         low, high = np.asarray(self.low), np.asarray(self.high)
         return 2 * (values - low) / (high - low) - 1
 
     def denormalize(self, values: Float[np.ndarray, "*t a"]) -> Float[np.ndarray, "*t a"]:
+        """The inverse of `normalize`."""
         low, high = np.asarray(self.low), np.asarray(self.high)
         return low + (values + 1) / 2 * (high - low)
 
 
 def methods_of(names: Sequence[str], normalization: str | Mapping[str, str]) -> list[str]:
-    """The method of each of the components `names`: one for all, or by name, quantiles where none is named."""
+    """The method of each component in `names`.
+
+    Args:
+        normalization: one method for all, or methods by name, with quantiles as the default.
+
+    Raises:
+        InputError: for an unknown method.
+    """
     by_name = dict.fromkeys(names, normalization) if isinstance(normalization, str) else dict(normalization)
     if bad := [method for method in by_name.values() if method not in METHODS]:
         raise InputError(f"there is no normalization {bad[0]!r}: choose {', '.join(METHODS)}")

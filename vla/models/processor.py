@@ -1,10 +1,9 @@
-"""From examples and observations to token batches and back: the one path, saved with the weights.
+"""Converts examples and observations to token batches, and tokens back to text. It is saved with the weights.
 
-A row is a conversation as `ChatFormat` says: of nano `<bos> image… image… prompt <answer> target <eos> [prompt …]`.
-What is shown of an image and stands for it in the text is said by `vla.models.preprocessing`; the rows beyond the text
-vocabulary are the head's, a blank the last.
-An action target is first where what the prompt names is in the images, if the data know it, one coordinate after the
-other (as MolmoAct and embodied chain-of-thought reason before they act); then what the head says of the actions.
+A row is a conversation in the `ChatFormat`; for nano `<bos> image… image… prompt <answer> target <eos> [prompt …]`.
+Token ids after the text vocabulary are the head's; the last one is the action query token. An action target starts with
+the image coordinates of the objects in the prompt, if the data contain them (as MolmoAct and embodied chain-of-thought
+reason before they act). The head's target of the actions follows.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from vla.models.action_heads.action_head import Head, Vocabulary
 from vla.models.action_heads.build import build_head, stored_settings
 from vla.models.action_heads.parallel import ParallelHead
 from vla.models.action_tokenizers.bins import UniformBins
-from vla.models.batch import IGNORE, Batch, Frames, Row, Shown, collate, own_frames
+from vla.models.batch import IGNORE, Batch, Frames, Row, Shown, allocate_frames, collate
 from vla.models.chat import ChatFormat, token_id
 from vla.models.chat_encoder import ChatEncoder
 from vla.models.preprocessing.adapted import for_camera, with_tiles
@@ -42,34 +41,35 @@ from vla.models.preprocessing.frames import Pad
 from vla.models.preprocessing.markup import Markup
 from vla.models.preprocessing.settings import Preprocessing
 from vla.models.robot_spec import RobotSpec, check_together
-from vla.models.robot_views import points_of, row_frames, shown_cameras
+from vla.models.robot_views import percent, points_of, row_frames, shown_cameras
 from vla.types import Example, Observation
 
 PAD, BOS, EOS, IMAGE, ANSWER = SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<image>", "<answer>")
 UNKNOWN_DRAWN = 0.5
-"""The share of training rows whose unknown points are drawn at random, still without a loss; else they are not in the
-image. A trained model says points where its data knew none, too: its actions there must not follow them."""
+"""Share of training rows whose unknown points are replaced by random ones, without a loss; else they are "not in the
+image". A trained model also predicts points for such data, and its actions must not depend on them."""
 STATE_TEXT = UniformBins(256, 1.0)
-"""How a state is written out where it is text (pi0.5)."""
-
-
-def percent(points: Float[np.ndarray, "p 2"]) -> Float[np.ndarray, "p 2"]:
-    """Whole percent, as the tokens say; -1 for a point that is unknown or not in its image."""
-    seen = ((points >= 0) & (points < 1)).all(1, keepdims=True)
-    return np.where(seen, np.floor(np.nan_to_num(points) * POINT_SCALE), -1.0)
+"""Bins of a state that is written as text (pi0.5)."""
 
 
 class Processor:
-    """Builds batches for one backbone, and reads its tokens.
+    """Builds batches for one backbone, and decodes its tokens.
 
-    `robots` are those that the model drives, told apart by their embodiments' names; a pure VLM has none. They share
-    the action rows and the horizon, each has its own normalisation. Raises InputError when they cannot.
-    `head` is the settings of how actions are said; `state_encoding` says whether a robot's state is told as "numbers" or
-    written out as "text" in the prompt (pi0.5). `chat` is the format of the backbone's conversations, `image` and
-    `pad` are its tokens for these, and `text_vocab` its rows without those of the head; without them they are the
-    tokenizer's own. Images are shown and written as `images` says, or else fitted into `image_size`, with
-    `tokens_per_image` each; those that come with questions in up to `tiles` pieces (None: as the backbone was trained),
-    those of a robot's cameras as its spec says.
+    Args:
+        image_size, tokens_per_image: size of an image and its number of tokens, where `images` is None.
+        robots: the robots that the model controls, none for a VLM. They share action tokens and horizon.
+        mean, std: of pixels, per channel.
+        head: settings of the action head.
+        state_encoding: "numbers" for conditioning values, or "text" in the prompt (pi0.5).
+        chat: format of the backbone's conversations.
+        image, pad: ids of the image and the padding token; by default from the tokenizer.
+        text_vocab: number of text tokens; by default the size of the tokenizer.
+        tiles: maximum number of tiles of a question's image; None for the backbone's default. The spec of a robot
+            defines those of its cameras.
+        images: preprocessing of images.
+
+    Raises:
+        InputError: for robots that cannot share a model, or an unknown `state_encoding`.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Processor:
     ) -> None:
         check_together(robots)
         if state_encoding not in ("numbers", "text"):
-            raise InputError(f"a state is told as numbers or as text, not as {state_encoding}")
+            raise InputError(f"state_encoding is numbers or text, not {state_encoding}")
         self.tokenizer, self.robots = tokenizer, tuple(robots)
         self.image_size, self.tokens_per_image = image_size, tokens_per_image
         self.mean, self.std = tuple(mean), tuple(std)
@@ -106,62 +106,65 @@ class Processor:
         self.text_vocab: int = tokenizer.get_vocab_size() if text_vocab is None else text_vocab
         self.state_encoding, self.tiles = state_encoding, tiles
         self.tasks: tuple[str, ...] = ()
-        """The simulated tasks that it was trained on, by the names of `vla.envs.make`; saved, as all that is here."""
+        """Names (`vla.envs.make`) of the simulated tasks on which the model was trained."""
         self.head: Head | None = None
         if robots:
             self.head = build_head(head, Vocabulary(tokenizer, self.text_vocab, self.robots, self.pad, self.eos))
-        # What asks for an action: the row after those of the head.
+        # The action query token follows the head's tokens.
         self.action_query_token = self.text_vocab + (self.head.rows if self.head else 0)
         self.points, self.has_points = self.encoder.points, self.encoder.has_points
         self._reported: set[tuple[str, tuple[str, ...]]] = set()
-        """Robots, and the cameras without which they act, that were reported already."""
+        """Robots and their missing cameras that have been reported."""
 
     def robot(self, name: str = "") -> RobotSpec:
-        """The robot of that name; without one, the only robot that there is. Raises InputError when there is none."""
+        """The robot with this name, or the only robot. Raises InputError when there is none, or several."""
         if not self.robots:
             raise InputError("this checkpoint is a vision-language model without actions: train it on demonstrations")
         known = {robot.name: robot for robot in self.robots}
         if not name and len(known) > 1:
-            raise InputError(f"this model drives {', '.join(known)}: say which")
+            raise InputError(f"this model drives {', '.join(known)}: name one of them")
         if name and name not in known:
             raise InputError(f"this model drives {', '.join(known)}, not {name}")
         return known[name] if name else self.robots[0]
 
     def robot_for(self, body: Embodiment) -> RobotSpec:
-        """The robot that `body` is: that of its kind (`Embodiment.check`), whatever its name where there is only one.
+        """The robot that matches an embodiment.
 
-        One that lacks cameras is of the kind of a robot that may act with fewer. Where none is of its kind it is that
-        of its name, or the only one, as `robot` says.
+        A robot matches if it is compatible (`Embodiment.check`); a body without some cameras matches robots with
+        `fewer_cameras`. Among several matches the name decides (InputError if none has it). Without a match the result
+        is `robot(body.name)`, or the only robot.
         """
         alike = [robot for robot in self.robots if is_like(robot.embodiment, body)]
         alike = alike or [robot for robot in self.robots if is_like(robot.embodiment, body, robot.fewer_cameras)]
         named = [robot for robot in alike if robot.name == body.name]
         if len(alike) > 1 and not named:
             names = ", ".join(robot.name for robot in alike)
-            raise InputError(
-                f"this model drives {names}, which are all of the kind of {body.name}: use one of the names"
-            )
-        several = len(self.robots) > 1
-        return (named or alike or [self.robot(body.name if several else "")])[0]
+            raise InputError(f"this model drives {names}, which all match {body.name}: use one of these names")
+        return (named or alike or [self.robot(body.name if len(self.robots) > 1 else "")])[0]
 
     @property
     def state_width(self) -> int:
-        """Components of the largest state that is told as numbers."""
+        """Largest number of state components among the robots; 0 for states as text."""
         if self.state_encoding == "text":
             return 0
         return max((len(robot.embodiment.state) for robot in self.robots), default=0)
 
     @property
     def points_width(self) -> int:
+        """Largest number of points among the robots."""
         return max((robot.points for robot in self.robots), default=0)
 
     def batch(
-        self, examples: Sequence[Example], rngs: Sequence[np.random.Generator] = (), frames: Frames = own_frames
+        self, examples: Sequence[Example], rngs: Sequence[np.random.Generator] = (), frames: Frames = allocate_frames
     ) -> Batch:
-        """Training rows, padded on the right. Raises InputError when an example does not fit its embodiment.
+        """A training batch, padded on the right.
 
-        What is drawn in training for a row comes from its own of `rngs`, where there are any. The images lie in what
-        `frames` gives.
+        Args:
+            rngs: a generator per row for its random numbers in training, if any.
+            frames: allocates the images.
+
+        Raises:
+            InputError: when an example does not fit its embodiment.
         """
         rows, images = [], []
         for example, rng in zip(examples, rngs or repeat(None), strict=bool(rngs)):
@@ -182,24 +185,26 @@ class Processor:
         return self._collate(rows, images, tuple(e.source for e in examples), left=False, frames=frames)
 
     def robot_prompt(self, observations: Sequence[Observation], embodiment: str = "") -> Batch:
-        """Rows that end where the answer is to be decoded, all of one robot (see `robot`); padded on the left.
+        """A batch of prompts for decoding actions of one robot (see `robot`), padded on the left.
 
-        Raises InputError when a camera is missing that the robot does not act without, past frames are not of as many
-        moments as its history, or the state does not fit the embodiment. The first observation that lacks cameras is
-        reported in a line.
+        The first observation with missing cameras prints a line.
+
+        Raises:
+            InputError: when a required camera is missing, the number of past frames differs from the robot's history,
+                or the state does not fit the embodiment.
         """
         robot = self.robot(embodiment)
         rows, images = [], []
         for observation in observations:
             self._report_missing(robot, observation)
             row, shown = self._opening(observation.images, robot, observation.past)
-            self._ask(row, robot, observation.instruction, observation.state)
+            self._append_request(row, robot, observation.instruction, observation.state)
             rows.append(row)
             images.append(shown)
         return self._collate(rows, images, ("",) * len(rows), left=True)
 
     def question_prompt(self, questions: Sequence[str], images: Sequence[StoredViews]) -> Batch:
-        """Rows that end where the answer is to be decoded; padded on the left."""
+        """A batch of prompts for decoding answers to questions about images, padded on the left."""
         rows, all_shown = [], []
         for question, views in zip(questions, images, strict=True):
             row, shown = self._opening(views)
@@ -209,26 +214,26 @@ class Processor:
         return self._collate(rows, all_shown, ("",) * len(rows), left=True)
 
     def text(self, ids: Sequence[int]) -> str:
-        """The text of these tokens; coordinates are written as numbers, "x y"."""
+        """The text of token ids; coordinates are written as numbers, "x y"."""
         values = {token: str(value) for value, token in enumerate(self.points)} if self.has_points else {}
-        parts = []
+        texts = []
         for is_point, run in groupby(ids, values.__contains__):
             run_ids = list(run)
             text = self.tokenizer.decode(run_ids, skip_special_tokens=True)
-            parts.append(" ".join(values[i] for i in run_ids) if is_point else str(text).strip())
-        return " ".join(part for part in parts if part)
+            texts.append(" ".join(values[i] for i in run_ids) if is_point else str(text).strip())
+        return " ".join(text for text in texts if text)
 
     def _opening(
         self, views: StoredViews, robot: RobotSpec | None = None, past: Sequence[StoredViews] = ()
     ) -> tuple[Row, list[Shown]]:
-        """A row up to its first prompt, of a question or of a robot, and what it is shown."""
-        told = self.shown if robot is None else self.cameras[self.robots.index(robot)]
+        """A row up to its first prompt, of a question or of a robot, and its images."""
+        preprocessing = self.shown if robot is None else self.cameras[self.robots.index(robot)]
         images = list(views.values()) if robot is None else [image for _, image in row_frames(robot, views, past)]
-        told = told.among(len(images))
-        shown = [Shown(image, told.view(*image.shape[:2])) for image in images]
-        parts = tuple(told.parts(one.view, number) for number, one in enumerate(shown, 1))
+        preprocessing = preprocessing.among(len(images))
+        shown = [Shown(image, preprocessing.view(*image.shape[:2])) for image in images]
+        markup = tuple(preprocessing.parts(one.view, number) for number, one in enumerate(shown, 1))
         row = Row(bare=not shown)
-        row.add(self.encoder.opening(parts), shared=True)
+        row.add(self.encoder.opening(markup), shared=True)
         return row, shown
 
     def _report_missing(self, robot: RobotSpec, observation: Observation) -> None:
@@ -239,9 +244,9 @@ class Processor:
             print(f"{robot.name} acts without {', '.join(missing[1])}, of its cameras {', '.join(cameras)}", flush=True)
 
     def _turn(self, row: Row, prompt: str, later: bool = False, more: str = "") -> None:
-        """Adds a prompt, with `more` at its end; a turn that is not `later` in a conversation is its own segment."""
+        """Appends a prompt and `more`; unless it is a `later` turn of a conversation, it starts a new segment."""
         if self.chat.prefix_lm and row.segment:
-            raise InputError("a prefix-LM sees its whole prompt at once, so a row asks it one question: set turns=1")
+            raise InputError("a prefix-LM reads its prompt bidirectionally, so a row has one question: set turns=1")
         row.segment += not later
         row.add(self.encoder.turn(prompt, later=later, bare=row.bare, more=more), shared=self.chat.prefix_lm)
 
@@ -249,27 +254,27 @@ class Processor:
         answer = self.encoder.reply(text)
         row.add(answer, answer)
 
-    def _ask(self, row: Row, robot: RobotSpec, prompt: str, state: Float[np.ndarray, "s"]) -> None:
-        """Adds what a robot in this state is asked to do."""
-        row.robot, told = self.robots.index(robot), robot.encode_state(state)
+    def _append_request(self, row: Row, robot: RobotSpec, prompt: str, state: Float[np.ndarray, "s"]) -> None:
+        """Appends a robot's instruction and state."""
+        row.robot, encoded = self.robots.index(robot), robot.encode_state(state)
         if self.state_encoding == "numbers":
-            row.state = told
+            row.state = encoded
             self._turn(row, prompt)
             return
-        self._turn(row, prompt, more=" state " + " ".join(map(str, STATE_TEXT.encode(told[None]))))
+        self._turn(row, prompt, more=" state " + " ".join(map(str, STATE_TEXT.encode(encoded[None]))))
 
     def _act(self, row: Row, example: Example, rng: np.random.Generator | None) -> None:
-        """Adds what a robot is asked to do, its points and its actions."""
+        """Appends a robot's instruction, state, points and actions."""
         if example.state is None or isinstance(example.target, str):
-            raise InputError("an example with actions needs the state that they start from")
+            raise InputError("an example with actions needs the state at their start")
         robot = self.robot(example.embodiment)
-        self._ask(row, robot, example.prompt, example.state)
-        where = points_of(robot, example)
-        row.points = percent(where)
-        if rng is not None and (unknown := np.isnan(where).any(1)).any() and rng.random() < UNKNOWN_DRAWN:
+        self._append_request(row, robot, example.prompt, example.state)
+        fractions = points_of(robot, example)
+        row.points = percent(fractions)
+        if rng is not None and (unknown := np.isnan(fractions).any(1)).any() and rng.random() < UNKNOWN_DRAWN:
             row.points[unknown] = rng.integers(POINT_SCALE, size=(unknown.sum(), 2))
         points = [self.eos if v < 0 else self.points[int(v)] for v in row.points.flat]
-        row.add(points, np.where(np.isnan(where).ravel(), IGNORE, points).tolist())
+        row.add(points, np.where(np.isnan(fractions).ravel(), IGNORE, points).tolist())
         row.actions, row.prefix_length = robot.normalize_actions(example.target, example.state), example.prefix_length
         row.prompt_length = len(row.ids)
         inside = np.ones(len(row.actions), bool) if example.mask is None else example.mask
@@ -284,14 +289,14 @@ class Processor:
         images: Sequence[Sequence[Shown]],
         source: tuple[str, ...],
         left: bool,
-        frames: Frames = own_frames,
+        frames: Frames = allocate_frames,
     ) -> Batch:
         return collate(
             rows,
             images,
             source,
             pad=self.pad,
-            least=sides(self.image_size),
+            min_frame=sides(self.image_size),
             state_width=self.state_width,
             points_width=self.points_width,
             chunk=(self.robots[0].horizon, max(r.action_dim for r in self.robots)) if self.robots else (0, 0),
@@ -301,23 +306,23 @@ class Processor:
         )
 
     def pixels(self, images: UInt8[Tensor, "*b h w 3"]) -> Float[Tensor, "*b 3 h w"]:
-        """(x / 255 - mean) / std per channel, channels first; on the device where the images are."""
+        """(x / 255 - mean) / std per channel, channels first, on the device of the images."""
         channels_first = images.movedim(-1, -3)
         mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (self.mean, self.std))
         out = torch.empty(channels_first.shape, device=images.device)
-        # Image by image on a CPU: each stays in its cache.
+        # On a CPU, one image at a time makes better use of the CPU caches.
         shape = (-1, *out.shape[-3:]) if images.device.type == "cpu" else (1, *out.shape)
-        for part, image in zip(out.view(shape), channels_first.reshape(shape), strict=True):
-            part.copy_(image).mul_(1 / 255 / std).sub_(mean / std)
+        for target, image in zip(out.view(shape), channels_first.reshape(shape), strict=True):
+            target.copy_(image).mul_(1 / 255 / std).sub_(mean / std)
         return out
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of all that decides which tokens and pixels a row has, and where its answer ends."""
+        """SHA-256 of everything that determines the tokens and pixels of a row and the end of its answer."""
         return hashlib.sha256(json.dumps([self.to_dict(), self.tokenizer.to_str()]).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the tokenizer, as processor.json holds it."""
+        """The content of processor.json: everything except the tokenizer."""
         values: dict[str, Any] = {
             "image_size": self.image_size,
             "tokens_per_image": self.tokens_per_image,
@@ -338,13 +343,15 @@ class Processor:
         return values
 
     def save(self, folder: Path) -> None:
+        """Writes tokenizer.json and processor.json into `folder`, which must exist."""
         self.tokenizer.save(str(folder / "tokenizer.json"))
         (folder / "processor.json").write_text(json.dumps(self.to_dict(), indent=1))
 
     @classmethod
     def load(cls, folder: Path) -> Processor:
+        """Reads what `save` wrote, also by earlier versions."""
         values = current_keys(json.loads((folder / "processor.json").read_text()), PROCESSOR)
-        if "robot" in values:  # of before there were several; its hash told of the actions alone
+        if "robot" in values:  # earlier versions had one robot, and a hash of the actions only
             robot = values.pop("robot")
             values["robots"] = [] if robot is None else [robot | {"statistics_hash": ""}]
         robots = [RobotSpec.from_dict(robot) for robot in values.pop("robots")]
@@ -355,8 +362,8 @@ class Processor:
         if "images" in values:
             values["images"] = Preprocessing.from_dict(values["images"])
         elif (config := folder / "config.json").is_file():
-            backbone, told = json.loads(config.read_text())["backbone"], ("image_size", "tokens_per_image")
-            values["images"] = earlier(backbone, tokenizer, *(values[key] for key in told))
+            backbone = json.loads(config.read_text())["backbone"]
+            values["images"] = earlier(backbone, tokenizer, values["image_size"], values["tokens_per_image"])
         found = cls(tokenizer, robots=robots, chat=chat, **values)
         found.tasks = tuple(tasks)
         return found
@@ -364,7 +371,7 @@ class Processor:
     def with_robots(
         self, robots: Sequence[RobotSpec], head: Mapping[str, Any], state_encoding: str, tiles: int | None = None
     ) -> Processor:
-        """The same for a model that drives these robots."""
+        """A copy for a model that controls these robots."""
         made = Processor(
             self.tokenizer,
             self.image_size,
@@ -386,7 +393,7 @@ class Processor:
 
 
 def is_like(one: Embodiment, other: Embodiment, fewer_cameras: bool = False) -> bool:
-    """Whether the two are one kind of robot (`Embodiment.check`)."""
+    """Whether two embodiments are compatible (`Embodiment.check`)."""
     try:
         one.check(other, fewer_cameras)
         return True

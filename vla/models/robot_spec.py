@@ -1,4 +1,4 @@
-"""What a model knows of each robot that it drives: how its states and actions are normalised, and back."""
+"""The specification of each robot that a model controls: normalisation of states and actions, horizon and cameras."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ from vla.models.normalization import BOUND, Normalizer
 
 @dataclass(frozen=True)
 class RobotSpec:
-    """What turns this embodiment's states and actions into a model's numbers: fixed when training starts.
+    """Conversion of an embodiment's states and actions to the model's values, fixed when training starts.
 
-    `state` normalises states, `action` the targets that the network predicts (`vla.models.action_targets`): those of
-    the actions that `relative` marks are counted from the state at the chunk's start. `relative` is by default what it
-    was
-    before it could be chosen: every position that a state component of its name measures.
+    `state` normalises states, and `action` normalises the targets that the network predicts
+    (`vla.models.action_targets`). `relative` marks the action components whose targets are relative to the state at the
+    chunk's start; by default every position that a state component of the same name measures.
     """
 
     embodiment: Embodiment
@@ -34,25 +33,24 @@ class RobotSpec:
     state: Normalizer
     action: Normalizer
     statistics_hash: str
-    """Of the statistics of states and targets that it was made from; empty where that is not known."""
+    """Hash of the statistics of states and targets from which the ranges were computed; empty where unknown."""
     points: int = 0
-    """How many points the model says before an action (`Example.points`), `<eos>` twice for one not in its image."""
+    """Number of points predicted before an action (`Example.points`); `<eos>` twice for one not in its image."""
     bins: UniformBins = UniformBins()
     relative: tuple[bool, ...] = ()
     images: str | None = None
-    """How its cameras' images are shown (`vla.models.preprocessing.adapted.MODES`); None: as the backbone was
+    """Preprocessing mode of camera images (`vla.models.preprocessing.adapted.MODES`); None: as the backbone was
     trained."""
     image_tokens: int | None = None
-    """Image tokens that one of them costs at most; None: what is affordable in a control loop."""
+    """Maximum number of image tokens per camera image; None: a default suitable for a control loop."""
     history: tuple[int, ...] = ()
-    """How many steps before the present there are further frames of every camera, most first; none before an episode's
-    start."""
+    """Ages of past frames of every camera [steps], oldest first. There are no frames before an episode's start."""
     fewer_cameras: bool = False
-    """Whether a row may lack some of the cameras: so it is trained with `plan.camera_dropout`."""
+    """Whether cameras may be missing, for a policy trained with `plan.camera_dropout`."""
     statistics: Mapping[str, Statistics] | None = field(default=None, compare=False, repr=False)
-    """Of "state" and "action" (the targets): what a later training keeps, or merges with its own."""
+    """Statistics of "state" and "action" (the targets), which later training keeps or merges with its own."""
     start: StartRegion | None = field(default=None, compare=False, repr=False)
-    """Where the demonstrations begin; None where that is not known."""
+    """Region in which the demonstrations start; None where unknown."""
 
     def __post_init__(self) -> None:
         if not self.relative:
@@ -70,16 +68,17 @@ class RobotSpec:
 
     @property
     def name(self) -> str:
+        """Name of the embodiment."""
         return self.embodiment.name
 
     @cached_property
     def targets(self) -> ActionTargets:
-        """The way from actions to what the network predicts, before normalisation."""
+        """Conversion of actions to the targets that the network predicts, before normalisation."""
         return ActionTargets(self.embodiment, self.relative)
 
     @property
     def action_dim(self) -> int:
-        """Numbers that the network predicts a step: as many as an action has, but for rotations and wrapping angles."""
+        """Number of target values per step; for rotations and wrapping angles it differs from the action dimension."""
         return self.targets.action_dim
 
     @property
@@ -89,14 +88,17 @@ class RobotSpec:
 
     @property
     def point_tokens(self) -> int:
+        """Number of coordinate tokens before an action."""
         return 2 * self.points
 
     @property
     def action_tokens(self) -> int:
+        """Number of values of a chunk."""
         return self.horizon * self.action_dim
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RobotSpec:
+        """The inverse of `to_dict`; missing entries of earlier versions have defaults."""
         return cls(
             embodiment=Embodiment.from_dict(values["embodiment"]),
             horizon=values["horizon"],
@@ -117,7 +119,9 @@ class RobotSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        kept = None if self.statistics is None else {kind: one.to_dict() for kind, one in self.statistics.items()}
+        statistics = None
+        if self.statistics is not None:
+            statistics = {kind: one.to_dict() for kind, one in self.statistics.items()}
         return {
             "embodiment": self.embodiment.to_dict(),
             "horizon": self.horizon,
@@ -131,14 +135,15 @@ class RobotSpec:
             "image_tokens": self.image_tokens,
             "history": list(self.history),
             "fewer_cameras": self.fewer_cameras,
-            "statistics": kept,
+            "statistics": statistics,
             "start": None if self.start is None else self.start.to_dict(),
         }
 
     def encode_state(self, state: Float[np.ndarray, "s"]) -> Float[np.ndarray, "s"]:
-        """The state normalised, and clipped to where the bins end.
+        """The normalised state, clipped to the range of the bins.
 
-        Raises InputError when it does not fit the embodiment or is not finite.
+        Raises:
+            InputError: when it does not fit the embodiment or is not finite.
         """
         names = self.embodiment.state
         if len(state) != len(names):
@@ -151,9 +156,10 @@ class RobotSpec:
     def normalize_actions(
         self, actions: Float[np.ndarray, "h a"], state: Float[np.ndarray, "s"]
     ) -> Float[np.ndarray, "h w"]:
-        """The normalised targets of actions that start from `state`.
+        """The normalised targets of actions that start at `state`.
 
-        Raises InputError when they do not fit the embodiment or are not finite.
+        Raises:
+            InputError: when they do not fit the embodiment or are not finite.
         """
         self.embodiment.check_action(actions)
         targets = self.targets.encode(np.asarray(actions, np.float64), np.asarray(state, np.float64))
@@ -162,12 +168,12 @@ class RobotSpec:
     def denormalize_actions(
         self, normalized: Float[np.ndarray, "h w"], state: Float[np.ndarray, "s"]
     ) -> Float[np.ndarray, "h a"]:
-        """What these say of a robot in `state`, in the embodiment's units and limits."""
+        """The actions of normalised targets for a robot at `state`, in the embodiment's units and limits."""
         targets = self.action.denormalize(np.asarray(normalized, np.float64))
         return self.embodiment.clip(self.targets.decode(targets, np.asarray(state, np.float64)))
 
     def check(self, data: RobotSpec) -> None:
-        """Raises InputError that names the first component in which the data differ from what this was made from."""
+        """Raises InputError that names the first difference between this specification and that of `data`."""
         self.embodiment.check(data.embodiment)
         for name in ("horizon", "points", "bins", "relative", "history"):
             one, other = getattr(self, name), getattr(data, name)
@@ -191,17 +197,19 @@ def with_cameras(
     images: str | Mapping[str, str] | None,
     image_tokens: int | Mapping[str, int] | None,
 ) -> list[RobotSpec]:
-    """The robots with how their cameras' images are shown: all alike, or by their names.
+    """The robots with options for their camera images, for all robots or by name.
 
-    Raises InputError for the name of a robot that is not among them."""
+    Raises:
+        InputError: for an unknown robot, or options without robots.
+    """
     known = {robot.name for robot in robots}
-    for option, given in (("images", images), ("image_tokens", image_tokens)):
-        if isinstance(given, Mapping) and (unknown := sorted(given.keys() - known)):
+    for option, value in (("images", images), ("image_tokens", image_tokens)):
+        if isinstance(value, Mapping) and (unknown := sorted(value.keys() - known)):
             raise InputError(
                 f"{option} names {', '.join(unknown)}; the robots are {', '.join(sorted(known)) or 'none'}"
             )
-        if given is not None and not robots:
-            raise InputError(f"{option} is of a robot's cameras, and there is no robot: leave it out")
+        if value is not None and not robots:
+            raise InputError(f"{option} is for a robot's cameras, and there is no robot: leave it out")
     return [
         replace(
             robot,
@@ -213,21 +221,21 @@ def with_cameras(
 
 
 def check_together(robots: Sequence[RobotSpec]) -> None:
-    """Raises InputError when one model cannot drive all of them: they share its horizon and its bins."""
+    """Raises InputError when one model cannot control all robots: they must share horizon and bins."""
     for one, other in zip(robots, robots[1:], strict=False):
         for name in ("horizon", "bins"):
             if getattr(one, name) != getattr(other, name):
-                raise InputError(f"{one.name} and {other.name} differ in their {name}: one model has one for all")
+                raise InputError(f"{one.name} and {other.name} differ in their {name}: one model has the same for all")
     names = [robot.name for robot in robots]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"two robots have the name {', '.join(twice)}")
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"two robots have the name {', '.join(duplicates)}")
 
 
 def check_same(checkpoint: Sequence[RobotSpec], data: Sequence[RobotSpec]) -> None:
-    """Raises InputError that says in what the robots of a checkpoint and those of the data differ."""
+    """Raises InputError that names the first difference between the robots of a checkpoint and those of the data."""
     ours, theirs = ({robot.name: robot for robot in robots} for robots in (checkpoint, data))
     if ours.keys() != theirs.keys():
-        told = [", ".join(sorted(robots)) or "no robot" for robots in (ours, theirs)]
-        raise InputError(f"the checkpoint drives {told[0]}, the data are of {told[1]}")
+        names = [", ".join(sorted(robots)) or "no robot" for robots in (ours, theirs)]
+        raise InputError(f"the checkpoint drives {names[0]}, the data are of {names[1]}")
     for name, robot in ours.items():
         robot.check(theirs[name])

@@ -1,6 +1,7 @@
-"""The VLA: a backbone and an action head. Loss, text and action decoding.
+"""The VLA: a backbone with an action head, its losses, and the decoding of text and actions.
 
-Shapes: b rows, l tokens, d hidden size, v vocabulary rows; the last of v are those of the head, and the blank.
+Shapes: b rows, l tokens, d hidden size, v vocabulary size. The last of the v token ids are the head's tokens and the
+action query token.
 """
 
 from __future__ import annotations
@@ -32,22 +33,21 @@ from vla.models.masks import TOGETHER
 from vla.models.processor import Processor
 
 WORDS, POINTS, TOKENS, NUMBERS = range(4)
-"""Kinds of what has a loss: words of an answer, points that are said before an action, and actions said as tokens or
-learned as numbers."""
+"""Kinds of loss elements: words of an answer, points predicted before an action, action tokens and action values."""
 POINT_SMOOTHING = 1.0
-"""The width of a coordinate's target, in percent of the image."""
+"""Standard deviation of a coordinate's target, in percent of the image."""
 
 
 class VLA(nn.Module):
-    """A backbone whose vocabulary is extended by the rows of the processor's head, when that knows a robot.
+    """A backbone whose vocabulary is extended by the tokens of the processor's action head, if there are robots.
 
-    To each action token are added a learned embedding of its place (which step and component), since the rows are
-    shared between components, and an MLP of the state, of the points that were said and, where the model drives
-    several robots, of which one it is. Places are laid out for the widest robot; a narrower one leaves some unused.
+    Two embeddings are added to each action token. The first is learned per position (step and component), since token
+    ids are shared between components; the positions cover the largest action dimension among the robots. The second is
+    an MLP of the conditioning values: the state, the predicted points and, with several robots, the embodiment.
     """
 
     action_dims: Int[Tensor, "r"]
-    """Components of an action of each robot."""
+    """Action dimension of each robot."""
 
     def __init__(self, backbone: Backbone, processor: Processor, smoothing: float = 2.0) -> None:
         super().__init__()
@@ -64,14 +64,14 @@ class VLA(nn.Module):
                 smooth_token_embeddings(backbone, num_ordinal_tokens)
         elif backbone.vocab_size != self.text_vocab + head.rows + 1:
             raise InputError(
-                f"the backbone has {backbone.vocab_size} rows: not the tokenizer's {self.text_vocab}, "
-                f"with or without {head.rows} action rows"
+                f"the backbone has {backbone.vocab_size} token embeddings: not the tokenizer's {self.text_vocab}, "
+                f"with or without {head.rows} action tokens"
             )
         if head.num_ordinal_tokens:
             self._gaussian_label_smoothing("actions", num_ordinal_tokens, smoothing)
         action_dims = torch.tensor([robot.action_dim for robot in processor.robots])
         self.register_buffer("action_dims", action_dims, persistent=False)
-        # Which robot it is, where there are several: the numbers of one mean nothing to another.
+        # With several robots the embodiment is conditioning, since their states and actions differ in meaning.
         self.num_embodiments = len(processor.robots) if len(processor.robots) > 1 else 0
         conditioning = processor.state_width + 3 * processor.points_width + self.num_embodiments
         if head.conditions_on_prefix:
@@ -80,7 +80,7 @@ class VLA(nn.Module):
         if head.num_action_positions:
             self.action_position_embedding = nn.Embedding(head.num_action_positions, backbone.hidden_size)
             nn.init.normal_(self.action_position_embedding.weight, std=0.02)
-            # Numbers enter as numbers, into every place where an action is asked for.
+            # The MLP of the conditioning values, added to every action token.
             self.conditioning_mlp = nn.Sequential(
                 nn.Linear(conditioning, 2 * backbone.hidden_size),
                 nn.GELU(),
@@ -91,13 +91,13 @@ class VLA(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are; batches that it generates from may be anywhere."""
+        """The device of the weights. The `generate_` methods move batches to it."""
         return next(self.parameters()).device
 
     def _gaussian_label_smoothing(self, name: str, rows: Int[Tensor, "n"], smoothing: float) -> None:
-        """Rows that are values on a line: their targets are Gaussians, `smoothing` rows wide."""
-        at = torch.arange(len(rows))
-        kernel = torch.exp(-0.5 * ((at[:, None] - at[None]) / max(smoothing, 1e-6)) ** 2)
+        """Gaussian targets for ordinal tokens, with a standard deviation of `smoothing` tokens."""
+        index = torch.arange(len(rows))
+        kernel = torch.exp(-0.5 * ((index[:, None] - index[None]) / max(smoothing, 1e-6)) ** 2)
         self.register_buffer(f"{name}_rows", rows, persistent=False)
         self.register_buffer(f"{name}_kernel", kernel / kernel.sum(1, keepdim=True), persistent=False)
 
@@ -106,10 +106,12 @@ class VLA(nn.Module):
     ) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"], Int[Tensor, "n"]]:
         """The loss of each element, the row that it belongs to, and its kind (`elements`).
 
-        `pixels` stand for the batch's images (`Processor.pixels`), augmented for instance.
+        The target of a bin or a coordinate is a Gaussian over neighbouring tokens, with a standard deviation of
+        `smoothing` or `POINT_SMOOTHING` tokens; with `smoothing` 0, and for other tokens, it is one-hot. The softmax is
+        over the full vocabulary.
 
-        The target of a bin or a coordinate is a Gaussian over neighbouring rows (`smoothing` or `POINT_SMOOTHING`
-        rows wide; plain for `smoothing` 0), that of another token is one-hot; all are over all rows of the vocabulary.
+        Args:
+            pixels: replace the batch's images, for example augmented (`Processor.pixels`).
         """
         continuous = None if self.processor.head is None else self.processor.head.continuous
         cache = self.backbone.new_cache() if continuous is not None and continuous.reads_cache else None
@@ -120,26 +122,28 @@ class VLA(nn.Module):
         hidden, cache = self.backbone.forward(embeds, batch.attention_mask, cache, vision, segments)
         losses = self._token_losses(batch, hidden)
         if continuous is not None and batch.continuous_mask.any():
-            # The cache is the forward's own: what it holds of questions is left out.
-            chosen = torch.nonzero(batch.robot >= 0).squeeze(1)
-            rows = batch.rows(chosen)
-            cached = None if cache is None else self._cached(batch, chosen, cache)
-            conditioning = self._conditioning(rows, rows.points)
+            # Only the rows of robots; the cache also holds questions.
+            indices = torch.nonzero(batch.robot >= 0).squeeze(1)
+            robot_rows = batch.rows(indices)
+            cached = None if cache is None else self._cached(batch, indices, cache)
+            conditioning = self._conditioning(robot_rows, robot_rows.points)
             losses = torch.cat(
-                [losses, continuous.loss(self.continuous_head, rows, hidden[chosen], conditioning, cached)]
+                [losses, continuous.loss(self.continuous_head, robot_rows, hidden[indices], conditioning, cached)]
             )
         return losses, *self.elements(batch)
 
-    def _cached(self, batch: Batch, chosen: Int[Tensor, "c"], cache: Any) -> Cached:
-        """What is cached of the rows `chosen`, and where each goes on after what comes before its actions."""
-        columns = torch.arange(batch.input_ids.shape[1], device=chosen.device)
+    def _cached(self, batch: Batch, indices: Int[Tensor, "c"], cache: Any) -> Cached:
+        """The cached keys and values of the selected rows, and the position after their prompts."""
+        columns = torch.arange(batch.input_ids.shape[1], device=indices.device)
         before = batch.attention_mask & (columns < batch.prompt_length[:, None])
-        layers = [(keys[chosen], values[chosen]) for keys, values in keys_values(cache)]
-        return Cached(layers, self.backbone.next_position(before, cache)[chosen])
+        layers = [(keys[indices], values[indices]) for keys, values in keys_values(cache)]
+        return Cached(layers, self.backbone.next_position(before, cache)[indices])
 
     def elements(self, batch: Batch) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
-        """The row and the kind (`WORDS` to `NUMBERS`) of each element of a batch's loss: the labelled tokens, then what
-        is regressed."""
+        """The row and the kind (`WORDS` to `NUMBERS`) of each element of a batch's loss.
+
+        Labelled tokens come first, then values with a continuous loss.
+        """
         rows, columns = torch.nonzero(batch.labels[:, 1:] != IGNORE, as_tuple=True)
         acts = torch.where(columns + 1 < batch.prompt_length[rows], POINTS, TOKENS)
         kinds = torch.where(batch.robot[rows] >= 0, acts, WORDS)
@@ -156,31 +160,31 @@ class VLA(nn.Module):
         logp = F.log_softmax(self.backbone.logits(hidden[rows, columns]).float(), dim=-1)
         losses = -logp.gather(1, target[:, None]).squeeze(1)
         for name in ("points", "actions"):
-            on_line = getattr(self, f"{name}_rows", None)
-            if on_line is None or self.smoothing == 0:
+            ordinal = getattr(self, f"{name}_rows", None)
+            if ordinal is None or self.smoothing == 0:
                 continue
-            chosen = (target >= on_line[0]) & (target <= on_line[-1])
-            kernel = getattr(self, f"{name}_kernel")[target[chosen] - on_line[0]]
-            soft = -(kernel * logp[chosen, on_line[0] : on_line[-1] + 1]).sum(1)
-            losses = losses.masked_scatter(chosen, soft)
+            smoothed = (target >= ordinal[0]) & (target <= ordinal[-1])
+            kernel = getattr(self, f"{name}_kernel")[target[smoothed] - ordinal[0]]
+            soft = -(kernel * logp[smoothed, ordinal[0] : ordinal[-1] + 1]).sum(1)
+            losses = losses.masked_scatter(smoothed, soft)
         return losses
 
     def encode(self, batch: Batch) -> Float[Tensor, "b l d"]:
-        """The last hidden states of prompts, which are on the model's device."""
+        """The last hidden states of a batch that is on the model's device."""
         embeds, vision = self._prefix(batch)
         return self.backbone.forward(embeds, batch.attention_mask, None, vision, batch.segments)[0]
 
     @torch.inference_mode()
     def generate_text(self, batch: Batch, max_tokens: int = 16) -> list[str]:
-        """Greedy answers, up to `<eos>`; action rows cannot be chosen."""
+        """Greedy answers, up to the end token; action tokens are excluded."""
         batch = batch.to(self.device)
         decoding = self.decoding(batch)
         encoder = self.processor.encoder
         rows: list[list[int]] = [[] for _ in batch.input_ids]
         for _ in range(max_tokens):
             token = decoding.next_logits()[:, : self.text_vocab].argmax(-1)
-            for row, said in zip(rows, token.tolist(), strict=True):
-                row += [] if encoder.ended(row) else [said]
+            for row, token_id in zip(rows, token.tolist(), strict=True):
+                row += [] if encoder.ended(row) else [token_id]
             if all(map(encoder.ended, rows)):
                 break
             decoding.extend(self.backbone.embed_tokens(token[:, None]))
@@ -194,11 +198,20 @@ class VLA(nn.Module):
         previous_chunk_leftover: Float[np.ndarray, "b m a"] | None = None,
         vjp: bool = False,
     ) -> tuple[Chunks, Float[np.ndarray, "b p 2"]]:
-        """The normalised chunk of each row, None where it is invalid, and the points that were said before: fractions
-        of the image, below 0 for one not in it.
+        """Decodes the action chunk of each row. All rows belong to one robot (`Processor.robot_prompt`).
 
-        Points are greedy, one coordinate after the other; actions are said as the head says them, the first k of them
-        `action_prefix`, normalised; `previous_chunk_leftover` and `vjp` as in `DecodeContext`. All rows are of one robot (`Processor.robot_prompt`).
+        Points are decoded greedily, one coordinate after the other, and then the head decodes the actions.
+
+        Args:
+            given: the normalised action prefix, k actions.
+            previous_chunk_leftover, vjp: as in `DecodeContext`.
+
+        Returns:
+            Normalised chunks, None where invalid, and the predicted points as fractions of the image, below 0 for a
+            point that is not in it.
+
+        Raises:
+            InputError: without an action head, or for rows of several robots.
         """
         processor = self.processor
         if processor.head is None:
@@ -207,23 +220,23 @@ class VLA(nn.Module):
             raise InputError("actions are decoded for rows of one robot at a time")
         robot, batch = processor.robots[numbers.pop()], batch.to(self.device)
         decoding = self.decoding(batch)
-        # The coordinates, and `<eos>` for what is not in the image.
+        # The coordinates, and `<eos>` for a point that is not in the image.
         allowed_token_ids = torch.tensor([*processor.points, processor.eos] if robot.points else [], device=self.device)
         values: list[Tensor] = []
         for _ in range(robot.point_tokens):
             values.append(decoding.next_logits()[:, allowed_token_ids].argmax(-1))
             decoding.extend(self.backbone.embed_tokens(allowed_token_ids[values[-1]][:, None]))
-        said = torch.stack(values, 1).float() if values else batch.state.new_zeros(len(batch.input_ids), 0)
-        points = said.unflatten(1, (-1, 2))
+        coordinates = torch.stack(values, 1).float() if values else batch.state.new_zeros(len(batch.input_ids), 0)
+        points = coordinates.unflatten(1, (-1, 2))
         points = torch.where((points < POINT_SCALE).all(-1, keepdim=True), points, -1)
-        unsaid = processor.points_width - robot.points
+        missing = processor.points_width - robot.points
         if action_prefix is not None:
             actions = batch.actions.clone()
             actions[:, : action_prefix.shape[1], : robot.action_dim] = torch.from_numpy(action_prefix)
             batch = replace(
                 batch, actions=actions, prefix_length=torch.full_like(batch.prefix_length, action_prefix.shape[1])
             )
-        conditioning = self._conditioning(batch, point_features(F.pad(points, (0, 0, 0, unsaid), value=-1)))
+        conditioning = self._conditioning(batch, point_features(F.pad(points, (0, 0, 0, missing), value=-1)))
         conditioning_embeds = (
             self.conditioning_mlp(conditioning)[:, None] if processor.head.num_action_positions else None
         )
@@ -237,7 +250,7 @@ class VLA(nn.Module):
         return chunks, ((points + 0.5) / POINT_SCALE).cpu().numpy()
 
     def decoding(self, batch: Batch) -> Decoding:
-        """Prompts, which are on the model's device, with what is to be said after them."""
+        """Prefills prompts that are on the model's device, for decoding."""
         embeds, vision = self._prefix(batch)
         return Decoding(self.backbone, embeds, batch.attention_mask, vision)
 
@@ -249,7 +262,7 @@ class VLA(nn.Module):
         ids: Int[Tensor, "b n"],
         first: int,
     ) -> Float[Tensor, "b n d"]:
-        """The hidden states of further tokens of an action, the first of them its `first`-th."""
+        """Appends tokens of a chunk, of which the first has index `first`, and returns their hidden states."""
         order = torch.arange(first, first + ids.shape[1], device=ids.device).expand_as(ids)
         words = self.backbone.embed_tokens(ids)
         embeds = words + self.action_position_embedding(self._action_positions(order, batch)) + conditioning_embeds
@@ -258,28 +271,28 @@ class VLA(nn.Module):
         return decoding.extend(embeds, self.processor.head.bidirectional)
 
     def _conditioning(self, batch: Batch, points: Float[Tensor, "b p 3"]) -> Float[Tensor, "b n"]:
-        """The numbers that each robot is told."""
+        """The conditioning values of each row."""
         numbers = [batch.state, points.flatten(1)]
         if self.num_embodiments:
             numbers.append(F.one_hot(batch.robot.clamp(min=0), self.num_embodiments).to(points.dtype))
         if self.processor.head is not None and self.processor.head.conditions_on_prefix:
             steps = torch.arange(batch.actions.shape[1], device=batch.prefix_length.device)
-            under_way = (steps < batch.prefix_length[:, None])[..., None]
-            numbers.append(torch.cat([batch.actions * under_way, under_way], -1).flatten(1))
+            in_prefix = (steps < batch.prefix_length[:, None])[..., None]
+            numbers.append(torch.cat([batch.actions * in_prefix, in_prefix], -1).flatten(1))
         conditioning = torch.cat(numbers, 1)
         return (
             conditioning if conditioning.shape[1] else conditioning.new_zeros(len(conditioning), 1)
-        )  # where there is nothing to tell
+        )  # n is at least 1
 
     def _action_positions(self, order: Int[Tensor, "b n"], batch: Batch) -> Int[Tensor, "b n"]:
-        """The slot of each row's action tokens, numbered through."""
+        """Position embedding index of action tokens, by their index `order` in the chunk."""
         assert self.processor.head is not None
         return self.processor.head.action_positions(order, self.action_dims[batch.robot.clamp(min=0), None])
 
     def _prefix(
         self, batch: Batch, pixels: Float[Tensor, "b k 3 h w"] | None = None
     ) -> tuple[Float[Tensor, "b l d"], Any]:
-        """The embeddings of a batch's tokens, and what the backbone saw."""
+        """The embeddings of a batch's tokens, and the encoded images."""
         pixels = self.processor.pixels(batch.images) if pixels is None else pixels
         vision = self.backbone.encode_images(pixels, batch.image_mask, ImageLayout(batch.content, batch.tiling))
         embeds = self.backbone.embed(batch.input_ids, vision)
@@ -288,27 +301,29 @@ class VLA(nn.Module):
             return embeds, vision
         rows, columns = torch.nonzero(action, as_tuple=True)
         action_positions = self._action_positions(action.long().cumsum(1) - 1, batch)[rows, columns]
-        chosen = (
+        added = (
             self.action_position_embedding(action_positions)
             + self.conditioning_mlp(self._conditioning(batch, batch.points))[rows]
         )
-        return embeds.index_put((rows, columns), chosen.to(embeds.dtype), accumulate=True), vision
+        return embeds.index_put((rows, columns), added.to(embeds.dtype), accumulate=True), vision
 
     def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
-        """Weights (safetensors), configuration and processor into `folder`, which must exist.
+        """Writes weights (safetensors), configuration and processor into `folder`, which must exist.
 
-        `weights` stand for the model's own (`state_dict`): those of a model of which each process holds a part.
+        Args:
+            weights: replace the model's `state_dict`, for a model that is sharded over processes.
         """
         write_config(folder, {"backbone": self.backbone.config, "smoothing": self.smoothing})
         self.processor.save(folder)
-        # Of weights that are tied, safetensors holds one.
-        once = {place(v): (k, v) for k, v in reversed(list((weights or self.state_dict()).items()))}
-        save_file({k: v.contiguous() for k, v in once.values()}, folder / "model.safetensors")
+        # Tied weights are stored once, as safetensors requires.
+        unique = {storage_key(v): (k, v) for k, v in reversed(list((weights or self.state_dict()).items()))}
+        save_file({k: v.contiguous() for k, v in unique.values()}, folder / "model.safetensors")
 
     def save_pretrained(self, folder: str | Path, license: str = "other") -> None:
-        """`save` into a new folder, with a model card (README.md): what `vla push` uploads.
+        """Saves into a new folder, with a model card (README.md), as `vla push` uploads it.
 
-        Raises InputError when there is something at `folder`.
+        Raises:
+            InputError: when `folder` is not empty.
         """
         folder = Path(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -319,12 +334,20 @@ class VLA(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | Path, revision: str | None = None) -> VLA:
-        """`load` from a folder, or from the hub ("user/model"). Raises InputError when it is nowhere to be had."""
+        """Loads a checkpoint from a folder, or from the hub ("user/model").
+
+        Raises:
+            InputError: when it is neither a checkpoint folder nor available on the hub.
+        """
         return cls.load(checkpoint_of(fetch(name, revision)))
 
     @classmethod
     def load(cls, folder: Path) -> VLA:
-        """Raises InputError when `folder` is no checkpoint or its files do not belong together."""
+        """Loads a checkpoint from a folder.
+
+        Raises:
+            InputError: when `folder` is not a checkpoint, or its files do not match.
+        """
         folder = Path(folder)
         for name in ("config.json", "model.safetensors", "processor.json", "tokenizer.json"):
             if not (folder / name).exists():
@@ -333,26 +356,27 @@ class VLA(nn.Module):
             config = json.loads((folder / "config.json").read_text())
             model = cls(build(config["backbone"]), Processor.load(folder), config["smoothing"])
             weights = {current_weight(k): v for k, v in load_file(folder / "model.safetensors").items()}
-            lacking = model.load_state_dict({k: v.float() for k, v in weights.items()}, strict=False)
+            result = model.load_state_dict({k: v.float() for k, v in weights.items()}, strict=False)
             state = model.state_dict()
-            known = {place(state[name]) for name in state.keys() - lacking.missing_keys}
-            if lost := [n for n in lacking.missing_keys if place(state[n]) not in known] + lacking.unexpected_keys:
-                raise ValueError(f"{', '.join(lost)} in one of weights and configuration alone")
+            loaded = {storage_key(state[name]) for name in state.keys() - result.missing_keys}
+            missing = [name for name in result.missing_keys if storage_key(state[name]) not in loaded]
+            if unmatched := missing + result.unexpected_keys:
+                raise ValueError(f"{', '.join(unmatched)} only in the weights or only in the configuration")
         except Exception as error:
             reason = " ".join(str(error).split())  # some libraries' messages have several lines
-            raise InputError(f"the checkpoint {folder} is damaged, or its files are not of one: {reason}") from error
+            raise InputError(f"the checkpoint {folder} is damaged, or its files do not match: {reason}") from error
         return model.eval()
 
 
-def place(tensor: Tensor) -> tuple[int, torch.Size]:
-    """Where a tensor lies: tied weights lie in one place."""
+def storage_key(tensor: Tensor) -> tuple[int, torch.Size]:
+    """A key of a tensor's storage, which tied weights share."""
     return (tensor.data_ptr() if tensor.numel() else id(tensor)), tensor.shape
 
 
 @torch.no_grad()
 def smooth_token_embeddings(backbone: Backbone, rows: Int[Tensor, "n"]) -> None:
-    """Gives neighbouring rows neighbouring embeddings: random curves of a few low frequencies."""
-    at = torch.linspace(0, 1, len(rows))[:, None] * torch.arange(1, 9) * torch.pi
-    basis = torch.cat([at.sin(), at.cos()], 1) / 8**0.5
+    """Initialises ordinal tokens with similar embeddings for neighbours: random curves of a few low frequencies."""
+    angles = torch.linspace(0, 1, len(rows))[:, None] * torch.arange(1, 9) * torch.pi
+    basis = torch.cat([angles.sin(), angles.cos()], 1) / 8**0.5
     for weight in backbone.vocab_weights():
         weight[rows - backbone.vocab_size] = basis @ (torch.randn(basis.shape[1], weight.shape[1]) * weight.std())

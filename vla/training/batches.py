@@ -12,7 +12,7 @@ from torch import Tensor
 from vla.common.images import sides
 from vla.common.stored_image import StoredViews
 from vla.datasets.mixture import Mixture
-from vla.models.batch import Batch, Frames, own_frames
+from vla.models.batch import Batch, Frames, allocate_frames
 from vla.models.processor import Processor
 from vla.training.camera_dropout import without_cameras
 from vla.training.distributed import DistributedContext
@@ -30,7 +30,7 @@ def micro_batches(
     plan: TrainConfig,
     step: int,
     world: DistributedContext,
-    frames: Frames = own_frames,
+    frames: Frames = allocate_frames,
 ) -> list[Batch]:
     """The rows of this rank, in `plan.accumulate` micro-batches; with several, rows of like length stand together, so
     that less is padded. With one, its images lie in what `frames` gives."""
@@ -48,7 +48,7 @@ def micro_batches(
     length = batch.attention_mask.sum(1)[: plan.rows(world.size) * plan.accumulate]
     if plan.accumulate == 1:
         own = slice(len(length) + (world.size > 1 and _lacks(batch, torch.arange(len(length)))))
-        return [trimmed(batch.each(lambda tensor: tensor[own], batch.source[own]))]
+        return [trimmed(batch.map_tensors(lambda tensor: tensor[own], batch.source[own]))]
     groups = list(torch.argsort(length, stable=True).split(plan.rows(world.size)))
     if world.size > 1:
         groups = [torch.cat([g, torch.tensor([len(length)])]) if _lacks(batch, g) else g for g in groups]

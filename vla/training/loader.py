@@ -43,7 +43,7 @@ def prefetch(
         micro = next(made, [])
         if world.device.type != "cuda":
             return micro
-        return [batch.each(lambda tensor: tensor.pin_memory(), batch.source) for batch in micro]
+        return [batch.map_tensors(lambda tensor: tensor.pin_memory(), batch.source) for batch in micro]
 
     def stream() -> Iterator[list[Batch]]:
         # Processes are ahead themselves.

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from vla.datasets.shards import decode_alone
 from vla.errors import InputError
-from vla.models.batch import Batch, own_frames
+from vla.models.batch import Batch, allocate_frames
 
 Make = Callable[..., list[Batch]]
 """The micro-batches of a step; their images lie in what the keyword `frames` gives."""
@@ -105,7 +105,7 @@ class FrameMemory:
     def frames(self, shape: tuple[int, ...]) -> UInt8[np.ndarray, "_b _k _h _w 3"]:
         """As `vla.models.batch.Frames`: here where there is room."""
         wanted = math.prod(shape)
-        return self.bytes[:wanted].reshape(shape) if wanted <= self.size else own_frames(shape)
+        return self.bytes[:wanted].reshape(shape) if wanted <= self.size else allocate_frames(shape)
 
     def offset(self, images: np.ndarray) -> int:
         """Where images in this memory begin."""

@@ -1,4 +1,4 @@
-"""The action expert: a small transformer whose layers also look at a backbone's cached keys and values."""
+"""The action expert: a small transformer whose layers also attend to a backbone's KV cache."""
 
 from __future__ import annotations
 
@@ -15,23 +15,30 @@ from transformers.activations import ACT2FN
 from vla.errors import InputError
 
 MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0
-"""Of the waves that tell the time of a flow."""
+"""Shortest and longest period of the sinusoidal embedding of the flow time."""
 
 
 def frequencies(head_dim: int, theta: float = 10000.0) -> tuple[float, ...]:
-    """Llama's, of a base `theta`."""
+    """Rotary frequencies of Llama for the base `theta`."""
     return tuple(theta ** (-i / head_dim) for i in range(0, head_dim, 2))
 
 
 @dataclass(frozen=True)
 class ActionExpertShape:
-    """The numbers that an expert is made of: its own `width`, `mlp_size` and query `heads`, and what it has of the
-    decoder whose keys and values it reads.
+    """Sizes of an action expert.
 
-    `frequencies` are those of the rotation by position, one for each pair of numbers of a head, fewer where a part of
-    each head is rotated, and `scaling` multiplies its cosines and sines. `activation` is a name of transformers.
-    `cross`: every second layer looks at the prefix alone, through maps of its own (SmolVLA, Shukor et al. 2025, arXiv
-    2506.01844, sec. 3.1). Raises InputError for numbers that do not fit together.
+    `layers`, `kv_heads`, `head_dim` and the rotation must match the decoder whose keys and values the expert reads.
+
+    Args:
+        frequencies: rotary frequencies, one per rotated pair of a head's components; fewer than `head_dim` / 2 where
+            only a part of each head is rotated.
+        scaling: factor of the rotation's cosines and sines.
+        activation: name of an activation in transformers.
+        cross: every second layer is a cross-attention layer: it attends only to the prefix, through its own key and
+            value projections (SmolVLA, Shukor et al. 2025, arXiv 2506.01844, sec. 3.1).
+
+    Raises:
+        InputError: for sizes that are inconsistent.
     """
 
     width: int
@@ -55,17 +62,17 @@ class ActionExpertShape:
 
 
 class ActionExpert(nn.Module):
-    """Pre-norm layers, each with attention and a gated MLP (pi0).
+    """Pre-norm transformer layers with attention and a gated MLP (pi0).
 
-    Layer i attends to the keys and values of the i-th pair of the prefix, and to its own. Positions go on where the
-    prefix ends, with the backbone's rotation.
+    Layer i attends to the prefix's keys and values of backbone layer i and to those of the expert's own tokens. The
+    expert's positions continue after the prefix, with the backbone's rotary frequencies.
     """
 
     def __init__(self, shape: ActionExpertShape, adaptive: bool = False) -> None:
         super().__init__()
         self.shape, self.adaptive = shape, adaptive
         self.width, self.kv_heads, self.head_dim = shape.width, shape.kv_heads, shape.head_dim
-        self._frequencies = torch.tensor(tuple(shape.frequencies))  # no buffer, which half precision would round
+        self._frequencies = torch.tensor(tuple(shape.frequencies))  # not a buffer: half precision would round it
         self.layers = nn.ModuleList(
             ActionExpertLayer(shape, adaptive, shape.cross and i % 2 == 1) for i in range(shape.layers)
         )
@@ -74,25 +81,33 @@ class ActionExpert(nn.Module):
     def forward(
         self,
         tokens: Float[Tensor, "b n w"],
-        seen: Bool[Tensor, "b n"],
+        visible: Bool[Tensor, "b n"],
         blocks: Int[Tensor, "n"],
         prefix: Sequence[tuple[Float[Tensor, "b g m e"], Float[Tensor, "b g m e"]]],
         prefix_mask: Bool[Tensor, "b m"],
         start: Int[Tensor, "b"],
         condition: Float[Tensor, "b n w"] | None = None,
     ) -> Float[Tensor, "b n w"]:
-        """A token looks at the prefix, and at the tokens that are `seen` of its own block and those before. The first
-        is at the position `start`.
+        """Hidden states of the expert's tokens, which attend to the prefix and block-causally to each other.
 
-        Raises InputError when the prefix does not have the layers, heads and size of head that this was built for.
+        Args:
+            visible: tokens that may be attended to.
+            blocks: block index of each token. A token attends to its own block and to earlier blocks.
+            prefix: keys and values of each backbone layer.
+            start: position of the first token.
+            condition: input of the adaptive norms, per token.
+
+        Raises:
+            InputError: when the prefix does not have the layers, heads and head size that the expert was built for.
         """
         self._check(prefix)
-        own = seen[:, None, :] & (blocks[None, :] <= blocks[:, None])
-        own = own | torch.eye(len(blocks), dtype=torch.bool, device=own.device)  # looks at something, if at itself
-        mask = torch.cat([prefix_mask[:, None, :].expand(-1, len(blocks), -1), own], -1)[:, None]
+        suffix = visible[:, None, :] & (blocks[None, :] <= blocks[:, None])
+        # A token always attends to itself, so that no row of the mask is empty.
+        suffix = suffix | torch.eye(len(blocks), dtype=torch.bool, device=suffix.device)
+        mask = torch.cat([prefix_mask[:, None, :].expand(-1, len(blocks), -1), suffix], -1)[:, None]
         order = torch.arange(len(blocks), device=tokens.device).expand(len(tokens), -1)
         joint = self.rotation(start[:, None] + order)
-        # What looks at the prefix alone counts its positions from 0, as SmolVLA does.
+        # Cross-attention layers count positions from 0, as in SmolVLA.
         alone = self.rotation(order) if self.shape.cross else joint
         for layer, (keys, values) in zip(self.layers, prefix, strict=True):
             tokens = layer(tokens, keys, values, mask, alone if layer.cross else joint, condition)
@@ -100,7 +115,7 @@ class ActionExpert(nn.Module):
         return hidden
 
     def rotation(self, positions: Int[Tensor, "b n"]) -> tuple[Float[Tensor, "b 1 n e"], Float[Tensor, "b 1 n e"]]:
-        """See `rotary`."""
+        """Cosines and sines of the rotary embedding at `positions`, scaled."""
         self._frequencies = self._frequencies.to(positions.device)
         cos, sin = rotary(positions, self._frequencies)
         return cos * self.shape.scaling, sin * self.shape.scaling
@@ -117,15 +132,15 @@ class ActionExpert(nn.Module):
 
 
 class ActionExpertLayer(nn.Module):
-    """One that is `cross` looks at the prefix alone, whose keys and values pass its own linear maps."""
+    """One layer of the expert; where `cross`, it attends only to the prefix, through its own projections."""
 
     def __init__(self, shape: ActionExpertShape, adaptive: bool, cross: bool = False) -> None:
         super().__init__()
         self.head_dim, self.cross = shape.head_dim, cross
-        width, kept = shape.width, shape.kv_heads * shape.head_dim
+        width, kv_width = shape.width, shape.kv_heads * shape.head_dim
         self.query = nn.Linear(width, shape.heads * shape.head_dim, bias=False)
-        self.key = nn.Linear(kept if cross else width, kept, bias=False)
-        self.value = nn.Linear(kept if cross else width, kept, bias=False)
+        self.key = nn.Linear(kv_width if cross else width, kv_width, bias=False)
+        self.value = nn.Linear(kv_width if cross else width, kv_width, bias=False)
         self.out = nn.Linear(shape.heads * shape.head_dim, width, bias=False)
         self.gate, self.up = nn.Linear(width, shape.mlp_size, bias=False), nn.Linear(width, shape.mlp_size, bias=False)
         self.down = nn.Linear(shape.mlp_size, width, bias=False)
@@ -142,11 +157,12 @@ class ActionExpertLayer(nn.Module):
         rotation: tuple[Float[Tensor, "b 1 n r"], Float[Tensor, "b 1 n r"]],
         condition: Float[Tensor, "b n w"] | None,
     ) -> Float[Tensor, "b n w"]:
+        """Hidden states after this layer; `keys` and `values` are those of the prefix."""
         x, gate = self.before_attention(tokens, condition)
         query, dtype = self._heads(self.query(x)), self.key.weight.dtype
         if self.cross:
             count = keys.shape[2]
-            keys, values = (kept.transpose(1, 2).flatten(2).to(dtype) for kept in (keys, values))
+            keys, values = (cached.transpose(1, 2).flatten(2).to(dtype) for cached in (keys, values))
             key, value, mask = self._heads(self.key(keys)), self._heads(self.value(values)), mask[..., :count]
         else:
             key, value = self._heads(self.key(x)), self._heads(self.value(x))
@@ -162,9 +178,9 @@ class ActionExpertLayer(nn.Module):
 
 
 class AdaptiveNorm(nn.Module):
-    """RMS norm; where adaptive, x (1 + scale) + shift with scale, shift and the branch's gate linear in a condition.
+    """RMS norm; where `adaptive`, x (1 + scale) + shift, with scale, shift and a gate linear in a condition.
 
-    All three start at 0 (pi0.5, after DiT's adaLN-Zero): each branch of a layer adds nothing yet.
+    All three start at 0, so that each branch of a layer initially adds nothing (pi0.5, after DiT's adaLN-Zero).
     """
 
     def __init__(self, width: int, adaptive: bool, eps: float = 1e-6) -> None:
@@ -178,8 +194,8 @@ class AdaptiveNorm(nn.Module):
     def forward(
         self, x: Float[Tensor, "b n w"], condition: Float[Tensor, "b n w"] | None
     ) -> tuple[Float[Tensor, "b n w"], Float[Tensor, "b n w"] | float]:
-        """The norm, and what to multiply the branch after it with."""
-        # In the weights' precision: autocast leaves it to the tokens', and takes a slow path.
+        """The normalised tokens, and the gate by which to multiply the branch's output."""
+        # Cast to the weights' dtype: under autocast a mixed-dtype norm takes a slow path.
         normed = self.norm(x if self.norm.weight is None else x.to(self.norm.weight.dtype))
         if self.modulation is None or condition is None:
             return normed, 1.0
@@ -188,7 +204,7 @@ class AdaptiveNorm(nn.Module):
 
 
 def time_features(time: Float[Tensor, "b"], width: int) -> Float[Tensor, "b w"]:
-    """Sines and cosines of the time, of periods from `MIN_PERIOD` to `MAX_PERIOD` in a geometric row (pi0)."""
+    """Sinusoidal embedding of the time, with geometrically spaced periods from `MIN_PERIOD` to `MAX_PERIOD` (pi0)."""
     fraction = torch.linspace(0, 1, width // 2, device=time.device, dtype=time.dtype)
     angles = time[:, None] * (2 * math.pi / (MIN_PERIOD * (MAX_PERIOD / MIN_PERIOD) ** fraction))
     return torch.cat([angles.sin(), angles.cos()], -1)
@@ -197,7 +213,7 @@ def time_features(time: Float[Tensor, "b"], width: int) -> Float[Tensor, "b w"]:
 def rotary(
     positions: Int[Tensor, "b n"], frequencies: Float[Tensor, "f"]
 ) -> tuple[Float[Tensor, "b 1 n r"], Float[Tensor, "b 1 n r"]]:
-    """Cosines and sines of Llama's rotation: pairs are the two halves of what is rotated of a head, 2 f numbers."""
+    """Cosines and sines of Llama's rotary embedding; r = 2 f rotated components, paired across the two halves."""
     angles = (positions[:, None, :, None] * frequencies).repeat(1, 1, 1, 2)
     return angles.cos(), angles.sin()
 
@@ -205,8 +221,8 @@ def rotary(
 def rotate(
     x: Float[Tensor, "b g n e"], rotation: tuple[Float[Tensor, "b 1 n r"], Float[Tensor, "b 1 n r"]]
 ) -> Float[Tensor, "b g n e"]:
-    """The first r numbers of each head are rotated, and the others stay."""
+    """Rotates the first r components of each head; the others are unchanged."""
     cos, sin = rotation
-    turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-    first, second = turned.chunk(2, -1)
-    return torch.cat([turned * cos + torch.cat([-second, first], -1) * sin, rest], -1).to(x.dtype)
+    rotated, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    first, second = rotated.chunk(2, -1)
+    return torch.cat([rotated * cos + torch.cat([-second, first], -1) * sin, rest], -1).to(x.dtype)

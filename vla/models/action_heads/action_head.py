@@ -1,4 +1,4 @@
-"""What an action head is: one way in which a model says a chunk of actions, on the same backbone and data."""
+"""The interface of an action head: how a model represents and decodes an action chunk on a shared backbone."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from vla.models.robot_spec import RobotSpec
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a head builds on: the tokens of text, and the robots that the model drives."""
+    """The inputs from which a head is built: the text tokenizer and the robots that the model controls."""
 
     tokenizer: Tokenizer
     text: int
-    """Rows of text: those of a head come after them, the blank last."""
+    """Number of text tokens. The head's tokens follow them, and then the action query token."""
     robots: tuple[RobotSpec, ...]
     pad: int
     eos: int
 
     @property
     def horizon(self) -> int:
+        """Number of steps of a chunk, the same for all robots."""
         return self.robots[0].horizon
 
     @property
     def action_dim(self) -> int:
-        """Components of the widest robot's action."""
+        """The largest action dimension among the robots."""
         return max(robot.action_dim for robot in self.robots)
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a head adds to a training row: tokens with their labels, and the steps that it learns as numbers."""
+    """What a head adds to a training row: tokens with labels, and a mask of the steps with a continuous loss."""
 
     inputs: Sequence[int]
     labels: Sequence[int]
@@ -48,10 +49,15 @@ class Target:
 
 @dataclass(frozen=True)
 class DecodeContext:
-    """What a chunk is decoded from: rows of one robot whose prompts and points are in the cache of `decoding`.
+    """The inputs for decoding action chunks: rows of one robot whose prompts are in the KV cache of `decoding`.
 
-    `conditioning` are the numbers that the model is told of each row. `decode_tokens` embeds further tokens, the first of them the
-    `first`-th of the chunk, and gives their hidden states; `prefix_length` are the actions under way, normalised.
+    Attributes:
+        told: conditioning values of each row.
+        ask: embeds further tokens, given the index of the first within the chunk, and returns their hidden states.
+        given: the normalised action prefix, if any.
+        previous_chunk_leftover: the previous chunk's normalised actions after the prefix. Only flow heads use them
+            (`vla.models.action_heads.rtc_guidance`).
+        vjp: whether guidance uses the exact Jacobian.
     """
 
     decoding: Decoding
@@ -61,32 +67,31 @@ class DecodeContext:
     action_prefix: Float[np.ndarray, "b k a"] | None
     module: nn.Module | None
     previous_chunk_leftover: Float[np.ndarray, "b m a"] | None = None
-    """The old chunk's actions after those given; only a flow is drawn to them
-    (`vla.models.action_heads.rtc_guidance`)."""
+
     vjp: bool = False
 
 
 @dataclass(frozen=True)
 class Cached:
-    """What each layer of the backbone keeps of rows, and the position of the token after each row's prompt."""
+    """The backbone's cached keys and values per layer, and the position of the token after each row's prompt."""
 
     layers: KeysValues
     next_position: Int[Tensor, "b"]
 
 
 Chunks = list[Float[np.ndarray, "h a"] | None]
-"""Normalised chunks; None for one that is invalid: the caller holds."""
+"""Normalised chunks; None for an invalid one, for which the caller holds position."""
 
 
 @runtime_checkable
 class ContinuousHead(Protocol):
-    """What a head learns as numbers, with modules of its own."""
+    """The part of a head that learns continuous values, with its own modules."""
 
     reads_cache: bool
     """Whether the loss reads the keys and values of the backbone."""
 
     def module(self, backbone: Any, conditioning: int) -> nn.Module:
-        """What it has to learn besides the backbone, where the model is told `conditioning` numbers."""
+        """The head's trainable module, for `conditioning` conditioning values per row."""
         ...
 
     def loss(
@@ -97,31 +102,34 @@ class ContinuousHead(Protocol):
         conditioning: Float[Tensor, "b n"],
         cached: Cached | None,
     ) -> Float[Tensor, "k"]:
-        """Of each number that is `batch.continuous_mask`, row by row; every row is a robot's."""
+        """Loss of each of the k values selected by `batch.continuous_mask`, row by row; every row belongs to a robot."""
         ...
 
 
 @runtime_checkable
 class Head(Protocol):
-    """Its settings are JSON and saved with the processor, which writes targets with it; the model decodes with it."""
+    """An action head: the processor writes training targets with it, and the model decodes with it.
+
+    Its settings are JSON and are saved with the processor.
+    """
 
     settings: Mapping[str, Any]
-    """"kind" and the arguments that `build` makes the same head of."""
+    """"kind" and the arguments with which `build_head` builds the same head."""
     rows: int
-    """Rows of the vocabulary that it needs, besides the blank that comes after them."""
+    """Number of vocabulary entries that it needs, without the action query token that follows them."""
     num_ordinal_tokens: int
-    """How many of these, from the first on, are values on a line."""
+    """How many of these, from the first, are ordinal values."""
     num_action_positions: int
-    """Places among the tokens of an action, each of which learns an embedding."""
+    """Number of positions among the tokens of a chunk, each with a learned embedding."""
     conditions_on_prefix: bool
-    """Whether the model is told the actions under way as numbers, since its tokens do not say them."""
+    """Whether the action prefix is conditioning input, since the head's tokens cannot express it."""
 
     bidirectional: bool
-    """Whether the tokens of a chunk, which are then asked for at once, look at each other."""
+    """Whether the tokens of a chunk, which are then decoded in one pass, attend to each other."""
 
     @property
     def continuous(self) -> ContinuousHead | None:
-        """Of what it learns as numbers; None for a head of tokens."""
+        """The continuous part of the head; None for a head of tokens only."""
         ...
 
     def target(
@@ -132,18 +140,29 @@ class Head(Protocol):
         prefix_length: int,
         rng: np.random.Generator | None,
     ) -> Target:
-        """Of a normalised chunk, whose steps count where they are `valid_mask` the episode, the first `prefix_length` under way.
+        """The training target of a normalised chunk.
 
-        What is drawn in training is drawn from `rng`, where there is one."""
+        Args:
+            inside: steps within the episode; the others have no loss.
+            given: length of the action prefix.
+            rng: generator of training noise; None for a deterministic target.
+        """
         ...
 
     def action_positions(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
-        """The slots of a row's action tokens, which are numbered through; `width` is that of the row's robot."""
+        """Position embedding index of each action token.
+
+        Args:
+            order: index of the token in the chunk.
+            width: action dimension of each row's robot.
+        """
         ...
 
-    def decode(self, context: DecodeContext) -> Chunks: ...
+    def decode(self, context: DecodeContext) -> Chunks:
+        """Decodes the chunk of each row; None for an invalid one."""
+        ...
 
 
 def finite(actions: Float[Tensor, "b h a"]) -> Chunks:
-    """A chunk that holds a number that is not finite says nothing."""
+    """The chunks, with None for one that contains a value that is not finite."""
     return [chunk if np.isfinite(chunk).all() else None for chunk in actions.float().cpu().numpy()]

@@ -1,4 +1,4 @@
-"""Saying tokens one after the other, up to an end."""
+"""Constrained autoregressive decoding up to an end token."""
 
 from __future__ import annotations
 
@@ -17,36 +17,42 @@ def generate_constrained(
     known: Sequence[list[int]],
     allowed: Int[Tensor, "r"],
     end: int,
-    most: int,
+    limit: int,
     sizes: Int[Tensor, "r"] | None = None,
 ) -> list[list[int]]:
-    """The likeliest tokens among `allowed` and `end`, after those that are `known`: at most `most`, `end` left out.
+    """Greedy decoding with a logits mask: the tokens of each row, without `end`.
 
-    Where their `sizes` are given, `most` is what they add up to: none is said that goes beyond it, and no end before.
+    Args:
+        blank: action query token, which starts the sequence.
+        known: forced first tokens of each row.
+        allowed: ids of the tokens that may be generated, besides `end`.
+        limit: maximum number of tokens; with `sizes`, the exact sum of the generated tokens' sizes.
+        sizes: size of each allowed token. No token may exceed the remaining size, and `end` is allowed only when
+            none remains.
     """
     device = context.conditioning.device
-    choice = torch.cat([allowed.to(device), torch.tensor([end], device=device)])
+    candidates = torch.cat([allowed.to(device), torch.tensor([end], device=device)])
     sizes = None if sizes is None else sizes.to(device)
     common = min(map(len, known))
-    said = torch.tensor([[action_query_token, *row[:common]] for row in known], device=device)
-    hidden = context.decode_tokens(said, 0)
+    generated = torch.tensor([[action_query_token, *row[:common]] for row in known], device=device)
+    hidden = context.decode_tokens(generated, 0)
     done = torch.zeros(len(known), dtype=torch.bool, device=device)
-    left = torch.full((len(known),), most, device=device)
-    while (place := said.shape[1] - 1) < most + (sizes is not None):
-        scores = context.decoding.backbone.logits(hidden[:, -1])[:, choice]
+    remaining = torch.full((len(known),), limit, device=device)
+    while (index := generated.shape[1] - 1) < limit + (sizes is not None):
+        scores = context.decoding.backbone.logits(hidden[:, -1])[:, candidates]
         if sizes is not None:
-            fits = torch.cat([sizes <= left[:, None], left[:, None] == 0], 1)
+            fits = torch.cat([sizes <= remaining[:, None], remaining[:, None] == 0], 1)
             scores = scores.masked_fill(~fits, -torch.inf)
-        at = scores.argmax(-1)
-        token = choice[at]
+        best = scores.argmax(-1)
+        token = candidates[best]
         if sizes is not None:
-            left = left - torch.nn.functional.pad(sizes, (0, 1))[at]
-        forced = torch.tensor([row[place] if place < len(row) else -1 for row in known], device=device)
+            remaining = remaining - torch.nn.functional.pad(sizes, (0, 1))[best]
+        forced = torch.tensor([row[index] if index < len(row) else -1 for row in known], device=device)
         token = torch.where(forced >= 0, forced, torch.where(done, end, token))
-        said = torch.cat([said, token[:, None]], 1)
+        generated = torch.cat([generated, token[:, None]], 1)
         done |= token == end
         if done.all():
             break
-        hidden = context.decode_tokens(token[:, None], place + 1)
-    rows = said[:, 1:].tolist()
-    return [row[: row.index(end)] if end in row else row for row in rows]
+        hidden = context.decode_tokens(token[:, None], index + 1)
+    token_rows = generated[:, 1:].tolist()
+    return [row[: row.index(end)] if end in row else row for row in token_rows]

@@ -1,5 +1,7 @@
-"""Bins, one after the other (RT-2, Brohan et al. 2023, arXiv 2307.15818; OpenVLA, Kim et al. 2024,
-arXiv 2406.09246), decoded speculatively: some are guessed, and kept as far as they are what would have been said."""
+"""Autoregressive bins (RT-2, Brohan et al. 2023, arXiv 2307.15818; OpenVLA, Kim et al. 2024, arXiv 2406.09246).
+
+Decoding is speculative: draft tokens are verified in one pass, and accepted up to the first that differs.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,17 @@ from vla.models.action_heads.parallel import ParallelHead
 
 
 class BinsHead(ParallelHead):
-    """Each action is told those before it. A bin that is said is the median; the next is told the one that it is in.
+    """Bins decoded one after the other, each conditioned on those before it.
 
-    Decoding is Jacobi's (Santilli et al. 2023, arXiv 2305.10427; for actions Song et al. 2025, arXiv 2503.02310): every
-    pass reads the next `draft_length` tokens as they were guessed, first as those of the action before, then as the last
-    pass said them. The bins are those of one token a pass, up to rounding.
+    A value is the median of its distribution over bins, and the next token is conditioned on the bin that contains it.
+    Decoding is Jacobi decoding (Santilli et al. 2023, arXiv 2305.10427; for actions Song et al. 2025, arXiv
+    2503.02310): every pass reads the next `draft_length` tokens of a draft. The draft is first the previous action, then
+    the prediction of the last pass. The bins equal those of one token a pass, up to rounding.
     """
 
     settings: Mapping[str, Any] = {"kind": "bins"}
     draft_length = 8
-    """Tokens of a pass at the most where one chunk is decoded, hardly slower than one token; 1: none are guessed."""
+    """Draft length: tokens per pass when a single chunk is decoded. 1 disables speculative decoding."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         super().__init__(vocabulary)
@@ -32,26 +35,27 @@ class BinsHead(ParallelHead):
         return [self.action_query_token, *ids[:-1]]
 
     def decode(self, context: DecodeContext) -> Chunks:
-        known = self.encode_action_prefix(context)
-        count, width, cached, sure = context.robot.action_tokens, context.robot.action_dim, 0, known.shape[1]
-        tokens = F.pad(known, (0, count - sure), value=self.text + self.rows // 2)
-        values, conditioning = (tokens - self.text).float(), sure
-        # Of a batch every row would wait for the row that is guessed worst, and wide passes take their time.
+        """See `Head.decode`."""
+        known = self.encode_prefix(context)
+        count, width, cached, accepted = context.robot.action_tokens, context.robot.action_dim, 0, known.shape[1]
+        tokens = F.pad(known, (0, count - accepted), value=self.text + self.rows // 2)
+        values, drafted = (tokens - self.text).float(), accepted
+        # In a batch every row would wait for the row with the fewest accepted tokens, and wide passes are slower.
         ahead = self.draft_length if len(tokens) == 1 else 1
-        while sure < count:
-            end = min(sure + ahead, count)
-            for place in range(max(conditioning, width), end):
-                tokens[:, place] = tokens[:, place - width]
+        while accepted < count:
+            end = min(accepted + ahead, count)
+            for i in range(max(drafted, width), end):
+                tokens[:, i] = tokens[:, i - width]
             hidden = context.decode_tokens(F.pad(tokens, (1, 0), value=self.action_query_token)[:, cached:end], cached)
-            logits = context.decoding.backbone.logits(hidden[:, sure - cached :])[
+            logits = context.decoding.backbone.logits(hidden[:, accepted - cached :])[
                 ..., self.text : self.action_query_token
             ]
-            values[:, sure:end] = median_bins(logits.float())
-            said = self.text + values[:, sure:end].round().long().clamp(0, self.rows - 1)
-            right = (said == tokens[:, sure:end]).all(0).cumprod(0).sum()
-            tokens[:, sure:end] = said
-            # The first token after the right ones was told the truth alone; what follows it was not.
-            cached = sure = min(sure + int(right) + 1, end)
-            conditioning = end
+            values[:, accepted:end] = median_bins(logits.float())
+            predicted = self.text + values[:, accepted:end].round().long().clamp(0, self.rows - 1)
+            matching = (predicted == tokens[:, accepted:end]).all(0).cumprod(0).sum()
+            tokens[:, accepted:end] = predicted
+            # The first token after the matching ones was conditioned on accepted tokens only; later ones were not.
+            cached = accepted = min(accepted + int(matching) + 1, end)
+            drafted = end
             context.decoding.rollback(end - cached)
         return self.chunks(context, values)

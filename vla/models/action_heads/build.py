@@ -1,4 +1,4 @@
-"""Which head a name stands for."""
+"""Builds action heads by name."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ HEADS: dict[str, Callable[..., Head]] = {
 
 
 def stored_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a checkpoint's head as this version has them: a flow of before has an expert of another shape."""
+    """The settings of a checkpoint's head, converted to this version: older flows have an expert of another shape."""
     settings = current_keys(settings, HEAD)
-    before = settings.get("kind") == "flow" and "expert" not in settings
-    return dict(settings) | ({"expert": {}} if before else {})
+    legacy = settings.get("kind") == "flow" and "expert" not in settings
+    return dict(settings) | ({"expert": {}} if legacy else {})
 
 
 def check_head(kind: object) -> None:
@@ -42,7 +42,11 @@ def check_head(kind: object) -> None:
 
 
 def build_head(settings: Mapping[str, Any], vocabulary: Vocabulary) -> Head:
-    """The head of `settings`: its "kind" and its arguments. Raises InputError when they are not of this version."""
+    """Builds the head of `settings`: its "kind" and its arguments.
+
+    Raises:
+        InputError: for an unknown kind or unknown arguments.
+    """
     arguments = current_keys(settings, HEAD)
     kind = arguments.pop("kind", None)
     check_head(kind)
@@ -50,4 +54,4 @@ def build_head(settings: Mapping[str, Any], vocabulary: Vocabulary) -> Head:
     try:
         return make(vocabulary, **arguments)
     except TypeError as error:
-        raise InputError(f"the head {kind} is not made of these settings: {error}") from error
+        raise InputError(f"the head {kind} does not take these settings: {error}") from error

@@ -1,4 +1,4 @@
-"""What an action expert has of the decoder that it reads: read off the decoder's configuration and its modules."""
+"""The shape of an action expert, derived from the configuration and modules of the decoder that it reads."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ from vla.models.action_heads.decoding import keys_values
 def expert_shape(
     backbone: Any, width: int | None = None, heads: int | None = None, mlp_size: int | None = None, cross: bool = False
 ) -> ActionExpertShape:
-    """The shape of an expert for this `Backbone`: the width is 3/4 of the backbone's where none is given (SmolVLA),
-    `mlp_size` three times that, and it has as many query heads as the backbone (pi0, SmolVLA).
+    """The shape of an expert for this `Backbone`.
 
-    A decoder without a rotation (OPT, GPT-2) leaves the expert Llama's, so that it tells its own tokens apart.
-    Raises InputError where the numbers do not fit together.
+    For a decoder without a rotary embedding (OPT, GPT-2) the expert uses Llama's, to distinguish its tokens.
+
+    Args:
+        width: by default 3/4 of the backbone's (SmolVLA).
+        heads: query heads, by default as many as the backbone's (pi0, SmolVLA).
+        mlp_size: by default three times the width.
+
+    Raises:
+        InputError: for sizes that are inconsistent.
     """
-    layers, kv_heads, head_dim = _cached(backbone)
+    layers, kv_heads, head_dim = _cache_shape(backbone)
     language: Any = backbone.freezable_modules()["language"]
     config = next(m.config for m in language.modules() if isinstance(getattr(m, "config", None), PretrainedConfig))
     rotary: Any = next((m for m in language.modules() if hasattr(m, "inv_freq")), None)
@@ -41,9 +47,9 @@ def expert_shape(
     )
 
 
-def shape_of_before(backbone: Any, width: int | None) -> ActionExpertShape:
-    """That of a checkpoint which does not store it."""
-    layers, kv_heads, head_dim = _cached(backbone)
+def legacy_shape(backbone: Any, width: int | None) -> ActionExpertShape:
+    """The expert's shape for checkpoints that do not store it."""
+    layers, kv_heads, head_dim = _cache_shape(backbone)
     config = getattr(backbone.freezable_modules()["language"], "config", None)
     theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10000.0)
     width = width or backbone.hidden_size * 3 // 8 * 2
@@ -53,9 +59,9 @@ def shape_of_before(backbone: Any, width: int | None) -> ActionExpertShape:
 
 
 @torch.no_grad()
-def _cached(backbone: Any) -> tuple[int, int, int]:
-    """How many layers, heads and numbers a head a backbone keeps of each token."""
-    one = backbone.embed_tokens(torch.zeros(1, 1, dtype=torch.long))
-    _, cache = backbone.forward(one, torch.ones(1, 1, dtype=torch.bool), backbone.new_cache())
-    kept = keys_values(cache)
-    return len(kept), kept[0][0].shape[1], kept[0][0].shape[3]
+def _cache_shape(backbone: Any) -> tuple[int, int, int]:
+    """Number of layers, heads and components per head that a backbone caches of each token."""
+    token = backbone.embed_tokens(torch.zeros(1, 1, dtype=torch.long))
+    _, cache = backbone.forward(token, torch.ones(1, 1, dtype=torch.bool), backbone.new_cache())
+    layers = keys_values(cache)
+    return len(layers), layers[0][0].shape[1], layers[0][0].shape[3]

@@ -1,4 +1,4 @@
-"""FAST tokens, one after the other (pi0-FAST: Pertsch et al. 2025, arXiv 2501.09747)."""
+"""Autoregressive FAST tokens (pi0-FAST: Pertsch et al. 2025, arXiv 2501.09747)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ from vla.models.robot_spec import RobotSpec
 
 
 class FastHead:
-    """As many tokens as the chunk needs, then `<eos>`; those of our tokenizer always spell a whole chunk.
+    """FAST tokens of a chunk, followed by `<eos>`.
 
-    A chunk is told whole, so actions under way are told as numbers.
-    `tokenizer` is what `to_json` gives.
+    Decoding with a tokenizer trained by this project always yields a complete chunk. FAST encodes a chunk as a unit,
+    so the action prefix is conditioning input.
+
+    Args:
+        tokenizer: the output of `to_json`.
     """
 
     num_ordinal_tokens, conditions_on_prefix, bidirectional, continuous = 0, True, False, None
@@ -33,9 +36,9 @@ class FastHead:
         if tokenizer is None:
             raise InputError("the head fast needs a tokenizer of actions (vla train-tokenizer)")
         self.settings: Mapping[str, Any] = {"kind": "fast", "tokenizer": tokenizer}
-        self.fast = _of_json(tokenizer)
+        self.fast = _from_json(tokenizer)
         self.rows = self.fast.vocab_size
-        # How many numbers each token spells, where it is one of our tokenizer: its characters.
+        # How many coefficients each token encodes: its characters. Unknown for the published tokenizer.
         ours = (tokenizer["bpe"].get("decoder") or {}).get("type") == "Fuse"
         words = [self.fast.bpe.id_to_token(i) for i in range(self.rows)]
         self._sizes = torch.tensor([len(word) for word in words]) if ours else None
@@ -50,26 +53,32 @@ class FastHead:
         prefix_length: int,
         rng: np.random.Generator | None,
     ) -> Target:
+        """See `Head.target`."""
         ids = (self.text + self.fast.encode(actions)).tolist()
         return Target([self.action_query_token, *ids, self.eos], [IGNORE, *ids, self.eos])
 
     def action_positions(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
+        """See `Head.places`."""
         return order.clamp(max=self.num_action_positions - 1)
 
     def decode(self, context: DecodeContext) -> Chunks:
-        robot, rows = (
+        """See `Head.decode`."""
+        robot, allowed = (
             context.robot,
             torch.arange(self.text, self.action_query_token, device=context.conditioning.device),
         )
-        # Of a published tokenizer, which may take two tokens for one number, it is not known what one spells.
-        most = robot.action_tokens if self._sizes is not None else 2 * robot.action_tokens + 1
-        said = generate_constrained(
-            context, self.action_query_token, [[] for _ in context.conditioning], rows, self.eos, most, self._sizes
+        # A published tokenizer may use two tokens for one coefficient.
+        limit = robot.action_tokens if self._sizes is not None else 2 * robot.action_tokens + 1
+        tokens = generate_constrained(
+            context, self.action_query_token, [[] for _ in context.conditioning], allowed, self.eos, limit, self._sizes
         )
-        return [self.fast.decode(np.array(row, np.int64) - self.text, robot.horizon, robot.action_dim) for row in said]
+        return [
+            self.fast.decode(np.array(row, np.int64) - self.text, robot.horizon, robot.action_dim) for row in tokens
+        ]
 
 
 def to_json(tokenizer: FastTokenizer) -> dict[str, Any]:
+    """The tokenizer as JSON values, for the settings of a `FastHead`."""
     return {
         "bpe": json.loads(tokenizer.bpe.to_str()),
         "scale": tokenizer.scale,
@@ -78,6 +87,6 @@ def to_json(tokenizer: FastTokenizer) -> dict[str, Any]:
     }
 
 
-def _of_json(values: Mapping[str, Any]) -> FastTokenizer:
+def _from_json(values: Mapping[str, Any]) -> FastTokenizer:
     rest = {name: value for name, value in values.items() if name != "bpe"}
     return FastTokenizer(Tokenizer.from_str(json.dumps(values["bpe"])), **rest)

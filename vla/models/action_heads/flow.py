@@ -1,5 +1,7 @@
-"""Numbers that an expert of its own moves to from noise, reading what the backbone cached (pi0, Black et al. 2024,
-arXiv 2410.24164); insulated: pi0.5 + KI, Driess et al. 2025, arXiv 2505.23705."""
+"""Flow matching head: an action expert that reads the backbone's KV cache (pi0, Black et al. 2024, arXiv 2410.24164).
+
+Knowledge insulation: pi0.5 + KI, Driess et al. 2025, arXiv 2505.23705.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ from vla.models.action_heads.action_head import (
     finite,
 )
 from vla.models.action_heads.bins import BinsHead
-from vla.models.action_heads.decoder_shape import expert_shape, shape_of_before
+from vla.models.action_heads.decoder_shape import expert_shape, legacy_shape
 from vla.models.action_heads.decoding import keys_values
 from vla.models.action_heads.fast import FastHead
 from vla.models.action_heads.flow_matching import FlowHead, sample_time
@@ -33,18 +35,25 @@ from vla.models.batch import Batch
 from vla.models.robot_spec import RobotSpec
 
 REPEATS = 4
-"""Times and noises a row: the expert costs little beside the backbone, whose pass they share."""
+"""Samples of time and noise per row: they share one pass of the backbone, and the expert is cheap."""
 
 
 class FlowMatchingHead:
-    """The numbers that a model is told are the suffix's first token; actions are those of the widest robot.
+    """Continuous action chunks by flow matching, padded to the largest action dimension among the robots.
 
-    `knowledge_insulation`: the expert's loss does not reach the backbone, which learns to say the same chunk in `tokens` ("fast",
-    with its `tokenizer`, or "bins"); the expert reads what comes before them. `width`, `heads`, `mlp_size` and `cross`
-    are the expert's (`expert_shape`), or `expert` is all of its shape: that of a checkpoint, empty in one that was made
-    before shapes were stored. `adaptive`: time enters through the expert's norms (pi0.5); if not, into
-    each action (pi0), which learns faster at the start. `rtc_training`: it learns to go on from actions under way that
-    it is told as they are (training-time real-time chunking), where other flows are put right at each step.
+    The conditioning values are the first token of the expert's sequence.
+
+    Args:
+        knowledge_insulation: the expert's loss has no gradient in the backbone. The backbone learns the same chunk as
+            `tokens`, and the expert reads only what precedes these tokens.
+        tokens: "fast" or "bins", with knowledge insulation.
+        tokenizer: of the tokens "fast".
+        width, heads, mlp_size, cross: sizes of the expert (`expert_shape`).
+        adaptive: time enters through the expert's adaptive norms (pi0.5), else through each action's embedding (pi0),
+            which learns faster at the start.
+        rtc_training: the model is trained to continue a clean action prefix (training-time real-time chunking). Other
+            flows overwrite the prefix at each integration step.
+        expert: the complete shape of the expert, from a checkpoint; empty for checkpoints that do not store it.
     """
 
     reads_cache, bidirectional = True, False
@@ -77,14 +86,15 @@ class FlowMatchingHead:
             self._tokens = FastHead(vocabulary, tokenizer) if tokens == "fast" else BinsHead(vocabulary)
             settings |= {"tokens": tokens} | ({"tokenizer": tokenizer} if tokens == "fast" else {})
         self.settings: Mapping[str, Any] = settings
-        said = self._tokens
+        head = self._tokens
         self.rows, self.num_ordinal_tokens, self.num_action_positions = (
-            (said.rows, said.num_ordinal_tokens, said.num_action_positions) if said else (0, 0, 0)
+            (head.rows, head.num_ordinal_tokens, head.num_action_positions) if head else (0, 0, 0)
         )
-        self.conditions_on_prefix = said is not None and said.conditions_on_prefix
+        self.conditions_on_prefix = head is not None and head.conditions_on_prefix
 
     @property
     def continuous(self) -> ContinuousHead:
+        """See `Head.continuous`."""
         return self
 
     def target(
@@ -95,32 +105,36 @@ class FlowMatchingHead:
         prefix_length: int,
         rng: np.random.Generator | None,
     ) -> Target:
-        """Actions under way are learned like the others, but where the head `rtc_training`."""
-        said = (
+        """The token target, if any, and a continuous loss on every step in the episode.
+
+        The action prefix has a loss too, except with `rtc_training`.
+        """
+        tokens = (
             Target([], [])
             if self._tokens is None
             else self._tokens.target(robot, actions, valid_mask, prefix_length, rng)
         )
-        return Target(said.inputs, said.labels, valid_mask)
+        return Target(tokens.inputs, tokens.labels, valid_mask)
 
     def action_positions(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
+        """See `Head.places`."""
         return order if self._tokens is None else self._tokens.action_positions(order, width)
 
     def module(self, backbone: Any, conditioning: int) -> FlowHead:
-        """An expert for this backbone, whose shape the settings then tell."""
+        """Builds the expert for this backbone, and stores its shape in `settings`."""
         if self._expert is None:
             shape = expert_shape(backbone, **self._sizes)
-            self._expert = asdict(shape) | {"frequencies": list(shape.frequencies)}  # as JSON has it
+            self._expert = asdict(shape) | {"frequencies": list(shape.frequencies)}  # JSON has no tuples
             self.settings = {k: v for k, v in self.settings.items() if k not in self._sizes} | {"expert": self._expert}
         elif self._expert:
             shape = ActionExpertShape(**{**self._expert, "frequencies": tuple(self._expert["frequencies"])})
         else:
-            shape = shape_of_before(backbone, self._sizes["width"])
+            shape = legacy_shape(backbone, self._sizes["width"])
         expert = ActionExpert(shape, self._adaptive)
         return FlowHead(expert, self._vocabulary.horizon, self._vocabulary.action_dim, conditioning, self._rtc_training)
 
     def _start(self, position: Int[Tensor, "b"]) -> Int[Tensor, "b"] | None:
-        """Where the expert's positions begin: where the backbone's end, but in checkpoints of before."""
+        """First position of the expert: the backbone's next; None for legacy checkpoints."""
         return position if self._expert else None
 
     def loss(
@@ -131,7 +145,7 @@ class FlowMatchingHead:
         conditioning: Float[Tensor, "b n"],
         cached: Cached | None,
     ) -> Float[Tensor, "k"]:
-        """The mean over `REPEATS` times and noises."""
+        """The flow matching loss, averaged over `REPEATS` samples of time and noise."""
         assert cached is not None
         length = int(batch.prompt_length.max())
         before = torch.arange(length, device=batch.prompt_length.device) < batch.prompt_length[:, None]
@@ -147,45 +161,45 @@ class FlowMatchingHead:
             mask,
             conditioning,
             self._knowledge_insulation,
-            _noise_and_times(batch),
+            _noise_and_time(batch),
             action_prefix,
             start,
         )
         return losses.unflatten(0, (REPEATS, -1)).mean(0)
 
     def decode(self, context: DecodeContext) -> Chunks:
-        """From the same noise each time: a policy's chunks do not jump between ways that are equally good."""
-        robot, rows, module, device = (
+        """Chunks from fixed noise, so that a policy does not jump between equally good modes."""
+        robot, count, module, device = (
             context.robot,
             len(context.conditioning),
             cast(FlowHead, context.module),
             context.conditioning.device,
         )
-        mask = (torch.arange(module.action_dim, device=device) < robot.action_dim).expand(rows, robot.horizon, -1)
+        mask = (torch.arange(module.action_dim, device=device) < robot.action_dim).expand(count, robot.horizon, -1)
         drawn = torch.randn(mask.shape[1:], device="cpu", generator=torch.Generator().manual_seed(0))
         noise = drawn.to(device).expand(mask.shape)
 
-        def wide(actions: Float[np.ndarray, "b k _"]) -> Float[Tensor, "b k a"]:
+        def padded(actions: Float[np.ndarray, "b k _"]) -> Float[Tensor, "b k a"]:
             padding = ((0, 0), (0, 0), (0, module.action_dim - robot.action_dim))
             return torch.from_numpy(np.pad(actions, padding)).to(device, torch.float32)
 
-        action_prefix = None if context.action_prefix is None else wide(context.action_prefix)
+        action_prefix = None if context.action_prefix is None else padded(context.action_prefix)
         cached, before, conditioning = keys_values(context.decoding.cache), context.decoding.mask, context.conditioning
         start = self._start(context.decoding.next_position())
         if context.previous_chunk_leftover is None or not context.vjp:
             guide = (
                 None
                 if context.previous_chunk_leftover is None
-                else RTCGuidance(wide(context.previous_chunk_leftover), False)
+                else RTCGuidance(padded(context.previous_chunk_leftover), False)
             )
             chunks = module.sample(cached, before, mask, conditioning, action_prefix, noise, guide, start)
             return finite(chunks[..., : robot.action_dim])
         with torch.inference_mode(False):
-            # Tensors of inference mode have no gradients; copies that are made outside of it may have.
+            # Inference tensors cannot have gradients; copies made outside inference mode can.
             cached = [(keys.clone(), values.clone()) for keys, values in cached]
-            action_prefix = None if context.action_prefix is None else wide(context.action_prefix)
+            action_prefix = None if context.action_prefix is None else padded(context.action_prefix)
             guide, fresh = (
-                RTCGuidance(wide(context.previous_chunk_leftover), True),
+                RTCGuidance(padded(context.previous_chunk_leftover), True),
                 [x.clone() for x in (before, mask, conditioning, noise)],
             )
             start = None if start is None else start.clone()
@@ -193,17 +207,17 @@ class FlowMatchingHead:
             return finite(chunks[..., : robot.action_dim])
 
 
-def _noise_and_times(batch: Batch) -> tuple[Float[Tensor, "r h a"], Float[Tensor, "r"]] | None:
-    """The noise and the times of `REPEATS` copies of the rows, as each row's seed says; None where one has no seed."""
+def _noise_and_time(batch: Batch) -> tuple[Float[Tensor, "r h a"], Float[Tensor, "r"]] | None:
+    """Noise and times of `REPEATS` copies of the rows, from each row's seed; None where a row has no seed."""
     if (batch.seed < 0).any():
         return None
     shape, device = (REPEATS, *batch.actions.shape[1:]), batch.actions.device
-    own = [torch.Generator().manual_seed(seed) for seed in batch.seed.tolist()]
-    noise = torch.stack([torch.randn(shape, device="cpu", generator=generator) for generator in own], 1)
-    time = torch.stack([sample_time(REPEATS, "cpu", generator) for generator in own], 1)
+    generators = [torch.Generator().manual_seed(seed) for seed in batch.seed.tolist()]
+    noise = torch.stack([torch.randn(shape, device="cpu", generator=generator) for generator in generators], 1)
+    time = torch.stack([sample_time(REPEATS, "cpu", generator) for generator in generators], 1)
     return noise.flatten(0, 1).to(device), time.flatten().to(device)
 
 
 def _repeated(x: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "r ..."]:
-    """The rows one after the other, `REPEATS` times."""
+    """The batch concatenated `REPEATS` times."""
     return x.repeat(REPEATS, *[1] * (x.ndim - 1))

@@ -1,8 +1,10 @@
-"""Flow matching: an action expert that reads the backbone's keys and values (pi0, Black et al. 2024, arXiv 2410.24164;
-adaptive norm: pi0.5, arXiv 2504.16054; insulation: Driess et al. 2025, arXiv 2505.23705).
+"""Flow matching with an action expert that reads the backbone's KV cache.
 
-Shapes: b rows, h steps, a components, s state components, w the expert's width; of the backbone m tokens, g heads of
-keys and values, e the size of a head.
+Sources: pi0, Black et al. 2024, arXiv 2410.24164; adaptive norm: pi0.5, arXiv 2504.16054; knowledge insulation: Driess
+et al. 2025, arXiv 2505.23705.
+
+Shapes: b rows, h steps, a action components, s state components, w the expert's width; of the backbone m tokens,
+g key-value heads, e the size of a head.
 """
 
 from __future__ import annotations
@@ -18,21 +20,25 @@ from vla.models.action_heads.action_expert import ActionExpert, time_features
 from vla.models.action_heads.rtc_guidance import RTCGuidance, guided, prefix_weights
 
 KeysValues = Sequence[tuple[Float[Tensor, "b g m e"], Float[Tensor, "b g m e"]]]
-"""What each layer of the backbone cached of the prefix, keys after their rotation by position."""
+"""Cached keys and values of the prefix for each layer of the backbone; keys are already rotated by position."""
 
 EULER_STEPS = 10
 
 
 class FlowHead(nn.Module):
-    """Moves noise to a chunk of normalised actions along a learned velocity field.
+    """Transforms noise into a chunk of normalised actions along a learned velocity field.
 
     With x_t = t noise + (1 - t) actions, so noise at t = 1, the expert learns the velocity u = noise - actions.
-    In training t = 0.999 Beta(1.5, 1) + 0.001: noisy ones more often. A chunk is `EULER_STEPS` Euler steps from t = 1
-    to 0. Time enters through the expert's adaptive norms (`adaptive`, pi0.5), or into each action's embedding (pi0).
-    `state_width` of 0: the backbone has read the state, as text or tokens (pi0.5); else it is the suffix's first token,
-    which does not see the actions (pi0). `rtc_training`: actions that are given are at t = 0 while the others are on their
-    way (training-time real-time chunking, Black et al. 2025, arXiv 2512.05964), for which it must be trained; if not,
-    they are put where the flow would have them.
+    Training samples t = 0.999 Beta(1.5, 1) + 0.001, which favours noisy inputs. Sampling takes `EULER_STEPS` Euler
+    steps from t = 1 to 0. Time enters through the expert's adaptive norms (pi0.5) where the expert is adaptive, else
+    through each action's embedding (pi0).
+
+    Args:
+        state_width: number of state components. They form the first token of the suffix, which does not attend to the
+            actions (pi0). With 0 the backbone has read the state, as text or tokens (pi0.5).
+        rtc_training: the action prefix is at t = 0 while the other actions are denoised (training-time real-time
+            chunking, Black et al. 2025, arXiv 2512.05964), which requires training. Otherwise the prefix is noised to
+            the current time.
     """
 
     def __init__(
@@ -59,30 +65,36 @@ class FlowHead(nn.Module):
         state: Float[Tensor, "b s"] | None = None,
         start: Int[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b h a"]:
-        """The velocity at `noisy`, each action at its time. A component where `mask` is False enters as 0, and a step
-        that has no other is not looked at. The suffix begins at the positions `start`, or at the number of the prefix's
-        valid tokens. Raises InputError when the prefix or the state is not what the head was built for."""
+        """The velocity at `noisy`, each action at its time.
+
+        Args:
+            mask: valid components. Others enter as 0, and a step without valid components is not attended to.
+            start: position of the first token of the suffix; by default the number of valid prefix tokens.
+
+        Raises:
+            InputError: when the prefix or the state does not have the shape that the head was built for.
+        """
         if (state is not None) != bool(self.state_width):
             raise InputError(f"the head takes {self.state_width or 'no'} state components: give as many, or no state")
         dtype = self.action_in_proj.weight.dtype
         tokens = self.action_in_proj(torch.where(mask, noisy, 0.0).to(dtype))
-        conditioning = time_features(time.flatten(), self.expert.width).to(dtype).unflatten(0, time.shape)
+        embedded = time_features(time.flatten(), self.expert.width).to(dtype).unflatten(0, time.shape)
         if self.expert.adaptive:
-            condition = nn.functional.silu(self.time(conditioning))
+            condition = nn.functional.silu(self.time(embedded))
         else:
             condition = None
-            tokens = self.time(torch.cat([tokens, conditioning], -1))
-        seen = mask.any(-1)
-        # Which block a token is of: it sees the prefix, its own block and those before.
+            tokens = self.time(torch.cat([tokens, embedded], -1))
+        visible = mask.any(-1)
+        # Block 0 is the state, block 1 the actions. A token attends to the prefix, its block and earlier blocks.
         blocks = torch.ones(tokens.shape[1], dtype=torch.long, device=tokens.device)
         if self.state is not None and state is not None:
             tokens = torch.cat([self.state(state.to(dtype))[:, None], tokens], 1)
-            seen = nn.functional.pad(seen, (1, 0), value=True)
+            visible = nn.functional.pad(visible, (1, 0), value=True)
             blocks = nn.functional.pad(blocks, (1, 0))
-            if condition is not None:  # the state's token goes with the last action, which is never given
+            if condition is not None:  # the state token takes the time of the last action, never part of the prefix
                 condition = torch.cat([condition[:, -1:], condition], 1)
         start = prefix_mask.sum(1) if start is None else start
-        hidden = self.expert(tokens, seen, blocks, prefix, prefix_mask, start, condition)
+        hidden = self.expert(tokens, visible, blocks, prefix, prefix_mask, start, condition)
         return self.action_out_proj(hidden[:, -self.horizon :]).float()
 
     def loss(
@@ -97,12 +109,13 @@ class FlowHead(nn.Module):
         prefix_length: Int[Tensor, "b"] | None = None,
         start: Int[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "k"]:
-        """Squared error of the velocity, of each of the k components where `mask` is True, row by row, at the noise and
-        the times that were `drawn`, or at new ones.
+        """Squared error of the velocity for the k components where `mask` is True, row by row.
 
-        `knowledge_insulation`: no gradient reaches the backbone through `prefix`; what trains it are its own tokens. The prefix
-        must then not hold the actions' tokens, from which the expert would read what it is to find. `action_prefix`: how many
-        of each row's first actions are under way; a head that `rtc_training` is told them, and has no error in them.
+        Args:
+            knowledge_insulation: no gradient reaches the backbone through `prefix`; only its token loss trains it. The
+                prefix must then not contain the action tokens, from which the expert could read its target.
+            drawn: noise and times; sampled by default.
+            prefix_length: length of each row's action prefix. With `rtc_training` the prefix is clean and has no error.
         """
         if knowledge_insulation:
             prefix = [(keys.detach(), values.detach()) for keys, values in prefix]
@@ -110,11 +123,11 @@ class FlowHead(nn.Module):
         noise, time = drawn or (torch.randn_like(actions), sample_time(len(actions), actions.device))
         times = time[:, None].expand(mask.shape[:2])
         if self.rtc_training and prefix_length is not None:
-            times = torch.where(_first(prefix_length, times), 0.0, times)
-        at = times[..., None]
-        velocity = self(at * noise + (1 - at) * actions, times, prefix, prefix_mask, mask, state, start)
+            times = torch.where(_first_actions(prefix_length, times), 0.0, times)
+        t = times[..., None]
+        velocity = self(t * noise + (1 - t) * actions, times, prefix, prefix_mask, mask, state, start)
         error = (velocity - (noise - actions)).square()
-        return torch.where(at > 0, error, 0.0)[mask]
+        return torch.where(t > 0, error, 0.0)[mask]
 
     @torch.no_grad()
     def sample(
@@ -128,11 +141,14 @@ class FlowHead(nn.Module):
         guide: RTCGuidance | None = None,
         start: Int[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b h a"]:
-        """Normalised chunks, 0 where `mask` is False, from `noise` or from new noise.
+        """Samples normalised chunks, 0 where `mask` is False.
 
-        `action_prefix` are the first k actions, already under way (real-time chunking): at each step they are put where they
-        would be at that time, t noise + (1 - t) actions, or at t = 0 by a head that `rtc_training`, so the rest goes on
-        from them; they come back as given. A `guide` draws the actions after them.
+        Args:
+            given: the action prefix, k actions (real-time chunking). At each step it is set to its value at that
+                time, t noise + (1 - t) actions, or to t = 0 with `rtc_training`, so that the other actions continue
+                it. The returned chunks contain it unchanged.
+            noise: initial noise; sampled by default.
+            guide: guidance of the actions after the prefix.
         """
         if noise is None:
             noise = torch.randn(mask.shape, device=mask.device)
@@ -142,9 +158,9 @@ class FlowHead(nn.Module):
             time = 1 - step / EULER_STEPS
             times = torch.full(mask.shape[:2], time, device=x.device)
             if action_prefix is not None:
-                at = 0.0 if self.rtc_training else time
-                times[:, :known] = at
-                x = torch.cat([at * noise[:, :known] + (1 - at) * action_prefix, x[:, known:]], 1)
+                t = 0.0 if self.rtc_training else time
+                times[:, :known] = t
+                x = torch.cat([t * noise[:, :known] + (1 - t) * action_prefix, x[:, known:]], 1)
 
             def velocity(x: Tensor, times: Tensor = times) -> Tensor:
                 return self(x, times, prefix, prefix_mask, mask, state, start)
@@ -159,8 +175,8 @@ class FlowHead(nn.Module):
 def _guidance(
     guide: RTCGuidance | None, action_prefix: Float[Tensor, "b k a"] | None, mask: Bool[Tensor, "b h a"]
 ) -> tuple[Float[Tensor, "b h a"], Float[Tensor, "h"]]:
-    """The old chunk, as far as it goes, and how much each action of it counts."""
-    rows, horizon, width = mask.shape
+    """The previous chunk, padded with 0 to the horizon, and the guidance weight of each of its actions."""
+    _, horizon, _ = mask.shape
     known = 0 if action_prefix is None else action_prefix.shape[1]
     old = torch.zeros(mask.shape, device=mask.device)
     if guide is None:
@@ -172,13 +188,13 @@ def _guidance(
     return old, prefix_weights(known, previous_chunk_leftover.shape[1], horizon)
 
 
-def _first(counts: Int[Tensor, "b"], like: Float[Tensor, "b h"]) -> Bool[Tensor, "b h"]:
-    """Whether each of a row's actions is one of its first so many."""
+def _first_actions(counts: Int[Tensor, "b"], like: Float[Tensor, "b h"]) -> Bool[Tensor, "b h"]:
+    """Mask of each row's first `counts` actions."""
     return torch.arange(like.shape[1], device=like.device) < counts[:, None]
 
 
 def sample_time(
     count: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
 ) -> Float[Tensor, "b"]:
-    """0.999 Beta(1.5, 1) + 0.001. Of Beta(1.5, 1) the distribution function is t^1.5, which uniform numbers invert."""
+    """Samples t = 0.999 Beta(1.5, 1) + 0.001, by inverting the distribution function t^1.5 of Beta(1.5, 1)."""
     return 0.999 * torch.rand(count, device=device, generator=generator) ** (1 / 1.5) + 0.001

@@ -1,4 +1,4 @@
-"""Numbers, all at once, from empty slots (OpenVLA-OFT, Kim et al. 2025, arXiv 2502.19645, sec. 4)."""
+"""Continuous actions in one pass, by L1 regression (OpenVLA-OFT, Kim et al. 2025, arXiv 2502.19645, sec. 4)."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ from vla.models.robot_spec import RobotSpec
 
 
 class RegressionHead:
-    """A blank for each number of the widest robot's chunk. `bidirectional`: the slots look at each other, as in
-    OpenVLA-OFT; else each at those before it."""
+    """One action query token for each value of the chunk, padded to the largest action dimension.
+
+    Args:
+        bidirectional: the query tokens attend to each other, as in OpenVLA-OFT; else attention is causal.
+    """
 
     settings: Mapping[str, Any] = {"kind": "l1"}
     rows, num_ordinal_tokens, conditions_on_prefix, reads_cache = 0, 0, True, False
@@ -41,6 +44,7 @@ class RegressionHead:
 
     @property
     def continuous(self) -> ContinuousHead:
+        """See `Head.continuous`."""
         return self
 
     def target(
@@ -51,13 +55,16 @@ class RegressionHead:
         prefix_length: int,
         rng: np.random.Generator | None,
     ) -> Target:
+        """See `Head.target`."""
         inputs = [self.action_query_token] * self.num_action_positions + [self.eos]
         return Target(inputs, [IGNORE] * len(inputs), valid_mask & (np.arange(len(actions)) >= prefix_length))
 
     def action_positions(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
+        """See `Head.places`."""
         return order
 
     def module(self, backbone: Any, conditioning: int) -> L1Head:
+        """See `ContinuousHead.module`."""
         return L1Head(backbone.hidden_size, self._horizon, self._width)
 
     def loss(
@@ -68,12 +75,14 @@ class RegressionHead:
         conditioning: Float[Tensor, "b n"],
         cached: Cached | None,
     ) -> Float[Tensor, "k"]:
+        """See `ContinuousHead.loss`."""
         num_action_positions = hidden[batch.input_ids == self.action_query_token].unflatten(
             0, (len(hidden), self.num_action_positions)
         )
         return module.loss(num_action_positions, batch.actions, batch.continuous_mask)
 
     def decode(self, context: DecodeContext) -> Chunks:
+        """See `Head.decode`."""
         hidden = context.decode_tokens(
             torch.full(
                 (len(context.conditioning), self.num_action_positions),

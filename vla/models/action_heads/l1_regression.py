@@ -1,5 +1,7 @@
-"""Continuous actions in one pass: a residual MLP on the hidden states of empty slots (OpenVLA-OFT, Kim et al. 2025,
-arXiv 2502.19645, sec. 4)."""
+"""The L1 regression module: a residual MLP on the hidden states of action query tokens.
+
+Source: OpenVLA-OFT, Kim et al. 2025, arXiv 2502.19645, sec. 4.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,10 @@ BLOCKS = 2
 
 
 class L1Head(nn.Module):
-    """From the hidden states of `horizon` x `width` slots to as many normalised action components.
+    """Maps the hidden states of `horizon` x `width` action query tokens to as many normalised action components.
 
-    The backbone reads one empty slot for each component of each step. The states of a
-    step's slots side by side, D d numbers, pass a linear layer to `hidden_size`, two residual blocks
-    x + relu(W norm(x)), and a linear layer to the step's D components.
+    The hidden states of a step's D = `width` tokens are concatenated to D d values. They pass a linear layer to
+    `hidden_size`, two residual blocks x + relu(W norm(x)), and a linear layer to the step's D components.
     """
 
     def __init__(self, hidden_size: int, horizon: int, width: int) -> None:
@@ -31,7 +32,7 @@ class L1Head(nn.Module):
         self.action_out_proj = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, width))
 
     def forward(self, hidden: Float[Tensor, "b n d"]) -> Float[Tensor, "b h a"]:
-        """`forward` are those of the slots, n = h a of them, a step's components together."""
+        """Normalised actions from the hidden states of n = h a query tokens, ordered by step, then component."""
         x = self.action_in_proj(hidden.unflatten(1, (self.horizon, self.width)).flatten(2))
         for block in self.blocks:
             x = x + block(x)
@@ -41,5 +42,5 @@ class L1Head(nn.Module):
     def loss(
         self, hidden: Float[Tensor, "b n d"], actions: Float[Tensor, "b h a"], mask: Bool[Tensor, "b h a"]
     ) -> Float[Tensor, "k"]:
-        """|predicted - action| of each of the k components where `mask` is True, row by row."""
+        """|predicted - action| of the k components where `mask` is True, row by row."""
         return torch.abs(self(hidden).float() - actions)[mask]

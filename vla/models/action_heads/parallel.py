@@ -1,5 +1,7 @@
-"""Bins, all at once: each is predicted in the place of a blank (parallel decoding: OpenVLA-OFT, Kim et al. 2025,
-arXiv 2502.19645, sec. 4)."""
+"""Bins in one pass, each predicted at an action query token.
+
+Source of parallel decoding: OpenVLA-OFT, Kim et al. 2025, arXiv 2502.19645, sec. 4.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,12 @@ from vla.models.robot_spec import RobotSpec
 
 
 class ParallelHead:
-    """No action is told another: each must be read off the images, not off the one before it.
+    """Bins predicted independently, one action query token each.
 
-    `bidirectional`: the slots of a chunk look at each other, as in OpenVLA-OFT; else each at those before it.
+    No action is conditioned on the previous one, so the model cannot copy it and must use the images.
+
+    Args:
+        bidirectional: the tokens of a chunk attend to each other, as in OpenVLA-OFT; else attention is causal.
     """
 
     settings: Mapping[str, Any] = {"kind": "parallel"}
@@ -43,9 +48,10 @@ class ParallelHead:
         prefix_length: int,
         rng: np.random.Generator | None,
     ) -> Target:
+        """See `Head.target`."""
         ids = (self.text + self.bins.encode(actions)).tolist()
         wanted = np.repeat(valid_mask & (np.arange(len(actions)) >= prefix_length), robot.action_dim)
-        # A label belongs to the token before it: the blank itself.
+        # A query token predicts its own value, so the labels are shifted by one position.
         labels = np.where(wanted, ids, IGNORE).tolist()
         return Target([*self._inputs(ids, prefix_length * robot.action_dim), self.eos], [IGNORE, *labels])
 
@@ -53,23 +59,25 @@ class ParallelHead:
         return [*ids[:known], *[self.action_query_token] * (len(ids) - known)]
 
     def action_positions(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
-        """A token's step's, and in that its component's; a robot narrower than the widest leaves some unused."""
+        """Index by step and component; robots with fewer components leave some indices unused."""
         return order // width * self._widest + order % width
 
     def decode(self, context: DecodeContext) -> Chunks:
-        robot, known = context.robot, self.encode_action_prefix(context)
+        """See `Head.decode`."""
+        robot, known = context.robot, self.encode_prefix(context)
         ids = torch.full((len(known), robot.action_tokens), self.action_query_token, device=known.device)
         ids[:, : known.shape[1]] = known
         hidden = context.decode_tokens(ids, 0)
         values = median_bins(context.decoding.backbone.logits(hidden)[..., self.text : self.action_query_token].float())
         return self.chunks(context, values)
 
-    def encode_action_prefix(self, context: DecodeContext) -> Int[Tensor, "b n"]:
-        """Tokens of the actions under way; none where there are none."""
+    def encode_prefix(self, context: DecodeContext) -> Int[Tensor, "b n"]:
+        """Tokens of the action prefix; n = 0 without one."""
         if context.action_prefix is None:
             return torch.zeros(len(context.conditioning), 0, dtype=torch.long, device=context.conditioning.device)
         known = np.stack([self.bins.encode(chunk) for chunk in context.action_prefix])
         return self.text + torch.from_numpy(known).to(context.conditioning.device)
 
     def chunks(self, context: DecodeContext, values: Float[Tensor, "b n"]) -> Chunks:
+        """Normalised chunks of fractional bin indices."""
         return [self.bins.decode(row, context.robot.horizon, context.robot.action_dim) for row in values.cpu().numpy()]

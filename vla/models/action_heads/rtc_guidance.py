@@ -1,8 +1,9 @@
-"""Guidance of a flow towards the chunk that is being carried out (real-time chunking, Black et al. 2025,
-arXiv 2506.07339, eq. 2 to 5).
+"""Guidance of a flow towards the chunk that is being executed.
 
-Here noise is at t = 1 and actions at t = 0, with the velocity noise - actions: the paper's time is 1 - t, its velocity
-ours with the other sign.
+Source: real-time chunking, Black et al. 2025, arXiv 2506.07339, eq. 2 to 5.
+
+This project has noise at t = 1 and actions at t = 0, with the velocity noise - actions. The paper's time is 1 - t, and
+its velocity has the opposite sign.
 """
 
 from __future__ import annotations
@@ -21,22 +22,25 @@ MAX_GUIDANCE_WEIGHT = 5.0
 
 @dataclass(frozen=True)
 class RTCGuidance:
-    """The old chunk's actions after those that are given, normalised, to which the new one keeps the nearer the sooner
-    they are. `vjp` takes the Jacobian of the denoised chunk as it is, at the cost of a backward pass a step; if not, it
-    is taken for the identity."""
+    """Guidance towards the leftover of the previous chunk, stronger for earlier actions.
+
+    Attributes:
+        previous_chunk_leftover: the previous chunk's normalised actions after the prefix.
+        vjp: use the exact Jacobian of the denoised chunk, at the cost of a backward pass per step; else the identity.
+    """
 
     previous_chunk_leftover: Float[Tensor, "b m a"]
     vjp: bool
 
 
 def prefix_weights(prefix_length: int, previous_chunk_leftover: int, horizon: int) -> Float[Tensor, "h"]:
-    """How much each action counts: 1 for those given, c expm1(c) / (e - 1) for the leftover of the previous chunk, 0 after.
+    """Guidance weight of each action: 1 in the prefix, c expm1(c) / (e - 1) in the leftover, 0 after it.
 
-    c falls in equal steps from below 1 to above 0 (eq. 5, where H - s = prefix_length + previous_chunk_leftover).
+    c decreases in equal steps from below 1 to above 0 (eq. 5, where H - s = prefix_length + previous_chunk_leftover).
     """
-    at = torch.arange(horizon)
-    c = (prefix_length + previous_chunk_leftover - at).clamp(min=0) / (previous_chunk_leftover + 1)
-    return torch.where(at < prefix_length, 1.0, c * torch.expm1(c) / (math.e - 1))
+    step = torch.arange(horizon)
+    c = (prefix_length + previous_chunk_leftover - step).clamp(min=0) / (previous_chunk_leftover + 1)
+    return torch.where(step < prefix_length, 1.0, c * torch.expm1(c) / (math.e - 1))
 
 
 def guidance_weight(time: float) -> float:
@@ -52,13 +56,13 @@ def guided(
     weights: Float[Tensor, "h"],
     vjp: bool,
 ) -> Float[Tensor, "b h a"]:
-    """u - guidance_weight J^T W (old - x_0) at x, with the velocity u and x_0 = x - t u, the chunk as it looks from there."""
+    """The guided velocity u - guidance_weight J^T W (old - x_0), with u at x and the denoised chunk x_0 = x - t u."""
     mask = weights.to(x.device)[:, None]
     if not vjp:
         u = velocity(x)
         return u - guidance_weight(time) * mask * (old - (x - time * u))
     with torch.enable_grad():
-        # From here on: a graph that begins after u was computed has the identity as its Jacobian.
+        # The graph must contain the computation of u; otherwise the Jacobian is the identity.
         x = x.detach().requires_grad_()
         u = velocity(x)
         denoised = x - time * u

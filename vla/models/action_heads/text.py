@@ -1,4 +1,4 @@
-"""Integers written out in the words that the model has (VLA-0, Goyal et al. 2025, arXiv 2510.13054)."""
+"""Actions as integers in the model's text vocabulary (VLA-0, Goyal et al. 2025, arXiv 2510.13054)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from vla.models.robot_spec import RobotSpec
 
 
 class TextHead:
-    """Its one row is the blank, which asks for the text; the text reaches as far as the robots' bins do."""
+    """Actions as text with integers. The integers cover the same range as the robots' bins.
+
+    It adds no vocabulary except the action query token, which starts the text.
+    """
 
     settings: Mapping[str, Any] = {"kind": "text"}
     rows, num_ordinal_tokens, num_action_positions, conditions_on_prefix, bidirectional, continuous = (
@@ -44,24 +47,27 @@ class TextHead:
         prefix_length: int,
         rng: np.random.Generator | None,
     ) -> Target:
+        """See `Head.target`."""
         words = self._words(actions)
         wanted = np.repeat(valid_mask & (np.arange(len(actions)) >= prefix_length), robot.action_dim)
         ids = np.concatenate(words)
         labels = np.where(np.repeat(wanted, [len(word) for word in words]), ids, IGNORE)
         known = sum(map(len, words[: prefix_length * robot.action_dim]))
-        if rng is not None:  # what is under way is known
+        if rng is not None:  # the action prefix is never masked
             ids[known:] = mask_digits(ids[known:], self._digits, self.pad, rng)
         return Target([self.action_query_token, *ids.tolist(), self.eos], [IGNORE, *labels.tolist(), self.eos])
 
     def _words(self, actions: Float[np.ndarray, "h a"]) -> Sequence[Int[np.ndarray, "_n"]]:
-        """Tokens of each integer with the space before it, so that those of the first actions are a prefix of all."""
+        """Tokens of each integer with its leading space: the first actions' tokens are then a prefix of all tokens."""
         words = self.integers.encode(actions).split()
         return [np.array(self.tokenizer.encode(f" {word}", add_special_tokens=False).ids) for word in words]
 
     def action_positions(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
+        """See `Head.places`."""
         return torch.zeros_like(order)
 
     def decode(self, context: DecodeContext) -> Chunks:
+        """See `Head.decode`."""
         robot = context.robot
         longest = robot.action_tokens * (len(str(self.integers.steps)) + 1)
         action_prefix = (
@@ -70,5 +76,5 @@ class TextHead:
             else context.action_prefix
         )
         known = [[int(i) for word in self._words(actions) for i in word] for actions in action_prefix]
-        said = generate_constrained(context, self.action_query_token, known, self._allowed, self.eos, longest + 1)
-        return [self.integers.decode(self.tokenizer.decode(row), robot.horizon, robot.action_dim) for row in said]
+        tokens = generate_constrained(context, self.action_query_token, known, self._allowed, self.eos, longest + 1)
+        return [self.integers.decode(self.tokenizer.decode(row), robot.horizon, robot.action_dim) for row in tokens]

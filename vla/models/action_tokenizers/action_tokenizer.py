@@ -1,4 +1,4 @@
-"""What an action tokenizer is."""
+"""The interface of an action tokenizer."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ class ActionTokenizer(Protocol):
     """Turns normalised actions into tokens 0 … vocab_size - 1 and back."""
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+        ...
 
-    def encode(self, actions: Float[np.ndarray, "h a"]) -> Int[np.ndarray, "n"]: ...
+    def encode(self, actions: Float[np.ndarray, "h a"]) -> Int[np.ndarray, "n"]:
+        """The tokens of a normalised chunk."""
+        ...
 
     def decode(self, tokens: Num[np.ndarray, "n"], horizon: int, dim: int) -> Float[np.ndarray, "h a"] | None:
-        """None, whatever the tokens, when they do not say `horizon` actions of `dim` components: the caller holds."""
+        """The actions, or None when the tokens do not encode exactly `horizon` actions of `dim` components."""
         ...

@@ -1,4 +1,4 @@
-"""FAST: a chunk's frequencies as text, compressed by byte-pair encoding (Pertsch et al. 2025, arXiv 2501.09747)."""
+"""FAST: a chunk's DCT coefficients, compressed by byte-pair encoding (Pertsch et al. 2025, arXiv 2501.09747)."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ from vla.errors import InputError
 
 LONGEST_TOKEN = 10000
 MAX_COEFFICIENTS = 0xD800
-"""Characters above it are not all text."""
+"""Number of code points before the surrogates, which are not valid text."""
 OURS, PUBLISHED = "fast.json", "processor_config.json"
 
 Chunks = Callable[[], Iterable[Float[np.ndarray, "_b _h _a"]]]
-"""Gives normalised chunks, some at a time, each time it is called: the same every time."""
+"""Returns batches of normalised chunks; every call must return the same."""
 
 
 @dataclass(frozen=True)
 class FastTokenizer:
-    """Coefficient k of each component, c_k = DCT-II (orthonormal) over the h steps, is kept as round(scale c_k).
+    """FAST tokens: quantised DCT coefficients of a chunk, compressed by byte-pair encoding.
 
-    They are written lowest frequency first, the components of one frequency together, each as the character
+    Coefficient c_k of a component is the orthonormal DCT-II over the h steps, quantised to round(scale c_k).
+    Coefficients are ordered by frequency, lowest first, then by component. Each is written as the character
     `chr(round(scale c) - min_token)`, and the string is encoded by `bpe`.
 
-    A rounded coefficient is off by at most 1 / (2 scale), and the rows of the inverse transform have norm 1: so a
-    decoded value is off by at most `error_bound(h)` = sqrt(h) / (2 scale), where no coefficient lies outside
-    [min_token, max_token]. One outside is clipped. (The published processor clips below only, and has no max_token.)
+    The quantisation error of a coefficient is at most 1 / (2 scale), and the rows of the inverse transform have norm 1.
+    So the error of a decoded value is at most `error_bound(h)` = sqrt(h) / (2 scale), if no coefficient is outside
+    [min_token, max_token]. Coefficients outside are clipped. (The published processor only clips below; it has no
+    max_token.)
     """
 
     bpe: Tokenizer
@@ -42,20 +44,23 @@ class FastTokenizer:
 
     @property
     def vocab_size(self) -> int:
+        """See `ActionTokenizer.vocab_size`."""
         return int(self.bpe.get_vocab_size())
 
     def error_bound(self, horizon: int) -> float:
+        """Largest error of a decoded value for chunks of `horizon` steps, without clipping."""
         return horizon**0.5 / (2 * self.scale)
 
     def encode(self, actions: Float[np.ndarray, "h a"]) -> Int[np.ndarray, "n"]:
-        """Tokens, at most one a coefficient where the tokenizer is ours."""
+        """Token ids of a chunk, n <= h a for tokenizers trained by `train`."""
         coefficients = np.clip(_coefficients(actions, self.scale), self.min_token, self.max_token)
         return np.array(self.bpe.encode(_text(coefficients, self.min_token), add_special_tokens=False).ids, np.int64)
 
     def decode(self, tokens: Num[np.ndarray, "n"], horizon: int, dim: int) -> Float[np.ndarray, "h a"] | None:
-        """None unless the tokens spell exactly `horizon` x `dim` coefficients that `encode` can write.
+        """The actions, or None unless the tokens encode exactly `horizon` x `dim` valid coefficients.
 
-        The published decoder takes what is spoilt for zeros, the middle of each component's range: a jump.
+        The published decoder replaces invalid tokens by zeros, the middle of each component's range, which makes the
+        robot jump.
         """
         known = ((tokens >= 0) & (tokens < self.vocab_size)).all() and (tokens == np.floor(tokens)).all()
         text = self.bpe.decode(tokens.astype(np.int64).tolist(), skip_special_tokens=False) if known else ""
@@ -68,11 +73,13 @@ class FastTokenizer:
 
     @classmethod
     def train(cls, chunks: Chunks, vocab_size: int = 1024, scale: float = 10.0) -> FastTokenizer:
-        """Learns from normalised chunks; the same chunks give the same tokenizer.
+        """Trains a tokenizer on normalised chunks, deterministically.
 
-        Every coefficient between the least and the greatest seen is a token, so each of them can be encoded. No
-        boundary between words keeps any two from being merged. Raises InputError when there are no chunks, or more
-        such coefficients than tokens.
+        Every coefficient between the observed minimum and maximum is in the initial alphabet, so each can be encoded.
+        There is no pre-tokenisation: any two characters can be merged.
+
+        Raises:
+            InputError: when there are no chunks, or more distinct coefficients than `vocab_size`.
         """
         low, high = _range(chunks, scale)
         if high - low >= min(vocab_size, MAX_COEFFICIENTS):
@@ -101,9 +108,10 @@ class FastTokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> FastTokenizer:
-        """What `save` wrote, or the published processor's files (tokenizer.json and processor_config.json).
+        """Loads what `save` wrote, or the published processor (tokenizer.json and processor_config.json).
 
-        Raises InputError when `folder` holds neither or they cannot be read.
+        Raises:
+            InputError: when `folder` has neither, or they cannot be read.
         """
         folder = Path(folder)
         name = next((name for name in (OURS, PUBLISHED) if (folder / name).exists()), None)
@@ -114,7 +122,7 @@ class FastTokenizer:
             low = int(fields["min_token"])
             high = int(fields.get("max_token", low + MAX_COEFFICIENTS - 1))
             return cls(Tokenizer.from_file(str(folder / "tokenizer.json")), float(fields["scale"]), low, high)
-        except Exception as error:  # what tokenizers raises is a bare Exception
+        except Exception as error:  # tokenizers raises a bare Exception
             raise InputError(f"the FAST tokenizer in {folder} cannot be read: {error}") from error
 
 
@@ -127,13 +135,13 @@ def _text(coefficients: Float[np.ndarray, "h a"], min_token: int) -> str:
 
 
 def _range(chunks: Chunks, scale: float) -> tuple[int, int]:
-    """The least and the greatest rounded coefficient. Raises InputError when there is none."""
-    extremes = [(c.min(), c.max()) for some in chunks() if (c := _coefficients(some, scale)).size]
+    """The smallest and the largest quantised coefficient. Raises InputError without chunks."""
+    extremes = [(c.min(), c.max()) for batch in chunks() if (c := _coefficients(batch, scale)).size]
     if not extremes:
         raise InputError("no chunks to train a tokenizer on: record some episodes first (vla record)")
     return int(min(low for low, _ in extremes)), int(max(high for _, high in extremes))
 
 
 def _texts(chunks: Chunks, scale: float, low: int) -> Iterator[str]:
-    for some in chunks():
-        yield from (_text(chunk, low) for chunk in _coefficients(some, scale))
+    for batch in chunks():
+        yield from (_text(chunk, low) for chunk in _coefficients(batch, scale))

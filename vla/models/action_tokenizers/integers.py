@@ -1,4 +1,4 @@
-"""Actions as integers written out in text (VLA-0, Goyal et al. 2025, arXiv 2510.13054): no new vocabulary, no head."""
+"""Actions as integers in text (VLA-0, Goyal et al. 2025, arXiv 2510.13054): no new vocabulary and no new modules."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ DIGITS = frozenset("0123456789")
 ALLOWED = DIGITS | {" "}
 """The characters of an action's text."""
 MASKED_SHARE = 0.4
-"""Of the target's digits in training."""
+"""Share of the target's digit tokens that are masked in training."""
 
 
 @dataclass(frozen=True)
 class IntegerText:
-    """A value v of [-limit, limit] as round(steps (v + limit) / (2 limit)), one of 0 … steps; "500 500 1000 0 …".
+    """Writes a value v in [-limit, limit] as round(steps (v + limit) / (2 limit)), one of 0 … steps.
 
-    Integers run through time, the components of one step together, with one space between two. In the range a decoded
-    value is off by at most limit / steps; beyond, it is clipped.
+    An example is "500 500 1000 0 …". Integers are ordered by step, then component, and separated by one space. The
+    error in the range is at most limit / steps; other values are clipped.
     """
 
     steps: int = 1000
@@ -31,14 +31,16 @@ class IntegerText:
 
     @property
     def error_bound(self) -> float:
+        """Largest error of a decoded value, without clipping."""
         return self.limit / self.steps
 
     def encode(self, actions: Float[np.ndarray, "h a"]) -> str:
+        """The text of a normalised chunk."""
         unit = (np.clip(np.asarray(actions, np.float64), -self.limit, self.limit) + self.limit) / (2 * self.limit)
         return " ".join(map(str, np.rint(unit * self.steps).astype(np.int64).ravel().tolist()))
 
     def decode(self, text: str, horizon: int, dim: int) -> Float[np.ndarray, "h a"] | None:
-        """None unless the text is exactly `horizon` x `dim` integers from 0 to `steps`, with spaces between."""
+        """The actions, or None unless the text is exactly `horizon` x `dim` integers from 0 to `steps`."""
         words = text.split(" ")
         words = [word for word in words if word]
         longest = len(str(self.steps))
@@ -51,8 +53,11 @@ class IntegerText:
 
 
 def allowed_tokens(tokenizer: Tokenizer) -> Int[np.ndarray, "n"]:
-    """Ids of the tokens that are digits and spaces only: what decoding an action is limited to, with the token that
-    ends it. Raises InputError when a digit or the space cannot be written with them."""
+    """Ids of the tokens that contain only digits and spaces, to which decoding is constrained.
+
+    Raises:
+        InputError: when a digit or the space is in none of them.
+    """
     texts = _texts(tokenizer)
     allowed = [i for i, text in enumerate(texts) if text and ALLOWED.issuperset(text)]
     if missing := sorted(ALLOWED.difference(*(texts[i] for i in allowed))):
@@ -61,7 +66,7 @@ def allowed_tokens(tokenizer: Tokenizer) -> Int[np.ndarray, "n"]:
 
 
 def digit_tokens(tokenizer: Tokenizer) -> Bool[np.ndarray, "v"]:
-    """Which tokens say a digit, and so can be masked."""
+    """Mask of the tokens that contain a digit, which `mask_digits` may replace."""
     return np.array(
         [bool(text) and ALLOWED.issuperset(text) and bool(DIGITS & set(text)) for text in _texts(tokenizer)]
     )
@@ -74,16 +79,17 @@ def mask_digits(
     rng: np.random.Generator,
     share: float = MASKED_SHARE,
 ) -> Int[np.ndarray, "n"]:
-    """The target as the model reads it in training: each digit token is `mask_id` with probability `share`.
+    """The model's input in training: each digit token is replaced by `mask_id` with probability `share`.
 
-    So it cannot only go on with the numbers before, but must look (VLA-0, sec. III-B). Labels stay as they are.
+    Masking keeps the model from only continuing the previous numbers; it must use the images (VLA-0, sec. III-B). The
+    labels are not masked.
     """
     hidden = digits[ids] & (rng.random(len(ids)) < share)
     return np.where(hidden, mask_id, ids)
 
 
 def _texts(tokenizer: Tokenizer) -> list[str]:
-    """What each token adds to a text. Decoded alone, some tokenizers drop a token's leading space."""
+    """Text of each token after another token: decoded alone, some tokenizers drop a leading space."""
     start = tokenizer.encode("0", add_special_tokens=False).ids
     before = len(tokenizer.decode(start, skip_special_tokens=False))
     size = tokenizer.get_vocab_size()

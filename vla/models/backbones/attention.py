@@ -1,4 +1,4 @@
-"""Attention of one sequence onto the features of another: what resamplers and cross-attention layers are made of."""
+"""Attention from one sequence to another, for resamplers and cross-attention layers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from torch import Tensor, cat, nn
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention without biases. `normalized`: queries and keys pass an RMS norm each, head by head.
+    """Multi-head cross-attention without biases.
 
-    Several query heads share a key head where `key_heads` is less than `heads`.
+    Args:
+        key_heads: number of key-value heads; several query heads share one where it is less than `heads`.
+        normalized: apply an RMS norm to queries and keys, per head.
     """
 
     def __init__(
@@ -31,29 +33,29 @@ class CrossAttention(nn.Module):
         self.k_norm = nn.RMSNorm(head_width, eps=1e-5) if normalized else nn.Identity()
 
     def keys(self, source: Float[Tensor, "b s c"]) -> Float[Tensor, "b s w"]:
-        """Keys and values, side by side."""
+        """Keys and values, concatenated."""
         keys, values = self.to_kv(source).chunk(2, -1)
         return cat([self.k_norm(keys.unflatten(-1, (self.key_heads, -1))).flatten(-2), values], -1)
 
     def forward(
         self, x: Float[Tensor, "b l d"], keys: Float[Tensor, "b s w"], allowed: Bool[Tensor, "b l s"] | None = None
     ) -> Float[Tensor, "b l d"]:
-        """What x looks at where `allowed`; zeros for a row of x that may look at nothing."""
+        """Attention of x to `keys` where `allowed`; zeros for a token of x that may attend to nothing."""
         queries = self.q_norm(self.to_q(x).unflatten(-1, (self.heads, -1))).transpose(1, 2)
         key, value = keys.unflatten(-1, (2, self.key_heads, -1)).permute(2, 0, 3, 1, 4)
         shared = self.key_heads < self.heads
         if allowed is None:
-            seen = F.scaled_dot_product_attention(queries, key, value, enable_gqa=shared)
-            return self.to_out(seen.transpose(1, 2).flatten(2))
-        # A row of nothing but masked scores has no softmax: it may look at all, and is then set to zero.
+            attended = F.scaled_dot_product_attention(queries, key, value, enable_gqa=shared)
+            return self.to_out(attended.transpose(1, 2).flatten(2))
+        # The softmax of a fully masked row is undefined: the mask is lifted there, and the result set to zero.
         blind = ~allowed.any(-1, keepdim=True)
         mask = (allowed | blind)[:, None]
-        seen = F.scaled_dot_product_attention(queries, key, value, attn_mask=mask, enable_gqa=shared)
-        return self.to_out(seen.transpose(1, 2).flatten(2)).masked_fill(blind, 0)
+        attended = F.scaled_dot_product_attention(queries, key, value, attn_mask=mask, enable_gqa=shared)
+        return self.to_out(attended.transpose(1, 2).flatten(2)).masked_fill(blind, 0)
 
 
 class SwiGLU(nn.Module):
-    """The feed-forward network of llama, with the RMS norm before it."""
+    """Llama's feed-forward network, preceded by an RMS norm."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -62,12 +64,13 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """The output of the network, without a residual."""
         normed = self.norm(x)
         return self.down(F.silu(self.gate(normed)) * self.up(normed))
 
 
 def feed_forward(width: int) -> nn.Sequential:
-    """Flamingo's: four times as wide inside, no biases."""
+    """Flamingo's feed-forward network: expansion by four, no biases."""
     return nn.Sequential(
         nn.LayerNorm(width),
         nn.Linear(width, 4 * width, bias=False),

@@ -1,4 +1,4 @@
-"""What a vision-language model must offer to carry an action head."""
+"""The interface that a vision-language model must provide for an action head."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from vla.common.images import Size
 
 @dataclass(frozen=True)
 class ImageLayout:
-    """Of each frame of a batch: the part of it that shows its image (left, top, width, height [pixels]), and which of
-    its row's images it is of, which was cut in how many rows and columns of frames (`vla.models.preprocessing`)."""
+    """Layout of each frame of a batch (`vla.models.preprocessing`).
+
+    Attributes:
+        content: left, top, width and height [pixels] of the frame's image.
+        tiling: index of the image in its row, and the number of rows and columns of frames that it was cut into.
+    """
 
     content: Int[Tensor, "b k 4"]
     tiling: Int[Tensor, "b k 3"]
@@ -22,16 +26,16 @@ class ImageLayout:
 
 @runtime_checkable
 class Backbone(Protocol):
-    """Images and text in, hidden states and next-token logits out; an `nn.Module`.
+    """A vision-language model: images and text to hidden states and next-token logits. It is an `nn.Module`.
 
-    In `input_ids` each image of a row stands as copies of `image_token_id`, `tokens_per_image` of them where it is of
-    `image_size`, and what the family writes around or between them (`<|vision_start|>`, `[IMG_BREAK]`).
-    Shapes: b rows, k frames a row, l tokens, m tokens with those cached, d hidden size, v rows of the vocabulary.
+    In `input_ids` each image is copies of `image_token_id`, `tokens_per_image` of them for an image of `image_size`,
+    with the tokens that the family writes around or between them (`<|vision_start|>`, `[IMG_BREAK]`).
+    Shapes: b rows, k frames per row, l new tokens, m tokens including cached ones, d hidden size, v vocabulary size.
     """
 
     config: dict[str, Any]
-    """JSON, with the name of the "family": `vla.models.backbones.build.build` makes the same module of it, with random
-    weights."""
+    """JSON with the name of the "family", from which `vla.models.backbones.build.build` makes the same module with
+    random weights."""
     hidden_size: int
     tokens_per_image: int
     image_token_id: int
@@ -40,12 +44,12 @@ class Backbone(Protocol):
 
     @property
     def image_size(self) -> Size:
-        """The side of the images where they are square, or their height and width [pixels]."""
+        """Side of square images, or height and width [pixels]."""
         ...
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the embedding, spare ones included."""
+        """Number of token embeddings, including unused ones."""
         ...
 
     def encode_images(
@@ -54,20 +58,22 @@ class Backbone(Protocol):
         image_mask: Bool[Tensor, "b k"],
         layout: ImageLayout | None = None,
     ) -> Any:
-        """Features of the frames whose mask is True: what `embed` and `forward` of this family need.
+        """Encodes the frames whose mask is True, in the form that `embed` and `forward` of this family need.
 
-        Without a `layout` each frame is an image of its own, which fills it.
+        Without a `layout` each frame is a separate image that fills it.
         """
         ...
 
     def embed(self, input_ids: Int[Tensor, "b l"], vision: Any | None) -> Float[Tensor, "b l d"]:
-        """Token embeddings, with the features of the images at their placeholders, in order.
+        """Token embeddings, with the image features at the image tokens, in order.
 
-        A family whose positions or attention depend on where the images are notes it in `vision`.
+        A family whose positions or attention depend on the image tokens records these in `vision`.
         """
         ...
 
-    def embed_tokens(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]: ...
+    def embed_tokens(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        """Token embeddings of text without images."""
+        ...
 
     def forward(
         self,
@@ -77,40 +83,50 @@ class Backbone(Protocol):
         vision: Any | None = None,
         segments: Int[Tensor, "b l"] | None = None,
     ) -> tuple[Float[Tensor, "b l d"], Any]:
-        """Last hidden states. With a cache of m - l earlier tokens, `attention_mask` covers those too.
+        """The last hidden states of the new tokens, and the updated cache.
 
-        `vision` is what `embed` was given. A token of segment n > 0 sees, and counts its position from, the tokens of
-        segment 0 and its own only; a family that cannot do that raises InputError. Tokens of segment `masks.TOGETHER`
-        look at each other, and at all before them; they alone may follow those of a cache as a segment.
-        In a prefix-LM (PaliGemma) segment 0 attends in both directions: what is predicted must be of another, and a
-        call with neither segments nor a cache raises InputError.
+        A token of segment n > 0 attends to, and continues the positions of, the tokens of segment 0 and its own
+        segment only. Tokens of segment `masks.TOGETHER` attend to each other and to all earlier tokens.
+
+        Args:
+            attention_mask: valid tokens, including the m - l cached ones.
+            vision: the value passed to `embed`.
+            segments: segment of each token. After a cache only `masks.TOGETHER` is possible. In a prefix-LM
+                (PaliGemma) segment 0 has bidirectional attention, so predicted tokens need another segment.
+
+        Raises:
+            InputError: where a family does not support segments, and in a prefix-LM without segments and cache.
         """
         ...
 
     def next_position(self, attention_mask: Bool[Tensor, "b m"], cache: Any | None = None) -> Int[Tensor, "b"]:
-        """The position of the token after those of `attention_mask`, the first m of those in `cache`."""
+        """Position of the token after the m tokens of `attention_mask`, which are the first in `cache`."""
         ...
 
-    def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]: ...
+    def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
+        """Next-token logits of hidden states."""
+        ...
 
-    def new_cache(self) -> Any: ...
+    def new_cache(self) -> Any:
+        """An empty KV cache."""
+        ...
 
     def crop(self, cache: Any, length: int) -> Any:
-        """Keeps the first `length` tokens, in place; returns the cache."""
+        """Truncates a cache to its first `length` tokens, in place, and returns it."""
         ...
 
     def fork(self, cache: Any, copies: int) -> Any:
-        """A cache with each row `copies` times; the given one stays as it is."""
+        """A copy of a cache with each row repeated `copies` times."""
         ...
 
     def add_token_embeddings(self, count: int) -> None:
-        """Grows the vocabulary by exactly `count` rows behind the present ones."""
+        """Appends exactly `count` tokens to the vocabulary."""
         ...
 
     def vocab_weights(self) -> tuple[Float[Tensor, "_r d"], Float[Tensor, "_r d"]]:
-        """The matrices that hold the last rows of the vocabulary as their last: of the embedding, and of the output."""
+        """Weights of the embedding and of the output layer; their last rows are the vocabulary's last tokens."""
         ...
 
     def freezable_modules(self) -> dict[str, nn.Module]:
-        """The modules that a training stage freezes by name: vision, connector, language."""
+        """The modules that a training stage can freeze: vision, connector, language."""
         ...

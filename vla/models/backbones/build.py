@@ -1,4 +1,4 @@
-"""Which module a backbone's configuration describes."""
+"""Builds backbones from their configurations."""
 
 from __future__ import annotations
 
@@ -27,15 +27,19 @@ FAMILIES = {
     "idefics": "idefics:Idefics",
     "mllama": "mllama:Mllama",
 }
-"""The class of each family, in the modules beside this one."""
+"""Module and class of each family, in this package."""
 
 
 def build(config: Mapping[str, Any]) -> Backbone:
-    """The backbone of `config`, with random weights: "family", and what its class is made of.
+    """Builds the backbone of `config` with random weights.
 
-    A configuration without a family is one of before there were several: composed. A precision that it names is left
-    out (`vla.models.backbones.precision`). Raises InputError when the family is unknown or its arguments are not of
-    this version.
+    A dtype in the configuration is ignored (`vla.models.backbones.precision`).
+
+    Args:
+        config: "family", and the arguments of its class. Without a family, as in earlier versions, it is "composed".
+
+    Raises:
+        InputError: for an unknown family or unknown arguments.
     """
     arguments = without_run(without_dtype(config))
     family = arguments.pop("family", "composed")
@@ -45,4 +49,4 @@ def build(config: Mapping[str, Any]) -> Backbone:
     try:
         return getattr(import_module(f"vla.models.backbones.{module}"), name)(**arguments)
     except TypeError as error:
-        raise InputError(f"a {family} backbone is not made of these arguments: {error}") from error
+        raise InputError(f"a {family} backbone does not take these arguments: {error}") from error

@@ -1,4 +1,4 @@
-"""Every family of vision-language models that can be used, and what is known of each: what `vla models` prints."""
+"""The catalog of supported families of vision-language models, which `vla models` prints."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from vla.errors import InputError, suggestion
 Role = Literal["backbone", "dual encoder", "hosted"]
 
 END_TO_END = (
-    "from raw images of several shapes and a question, pixels, tokens and logits equal to those of transformers' own "
-    "processor, chat template and model, on small random weights, and the backbone contract; released weights not tried"
+    "the backbone interface; for raw images of several shapes and a question, pixels, tokens and logits equal to those "
+    "of transformers' processor, chat template and model; on small random weights, not on released weights"
 )
 ORIGINAL = (
-    "from raw images of several shapes and a question, tokens by the original code's rules, pixels within 2 of 255 "
-    "levels of Pillow's, and logits equal, on small random weights; released weights not tried"
+    "for raw images of several shapes and a question, tokens by the original code's rules, pixels within 2 of 255 "
+    "levels of Pillow's, and equal logits; on small random weights, not on released weights"
 )
 TILES = (
     "from raw images of several shapes, two at once and none, and a question, tiles and tokens by the original code's "
@@ -27,25 +27,29 @@ TILES = (
     "the released layout, and the backbone contract; released weights not tried"
 )
 CROPS = (
-    "the backbone contract; from raw images of several shapes and a question, tokens and crops by the released "
-    "processor's rules, pixels within one of 255 levels of it; padding and logits equal to a plain reading of the "
-    "original (test_molmo.py); on small random weights; released weights not tried"
+    "the backbone interface; for raw images of several shapes and a question, tokens and crops by the released "
+    "processor's rules, pixels within one of 255 levels of it; padding and logits equal to a reimplementation of the "
+    "original (test_molmo.py); on small random weights, not on released weights"
 )
-DUAL = "vectors and logits equal to transformers', padding and batches without effect; released weights not tried"
+DUAL = "embeddings and logits equal to transformers', independent of padding and batch; not on released weights"
 HOSTED = "against failing servers, and `transformers serve` (test_hosted_serve.py); not against the provider"
 
 VISION, LANGUAGE = "vision", "language"
 CHECKS = ("preprocessing", "prompt", "logits")
-"""What of a family may be compared with the original: what is shown of an image, the tokens, and what is answered."""
+"""What can be compared with a family's original: image preprocessing, prompt tokens and logits."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """A row: `freezes` are the parts that the finetune stage keeps as they are, after the family's own recipe.
+    """A family of the catalog.
 
-    (The align stage trains the connector alone, in every family.) `verified` says what `test`, a file of tests/,
-    shows, and `checked` of what against the original (`CHECKS`); all are empty where nothing does yet. `source` says
-    what must be converted first, where transformers cannot read the released files.
+    Attributes:
+        freezes: modules frozen in the finetune stage, by the family's recipe. (The align stage trains the connector
+            only, in every family.)
+        test: file of tests/ that verifies the family; empty where there is none.
+        verified: what this test shows.
+        source: the conversion that the released files need, where transformers cannot read them.
+        checked: what is compared with the original, of `CHECKS`.
     """
 
     name: str
@@ -60,17 +64,17 @@ class Family:
 
     @property
     def config_path(self) -> str:
+        """Path of the family's configuration file in the package."""
         return f"configs/families/{self.name}.yaml"
 
     def config(self) -> dict[str, Any]:
-        """The family's file: checkpoint, attention, how images are shown and conversations written, or of a hosted one
-        what `Hosted` takes."""
+        """The family's file: checkpoint, attention, preprocessing and chat format, or the arguments of `Hosted`."""
         text = (files("vla.configs") / "families" / f"{self.name}.yaml").read_text()
         return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(text)))
 
     @property
     def load(self) -> str:
-        """How to get it."""
+        """Code or command that loads the family."""
         config = self.config()
         if self.role == "hosted":
             arguments = f'"{config["model"]}", "{config["base_url"]}", "{config["key_env"]}"'
@@ -90,7 +94,7 @@ def _released(name: str, title: str, connector: str, freezes: tuple[str, ...] = 
 
 
 def _original(name: str, title: str, connector: str, freezes: tuple[str, ...], source: str) -> Family:
-    """A backbone that transformers has no processor for: end to end against the original code's rules, read plainly."""
+    """A backbone without a processor in transformers, verified end to end against the original code's rules."""
     test = "test_original_families.py"
     return Family(name, "backbone", title, connector, freezes, test, ORIGINAL, source, CHECKS)
 
@@ -100,14 +104,14 @@ def _hosted(name: str, title: str) -> Family:
 
 
 def _dual(name: str, title: str) -> Family:
-    return Family(name, "dual encoder", title, "none: one space", (), "test_dual.py", DUAL)
+    return Family(name, "dual encoder", title, "none: a shared embedding space", (), "test_dual.py", DUAL)
 
 
 CATALOG: tuple[Family, ...] = (
     Family(
         "nano",
         "backbone",
-        "ours, in the package",
+        "trained by this project, in the package",
         "MLP",
         ("vision.embeddings", "vision.encoder.stages.0", "vision.encoder.stages.1"),
         "test_journey.py",
@@ -120,7 +124,7 @@ CATALOG: tuple[Family, ...] = (
         "any of vla.models.backbones",
         (VISION,),
         "test_composed.py",
-        "the backbone contract for every connector with four kinds of encoder, and for four of language models",
+        "the backbone interface for every connector with four kinds of encoder, and for four kinds of language model",
     ),
     Family(
         "smollm2-dinov2",
@@ -129,7 +133,7 @@ CATALOG: tuple[Family, ...] = (
         "pixel shuffle, MLP",
         (VISION,),
         "test_wheels.py",
-        "released weights: it answers, sees as onnxruntime does, and its connector aligns on rendered scenes",
+        "on released weights: it answers, vision equals onnxruntime's, and its connector aligns on rendered scenes",
     ),
     _original("llava-1", "LLaVA", "linear", (VISION,), "a delta to LLaMA-7B's weights: there is no converter yet"),
     _released("llava-1.5", "LLaVA-1.5", "MLP", (VISION,)),
@@ -201,7 +205,7 @@ CATALOG: tuple[Family, ...] = (
     _dual("align", "ALIGN"),
     _dual("siglip", "SigLIP"),
     _dual("siglip2", "SigLIP 2"),
-    _hosted("gpt-4v", "GPT-4V; its maker retired it in December 2024"),
+    _hosted("gpt-4v", "GPT-4V; retired by its provider in December 2024"),
     _hosted("gpt-4o", "GPT-4o"),
     _hosted("claude-3", "Claude 3"),
     _hosted("gemini", "Gemini 1.5"),
@@ -209,7 +213,7 @@ CATALOG: tuple[Family, ...] = (
 
 
 def family(name: str) -> Family:
-    """The row of a family. Raises InputError, with the names there are, for another."""
+    """The catalog's entry for a family. Raises InputError that lists the known names for an unknown one."""
     for row in CATALOG:
         if row.name == name:
             return row
@@ -232,7 +236,7 @@ INTERNVL_TEMPLATES = {"internlm2-chat": "internvl-1.5", "Hermes-2": "internvl-1.
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
-    """The family of a checkpoint with this configuration (config.json). Raises InputError where there is none."""
+    """The family of a checkpoint with this configuration (config.json). Raises InputError for an unknown one."""
     kind, text = str(config.get("model_type")), str((config.get("text_config") or {}).get("model_type", ""))
     vision = str((config.get("vision_config") or {}).get("model_type", ""))
     if kind == "llava" and vision == "pixtral":

@@ -23,11 +23,16 @@ MLP: Config = {"kind": "mlp", "norm": True}
 
 
 class ComposedVLM(nn.Module):
-    """Any transformers vision encoder, any connector, and any transformers causal LM.
+    """Any vision encoder of transformers, any connector, and any causal LM of transformers.
 
-    `vision` and `language` are transformers configurations as dicts with `model_type`, `connector` is a kind of
-    `connectors.KINDS` with its options. To the tokens of a feature map (ConvNeXt, Swin) are added learned positions,
-    one a cell, since a convolutional encoder carries none; but for a connector that does not keep the map's cells.
+    Learned position embeddings are added to the tokens of a feature map (ConvNeXt, Swin), since a convolutional encoder
+    has none, if the connector has one token per cell.
+
+    Args:
+        vision, language: transformers configurations as dicts with `model_type`.
+        image_size: side of square images, or height and width [pixels].
+        connector: a "kind" of `connectors.KINDS` with its options.
+        mean, std: of pixels, per channel.
     """
 
     def __init__(
@@ -74,16 +79,20 @@ class ComposedVLM(nn.Module):
 
     @property
     def vocab_size(self) -> int:
+        """See `Backbone.vocab_size`."""
         return int(self.language.config.vocab_size)
 
     def freezable_modules(self) -> dict[str, nn.Module]:
+        """See `Backbone.parts`."""
         return {"vision": self.vision.model, "connector": self.connector, "language": self.language}
 
     def add_token_embeddings(self, count: int) -> None:
+        """See `Backbone.add_token_embeddings`."""
         self.language.resize_token_embeddings(self.vocab_size + count, mean_resizing=False)
         self.config["language"]["vocab_size"] = self.vocab_size
 
     def vocab_weights(self) -> tuple[Float[Tensor, "_r d"], Float[Tensor, "_r d"]]:
+        """See `Backbone.vocab_weights`."""
         return self.language.get_input_embeddings().weight, self.language.get_output_embeddings().weight
 
     def encode_images(
@@ -92,7 +101,7 @@ class ComposedVLM(nn.Module):
         image_mask: Bool[Tensor, "b k"],
         layout: ImageLayout | None = None,
     ) -> Float[Tensor, "n t d"] | None:
-        """The tokens of each image; None where there is none."""
+        """The tokens of each image; None without images."""
         if not image_mask.any():
             return None
         tokens: Tensor = self.connector(self.vision(pixel_values[image_mask]).flatten(1, 2))
@@ -102,13 +111,15 @@ class ComposedVLM(nn.Module):
     def embed(
         self, input_ids: Int[Tensor, "b l"], vision: Float[Tensor, "n t d"] | None = None
     ) -> Float[Tensor, "b l d"]:
+        """See `Backbone.embed`."""
         embeds = self.embed_tokens(input_ids)
         if vision is None:
             return embeds
-        places = (input_ids == self.image_token_id).unsqueeze(-1)
-        return embeds.masked_scatter(places, vision.to(embeds.dtype))
+        is_image = (input_ids == self.image_token_id).unsqueeze(-1)
+        return embeds.masked_scatter(is_image, vision.to(embeds.dtype))
 
     def embed_tokens(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        """See `Backbone.embed_tokens`."""
         embeds: Tensor = self.language.get_input_embeddings()(input_ids)
         return embeds
 
@@ -124,28 +135,33 @@ class ComposedVLM(nn.Module):
         return run_decoder(self.language.base_model, embeds, attention_mask, cache, segments), cache
 
     def new_cache(self) -> DynamicCache:
+        """See `Backbone.new_cache`."""
         return DynamicCache(config=self.language.config)
 
     def crop(self, cache: DynamicCache, length: int) -> DynamicCache:
+        """See `Backbone.crop`."""
         cache.crop(length)
         return cache
 
     def fork(self, cache: DynamicCache, copies: int) -> DynamicCache:
+        """See `Backbone.fork`."""
         forked = copy.deepcopy(cache)
         forked.batch_repeat_interleave(copies)
         return forked
 
     def next_position(self, attention_mask: Bool[Tensor, "b m"], cache: Any | None = None) -> Int[Tensor, "b"]:
+        """See `Backbone.next_position`."""
         return attention_mask.sum(1)
 
     def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
+        """See `Backbone.logits`."""
         return self.language.get_output_embeddings()(hidden)
 
 
 def _grid_positions(rows: int, columns: int, size: int) -> Float[Tensor, "n d"]:
-    """Sines and cosines of the row and of the column, a quarter of `size` each, in random mixture.
+    """Initial position embeddings: random mixtures of sines and cosines of row and column, `size` / 4 of each.
 
-    A start at the scale of the features, with neighbours alike: places are what the model must learn to name.
+    Neighbouring cells have similar embeddings, at the scale of the features.
     """
     frequencies = torch.pi * torch.arange(1, size // 4 + 1) ** 0.5
     y, x = torch.meshgrid(torch.linspace(0, 1, rows), torch.linspace(0, 1, columns), indexing="ij")
@@ -160,6 +176,6 @@ def _config(values: Config) -> Any:
 
 
 def _cells_of_the_connector(module: nn.Module, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Of before the positions were a part of the connector."""
+    """Loads weights of earlier versions, whose positions were not in the connector."""
     if f"{prefix}cells" in weights:
         weights[f"{prefix}connector.cells"] = weights.pop(f"{prefix}cells")

@@ -1,15 +1,15 @@
-"""From the features of a vision encoder to tokens of a language model.
+"""Connectors map features of a vision encoder to tokens of a language model.
 
-| kind          | tokens an image       | from       |
-|---------------|-----------------------|------------|
-| linear        | one a patch           | LLaVA      |
-| mlp           | one a patch           | LLaVA-1.5  |
-| pixel_shuffle | one a square of them  | InternVL   |
-| qformer       | 32                    | BLIP-2     |
-| resampler     | 64                    | Flamingo   |
+| kind          | tokens per image            | from       |
+|---------------|-----------------------------|------------|
+| linear        | one per patch               | LLaVA      |
+| mlp           | one per patch               | LLaVA-1.5  |
+| pixel_shuffle | one per square of patches   | InternVL   |
+| qformer       | 32                          | BLIP-2     |
+| resampler     | 64                          | Flamingo   |
 
-Each maps features (n, rows * columns, c), row by row, to (n, tokens, d), and tells `tokens`. Shapes: n images, c width
-of the features, d of the language model.
+Each maps features (n, rows * columns, c), in row-major order, to (n, tokens, d), and has an attribute `tokens`.
+Shapes: n images, c width of the features, d width of the language model.
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ Grid = tuple[int, int]
 
 
 class Linear(nn.Linear):
+    """One linear layer."""
+
     def __init__(self, width: int, grid: Grid, hidden_size: int) -> None:
         super().__init__(width, hidden_size)
         self.tokens = grid[0] * grid[1]
 
 
 class Mlp(nn.Sequential):
-    """Two linear maps with a GELU between. `norm`: a LayerNorm before, for an encoder that ends without one."""
+    """Two linear layers with a GELU. `norm` adds a LayerNorm before them, for encoders without a final norm."""
 
     def __init__(self, width: int, grid: Grid, hidden_size: int, norm: bool = False) -> None:
         super().__init__(
@@ -49,9 +51,10 @@ class Mlp(nn.Sequential):
 
 
 class PixelShuffle(nn.Module):
-    """`factor` x `factor` neighbours become one token, then a normalised MLP.
+    """Merges `factor` x `factor` neighbouring patches into one token, followed by a norm and an MLP.
 
-    Raises InputError when the grid does not divide.
+    Raises:
+        InputError: when the grid is not divisible by `factor`.
     """
 
     def __init__(self, width: int, grid: Grid, hidden_size: int, factor: int = 2) -> None:
@@ -63,13 +66,14 @@ class PixelShuffle(nn.Module):
         self.mlp = Mlp(width * factor**2, (1, self.tokens), hidden_size, norm=True)
 
     def forward(self, features: Float[Tensor, "n p c"]) -> Float[Tensor, "n t d"]:
+        """The tokens of each image, from its features."""
         rows, columns = self.grid
         blocks = features.unflatten(1, (rows // self.factor, self.factor, columns // self.factor, self.factor))
         return self.mlp(blocks.transpose(2, 3).flatten(3).flatten(1, 2))
 
 
 class QFormer(nn.Module):
-    """Learned queries in a BERT that attend to each other and, in every second layer, to the features."""
+    """A BERT with learned queries, which attend to each other and, in every second layer, to the features."""
 
     def __init__(
         self,
@@ -96,12 +100,13 @@ class QFormer(nn.Module):
         self.out = nn.Linear(query_width, hidden_size)
 
     def forward(self, features: Float[Tensor, "n p c"]) -> Float[Tensor, "n t d"]:
+        """The tokens of each image, from its features."""
         queries = self.queries.expand(len(features), -1, -1)
         return self.out(self.qformer(query_embeds=queries, encoder_hidden_states=features).last_hidden_state)
 
 
 class ResamplerLayer(nn.Module):
-    """The latents attend to the features and to themselves, then a feed-forward network."""
+    """One layer of the resampler: latents attend to features and latents, then a feed-forward network."""
 
     def __init__(self, width: int, heads: int, head_width: int) -> None:
         super().__init__()
@@ -110,6 +115,7 @@ class ResamplerLayer(nn.Module):
         self.ff = feed_forward(width)
 
     def forward(self, latents: Float[Tensor, "n t c"], features: Float[Tensor, "n p c"]) -> Float[Tensor, "n t c"]:
+        """The latents after this layer."""
         queries = self.norm_latents(latents)
         keys = self.attention.keys(torch.cat([self.norm_features(features), queries], 1))
         latents = latents + self.attention(queries, keys)
@@ -117,7 +123,7 @@ class ResamplerLayer(nn.Module):
 
 
 class Resampler(nn.Module):
-    """Flamingo's perceiver resampler; a linear map to `hidden_size` follows where the features have another width."""
+    """Flamingo's perceiver resampler, with a linear layer to `hidden_size` where the features have another width."""
 
     def __init__(
         self,
@@ -137,6 +143,7 @@ class Resampler(nn.Module):
         self.out = nn.Identity() if width == hidden_size else nn.Linear(width, hidden_size)
 
     def forward(self, features: Float[Tensor, "n p c"]) -> Float[Tensor, "n t d"]:
+        """The tokens of each image, from its features."""
         latents: Tensor = self.latents.expand(len(features), -1, -1)
         for layer in self.layers:
             latents = layer(latents, features)
@@ -153,9 +160,14 @@ KINDS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build_connector(kind: str, vision_width: int, grid: Grid, hidden_size: int, **options: Any) -> nn.Module:
-    """A connector of `KINDS` for features of `grid` (rows, columns), with random weights.
+    """Builds a connector of `KINDS` with random weights.
 
-    Raises InputError for another kind, an option that it does not have, or a grid that it cannot take.
+    Args:
+        grid: rows and columns of the features.
+        options: further arguments of the connector.
+
+    Raises:
+        InputError: for an unknown kind or option, or an unsuitable grid.
     """
     if kind not in KINDS:
         raise InputError(f"there is no connector {kind}: choose of {', '.join(KINDS)}")

@@ -41,10 +41,12 @@ MINIGPT4: Names = (
 
 
 def minigpt4(weights: Mapping[str, Tensor], config: Blip2Config) -> Blip2ForConditionalGeneration:
-    """MiniGPT-4 of all its `weights`: ViT, Q-Former, `llama_proj` and Vicuna (`llama_model.`).
+    """Builds MiniGPT-4 from all its `weights`: ViT, Q-Former, `llama_proj` and Vicuna (`llama_model.`).
 
-    The attention's biases of queries and values become one, with zeros for the keys. Raises InputError when a weight
-    of the model is missing.
+    The attention biases of queries and values are joined, with zeros for the keys.
+
+    Raises:
+        InputError: when a weight of the model is missing.
     """
     biased = dict(weights)
     for name in [name for name in weights if name.endswith(".attn.q_bias")]:
@@ -54,10 +56,18 @@ def minigpt4(weights: Mapping[str, Tensor], config: Blip2Config) -> Blip2ForCond
 
 
 def convert_minigpt4(own: Path, blip2: Path, eva: Path, vicuna: str | Path, folder: Path) -> None:
-    """Writes into `folder` what `vla.models.backbones.families.load` takes, of MiniGPT-4's released files.
+    """Converts MiniGPT-4's released files to a checkpoint in `folder` for `vla.models.backbones.families.load`.
 
-    `own` holds the projection, `blip2` the Q-Former and its queries, `eva` the ViT, `vicuna` is a checkpoint of
-    transformers. The tokenizer gets an "<image>" behind its tokens. Raises InputError when a weight is missing.
+    A token "<image>" is appended to the tokenizer.
+
+    Args:
+        own: file of the projection.
+        blip2: file of the Q-Former and its queries.
+        eva: file of the ViT.
+        vicuna: a checkpoint of transformers.
+
+    Raises:
+        InputError: when a weight is missing.
     """
     files = [torch.load(file, map_location="cpu", weights_only=True) for file in (eva, blip2, own)]
     vision, *others = [content.get("model", content) for content in files]
@@ -90,7 +100,7 @@ def renamed(weights: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
 
 
 def filled[M: PreTrainedModel](model: M, weights: Mapping[str, Tensor]) -> M:
-    """The model with these weights; those that it has no place for are left out."""
+    """The model with these weights; weights that it does not have are ignored."""
     wanted = model.state_dict()
     if missing := sorted(set(wanted) - set(weights)):
         raise InputError(f"the files lack {len(missing)} weights of the model, among them {', '.join(missing[:3])}")

@@ -1,8 +1,8 @@
-"""Cross-attention to images before the layers of any causal language model, which itself stays as it is.
+"""Cross-attention to images before the layers of any causal language model.
 
-The blocks hang on the decoder's layers as hooks, so that the library's classes, and the names of their weights, remain
-theirs. Gates start at zero: the model begins as its text-only self, to the bit. Shapes: b rows, l tokens, d hidden
-size, k images a row, p features an image, c their width, g blocks, w width of a block's keys and values.
+The blocks are forward hooks of the decoder's layers, so that the classes of the library and the names of their weights
+do not change. Gates start at zero: the initial model equals the text-only model exactly. Shapes: b rows, l tokens, d
+hidden size, k images per row, p features per image, c their width, g blocks, w width of a block's keys and values.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from vla.models.backbones.attention import CrossAttention, SwiGLU, feed_forward
 
 
 class CrossBlock(nn.Module):
-    """x += tanh(g_a) attention(norm x, images); x += tanh(g_f) ff(x), both gates zero at the start."""
+    """x += tanh(g_a) attention(norm x, images); x += tanh(g_f) ff(x), with both gates initially zero."""
 
     runs: bool
-    """Whether a token looks at all images of the latest run of them, or at the latest one only."""
+    """Whether a token attends to all images of the latest run of images, or only to the latest image."""
     norm: nn.Module
     attention: CrossAttention
     ff: nn.Module
@@ -35,7 +35,7 @@ class CrossBlock(nn.Module):
         self.allowed: Tensor | None = None
 
     def before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """The hook of a decoder layer: its input passes this block."""
+        """The forward pre-hook of a decoder layer, which applies this block to the layer's input."""
         if args:
             return (self(args[0], self.keys, self.allowed), *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": self(kwargs["hidden_states"], self.keys, self.allowed)}
@@ -43,6 +43,7 @@ class CrossBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "b l d"], keys: Float[Tensor, "b s w"] | None, allowed: Bool[Tensor, "b l s"] | None
     ) -> Float[Tensor, "b l d"]:
+        """Hidden states after attention to `keys`, where `allowed`, and the feed-forward network."""
         if keys is not None:
             x = x + self.attention_gate.tanh() * self.attention(self.norm(x), keys, allowed)
         return x + self.ff_gate.tanh() * self._feed(x, allowed)
@@ -52,7 +53,7 @@ class CrossBlock(nn.Module):
 
 
 class FlamingoBlock(CrossBlock):
-    """Flamingo's gated cross-attention, to the latest image before the token."""
+    """Flamingo's gated cross-attention to the latest image before the token."""
 
     runs = False
 
@@ -65,7 +66,10 @@ class FlamingoBlock(CrossBlock):
 
 
 class AdapterBlock(CrossBlock):
-    """Llama 3.2's: heads as the decoder's, normalised queries and keys, SwiGLU; a token before any image passes."""
+    """Llama 3.2's cross-attention: the decoder's heads, normalised queries and keys, SwiGLU.
+
+    Tokens before any image are unchanged.
+    """
 
     runs = True
 
@@ -88,10 +92,10 @@ BLOCKS: dict[str, type[CrossBlock]] = {"flamingo": FlamingoBlock, "adapter": Ada
 
 
 class CrossAttentionBlocks(nn.ModuleList):
-    """A block before every `every`-th layer of `language`, hooked to it.
+    """Cross-attention blocks, hooked to every `every`-th layer of `language`, a causal LM of transformers.
 
-    `language` is a causal language model of transformers. Raises InputError for another kind, for an option that it
-    does not have, and when there would be no block.
+    Raises:
+        InputError: for an unknown kind or option, and when there would be no block.
     """
 
     def __init__(self, language: Any, media_width: int, kind: str = "flamingo", every: int = 1, **options: Any) -> None:
@@ -105,7 +109,7 @@ class CrossAttentionBlocks(nn.ModuleList):
         try:
             super().__init__(made(language.config, media_width, **options) for _ in hooked)
         except TypeError as error:
-            raise InputError(f"cross-attention {kind} is not made of {options}: {error}") from error
+            raise InputError(f"cross-attention {kind} does not take {options}: {error}") from error
         self.runs = BLOCKS[kind].runs
         for layer, block in zip(hooked, self, strict=True):
             layer.register_forward_pre_hook(block.before, with_kwargs=True)
@@ -114,44 +118,49 @@ class CrossAttentionBlocks(nn.ModuleList):
         return super().__iter__()
 
     def keys(self, media: Float[Tensor, "b k p c"]) -> Float[Tensor, "b g k p w"]:
-        """Keys and values of every block: made once, they serve all later tokens."""
+        """Keys and values of every block, computed once for all later tokens."""
         keys = torch.stack([block.attention.keys(media.flatten(1, 2)) for block in self], 1)
         return keys.unflatten(2, media.shape[1:3])
 
-    def look(self, keys: Float[Tensor, "b g k p w"] | None, places: Bool[Tensor, "b m"], length: int) -> None:
-        """What the last `length` of m tokens look at in the coming call of the decoder; nothing, if keys are None.
+    def set_context(
+        self, keys: Float[Tensor, "b g k p w"] | None, image_tokens: Bool[Tensor, "b m"], length: int
+    ) -> None:
+        """Sets the keys and values for the next call of the decoder with the last `length` of m tokens.
 
-        `places` are the tokens that stand for the images of each row.
+        Args:
+            keys: from `keys`; None without images.
+            image_tokens: mask of the image tokens.
         """
         if keys is None:
-            self.forget()
+            self.clear_context()
             return
         images, features = keys.shape[2:4]
-        seen = (latest_run if self.runs else latest_image)(places, images)[:, -length:]
+        visible = (latest_run if self.runs else latest_image)(image_tokens, images)[:, -length:]
         for i, block in enumerate(self):
-            block.keys, block.allowed = keys[:, i].flatten(1, 2), seen.repeat_interleave(features, 2)
+            block.keys, block.allowed = keys[:, i].flatten(1, 2), visible.repeat_interleave(features, 2)
 
-    def forget(self) -> None:
+    def clear_context(self) -> None:
+        """Removes the keys and values of the last call."""
         for block in self:
             block.keys = block.allowed = None
 
 
-def latest_image(places: Bool[Tensor, "b m"], images: int) -> Bool[Tensor, "b m k"]:
-    """Whether an image is the latest that a token, or one before it, stands for."""
-    return places.long().cumsum(1)[:, :, None] == torch.arange(1, images + 1, device=places.device)
+def latest_image(image_tokens: Bool[Tensor, "b m"], images: int) -> Bool[Tensor, "b m k"]:
+    """Whether each image is the latest one up to a token."""
+    return image_tokens.long().cumsum(1)[:, :, None] == torch.arange(1, images + 1, device=image_tokens.device)
 
 
-def latest_run(places: Bool[Tensor, "b m"], images: int) -> Bool[Tensor, "b m k"]:
-    """Whether an image is of the latest run of images, and not after the token."""
-    starts = places & ~F.pad(places, (1, 0))[:, :-1]
-    runs, count = starts.long().cumsum(1), places.long().cumsum(1)
-    there = count[:, :, None] >= torch.arange(1, images + 1, device=places.device)
-    # The run of an image is that of the token where it is counted.
-    return there & (runs[:, :, None] == runs.gather(1, there.long().argmax(1))[:, None])
+def latest_run(image_tokens: Bool[Tensor, "b m"], images: int) -> Bool[Tensor, "b m k"]:
+    """Whether each image belongs to the latest run of images up to a token, and is not after the token."""
+    starts = image_tokens & ~F.pad(image_tokens, (1, 0))[:, :-1]
+    runs, count = starts.long().cumsum(1), image_tokens.long().cumsum(1)
+    past = count[:, :, None] >= torch.arange(1, images + 1, device=image_tokens.device)
+    # The run of an image is that of its token.
+    return past & (runs[:, :, None] == runs.gather(1, past.long().argmax(1))[:, None])
 
 
 def decoder_layers(language: Any) -> nn.ModuleList:
-    """The layers of a causal language model. Raises InputError when they are not in one list."""
+    """The layers of a causal language model. Raises InputError when they are not in one `ModuleList`."""
     count = language.config.num_hidden_layers
     for module in language.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:

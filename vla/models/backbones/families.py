@@ -1,4 +1,4 @@
-"""HFBackbone vision-language models as backbones: from a hub's id or a local folder, through transformers' classes."""
+"""Loads released vision-language models as backbones, from the hub or a local folder."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from vla.models.preprocessing.released import SIZES, framing_of, preprocessor_of
 from vla.models.preprocessing.settings import Preprocessing
 
 OWN: dict[str, Callable[..., Any]] = {"qwen": qwen_vl.load, "molmo": molmo.load}
-"""Families written here, by the model_type of their config.json: of a folder with the released files."""
+"""Loaders of families that are implemented in this package, by model_type; they read a folder of released files."""
 CLASSES: dict[str, type[HFBackbone]] = {**dict.fromkeys(LAYOUTS, TokenFamily), "idefics": Idefics, "mllama": Mllama}
 NATIVE_SIZE = 448
-"""[pixels] The side of a square image that counts as one of a backbone which takes any (Qwen): 256 tokens."""
+"""Nominal side of an image [pixels] for backbones that take any size (Qwen): 256 tokens."""
 CLIP = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
@@ -43,11 +43,17 @@ def load(
     dtype: torch.dtype = torch.float32,
     attention: str | None = None,
 ) -> tuple[Backbone, PreTrainedTokenizerFast]:
-    """The backbone of a released checkpoint, a hub's id or a folder, and its tokenizer.
+    """Loads the backbone of a released checkpoint and its tokenizer.
 
-    `image_size` is the side of a frame of its images [pixels], by default the checkpoint's own; `attention` is as in
-    `HFBackbone`. The vocabulary has at least the tokenizer's rows; spare ones stay. Raises InputError when there is no
-    such checkpoint, or when its family is not one of `CLASSES`.
+    The vocabulary is extended to the size of the tokenizer where it is smaller.
+
+    Args:
+        name: id on the hub, or a folder.
+        image_size: side of a frame [pixels], by default the checkpoint's.
+        attention: as in `HFBackbone`.
+
+    Raises:
+        InputError: when there is no such checkpoint, or its family is not in `CLASSES`.
     """
     if not isinstance(image_size, int | None):
         raise InputError(f"{name} takes square images: give image_size as one number")
@@ -76,13 +82,13 @@ def load(
     image_token_id: Any = getattr(config, "image_token_id", None)
     if image_token_id is None:
         image_token_id = tokenizer.convert_tokens_to_ids("<image>")
-    shown = preprocessor_of(name, catalog.family_of(config.to_dict()).config()["images"])
+    settings = preprocessor_of(name, catalog.family_of(config.to_dict()).config()["images"])
     backbone: Any = CLASSES[family](
         config.to_dict(),
         image_token_id=image_token_id,
-        image_size=image_size or _frame(family, shown, side_of(config.vision_config)),
-        mean=shown["image_mean"],
-        std=shown["image_std"],
+        image_size=image_size or _frame(family, settings, side_of(config.vision_config)),
+        mean=settings["image_mean"],
+        std=settings["image_std"],
         attention=attention,
         weights=weights,
     )
@@ -92,33 +98,37 @@ def load(
 
 
 def side_of(vision_config: Any) -> int:
-    """The side of the images that a vision encoder was trained on [pixels]."""
+    """Side [pixels] of the images on which a vision encoder was trained."""
     size = getattr(vision_config, "image_size", NATIVE_SIZE)
     return int(size if isinstance(size, int) else size[0])
 
 
 def _frame(family: str, values: dict[str, Any], side: int) -> int:
-    """The side of a frame, by the settings of a checkpoint's image processor; `side` where it has none of one size."""
+    """Side [pixels] of a frame by the settings of an image processor; `side` where frames vary in size."""
     framing = framing_of(family, values, side)
     if isinstance(framing, Native | Patches):
         return side
-    tall, wide = size_of(framing)
-    if tall != wide:
-        raise InputError(f"its images are {tall} x {wide} pixels: only square ones can be had")
-    return tall
+    height, width = size_of(framing)
+    if height != width:
+        raise InputError(f"its images are {height} x {width} pixels: only square images are supported")
+    return height
 
 
 def preprocessing_of(name: str | Path, backbone: Any, row: catalog.Family) -> Preprocessing:
-    """How the images of a released checkpoint are shown and written; `row` is its family's.
+    """The image preprocessing and markup of a released checkpoint.
 
-    Raises InputError where its preprocessor cannot be read.
+    Args:
+        row: the catalog's entry for its family.
+
+    Raises:
+        InputError: where its preprocessor cannot be read.
     """
     config, side = row.config(), backbone.image_size
     markup = Markup(**config.get("markup", {}))
-    own = preprocessor_of(name, config["images"])
-    framing = framing_of(backbone.family, own, side)
+    settings = preprocessor_of(name, config["images"])
+    framing = framing_of(backbone.family, settings, side)
     if not isinstance(framing, Native | Patches) and size_of(framing) != (side, side):
-        framing = framing_of(backbone.family, {k: v for k, v in own.items() if k not in SIZES}, side)
+        framing = framing_of(backbone.family, {k: v for k, v in settings.items() if k not in SIZES}, side)
     if isinstance(framing, Native | Patches):
         return Preprocessing(framing, replace(markup, cell=framing.cell))
     if isinstance(framing, Crops):

@@ -1,4 +1,4 @@
-"""What a vision encoder of transformers sees, as a map: the input of a connector."""
+"""Feature maps of vision encoders of transformers, the input of a connector."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vla.common.images import sides
 
 PENULTIMATE = ("clip", "clip_vision_model")
-"""Families whose last layer serves their class token only; LLaVA reads the one before."""
+"""Families whose last layer only serves the class token; LLaVA reads the layer before it."""
 
 
 def feature_map(
@@ -20,9 +20,12 @@ def feature_map(
 ) -> Float[Tensor, "n c gh gw"]:
     """The features of each patch, without class and register tokens.
 
-    `encoder` is CLIP's, SigLIP's or ALIGN's vision model, or another of transformers (ViT, DINOv2, ConvNeXt): alone,
-    or as the part of a dual encoder. h and w are multiples of its patch size; positions are interpolated where they
-    are not of its own size. `layer` is the hidden state to read, by default where the family is best read.
+    Position embeddings are interpolated for images of another size than in the encoder's training.
+
+    Args:
+        encoder: vision model of CLIP, SigLIP or ALIGN, or another one of transformers (ViT, DINOv2, ConvNeXt).
+        pixel_values: h and w are multiples of the patch size.
+        layer: index of the hidden state to read; by default the family's best.
     """
     config: Any = encoder.config
     if layer is None and config.model_type in PENULTIMATE:
@@ -30,10 +33,10 @@ def feature_map(
     if config.model_type.startswith("siglip2"):
         out = encoder(*patches(pixel_values, config.patch_size), output_hidden_states=layer is not None)
     else:
-        own = getattr(config, "image_size", None)
-        native = own is None or sides(own) == tuple(pixel_values.shape[2:])
-        told = "interpolate_pos_encoding" in inspect.signature(encoder.forward).parameters
-        sizes = {"interpolate_pos_encoding": True} if told and not native else {}
+        size = getattr(config, "image_size", None)
+        native = size is None or sides(size) == tuple(pixel_values.shape[2:])
+        can_interpolate = "interpolate_pos_encoding" in inspect.signature(encoder.forward).parameters
+        sizes = {"interpolate_pos_encoding": True} if can_interpolate and not native else {}
         out = encoder(pixel_values=pixel_values, output_hidden_states=layer is not None, **sizes)
     found: Tensor = out.last_hidden_state if layer is None else out.hidden_states[layer]
     if found.ndim == 4:
@@ -45,7 +48,7 @@ def feature_map(
 def patches(
     pixel_values: Float[Tensor, "n 3 h w"], size: int
 ) -> tuple[Float[Tensor, "n p v"], Int[Tensor, "n p"], Int[Tensor, "n 2"]]:
-    """What SigLIP 2 at native resolution takes: patches row by row, their mask, and the rows and columns of each."""
+    """Inputs of SigLIP 2 at native resolution: patches in row-major order, their mask, and the grid of each image."""
     n, channels, height, width = pixel_values.shape
     rows, columns = height // size, width // size
     cut = pixel_values.reshape(n, channels, rows, size, columns, size).permute(0, 2, 4, 3, 5, 1)

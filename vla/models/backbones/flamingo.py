@@ -1,6 +1,7 @@
-"""A backbone composed of a vision encoder, a connector, and cross-attention over any causal language model.
+"""A backbone composed of a vision encoder, a connector, and cross-attention in any causal language model.
 
-With a perceiver resampler and gated blocks it is Flamingo; with a linear map and adapter blocks, the way of Llama 3.2.
+With a perceiver resampler and gated blocks it is Flamingo; with a linear layer and adapter blocks it resembles Llama
+3.2.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from vla.common.images import Size
 from vla.errors import InputError
 from vla.models.backbones.backbone import ImageLayout
-from vla.models.backbones.cache import PlacedCache, Vision, image_places
+from vla.models.backbones.cache import ImageTokenCache, Vision, image_token_mask
 from vla.models.backbones.connectors import build_connector
 from vla.models.backbones.cross_attention import CrossAttentionBlocks
-from vla.models.backbones.hf_backbone import by_row, note_places
+from vla.models.backbones.hf_backbone import by_row, record_image_tokens
 from vla.models.backbones.precision import without_dtype
 from vla.models.backbones.vision import VisionEncoder
 from vla.models.masks import mask_and_positions, order_of, takes_blocks
@@ -28,11 +29,14 @@ Config = Mapping[str, Any]
 
 
 class CrossAttentionVLM(nn.Module):
-    """One `image_token_id` stands for an image in the text, and marks from where its features are looked at.
+    """A language model with cross-attention to images; tokens after an `image_token_id` attend to its image.
 
-    `vision` and `language` are transformers configurations as dicts with `model_type` (see `VisionEncoder`);
-    `connector` and `blocks` have a "kind" and its options (see `build_connector`, `CrossAttentionBlocks`). The
-    language model's weights may be given. Before training it says, to the bit, what the language model alone says.
+    Before training its logits equal those of the language model exactly.
+
+    Args:
+        vision, language: transformers configurations as dicts with `model_type` (see `VisionEncoder`).
+        connector, blocks: a "kind" and its options (see `build_connector`, `CrossAttentionBlocks`).
+        weights: the language model; random by default.
     """
 
     tokens_per_image = 1
@@ -72,27 +76,31 @@ class CrossAttentionVLM(nn.Module):
             weights = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
         self.language: Any = weights
         self.hidden_size: int = self.language.config.hidden_size
-        # Flamingo's features keep the encoder's width; those of an adapter take the decoder's.
+        # Flamingo's image features have the encoder's width, an adapter's the decoder's.
         width = self.vision.width if blocks.get("kind", "flamingo") == "flamingo" else self.hidden_size
         self.connector = build_connector(
             vision_width=self.vision.width, grid=self.vision.grid(image_size), hidden_size=width, **connector
         )
         self.blocks = CrossAttentionBlocks(self.language, width, **blocks)
-        self._told_positions = "position_ids" in inspect.signature(self.language.base_model.forward).parameters
+        self._takes_positions = "position_ids" in inspect.signature(self.language.base_model.forward).parameters
 
     @property
     def vocab_size(self) -> int:
+        """See `Backbone.vocab_size`."""
         return len(self.language.get_input_embeddings().weight)
 
     def freezable_modules(self) -> dict[str, nn.Module]:
+        """See `Backbone.parts`."""
         connector = nn.ModuleList([self.connector, self.blocks])
         return {"vision": self.vision, "connector": connector, "language": self.language}
 
     def add_token_embeddings(self, count: int) -> None:
+        """See `Backbone.add_token_embeddings`."""
         self.language.resize_token_embeddings(self.vocab_size + count, mean_resizing=False)
         self.config["language"]["vocab_size"] = self.vocab_size
 
     def vocab_weights(self) -> tuple[Float[Tensor, "_r d"], Float[Tensor, "_r d"]]:
+        """See `Backbone.vocab_weights`."""
         return self.language.get_input_embeddings().weight, self.language.get_output_embeddings().weight
 
     def encode_images(
@@ -101,41 +109,45 @@ class CrossAttentionVLM(nn.Module):
         image_mask: Bool[Tensor, "b k"],
         layout: ImageLayout | None = None,
     ) -> Vision | None:
+        """See `Backbone.see`."""
         if not image_mask.any():
             return None
         features = self.vision(pixel_values[image_mask]).flatten(1, 2)
         return by_row(self.connector(features), image_mask)
 
     def embed(self, input_ids: Int[Tensor, "b l"], vision: Vision | None) -> Float[Tensor, "b l d"]:
-        note_places(input_ids == self.image_token_id, vision)
+        """See `Backbone.embed`."""
+        record_image_tokens(input_ids == self.image_token_id, vision)
         return self.embed_tokens(input_ids)
 
     def embed_tokens(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        """See `Backbone.embed_tokens`."""
         return self.language.get_input_embeddings()(input_ids)
 
     def forward(
         self,
         embeds: Float[Tensor, "b l d"],
         attention_mask: Bool[Tensor, "b m"],
-        cache: PlacedCache | None = None,
+        cache: ImageTokenCache | None = None,
         vision: Vision | None = None,
         segments: Int[Tensor, "b l"] | None = None,
-    ) -> tuple[Float[Tensor, "b l d"], PlacedCache | None]:
-        """See `Backbone.hidden`. The images of a cache are those of its first tokens; its later ones look at them.
+    ) -> tuple[Float[Tensor, "b l d"], ImageTokenCache | None]:
+        """See `Backbone.hidden`. Images are only possible in the first tokens of a cache.
 
-        A language model without position ids (ALiBi: MPT, BLOOM) has no segments.
+        Raises:
+            InputError: for segments with a language model without position ids (ALiBi: MPT, BLOOM).
         """
-        if segments is not None and segments.any() and not self._told_positions:
-            raise InputError(f"{self.language.config.model_type} counts positions by itself: it has no segments")
+        if segments is not None and segments.any() and not self._takes_positions:
+            raise InputError(f"{self.language.config.model_type} takes no position ids: it does not support segments")
         length = embeds.shape[1]
-        places = image_places(vision, cache, attention_mask, length)
+        image_tokens = image_token_mask(vision, cache, attention_mask, length)
         if cache is not None and attention_mask.shape[1] > length:
             keys = cache.features
         else:
             keys = None if vision is None else self.blocks.keys(vision.features.to(embeds.dtype))
         if cache is not None:
-            cache.places, cache.features = places, keys
-        self.blocks.look(keys, places, length)
+            cache.image_tokens, cache.features = image_tokens, keys
+        self.blocks.set_context(keys, image_tokens, length)
         order, blocks = order_of(attention_mask), takes_blocks(self.language)
         mask, positions = mask_and_positions(attention_mask, order, segments, length, embeds.dtype, blocks=blocks)
         out = self.language.base_model(
@@ -143,22 +155,27 @@ class CrossAttentionVLM(nn.Module):
             attention_mask=mask,
             past_key_values=cache,
             use_cache=cache is not None,
-            **({"position_ids": positions[:, -length:]} if self._told_positions else {}),
+            **({"position_ids": positions[:, -length:]} if self._takes_positions else {}),
         )
-        self.blocks.forget()
+        self.blocks.clear_context()
         return out.last_hidden_state, cache
 
     def next_position(self, attention_mask: Bool[Tensor, "b m"], cache: Any | None = None) -> Int[Tensor, "b"]:
+        """See `Backbone.next_position`."""
         return attention_mask.sum(1)
 
     def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
+        """See `Backbone.logits`."""
         return self.language.get_output_embeddings()(hidden)
 
-    def new_cache(self) -> PlacedCache:
-        return PlacedCache()
+    def new_cache(self) -> ImageTokenCache:
+        """See `Backbone.new_cache`."""
+        return ImageTokenCache()
 
-    def crop(self, cache: PlacedCache, length: int) -> PlacedCache:
-        return cache.keep(length, cache.layers)
+    def crop(self, cache: ImageTokenCache, length: int) -> ImageTokenCache:
+        """See `Backbone.crop`."""
+        return cache.crop_layers(length, cache.layers)
 
-    def fork(self, cache: PlacedCache, copies: int) -> PlacedCache:
+    def fork(self, cache: ImageTokenCache, copies: int) -> ImageTokenCache:
+        """See `Backbone.fork`."""
         return cache.forked(copies)

@@ -1,4 +1,4 @@
-"""What the adapters of transformers' own vision-language models share."""
+"""The base classes of adapters for vision-language models of transformers."""
 
 from __future__ import annotations
 
@@ -12,24 +12,28 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from vla.errors import InputError
-from vla.models.backbones.cache import PlacedCache, Vision
+from vla.models.backbones.cache import ImageTokenCache, Vision
 from vla.models.backbones.precision import without_dtype
 
 Pixel = Sequence[float]
 
 
 def family_of(config: Any) -> str:
-    """The name of a transformers configuration's family; Pixtral has LLaVA's classes and a different vision tower."""
+    """The family of a transformers configuration; Pixtral uses LLaVA's classes with a different vision tower."""
     pixtral = config.model_type == "llava" and config.vision_config.model_type == "pixtral"
     return "pixtral" if pixtral else config.model_type
 
 
 class HFBackbone(nn.Module, ABC):
-    """A vision-language model of transformers behind `Backbone`, with its own weights.
+    """A vision-language model of transformers as a `Backbone`.
 
-    `model` is its transformers configuration as a dict with `model_type`; `weights` a model made of it, random ones
-    without; `attention` is how it attends (sdpa, eager …; None: transformers chooses). `image_size` is the side of a
-    square image that has `tokens_per_image`; where a family takes others, they have as many as their size asks for.
+    Args:
+        model: transformers configuration as a dict with `model_type`.
+        image_size: side [pixels] of a square image with `tokens_per_image` tokens; in families with other sizes the
+            number of tokens depends on the size.
+        mean, std: of pixels, per channel.
+        attention: attention implementation (sdpa, eager …); None for transformers' default.
+        weights: a model of this configuration; random by default.
     """
 
     def __init__(
@@ -60,19 +64,22 @@ class HFBackbone(nn.Module, ABC):
         }
         rows, columns = self.image_grid()
         self.tokens_per_image = rows * columns
-        # What is frozen is the stage's choice: Idefics freezes its text by itself.
+        # The training stage decides what is frozen; Idefics freezes its language model on construction.
         self.requires_grad_(True)
 
     @property
     def config(self) -> dict[str, Any]:
+        """See `Backbone.config`."""
         return {"family": self.family, "model": without_dtype(self.model.config.to_dict()), **self._rest}
 
     @property
     def hidden_size(self) -> int:
+        """Width of the hidden states."""
         return int(self.model.config.get_text_config().hidden_size)
 
     @property
     def vocab_size(self) -> int:
+        """See `Backbone.vocab_size`."""
         return len(self.model.get_input_embeddings().weight)
 
     @abstractmethod
@@ -80,61 +87,70 @@ class HFBackbone(nn.Module, ABC):
         """Rows and columns of the tokens of an image of `image_size`."""
 
     def embed_tokens(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        """See `Backbone.embed_tokens`."""
         return self.model.get_input_embeddings()(input_ids)
 
     def next_position(self, attention_mask: Bool[Tensor, "b m"], cache: Any | None = None) -> Int[Tensor, "b"]:
+        """See `Backbone.next_position`."""
         return attention_mask.sum(1)
 
     def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
+        """See `Backbone.logits`."""
         return self.model.get_output_embeddings()(hidden)
 
-    def new_cache(self) -> PlacedCache:
-        return PlacedCache()
+    def new_cache(self) -> ImageTokenCache:
+        """See `Backbone.new_cache`."""
+        return ImageTokenCache()
 
-    def crop(self, cache: PlacedCache, length: int) -> PlacedCache:
-        return cache.keep(length, cache.layers)
+    def crop(self, cache: ImageTokenCache, length: int) -> ImageTokenCache:
+        """See `Backbone.crop`."""
+        return cache.crop_layers(length, cache.layers)
 
-    def fork(self, cache: PlacedCache, copies: int) -> PlacedCache:
+    def fork(self, cache: ImageTokenCache, copies: int) -> ImageTokenCache:
+        """See `Backbone.fork`."""
         return cache.forked(copies)
 
     def add_token_embeddings(self, count: int) -> None:
+        """See `Backbone.add_token_embeddings`."""
         self.model.resize_token_embeddings(self.vocab_size + count, mean_resizing=False)
 
     def vocab_weights(self) -> tuple[Float[Tensor, "_r d"], Float[Tensor, "_r d"]]:
+        """See `Backbone.vocab_weights`."""
         return self.model.get_input_embeddings().weight, self.model.get_output_embeddings().weight
 
 
 class CrossAttending(HFBackbone):
-    """A family whose images stay beside the text: one token stands for each, and others look at its features."""
+    """A family with cross-attention: each image is one token in the text, and later tokens attend to its features."""
 
     def image_grid(self) -> tuple[int, int]:
+        """See `HFBackbone.image_grid`."""
         return 1, 1
 
     def embed(self, input_ids: Int[Tensor, "b l"], vision: Vision | None) -> Float[Tensor, "b l d"]:
-        note_places(input_ids == self.image_token_id, vision)
+        """See `Backbone.embed`."""
+        record_image_tokens(input_ids == self.image_token_id, vision)
         return self.embed_tokens(input_ids)
 
 
-def by_row(seen: Float[Tensor, "n p d"], image_mask: Bool[Tensor, "b k"]) -> Vision:
-    """Features (b k p d), zeros where a row has no such image."""
-    features = seen.new_zeros(*image_mask.shape, *seen.shape[1:])
-    return Vision(features.masked_scatter(image_mask[..., None, None], seen), len(seen))
+def by_row(encoded: Float[Tensor, "n p d"], image_mask: Bool[Tensor, "b k"]) -> Vision:
+    """Arranges image features by row, (b, k, p, d), with zeros for missing images."""
+    features = encoded.new_zeros(*image_mask.shape, *encoded.shape[1:])
+    return Vision(features.masked_scatter(image_mask[..., None, None], encoded), len(encoded))
 
 
-def note_places(places: Bool[Tensor, "b l"], vision: Vision | None) -> None:
-    """Notes in `vision` where it is in the text. Raises InputError unless each of its tokens has one place."""
+def record_image_tokens(image_tokens: Bool[Tensor, "b l"], vision: Vision | None) -> None:
+    """Records the mask of image tokens in `vision`. Raises InputError unless their number is that of the images."""
     expected = 0 if vision is None else vision.tokens
-    if (found := int(places.sum())) != expected:
+    if (found := int(image_tokens.sum())) != expected:
         raise InputError(
-            f"the text has {found} tokens of images, and the images that were seen {expected}: "
-            "write as many as the images have"
+            f"the text has {found} image tokens, but the images have {expected}: write as many as the images have"
         )
     if vision is not None:
-        vision.places = places
+        vision.image_tokens = image_tokens
 
 
 def grow(module: nn.Embedding | nn.Linear, count: int, std: float) -> None:
-    """Adds `count` random rows at the end of an embedding or of a linear map's outputs, in place."""
+    """Appends `count` random rows to an embedding or to the outputs of a linear layer, in place."""
     old = module.weight
     new = torch.empty(count, old.shape[1], dtype=old.dtype, device=old.device).normal_(std=std)
     module.weight = nn.Parameter(torch.cat([old.detach(), new]))
@@ -144,7 +160,7 @@ def grow(module: nn.Embedding | nn.Linear, count: int, std: float) -> None:
         module.out_features += count
 
 
-def with_unsaid(logits: Float[Tensor, "*b h"], first: int, count: int) -> Float[Tensor, "*b v"]:
-    """Logits with `count` more before row `first`, of rows that the head lacks: they are never said."""
-    unsaid = logits.new_full((*logits.shape[:-1], count), torch.finfo(logits.dtype).min / 2)
-    return torch.cat([logits[..., :first], unsaid, logits[..., first:]], -1)
+def insert_masked_logits(logits: Float[Tensor, "*b h"], first: int, count: int) -> Float[Tensor, "*b v"]:
+    """Inserts `count` masked logits before index `first`, for input-only tokens that must never be generated."""
+    masked = logits.new_full((*logits.shape[:-1], count), torch.finfo(logits.dtype).min / 2)
+    return torch.cat([logits[..., :first], masked, logits[..., first:]], -1)

@@ -1,6 +1,6 @@
-"""Hosted models (GPT-4V, GPT-4o, Claude 3, Gemini, or a server of one's own) behind OpenAI's chat completions.
+"""Hosted models (GPT-4V, GPT-4o, Claude 3, Gemini, or a local server) with OpenAI's chat completions API.
 
-Text in and out, with images to look at: a baseline on visual questions, an annotator, a planner. Never a backbone.
+They take text and images and return text: a baseline for visual questions, an annotator or a planner, not a backbone.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ ROLES = {
 RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 PATIENCE = 300.0
-"""Seconds: the longest Retry-After that is waited for."""
+"""Longest accepted Retry-After [s]."""
 
-# What may follow the name asked for in the name of the model that answers: a date or a number of a version, a revision.
+# Suffix of the answering model's name after the requested name: a date, a version number or a revision.
 SNAPSHOT = re.compile(r"-\d{3,}[\d-]*|-20\d\d-\d\d-\d\d|[@:][\w./-]+")
 
 LIMITS = ("max_tokens", "max_completion_tokens")
-"""What the most tokens of an answer are called: of models that reason OpenAI's servers take the second alone."""
+"""Names of the option for the maximum answer length; for reasoning models OpenAI's servers only accept the second."""
 HEADROOM = 64
-"""How many times as many tokens, at most, are for an answer whose model reasons before it answers."""
+"""Maximum factor by which the token limit is raised for models that reason before they answer."""
 UNSUPPORTED = re.compile(
     r"unsupported|n[o']t support|unrecogni[sz]ed|unknown|extra_forbidden|unexpected|not (be )?(permitted|allowed)"
     r"|only .*(supported|allowed)",
@@ -56,12 +56,12 @@ RGBImage = UInt8[np.ndarray, "_h _w 3"]
 
 
 class HostedError(Failure):
-    """A server that did not answer, or not sensibly, in all attempts."""
+    """A server gave no valid answer in all attempts."""
 
 
 @dataclass(frozen=True)
 class Price:
-    """US dollars per million tokens."""
+    """Prices in US dollars per million tokens."""
 
     prompt: float
     completion: float
@@ -69,7 +69,10 @@ class Price:
 
 @dataclass(frozen=True)
 class Answer:
-    """`model` is the exact id that the server says has answered; tokens are None where it does not report them."""
+    """An answer of a hosted model.
+
+    `model` is the exact id of the answering model; token counts are None where the server does not report them.
+    """
 
     text: str
     model: str
@@ -80,9 +83,9 @@ class Answer:
 
 @dataclass
 class Usage:
-    """What a `Hosted` has used since it was made; `unreported` counts answers whose tokens nobody told.
+    """Accumulated usage of a `Hosted`; `unreported` counts answers without reported token counts.
 
-    A request that failed or was refused may have been billed without a word of it: its tokens are not in here.
+    Failed or refused requests are not included, although a provider may charge for them.
     """
 
     requests: int = 0
@@ -93,18 +96,25 @@ class Usage:
     models: Counter[str] = field(default_factory=Counter)
 
     def cost(self, price: Price) -> float:
-        """US dollars; of the reported tokens."""
+        """Cost of the reported tokens [US dollars]."""
         return (self.prompt_tokens * price.prompt + self.completion_tokens * price.completion) / 1e6
 
 
 class Hosted:
-    """A model behind `base_url` (which ends in /v1 or the like), which has a POST at /chat/completions.
+    """A client of a hosted model.
 
-    The key is read from the environment variable `key_env` at each request and kept nowhere; None sends no key.
-    `timeout` [s] is for one attempt, of which there are `attempts`; at most `concurrency` requests are under way.
-    Failures of the network or server are tried again after an exponential wait with jitter, or as Retry-After says.
-    A parameter that the server refuses (`max_tokens`, `temperature`) is left out from then on, or called otherwise.
-    Raises InputError for an address that is none.
+    Network and server failures are retried after an exponential backoff with jitter, or after Retry-After. A parameter
+    that the server refuses (`max_tokens`, `temperature`) is omitted or renamed in later requests.
+
+    Args:
+        base_url: address of the API (usually ending in /v1), to which /chat/completions is appended.
+        key_env: environment variable of the API key. It is read at each request and not stored. None sends no key.
+        timeout: of one attempt [s].
+        attempts: maximum number of attempts per question.
+        concurrency: maximum number of concurrent requests.
+
+    Raises:
+        InputError: for an invalid address.
     """
 
     def __init__(
@@ -133,33 +143,39 @@ class Hosted:
 
     @property
     def cost(self) -> float | None:
-        """US dollars so far; None without a price, or where the server told no tokens."""
+        """Cost so far [US dollars]; None without a price, or where the server does not report token counts."""
         return None if self.price is None or self.usage.unreported else self.usage.cost(self.price)
 
     def answer(
         self, questions: Sequence[str], images: Sequence[Sequence[RGBImage]] = (), role: str = "vqa"
     ) -> list[Answer]:
-        """One answer to each question, in order, with the images of each (none given: of text alone).
+        """Answers questions, in order.
 
-        Raises InputError for what asking again does not mend (no key or a wrong one, no such model, a request that
-        the server refuses, an answer of another model than asked for), HostedError when the attempts are used up.
+        Args:
+            images: images of each question; none for questions without images.
+            role: a key of `ROLES`, whose text precedes each question.
+
+        Raises:
+            InputError: for failures that a retry cannot resolve (a missing or wrong key, an unknown model, a refused
+                request, an answer of another model than requested).
+            HostedError: when all attempts failed.
         """
         if role not in ROLES:
             raise InputError(f"there is no role {role!r}: choose of {', '.join(ROLES)}")
         if images and len(images) != len(questions):
             raise InputError(f"{len(questions)} questions, but images for {len(images)}")
-        self._headers()  # says that the key is missing before anything is sent
-        looks = images or [()] * len(questions)
+        self._headers()  # reports a missing key before any request
+        views = images or [()] * len(questions)
         with httpx.Client(timeout=self.timeout) as client, ThreadPoolExecutor(max(1, self.concurrency)) as pool:
-            asked = [pool.submit(self._ask, client, q, look, role) for q, look in zip(questions, looks, strict=True)]
+            futures = [pool.submit(self._query, client, q, v, role) for q, v in zip(questions, views, strict=True)]
             try:
-                return [one.result() for one in asked]
+                return [future.result() for future in futures]
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _ask(self, client: httpx.Client, question: str, images: Sequence[RGBImage], role: str) -> Answer:
-        """Tries until there is an answer, and accounts for it."""
+    def _query(self, client: httpx.Client, question: str, images: Sequence[RGBImage], role: str) -> Answer:
+        """Sends a question, with retries, and records the usage."""
         # The role is part of the question, since some chat templates take no system message.
         text = f"{ROLES[role]}\n\n{question}".lstrip("\n")
         pictures = [{"type": "image_url", "image_url": {"url": data_url(i, self.image_format)}} for i in images]
@@ -174,7 +190,7 @@ class Hosted:
                 limit = {name: self.max_tokens * self._headroom for name in self._limits[:1]}
                 options = limit | self._options
             body = {"model": self.model, "messages": [{"role": "user", "content": content}], **options}
-            asked_to_wait = None
+            requested_wait = None
             try:
                 response = client.post(self._url, json=body, headers=self._headers())
             except httpx.TransportError as error:
@@ -186,23 +202,23 @@ class Hosted:
                         return answer
                     if answer is not None:
                         continue
-                    failure = "the body is no chat completion"
+                    failure = "the body is not a chat completion"
                 elif (name := refused(response, options)) is not None:
-                    self._leave_out(name)
+                    self._drop_option(name)
                     continue
                 else:
                     self._check(response)
                     failure = f"HTTP {response.status_code}: {self._reason(response)}"
-                    asked_to_wait = retry_after(response)
-            wait = backoff(attempt) if asked_to_wait is None else asked_to_wait
+                    requested_wait = retry_after(response)
+            wait = backoff(attempt) if requested_wait is None else requested_wait
             attempt += 1
             if wait > PATIENCE:
                 failure += f"; it asks to wait {wait:.0f} s"
                 break
         raise HostedError(f"{self._url} did not answer for {self.model}: {failure}")
 
-    def _leave_out(self, name: str) -> None:
-        """From now on nothing is sent under this name; the most tokens of an answer have another."""
+    def _drop_option(self, name: str) -> None:
+        """Omits an option from later requests, or uses its other name."""
         with self._lock:
             if name in self._limits[:1]:
                 self._limits.pop(0)
@@ -214,7 +230,7 @@ class Hosted:
         print(f"{self.model} takes no {name}{other}", file=sys.stderr, flush=True)
 
     def _ran_out(self, answer: Answer, options: Mapping[str, Any]) -> bool:
-        """Whether the model used all its tokens before it said anything, and may have more of them."""
+        """Whether the model used all its tokens without an answer, and the limit was or can be raised."""
         if answer.text or answer.finish != "length" or LIMITS[1] not in options:
             return False
         with self._lock:
@@ -230,15 +246,15 @@ class Hosted:
             self.usage.prompt_tokens += answer.prompt_tokens or 0
             self.usage.completion_tokens += answer.completion_tokens or 0
         if not is_snapshot(self.model, answer.model):
-            raise InputError(f"asked for {self.model}, {answer.model} answered: ask for the model by its own name")
+            raise InputError(f"requested {self.model}, but {answer.model} answered: use the exact name of the model")
         return answer
 
     def _check(self, response: httpx.Response) -> None:
-        """Raises InputError for a status that stays the same when asked again."""
+        """Raises InputError for a status that a retry would not change."""
         status = response.status_code
         if status in (401, 403):
-            # The reason is left out: it may quote the key.
-            key = f"the key in {self.key_env}" if self.key_env else "a request without a key (say key_env)"
+            # The reason is omitted: it may contain the key.
+            key = f"the key in {self.key_env}" if self.key_env else "a request without a key (set key_env)"
             raise InputError(f"{self._url} refuses {key} (HTTP {status})")
         reason = self._reason(response)
         if status == 404:
@@ -255,11 +271,11 @@ class Hosted:
         if not key:
             raise InputError(f"set {self.key_env} to the key of {self._url}, or key_env=None where it takes none")
         if not key.isascii() or not key.isprintable() or " " in key:
-            raise InputError(f"{self.key_env} holds characters that no key has")  # an error of httpx would show them
+            raise InputError(f"{self.key_env} holds characters that no key has")  # httpx would print the key
         return {"Authorization": f"Bearer {key}"}
 
     def _reason(self, response: httpx.Response) -> str:
-        """What the server says, in a line, without the key."""
+        """The server's message in one line, without the key."""
         return self._redact(" ".join(response.text.split()))[:300] or response.reason_phrase
 
     def _redact(self, text: str) -> str:
@@ -268,10 +284,10 @@ class Hosted:
 
 
 def refused(response: httpx.Response, options: Mapping[str, Any]) -> str | None:
-    """Which of the options of a request the server does not know or take; None where the answer is about another thing.
+    """The option of a request that the server does not support; None if the error has another cause.
 
-    OpenAI's servers name it: {"error": {"message": "Unsupported parameter: 'max_tokens' is not supported with this
-    model. …", "param": "max_tokens", "code": "unsupported_parameter"}}. Of others the message does.
+    OpenAI's servers report it as "param": {"error": {"message": "Unsupported parameter: 'max_tokens' is not supported
+    with this model. …", "param": "max_tokens", "code": "unsupported_parameter"}}. Others name it in the message.
     """
     if response.status_code not in (400, 422):
         return None
@@ -281,25 +297,25 @@ def refused(response: httpx.Response, options: Mapping[str, Any]) -> str | None:
         error = error if isinstance(error, dict) else {"message": error}
     except (ValueError, AttributeError):
         error = {}
-    said = f"{error.get('code', '')} {error.get('message') or response.text}"
-    if not UNSUPPORTED.search(said):
-        # A number that is too large is no reason to send none.
+    message = f"{error.get('code', '')} {error.get('message') or response.text}"
+    if not UNSUPPORTED.search(message):
+        # A token limit that is too large must not be dropped.
         return param if (param := error.get("param")) in options and param not in LIMITS else None
     if (param := error.get("param")) in options:
         return str(param)
-    named = [(at.start(), name) for name in options if (at := re.search(rf"\b{name}\b", said))]
+    named = [(match.start(), name) for name in options if (match := re.search(rf"\b{name}\b", message))]
     return min(named)[1] if named else None
 
 
 def data_url(image: RGBImage, image_format: Literal["png", "jpeg"]) -> str:
-    """The image within an address: "data:image/png;base64,…"."""
+    """The image as a data URL: "data:image/png;base64,…"."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, image_format, **({"quality": 95} if image_format == "jpeg" else {}))
     return f"data:image/{image_format};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def parse(response: httpx.Response) -> Answer | None:
-    """The answer of a chat completion; None when the body is none, or does not say which model it is of."""
+    """The answer of a chat completion; None for an invalid body, or one without the model's name."""
     try:
         body: Any = response.json()
         choice, model = body["choices"][0], body["model"]
@@ -310,27 +326,27 @@ def parse(response: httpx.Response) -> Answer | None:
         counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         return None
-    sound = isinstance(text, str) and isinstance(model, str) and model and isinstance(finish, str)
-    if not sound or any(not isinstance(count, int | None) for count in counts):
+    valid = isinstance(text, str) and isinstance(model, str) and model and isinstance(finish, str)
+    if not valid or any(not isinstance(count, int | None) for count in counts):
         return None
     return Answer(text, model, finish, *counts)
 
 
-def is_snapshot(asked: str, served: str) -> bool:
-    """Whether `served` is the model asked for, or a dated or numbered release of just that one."""
-    asked, served = asked.removeprefix("models/"), served.removeprefix("models/")
-    stem = asked.removesuffix("-latest")
-    return served == asked or (served.startswith(stem) and bool(SNAPSHOT.fullmatch(served[len(stem) :])))
+def is_snapshot(requested: str, served: str) -> bool:
+    """Whether `served` is the requested model, or a dated or numbered release of it."""
+    requested, served = requested.removeprefix("models/"), served.removeprefix("models/")
+    stem = requested.removesuffix("-latest")
+    return served == requested or (served.startswith(stem) and bool(SNAPSHOT.fullmatch(served[len(stem) :])))
 
 
 def backoff(attempt: int) -> float:
-    """Seconds before the next attempt: up to twice as long each time, half of it at random."""
+    """Wait before the next attempt [s]: exponential, with a random factor from 0.5 to 1."""
     longest = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt)
     return longest * random.uniform(0.5, 1)
 
 
 def retry_after(response: httpx.Response) -> float | None:
-    """Seconds that the server asks to wait, given as seconds or as a date; None when it does not say."""
+    """The server's Retry-After [s], sent as seconds or as a date; None without one."""
     headers: Mapping[str, str] = response.headers
     value = headers.get("retry-after", "").strip()
     if re.fullmatch(r"\d+(\.\d+)?", value):

@@ -1,4 +1,4 @@
-"""Flamingo, as its open reproduction Idefics: a perceiver resampler and gated cross-attention between the layers."""
+"""Idefics, the open reproduction of Flamingo: a perceiver resampler and gated cross-attention between the layers."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vla.models.backbones.backbone import ImageLayout
-from vla.models.backbones.cache import PlacedCache, Vision, image_places
+from vla.models.backbones.cache import ImageTokenCache, Vision, image_token_mask
 from vla.models.backbones.hf_backbone import CrossAttending, by_row, grow
 from vla.models.masks import run_decoder
 
 
 class Idefics(CrossAttending):
-    """Each token attends to the latest image before it, or to none."""
+    """Idefics: each token attends to the latest image before it, if any."""
 
     def freezable_modules(self) -> dict[str, nn.Module]:
+        """See `Backbone.parts`."""
         model = self.model.model
         resampler = [model.perceiver_resampler] if self.model.config.use_resampler else []
         return {
@@ -26,9 +27,11 @@ class Idefics(CrossAttending):
 
     @property
     def vocab_size(self) -> int:
+        """See `Backbone.vocab_size`."""
         return int(self.model.config.vocab_size + self.model.config.additional_vocab_size)
 
     def add_token_embeddings(self, count: int) -> None:
+        """See `Backbone.add_token_embeddings`."""
         config, embedding, head = self.model.config, self.model.model.embed_tokens, self.model.lm_head
         if config.additional_vocab_size == 0:
             like = {"device": head.weight.device, "dtype": head.weight.dtype}
@@ -41,6 +44,7 @@ class Idefics(CrossAttending):
         self.model.tie_weights()
 
     def vocab_weights(self) -> tuple[Float[Tensor, "_r d"], Float[Tensor, "_r d"]]:
+        """See `Backbone.vocab_weights`."""
         embedding, head = self.model.model.embed_tokens, self.model.lm_head
         if self.model.config.additional_vocab_size == 0:
             return embedding.weight, head.weight
@@ -52,40 +56,41 @@ class Idefics(CrossAttending):
         image_mask: Bool[Tensor, "b k"],
         layout: ImageLayout | None = None,
     ) -> Vision | None:
+        """See `Backbone.see`."""
         if not image_mask.any():
             return None
         model = self.model.model
         native = self.image_size == self.model.config.vision_config.image_size
-        seen = model.vision_model(pixel_values[image_mask], interpolate_pos_encoding=not native).last_hidden_state
+        features = model.vision_model(pixel_values[image_mask], interpolate_pos_encoding=not native).last_hidden_state
         if self.model.config.use_resampler:
-            seen = model.perceiver_resampler(seen)
-        return by_row(seen, image_mask)
+            features = model.perceiver_resampler(features)
+        return by_row(features, image_mask)
 
     def forward(
         self,
         embeds: Float[Tensor, "b l d"],
         attention_mask: Bool[Tensor, "b m"],
-        cache: PlacedCache | None = None,
+        cache: ImageTokenCache | None = None,
         vision: Vision | None = None,
         segments: Int[Tensor, "b l"] | None = None,
-    ) -> tuple[Float[Tensor, "b l d"], PlacedCache | None]:
-        """See `Backbone.hidden`. What a cache's first tokens were told of images holds for its later ones."""
+    ) -> tuple[Float[Tensor, "b l d"], ImageTokenCache | None]:
+        """See `Backbone.hidden`. Images are only possible in the first tokens of a cache."""
         length = embeds.shape[1]
-        places = image_places(vision, cache, attention_mask, length)
+        image_tokens = image_token_mask(vision, cache, attention_mask, length)
         features = None if vision is None else vision.features
         if cache is not None and attention_mask.shape[1] > length:
             features = cache.features
         if cache is not None:
-            cache.places, cache.features = places, features
+            cache.image_tokens, cache.features = image_tokens, features
         if features is None:
             features = self._no_image(embeds)
-        latest = places.long().cumsum(1)[:, -length:, None]
-        looks = latest == torch.arange(1, features.shape[1] + 1, device=latest.device)
+        latest = image_tokens.long().cumsum(1)[:, -length:, None]
+        visible = latest == torch.arange(1, features.shape[1] + 1, device=latest.device)
         resampled = self.model.config.use_resampler
-        told = {"perceiver_embeddings" if resampled else "image_encoder_embeddings": features.to(embeds.dtype)}
-        told["image_attention_mask"] = looks.to(embeds.dtype)
-        return run_decoder(self.model.model, embeds, attention_mask, cache, segments, **told), cache
+        images = {"perceiver_embeddings" if resampled else "image_encoder_embeddings": features.to(embeds.dtype)}
+        images["image_attention_mask"] = visible.to(embeds.dtype)
+        return run_decoder(self.model.model, embeds, attention_mask, cache, segments, **images), cache
 
     def _no_image(self, embeds: Float[Tensor, "b l d"]) -> Float[Tensor, "b 1 1 e"]:
-        """The classes want an image: one that nobody looks at."""
+        """A placeholder image for transformers' classes, which require one; no token attends to it."""
         return embeds.new_zeros(len(embeds), 1, 1, self.model.config.vision_config.embed_dim)

@@ -17,19 +17,19 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from vla.errors import InputError
 from vla.models.backbones.backbone import ImageLayout
 from vla.models.backbones.cache import Vision
-from vla.models.backbones.hf_backbone import grow, with_unsaid
+from vla.models.backbones.hf_backbone import grow, insert_masked_logits
 from vla.models.backbones.own_family import OwnFamily, Rule, converted, filled, released_config, released_weights
-from vla.models.preprocessing.molmo_crops import MARGIN, POOL, inside, token_grid
+from vla.models.preprocessing.molmo_crops import MARGIN, POOL, patch_coverage, token_grid
 
 MARKS = ("im_patch", "im_start", "im_col", "im_end")
 LAYERS = (-2, -9)
-"""The layers of CLIP whose outputs are the features of a patch."""
+"""Layers of CLIP whose outputs are concatenated as the features of a patch."""
 HEAD = 64
-"""Width of an attention head of CLIP, and of the pooling."""
+"""Width of an attention head of CLIP and of the pooling."""
 
 
 class VisionTower(nn.Module):
-    """CLIP's vision model without its last norm; the outputs of `layers`, side by side, without the class token's."""
+    """CLIP's vision model without its last norm: the concatenated outputs of `layers`, without the class token."""
 
     def __init__(self, layers: Sequence[int], **clip: Any) -> None:
         super().__init__()
@@ -38,13 +38,14 @@ class VisionTower(nn.Module):
         self.clip.vision_model.register_module("post_layernorm", nn.Identity())
 
     def forward(self, pixels: Float[Tensor, "n 3 h h"]) -> Float[Tensor, "n p c"]:
+        """The features of each patch, (n, p, c)."""
         resize = pixels.shape[-1] != self.native
         states = self.clip(pixels, output_hidden_states=True, interpolate_pos_encoding=resize).hidden_states
         return torch.cat([states[layer][:, 1:] for layer in self.layers], -1)
 
 
 class Connector(nn.Module):
-    """The mean of a window of 2 x 2 patches looks at the four of them; a SwiGLU MLP makes a token of what it sees."""
+    """Attention pooling of windows of 2 x 2 patches, with their mean as query, followed by a SwiGLU MLP."""
 
     def __init__(self, features: int, width: int, mlp: int, out: int) -> None:
         super().__init__()
@@ -55,27 +56,35 @@ class Connector(nn.Module):
         self.down = nn.Linear(mlp, out, bias=False)
 
     def forward(
-        self, features: Float[Tensor, "n p c"], told: Float[Tensor, "n p"] | None = None
+        self, features: Float[Tensor, "n p c"], coverage: Float[Tensor, "n p"] | None = None
     ) -> Float[Tensor, "n t d"]:
-        """`told` is how much of each patch is image, all without it; -1 is "in part"."""
-        if told is not None:
-            nothing, part = told == 0, (told < 1) & (told != 0)
-            features = features + nothing[..., None] * self.pad[0] + part[..., None] * self.pad[1]
+        """The tokens of each crop.
+
+        Args:
+            coverage: fraction of each patch that is image, 1 by default; -1 for an unknown fraction. Padding
+                embeddings are added to patches that are not, or partly, image.
+        """
+        if coverage is not None:
+            empty, partial = coverage == 0, (coverage < 1) & (coverage != 0)
+            features = features + empty[..., None] * self.pad[0] + partial[..., None] * self.pad[1]
         n, side = len(features), round(features.shape[1] ** 0.5) // POOL
         windows = features.reshape(n, side, POOL, side, POOL, -1).transpose(2, 3).reshape(n * side**2, POOL**2, -1)
         q, k, v = (
             map_(x).unflatten(2, (-1, HEAD)).transpose(1, 2)
             for map_, x in ((self.query, windows.mean(1, keepdim=True)), (self.key, windows), (self.value, windows))
         )
-        seen = self.output(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(1))
-        return self.down(silu(self.gate(seen)) * self.up(seen)).unflatten(0, (n, side**2))
+        pooled = self.output(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(1))
+        return self.down(silu(self.gate(pooled)) * self.up(pooled)).unflatten(0, (n, side**2))
 
 
 class Molmo(OwnFamily):
-    """`vision` is CLIP's configuration and the `layers` that are read; `mlp` the width of the connector's MLP.
+    """Molmo or MolmoE: an image is encoded as its resized version and its crops (`molmo_crops.Crops`).
 
-    The released embedding has `extra_rows` more than the head, behind the `head_rows` of it; they are never said.
-    An image is the whole of it and its crops (`molmo_crops.Crops`); their padding is told by two embeddings.
+    Args:
+        vision: CLIP's configuration and the `layers` that are read.
+        mlp: width of the connector's MLP.
+        extra_rows: number of input-only tokens, which have an embedding but no logits.
+        head_rows: number of outputs of the released head; the input-only tokens follow them.
     """
 
     name = "molmo"
@@ -99,27 +108,31 @@ class Molmo(OwnFamily):
 
     @property
     def config(self) -> dict[str, Any]:
+        """See `Backbone.config`."""
         return super().config | {"mlp": self.mlp, "extra_rows": self.extra_rows, "head_rows": self.head_rows}
 
     def image_grid(self) -> tuple[int, int]:
+        """See `HFBackbone.image_grid`."""
         step = POOL * self.vision_config["patch_size"]
         if self.image_size % step:
             raise InputError(f"images of {self.image_size} pixels do not divide into windows of {step}")
         return self.image_size // step, self.image_size // step
 
     def add_token_embeddings(self, count: int) -> None:
-        for rows in (self.model.get_input_embeddings(), self.model.lm_head):
-            grow(rows, count, self.model.config.initializer_range)
+        """See `Backbone.add_token_embeddings`."""
+        for module in (self.model.get_input_embeddings(), self.model.lm_head):
+            grow(module, count, self.model.config.initializer_range)
         self.model.config.vocab_size += count
 
     def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
-        return with_unsaid(self.model.lm_head(hidden), self.head_rows, self.extra_rows)
+        """Logits in which the input-only tokens are masked."""
+        return insert_masked_logits(self.model.lm_head(hidden), self.head_rows, self.extra_rows)
 
-    def placed(
-        self, embeds: Float[Tensor, "b l d"], places: Bool[Tensor, "b l 1"], features: Float[Tensor, "t d"]
+    def insert_features(
+        self, embeds: Float[Tensor, "b l d"], image_tokens: Bool[Tensor, "b l 1"], features: Float[Tensor, "t d"]
     ) -> Float[Tensor, "b l d"]:
-        """Features are added to the embedding of the image token."""
-        return embeds + torch.zeros_like(embeds).masked_scatter(places, features)
+        """The embeddings, to which the image features are added at `image_tokens`."""
+        return embeds + torch.zeros_like(embeds).masked_scatter(image_tokens, features)
 
     def encode_images(
         self,
@@ -127,7 +140,7 @@ class Molmo(OwnFamily):
         image_mask: Bool[Tensor, "b k"],
         layout: ImageLayout | None = None,
     ) -> Vision | None:
-        """Without a `layout`, or of an image without crops, its frame counts as covered by it."""
+        """See `Backbone.see`. Without a `layout` or crops, an image is assumed to fill its frame."""
         if not image_mask.any():
             return None
         features = self.vision(pixel_values[image_mask])
@@ -137,33 +150,37 @@ class Molmo(OwnFamily):
         tiling, patch = layout.tiling[image_mask].tolist(), self.vision_config["patch_size"]
         images = list(zip(torch.nonzero(image_mask)[:, 0].tolist(), (number for number, _, _ in tiling), strict=True))
         firsts = [i for i in range(len(images)) if not i or images[i] != images[i - 1]]
-        covered = inside(layout.content[image_mask], self.image_size, patch).to(features)
-        told, chosen = torch.ones_like(covered), []
+        covered = patch_coverage(layout.content[image_mask], self.image_size, patch).to(features)
+        coverage, indices = torch.ones_like(covered), []
         side = self.image_size // patch // POOL
         for first, end in zip(firsts, [*firsts[1:], len(images)], strict=True):
-            whole = torch.arange(side**2)
+            selected = torch.arange(side**2)
             if end - first > 1:
-                # The released model has always had each crop's padding told with the frame before it, and "in part"
-                # with the last crop.
-                told[first : end - 1], told[end - 1] = covered[first + 1 : end], -1
+                # As in the released model, the padding of each crop is applied to the frame before it, and the last
+                # crop counts as partly image.
+                coverage[first : end - 1], coverage[end - 1] = covered[first + 1 : end], -1
                 grid = token_grid(tiling[first][1], tiling[first][2], side, MARGIN // POOL)
-                whole = torch.cat([whole, grid.flatten()])
-            chosen.append(whole + first * side**2)
-        tokens = self.connector(features, told).flatten(0, 1)[torch.cat(chosen).to(features.device)]
+                selected = torch.cat([selected, grid.flatten()])
+            indices.append(selected + first * side**2)
+        tokens = self.connector(features, coverage).flatten(0, 1)[torch.cat(indices).to(features.device)]
         return Vision(tokens, len(tokens))
 
 
 def load(
     folder: str | Path, image_size: int | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[Molmo, PreTrainedTokenizerFast]:
-    """Molmo or MolmoE of a folder with the released files. Raises InputError when the folder is not that."""
+    """Loads Molmo or MolmoE and its tokenizer from a folder with the released files.
+
+    Raises:
+        InputError: when the folder does not contain them.
+    """
     config = released_config(folder, model_type="molmo")
     released = {name.removeprefix("model."): weight for name, weight in released_weights(folder).items()}
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     marks = {name: tokenizer.convert_tokens_to_ids(f"<{name}>") for name in MARKS}
     if absent := [name for name, token in marks.items() if token in (None, tokenizer.unk_token_id)]:
         raise InputError(f"the tokenizer of {folder} has no {', '.join(absent)}: it is not Molmo's")
-    arguments = described(config, released)
+    arguments = arguments_of(config, released)
 
     def make() -> Molmo:
         return Molmo(
@@ -177,10 +194,11 @@ def load(
     return filled(make, our_weights(released, arguments["model"]), dtype), tokenizer
 
 
-def described(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What `Molmo` is made of: sizes from the released weights, the rest from the configuration.
+def arguments_of(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The arguments of `Molmo`: sizes from the released weights, the rest from the configuration.
 
-    Molmo's has transformers' names, MolmoE's those of OLMo; MolmoE's blocks are in parts (`attn.`, `mlp.`).
+    Molmo's configuration has transformers' names, MolmoE's those of OLMo. MolmoE's blocks have submodules (`attn.`,
+    `mlp.`).
     """
 
     def sizes(ending: str) -> torch.Size:
@@ -210,12 +228,12 @@ def described(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[
         "rms_norm_eps": config["layer_norm_eps"],
         "rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"]},
         "max_position_embeddings": config["max_position_embeddings"],
-        # Set, or OLMo's row 1 would be one of padding, which does not learn.
+        # Without this, OLMo's token 1 would be padding, whose embedding is not trained.
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
     }
     if experts:
-        chosen = {"num_experts": sizes("blocks.0.mlp.gate.weight")[0], "num_experts_per_tok": config["moe_top_k"]}
-        model |= chosen | {"clip_qkv": config.get("clip_qkv"), "norm_topk_prob": False}
+        moe = {"num_experts": sizes("blocks.0.mlp.gate.weight")[0], "num_experts_per_tok": config["moe_top_k"]}
+        model |= moe | {"clip_qkv": config.get("clip_qkv"), "norm_topk_prob": False}
     vision = {
         "layers": list(config.get("vit_layers") or LAYERS),
         "hidden_size": width,
@@ -232,14 +250,14 @@ def described(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[
 
 
 def our_weights(weights: Mapping[str, Tensor], model: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Released weights, without "model." before their names, under ours; `model` is the decoder's configuration."""
+    """Renames released weights, whose names have no "model." prefix; `model` is the decoder's configuration."""
     ours = converted(weights, rules(model))
-    embedding = [ours.pop(f"{part}embedding") for part in ("", "new_")]
+    embedding = [ours.pop(f"{kind}embedding") for kind in ("", "new_")]
     ours["model.model.embed_tokens.weight"] = torch.cat(embedding)
     for layer in range(model["num_hidden_layers"] if model["model_type"] == "olmoe" else 0):
         base = f"model.model.layers.{layer}.mlp.experts."
         gate, up, down = (
-            [ours.pop(f"{base}{i}.{part}") for i in range(model["num_experts"])] for part in ("gate", "up", "down")
+            [ours.pop(f"{base}{i}.{name}") for i in range(model["num_experts"])] for name in ("gate", "up", "down")
         )
         ours[base + "gate_up_proj"] = torch.cat([torch.stack(gate), torch.stack(up)], 1)
         ours[base + "down_proj"] = torch.stack(down)
@@ -247,22 +265,22 @@ def our_weights(weights: Mapping[str, Tensor], model: Mapping[str, Any]) -> dict
 
 
 def rules(model: Mapping[str, Any]) -> list[Rule]:
-    """Released names to ours, but for the embedding's parts and the experts, which `our_weights` joins."""
+    """Rules from released names to ours, except the two embeddings and the experts, which `our_weights` joins."""
     size = model["hidden_size"] // model["num_attention_heads"]
-    parts = [model["hidden_size"], *[size * model["num_key_value_heads"]] * 2]
-    # OLMo2 norms what a part of a layer gives, the others what it gets.
+    widths = [model["hidden_size"], *[size * model["num_key_value_heads"]] * 2]
+    # OLMo2 has norms after attention and MLP, the others before them.
     order = ["input_layernorm", "post_attention_layernorm", "post_feedforward_layernorm"]
     norms = order[1:] if model["model_type"] == "olmo2" else order[:2]
     block, ours = r"transformer\.blocks\.(\d+)\.(?:attn\.|mlp\.)?", r"model.model.layers.\1."
     vit, clip = r"vision_backbone\.image_vit\.", "vision.clip.vision_model."
     layer, deep = vit + r"transformer\.resblocks\.(\d+)\.", clip + r"encoder.layers.\1."
     pool, mlp = r"vision_backbone\.image_pooling_2d\.", r"vision_backbone\.image_projector\."
-    attention = tuple(ours + rf"self_attn.{part}_proj.\2" for part in "qkv")
+    attention = tuple(ours + rf"self_attn.{kind}_proj.\2" for kind in "qkv")
     return [
         Rule(r"transformer\.wte\.(new_)?embedding", (r"\1embedding",)),
         Rule(r"transformer\.ln_f\.weight", ("model.model.norm.weight",)),
         Rule(r"transformer\.ff_out\.weight", ("model.lm_head.weight",)),
-        Rule(block + r"att_proj\.(weight|bias)", attention, lambda weight: weight.split(parts)),
+        Rule(block + r"att_proj\.(weight|bias)", attention, lambda weight: weight.split(widths)),
         Rule(block + r"attn_out\.weight", (ours + "self_attn.o_proj.weight",)),
         Rule(block + r"(q|k)_norm\.weight", (ours + r"self_attn.\2_norm.weight",)),
         Rule(block + r"attn_norm\.weight", (ours + f"{norms[0]}.weight",)),
@@ -292,10 +310,11 @@ def rules(model: Mapping[str, Any]) -> list[Rule]:
 
 
 def halves(weight: Tensor) -> Sequence[Tensor]:
+    """The two halves of a weight's rows."""
     return weight.chunk(2)
 
 
 def as_convolution(weight: Tensor) -> Sequence[Tensor]:
-    """A patch is written row by row, the colours of a pixel together."""
+    """A linear patch embedding as a convolution; its inputs are ordered by row, column, then colour."""
     side = round((weight.shape[1] / 3) ** 0.5)
     return (weight.unflatten(1, (side, side, 3)).permute(0, 3, 1, 2).contiguous(),)

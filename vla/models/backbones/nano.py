@@ -13,7 +13,7 @@ from vla.models.processor import IMAGE, SPECIAL_TOKENS, Processor
 IMAGE_SIZE = 96
 VISION = {
     "model_type": "convnext",
-    # A fine stem: at stride 4 the shapes of objects 9 pixels wide are learned by heart and not told apart.
+    # A fine stem: at stride 4 the model memorises the shapes of 9-pixel objects and does not generalise.
     "patch_size": 2,
     "num_stages": 4,
     "hidden_sizes": [16, 32, 64, 128],
@@ -25,7 +25,7 @@ VISION = {
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> Tokenizer:
-    """A byte-level BPE over `texts`: any string encodes, none is lost."""
+    """Trains a byte-level BPE on `texts`, which encodes any string without loss."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -40,7 +40,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> Tokenizer:
 
 
 def nano(tokenizer: Tokenizer) -> tuple[ComposedVLM, Processor]:
-    """A new nano with random weights: 96x96 images, 36 tokens each (stride 16)."""
+    """A new nano backbone with random weights, and its processor: 36 tokens for an image of 96 x 96 pixels."""
     language = {
         "model_type": "llama",
         "vocab_size": tokenizer.get_vocab_size(),

@@ -1,9 +1,8 @@
-"""OpenFlamingo's released weights: its resampler and gated layers, onto the CLIP and language model they were made for.
+"""Loads OpenFlamingo's released weights: its resampler and gated layers, for their CLIP and language model.
 
-A released checkpoint.pt holds `perceiver.*`; of the language model, under "lang_encoder.", the embeddings and the
-gated layers of each decoder layer `i`, "<layers>.i.gated_cross_attn_layer.*" (in older files
-"gated_cross_attn_layers.i.*"); and whatever else was trained. CLIP and the rest of the language model come from
-transformers.
+A released checkpoint.pt contains `perceiver.*`; under "lang_encoder." the language model's embeddings and the gated
+layer of each decoder layer `i`, "<layers>.i.gated_cross_attn_layer.*" (in older files "gated_cross_attn_layers.i.*");
+and any other trained weights. CLIP and the rest of the language model come from transformers.
 """
 
 from __future__ import annotations
@@ -35,13 +34,14 @@ OURS = {
     "norm_latents.": "norm_latents.",
     "to_": "attention.to_",
 }
-"""How names begin within a gated layer, and within the attention of a resampler's layer; the first that matches."""
+"""Renamed prefixes in a gated layer and in the attention of a resampler layer; the first match applies."""
 
 
 def rename(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
-    """The weights under the names of `CrossAttentionVLM`, and before every how many layers there is a gated one.
+    """The weights with the names of `CrossAttentionVLM`, and the spacing of the gated layers.
 
-    Raises InputError when there are no latents or gated layers, or these not at even distances.
+    Raises:
+        InputError: when latents or gated layers are missing, or the latter are not evenly spaced.
     """
     renamed: dict[str, Tensor] = {}
     gated: dict[int, dict[str, Tensor]] = {}
@@ -71,12 +71,16 @@ def rename(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
 
 
 def load(checkpoint: Path, vision: str, language: str) -> tuple[CrossAttentionVLM, Processor]:
-    """The backbone of a released `checkpoint` and the processor that uses it as it was trained; `vla.models.vla.VLA`
-    of the two is saved into a folder that `vla train backbone=` takes.
+    """Loads the backbone of a released `checkpoint` and its processor.
 
-    `vision` and `language` are what it was trained on, ids or folders of transformers' classes: CLIP ViT-L/14, and
-    for OpenFlamingo-4B RedPajama-INCITE-3B, for -9B MPT-7B. (That of -3B, MPT-1B, is no class of transformers.)
-    Raises InputError when one cannot be read, and when the weights do not fit them.
+    Save `vla.models.vla.VLA` of the two into a folder for `vla train backbone=`.
+
+    Args:
+        vision, language: ids or folders of the models on which it was trained: CLIP ViT-L/14, and RedPajama-INCITE-3B
+            for OpenFlamingo-4B or MPT-7B for -9B. (MPT-1B of -3B is not in transformers.)
+
+    Raises:
+        InputError: when one cannot be read, or the weights do not match them.
     """
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -84,7 +88,7 @@ def load(checkpoint: Path, vision: str, language: str) -> tuple[CrossAttentionVL
         decoder: Any = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32)
         tokenizer: Any = AutoTokenizer.from_pretrained(language)
     except (OSError, ValueError) as error:
-        raise InputError(f"a part of OpenFlamingo cannot be read: {error}") from error
+        raise InputError(f"a file of OpenFlamingo cannot be read: {error}") from error
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|endofchunk|>", "<image>"]})
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": "<PAD>"})
@@ -105,8 +109,8 @@ def load(checkpoint: Path, vision: str, language: str) -> tuple[CrossAttentionVL
     backbone.vision.load_state_dict(encoder.state_dict())
     _fill(backbone, renamed)
     framing = framing_of("openflamingo", config["images"], backbone.image_size)
-    shown = Preprocessing(framing, Markup(tokens=backbone.tokens_per_image))
-    return backbone.eval(), make_processor(backbone, tokenizer, config["chat"], shown)
+    images = Preprocessing(framing, Markup(tokens=backbone.tokens_per_image))
+    return backbone.eval(), make_processor(backbone, tokenizer, config["chat"], images)
 
 
 def _ours(name: str) -> str:
@@ -115,19 +119,19 @@ def _ours(name: str) -> str:
 
 
 def _sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
-    """Of the resampler; its heads, like those of the gated layers, are 8 of 64."""
+    """Sizes of the resampler. Like the gated layers it has 8 heads of 64."""
     layers = {name.split(".")[2] for name in weights if name.startswith("connector.layers.")}
     return {"latents": len(weights["connector.latents"]), "layers": len(layers)}
 
 
 def _fill(backbone: CrossAttentionVLM, weights: Mapping[str, Tensor]) -> None:
-    """Raises InputError when a weight of the connector or of the gated layers is missing, or one does not fit."""
+    """Loads weights. Raises InputError for missing ones of connector or gated layers, and for unexpected ones."""
     wanted = backbone.state_dict()
     missing = [name for name in wanted if name.startswith(("connector.", "blocks.")) and name not in weights]
     unknown = [name for name in weights if name not in wanted or wanted[name].shape != weights[name].shape]
     if missing or unknown:
         raise InputError(
-            "OpenFlamingo's weights are not made for these models: "
-            f"{len(missing)} missing, {len(unknown)} without a place, among them {(missing + unknown)[0]}"
+            "OpenFlamingo's weights do not match these models: "
+            f"{len(missing)} missing, {len(unknown)} unexpected, among them {(missing + unknown)[0]}"
         )
     backbone.load_state_dict(weights, strict=False)

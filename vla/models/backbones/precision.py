@@ -1,4 +1,4 @@
-"""Configurations that name no precision: weights are float32 in memory, whatever a checkpoint's file holds."""
+"""Removes dtypes from configurations: weights are float32 in memory, independent of the checkpoint's dtype."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 KEYS = ("dtype", "torch_dtype")
-"""What transformers calls the precision of a checkpoint, now and before."""
+"""Names of the dtype in configurations of transformers, current and earlier."""
 
 
 def without_dtype(config: Mapping[Any, Any]) -> dict[Any, Any]:
-    """A copy of `config` in which neither it nor a part of it names a precision.
+    """A copy of `config` without dtypes, also in nested configurations.
 
-    transformers makes a module in the precision that its configuration names. Updates of training are lost in bfloat16:
-    a moving average of a decay of 0.995 does not move at all.
+    transformers creates a module in the dtype of its configuration. Small updates are lost in bfloat16: a moving
+    average with decay 0.995 does not change at all.
     """
     return {
         key: without_dtype(value) if isinstance(value, Mapping) else value

@@ -1,4 +1,4 @@
-"""Any backbone by what it is called, with the processor that speaks to it as it was taught."""
+"""Opens any backbone by name, with a processor that uses its own chat template and image preprocessing."""
 
 from __future__ import annotations
 
@@ -31,18 +31,22 @@ NORMALISED: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("siglip", "siglip_vision_model", "siglip2", "vit"), {"image_mean": HALF, "image_std": HALF}),
     **dict.fromkeys(("dinov2", "dinov2_with_registers", "convnext", "convnextv2", "swin", "swinv2"), IMAGENET),
 }
-"""Mean and deviation that encoders were trained with, for those without a preprocessor's file."""
+"""Pixel mean and standard deviation of vision encoders without a preprocessor file."""
 CHATML = "chatml"
-"""What Qwen-VL-Chat's generation_config.json calls its format; that of the base model has "raw"."""
-PARTS = ("vision", "language", "connector", "image_size")
+"""The chat format in Qwen-VL-Chat's generation_config.json; the base model's is "raw"."""
+COMPONENTS = ("vision", "language", "connector", "image_size")
 
 
 def open_backbone(name: str | Mapping[str, Any]) -> tuple[Backbone, Processor]:
-    """The backbone that is the name of a family (`vla models`), a hub's id or a folder of released files; or one made
-    of parts: {"vision": id or folder, "language": id or folder, "connector": kind with its options, "image_size": n,
-    or [height, width] of cameras that are not square}.
+    """Opens a pretrained backbone with its processor.
 
-    Raises InputError when there is no such checkpoint, or it cannot be had from here.
+    Args:
+        name: a family (`vla models`), an id on the hub, or a folder of released files; or components: {"vision": id or
+            folder, "language": id or folder, "connector": kind with its options, "image_size": n, or [height, width]
+            for cameras that are not square}.
+
+    Raises:
+        InputError: when there is no such checkpoint, or it cannot be downloaded.
     """
     backbone: Backbone
     if isinstance(name, Mapping):
@@ -56,8 +60,8 @@ def open_backbone(name: str | Mapping[str, Any]) -> tuple[Backbone, Processor]:
     row = catalog.family(name)
     config = row.config()
     if row.role != "backbone" or row.source or config["checkpoint"] is None:
-        why = f"its released files must be converted first ({row.source})" if row.source else f"it is {row.role}"
-        raise InputError(f"{name} cannot be trained by its name: {why}; give a folder, or another of `vla models`")
+        reason = f"its released files must be converted first ({row.source})" if row.source else f"it is {row.role}"
+        raise InputError(f"{name} cannot be trained by its name: {reason}; give a folder, or another of `vla models`")
     return _released(config["checkpoint"], row)
 
 
@@ -67,14 +71,18 @@ def make_processor(
     chat: Mapping[str, Any],
     images: Preprocessing | None = None,
 ) -> Processor:
-    """The processor of a pretrained backbone; a `chat` without an `end` has the tokenizer's. Without `images` they are
-    fitted into the backbone's size.
+    """The processor of a pretrained backbone.
 
-    Raises InputError when the tokenizer lacks what the format needs.
+    Args:
+        chat: fields of `ChatFormat`; `end` is by default the tokenizer's end token.
+        images: preprocessing; by default images are fitted into the backbone's size.
+
+    Raises:
+        InputError: when the tokenizer does not have a token that the format needs.
     """
     words = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     if (image := words.id_to_token(backbone.image_token_id)) is not None:
-        words.add_special_tokens([AddedToken(image, special=True)])  # some write it as a word like any other
+        words.add_special_tokens([AddedToken(image, special=True)])  # in some tokenizers it is an ordinary token
     end = chat.get("end") or tokenizer.eos_token
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else words.token_to_id(end)
     return Processor(
@@ -94,21 +102,24 @@ def make_processor(
 def compose(
     vision: str, language: str, connector: str | Mapping[str, Any] = "mlp", image_size: Size | None = None
 ) -> tuple[ComposedVLM, PreTrainedTokenizerFast]:
-    """A pretrained vision encoder and a pretrained causal language model, ids or folders, joined by a new connector; in
-    float32, whatever their files hold.
+    """Joins a pretrained vision encoder and a pretrained causal language model by a new connector, in float32.
 
-    Raises InputError when one of them cannot be read.
+    Args:
+        vision, language: ids on the hub or folders.
+
+    Raises:
+        InputError: when one of them cannot be read.
     """
     try:
         config: Any = AutoConfig.from_pretrained(vision)
         pixels = preprocessor_of(vision, NORMALISED.get(config.model_type, {}))
-        # Of a dual encoder (CLIP, SigLIP) its images' half.
-        seen = getattr(config, "vision_config", config)
-        encoder: Any = AutoModel.from_pretrained(vision, config=seen, dtype=torch.float32)
+        # For a dual encoder (CLIP, SigLIP) its vision encoder.
+        vision_config = getattr(config, "vision_config", config)
+        encoder: Any = AutoModel.from_pretrained(vision, config=vision_config, dtype=torch.float32)
         decoder: Any = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32)
         tokenizer: Any = AutoTokenizer.from_pretrained(language)
     except (OSError, ValueError) as error:
-        raise InputError(f"a part of the backbone cannot be read: {error}") from error
+        raise InputError(f"a component of the backbone cannot be read: {error}") from error
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
     backbone = ComposedVLM(
         encoder.config.to_dict(),
@@ -126,24 +137,24 @@ def compose(
     return backbone, tokenizer
 
 
-def _checked(parts: Mapping[str, Any]) -> dict[str, Any]:
-    if unknown := [*sorted(parts.keys() - set(PARTS)), *sorted({"vision", "language"} - parts.keys())]:
+def _checked(components: Mapping[str, Any]) -> dict[str, Any]:
+    keys = components.keys()
+    if wrong := [*sorted(keys - set(COMPONENTS)), *sorted({"vision", "language"} - keys)]:
         raise InputError(
-            f"a backbone of parts has {', '.join(PARTS)}, the first two at least: see {', '.join(unknown)}"
+            f"a composed backbone has {', '.join(COMPONENTS)}, the first two required: check {', '.join(wrong)}"
         )
-    return dict(parts)
+    return dict(components)
 
 
 def _released(name: str, row: catalog.Family | None = None) -> tuple[Backbone, Processor]:
-    """A released checkpoint, of the family `row` or of that which its configuration says, with its own chat
-    template where it has one."""
+    """Opens a released checkpoint, of the family `row` or of that in its configuration, with its chat template."""
     attention = None if row is None else row.config()["attention"]
     backbone, tokenizer = families.load(name, attention=attention)
     if row is None:
         row = _family_of(name)
         if row.name == "llava-1" and tokenizer.convert_tokens_to_ids("<im_start>") in (None, tokenizer.unk_token_id):
             row = catalog.family("llava-1.5")
-            print(f"{name}: its tokenizer has no <im_start>, so it is no LLaVA of before version 1: read as {row.name}")
+            print(f"{name}: its tokenizer has no <im_start>, so it is not LLaVA before version 1: read as {row.name}")
     config, markup = row.config(), Markup(**row.config().get("markup", {}))
     images = families.preprocessing_of(name, backbone, row)
     template = template_of(name, tokenizer)
@@ -153,7 +164,7 @@ def _released(name: str, row: catalog.Family | None = None) -> tuple[Backbone, P
         try:
             chat = chat_of(tokenizer, template, markup, str(image), config.get("system"), chat)
         except InputError as error:
-            print(f"{name}: {error}; its conversations are written as the family {row.name} does", flush=True)
+            print(f"{name}: {error}; it uses the chat format of the family {row.name}", flush=True)
     return backbone, make_processor(backbone, tokenizer, asdict(chat), images)
 
 

@@ -1,4 +1,4 @@
-"""Qwen-VL, the first: ViT-bigG, one cross-attention layer of 256 queries, and Qwen-7B (Bai et al. 2023)."""
+"""Qwen-VL, version 1: ViT-bigG, one cross-attention layer with 256 queries, and Qwen-7B (Bai et al. 2023)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from vla.errors import InputError
 from vla.models.backbones.own_family import OwnFamily, Rule, converted, filled, released_config, released_weights
 
 CELLS = 256
-"""Learned positions of the released ViT (16 x 16), and its queries."""
+"""Number of learned positions of the released ViT (16 x 16), and of queries."""
 EPSILON = 1e-6
 HEAD = 128
-"""Width of a head of the cross-attention."""
+"""Width of a cross-attention head."""
 
 
 class VisionTower(nn.Module):
-    """A ViT without a class token: `width` channels, learned positions of a square of `cells`, resized to the image."""
+    """A ViT without a class token, whose learned positions of a square grid of `cells` are resized to the image."""
 
     def __init__(self, width: int, layers: int, heads: int, mlp_ratio: float, patch_size: int, cells: int) -> None:
         super().__init__()
@@ -41,6 +41,7 @@ class VisionTower(nn.Module):
         )
 
     def forward(self, pixels: Float[Tensor, "n 3 h h"]) -> Float[Tensor, "n p c"]:
+        """The features of each patch, in row-major order."""
         x = self.patches(pixels).flatten(2).transpose(1, 2)
         x = self.norm(x + resized(self.positions, x.shape[1]))
         for layer in self.layers:
@@ -49,7 +50,7 @@ class VisionTower(nn.Module):
 
 
 class Resampler(nn.Module):
-    """A square of learned queries looks at all patches; positions are added to queries and keys, not to values."""
+    """Cross-attention of a square of learned queries to all patches, with positions in queries and keys."""
 
     positions: Tensor
 
@@ -63,6 +64,7 @@ class Resampler(nn.Module):
         self.project = nn.Linear(out, out, bias=False)
 
     def forward(self, features: Float[Tensor, "n p c"]) -> Float[Tensor, "n t d"]:
+        """The tokens of each image, one per query."""
         values = self.norm_kv(self.kv(features))
         queries = (self.norm_query(self.query) + self.positions).expand(len(values), -1, -1)
         keys = values + resized(self.positions, values.shape[1])
@@ -70,10 +72,10 @@ class Resampler(nn.Module):
 
 
 class QwenVL(OwnFamily):
-    """`vision` has width, layers, heads, mlp_ratio and patch_size of the ViT, and its `cells`, as many as queries.
+    """Qwen-VL; `vision` has width, layers, heads, mlp_ratio and patch_size of the ViT, and the number of `cells`.
 
-    Up to the 2048 tokens of its training the decoder is Qwen2's with as many heads of keys and values as of queries;
-    what the original does beyond (dynamic NTK, log-n attention) is left out.
+    The decoder is Qwen2's with as many key-value heads as query heads. It equals the original up to the 2048 tokens of
+    its training; the extensions for longer texts (dynamic NTK, log-n attention) are not implemented.
     """
 
     name = "qwen_vl"
@@ -86,11 +88,12 @@ class QwenVL(OwnFamily):
         self.connector = Resampler(vision["width"], self.hidden_size, vision["cells"])
 
     def image_grid(self) -> tuple[int, int]:
+        """See `HFBackbone.image_grid`."""
         return 1, self.vision_config["cells"]
 
 
 def resized(positions: Float[Tensor, "p c"], count: int) -> Float[Tensor, "q c"]:
-    """A square of positions, made one of `count` cells (bicubic)."""
+    """A square grid of position embeddings, resized to `count` cells (bicubic)."""
     if len(positions) == count:
         return positions
     old, new = round(len(positions) ** 0.5), round(count**0.5)
@@ -99,7 +102,7 @@ def resized(positions: Float[Tensor, "p c"], count: int) -> Float[Tensor, "q c"]
 
 
 def grid_waves(side: int, size: int) -> Float[Tensor, "p c"]:
-    """Sines and cosines, `size` / 4 of each, of the column and then of the row of each cell (MAE's positions)."""
+    """Sines and cosines, `size` / 4 each, of the column and then of the row of each cell (as in MAE)."""
     frequencies = 10_000.0 ** -(torch.arange(size // 4, dtype=torch.float64) / (size // 4))
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     angles = [axis.reshape(-1, 1) * frequencies for axis in (x, y)]
@@ -109,9 +112,10 @@ def grid_waves(side: int, size: int) -> Float[Tensor, "p c"]:
 def load(
     folder: str | Path, image_size: int | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[QwenVL, PreTrainedTokenizerFast]:
-    """Qwen-VL or Qwen-VL-Chat of a folder with the released files, the weights as safetensors.
+    """Loads Qwen-VL or Qwen-VL-Chat and its tokenizer from a folder with the released files (weights as safetensors).
 
-    Raises InputError when the folder is not that.
+    Raises:
+        InputError: when the folder does not contain them.
     """
     config = released_config(folder, model_type="qwen")
     if "visual" not in config:
@@ -147,7 +151,7 @@ def load(
 
 
 def rules(heads: int) -> list[Rule]:
-    """Released names to ours, for a ViT of so many heads: its queries, keys and values come head by head."""
+    """Rules from released names to ours; the ViT's queries, keys and values are interleaved per head."""
 
     def by_kind(weight: Tensor) -> Sequence[Tensor]:
         return (weight.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2),)
@@ -155,7 +159,7 @@ def rules(heads: int) -> list[Rule]:
     layer, ours = r"transformer\.h\.(\d+)\.", r"model.model.layers.\1."
     block, vit = r"transformer\.visual\.transformer\.resblocks\.(\d+)\.", r"vision.layers.\1."
     visual, pool = r"transformer\.visual\.", r"transformer\.visual\.attn_pool\."
-    attention = tuple(ours + rf"self_attn.{part}_proj.\2" for part in "qkv")
+    attention = tuple(ours + rf"self_attn.{kind}_proj.\2" for kind in "qkv")
     return [
         Rule(r"transformer\.wte\.weight", ("model.model.embed_tokens.weight",)),
         Rule(r"transformer\.ln_f\.weight", ("model.model.norm.weight",)),
@@ -192,15 +196,16 @@ WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How Qwen's tokenizer cuts a text before merging bytes."""
+"""Pre-tokenisation pattern of Qwen's tokenizer."""
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205))]
 VISUAL = ["<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", "<img>", "</img>", "<imgpad>"]
 
 
 def read_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a Qwen-VL folder, from the released qwen.tiktoken: a line is a token in base64 and its rank.
+    """The tokenizer of a Qwen-VL folder, from the released qwen.tiktoken: each line is a token in base64 and its rank.
 
-    Raises InputError when there is no such file.
+    Raises:
+        InputError: when there is no such file.
     """
     file = Path(folder) / "qwen.tiktoken"
     if not file.is_file():
@@ -208,7 +213,7 @@ def read_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     letters = bytes_to_unicode()
     lines = [line.split() for line in file.read_text().splitlines() if line]
     ranks = {"".join(letters[byte] for byte in base64.b64decode(token)): int(rank) for token, rank in lines}
-    # Two tokens merge at the rank of the one that they make, however it can be cut.
+    # Two tokens merge at the rank of the resulting token; every split of it into two tokens is a merge.
     merges = [
         (token[:i], token[i:])
         for token in sorted(ranks, key=ranks.__getitem__)

@@ -1,4 +1,4 @@
-"""Families whose images become tokens of the text: one adapter, and a table of where each keeps its parts."""
+"""Families whose images become tokens in the text: one adapter, and a table of the paths of their modules."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from vla.errors import InputError
 from vla.models.backbones.backbone import ImageLayout
-from vla.models.backbones.cache import PlacedCache, Vision, grid_steps, image_places, image_steps
-from vla.models.backbones.hf_backbone import HFBackbone, note_places
+from vla.models.backbones.cache import ImageTokenCache, Vision, grid_steps, image_steps, image_token_mask
+from vla.models.backbones.hf_backbone import HFBackbone, record_image_tokens
 from vla.models.masks import mask_and_positions, order_of, takes_blocks
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths of a family's modules. `resizes`: its vision tower must be told to interpolate its positions."""
+    """Paths of a family's modules; `resizes`: its vision tower takes `interpolate_pos_encoding`."""
 
     vision: str
     connector: tuple[str, ...] = ("model.multi_modal_projector",)
@@ -40,15 +40,16 @@ LAYOUTS = {
     ),
 }
 NATIVE = ("pixtral", "qwen2_vl", "qwen2_5_vl")
-"""Images of any size, of which each fills the upper left of its frame."""
+"""Families with images of any size; an image is in the upper left corner of its frame."""
 MROPE = ("qwen2_vl", "qwen2_5_vl")
-"""Positions in three axes: a token of an image has its row and column, and text goes on from the largest of them."""
+"""Families with positions in three axes: image tokens have a row and a column, and text continues from the largest."""
 
 
 class TokenFamily(HFBackbone):
     """LLaVA, Pixtral, InternVL, PaliGemma, Qwen2-VL, Qwen2.5-VL, SmolVLM, and BLIP-2 with a decoder (MiniGPT-4)."""
 
     def image_grid(self) -> tuple[int, int]:
+        """See `HFBackbone.image_grid`."""
         config, vision = self.model.config, self.model.config.vision_config
         if self.family == "blip-2":
             return 1, config.num_query_tokens
@@ -68,6 +69,7 @@ class TokenFamily(HFBackbone):
         return int(side), int(side)
 
     def freezable_modules(self) -> dict[str, nn.Module]:
+        """See `Backbone.parts`."""
         layout = LAYOUTS[self.family]
         connector = [_at(self.model, path) for path in layout.connector]
         vision = _at(self.model, layout.vision)
@@ -83,6 +85,7 @@ class TokenFamily(HFBackbone):
         image_mask: Bool[Tensor, "b k"],
         layout: ImageLayout | None = None,
     ) -> Vision | None:
+        """See `Backbone.see`."""
         if not image_mask.any():
             return None
         sizes = None
@@ -93,38 +96,39 @@ class TokenFamily(HFBackbone):
         return Vision(features, len(features), grids=self._grids(pixels, sizes))
 
     def embed(self, input_ids: Int[Tensor, "b l"], vision: Vision | None) -> Float[Tensor, "b l d"]:
-        places = input_ids == self.image_token_id
-        note_places(places, vision)
-        # The image token may have no row of its own.
-        embeds = self.embed_tokens(input_ids.masked_fill(places, 0))
+        """See `Backbone.embed`."""
+        image_tokens = input_ids == self.image_token_id
+        record_image_tokens(image_tokens, vision)
+        # The image token may have no embedding.
+        embeds = self.embed_tokens(input_ids.masked_fill(image_tokens, 0))
         if vision is None:
             return embeds
         if vision.grids is not None:
-            vision.steps = grid_steps(places, vision.grids)
-        return embeds.masked_scatter(places.unsqueeze(-1), vision.features.to(embeds.dtype))
+            vision.steps = grid_steps(image_tokens, vision.grids)
+        return embeds.masked_scatter(image_tokens.unsqueeze(-1), vision.features.to(embeds.dtype))
 
     def forward(
         self,
         embeds: Float[Tensor, "b l d"],
         attention_mask: Bool[Tensor, "b m"],
-        cache: PlacedCache | None = None,
+        cache: ImageTokenCache | None = None,
         vision: Vision | None = None,
         segments: Int[Tensor, "b l"] | None = None,
-    ) -> tuple[Float[Tensor, "b l d"], PlacedCache | None]:
-        """See `Backbone.hidden`. Only with no earlier tokens can there be segments."""
+    ) -> tuple[Float[Tensor, "b l d"], ImageTokenCache | None]:
+        """See `Backbone.hidden`. Segments are only possible in the first tokens of a cache."""
         length = embeds.shape[1]
         prefix = self.family == "paligemma"
         if prefix and cache is None and (segments is None or not segments.any()):
             raise InputError(
-                "PaliGemma's prompt attends in both directions: pass segments, 0 for it and 1 for what is predicted; "
-                "or a cache, if all of it is a prompt"
+                "PaliGemma's prompt has bidirectional attention: pass segments, 0 for the prompt and 1 for predicted "
+                "tokens; or a cache, if all tokens are a prompt"
             )
-        places = image_places(vision, cache, attention_mask, length)
+        image_tokens = image_token_mask(vision, cache, attention_mask, length)
         steps = image_steps(vision, cache, attention_mask, length) if self.family in MROPE else None
         order, offsets = self._order(attention_mask, steps)
         decoder = _at(self.model, LAYOUTS[self.family].text)
-        told = (length, embeds.dtype, prefix, takes_blocks(decoder))
-        mask, positions = mask_and_positions(attention_mask, order, segments, *told)
+        blocks = takes_blocks(decoder)
+        mask, positions = mask_and_positions(attention_mask, order, segments, length, embeds.dtype, prefix, blocks)
         out = decoder(
             inputs_embeds=embeds,
             attention_mask=mask,
@@ -133,10 +137,13 @@ class TokenFamily(HFBackbone):
             use_cache=cache is not None,
         )
         if cache is not None:
-            cache.places, cache.steps = places, steps
+            cache.image_tokens, cache.steps = image_tokens, steps
         return out.last_hidden_state, cache
 
-    def next_position(self, attention_mask: Bool[Tensor, "b m"], cache: PlacedCache | None = None) -> Int[Tensor, "b"]:
+    def next_position(
+        self, attention_mask: Bool[Tensor, "b m"], cache: ImageTokenCache | None = None
+    ) -> Int[Tensor, "b"]:
+        """See `Backbone.next_position`."""
         if cache is not None and cache.steps is not None:
             return (cache.steps[:, : attention_mask.shape[1], 0] * attention_mask).sum(1)
         return attention_mask.sum(1) + self._first_position
@@ -146,16 +153,16 @@ class TokenFamily(HFBackbone):
         return 1 if self.family == "paligemma" else 0
 
     def _order(self, mask: Bool[Tensor, "b m"], steps: Int[Tensor, "b m 4"] | None) -> tuple[Int[Tensor, "b m"], Any]:
-        """The position of each token, and what is added to it: in M-RoPE (3 b m), time, row and column in its image."""
+        """Position and offset of each token; in M-RoPE the offsets are time, row and column in its image, (3, b, m)."""
         if steps is None:
             return order_of(mask), self._first_position
-        moves = steps[..., 0] * mask
-        return moves.cumsum(1) - moves, steps[..., 1:].movedim(-1, 0)
+        increments = steps[..., 0] * mask
+        return increments.cumsum(1) - increments, steps[..., 1:].movedim(-1, 0)
 
     def _grids(
         self, pixels: Float[Tensor, "n 3 h w"], sizes: Sequence[Sequence[int]] | None
     ) -> list[tuple[int, int]] | None:
-        """Rows and columns of the tokens of each image, where positions follow from them."""
+        """Rows and columns of the tokens of each image, in M-RoPE families."""
         if self.family not in MROPE:
             return None
         vision = self.model.config.vision_config
@@ -165,14 +172,16 @@ class TokenFamily(HFBackbone):
     def _features(
         self, pixels: Float[Tensor, "n 3 h w"], sizes: Sequence[Sequence[int]] | None = None
     ) -> Float[Tensor, "t d"]:
-        """The tokens of all images; `sizes` are the height and width of each within its frame, where they differ."""
+        """The tokens of all images; `sizes` are height and width of each image in its frame, where they differ."""
         model = getattr(self.model, "model", self.model)
         arguments: dict[str, Any] = {}
         if self.family in MROPE:
             config = self.model.config.vision_config
-            shown = [pixels] if sizes is None else [p[None, :, :h, :w] for p, (h, w) in zip(pixels, sizes, strict=True)]
-            parts = [patches(images, config) for images in shown]
-            pixels, arguments["image_grid_thw"] = (torch.cat(part) for part in zip(*parts, strict=True))
+            cropped = (
+                [pixels] if sizes is None else [p[None, :, :h, :w] for p, (h, w) in zip(pixels, sizes, strict=True)]
+            )
+            patched = [patches(images, config) for images in cropped]
+            pixels, arguments["image_grid_thw"] = (torch.cat(tensors) for tensors in zip(*patched, strict=True))
         elif self.family == "pixtral":
             arguments["image_sizes"] = sizes or [pixels.shape[2:]] * len(pixels)
         elif self.family == "smolvlm":
@@ -185,7 +194,7 @@ class TokenFamily(HFBackbone):
 
 
 def patches(pixels: Float[Tensor, "n 3 h w"], config: Any) -> tuple[Float[Tensor, "p c"], Int[Tensor, "n 3"]]:
-    """Qwen's layout: patches in blocks that are merged into a token, each repeated in time; and the grid."""
+    """Patches in Qwen's order, grouped by the blocks that form a token and repeated in time; and the grid."""
     n, channels, height, width = pixels.shape
     side, merge, time = config.patch_size, config.spatial_merge_size, config.temporal_patch_size
     rows, columns = height // side, width // side
@@ -195,7 +204,7 @@ def patches(pixels: Float[Tensor, "n 3 h w"], config: Any) -> tuple[Float[Tensor
 
 
 def _side(value: Any) -> int:
-    """InternVL writes height and width."""
+    """A side in pixels; InternVL has height and width."""
     return int(value if isinstance(value, int) else value[0])
 
 

@@ -1,4 +1,4 @@
-"""A backbone that decodes faster: its own vision, with the language model of `FusedDecoder`."""
+"""A backbone with a faster language model: the original vision encoder with a `FusedDecoder`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from vla.models.engine.graphs import Graphs
 from vla.models.engine.layers import dtype_of
 from vla.models.masks import TOGETHER
 
-ROOM = 64
-"""Tokens that a new cache has room for behind a prompt; it grows where that is too little."""
+MARGIN = 64
+"""Tokens that a new cache can hold after the prompt; it grows when that is exceeded."""
 
 
 def decoder_of(backbone: Backbone) -> Any | None:
-    """The decoder of a backbone that an engine knows; None for another, which then works as it is."""
+    """The decoder of a backbone that can be fused; None for any other, which is used unchanged."""
     if isinstance(backbone, ComposedVLM):
         found: Any = backbone.language.base_model
     elif isinstance(backbone, TokenFamily) and backbone.family not in MROPE:
@@ -39,9 +39,9 @@ def decoder_of(backbone: Backbone) -> Any | None:
 
 
 class FusedBackbone(nn.Module):
-    """What decoding needs of `Backbone`, for rows that it goes on with: no segments, no `fork`.
+    """The subset of `Backbone` that decoding needs, without segments and `fork`.
 
-    There is one cache: a new prompt writes over the last one's.
+    There is one cache: a new prompt overwrites the previous one.
     """
 
     def __init__(self, backbone: Any, decoder: Any, precision: str, graphs: Graphs) -> None:
@@ -49,7 +49,7 @@ class FusedBackbone(nn.Module):
         self.decoder, self.graphs = FusedDecoder(decoder, precision), graphs
         self.dtype = dtype_of(precision)
         if self.dtype != torch.float32:
-            # All but the decoder's layers, of which there are fused ones.
+            # Copy everything except the decoder's layers, which are replaced by fused ones.
             backbone = copy.deepcopy(backbone, {id(decoder.layers): nn.ModuleList()}).to(self.dtype)
         self.plain: Any = backbone
         prefix = isinstance(backbone, TokenFamily) and backbone.family == "paligemma"
@@ -65,19 +65,19 @@ class FusedBackbone(nn.Module):
         image_mask: Bool[Tensor, "b k"],
         layout: ImageLayout | None = None,
     ) -> Any:
-        """`Backbone.see`; as a graph where each row has all its images, and each of them fills its frame."""
+        """See `Backbone.see`. Uses a CUDA graph where no image is missing and each image fills its frame."""
         pixels = pixel_values.to(self.dtype)
         fills = True
         if layout is not None and getattr(self.plain, "family", "") in NATIVE:
             fills = bool((layout.content[..., 2:] == layout.content.new_tensor(pixels.shape[:2:-1])).all())
         if not pixels.is_cuda or not fills or not bool(image_mask.all()):
             return self.plain.encode_images(pixels, image_mask, layout)
-        # Captured, it would read its mask back.
+        # `plain.see` cannot be captured: it reads the mask on the host.
         features = self.graphs.run("see", self.features, pixels.flatten(0, 1))
         return features if isinstance(self.plain, ComposedVLM) else Vision(features, len(features))
 
     def features(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "..."]:
-        """The tokens of each image (n t d), or of all of them (t d)."""
+        """The tokens of each image, (n, t, d), or of all images, (t, d)."""
         if not isinstance(self.plain, ComposedVLM):
             return self.plain._features(images)
         tokens: Tensor = self.plain.connector(self.plain.vision(images).flatten(1, 2))
@@ -85,13 +85,15 @@ class FusedBackbone(nn.Module):
         return tokens if cells is None else tokens + cells
 
     def embed(self, input_ids: Int[Tensor, "b l"], vision: Any | None) -> Float[Tensor, "b l d"]:
+        """See `Backbone.embed`."""
         return self.plain.embed(input_ids, vision)
 
     def embed_tokens(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        """See `Backbone.embed_tokens`."""
         return self.plain.embed_tokens(input_ids)
 
     def new_cache(self) -> StaticCache | None:
-        """Made by `forward`, which knows the rows."""
+        """None: `forward` creates the cache, when the number of rows is known."""
         return None
 
     def forward(
@@ -102,14 +104,17 @@ class FusedBackbone(nn.Module):
         vision: Any | None = None,
         segments: Int[Tensor, "b l"] | None = None,
     ) -> tuple[Float[Tensor, "b l d"], StaticCache]:
-        """See `Backbone.hidden`. Without a cache the tokens are a prompt; later ones may be `TOGETHER`. Raises
-        InputError for other segments."""
+        """See `Backbone.hidden`. Without a cache the tokens are a prompt; later tokens may be `TOGETHER`.
+
+        Raises:
+            InputError: for other segments.
+        """
         together = segments is not None and cache is not None and bool((segments == TOGETHER).all())
         if segments is not None and not together:
             raise InputError("an engine decodes rows of one segment: train with the model itself")
         (rows, count), length = embeds.shape[:2], attention_mask.shape[1]
         prompt = cache is None
-        cache = self._room(rows, length, prompt)
+        cache = self._cache_for(rows, length, prompt)
         if prompt:
             cache.padded = not bool(attention_mask.all())
         first, bidirectional = length - count, together or (prompt and self._bidirectional)
@@ -117,16 +122,12 @@ class FusedBackbone(nn.Module):
             self.graphs.clear()
         key = ("hidden", first, bidirectional)
         if not cache.padded:
-            places = slice(first + self._offset, length + self._offset)
-            hidden = self.graphs.run(key, lambda x: self.decoder(x, places, None, cache, first, bidirectional), embeds)
+            span = slice(first + self._offset, length + self._offset)
+            hidden = self.graphs.run(key, lambda x: self.decoder(x, span, None, cache, first, bidirectional), embeds)
         else:
             order = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, first:] + self._offset
             hidden = self.graphs.run(
-                key,
-                lambda x, *conditioning: self.decoder(x, *conditioning, cache, first, bidirectional),
-                embeds,
-                order,
-                attention_mask,
+                key, lambda x, *args: self.decoder(x, *args, cache, first, bidirectional), embeds, order, attention_mask
             )
         cache.length = length
         return hidden.to(embeds.dtype), cache
@@ -136,15 +137,15 @@ class FusedBackbone(nn.Module):
         return attention_mask.sum(1) + self._offset
 
     def crop(self, cache: StaticCache, length: int) -> StaticCache:
-        """See `Backbone.crop`: what comes next is written over the rest."""
+        """See `Backbone.crop`. Later tokens overwrite the rest."""
         cache.length = length
         return cache
 
-    def _room(self, rows: int, length: int, prompt: bool) -> StaticCache:
-        """The cache, with room for so many tokens: kept where it is if that is possible."""
+    def _cache_for(self, rows: int, length: int, prompt: bool) -> StaticCache:
+        """A cache for at least `length` tokens; the existing one, in the same memory, where possible."""
         cache = self._cache
         if cache is None or cache.rows != rows or (prompt and cache.capacity < length):
-            cache = self.decoder.new_cache(rows, length + ROOM)
+            cache = self.decoder.new_cache(rows, length + MARGIN)
         elif cache.capacity < length:
             cache = cache.grown(2 * length)
         if cache is not self._cache:
@@ -153,7 +154,7 @@ class FusedBackbone(nn.Module):
         return cache
 
     def logits(self, hidden: Float[Tensor, "*b d"]) -> Any:
-        """Logits by row of the vocabulary: of which only those are computed that are then chosen."""
+        """Logits by token id, computed lazily for the selected ids where the output layer allows it."""
         out = self._out[0]
         if type(out) is not nn.Linear or out.bias is not None:
             return self.plain.logits(hidden.to(self.dtype))
@@ -161,10 +162,10 @@ class FusedBackbone(nn.Module):
 
 
 class LazyLogits:
-    """Logits of which `logits[..., rows]` computes those of the rows: a slice, or the numbers of rows."""
+    """Logits that are computed on indexing: `logits[..., ids]` for a slice or a tensor of token ids."""
 
     def __init__(self, hidden: Float[Tensor, "*b d"], weight: Float[Tensor, "v d"]) -> None:
         self._hidden, self._weight = hidden, weight
 
-    def __getitem__(self, at: tuple[Any, ...]) -> Float[Tensor, "*b r"]:
-        return F.linear(self._hidden, self._weight[at[-1]])
+    def __getitem__(self, index: tuple[Any, ...]) -> Float[Tensor, "*b r"]:
+        return F.linear(self._hidden, self._weight[index[-1]])

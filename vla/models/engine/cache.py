@@ -1,4 +1,4 @@
-"""Keys and values at a fixed place: allocated once, written where they belong."""
+"""A static KV cache: allocated once and written in place."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from vla.models.engine.layers import Sizes
 
 @dataclass(frozen=True)
 class LayerKV:
-    """What `vla.models.action_heads.decoding.keys_values` reads of a layer."""
+    """Keys and values of a layer, in the form that `vla.models.action_heads.decoding.keys_values` reads."""
 
     keys: Float[Tensor, "b g m e"]
     values: Float[Tensor, "b g m e"]
 
 
 class StaticCache:
-    """Room for `capacity` tokens of `rows` rows, of which `length` are known.
+    """A KV cache for up to `capacity` tokens of `rows` rows, of which the first `length` are valid.
 
-    `padded` says whether a row has tokens that nothing may look at.
+    `padded`: whether a row has padding tokens, which must be masked.
     """
 
     def __init__(
@@ -34,23 +34,26 @@ class StaticCache:
 
     @property
     def rows(self) -> int:
+        """Number of rows."""
         return self.memory.shape[2]
 
     @property
     def capacity(self) -> int:
+        """Maximum number of tokens."""
         return self.memory.shape[4]
 
     def views(self, length: int) -> list[tuple[Float[Tensor, "b g m e"], Float[Tensor, "b g m e"]]]:
-        """Keys and values of each layer, of the first `length` tokens: written to, they change the cache."""
-        each = self.memory[..., :length, :].flatten(0, 1).unbind()
-        return list(zip(each[::2], each[1::2], strict=True))
+        """Views of the keys and values of the first `length` tokens, per layer. Writing to them changes the cache."""
+        tensors = self.memory[..., :length, :].flatten(0, 1).unbind()
+        return list(zip(tensors[::2], tensors[1::2], strict=True))
 
     @property
     def layers(self) -> list[LayerKV]:
+        """Keys and values of each layer, of the valid tokens."""
         return [LayerKV(keys, values) for keys, values in self.views(self.length)]
 
     def grown(self, capacity: int) -> StaticCache:
-        """A copy with more room."""
+        """A copy with a larger capacity."""
         new = StaticCache.__new__(StaticCache)
         new.memory = torch.nn.functional.pad(self.memory, (0, 0, 0, capacity - self.capacity))
         new.length, new.padded = self.length, self.padded

@@ -1,4 +1,4 @@
-"""A VLA that gives the same chunks faster."""
+"""Accelerated inference: the same chunks as the model's, computed faster."""
 
 from __future__ import annotations
 
@@ -20,26 +20,29 @@ from vla.models.engine.graphs import Graphs
 from vla.models.engine.layers import dtype_of
 from vla.models.vla import VLA
 
-STEP = 32
-"""Prompts are padded to a multiple of so many tokens on CUDA, where each length has graphs of its own."""
+LENGTH_MULTIPLE = 32
+"""On CUDA, prompts are padded to a multiple of this many tokens, since each length has its own graphs."""
 
 
 class Engine:
-    """`VLA.generate_actions` of `model`, with fused weights of its own, made when it is built.
+    """Computes `VLA.generate_actions` of `model` with fused copies of its weights, created on construction.
 
-    Prefill and decoding run on `FusedBackbone`, a flow on `FusedFlow`; a family of backbones whose language model is
-    none that can be fused keeps its own, in float32. On CUDA vision, prefill, each decoded token and the whole flow are
-    a CUDA graph each. Calls from several threads wait for each other: keys and values lie in one place.
+    Prefill and decoding run on `FusedBackbone`, a flow head on `FusedFlow`. A backbone whose language model cannot be
+    fused is used unchanged, in float32. On CUDA, vision, prefill, each decoding step and the complete flow are one
+    CUDA graph each. Concurrent calls are serialised, since they share one KV cache.
 
-    In float32 the chunks are those of the model up to rounding (1e-4 of a normalised action). `precision`
-    "bfloat16" rounds weights and activations, "int8" and "fp8" the decoder's and the expert's weights further.
-    Raises InputError for another precision.
+    Args:
+        precision: with "float32" the chunks equal the model's up to rounding (1e-4 of a normalised action). "bfloat16"
+            rounds weights and activations; "int8" and "fp8" further quantise the weights of decoder and expert.
+
+    Raises:
+        InputError: for an unknown precision.
     """
 
     def __init__(self, model: VLA, precision: str = "float32") -> None:
         dtype_of(precision)
         self.model, self.graphs, self._lock = model.eval(), Graphs(), Lock()
-        # The same modules but for those that are replaced: nothing of the model changes.
+        # A shallow copy, so that replacing modules does not change the model.
         self._fast = copy.copy(model)
         self._fast._modules = dict(model._modules)
         decoder = decoder_of(model.backbone)
@@ -53,24 +56,24 @@ class Engine:
 
     @property
     def backbone(self) -> Any:
-        """What sees and decodes: the model's own, where that cannot be fused."""
+        """The fused backbone, or the model's where it cannot be fused."""
         return self._fast.backbone
 
     def generate_actions(
-        self, batch: Batch, action_prefix: Float[np.ndarray, "b k a"] | None = None, **more: Any
+        self, batch: Batch, action_prefix: Float[np.ndarray, "b k a"] | None = None, **options: Any
     ) -> tuple[Chunks, Float[np.ndarray, "b p 2"]]:
-        """See `VLA.generate_actions`; `more` that is asked of it is handed on."""
+        """See `VLA.generate_actions`, to which `options` are passed."""
         with self._lock:
             if self.fuses and self.model.device.type == "cuda":
-                batch = padded(batch, STEP, self.model.processor.pad)
-                batch = batch.each(lambda tensor: tensor.pin_memory(), batch.source)
-            return self._fast.generate_actions(batch, action_prefix, **more)
+                batch = padded(batch, LENGTH_MULTIPLE, self.model.processor.pad)
+                batch = batch.map_tensors(lambda tensor: tensor.pin_memory(), batch.source)
+            return self._fast.generate_actions(batch, action_prefix, **options)
 
 
 def padded(batch: Batch, step: int, pad: int) -> Batch:
     """Rows padded on the left to a multiple of `step` tokens."""
-    more = -batch.input_ids.shape[1] % step
-    ids = F.pad(batch.input_ids, (more, 0), value=pad)
+    extra = -batch.input_ids.shape[1] % step
+    ids = F.pad(batch.input_ids, (extra, 0), value=pad)
     names = ("attention_mask", "labels", "segments")
-    rest: dict[str, Any] = {name: F.pad(getattr(batch, name), (more, 0)) for name in names}
+    rest: dict[str, Any] = {name: F.pad(getattr(batch, name), (extra, 0)) for name in names}
     return replace(batch, input_ids=ids, **rest)

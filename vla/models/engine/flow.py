@@ -1,7 +1,7 @@
-"""A flow's Euler steps with all that does not change computed once: the prefix's keys and values in their place, the
-mask, the rotation, and what each step makes of its time.
+"""The Euler steps of a flow, with everything that does not depend on the actions computed once.
 
-Shapes as in `vla.models.action_heads.flow_matching`.
+This includes the prefix's keys and values, the attention mask, the rotation and the time embeddings. Shapes as in
+`vla.models.action_heads.flow_matching`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from vla.models.engine.graphs import Graphs
 from vla.models.engine.layers import FusedLayer, Rotation, Sizes, dtype_of, fused, grouped, quantize, rms_norm, signed
 
 Modulation = tuple[Float[Tensor, "w"], Float[Tensor, "w"], Float[Tensor, "w"]]
-"""What an adaptive norm does at one time: 1 + scale, shift, and the gate of the branch after it."""
+"""Modulation of an adaptive norm at one time: 1 + scale, shift, and the gate of the branch after it."""
 
 
 def can_fuse_expert(head: FlowHead) -> bool:
-    """Whether each layer looks at the prefix and at its own tokens together, with whole heads rotated."""
+    """Whether the expert has joint attention to prefix and suffix in each layer, and rotates all of each head."""
     shape = head.expert.shape
     return not shape.cross and 2 * len(shape.frequencies) == shape.head_dim
 
 
 class FusedFlow(nn.Module):
-    """`FlowHead.sample` of a head, with weights of its own in `precision`. x itself stays in float32."""
+    """Computes `FlowHead.sample` of a head with fused copies of its weights in `precision`; x stays in float32."""
 
     def __init__(self, head: FlowHead, precision: str, graphs: Graphs) -> None:
         super().__init__()
@@ -42,34 +42,34 @@ class FusedFlow(nn.Module):
         self.layers = nn.ModuleList(_layer(layer, self.sizes, self.dtype) for layer in layers)
         if precision in ("int8", "fp8"):
             quantize(self.layers, precision)
-        self._action_in_proj(head)
+        self._embed_times(head)
         scale = None if expert.adaptive else expert.norm.norm.weight
         self.action_out_proj = fused([head.action_out_proj], scale, self.dtype)
         self.state = None if head.state is None else fused([head.state], dtype=self.dtype)
 
     @torch.no_grad()
-    def _action_in_proj(self, head: FlowHead) -> None:
-        """What each step's time is made into."""
+    def _embed_times(self, head: FlowHead) -> None:
+        """Computes the modulations or biases of each step's time."""
         expert, time = head.expert, head.time
         device = head.action_in_proj.weight.device
         steps = 1 - torch.arange(EULER_STEPS, device=device) / EULER_STEPS
-        conditioning = time_features(steps, expert.width)
+        embedded = time_features(steps, expert.width)
         self.then = None
         if expert.adaptive:
             self.action_in_proj = fused([head.action_in_proj], dtype=self.dtype)
-            conditions = F.silu(time(conditioning))
+            conditions = F.silu(time(embedded))
             layers: Any = expert.layers
             norms = [norm for layer in layers for norm in (layer.before_attention, layer.before_mlp)]
             self.modulations = [_modulations(norm, conditions, self.dtype) for norm in (*norms, expert.norm)]
             return
-        # W [enter(x), told] + b = (W_x enter) x + (W_x b_enter + W_told told + b): the map that x enters by is folded.
-        into: Any = time[0]
-        of_x, of_time = into.weight[:, : expert.width], into.weight[:, expert.width :]
+        # W [in(x), t] + b = (W_x W_in) x + (W_x b_in + W_t t + b): the input projection is folded into the first layer.
+        joint: Any = time[0]
+        of_x, of_time = joint.weight[:, : expert.width], joint.weight[:, expert.width :]
         self.action_in_proj = nn.Linear(self.action_dim, expert.width, bias=False, device="meta")
         self.action_in_proj.weight = nn.Parameter(
             (of_x @ head.action_in_proj.weight).to(self.dtype), requires_grad=False
         )
-        self.biases = (of_x @ head.action_in_proj.bias + conditioning @ of_time.T + into.bias).to(self.dtype)
+        self.biases = (of_x @ head.action_in_proj.bias + embedded @ of_time.T + joint.bias).to(self.dtype)
         self.then = fused([time[2]], dtype=self.dtype)  # type: ignore[list-item]
 
     def sample(
@@ -83,22 +83,22 @@ class FusedFlow(nn.Module):
         guide: RTCGuidance | None = None,
         start: Int[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b h a"]:
-        """See `FlowHead.sample`. Guidance, and given actions with a time of their own, the plain head does."""
+        """See `FlowHead.sample`. The original head computes guidance, and prefixes with `rtc_training`."""
         if guide is not None or (action_prefix is not None and self.plain.rtc_training):
             return self.plain.sample(prefix, prefix_mask, mask, state, action_prefix, noise, guide, start)
         if noise is None:
             noise = torch.randn(mask.shape, device=mask.device)
-        # Without a state or given actions, empty tensors: a graph takes tensors.
-        conditioning = noise.new_zeros(len(noise), 0) if state is None else state
+        # A graph takes only tensors: empty ones stand for a missing state or action prefix.
+        state = noise.new_zeros(len(noise), 0) if state is None else state
         known = noise[:, :0] if action_prefix is None else action_prefix
-        # The prefix is read where it is.
+        # The prefix is read in place, so its address is part of the key.
         key = ("flow", prefix[0][0].data_ptr(), prefix[0][0].shape)
 
         def run(*tensors: Tensor) -> Tensor:
             return self._sample(prefix, *tensors)
 
         start = prefix_mask.sum(1) if start is None else start
-        sampled: Tensor = self.graphs.run(key, run, prefix_mask, mask, conditioning, known, noise.contiguous(), start)
+        sampled: Tensor = self.graphs.run(key, run, prefix_mask, mask, state, known, noise.contiguous(), start)
         return sampled
 
     def _sample(
@@ -117,7 +117,7 @@ class FusedFlow(nn.Module):
         positions = start[:, None] + torch.arange(count, device=noise.device)
         rotation = signed(*self.plain.expert.rotation(positions), self.dtype)
         allowed = grouped(_allowed(prefix_mask, mask.any(-1), first is not None), self.sizes.shared)
-        kept = [tuple(F.pad(x.to(self.dtype), (0, 0, 0, count)) for x in pair) for pair in prefix]
+        cached = [tuple(F.pad(x.to(self.dtype), (0, 0, 0, count)) for x in pair) for pair in prefix]
         x = noise
         for step in range(EULER_STEPS):
             time = 1 - step / EULER_STEPS
@@ -128,21 +128,21 @@ class FusedFlow(nn.Module):
                 tokens = self.then(F.silu(tokens + self.biases[step]))
             if first is not None:
                 tokens = torch.cat([first.expand(rows, -1, -1), tokens], 1)
-            hidden = self._expert(tokens, kept, rotation, allowed, step)
+            hidden = self._expert(tokens, cached, rotation, allowed, step)
             x = x - self.action_out_proj(hidden[:, -self.horizon :]).float() / EULER_STEPS
         if known:
             x = torch.cat([action_prefix, x[:, known:]], 1)
         return torch.where(mask, x, 0.0)
 
     def _expert(
-        self, x: Float[Tensor, "b n w"], kept: Any, rotation: Rotation, allowed: Bool[Tensor, "b 1 q k"], step: int
+        self, x: Float[Tensor, "b n w"], cached: Any, rotation: Rotation, allowed: Bool[Tensor, "b 1 q k"], step: int
     ) -> Float[Tensor, "b n w"]:
-        """The normed hidden states."""
+        """The normalised hidden states of the expert at a step."""
         if self.then is not None:
-            for layer, (keys, values) in zip(self.layers, kept, strict=True):
+            for layer, (keys, values) in zip(self.layers, cached, strict=True):
                 x = layer(x, keys, values, rotation, allowed)
             return rms_norm(x, self.sizes.eps)
-        for i, (layer, (keys, values)) in enumerate(zip(self.layers, kept, strict=True)):
+        for i, (layer, (keys, values)) in enumerate(zip(self.layers, cached, strict=True)):
             scale, shift, gate = self.modulations[2 * i][step]
             normed = torch.addcmul(shift, layer.norm(x), scale)  # type: ignore[operator]
             x = torch.addcmul(x, layer.attention(normed, keys, values, rotation, allowed), gate)  # type: ignore[operator]
@@ -165,19 +165,19 @@ def _layer(layer: ActionExpertLayer, sizes: Sizes, dtype: torch.dtype) -> FusedL
 
 
 def _modulations(norm: AdaptiveNorm, conditions: Float[Tensor, "s w"], dtype: torch.dtype) -> list[Modulation]:
-    """At each step's time."""
+    """The modulations of a norm at each step's time."""
     assert norm.modulation is not None
     scale, shift, gate = norm.modulation(conditions).to(dtype).chunk(3, -1)
     return list(zip(1 + scale, shift, gate, strict=True))
 
 
-def _allowed(prefix_mask: Bool[Tensor, "b m"], seen: Bool[Tensor, "b h"], has_state: bool) -> Bool[Tensor, "b n k"]:
-    """Actions look at the prefix, the state and each other; the state at the prefix and itself."""
+def _allowed(prefix_mask: Bool[Tensor, "b m"], visible: Bool[Tensor, "b h"], has_state: bool) -> Bool[Tensor, "b n k"]:
+    """Attention mask: actions attend to the prefix, the state and each other; the state to the prefix and itself."""
     if has_state:
-        seen = F.pad(seen, (1, 0), value=True)
-    count = seen.shape[1]
-    own = seen[:, None].repeat(1, count, 1)
+        visible = F.pad(visible, (1, 0), value=True)
+    count = visible.shape[1]
+    suffix = visible[:, None].repeat(1, count, 1)
     if has_state:
-        own[:, 0] = False
-    own = own | torch.eye(count, dtype=torch.bool, device=seen.device)
-    return torch.cat([prefix_mask[:, None].expand(-1, count, -1), own], -1)
+        suffix[:, 0] = False
+    suffix = suffix | torch.eye(count, dtype=torch.bool, device=visible.device)
+    return torch.cat([prefix_mask[:, None].expand(-1, count, -1), suffix], -1)

@@ -1,4 +1,4 @@
-"""CUDA graphs: what is launched kernel by kernel once is replayed in one call."""
+"""CUDA graphs: kernel launches are captured once and replayed in one call."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MOST = 512
-"""Graphs that are kept: a decoded token has one for each place and length of prompt."""
+MAX_GRAPHS = 512
+"""Maximum number of graphs: decoding has one for each position and prompt length."""
 
 
 @dataclass
 class Captured:
+    """A graph with its static input and output tensors."""
+
     graph: torch.cuda.CUDAGraph
     inputs: list[Tensor]
     output: Any
@@ -22,35 +24,36 @@ class Captured:
 
 @dataclass
 class Graphs:
-    """Runs functions of tensors, on CUDA as graphs: one for each key and shape of inputs, captured at its first call.
+    """Runs functions of tensors as CUDA graphs, one for each key and input shape, captured at the first call.
 
-    The function must launch the same kernels each time, and wait for nothing. What it returns is overwritten by the
-    next call with the same key. Elsewhere than on CUDA, and where a capture fails, the function is just called.
+    The function must launch the same kernels each time, without synchronisation. Its result is overwritten by the next
+    call with the same key. On other devices, and where capturing fails, the function is called directly.
     """
 
     captured: dict[Hashable, Captured | None] = field(default_factory=dict)
     enabled: bool = True
     pool: Any = None
-    """Memory that all share: they run one after the other, and what they return is kept as long as they are."""
+    """Memory pool shared by all graphs, since they never run concurrently."""
 
     def run(self, key: Hashable, function: Callable[..., Any], *inputs: Tensor) -> Any:
+        """The result of `function(*inputs)`, by replaying its graph where possible."""
         if not (self.enabled and inputs[0].is_cuda):
             return function(*inputs)
         key = (key, *((x.shape, x.dtype) for x in inputs))
         if key not in self.captured:
-            if len(self.captured) >= MOST:
+            if len(self.captured) >= MAX_GRAPHS:
                 self.clear()
             self.pool = self.pool or torch.cuda.graph_pool_handle()
             self.captured[key] = _capture(function, inputs, self.pool)
-        if (known := self.captured[key]) is None:
+        if (captured := self.captured[key]) is None:
             return function(*inputs)
-        for mine, given in zip(known.inputs, inputs, strict=True):
-            mine.copy_(given, non_blocking=True)
-        known.graph.replay()
-        return known.output
+        for buffer, value in zip(captured.inputs, inputs, strict=True):
+            buffer.copy_(value, non_blocking=True)
+        captured.graph.replay()
+        return captured.output
 
     def clear(self) -> None:
-        """Forgets all: what they read or write has moved."""
+        """Discards all graphs, for when tensors that they read or write are reallocated."""
         if self.captured:
             torch.cuda.synchronize()
             self.captured.clear()
@@ -58,19 +61,19 @@ class Graphs:
 
 
 def _capture(function: Callable[..., Any], inputs: tuple[Tensor, ...], pool: Any) -> Captured | None:
-    """None where the function cannot be captured: it waits for the device, or allocates elsewhere."""
-    held = [x.clone() for x in inputs]
+    """Captures a function; None where it synchronises with the device or allocates outside the pool."""
+    static = [x.clone() for x in inputs]
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for _ in range(2):  # libraries choose their kernels and reserve their memory
-            function(*held)
+        for _ in range(2):  # warm-up: libraries select kernels and reserve memory
+            function(*static)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            output = function(*held)
+            output = function(*static)
     except RuntimeError:
         torch.cuda.synchronize()
         return None
-    return Captured(graph, held, output)
+    return Captured(graph, static, output)

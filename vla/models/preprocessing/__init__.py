@@ -1,6 +1,6 @@
-"""What a vision encoder is shown of an image, and the tokens that stand for it, as each family was trained.
+"""Image preprocessing: how each family cuts an image into frames, and the tokens that represent it.
 
-`view.py` draws, `frames.py`, `native.py` and `tiles.py` say what (one frame, a frame of the image's own shape, several
-frames), `markup.py` writes the tokens, `settings.py` reads and saves them, `released.py` reads those of a checkpoint,
-and `chat_template.py` its format of conversations.
+`frames.py` (one frame of fixed size), `native.py` (one frame of the image's shape) and `tiles.py` (several frames)
+define the frames, and `view.py` draws them. `markup.py` writes the tokens. `settings.py` saves and loads both,
+`released.py` reads a checkpoint's image processor, and `chat_template.py` its chat format.
 """

@@ -1,4 +1,4 @@
-"""A family's preprocessing with other numbers of frames, and for the cameras of a robot: one affordable frame each."""
+"""Variants of a family's preprocessing: with another number of frames, and with one frame for a robot's cameras."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from vla.models.preprocessing.view import Sides
 
 MODES = ("native", "stretch", "pad", "crop")
 CAMERA_TOKENS = 256
-"""What a camera's image costs at most where the backbone takes any size, unless said otherwise: its side in cells is at
-most 16 for a square one, as PaliGemma's at 224 pixels."""
+"""Default maximum number of tokens of a camera image where the backbone takes any size: 16 x 16 cells for a square
+image, as PaliGemma's at 224 pixels."""
 
 
 def with_tiles(preprocessing: Preprocessing, tiles: int | None) -> Preprocessing:
-    """Images cut into at most `tiles` frames, and the whole; None: as the family was trained.
+    """The preprocessing with at most `tiles` tiles per image and the resized image; None: as the family was trained.
 
-    Raises InputError where a family takes images in their own shape, of one frame each.
+    Raises:
+        InputError: for a family whose images are always one frame.
     """
     framing = preprocessing.framing
     if tiles is None:
@@ -43,15 +44,19 @@ def with_tiles(preprocessing: Preprocessing, tiles: int | None) -> Preprocessing
     if tiles == 1:
         return preprocessing
     if isinstance(framing, Native | Patches):
-        raise InputError(f"this backbone sees an image whole, in its own shape: leave out tiles={tiles}")
+        raise InputError(f"this backbone takes an image as one frame of the same shape: leave out tiles={tiles}")
     return replace(preprocessing, framing=Tiles(size_of(framing), tiles))
 
 
 def for_camera(preprocessing: Preprocessing, mode: str | None = None, tokens: int | None = None) -> Preprocessing:
-    """One frame of at most `tokens` image tokens, by `mode`: native (its own shape), stretch, pad (bars) or crop (the
-    middle); None: as the family was trained, in one frame.
+    """The preprocessing of camera images, one frame each.
 
-    Raises InputError for a mode or a number of tokens that the family does not have.
+    Args:
+        mode: native (the image's shape), stretch, pad (bars) or crop (the middle); None: as the family was trained.
+        tokens: maximum number of image tokens.
+
+    Raises:
+        InputError: for a mode or number of tokens that the family does not support.
     """
     if mode is not None and mode not in MODES:
         raise InputError(f"images is one of {', '.join(MODES)}, not {mode}")
@@ -66,18 +71,18 @@ def for_camera(preprocessing: Preprocessing, mode: str | None = None, tokens: in
         side = isqrt(budget) * cell
         return replace(preprocessing, framing=_framed(mode, (side, side), framing))
     if mode == "native":
-        raise InputError("this backbone sees frames of one size: images is stretch, pad or crop")
+        raise InputError("this backbone takes frames of one size: images is stretch, pad or crop")
     size = size_of(framing)
     made = _framed(mode, size, framing) if mode else _single(framing)
-    found = replace(preprocessing, framing=made)
-    count = found.markup.count(made.view(*size))
+    adapted = replace(preprocessing, framing=made)
+    count = adapted.markup.count(made.view(*size))
     if tokens is not None and tokens != count:
-        raise InputError(f"an image of a camera is always {count} tokens to this backbone, not image_tokens={tokens}")
-    return found
+        raise InputError(f"a camera image always has {count} tokens in this backbone, not image_tokens={tokens}")
+    return adapted
 
 
 def size_of(framing: Framing) -> Sides:
-    """Height and width of a frame [pixels], where they are fixed."""
+    """Height and width of a frame [pixels], for framings of fixed size."""
     if isinstance(framing, Split | Whole | Crops):
         return framing.side, framing.side
     sized: Any = framing
@@ -100,7 +105,7 @@ def _fast(resample: str) -> str:
 
 
 def _single(framing: Framing) -> Framing:
-    """As the family was trained, in one frame."""
+    """The family's framing, reduced to one frame."""
     if isinstance(framing, Tiles | Split | Whole):
         return Stretch(size_of(framing), _fast(framing.resample))
     if isinstance(framing, Canvas):

@@ -1,4 +1,4 @@
-"""A format of conversations from a chat template: rendered around words that are then looked for."""
+"""Derives a chat format from a chat template, by rendering marker words and locating them in the result."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from vla.models.chat import ChatFormat, bos_of
 from vla.models.preprocessing.markup import Markup
 from vla.models.preprocessing.released import file_of
 
-FIRST, SECOND, SAID = "firstquestion", "secondquestion", "someanswer"
+FIRST, SECOND, ANSWER = "firstquestion", "secondquestion", "someanswer"
 
 
 def template_of(name: str | Path, tokenizer: Any) -> str | None:
-    """The chat template of a checkpoint, a hub's id or a folder: its processor's, or its tokenizer's; of several
-    files the one that transformers takes."""
+    """The chat template of a checkpoint (an id on the hub or a folder), with the same precedence as in transformers.
+
+    It is the processor's, or else the tokenizer's.
+    """
     files = (file_of(name, file) or {} for file in ("processor_config.json", "chat_template.json"))
-    own = (found["chat_template"] for found in files if found.get("chat_template"))
-    template: Any = next(own, None) or _plain_template(name) or tokenizer.chat_template
+    in_json = (found["chat_template"] for found in files if found.get("chat_template"))
+    template: Any = next(in_json, None) or _plain_template(name) or tokenizer.chat_template
     return template.get("default") if isinstance(template, dict) else template
 
 
@@ -40,30 +42,35 @@ def _plain_template(name: str | Path) -> str | None:
 def chat_of(
     tokenizer: Any, template: str, markup: Markup, image: str, system: str | None, known: ChatFormat
 ) -> ChatFormat:
-    """What a chat template writes around images, prompts and answers, with a `system` message first, if there is one.
+    """The chat format of a chat template.
 
-    `image` is its token of an image. What the template leaves open (the end of an answer) is as in `known`. Raises
-    InputError where a template does not write a question and its image as they are.
+    Args:
+        image: the template's image token.
+        system: system message at the start, if any.
+        known: the family's format, for what the template does not define (the end of an answer).
+
+    Raises:
+        InputError: where the template does not write questions and images verbatim.
     """
 
     def rendered(*turns: Sequence[Any]) -> str:
         messages = [] if system is None else [_message("system", [system])]
         roles = ("user", "assistant")
         messages += [_message(roles[i % 2], turn) for i, turn in enumerate(turns)]
-        told = {"chat_template": template, "tokenize": False, "add_generation_prompt": True}
-        return str(tokenizer.apply_chat_template(messages, **told))
+        options = {"chat_template": template, "tokenize": False, "add_generation_prompt": True}
+        return str(tokenizer.apply_chat_template(messages, **options))
 
     try:
         one, two, none = rendered([None, FIRST]), rendered([None, None, FIRST]), rendered([FIRST])
-        before, _, behind = one.partition(image)
-        question, _, answer = behind.partition(FIRST)
+        before, _, after = one.partition(image)
+        question, _, answer = after.partition(FIRST)
         bare, found, _ = none.partition(FIRST)
-        parts = two.split(image)
-        if not answer or not found or len(parts) != 3:
-            raise InputError("it does not write a question as it is, and a token for each image")
+        segments = two.split(image)
+        if not answer or not found or len(segments) != 3:
+            raise InputError("it does not write a question verbatim, and a token for each image")
     except (TemplateError, TypeError, ValueError, InputError) as error:
         raise InputError(f"the chat template of the checkpoint cannot be read: {error}") from error
-    own_bos = bool(tokenizer.bos_token) and one.startswith(tokenizer.bos_token)
+    writes_bos = bool(tokenizer.bos_token) and one.startswith(tokenizer.bos_token)
     chat = ChatFormat(
         begin=before.removesuffix(markup.begin),
         question=question.removeprefix(markup.end),
@@ -71,21 +78,21 @@ def chat_of(
         end=known.end,
         again=known.again,
         reply=known.reply,
-        between=parts[1].removeprefix(markup.end).removesuffix(markup.begin),
+        between=segments[1].removeprefix(markup.end).removesuffix(markup.begin),
         bare=bare,
-        bos=not own_bos and bool(bos_of(tokenizer.backend_tokenizer)),
+        bos=not writes_bos and bool(bos_of(tokenizer.backend_tokenizer)),
     )
     try:
-        later = rendered([None, FIRST], [SAID], [SECOND])
+        later = rendered([None, FIRST], [ANSWER], [SECOND])
     except (TemplateError, TypeError, ValueError):
         return chat
-    reply, said, rest = later.removeprefix(one).partition(SAID)
-    if not later.startswith(one) or not said or not rest.startswith(known.end):
+    reply, marker, rest = later.removeprefix(one).partition(ANSWER)
+    if not later.startswith(one) or not marker or not rest.startswith(known.end):
         return chat
     return replace(chat, reply=reply, again=rest.removeprefix(known.end).partition(SECOND)[0])
 
 
-def _message(role: str, parts: Sequence[Any]) -> dict[str, Any]:
-    """A message; None stands for an image."""
-    content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
+def _message(role: str, items: Sequence[Any]) -> dict[str, Any]:
+    """A chat message of texts and images (None)."""
+    content = [{"type": "image"} if item is None else {"type": "text", "text": item} for item in items]
     return {"role": role, "content": content}

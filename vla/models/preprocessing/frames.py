@@ -1,4 +1,4 @@
-"""One frame of a fixed size: the image fitted in with bars, stretched, or cut; after LLaVA, PaliGemma and CLIP."""
+"""Framings with one frame of fixed size: padded, stretched or cropped (LLaVA, PaliGemma, CLIP)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vla.models.preprocessing.view import Colour, Piece, Sides, View
 
 @dataclass(frozen=True)
 class Pad:
-    """Fitted into the frame, its aspect ratio kept, bars of the colour `fill` around it."""
+    """The image is fitted into the frame with its aspect ratio, with bars of the colour `fill`."""
 
     kind: ClassVar[str] = "pad"
     size: Sides
@@ -19,13 +19,14 @@ class Pad:
     fill: Colour = (0, 0, 0)
 
     def view(self, height: int, width: int) -> View:
+        """See `Framing.view`."""
         left, top, wide, tall = fitted(height, width, self.size)
         return View((Piece(self.size, ((tall, wide),), (top, left)),), self.resample, self.fill)
 
 
 @dataclass(frozen=True)
 class Square:
-    """In the middle of a square of the colour `fill`, which is then resized: LLaVA 1.5's training."""
+    """The image is centred in a square of the colour `fill`, which is then resized (as LLaVA 1.5 was trained)."""
 
     kind: ClassVar[str] = "square"
     size: Sides
@@ -33,12 +34,13 @@ class Square:
     fill: Colour = (0, 0, 0)
 
     def view(self, height: int, width: int) -> View:
+        """See `Framing.view`."""
         return View((Piece(self.size, (self.size,)),), self.resample, self.fill, squared=True)
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Resized to the frame, whatever its aspect ratio; or to the size `before`, and the middle cut out."""
+    """The image is resized to the frame, ignoring its aspect ratio; or to the size `before` and then centre-cropped."""
 
     kind: ClassVar[str] = "stretch"
     size: Sides
@@ -46,14 +48,17 @@ class Stretch:
     before: Sides | None = None
 
     def view(self, height: int, width: int) -> View:
+        """See `Framing.view`."""
         size = self.before or self.size
         return View((Piece(self.size, (size,), _middle(self.size, size)),), self.resample)
 
 
 @dataclass(frozen=True)
 class Crop:
-    """Resized so that its shorter side is `shortest` pixels, and the middle of it cut out (CLIP); half a pixel goes up
-    and left, or with `nearest` to the even number (torchvision)."""
+    """The image's shorter side is resized to `shortest` pixels, and the image is centre-cropped (CLIP).
+
+    Offsets of half a pixel are rounded up and left, or with `nearest` to the even number (torchvision).
+    """
 
     kind: ClassVar[str] = "crop"
     size: Sides
@@ -62,14 +67,15 @@ class Crop:
     nearest: bool = False
 
     def view(self, height: int, width: int) -> View:
+        """See `Framing.view`."""
         longest = int(self.shortest * max(height, width) / min(height, width))
         size = (self.shortest, longest) if height <= width else (longest, self.shortest)
         return View((Piece(self.size, (size,), _middle(self.size, size, self.nearest)),), self.resample)
 
 
 def _middle(frame: Sides, size: Sides, nearest: bool = False) -> Sides:
-    """Where an image of this size lies, of which the frame shows the middle."""
+    """Offset of an image of this size that is centred on the frame."""
     cut = round if nearest else int
-    # What is smaller than the frame is padded first, half a pixel more behind it.
+    # An image smaller than the frame is padded; an odd pixel goes to the right or bottom.
     top, left = ((f - s) // 2 if f > s else -cut((s - f) / 2) for f, s in zip(frame, size, strict=True))
     return top, left

@@ -1,4 +1,4 @@
-"""The tokens that stand for an image in the text."""
+"""The tokens that represent an image in the text."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass, replace
 from vla.models.preprocessing.view import View
 
 Part = str | int
-"""A text, or a number of image tokens."""
+"""A text, or a count of image tokens."""
 
 
 @dataclass(frozen=True)
 class Markup:
-    """An image is `begin`, its image tokens, and `end`; `{number}` in `begin` is which of a row's images it is. Before
-    each of several images in a row comes `several`.
+    """An image is `begin`, its image tokens, and `end`; `{number}` in `begin` is its number among the row's images.
+    `several` precedes each of several images of a row.
 
-    `tokens` stand for each frame, or with `shared` for all of an image's together. With `cell` there is one for each
-    cell of so many pixels of the first frame, and `between` after each row of them but the last; where there are
-    further frames, which share `overlap` cells at each side with their neighbours, those of their common grid follow in
-    the same way (Molmo). With `split` each frame has its row and column before it (Idefics3). With `joined` the `end`
-    of an image is the `begin` of the next (Idefics).
+    Each frame has `tokens` image tokens, or with `shared` all frames of an image together. With `cell` there is one
+    token for each cell of `cell` x `cell` pixels of the first frame, and `between` separates the rows. The tokens of
+    the common grid of further frames, which share `overlap` cells at each side with their neighbours, follow in the
+    same form (Molmo). With `split` each frame follows its row and column (Idefics3). With `joined` the `end` of an
+    image is the `begin` of the next one (Idefics).
     """
 
     begin: str = ""
@@ -39,7 +39,7 @@ class Markup:
         return replace(self, begin=self.several + self.begin) if self.several and images > 1 else self
 
     def parts(self, view: View, number: int = 1) -> Iterator[Part]:
-        """Texts and numbers of image tokens, one after another; `number` is the image's in its row, from 1."""
+        """Texts and counts of image tokens, in order; `number` is the index of the image in its row, from 1."""
         if self.split:
             yield from self._split(view)
             return
@@ -75,5 +75,5 @@ class Markup:
         yield self.end
 
     def count(self, view: View) -> int:
-        """How many image tokens stand for an image."""
-        return sum(part for part in self.parts(view) if isinstance(part, int))
+        """The number of image tokens of an image."""
+        return sum(item for item in self.parts(view) if isinstance(item, int))

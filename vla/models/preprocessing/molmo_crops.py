@@ -1,4 +1,4 @@
-"""How Molmo cuts an image: the whole of it small, and up to 12 crops that overlap, read as one grid of tokens."""
+"""Molmo's framing: the resized image, and up to 12 overlapping crops that form one grid of tokens."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from vla.models.preprocessing.view import Piece, Sides, View
 
 MAX_CROPS = 12
 MARGIN = 4
-"""Patches at each side of a crop that its neighbour shows too: the tokens there are the neighbour's."""
+"""Patches at each side of a crop that overlap with its neighbour and whose tokens are taken from the neighbour."""
 POOL = 2
-"""A token stands for 2 x 2 patches."""
+"""A token represents 2 x 2 patches."""
 
 
 @dataclass(frozen=True)
 class Crops:
-    """The whole image in a square of `side` pixels, black around it, then crops of that size row by row: up to `most`
-    of them, of patches of `patch` pixels; none for `most` 0.
+    """The image fitted into a black square of `side` pixels, then up to `most` crops of that size, row by row.
 
-    A view's pixels are whole levels, where the released code resizes fractions: they differ by one of 255 at most.
+    `patch` is the side of a patch [pixels]. Pixels are integers, while the released code resizes floating-point images;
+    the difference is at most one of 255 levels.
     """
 
     kind: ClassVar[str] = "crops"
@@ -34,30 +34,34 @@ class Crops:
     resample: str = "bilinear"
 
     def view(self, height: int, width: int) -> View:
+        """See `Framing.view`."""
         size = (self.side, self.side)
-        whole = Piece(size, *_fitted(height, width, size))
+        overview = Piece(size, *_fitted(height, width, size))
         if not self.most:
-            return View((whole,), self.resample)
+            return View((overview,), self.resample)
         margin = MARGIN * self.patch
         window = self.side - 2 * margin
         rows, columns = tiling(height - 2 * margin, width - 2 * margin, window, self.most)
         sizes, (top, left) = _fitted(height, width, (rows * window + 2 * margin, columns * window + 2 * margin))
         starts = [(i * window, j * window) for i in range(rows) for j in range(columns)]
         crops = (Piece(size, sizes, (top - y, left - x)) for y, x in starts)
-        return View((whole, *crops), self.resample, grid=(rows, columns))
+        return View((overview, *crops), self.resample, grid=(rows, columns))
 
 
 def _fitted(height: int, width: int, canvas: Sides) -> tuple[tuple[Sides], Sides]:
-    """The size of an image that fits the canvas, its aspect ratio kept, and where it lies in the middle of it."""
+    """Size and offset of an image that is fitted into the canvas with its aspect ratio, and centred."""
     scale = min(np.float32(canvas[0]) / np.float32(height), np.float32(canvas[1]) / np.float32(width))
     y, x = (max(1, int(np.float32(side) * scale)) for side in (height, width))
     return ((y, x),), ((canvas[0] - y) // 2, (canvas[1] - x) // 2)
 
 
 def tiling(height: int, width: int, window: int, most: int = MAX_CROPS) -> tuple[int, int]:
-    """Rows and columns of windows: the least enlargement of the image that covers it, or else the least reduction.
+    """Rows and columns of windows with the smallest enlargement of the image, or else the smallest reduction.
 
-    `height` and `width` are without the margins, and may be negative, in pixels.
+    Args:
+        height, width: size of the image without the margins [pixels]; may be negative.
+        window: side of a window [pixels].
+        most: maximum number of windows.
     """
     options = [(i, j) for i in range(1, most + 1) for j in range(1, most + 1) if i * j <= most]
     options.sort(key=lambda option: (option[0] * option[1], option[0]))
@@ -68,9 +72,13 @@ def tiling(height: int, width: int, window: int, most: int = MAX_CROPS) -> tuple
     return options[int(best)]
 
 
-def inside(content: Int[Tensor, "n 4"], side: int, patch: int) -> Float[Tensor, "n p"]:
-    """How much of each patch of a frame of `side` pixels shows the image, from 0 to 1; `content` is where it is (left,
-    top, width, height [pixels])."""
+def patch_coverage(content: Int[Tensor, "n 4"], side: int, patch: int) -> Float[Tensor, "n p"]:
+    """Fraction of each patch of a frame that is covered by the image.
+
+    Args:
+        content: left, top, width and height of the image [pixels].
+        side, patch: sides of the frame and of a patch [pixels].
+    """
     starts = torch.arange(0, side, patch, device=content.device)
 
     def covered(first: Int[Tensor, "n"], length: Int[Tensor, "n"]) -> Float[Tensor, "n s"]:
@@ -82,7 +90,10 @@ def inside(content: Int[Tensor, "n 4"], side: int, patch: int) -> Float[Tensor, 
 
 
 def token_grid(rows: int, columns: int, side: int, margin: int) -> Int[Tensor, "r c"]:
-    """Which token shows each cell of the crops' common grid; an image has `side` x `side`, the whole one is first."""
+    """Token index of each cell of the crops' common grid.
+
+    Each frame has `side` x `side` tokens, and the crops follow the resized image.
+    """
 
     def crop_of(count: int) -> tuple[Tensor, Tensor]:
         cells, step = torch.arange(count * (side - 2 * margin) + 2 * margin), side - 2 * margin

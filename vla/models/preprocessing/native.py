@@ -1,4 +1,4 @@
-"""A frame of the image's own shape, in whole patches: Qwen2-VL and Pixtral."""
+"""Framings with one frame of the image's shape, in complete patches (Qwen2-VL, Pixtral)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from vla.models.preprocessing.view import Piece, View
 
 @dataclass(frozen=True)
 class Native:
-    """Both sides the nearest multiple of `cell` pixels, with `least` to `most` pixels in all (Qwen2-VL, section 2.1;
-    `smart_resize` of its released code).
+    """Both sides are rounded to multiples of `cell` pixels, with `least` to `most` pixels in total.
 
-    Raises InputError where an image is more than 200 times as long as it is wide.
+    Source: Qwen2-VL, section 2.1, and `smart_resize` of its released code.
+
+    Raises:
+        InputError: in `view`, for an image whose aspect ratio exceeds 200.
     """
 
     kind: ClassVar[str] = "native"
@@ -25,6 +27,7 @@ class Native:
     resample: str = "bicubic"
 
     def view(self, height: int, width: int) -> View:
+        """See `Framing.view`."""
         if max(height, width) > 200 * min(height, width):
             raise InputError(f"an image of {height} x {width} pixels is too long for its width: at most 200 times")
         size = [round(side / self.cell) * self.cell for side in (height, width)]
@@ -40,7 +43,7 @@ class Native:
 
 @dataclass(frozen=True)
 class Patches:
-    """Never enlarged, at most `longest` pixels a side, and then up to whole patches of `cell` pixels (Pixtral)."""
+    """Sides are reduced to at most `longest` pixels, then rounded up to complete patches of `cell` pixels (Pixtral)."""
 
     kind: ClassVar[str] = "patches"
     cell: int
@@ -48,6 +51,7 @@ class Patches:
     resample: str = "bicubic"
 
     def view(self, height: int, width: int) -> View:
+        """See `Framing.view`."""
         ratio = max(height / self.longest, width / self.longest, 1)
         sides = max(1, math.floor(height / ratio)), max(1, math.floor(width / ratio))
         frame = ((sides[0] - 1) // self.cell + 1) * self.cell, ((sides[1] - 1) // self.cell + 1) * self.cell

@@ -1,4 +1,4 @@
-"""How a released checkpoint's images are shown: by its own preprocessor's settings, or its family's."""
+"""Image preprocessing of released checkpoints, from their image processor's settings or their family's."""
 
 from __future__ import annotations
 
@@ -18,22 +18,26 @@ from vla.models.preprocessing.tiles import Canvas, Split, Tiles, Whole
 
 FILES = ("processor_config.json", "preprocessor_config.json")
 RESAMPLE = {1: "bicubic", 2: "bilinear", 3: "bicubic"}
-"""Pillow's numbers of filters. For Lanczos (1) transformers takes bicubic on tensors, and so is done here; but not for
-the families of `LANCZOS`, whose images it resizes with Pillow."""
+"""Filters by Pillow's numbers. As in transformers, Lanczos (1) is replaced by bicubic, except in the families of
+`LANCZOS`, whose images transformers resizes with Pillow."""
 LANCZOS = ("smolvlm",)
 
 OF_IMAGES = {"image_mean", "image_processor_type", "feature_extractor_type"}
-"""One of these stands in a file that holds an image processor's settings and no other's."""
+"""Keys of which a file with the settings of an image processor has at least one."""
 SIZES = ("size", "crop_size", "max_image_size")
-"""Settings that say how large frames are."""
+"""Settings of the size of frames."""
 
 Values = Mapping[str, Any]
 
 
 def file_of(name: str | Path, file: str) -> dict[str, Any] | None:
-    """What a checkpoint, a hub's id or a folder, has in a JSON file of this name; None where it has none.
+    """The content of a checkpoint's JSON file; None where it does not exist.
 
-    Raises InputError where it is no JSON.
+    Args:
+        name: id on the hub, or a folder.
+
+    Raises:
+        InputError: where it is not JSON.
     """
     path = cached_file(
         name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
@@ -48,19 +52,22 @@ def file_of(name: str | Path, file: str) -> dict[str, Any] | None:
 
 
 def preprocessor_of(name: str | Path, defaults: Values) -> dict[str, Any]:
-    """The settings of a checkpoint's image processor, under transformers' names; what it does not say is the family's.
+    """The settings of a checkpoint's image processor, with transformers' names and the family's `defaults`.
 
-    Mean and deviation are such that a value is (x / 255 - mean) / std. Raises InputError for what it cannot read.
+    Mean and standard deviation are scaled so that a value is (x / 255 - mean) / std.
+
+    Raises:
+        InputError: for a damaged file, or without a normalisation.
     """
     values = dict(defaults)
     for file in FILES:
         found = file_of(name, file) or {}
-        own = found.get("image_processor", found)
-        if own is not found or not OF_IMAGES.isdisjoint(own):
-            values |= {key: value for key, value in own.items() if value is not None}
+        settings = found.get("image_processor", found)
+        if settings is not found or not OF_IMAGES.isdisjoint(settings):
+            values |= {key: value for key, value in settings.items() if value is not None}
             break
     if "image_mean" not in values:
-        raise InputError(f"{name} does not say how its images are normalised: it has no preprocessor_config.json")
+        raise InputError(f"{name} has no mean and std of its images: it has no preprocessor_config.json")
     scale = 255 * values.get("rescale_factor", 1 / 255) if values.get("do_rescale", True) else 255.0
     normalised = values.get("do_normalize", True)
     mean, std = (values["image_mean"], values["image_std"]) if normalised else ([0.0] * 3, [1.0] * 3)
@@ -68,13 +75,19 @@ def preprocessor_of(name: str | Path, defaults: Values) -> dict[str, Any]:
 
 
 def framing_of(family: str, values: Values, side: int) -> Framing:
-    """What is shown of an image, by an image processor's settings; `side` is that of a square frame [pixels], where
-    they do not say. Raises InputError for settings that are not known."""
+    """The framing of an image processor's settings.
+
+    Args:
+        side: default side of a square frame [pixels].
+
+    Raises:
+        InputError: for unsupported settings.
+    """
     number = values.get("resample", 3)
     if number not in RESAMPLE:
-        raise InputError(f"images resized with Pillow's filter {number} cannot be shown: bilinear and bicubic can")
+        raise InputError(f"Pillow's filter {number} is not supported: bilinear and bicubic are")
     if not values.get("do_resize", True):
-        raise InputError("the image processor has do_resize=false: images that are not resized cannot be shown")
+        raise InputError("the image processor has do_resize=false: images without resizing are not supported")
     resample = "lanczos" if number == 1 and family in LANCZOS else RESAMPLE[number]
     if resample == "bicubic" and values.get("pillow"):
         resample = "pillow-bicubic"
@@ -87,32 +100,32 @@ def framing_of(family: str, values: Values, side: int) -> Framing:
 
 
 def frame_of(values: Values) -> int | tuple[int, int] | None:
-    """The side of a square frame, or its height and width [pixels]; None where the settings do not say."""
+    """Side of a square frame, or height and width [pixels]; None where the settings have no size."""
     cropped = values.get("do_center_crop", True) and values.get("crop_size")
     if not (size := cropped or values.get("size")):
         return None
-    tall, wide = _both(size)
-    return tall if tall == wide else (tall, wide)
+    height, width = _both(size)
+    return height if height == width else (height, width)
 
 
 def _plain(values: Values, side: int, resample: str) -> Framing:
     size: Any = values.get("size") or side
-    kept = isinstance(size, dict) and "shortest_edge" in size
-    # CLIP's processor has no use for it.
+    by_shortest = isinstance(size, dict) and "shortest_edge" in size
+    # CLIP's processor ignores do_pad.
     if values.get("do_pad") and not str(values.get("image_processor_type")).startswith("CLIP"):
         fill = [int(255 * mean) for mean in values["image_mean"]]
         return Square(_both(values.get("crop_size") or size), resample, (fill[0], fill[1], fill[2]))
-    if kept and (not values.get("do_center_crop") or size.get("longest_edge")):
+    if by_shortest and (not values.get("do_center_crop") or size.get("longest_edge")):
         raise InputError(
             f"the image processor has the size {size} and do_center_crop={values.get('do_center_crop', False)}: images "
-            "of any shape cannot be shown to this backbone: give a height and a width, or do_center_crop=true"
+            "of any shape are not supported by this backbone: give a height and a width, or do_center_crop=true"
         )
     if not values.get("do_center_crop"):
         return Stretch(_both(size), resample)
-    if isinstance(size, dict) and not kept:
+    if isinstance(size, dict) and not by_shortest:
         frame = _both(values.get("crop_size") or size)
         return Stretch(frame, resample, None if frame == _both(size) else _both(size))
-    shortest = size["shortest_edge"] if kept else min(_both(size))
+    shortest = size["shortest_edge"] if by_shortest else min(_both(size))
     return Crop(_both(values.get("crop_size") or shortest), shortest, resample, values.get("crop_nearest", False))
 
 
@@ -163,7 +176,7 @@ FRAMINGS: dict[str, Callable[[Values, int, str], Framing]] = {
 
 
 def _both(size: Any) -> tuple[int, int]:
-    """Height and width [pixels] of a size as image processors write it."""
+    """Height and width [pixels] of a size in an image processor's settings."""
     if isinstance(size, int):
         return size, size
     if isinstance(size, list | tuple):

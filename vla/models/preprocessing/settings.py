@@ -1,4 +1,4 @@
-"""How images are shown and written, as it is saved with a checkpoint."""
+"""The image preprocessing that is saved with a checkpoint: framing and markup."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from vla.models.preprocessing.view import View
 
 @runtime_checkable
 class Framing(Protocol):
-    """What is shown of an image; a frozen dataclass whose fields are its settings."""
+    """How an image is cut into frames: a frozen dataclass whose fields are its settings."""
 
     kind: ClassVar[str]
 
-    def view(self, height: int, width: int) -> View: ...
+    def view(self, height: int, width: int) -> View:
+        """The frames of an image of this height and width [pixels]."""
+        ...
 
     def __hash__(self) -> int: ...
 
@@ -33,17 +35,17 @@ KINDS: dict[str, Any] = {framing.kind: framing for framing in ALL}
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a vision encoder is shown of an image, and the tokens that stand for it."""
+    """How an image is cut into frames, and the tokens that represent it."""
 
     framing: Framing
     markup: Markup
 
     def view(self, height: int, width: int) -> View:
-        """What is shown of an image of this height and width [pixels]."""
+        """The frames of an image of this height and width [pixels]."""
         return _view(self.framing, height, width)
 
     def parts(self, view: View, number: int) -> tuple[Part, ...]:
-        """`Markup.parts` of what is shown of an image."""
+        """`Markup.parts` of an image's view."""
         return _parts(self.markup, view, number)
 
     def among(self, images: int) -> Preprocessing:
@@ -51,22 +53,23 @@ class Preprocessing:
         return _among(self, images)
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON values: the kind and settings of the framing, and the markup."""
         framing: Any = self.framing
         return {"kind": framing.kind, **asdict(framing), "markup": asdict(self.markup)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """Raises InputError for what is not a way of showing images."""
+        """The inverse of `to_dict`. Raises InputError for an unknown kind or unknown settings."""
         rest = dict(values)
         kind, markup = rest.pop("kind", None), rest.pop("markup", {})
         try:
             settings = {name: tuple(value) if isinstance(value, list) else value for name, value in rest.items()}
             return cls(KINDS[kind](**settings), Markup(**markup))
         except (KeyError, TypeError) as error:
-            raise InputError(f"{kind!r} with {rest} is no way of showing images: {error}") from error
+            raise InputError(f"{kind!r} with {rest} is not an image preprocessing: {error}") from error
 
 
-# Images of one camera, and of one benchmark, have few shapes.
+# The images of a camera or a benchmark have few different shapes.
 @lru_cache(maxsize=4096)
 def _view(framing: Framing, height: int, width: int) -> View:
     return framing.view(height, width)

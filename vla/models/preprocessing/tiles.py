@@ -1,4 +1,4 @@
-"""Several frames of one size: InternVL's tiles, the splitting of Idefics3 and SmolVLM, and Llama 3.2's canvas."""
+"""Framings with several frames of one size: InternVL's tiles, splitting of Idefics3 and SmolVLM, Llama 3.2's canvas."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from vla.models.preprocessing.tiling import grids_of, tile_grid
 from vla.models.preprocessing.view import Piece, Sides, View
 
 LONGEST = 4096
-"""[pixels] The longest side that Idefics3 ever resizes to."""
+"""Longest side of a resized image in Idefics3 [pixels]."""
 
 
 def _cut(grid: Sides, size: Sides, sizes: tuple[Sides, ...]) -> tuple[Piece, ...]:
-    """The frames of `size`, row by row, of an image that was resized to `sizes`."""
+    """The frames of `size`, in row-major order, of an image that was resized to `sizes`."""
     rows, columns = grid
     return tuple(Piece(size, sizes, (-r * size[0], -c * size[1])) for r in range(rows) for c in range(columns))
 
 
 def _longest(height: int, width: int, longest: int) -> Sides:
-    """The size in which the longer side is `longest` and the other even, or else within 4096 pixels."""
+    """The size with a longer side of `longest` pixels and an even shorter side, limited to `LONGEST`."""
     aspect, longer = width / height, longest
     shorter = int(longer / aspect) if width >= height else int(longer * aspect)
     shorter = max(1, shorter + shorter % 2)
@@ -49,17 +49,20 @@ class Tiles:
         return replace(self, most=max(self.least, self.most // images)) if self.shared else self
 
     def view(self, height: int, width: int) -> View:
+        """See `Framing.view`."""
         grid = tile_grid(height, width, self.size, self.most, self.least)
         stretched = (grid[0] * self.size[0], grid[1] * self.size[1])
         pieces = _cut(grid, self.size, (stretched,))
-        whole = (Piece(self.size, (self.size,)),) if len(pieces) > 1 else ()
-        return View(pieces + whole, self.resample, grid=grid)
+        overview = (Piece(self.size, (self.size,)),) if len(pieces) > 1 else ()
+        return View(pieces + overview, self.resample, grid=grid)
 
 
 @dataclass(frozen=True)
 class Split:
-    """The longer side resized to `longest` pixels, both stretched to whole tiles of `side`, and the whole image last
-    (Idefics3, section 3.2.2)."""
+    """The longer side is resized to `longest` pixels, then both sides are stretched to multiples of the tile `side`.
+
+    The resized image follows the tiles (Idefics3, section 3.2.2).
+    """
 
     kind: ClassVar[str] = "split"
     side: int
@@ -67,15 +70,16 @@ class Split:
     resample: str = "bicubic"
 
     def view(self, height: int, width: int) -> View:
+        """See `Framing.view`."""
         first = _longest(height, width, self.longest)
-        second = self._whole_tiles(*first)
+        second = self._round_to_tiles(*first)
         grid, size = (second[0] // self.side, second[1] // self.side), (self.side, self.side)
         if grid == (1, 1):
             return View((Piece(size, (first, second)),), self.resample)
         pieces = _cut(grid, size, (first, second))
         return View((*pieces, Piece(size, (first, second, size))), self.resample, grid=grid)
 
-    def _whole_tiles(self, height: int, width: int) -> Sides:
+    def _round_to_tiles(self, height: int, width: int) -> Sides:
         def up(side: int) -> int:
             return math.ceil(side / self.side) * self.side
 
@@ -87,7 +91,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Whole:
-    """The whole image alone, as `Split` shows it without splitting: resized, and then stretched to a tile."""
+    """The image as one tile, without splitting: resized as in `Split`, then stretched to a tile."""
 
     kind: ClassVar[str] = "whole"
     side: int
@@ -95,14 +99,17 @@ class Whole:
     resample: str = "bicubic"
 
     def view(self, height: int, width: int) -> View:
+        """See `Framing.view`."""
         first, size = _longest(height, width, self.longest), (self.side, self.side)
         return View((Piece(size, (first, size)),), self.resample)
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """On the smallest canvas of up to `most` tiles that enlarges it least, or else reduces it least; at its upper left,
-    the rest black (Llama 3.2)."""
+    """The image is in the upper left corner of a black canvas of up to `most` tiles (Llama 3.2).
+
+    The canvas is the one with the smallest enlargement, or else the smallest reduction; of several, the smallest.
+    """
 
     kind: ClassVar[str] = "canvas"
     size: Sides
@@ -110,9 +117,10 @@ class Canvas:
     resample: str = "bilinear"
 
     def view(self, height: int, width: int) -> View:
+        """See `Framing.view`."""
         side = self.size[0]
         rows, columns = self._grid(height, width)
-        sides = [min(max(own, side), tiles * side) for own, tiles in ((height, rows), (width, columns))]
+        sides = [min(max(pixels, side), tiles * side) for pixels, tiles in ((height, rows), (width, columns))]
         down, across = sides[0] / height, sides[1] / width
         if across < down:
             fit = (min(math.floor(height * across) or 1, sides[0]), sides[1])

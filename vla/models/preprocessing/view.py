@@ -1,4 +1,4 @@
-"""What a vision encoder is shown of an image: frames, each with a part of the resized image, and how they are drawn."""
+"""The frames into which an image is cut, each with a part of the resized image, and their drawing."""
 
 from __future__ import annotations
 
@@ -20,8 +20,13 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Piece:
-    """A frame of height and width `frame`, on which the image lies with its upper left corner at `offset` (top, left;
-    negative where a part is cut off), after it was resized to each of `sizes` in turn. All in pixels."""
+    """One frame with a part of the image.
+
+    Attributes:
+        frame: height and width of the frame [pixels].
+        sizes: sizes to which the image is resized, one after the other [pixels].
+        offset: top and left of the resized image on the frame [pixels]; negative where it is cut off.
+    """
 
     frame: Sides
     sizes: tuple[Sides, ...]
@@ -31,8 +36,8 @@ class Piece:
     def content(self) -> tuple[int, int, int, int]:
         """The part of the frame that shows the image: left, top, width and height [pixels]."""
         spans = [
-            (max(0, at), min(side, at + shown))
-            for at, side, shown in zip(self.offset, self.frame, self.sizes[-1], strict=True)
+            (max(0, start), min(side, start + length))
+            for start, side, length in zip(self.offset, self.frame, self.sizes[-1], strict=True)
         ]
         (top, bottom), (left, right) = spans
         return left, top, right - left, bottom - top
@@ -40,7 +45,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class View:
-    """The frames of an image; `grid` is in how many rows and columns of frames it was cut.
+    """The frames of an image; `grid` is the number of rows and columns of frames.
 
     With `squared` the image is put in the middle of a square before it is resized. What of a frame it does not cover
     has the colour `fill` (RGB). `resample` is a filter of `vla.common.images.scaled`.
@@ -54,17 +59,17 @@ class View:
 
 
 def draw(image: Image, view: View, frames: Sequence[UInt8[np.ndarray, "_h _w 3"]]) -> None:
-    """Draws each piece on the upper left of its frame, which may be larger than the piece."""
+    """Draws each piece into the upper left corner of its frame, which may be larger than the piece."""
     source = squared(image, view.fill) if view.squared else image
     made: dict[tuple[Sides, ...], Image] = {(): source}
     for piece, frame in zip(view.pieces, frames, strict=True):
         for i, size in enumerate(piece.sizes):
             if piece.sizes[: i + 1] not in made:
                 made[piece.sizes[: i + 1]] = scaled(made[piece.sizes[:i]], *size, view.resample)
-        _place(made[piece.sizes], piece, view.fill, frame[: piece.frame[0], : piece.frame[1]])
+        _draw_piece(made[piece.sizes], piece, view.fill, frame[: piece.frame[0], : piece.frame[1]])
 
 
-def _place(image: Image, piece: Piece, fill: Colour, frame: UInt8[np.ndarray, "_h _w 3"]) -> None:
+def _draw_piece(image: Image, piece: Piece, fill: Colour, frame: UInt8[np.ndarray, "_h _w 3"]) -> None:
     left, top, width, height = piece.content
     if (width, height) != (frame.shape[1], frame.shape[0]):
         for bar in (frame[:top], frame[top + height :], frame[:, :left], frame[:, left + width :]):
@@ -80,7 +85,7 @@ def _paint(pixels: UInt8[np.ndarray, "_h _w 3"], colour: Colour) -> None:
 
 
 def squared(image: Image, fill: Colour) -> Image:
-    """The image in the middle of a square of the colour."""
+    """The image centred in a square of the colour."""
     height, width = image.shape[:2]
     side = max(height, width)
     square = np.empty((side, side, 3), np.uint8)
@@ -95,22 +100,23 @@ def draw_all(
     views: Sequence[View],
     frames: Sequence[Sequence[UInt8[np.ndarray, "_h _w 3"]]],
 ) -> None:
-    """Draws each image's view; those that are stored are decoded on the way, several at a time.
+    """Draws each image's view; stored images are decoded in groups by their source.
 
-    Raises InputError where a stored one is damaged.
+    Raises:
+        InputError: where a stored image is damaged.
     """
-    stored: dict[int, list[int]] = defaultdict(list)
-    for place, image in enumerate(images):
+    by_source: dict[int, list[int]] = defaultdict(list)
+    for i, image in enumerate(images):
         if isinstance(image, StoredImage):
-            stored[id(image.source)].append(place)
+            by_source[id(image.source)].append(i)
         else:
-            draw(image, views[place], frames[place])
-    for places in stored.values():
-        together = [image for place in places if isinstance(image := images[place], StoredImage)]
+            draw(image, views[i], frames[i])
+    for indices in by_source.values():
+        group = [image for i in indices if isinstance(image := images[i], StoredImage)]
 
-        def put(
-            number: int, image: Image, places: Sequence[int] = places, stored: Sequence[StoredImage] = together
+        def draw_one(
+            number: int, image: Image, indices: Sequence[int] = indices, group: Sequence[StoredImage] = group
         ) -> None:
-            draw(stored[number].of(image), views[places[number]], frames[places[number]])
+            draw(group[number].of(image), views[indices[number]], frames[indices[number]])
 
-        together[0].source.for_each(np.array([image.index for image in together]), put)
+        group[0].source.for_each(np.array([image.index for image in group]), draw_one)
