@@ -113,7 +113,7 @@ def test_left_of_the_robot_is_right_in_the_image() -> None:
 
 
 def test_captions_are_judged_by_kind_and_by_color() -> None:
-    entry = {"seen": ["red cube", "blue ball"], "perhaps": ["red cube", "blue ball", "green cone"]}
+    entry = {"visible": ["red cube", "blue ball"], "possible": ["red cube", "blue ball", "green cone"]}
     wrong, named, any_wrong, _, found, there, attributes, colored = CHAIR_SIM.benchmark.units(
         {"0": entry}, {"0": "A red ball, a cone and two bricks."}
     )[0].sums

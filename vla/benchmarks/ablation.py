@@ -25,7 +25,7 @@ from vla.evaluation.rollouts.rollout import rollout
 from vla.evaluation.rollouts.summary import summarize
 from vla.evaluation.rollouts.trial import trials_for
 from vla.evaluation.vlm.answerer import BackboneAnswerer
-from vla.evaluation.vlm.probes.registry import chosen
+from vla.evaluation.vlm.probes.registry import select_probes
 from vla.models.vla import VLA
 from vla.policies.vla import VlaPolicy
 from vla.training.run import train
@@ -107,7 +107,7 @@ def _measure(model: VLA, *, folder: Path, evaluations: int, questions: int, prob
     answers = vqa_accuracy(model, heldout_by_kind(VqaStore(folder / "scenes.zarr"), questions))
     numbers["VQA"] = statistics.mean(answers.values())
     answerer = BackboneAnswerer(model)
-    for name, probe in chosen(None, answerer).items():
+    for name, probe in select_probes(None, answerer).items():
         numbers[name] = next(iter(probe(answerer, probes, 0, baseline=False).report["scores"].values()))["value"]
     return numbers
 

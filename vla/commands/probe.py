@@ -24,12 +24,12 @@ def probe(*, policy: str, probes: Sequence[str] | None, n: int, seed: int, out: 
     from vla.common.atomic import write_json
     from vla.evaluation.vlm.answerer import open_answerer
     from vla.evaluation.vlm.probes.probe_report import write_probe_page
-    from vla.evaluation.vlm.probes.registry import check, chosen
+    from vla.evaluation.vlm.probes.registry import check, select_probes
 
     check(probes)
     answerer = open_answerer(policy)
     found: dict[str, Found] = {}
-    for name, run in chosen(probes, answerer).items():
+    for name, run in select_probes(probes, answerer).items():
         found[name] = run(answerer, n, seed)
         print(table(name, found[name]), flush=True)
     page = write_probe_page(Path(out) / "probes.html", policy, found)

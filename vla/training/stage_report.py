@@ -21,7 +21,7 @@ from vla.evaluation.heldout import SHORT, heldout_by_kind
 from vla.evaluation.vlm.answerer import Answerer, open_answerer, weights_of
 from vla.evaluation.vlm.probes.probe import Found
 from vla.evaluation.vlm.probes.probe_report import write_probe_page
-from vla.evaluation.vlm.probes.registry import LOWER, check, chosen
+from vla.evaluation.vlm.probes.registry import LOWER, check, select_probes
 from vla.evaluation.vlm.scoring.benchmark import Unit, interval, mean, scored
 from vla.evaluation.vlm.vqa import score
 
@@ -61,7 +61,7 @@ class StageReport:
         if self.stages.get(stage, {}).get("weights", "") != weights:
             answerer = open_answerer(policy)
             found = {"vqa": held_out(answerer, self.stores)}
-            probes = chosen(list(self.scenes), answerer)
+            probes = select_probes(list(self.scenes), answerer)
             found |= {name: run(answerer, self.scenes[name], 0) for name, run in probes.items()}
             write_probe_page(self.out / stage / "probes.html", f"after {stage}", found)
             samples = {f"{name}/{label}": draws for name, item in found.items() for label, draws in item.drawn.items()}
