@@ -1,4 +1,4 @@
-"""Gymnasium environments on MuJoCo. Importing this registers them and loads neither MuJoCo nor a model.
+"""Gymnasium environments on MuJoCo. Importing this package registers them, without loading MuJoCo or a model.
 
 >>> import gymnasium, vla.envs
 >>> env = gymnasium.make("vla/SO101-Pick-v1")
@@ -12,9 +12,9 @@ import sys
 from gymnasium.envs.registration import register
 
 if sys.platform == "linux" and not os.environ.get("MUJOCO_GL"):
-    # MuJoCo reads this when it is imported. EGL draws without a display.
+    # MuJoCo reads this at import. EGL renders without a display.
     os.environ["MUJOCO_GL"] = "egl"
-# One software-rendering thread a process: these scenes are too small to share out.
+# One software-rendering thread per process: these scenes are too small for several.
 os.environ.setdefault("LP_NUM_THREADS", "1")
 
 MAX_STEPS = {
@@ -35,7 +35,7 @@ MAX_STEPS = {
 
 
 def env_id(task: str) -> str:
-    """The Gymnasium id of a task: that of "drawer-open" is "vla/SO101-DrawerOpen-v1"."""
+    """The Gymnasium id of a task, for example "vla/SO101-DrawerOpen-v1" for "drawer-open"."""
     return f"vla/SO101-{''.join(word.capitalize() for word in task.split('-'))}-v1"
 
 

@@ -1,4 +1,4 @@
-"""The tasks by name. A new one is a class like these, a line here and one in `vla.envs.MAX_STEPS`."""
+"""The tasks by name. A new task needs a class, a line here, and one in `vla.envs.MAX_STEPS`."""
 
 from __future__ import annotations
 
