@@ -31,12 +31,12 @@ def score(kind: str, prediction: str, answer: str) -> float:
       as digits (VQAv2's official script, without its contractions).
     """
     if kind == "point":
-        predicted, true = parse_point(prediction), parse_point(answer)
+        point, true = parse_point(prediction), parse_point(answer)
         # The slack accepts a point at exactly the tolerance despite rounding.
-        return float(bool(predicted and true and math.dist(predicted, true) <= POINT_TOLERANCE + 1e-9))
+        return float(bool(point and true and math.dist(point, true) <= POINT_TOLERANCE + 1e-9))
     if kind in DESCRIPTIONS:
-        predicted, expected = (Counter(normalize_answer(text).split()) for text in (prediction, answer))
-        return 2 * (predicted & expected).total() / max(1, predicted.total() + expected.total())
+        words, expected = (Counter(normalize_answer(text).split()) for text in (prediction, answer))
+        return 2 * (words & expected).total() / max(1, words.total() + expected.total())
     return float(bool(prediction.strip()) and normalize_answer(prediction) == normalize_answer(answer))
 
 
