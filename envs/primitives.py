@@ -174,7 +174,7 @@ def grasp_at(scene: TableScene, arm: Arm, position: Float[np.ndarray, "3"], yaw:
     return np.array([*(position[:2] - direction(yaw) * (middle - SITE_X)), position[2]])
 
 
-def around(scene: TableScene, arm: Arm, position: Float[np.ndarray, "3"], yaw: float) -> bool:
+def jaws_around(scene: TableScene, arm: Arm, position: Float[np.ndarray, "3"], yaw: float) -> bool:
     """Whether the jaws are approximately around a position [m]."""
     offset = tip_of(scene, arm) - grasp_at(scene, arm, position, yaw)
     return bool(np.hypot(*offset[:2]) < 1.5 * HOLD_RADIUS and offset[2] < 2 * HEIGHT_TOLERANCE)

@@ -105,13 +105,13 @@ def look(task: str, seed: int, save: str | None) -> None:
                 while window.show(observation["instruction"]):
                     time.sleep(FRAME)
             return
-        _write(beside(observation["images"]), Path(save))
+        _write(side_by_side(observation["images"]), Path(save))
         print(f"wrote {save}: {', '.join(observation['images'])}")
     finally:
         env.close()
 
 
-def beside(images: Mapping[str, UInt8[np.ndarray, "_h _w 3"]]) -> UInt8[np.ndarray, "height width 3"]:
+def side_by_side(images: Mapping[str, UInt8[np.ndarray, "_h _w 3"]]) -> UInt8[np.ndarray, "height width 3"]:
     """The images side by side, padded with black at the bottom."""
     height = max(image.shape[0] for image in images.values())
     return np.concatenate([np.pad(i, ((0, height - len(i)), (0, 0), (0, 0))) for i in images.values()], axis=1)

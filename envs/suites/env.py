@@ -28,7 +28,7 @@ from jaxtyping import Float, UInt8
 from vla.common.pip_install import install_command
 from vla.embodiment import ACTION_MODES, Embodiment
 from vla.envs.suites.config import Suite
-from vla.envs.suites.pictures import Pictures
+from vla.envs.suites.pictures import ModelRenderer
 from vla.errors import InputError
 
 MAX_LENGTH = 256
@@ -58,7 +58,7 @@ class SuiteEnv(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
         self.inner = _make(config)
         self.embodiment = _embodiment(config, self.inner)
         self.metadata = self.metadata | {"render_fps": round(config.control_hz)}
-        self._pictures: Pictures | None = None
+        self._renderer: ModelRenderer | None = None
         self._readers = [_reader(source) for source in config.state.values()]
         low, high = np.array(self.embodiment.action_low), np.array(self.embodiment.action_high)
         self.action_space = spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
@@ -125,20 +125,20 @@ class SuiteEnv(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
         """The cameras' images of the present state."""
         model = self.model
         if (
-            self._pictures is None or self._pictures.model is not model
+            self._renderer is None or self._renderer.model is not model
         ):  # some environments build a new model per episode
             self._free()
-            self._pictures = Pictures(model, self.config.cameras)
-        return self._pictures.draw(self.data, {s: _entry(self.raw, key) for s, key in self.config.sites.items()})
+            self._renderer = ModelRenderer(model, self.config.cameras)
+        return self._renderer.draw(self.data, {s: _entry(self.raw, key) for s, key in self.config.sites.items()})
 
     def render(self) -> UInt8[np.ndarray, "h w 3"]:
         """The first camera's image."""
         return self.capture()[self.embodiment.cameras[0]]
 
     def _free(self) -> None:
-        if self._pictures is not None:
-            self._pictures.close()
-        self._pictures = None
+        if self._renderer is not None:
+            self._renderer.close()
+        self._renderer = None
 
     def close(self) -> None:
         self._free()

@@ -14,7 +14,7 @@ from vla.envs.suites.config import Camera
 from vla.errors import InputError
 
 
-class Pictures:
+class ModelRenderer:
     """Renders the cameras of a model, on a copy of its data. `close()` frees the renderers."""
 
     def __init__(self, model: mujoco.MjModel, cameras: Mapping[str, Camera]) -> None:

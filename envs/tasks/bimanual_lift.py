@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vla.envs.objects import COLORS, SIZES, Furniture, Layout, ObjectSpec
-from vla.envs.primitives import CLOSED, LIFT_TO, OPEN, Command, around, close_on, contacts, grasp_at, tip_of
+from vla.envs.primitives import CLOSED, LIFT_TO, OPEN, Command, close_on, contacts, grasp_at, jaws_around, tip_of
 from vla.envs.scene import Arm, TableScene
 from vla.envs.tasks.task import Span, Task, shifted
 
@@ -75,7 +75,7 @@ class BimanualLift(Task):
         # Both hands rise with the lower one; a hand that holds the bar alone does not move, to avoid dragging it.
         height = min(min(tip[2] for tip in tips) + 0.04, LIFT_TO) if all(holds) else SIZES["bar"][2] - BELOW
         low = bool(scene.object_position(target)[2] < 2 * SIZES["bar"][2])
-        wait = low and not all(around(scene, *hand) or held for hand, held in zip(hands, holds, strict=True))
+        wait = low and not all(jaws_around(scene, *hand) or held for hand, held in zip(hands, holds, strict=True))
         commands = []
         for (arm, position, yaw), tip, held in zip(hands, tips, holds, strict=True):
             xy = (grasp_at(scene, arm, position, yaw) if all(holds) else tip)[:2]

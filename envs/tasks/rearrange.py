@@ -174,7 +174,7 @@ class Sort(Rearrangement):
         return scene.goals[target if same else 1 - target]
 
     def moves(self, scene: TableScene, target: int, goal: int) -> list[Move]:
-        return [into(scene, i, self._bowl(scene, i, target)) for i in range(len(scene.objects))]
+        return [move_into(scene, i, self._bowl(scene, i, target)) for i in range(len(scene.objects))]
 
     def wrong(self, scene: TableScene, target: int, goal: int) -> bool:
         return any(in_bowl(scene, i, self._bowl(scene, i, 1 - target)) for i in range(len(scene.objects)))
@@ -221,7 +221,7 @@ class Count(Rearrangement):
         # Objects in the bowl first, then the grasped one, so that the selection is stable between steps.
         bowl = scene.goals[0]
         first = sorted(range(3), key=lambda i: (not in_bowl(scene, i, bowl), not grasped(scene, i), i))
-        return [into(scene, i, bowl) for i in first[: target + 1]]
+        return [move_into(scene, i, bowl) for i in first[: target + 1]]
 
     def done(self, scene: TableScene, target: int, goal: int) -> bool:
         return sum(in_bowl(scene, i, scene.goals[0]) for i in range(3)) == target + 1 and not self.wrong(
@@ -233,7 +233,7 @@ class Count(Rearrangement):
         return sum(inside[:3]) > target + 1 or inside[3]
 
 
-def into(scene: TableScene, index: int, bowl: GoalSpec) -> Move:
+def move_into(scene: TableScene, index: int, bowl: GoalSpec) -> Move:
     """Moves object `index` into the far half of the bowl, or into the near half if the far one is occupied."""
     middle = np.array([bowl.x, bowl.y])
     outward = BESIDE * direction(azimuth(middle))

@@ -100,8 +100,8 @@ def bench_inference(
             del peer
             _free()
         our_median, rows_of = float(np.median(ours["total"][0])), []
-        for who, parts in times.items():
-            rows_of += [_row(name, who, part, *parts[part], our_median) for part in PARTS if part in parts]
+        for contestant, parts in times.items():
+            rows_of += [_row(name, contestant, part, *parts[part], our_median) for part in PARTS if part in parts]
         rows += rows_of
         targets += _targets(shape, {k: float(np.median(v["total"][0])) for k, v in times.items()}, ours, cuda)
     return Table(rows, targets)
@@ -112,12 +112,12 @@ Measured = Mapping[str, tuple[Sequence[float], float | None]]
 
 
 def _row(
-    name: str, who: str, part: str, times: Sequence[float], bound: float | None, our_median: float
+    name: str, contestant: str, part: str, times: Sequence[float], bound: float | None, our_median: float
 ) -> dict[str, Any]:
     middle, worst = np.percentile(times, (50, 99))
     return {
         "model": name,
-        "by": who,
+        "by": contestant,
         "part": part,
         "p50 ms": 1000 * float(middle),
         "p99 ms": 1000 * float(worst),
@@ -132,12 +132,12 @@ def _targets(shape: Shape, totals: dict[str, float], ours: Measured, cuda: bool)
     made = []
     if shape.name == "pi0" and cuda and bound is not None:
         made.append(Target("pi0: time / roofline bound", our_median / bound, ROOFLINE, at_most=True))
-        wanted = {"generate": GENERATE, "lerobot pi0": LEROBOT}
+        minimums = {"generate": GENERATE, "lerobot pi0": LEROBOT}
     else:
-        wanted = {"generate": NANO} if shape.name == "nano" and not cuda else {}
-    for who, value in wanted.items():
-        if who in totals:
-            made.append(Target(f"{shape.name}: time of {who} / ours", totals[who] / our_median, value))
+        minimums = {"generate": NANO} if shape.name == "nano" and not cuda else {}
+    for contestant, value in minimums.items():
+        if contestant in totals:
+            made.append(Target(f"{shape.name}: time of {contestant} / ours", totals[contestant] / our_median, value))
     return made
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vla.errors import InputError
 
 if TYPE_CHECKING:
-    from vla.evaluation.vlm.probes.probe import Found
+    from vla.evaluation.vlm.probes.probe import ProbeResult
 
 
 def probe(*, policy: str, probes: Sequence[str] | None, n: int, seed: int, out: str, json: str | None) -> None:
@@ -28,7 +28,7 @@ def probe(*, policy: str, probes: Sequence[str] | None, n: int, seed: int, out: 
 
     check(probes)
     answerer = open_answerer(policy)
-    found: dict[str, Found] = {}
+    found: dict[str, ProbeResult] = {}
     for name, run in select_probes(probes, answerer).items():
         found[name] = run(answerer, n, seed)
         print(table(name, found[name]), flush=True)
@@ -40,7 +40,7 @@ def probe(*, policy: str, probes: Sequence[str] | None, n: int, seed: int, out: 
     print(page)
 
 
-def table(name: str, found: Found) -> str:
+def table(name: str, found: ProbeResult) -> str:
     """Its scores with their intervals, beside those without a picture."""
     lines = [f"{name:24}{'value':>9}  {'95 % interval':18}{'blank':>7}"]
     for label, score in found.report["scores"].items():

@@ -121,7 +121,7 @@ def _shared(size: int, file: Any) -> FrameMemory:
 
 
 @dataclass(frozen=True)
-class _Sent:
+class _SentBatch:
     """A batch in transfer: its images by location (slot, offset, shape, strides) if in shared memory, else by value."""
 
     process: int
@@ -129,7 +129,7 @@ class _Sent:
     values: dict[str, Any]
 
     @classmethod
-    def of(cls, batch: Batch, process: int, slot: int, memory: FrameMemory, free: int) -> _Sent:
+    def of(cls, batch: Batch, process: int, slot: int, memory: FrameMemory, free: int) -> _SentBatch:
         """Copies images that are not yet in the shared memory to its offset `free` [bytes], if they fit."""
         values = {f.name: getattr(batch, f.name) for f in fields(Batch)}
         values = {name: v.numpy() if isinstance(v, torch.Tensor) else v for name, v in values.items()}
@@ -151,7 +151,7 @@ class _Sent:
         return Batch(**{**values, **tensors})
 
 
-class _Steps(Dataset[list[_Sent] | InputError]):
+class _Steps(Dataset[list[_SentBatch] | InputError]):
     """The micro-batches of each step, in a loader process. Errors are returned, and raised by the parent."""
 
     def __init__(self, make: bytes, memory: Sequence[Sequence[FrameMemory]]) -> None:
@@ -159,7 +159,7 @@ class _Steps(Dataset[list[_Sent] | InputError]):
         self._make: Make | None = None
         self._count = 0
 
-    def __getitem__(self, step: int) -> list[_Sent] | InputError:
+    def __getitem__(self, step: int) -> list[_SentBatch] | InputError:
         worker = get_worker_info()
         assert worker is not None
         slot, self._count = self._count % SLOTS, self._count + 1
@@ -171,7 +171,7 @@ class _Steps(Dataset[list[_Sent] | InputError]):
         except InputError as error:
             return error
         ends = np.cumsum([0, *(batch.images.numel() for batch in micro)]).tolist()
-        return [_Sent.of(batch, worker.id, slot, memory, free) for batch, free in zip(micro, ends, strict=False)]
+        return [_SentBatch.of(batch, worker.id, slot, memory, free) for batch, free in zip(micro, ends, strict=False)]
 
 
 def _begin(process: int) -> None:

@@ -99,8 +99,8 @@ def train(
     if plan.checkpointing:
         recompute_blocks(model)
     world.shard(model, uses_bf16(plan.precision, world.device))
-    wanted = settings(plan, mixture.shares, origin or {})
-    return _train(model.train(), mixture, plan, run, evaluate, world, wanted)
+    run_settings = settings(plan, mixture.shares, origin or {})
+    return _train(model.train(), mixture, plan, run, evaluate, world, run_settings)
 
 
 def _train(
@@ -110,11 +110,11 @@ def _train(
     run: Path,
     evaluate: Evaluate | None,
     world: DistributedContext,
-    wanted: dict[str, Any],
+    run_settings: dict[str, Any],
 ) -> Outcome:
     ema = Ema(model, plan.ema)
     optimizer = Optimizers(model, plan.weight_decay, plan.lr_multipliers, plan.optimizer)
-    progress, found = checkpoint.begin(run, wanted, model, ema, optimizer, world)
+    progress, found = checkpoint.begin(run, run_settings, model, ema, optimizer, world)
     if found and progress.evaluations and progress.evaluations[-1]["step"] == progress.step:
         # The process may have been killed before the comparison.
         _select(run, found, progress.evaluations, plan.vqa_margin, world)

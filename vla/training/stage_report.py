@@ -19,7 +19,7 @@ from vla.datasets.questions import KINDS
 from vla.datasets.vqa import VqaStore
 from vla.evaluation.heldout import SHORT, heldout_by_kind
 from vla.evaluation.vlm.answerer import Answerer, open_answerer, weights_of
-from vla.evaluation.vlm.probes.probe import Found
+from vla.evaluation.vlm.probes.probe import ProbeResult
 from vla.evaluation.vlm.probes.probe_report import write_probe_page
 from vla.evaluation.vlm.probes.registry import LOWER, check, select_probes
 from vla.evaluation.vlm.scoring.benchmark import Unit, interval, mean, scored
@@ -143,7 +143,7 @@ def _cell(score: Mapping[str, Any]) -> str:
     return "<br>".join(f'<span style="white-space: nowrap">{line}</span>' for line in lines)
 
 
-def held_out(answerer: Answerer, stores: Mapping[str, str]) -> Found:
+def held_out(answerer: Answerer, stores: Mapping[str, str]) -> ProbeResult:
     """The accuracy of held-out short questions, computed as in training, with an interval."""
 
     units: list[Unit] = []
@@ -152,4 +152,4 @@ def held_out(answerer: Answerer, stores: Mapping[str, str]) -> Found:
             answers = answerer([e.prompt for e in examples], [decoded(e.images) for e in examples], SHORT, "vqa")
             right = [score(kind, answer, str(e.target)) for answer, e in zip(answers, examples, strict=True)]
             units += [Unit((one, 1.0), (("kind", kind),)) for one in right]
-    return Found(*scored(units, mean("accuracy")), {})
+    return ProbeResult(*scored(units, mean("accuracy")), {})

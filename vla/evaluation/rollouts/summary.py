@@ -39,7 +39,7 @@ def summarize(results: Sequence[Result], *, stop: float | None = None) -> dict[s
         "seconds_to_success": _mean(r.seconds for r in named if r.success),
         **means,
         "invalid_chunks": sum(r.invalid for r in results),
-        "by_axis": [beside(axis, named, [r for r in counted if r.group == axis]) for axis in others],
+        "by_axis": [axis_row(axis, named, [r for r in counted if r.group == axis]) for axis in others],
         "latency": _latency([r for r in counted if r.group == "named"], cells) if len(cells) > 1 else [],
     }
 
@@ -72,7 +72,7 @@ def paired(first: Iterable[Result], second: Iterable[Result]) -> dict[str, Any]:
     }
 
 
-def beside(name: str, nominal: Sequence[Result], results: Sequence[Result]) -> dict[str, Any]:
+def axis_row(name: str, nominal: Sequence[Result], results: Sequence[Result]) -> dict[str, Any]:
     """A row of the table of axes: a group compared with the nominal scenes of the same seeds."""
     return {"axis": name, **rate(results), **paired(nominal, results)}
 

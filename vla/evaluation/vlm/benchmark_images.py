@@ -36,7 +36,7 @@ MANY = 7
 """The maximum number of images of an MMMU question, image_1 and on."""
 
 
-class Pictures:
+class ImageFiles:
     """Finds the images of questions.
 
     Args:

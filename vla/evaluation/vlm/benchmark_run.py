@@ -18,7 +18,7 @@ from tqdm import tqdm
 from vla.common.atomic import write_json
 from vla.errors import InputError
 from vla.evaluation.vlm.answerer import ROWS, Answerer
-from vla.evaluation.vlm.benchmark_images import UPRIGHT, Pictures
+from vla.evaluation.vlm.benchmark_images import UPRIGHT, ImageFiles
 from vla.evaluation.vlm.scoring.benchmark import Benchmark
 from vla.evaluation.vlm.scoring.choice import ROTATION
 from vla.evaluation.vlm.scoring.files import Entry
@@ -57,7 +57,7 @@ class Files:
 
     benchmark: Benchmark
     questions: Mapping[str, Entry]
-    pictures: Pictures
+    images: ImageFiles
     tokens: int
 
     @classmethod
@@ -84,20 +84,20 @@ class Files:
         questions = {i: entry for i, entry in questions.items() if entry.get("data_type") != "video"}
         if limit is not None:
             questions = subsample(questions, limit)
-        pictures = Pictures(folder, files, upright=name in UPRIGHT)
+        images = ImageFiles(folder, files, upright=name in UPRIGHT)
         for i, entry in questions.items():
-            pictures.check(i, entry)
+            images.check(i, entry)
             try:
                 bench.prompt(entry)
             except KeyError as error:
                 raise InputError(f"question {i!r} of {files[0]} has no field {error}: is it of {name}?") from error
-        return cls(bench, questions, pictures, TOKENS.get(name, 32))
+        return cls(bench, questions, images, TOKENS.get(name, 32))
 
     @property
     def digest(self) -> str:
         """The SHA-256 of the prompts and of the image files."""
         prompts = [
-            [i, self.benchmark.prompt(entry), self.pictures.digest(i, entry)]
+            [i, self.benchmark.prompt(entry), self.images.digest(i, entry)]
             for i, entry in sorted(self.questions.items())
         ]
         return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
@@ -115,7 +115,7 @@ class Files:
         with tqdm(total=len(self.questions), initial=len(answers), unit="question", leave=False) as bar:
             for group in batched(missing, ROWS):
                 prompts = [self.benchmark.prompt(self.questions[i]) for i in group]
-                images = [self.pictures.of(i, self.questions[i]) for i in group]
+                images = [self.images.of(i, self.questions[i]) for i in group]
                 found = dict(zip(group, answerer(prompts, images, self.tokens, "plain"), strict=True))
                 answers |= found
                 if file is not None:

@@ -71,9 +71,9 @@ def train_contrastive(
         InputError: there are fewer captions than a batch has rows, the backbone is not composed, an option is invalid,
             or the run is finished with other options.
     """
-    world, wanted = join(), settings(plan, {"captions": 1.0}, origin or {})
+    world, run_settings = join(), settings(plan, {"captions": 1.0}, origin or {})
     if finished := checkpoint.newest(run, world):
-        outcome = _outcome(run, finished, wanted)
+        outcome = _outcome(run, finished, run_settings)
         outcome.print_summary(run, outcome.step, drives=False)
         return outcome
     if not isinstance(model.backbone, ComposedVLM):
@@ -137,9 +137,9 @@ def train_contrastive(
                 logger.write_line(", ".join(f"{k} {v:.3g}" for k, v in scores[-1].items()))
     ema.swap(both)
     if world.first:
-        _save(run, plan.steps, model, both, scores, wanted)
+        _save(run, plan.steps, model, both, scores, run_settings)
     world.barrier()
-    outcome = _outcome(run, run / f"step-{plan.steps:08d}", wanted)
+    outcome = _outcome(run, run / f"step-{plan.steps:08d}", run_settings)
     if world.first:
         outcome.print_summary(run, 0, drives=False)
     return outcome
@@ -184,7 +184,7 @@ def _spread(examples: VqaExamples) -> list[Example]:
 
 
 def _save(
-    run: Path, step: int, model: VLA, both: PairEncoder, scores: list[dict[str, Any]], wanted: Mapping[str, Any]
+    run: Path, step: int, model: VLA, both: PairEncoder, scores: list[dict[str, Any]], run_settings: Mapping[str, Any]
 ) -> None:
     final, partial = run / f"step-{step:08d}", run / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -192,15 +192,15 @@ def _save(
     model.save(partial)
     save_file({k: w.contiguous() for k, w in both.text_weights().items()}, partial / "text_encoder.safetensors")
     (partial / "contrastive.json").write_text(json.dumps(scores))
-    (partial / "settings.json").write_text(json.dumps(wanted))
+    (partial / "settings.json").write_text(json.dumps(run_settings))
     os.replace(partial, final)
     checkpoint.mark_best(run, final)
 
 
-def _outcome(run: Path, found: Path, wanted: Mapping[str, Any]) -> Outcome:
+def _outcome(run: Path, found: Path, run_settings: Mapping[str, Any]) -> Outcome:
     if not (scores := found / "contrastive.json").is_file():
         raise InputError(f"{run} is of another stage: train into another folder")
     file = found / "settings.json"
-    if changed := changes(found, json.loads(file.read_text()) if file.is_file() else {}, wanted):
+    if changed := changes(found, json.loads(file.read_text()) if file.is_file() else {}, run_settings):
         raise InputError(f"{run} is done, and was trained otherwise ({', '.join(changed)}): train into another folder")
     return Outcome(checkpoint.step_of(found), True, found, json.loads(scores.read_text()))

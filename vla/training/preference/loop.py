@@ -99,8 +99,8 @@ def optimize(
     freeze(model, plan.freeze)
     ema, order = Ema(model, plan.ema), Order(len(pairs), plan.seed)
     optimizer = Optimizers(model, plan.weight_decay, plan.lr_multipliers, plan.optimizer)
-    wanted = settings(plan, {"pairs": 1.0}, origin or {})
-    progress, found = checkpoint.begin(run, wanted, model, ema, optimizer, world)
+    run_settings = settings(plan, {"pairs": 1.0}, origin or {})
+    progress, found = checkpoint.begin(run, run_settings, model, ema, optimizer, world)
     # The process may have been killed before the comparison.
     if found and is_best(run, progress.evaluations, plan.vqa_margin, better):
         checkpoint.mark_best(run, found)

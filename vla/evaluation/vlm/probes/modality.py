@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from vla.datasets.questions import MAIN_CAMERA
 from vla.errors import InputError
 from vla.evaluation.vlm.answerer import Answerer, BackboneAnswerer
-from vla.evaluation.vlm.probes.probe import Case, Found, blank
+from vla.evaluation.vlm.probes.probe import Case, ProbeResult, blank
 from vla.evaluation.vlm.probes.scenes import Picture, numbers, studio
 from vla.evaluation.vlm.scoring.benchmark import Draws, Unit, ratio, scored
 
@@ -20,7 +20,7 @@ FOLDS = 5
 RIDGE = 1e-2
 
 
-def modality_gap(answerer: Answerer, n: int, seed: int, baseline: bool = True) -> Found:
+def modality_gap(answerer: Answerer, n: int, seed: int, baseline: bool = True) -> ProbeResult:
     """Measures the gap on n images with distinct captions. Raises InputError for a hosted model."""
     if not isinstance(answerer, BackboneAnswerer):
         raise InputError("a hosted model has no accessible embeddings: remove modality-gap from probes")
@@ -35,7 +35,7 @@ def modality_gap(answerer: Answerer, n: int, seed: int, baseline: bool = True) -
         nothing, _ = answerer.embed([{MAIN_CAMERA: blank(images[0])}], texts[:1])
         scores = measured(np.repeat(nothing, n, axis=0), y)[0]["scores"]
         blank_scores = {name: float(score["value"]) for name, score in scores.items()}
-    return Found(found, drawn, blank_scores, cases)
+    return ProbeResult(found, drawn, blank_scores, cases)
 
 
 def _captioned(n: int, seed: int) -> tuple[list[Picture], list[str]]:

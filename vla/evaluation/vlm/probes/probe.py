@@ -29,7 +29,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Found:
+class ProbeResult:
     """The result of a probe.
 
     Attributes:
@@ -68,7 +68,7 @@ class Probe:
     tokens: int = 8
     role: str = "vqa"
 
-    def __call__(self, answerer: Answerer, n: int, seed: int, baseline: bool = True) -> Found:
+    def __call__(self, answerer: Answerer, n: int, seed: int, baseline: bool = True) -> ProbeResult:
         """Runs the probe on n scenes; `baseline` adds the scores with blank images."""
         entries = self.entries(n, seed)
         predictions = self._answers(answerer, entries)
@@ -81,7 +81,7 @@ class Probe:
             Case(entries[i]["image"], entries[i]["question"], predictions[i], entries[i]["answer"]) for i in worst
         )
         blank_scores = self._blank(answerer, entries) if baseline else {}
-        return Found(report, drawn, blank_scores, cases)
+        return ProbeResult(report, drawn, blank_scores, cases)
 
     def _answers(self, answerer: Answerer, entries: Mapping[str, Entry]) -> dict[str, str]:
         predictions: dict[str, str] = {}

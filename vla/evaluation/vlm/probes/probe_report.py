@@ -12,7 +12,7 @@ from vla.common.html_page import image_uri, section, write_page
 from vla.common.plots import COLORS, GREY, style, svg
 from vla.evaluation.vlm.probes.counting import points
 from vla.evaluation.vlm.probes.detail import TASKS
-from vla.evaluation.vlm.probes.probe import Case, Found
+from vla.evaluation.vlm.probes.probe import Case, ProbeResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ CURVES = {"number": "exact, by true count", **{task: f"correct, by {task}" for t
 """The kinds of categories that are levels, with the titles of their curves."""
 
 
-def write_probe_page(file: Path, policy: str, found: Mapping[str, Found]) -> Path:
+def write_probe_page(file: Path, policy: str, found: Mapping[str, ProbeResult]) -> Path:
     """Writes the page. Raises InputError if it cannot be written."""
     head = (
         f'<h1>Probes</h1>\n<p class="lead">{escape(policy)}</p>\n<p class="soft">Intervals are 95\N{NO-BREAK SPACE}% '
@@ -32,7 +32,7 @@ def write_probe_page(file: Path, policy: str, found: Mapping[str, Found]) -> Pat
     return write_page(file, f"{policy}: probes", [head, *(_probe(name, result) for name, result in found.items())])
 
 
-def _probe(name: str, found: Found) -> str:
+def _probe(name: str, found: ProbeResult) -> str:
     # The third column of a table is the wide one.
     rows = "".join(
         f"<tr><td></td><td></td><td>{label}</td><td>{score['value']:.3f}</td>"
@@ -46,11 +46,11 @@ def _probe(name: str, found: Found) -> str:
     return section(name, body)
 
 
-def _blank(found: Found, label: str) -> str:
+def _blank(found: ProbeResult, label: str) -> str:
     return f"{found.blank[label]:.3f}" if label in found.blank else "–"
 
 
-def _plots(found: Found) -> str:
+def _plots(found: ProbeResult) -> str:
     """A curve for each kind of levels, and bars for each other kind of categories."""
     kinds: dict[str, list[tuple[str, float]]] = {}
     for row in found.report["categories"]:

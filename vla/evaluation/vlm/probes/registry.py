@@ -12,13 +12,13 @@ from vla.evaluation.vlm.probes.counting import COUNTING
 from vla.evaluation.vlm.probes.detail import DETAIL
 from vla.evaluation.vlm.probes.existence import POPE_SIM
 from vla.evaluation.vlm.probes.modality import modality_gap
-from vla.evaluation.vlm.probes.probe import Found
+from vla.evaluation.vlm.probes.probe import ProbeResult
 from vla.evaluation.vlm.probes.spatial import SPATIAL
 
 
 @runtime_checkable
 class Run(Protocol):
-    def __call__(self, answerer: Answerer, n: int, seed: int, baseline: bool = True) -> Found: ...
+    def __call__(self, answerer: Answerer, n: int, seed: int, baseline: bool = True) -> ProbeResult: ...
 
 
 GAP = "modality-gap"
