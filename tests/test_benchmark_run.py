@@ -214,7 +214,7 @@ def test_what_is_missing_is_said_before_anything_is_asked(data: Path, tmp_path: 
     with pytest.raises(InputError, match="or several"):
         Files.open("pope", tmp_path)
     write(tmp_path / "coco_pope_popular.json", json.dumps(entry | {"image": "a/lost.jpg"}))
-    with pytest.raises(InputError, match="holds several: give one as data"):
+    with pytest.raises(InputError, match="has several: set data to one of"):
         Files.open("pope", tmp_path)
     assert len(Files.open("pope", tmp_path / "coco_pope_popular.json").questions) == 1
     write(tmp_path / "a/lost.jpg", b"no picture")

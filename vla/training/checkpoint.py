@@ -42,7 +42,7 @@ from vla.training.optimizer import Ema, Optimizers
 from vla.training.resumption import changes
 
 TRAINING = "training"
-AGAIN = "and the run goes on from the checkpoint before it, or from the start"
+AGAIN = "and the run resumes from the previous checkpoint, or from the start"
 STEP = re.compile(r"step-(\d{8,})")
 
 
@@ -135,14 +135,14 @@ def newest(run: Path, world: DistributedContext) -> Path | None:
 def _restore_link(run: Path) -> None:
     copy, weights = run / "best", "model.safetensors"
     if not (copy / weights).is_file():
-        raise InputError(f"{copy} is no checkpoint: move it out of the folder of the run")
+        raise InputError(f"{copy} is not a checkpoint: move it out of the folder of the run")
     for candidate in checkpoints(run):
         if (candidate / weights).is_file() and filecmp.cmp(candidate / weights, copy / weights, shallow=False):
             shutil.rmtree(copy)
             return mark_best(run, candidate)
     step = run / f"step-{_training(copy)['step']:08d}"
     if step.exists():
-        raise InputError(f"{copy} is another checkpoint than {step}: move one of them out of the folder of the run")
+        raise InputError(f"{copy} differs from the checkpoint {step}: move one of them out of the folder of the run")
     os.replace(copy, step)
     mark_best(run, step)
 
@@ -179,7 +179,7 @@ def begin(
     changed = changes(loaded, progress.settings, settings)
     if world.first:
         suffix = f", with {', '.join(changed)}" if changed else ""
-        print(f"{run} goes on from step {progress.step} of {settings['plan']['steps']}{suffix}", flush=True)
+        print(f"{run} resumes from step {progress.step} of {settings['plan']['steps']}{suffix}", flush=True)
     progress.settings = settings
     return progress, loaded
 
@@ -193,7 +193,7 @@ def restore(checkpoint: Path, model: VLA, ema: Ema, optimizer: Optimizers) -> Pr
     """
     _check_data(checkpoint, model.processor)
     if not any((checkpoint / TRAINING).glob("*.safetensors")):
-        raise InputError(f"{checkpoint}/{TRAINING} is missing: train on from it as backbone={checkpoint}")
+        raise InputError(f"{checkpoint}/{TRAINING} is missing: it can only start a new run, as backbone={checkpoint}")
     reader = HuggingFaceStorageReader(str(checkpoint / TRAINING))
     with _readable(checkpoint):
         metadata = reader.read_metadata().state_dict_metadata
@@ -206,7 +206,7 @@ def restore(checkpoint: Path, model: VLA, ema: Ema, optimizer: Optimizers) -> Pr
     values = _training(checkpoint)
     if values.pop("trained") != optimizer.kinds:
         raise InputError(
-            f"cannot go on from {checkpoint}, it was trained with other frozen parts or another optimizer: train into "
+            f"cannot resume from {checkpoint}: it was trained with other frozen parts or another optimizer; train into "
             "another folder"
         )
     optimizer.make_state(name.removeprefix("optimizer/") for name in saved if name.startswith("optimizer/"))

@@ -71,7 +71,9 @@ class Demonstrations:
         count = 0 if self.store.points is None else self.store.points.shape[1]
         cameras = len(self.store.embodiment.cameras)
         if count and (not cameras or count % cameras):
-            raise InputError(f"{self.store.path} has {count} points a step, not as many of each of {cameras} cameras")
+            raise InputError(
+                f"{self.store.path} has {count} points per step, which is not a multiple of its {cameras} cameras"
+            )
         return count // cameras if count else 0
 
     def states(self) -> Iterator[Float[np.ndarray, "_n s"]]:

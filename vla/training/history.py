@@ -19,10 +19,12 @@ def history_steps(seconds: Iterable[float], rate: float) -> tuple[int, ...]:
     for offset in sorted(seconds, reverse=True):
         count = round(offset * rate)
         if count < 1:
-            raise InputError(f"plan.history: {offset:g} s is no step at {rate:g} Hz: the shortest is {1 / rate:g}")
+            raise InputError(
+                f"plan.history: {offset:g} s is less than a step at {rate:g} Hz: the minimum is {1 / rate:g} s"
+            )
         if count in steps:
             raise InputError(
-                f"plan.history: {steps[count]:g} s and {offset:g} s are {count} steps at {rate:g} Hz: leave one out"
+                f"plan.history: {steps[count]:g} s and {offset:g} s are {count} steps at {rate:g} Hz: remove one"
             )
         steps[count] = offset
     return tuple(steps)

@@ -54,10 +54,10 @@ def horizon_steps(
     if len(steps) > 1:
         raise InputError(
             f"{seconds:g} s are {' and '.join(map(str, steps))} steps at the rates of these robots, and one model has "
-            f"one horizon for all: give it in steps, horizon={steps[0]}"
+            f"one horizon for all: set it in steps, horizon={steps[0]}"
         )
     if horizon is not None and steps[0] < 1:
-        raise InputError(f"a chunk of {seconds:g} s has no action at {min(rates):g} Hz: give a longer horizon")
+        raise InputError(f"a chunk of {seconds:g} s has no action at {min(rates):g} Hz: set a longer horizon")
     return max(1, steps[0])
 
 
@@ -81,8 +81,7 @@ def prefix_steps(delay: float | str | None, rate: float, horizon: int) -> int | 
     steps = math.ceil(seconds * rate - 1e-6)
     if steps >= horizon:
         raise InputError(
-            f"a delay of {seconds:g} s is {steps} steps at {rate:g} Hz, and a chunk has {horizon}: give a longer "
-            "horizon"
+            f"a delay of {seconds:g} s is {steps} steps at {rate:g} Hz, and a chunk has {horizon}: set a longer horizon"
         )
     return steps
 

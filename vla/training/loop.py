@@ -52,7 +52,7 @@ class Outcome:
         """
         steps = f"{self.step} step{'s' * (self.step != 1)}"
         if not self.finished:
-            print(f"{run} is stopped after {steps}, and saved: the same command goes on", flush=True)
+            print(f"{run} is stopped after {steps}, and saved: the same command resumes it", flush=True)
             return
         best = self.best or run
         scores: Mapping[str, float] = next(
@@ -60,7 +60,7 @@ class Outcome:
         )
         main = [name for name in scores if "/" not in name and not name.startswith((UNITS, "step"))]
         summary = ", ".join(f"{name} {scores[name]:.3g}" for name in main)
-        done = f"{run} has its {steps} already: more plan.steps train on" if start == self.step else steps
+        done = f"{run} has its {steps} already: set more plan.steps to continue" if start == self.step else steps
         command = f"vla {'eval' if drives else 'probe'} {shlex.quote(f'policy={run}')}"
         suffix = f" ({summary})" if summary else ""
         print(f"{done}. The best is {run / 'best'} -> {best.name}{suffix}: {command}", flush=True)

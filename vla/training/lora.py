@@ -77,11 +77,11 @@ def _select(names: Sequence[str], targets: Sequence[str] | str) -> list[str]:
         try:
             found = [name for name in names if re.fullmatch(targets, name)]
         except re.error as error:
-            raise InputError(f"lora.targets {targets} is no regular expression: {error}") from error
+            raise InputError(f"lora.targets {targets} is not a regular expression: {error}") from error
         if found:
             return found
         raise InputError(
-            f"lora.targets {targets} matches no linear layer: give {ALL}, a list of names, or a regular expression of "
+            f"lora.targets {targets} matches no linear layer: set {ALL}, a list of names, or a regular expression of "
             f"full names such as {names[0]}"
         )
     ends = {target: [n for n in names if n == target or n.endswith(f".{target}")] for target in targets}

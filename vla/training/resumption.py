@@ -57,7 +57,7 @@ def changes(checkpoint: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) 
         if reason is not None:
             change = f"another {key} ({before.get(key)} -> {after.get(key)}): {reason}"
             raise InputError(
-                f"cannot go on from {checkpoint} with {change}. Restore the value, or train into another folder "
+                f"cannot resume from {checkpoint} with {change}. Restore the value, or train into another folder "
                 f"(out=), from these weights with backbone={checkpoint}"
             )
     return [f"{key} {before.get(key)} -> {after.get(key)}" for key in changed]

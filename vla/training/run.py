@@ -130,7 +130,7 @@ def train(
     settings = make_train_config(plan)
     if settings.state_dropout and state_encoding != "numbers":
         raise InputError(
-            f"state_dropout leaves out numbers, and state_encoding={state_encoding} writes the state into the prompt"
+            f"state_dropout needs state_encoding=numbers: state_encoding={state_encoding} writes the state as text"
         )
     torch.manual_seed(settings.seed)
     paths = {} if data is None else {"robot": data} if isinstance(data, str) else data

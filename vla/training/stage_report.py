@@ -85,7 +85,7 @@ class StageReport:
     def _write(self) -> Path:
         scenes = f"Scenes: {', '.join(f'{n} of {name}' for name, n in self.scenes.items())}"
         lead = (
-            "<h1>What each stage did</h1>\n"
+            "<h1>Effect of each stage</h1>\n"
             f'<p class="lead">Held-out questions: {QUESTIONS} of each kind. {scenes}.</p>\n'
             '<p class="soft">Below each value: its 95\N{NO-BREAK SPACE}% interval (bootstrap over scenes), and the '
             "change from the previous stage with its interval (paired bootstrap over the same scenes), bold if the "

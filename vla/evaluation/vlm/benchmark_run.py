@@ -131,7 +131,7 @@ def _references(folder: Path, pattern: str, name: str) -> list[Path]:
         raise InputError(f"{folder} has no {pattern}: set data to the folder of {name}'s official files")
     sources = {file.parent for file in found} if name in FOLDERS else set(found)
     if len(sources) > 1 and name != "mmmu":
-        raise InputError(f"{folder} holds several: give one as data, of {', '.join(map(str, sorted(sources)))}")
+        raise InputError(f"{folder} has several: set data to one of {', '.join(map(str, sorted(sources)))}")
     return found
 
 

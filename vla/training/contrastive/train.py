@@ -77,7 +77,7 @@ def train_contrastive(
         outcome.print_summary(run, outcome.step, drives=False)
         return outcome
     if not isinstance(model.backbone, ComposedVLM):
-        raise InputError("the contrastive stage trains a vision encoder of its own: nano, scratch, or parts")
+        raise InputError("the contrastive stage needs a separate vision encoder: backbone=nano, scratch, or parts")
     if unknown := sorted(encoder.keys() - OPTIONS):
         raise InputError(f"contrastive takes {', '.join(sorted(OPTIONS))}, chunk and noise, not {', '.join(unknown)}")
     if encoder.get("loss", "clip") not in STARTS:
@@ -96,7 +96,7 @@ def train_contrastive(
     if count < plan.batch_size or not shown:
         raise InputError(
             f"{count} captions to train on and {len(shown)} held out, for batches of {plan.batch_size}: "
-            "vla record task=scenes questions=instruct makes some"
+            "vla record task=scenes questions=instruct records captions"
         )
     plan.rows(world.size)
     freeze(model, plan.freeze)
@@ -202,5 +202,5 @@ def _outcome(run: Path, found: Path, run_settings: Mapping[str, Any]) -> Outcome
         raise InputError(f"{run} is of another stage: train into another folder")
     file = found / "settings.json"
     if changed := changes(found, json.loads(file.read_text()) if file.is_file() else {}, run_settings):
-        raise InputError(f"{run} is done, and was trained otherwise ({', '.join(changed)}): train into another folder")
+        raise InputError(f"{run} is finished, with other settings ({', '.join(changed)}): train into another folder")
     return Outcome(checkpoint.step_of(found), True, found, json.loads(scores.read_text()))

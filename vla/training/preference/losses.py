@@ -52,7 +52,7 @@ class Objective:
 
     def __post_init__(self) -> None:
         if self.losses is not None and (not self.losses or set(self.losses) - set(LOSSES)):
-            raise InputError(f"preference.losses weighs some of {', '.join(LOSSES)}, not {dict(self.losses)}")
+            raise InputError(f"preference.losses takes weights of {', '.join(LOSSES)}, not {dict(self.losses)}")
         if self.beta <= 0 or self.weight <= 0 or self.min_match < 1:
             raise InputError(f"preference: beta, weight and min_match must be positive: {self}")
 

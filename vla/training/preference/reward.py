@@ -66,7 +66,7 @@ class RewardModel(VLA):
         """Loads a checkpoint, or the best one of a run. Raises InputError if it is not a reward model."""
         folder = Path(folder) / "best" if (Path(folder) / "best").is_dir() else Path(folder)
         if not (folder / FILE).is_file():
-            raise InputError(f"{folder} is no reward model: train one with stage=reward")
+            raise InputError(f"{folder} is not a reward model: train one with stage=reward")
         model = super().load(folder)
         assert isinstance(model, cls)
         model.facts = json.loads((folder / FILE).read_text())["facts"]

@@ -86,7 +86,7 @@ class Benchmark:
                 fields = " or ".join(map(repr, self.truth))
                 raise InputError(f"the references have no field {fields}: are they of this benchmark?")
             if not any(map(_has_answer, held)):
-                raise InputError(f"question {i!r} has no answer in the references: take a split with answers")
+                raise InputError(f"question {i!r} has no answer in the references: use a split with answers")
         try:
             return self.units({i: questions[i] for i in sorted(predictions)}, predictions)
         except KeyError as error:

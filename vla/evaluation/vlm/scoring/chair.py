@@ -67,7 +67,7 @@ class Vocabulary:
         try:
             lines = [line.strip().split(", ") for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
         except OSError as error:
-            raise InputError(f"{path} is needed: the file data/synonyms.txt of CHAIR's official code") from error
+            raise InputError(f"{path} is missing: copy data/synonyms.txt from CHAIR's official code") from error
         return cls({name: names[0] for names in lines for name in names})
 
     def mentions(self, caption: str) -> list[str]:
