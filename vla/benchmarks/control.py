@@ -74,8 +74,8 @@ class Wave:
 
     def chunk(self, state: Float[np.ndarray, "a"], now: float) -> Float[np.ndarray, "h a"]:
         """The action chunk from the time `now` [s]."""
-        rest, began = self._first = self._first or (state.copy(), now)
-        at = now - began + np.arange(HORIZON)[:, None] / POLICY_HZ
+        rest, start_time = self._first = self._first or (state.copy(), now)
+        at = now - start_time + np.arange(HORIZON)[:, None] / POLICY_HZ
         return rest + 0.1 * self._scale * np.sign(self._middle - rest) * (1 - np.cos(2 * at))
 
 

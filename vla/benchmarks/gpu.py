@@ -61,11 +61,11 @@ def bench_gpu(parts: Sequence[Part] | None = None, seconds: float = SECONDS) -> 
     start, rows = time.monotonic(), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory(prefix="vla-bench-") as folder:
         for part in parts:
-            began = time.monotonic()
-            left = min(part.most, seconds - (began - start))
-            found, state = _run(part, left, Path(folder) / "table.json")
-            took = {"part": part.name, "state": state, "seconds": time.monotonic() - began}
-            rows += [took, *({"part": part.name} | row for row in found)]
+            part_start = time.monotonic()
+            remaining = min(part.most, seconds - (part_start - start))
+            found, state = _run(part, remaining, Path(folder) / "table.json")
+            timing = {"part": part.name, "state": state, "seconds": time.monotonic() - part_start}
+            rows += [timing, *({"part": part.name} | row for row in found)]
     done = sum(row.get("state") == "done" for row in rows)
     finished = Target("parts that finished", float(done), float(len(parts)))
     return Table(rows, [finished, Target("seconds", time.monotonic() - start, seconds + 20, at_most=True)])

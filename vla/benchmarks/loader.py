@@ -169,10 +169,10 @@ def _rate(read: Callable[[], object], seconds: float) -> float:
     best = 0.0
     for _ in range(3):
         batches, start = 0, time.perf_counter()
-        while (took := time.perf_counter() - start) < seconds / 3 or batches == 0:
+        while (elapsed := time.perf_counter() - start) < seconds / 3 or batches == 0:
             read()
             batches += 1
-        best = max(best, batches * BATCH / took)
+        best = max(best, batches * BATCH / elapsed)
     return best
 
 

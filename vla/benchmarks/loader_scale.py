@@ -103,7 +103,7 @@ def _episode(robot: Embodiment) -> Episode:
 def _cost(folder: Path) -> dict[str, float]:
     """The time of each operation [ms], and the memory of the store and its windows [MB]."""
     before = memory()
-    begun = time.perf_counter()
+    start = time.perf_counter()
     store = EpisodeStore.open(folder)
     opened = time.perf_counter()
     windows = Windows(store, 16, episodes=split(len(store), 0.05)[0])
@@ -117,7 +117,7 @@ def _cost(folder: Path) -> dict[str, float]:
     with EpisodeStore.open(folder, "a") as writer:
         appends = [_seconds(lambda: writer.append(episode)) for _ in range(APPENDS)]
     return {
-        "open ms": 1000 * (opened - begun),
+        "open ms": 1000 * (opened - start),
         "split, windows, order ms": 1000 * (ready - opened),
         "MB": held,
         "record ms": 1000 * read / READS,
@@ -126,9 +126,9 @@ def _cost(folder: Path) -> dict[str, float]:
 
 
 def _seconds(do: Callable[[], object]) -> float:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     do()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def memory() -> float:

@@ -162,12 +162,12 @@ def _rate(batches: Callable[[Path, int, int], Iterator[Tensor]]) -> Callable[[Pa
         minimum = max(1, workers)
         for _ in range(minimum):
             next(made)
-        count, begun = 0, time.perf_counter()
-        while (took := time.perf_counter() - begun) < SECONDS or count < minimum:
+        count, start = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - start) < SECONDS or count < minimum:
             next(made)
             count += 1
         made.close()  # type: ignore[attr-defined]
-        return count * BATCH / took
+        return count * BATCH / elapsed
 
     return rate
 
@@ -200,9 +200,9 @@ def step_of_nano(path: Path, workers: int, steps: int) -> dict[str, Any]:
     waits, ends = [], []
     with prefetch(model.train().processor, mixture, plan, 0, ALONE) as batches, TemporaryDirectory() as run:
         for step in range(steps + 1):
-            began = time.perf_counter()
+            start = time.perf_counter()
             micro = next(batches)
-            waits.append(time.perf_counter() - began)
+            waits.append(time.perf_counter() - start)
             run_step(model, micro, optimizer, plan, step, ALONE, ["robot"], Path(run))
             ema.update(model, step)
             ends.append(time.perf_counter())

@@ -133,12 +133,12 @@ def _ours(folder: Path, frames: str, turn: int) -> tuple[float, float, float]:
     env.close()
     load = partial(load_policy, str(folder / "policy"))
     job = Job(ours, load, body, ENVS // WORKERS, N_ACTION_STEPS, every_frame=frames == "all")
-    begun: dict[int, float] = {}
+    start_times: dict[int, float] = {}
     ended: list[tuple[float, Result]] = []
 
     def trials() -> Iterator[Trial]:
         for seed in (*range(WARM_UP, WARM_UP + ENVS), *seeds(turn)):
-            begun[seed] = time.perf_counter()
+            start_times[seed] = time.perf_counter()
             yield Trial(seed)
 
     with ResultStore(folder / f"{frames}-{turn}", {}, body) as ledger:
@@ -146,10 +146,10 @@ def _ours(folder: Path, frames: str, turn: int) -> tuple[float, float, float]:
             if result.crash:
                 raise RuntimeError(result.crash)
             ended.append((time.perf_counter(), result))
-    start, stop = ended[ENVS - 1][0], max(begun.values())
+    start, stop = ended[ENVS - 1][0], max(start_times.values())
     steps = 0.0
     for end, result in ended:
-        begin = begun[result.seed]
+        begin = start_times[result.seed]
         steps += result.length * max(0.0, min(end, stop) - max(begin, start)) / (end - begin)
     length = statistics.mean(result.length for _, result in ended if result.seed in seeds(turn))
     return steps / length, steps, stop - start

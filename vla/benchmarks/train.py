@@ -79,10 +79,13 @@ def bench_train(
         with tempfile.TemporaryDirectory(prefix="vla-bench-") as folder:
             entries = _entries(shape, Path(folder), stored, episodes, batch_size, precision, bf16, workers)
             measured = _measure(entries, steps, turns, Path(folder), together=shape in TINY)
-        mine = median(turn["s"] for turn in measured["vla"])
-        for name, of in measured.items():
-            seconds, waited = median(turn["s"] for turn in of), median(turn["waited"] for turn in of)
-            rate, flops = batch_size * steps / seconds, of[0]["flops"]
+        our_seconds = median(turn["s"] for turn in measured["vla"])
+        for name, measured_turns in measured.items():
+            seconds, waited = (
+                median(turn["s"] for turn in measured_turns),
+                median(turn["waited"] for turn in measured_turns),
+            )
+            rate, flops = batch_size * steps / seconds, measured_turns[0]["flops"]
             rows.append(
                 {
                     "policy": f"{shape.policy} {shape.parameters}",
@@ -90,14 +93,14 @@ def bench_train(
                     "samples/s": rate,
                     "step ms": 1000 * seconds / steps,
                     "of it data ms": 1000 * waited / steps,
-                    "CPU ms": 1000 * median(turn["cpu"] for turn in of) / steps,
+                    "CPU ms": 1000 * median(turn["cpu"] for turn in measured_turns) / steps,
                     "GFLOP/sample": flops / 1e9,
                     "MFU": rate * flops / peak,
-                    "vla / it": seconds / mine,
+                    "vla / it": seconds / our_seconds,
                 }
             )
             if name.startswith("lerobot"):
-                targets.append(Target(f"samples/s of vla / {name}, {shape.policy}", seconds / mine, RATIO))
+                targets.append(Target(f"samples/s of vla / {name}, {shape.policy}", seconds / our_seconds, RATIO))
             elif name == "vla" and shape.parameters == BIG and real:
                 targets.append(Target(f"MFU of a {BIG} backbone", rate * flops / peak, MFU))
     tqdm.write(f"peak {peak / 1e12:.3g} TFLOP/s in {'bf16' if bf16 else 'fp32'}, {torch.get_num_threads()} thread(s)")

@@ -61,10 +61,10 @@ class _Clock:
 
     def _measure_waits(self, batches: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
         while True:
-            began = time.perf_counter()
+            start = time.perf_counter()
             if not (micro := next(batches, [])):
                 return
-            self.waited += (time.perf_counter() - began) * (self.step > 0)
+            self.waited += (time.perf_counter() - start) * (self.step > 0)
             yield micro
 
     def _begins(self, *_: Any) -> None:

@@ -38,12 +38,12 @@ def with_history(robots: Sequence[RobotSpec], seconds: Sequence[float]) -> list[
     """
     if seconds and not robots:
         raise InputError("plan.history needs a robot, and there is none: remove the option")
-    made = []
+    updated = []
     for robot in robots:
         rate = robot.embodiment.control_hz
         steps = history_steps(seconds, rate)
         for count, offset in zip(steps, sorted(seconds, reverse=True), strict=True):
             if abs(count / rate - offset) > 1e-9:
                 print(f"plan.history of {robot.name}: {offset:g} s is {count} steps, {count / rate:g} s", flush=True)
-        made.append(replace(robot, history=steps))
-    return made
+        updated.append(replace(robot, history=steps))
+    return updated

@@ -53,7 +53,7 @@ def changes(checkpoint: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) 
         return []
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     for key in changed:
-        reason = next((why for fixed, why in FIXED.items() if key == fixed or key.startswith(f"{fixed}.")), None)
+        reason = next((text for fixed, text in FIXED.items() if key == fixed or key.startswith(f"{fixed}.")), None)
         if reason is not None:
             change = f"another {key} ({before.get(key)} -> {after.get(key)}): {reason}"
             raise InputError(

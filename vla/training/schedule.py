@@ -20,11 +20,11 @@ def learning_rate(plan: TrainConfig, step: int) -> float:
         return plan.lr * (step + 1) / plan.warmup
     progress = min(1.0, (step - plan.warmup) / max(1, plan.steps - plan.warmup))
     if plan.schedule == "cosine":
-        left = 0.5 * (1 + math.cos(math.pi * progress))
+        factor = 0.5 * (1 + math.cos(math.pi * progress))
     elif plan.schedule == "linear":
-        left = 1 - progress
+        factor = 1 - progress
     elif plan.schedule == "wsd":
-        left = min(1.0, max(0.0, (plan.steps - step) / (plan.decay * plan.steps)))
+        factor = min(1.0, max(0.0, (plan.steps - step) / (plan.decay * plan.steps)))
     else:
         return plan.lr
-    return plan.lr * (plan.floor + (1 - plan.floor) * left)
+    return plan.lr * (plan.floor + (1 - plan.floor) * factor)

@@ -84,17 +84,19 @@ def backward(
     seeds = [b.seed for b in micro]
     micro = [without_states(b, plan.state_dropout).to(world.device) for b in micro]
     # Counted over the full batch, so that micro-batches with few tokens do not weigh more.
-    per_batch = [count(of, *model.elements(b), len(number)) for b, of in zip(micro, rows_of, strict=True)]
+    per_batch = [
+        count(row_sources, *model.elements(b), len(number)) for b, row_sources in zip(micro, rows_of, strict=True)
+    ]
     local = torch.stack(per_batch).sum(0)
     counts = torch.tensor(world.sum(local.flatten().tolist()), dtype=torch.float64, device="cpu").view_as(local)
     weights = element_weights(counts, sources, plan.loss_weights).to(world.device)
     selected = torch.tensor([only is None or s in only for s in number], device=world.device)
     sums = torch.zeros(2, len(number), dtype=torch.float64, device=world.device)
-    for batch, of, seed in zip(micro, rows_of, seeds, strict=True):
+    for batch, row_sources, seed in zip(micro, rows_of, seeds, strict=True):
         pixels = augment(model.processor.pixels(batch.images), batch, seed, plan.augmentation)
         with computing(plan, world):
             losses, rows, kinds = model(batch, pixels)
-        source = of[rows]
+        source = row_sources[rows]
         weighted = losses * weights[source, kinds].to(losses.dtype)
         # FSDP averages the gradients of the ranks; the loss needs their sum.
         ((weighted * selected[source]).sum() * world.size).backward()

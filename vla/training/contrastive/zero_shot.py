@@ -45,7 +45,7 @@ def zero_shot(
     classes = sorted(set().union(*named))
     if classes:
         shown = torch.tensor([[c in names for c in classes] for names in named], device=similarity.device)
-        shown, some = shown[shown.any(1)], shown.any(1)
-        near = images[some] @ embed([f"a {c}" for c in classes]).T
-        scores |= {"class": recall(near, shown, 1), "class_chance": float(shown.float().mean())}
+        shown, visible = shown[shown.any(1)], shown.any(1)
+        similarity_to_classes = images[visible] @ embed([f"a {c}" for c in classes]).T
+        scores |= {"class": recall(similarity_to_classes, shown, 1), "class_chance": float(shown.float().mean())}
     return scores

@@ -116,9 +116,9 @@ def optimize(
             metrics = dict[str, float]()
             for micro in batched((pairs[i] for i in indices), plan.rows(1)):
                 with computing(plan, world):
-                    value, more = loss(micro)
+                    value, metrics_of_batch = loss(micro)
                 (value / plan.accumulate).backward()
-                for name, term in {"loss": value.item(), **more}.items():
+                for name, term in {"loss": value.item(), **metrics_of_batch}.items():
                     metrics[name] = metrics.get(name, 0.0) + term / plan.accumulate
             norm = torch.nn.utils.clip_grad_norm_(trained, plan.clip).item()
             if not math.isfinite(norm + metrics["loss"]):
