@@ -1,4 +1,5 @@
-"""Gymnasium environments on MuJoCo. Gymnasium finds them by the package's entry point, without importing MuJoCo.
+"""Gymnasium environments on MuJoCo. They are registered when Gymnasium is imported after `vla`, without loading
+MuJoCo or a model.
 
 >>> import gymnasium
 >>> env = gymnasium.make("vla/SO101-Pick-v1")
@@ -28,7 +29,7 @@ PLUGIN_STEPS = 200
 
 
 def env_id(task: str) -> str:
-    """The Gymnasium id of a task: that of "drawer-open" is "vla/SO101-DrawerOpen-v1"."""
+    """The Gymnasium id of a task, for example "vla/SO101-DrawerOpen-v1" for "drawer-open"."""
     return f"vla/SO101-{''.join(word.capitalize() for word in task.split('-'))}-v1"
 
 

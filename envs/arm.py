@@ -2,7 +2,7 @@
 
 Frames, inertias, joint ranges and servo gains follow MuJoCo Menagerie's `robotstudio_so101` (Apache-2.0); the
 shapes are boxes fitted to its meshes, so that a small software-rendered image costs about a millisecond.
-`model="menagerie"` loads the meshes themselves from the wheel `so101-nexus`, for pictures.
+`model="menagerie"` loads the meshes from the wheel `so101-nexus`, for realistic images.
 """
 
 from __future__ import annotations
@@ -117,15 +117,16 @@ COLORS = {"printed": (0.93, 0.93, 0.90, 1), "motor": (0.13, 0.13, 0.15, 1), "fin
 SERVO_KP, SERVO_KV = 998.22, 2.731
 SERVO_TORQUE = 2.94
 SERVO_SPEED, SERVO_ACCELERATION = 4.7, 60.0
-"""[rad/s], [rad/s^2]. An STS3215 without load at 12 V."""
+"""Limits of an STS3215 without load at 12 V [rad/s], [rad/s^2]."""
 GRIPPER_TORQUE = 0.735
-"""[N m]. LeRobot limits the gripper's servo to a quarter of its torque under sustained load (Overload_Torque 25 %)."""
+"""Torque limit of the gripper [N m]: LeRobot sets Overload_Torque to 25 % under sustained load."""
 
 
 def arm_spec(model: str = "light") -> mujoco.MjSpec:
-    """The arm at the world's origin: x forward, y left, z up, the table at z = 0.
+    """The specification of the arm at the world's origin: x forward, y left, z up, the table at z = 0.
 
-    Raises InputError for an unknown model, or when "menagerie" is asked for and its wheel is not installed.
+    Raises:
+        InputError: the model is unknown, or "menagerie" is selected and its wheel is not installed.
     """
     if model == "light":
         spec = _light_spec()
@@ -138,7 +139,7 @@ def arm_spec(model: str = "light") -> mujoco.MjSpec:
 
 
 def menagerie_path() -> Path | None:
-    """Menagerie's SO-101 in the wheel `so101-nexus`, or None when that is not installed."""
+    """The file of Menagerie's SO-101 in the wheel `so101-nexus`; None if it is not installed."""
     found = find_spec("so101_nexus")
     if found is None or not found.submodule_search_locations:
         return None
@@ -182,7 +183,7 @@ def _add_box(body: mujoco.MjsBody, box: Box, *, collides: bool) -> None:
     )
     geom.contype, geom.conaffinity = (ARM_CONTYPE if collides else 0), 0
     if collides:
-        # Rubber-like fingertips: they hold against sliding, twisting and rolling.
+        # Rubber-like fingertips resist sliding, twisting and rolling.
         geom.condim, geom.priority, geom.friction = 6, 1, (1.5, 0.02, 0.002)
         geom.solref, geom.solimp = (0.01, 1), (0.95, 0.99, 0.001, 0.5, 2)
 

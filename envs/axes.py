@@ -1,14 +1,14 @@
-"""How evaluation leaves what training shows: each axis changes one thing of an episode and leaves all else as it is.
+"""Generalization axes: each changes one property of an episode compared with training.
 
-| axis        | what it changes                                                                     |
-|-------------|-------------------------------------------------------------------------------------|
-| object      | the named things take the colour that training never gives that shape (HELD_OUT)     |
-| relation    | the named object stands in a relation that training never names                      |
-| phrasing    | the instruction is of the held-out phrasings                                         |
-| position    | the named things lie where training never puts them                                  |
-| distractors | three things more lie on the table, of shapes and colours that no instruction names  |
+| axis        | change                                                                               |
+|-------------|--------------------------------------------------------------------------------------|
+| object      | the named objects have a colour that is held out for their shape (HELD_OUT)          |
+| relation    | the named object is in a relation that is held out from training                     |
+| phrasing    | the instruction has a held-out phrasing                                              |
+| position    | the named objects are at positions outside those of training                         |
+| distractors | three additional objects of shapes and colours that no instruction names             |
 | light       | darker or brighter, tinted and more oblique than in training                         |
-| camera      | the cameras are moved and turned farther than in training                            |
+| camera      | the cameras are moved and rotated farther than in training                           |
 """
 
 from __future__ import annotations
@@ -25,45 +25,55 @@ from vla.errors import InputError, suggestion
 AXES = ("object", "relation", "phrasing", "position", "distractors", "light", "camera")
 ODD_REGION = ((0.14, 0.36), (-0.17, 0.17))
 CLEAR = 0.07
-"""[m] that a distractor keeps from everything that is acted on, and from where that goes."""
+"""The minimum distance of a distractor from objects and goals [m]."""
 
 
 def check_axes(axes: Collection[str], task: Task) -> None:
-    """Raises InputError for an axis that is unknown, or that the task does not have."""
+    """Raises InputError if an axis is unknown, or the task does not have it."""
     if unknown := sorted(set(axes) - set(AXES)):
         raise InputError(f"unknown axis {', '.join(unknown)}{suggestion(unknown[0], AXES)}; known: {', '.join(AXES)}")
     if "relation" in axes and not task.relates:
-        raise InputError(f"the task {task.name} names no relation: leave the axis relation out, or take task=relation")
+        raise InputError(f"the task {task.name} names no relation: remove the axis relation, or set task=relation")
 
 
 def stream(seed: int, axis: str) -> np.random.Generator:
-    """Random numbers of the axis alone, so that it leaves the rest of the episode as the seed has it."""
+    """A random stream for one axis, so that it does not change the rest of the episode."""
     return np.random.default_rng([seed, 100 + AXES.index(axis)])
 
 
 def arrange(
     task: Task, layout: Layout, target: int, goal: int, axes: Collection[str], seed: int, *, holdout: bool
 ) -> Layout:
-    """The layout as the axes have it. `holdout` first rids it of the pairs of colour and shape that are held out."""
+    """Applies the axes to a layout.
+
+    Args:
+        task: The task.
+        layout: The layout.
+        target: The target of the instruction.
+        goal: The goal of the instruction.
+        axes: The axes.
+        seed: The seed of the episode.
+        holdout: Whether held-out pairs of colour and shape are first removed.
+    """
     named = task.named(layout, target, goal)
     if holdout:
         layout = without_held_out(layout)
     if "object" in axes:
         layout = with_held_out(layout, named)
     if "relation" in axes:
-        layout = task.unfamiliar(layout)
+        layout = task.with_held_out_relation(layout)
     if "position" in axes:
-        layout = task.elsewhere(layout, named, stream(seed, "position"))
+        layout = task.move_outside(layout, named, stream(seed, "position"))
     return layout
 
 
 def is_held_out(thing: ObjectSpec | FixtureSpec) -> bool:
-    """Whether training leaves this pair of colour and shape out."""
+    """Whether this pair of colour and shape is held out from training."""
     return HELD_OUT.get(thing.kind) == thing.color
 
 
 def without_held_out(layout: Layout) -> Layout:
-    """The same layout, where each colour with a held-out pair has become one that nothing in the scene has."""
+    """Replaces each colour that is held out for a shape in the layout by an unused colour."""
     things = layout.things
     colors = {thing.color: thing.color for thing in things}
     for color in list(colors):
@@ -75,7 +85,7 @@ def without_held_out(layout: Layout) -> Layout:
 
 
 def with_held_out(layout: Layout, named: Sequence[int]) -> Layout:
-    """The same layout, the named things of the colour that is held out; others of that colour take theirs."""
+    """Gives the named objects their held-out colour; other objects of that colour get the previous one."""
     things = layout.things
     first = things[named[0]]
     new = HELD_OUT[first.kind]
@@ -90,8 +100,8 @@ def _recolored(layout: Layout, colors: list[str]) -> Layout:
 
 
 def distractors(task: Task, layout: Layout, rng: np.random.Generator) -> tuple[ObjectSpec, ...]:
-    """Up to ODD_SLOTS things of other shapes and colours, out of the way of what is acted on."""
-    taken, found = task.busy(layout), list[ObjectSpec]()
+    """Up to ODD_SLOTS objects of other shapes and colours, clear of the objects and goals of the task."""
+    taken, found = task.occupied(layout), list[ObjectSpec]()
     colors = rng.permutation(list(ODD_COLORS))
     for _ in range(400):
         spot = np.array([rng.uniform(*span) for span in ODD_REGION])

@@ -14,12 +14,12 @@ from vla.envs.scripted_expert import ScriptedExpert
 from vla.envs.tasks import TASKS
 
 SIZE, COLUMNS, CAPTION = 224, 4, 34
-PART = 0.6
-"""How much of the expert's episode has passed in the picture."""
+PROGRESS = 0.6
+"""The fraction of the expert's episode at which the image is taken."""
 
 
 def sheet(seed: int = 3) -> Image.Image:
-    """The front camera's view of every task, its expert at work, over the instruction."""
+    """The front camera's image of each task during the expert's episode, with the instruction below."""
     rows = -(-len(TASKS) // COLUMNS)
     page = Image.new("RGB", (COLUMNS * SIZE, rows * (SIZE + CAPTION)), "white")
     for number, task in enumerate(TASKS):
@@ -39,7 +39,7 @@ def _picture(task: str, seed: int) -> tuple[Image.Image, str]:
         states.append(scene.data.qpos.copy())
         _, _, terminated, truncated, _ = env.step(expert.act())
         over = terminated or truncated
-    scene.data.qpos[:] = states[int(PART * len(states))]
+    scene.data.qpos[:] = states[int(PROGRESS * len(states))]
     mujoco.mj_forward(scene.model, scene.data)
     picture = Image.fromarray(np.asarray(env.render()))
     env.close()

@@ -1,14 +1,14 @@
-"""What stands on the table and moves by itself: buttons to press and drawers to pull."""
+"""Articulated fixtures on the table: buttons and drawers."""
 
 from __future__ import annotations
 
 from vla.common.mujoco_gl import mujoco
 
 BUTTON_HEIGHT, BUTTON_TRAVEL = 0.028, 0.008
-"""[m]. The top of a button's cap, and how far it can be pressed."""
+"""Height of a button's cap, and its travel [m]."""
 DRAWER_TRAVEL = 0.08
 HANDLE_AHEAD, HANDLE_HEIGHT = 0.032, 0.028
-"""[m]. From a drawer's front to the middle of its handle, a post that jaws close on; and its middle above the table."""
+"""Distance from a drawer's front to the centre of its handle (a post), and height of that centre [m]."""
 _GREY, _WOOD = (0.35, 0.35, 0.37, 1), (0.72, 0.66, 0.58, 1)
 
 
@@ -21,7 +21,7 @@ def add_button(spec: mujoco.MjSpec, index: int) -> None:
     joint = cap.add_joint(
         name=f"button{index}", type=mujoco.mjtJoint.mjJNT_SLIDE, axis=(0, 0, 1), range=(-BUTTON_TRAVEL, 0.0)
     )
-    # Pressed down it pushes back with 2.4 N.
+    # The spring force is 2.4 N when fully pressed.
     joint.stiffness, joint.damping, joint.armature = [300.0, 0, 0], [1.0, 0, 0], 0.005
     half = (BUTTON_HEIGHT - 0.014) / 2
     top = cap.add_geom(
@@ -32,7 +32,7 @@ def add_button(spec: mujoco.MjSpec, index: int) -> None:
 
 
 def add_drawer(spec: mujoco.MjSpec, index: int) -> None:
-    """A drawer in a case of its own; joint `drawer<i>` is 0 when shut, and opens towards the robot."""
+    """A drawer in a case; joint `drawer<i>` is 0 when closed, and opens towards the robot."""
     case = spec.worldbody.add_body(name=f"drawer{index}", pos=(5, 4 + index, 0))
     for pos, size in (
         ((0.045, 0, 0.060), (0.045, 0.052, 0.003)),
@@ -48,12 +48,12 @@ def add_drawer(spec: mujoco.MjSpec, index: int) -> None:
         name=f"drawer{index}", type=mujoco.mjtJoint.mjJNT_SLIDE, axis=(-1, 0, 0), range=(0.0, DRAWER_TRAVEL)
     )
     joint.damping, joint.frictionloss, joint.armature = [2.0, 0, 0], 0.4, 0.02
-    parts = (
+    geoms = (
         ("", (0.003, 0, 0.030), (0.003, 0.046, 0.026)),  # the front
         ("", (0.043, 0, 0.008), (0.038, 0.044, 0.003)),  # the floor
         ("", (-HANDLE_AHEAD / 2, 0, HANDLE_HEIGHT), (HANDLE_AHEAD / 2, 0.004, 0.004)),
         (f"drawer{index}_part", (-HANDLE_AHEAD, 0, HANDLE_HEIGHT), (0.007, 0.009, 0.020)),
     )
-    for name, pos, size in parts:
+    for name, pos, size in geoms:
         geom = tray.add_geom(name=name, type=mujoco.mjtGeom.mjGEOM_BOX, pos=pos, size=size)
         geom.contype, geom.conaffinity, geom.condim, geom.friction = 1, 2, 6, (1.0, 0.01, 0.004)

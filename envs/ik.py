@@ -1,7 +1,7 @@
 """Inverse kinematics of the SO-101 by damped least squares on MuJoCo's Jacobian.
 
-Five joints place the fingertips at a point with a given pitch and closing direction. The iteration always starts
-from the same posture turned towards the target, so that the solution is one continuous function of the target.
+Five joints bring the fingertips to a point with a pitch and a closing direction. The iteration always starts from the
+same posture, rotated towards the target, so that the solution is a continuous function of the target.
 Method: S. Buss, "Introduction to inverse kinematics with Jacobian transpose, pseudoinverse and damped least
 squares methods" (2009).
 """
@@ -15,7 +15,7 @@ from vla.common.mujoco_gl import mujoco
 from vla.envs.arm import TIP_SITE
 
 ROLL_OFFSET = 0.0487
-"""[rad]. The closing direction is at yaw `roll - shoulder_pan - ROLL_OFFSET` when the gripper points down."""
+"""The closing direction has the yaw `roll - shoulder_pan - ROLL_OFFSET` when the gripper points down [rad]."""
 PAN_AXIS = (0.0388353, 0.0)
 _START = np.array([0.0, 0.1, 0.1, 1.2, -np.pi / 2])
 _DAMPING, _ITERATIONS, _TOLERANCE = 1e-4, 30, 1e-4
@@ -32,10 +32,7 @@ def radius(position: Float[np.ndarray, "_"]) -> float:
 
 
 class ArmIK:
-    """Solves for the five arm joints, and says where they bring the fingertips.
-
-    Owns scratch data: it never touches the simulation.
-    """
+    """Inverse and forward kinematics of the arm, on separate data: the simulation is not changed."""
 
     def __init__(self, model: mujoco.MjModel) -> None:
         self._model = model
@@ -44,7 +41,7 @@ class ArmIK:
         self._low, self._high = model.jnt_range[:5, 0], model.jnt_range[:5, 1]
 
     def tip(self, joints: Float[np.ndarray, "6"]) -> Float[np.ndarray, "3"]:
-        """Where the fingertips are [m] in the base's frame with these joints [rad]: forward kinematics."""
+        """Forward kinematics: the position of the fingertips [m] in the base frame for these joints [rad]."""
         self._data.qpos[:] = joints
         mujoco.mj_kinematics(self._model, self._data)
         return self._data.site_xpos[self._site].copy()
@@ -52,10 +49,15 @@ class ArmIK:
     def solve(
         self, position: Float[np.ndarray, "3"], pitch: float, closing_yaw: float
     ) -> tuple[Float[np.ndarray, "5"], float]:
-        """Joints [rad] that bring the fingertips to `position` [m], and the distance [m] that remains.
+        """Solves for the joints.
 
-        `pitch` [rad] is that of the fingers below the horizontal (pi/2 points straight down); `closing_yaw` [rad]
-        is the direction in which the jaws close, seen from above.
+        Args:
+            position: The target of the fingertips [m].
+            pitch: The pitch of the fingers below the horizontal [rad]; pi/2 points straight down.
+            closing_yaw: The direction in which the jaws close, viewed from above [rad].
+
+        Returns:
+            The joints [rad] and the remaining distance [m].
         """
         model, data = self._model, self._data
         jacobian, jac_pos = np.zeros((5, 5)), np.zeros((3, model.nv))
@@ -75,7 +77,7 @@ class ArmIK:
             mujoco.mj_comPos(model, data)
             mujoco.mj_jacSite(model, data, jac_pos, None, self._site)
             jacobian[:3] = jac_pos[:, :5]
-            # Angles count as lengths at 0.1 m, so that the two kinds of error compare.
+            # Angles are weighted as lengths at a radius of 0.1 m.
             weight = np.array([1, 1, 1, 0.1, 0.1])
             weighted = jacobian * weight[:, None]
             step = weighted.T @ np.linalg.solve(weighted @ weighted.T + _DAMPING * np.eye(5), error * weight)

@@ -1,4 +1,4 @@
-"""What the robot is told: several phrasings for each task, some held out from training."""
+"""Language instructions: several phrasings for each task, some held out from training."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ CHARACTERS = "abcdefghijklmnopqrstuvwxyz ,"
 
 
 def instruction(templates: Sequence[str], words: Mapping[str, tuple[str, ...]], rng: np.random.Generator) -> str:
-    """A random template, its fields filled with one of the ways to say each."""
+    """Samples a template and a variant for each of its fields."""
     template = str(rng.choice(templates))
-    return template.format(**{field: ways[int(rng.integers(len(ways)))] for field, ways in words.items()})
+    return template.format(**{field: variants[int(rng.integers(len(variants)))] for field, variants in words.items()})
 
 
 def every_instruction() -> Iterator[str]:
-    """All phrasings of all tasks with all their words, if not in all combinations: what a tokenizer should know."""
-    from vla.envs.tasks import TASKS  # it loads MuJoCo, which who only checks a phrasing can do without
+    """All phrasings of all tasks with all words, not in all combinations; training text for a tokenizer."""
+    from vla.envs.tasks import TASKS  # imports MuJoCo, which `check_phrasing` does not need
 
     for task in TASKS.values():
         for template in (t for templates in task.templates.values() for t in templates):
-            for i in range(max(len(ways) for ways in task.vocabulary.values())):
-                yield template.format(**{field: ways[i % len(ways)] for field, ways in task.vocabulary.items()})
+            for i in range(max(len(variants) for variants in task.vocabulary.values())):
+                yield template.format(
+                    **{field: variants[i % len(variants)] for field, variants in task.vocabulary.items()}
+                )
 
 
 def check_phrasing(phrasing: str) -> None:

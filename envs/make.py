@@ -12,20 +12,25 @@ from vla.errors import InputError, suggestion
 
 
 def make_env(name: str, **kwargs: Any) -> gym.Env[Any, Any]:
-    """The environment of a task ("pick"), of a Gymnasium id ("vla/SO101-Pick-v1"), or of another suite
-    ("metaworld/reach-v3", "my.yaml": `vla.envs.suites`), with its step limit.
+    """Makes an environment with its step limit.
 
-    Raises InputError for a name that is none of these, listing the tasks.
+    Args:
+        name: A task ("pick"), a Gymnasium id ("vla/SO101-Pick-v1"), or a task of another suite ("metaworld/reach-v3",
+            "my.yaml": `vla.envs.suites`).
+        **kwargs: Arguments of the environment.
+
+    Raises:
+        InputError: the name is unknown.
     """
     ids = _ids()
     if name not in ids and name not in ids.values():
         return _of_suite(name, **kwargs)
-    # Gymnasium's checker repeats on every environment what the tests check once.
+    # The tests run Gymnasium's checker once, so that it is not needed for every environment.
     return gym.make(ids.get(name, name), disable_env_checker=True, **kwargs)
 
 
 def is_task(name: str) -> bool:
-    """Whether `make_env` knows it."""
+    """Whether `make_env` accepts this name."""
     from vla.envs.suites.config import is_suite
 
     ids = _ids()
@@ -33,7 +38,7 @@ def is_task(name: str) -> bool:
 
 
 def check_task(name: str, axes: Sequence[str], *, swap: bool) -> None:
-    """Raises InputError for an unknown task, and for an axis or a swap of instructions that it does not have."""
+    """Raises InputError for an unknown task, or if it does not support an axis or swapped instructions."""
     ids = _ids()
     name = next((task for task, env_id in ids.items() if env_id == name), name)
     if name in ids:
@@ -45,7 +50,7 @@ def check_task(name: str, axes: Sequence[str], *, swap: bool) -> None:
     _read(name)
     if axes or swap:
         raise InputError(
-            f"{name} has neither axes nor other instructions to a scene: axes=[] axes_report=[] swap=false"
+            f"{name} supports neither axes nor swapped instructions: set axes=[] axes_report=[] swap=false"
         )
 
 
@@ -73,7 +78,7 @@ def _of_suite(
     phrasing: str = "train",
     holdout: bool = False,
 ) -> gym.Env[Any, Any]:
-    """Scenes and wordings are the suite's own: of what changes ours, only the images can be told."""
+    """Scenes and instructions are those of the suite; only the image options apply."""
     check_task(name, axes, swap=False)
     from vla.envs.suites.env import SuiteEnv
 

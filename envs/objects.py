@@ -1,4 +1,4 @@
-"""What can lie on the table: objects of every colour and shape, bowls and zones, buttons and drawers."""
+"""Things on the table: objects of all colours and shapes, bowls and zones, buttons and drawers."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ SIZES: dict[str, tuple[float, float, float]] = {
     "egg": (0.024, 0.016, 0.016),
     "disc": (0.022, 0.022, 0.008),
 }
-"""Half extents [m] of each shape at scale 1: x, y, z, standing on the table. The brick's long side is x."""
+"""Half extents (x, y, z) [m] of each shape at scale 1, standing on the table. The brick's long side is x."""
 SHAPES = ("cube", "ball", "cylinder", "brick", "cone")
-"""What the tasks and the questions draw from; a bar takes two arms, the rest are distractors."""
+"""The shapes of tasks and questions; a bar needs two arms, the other shapes are distractors."""
 ODD_SHAPES = ("egg", "disc")
 ODD_COLORS = {"white": (0.95, 0.95, 0.95), "black": (0.08, 0.08, 0.08), "pink": (0.98, 0.55, 0.70)}
-"""The distractors' shapes and colours: no instruction names them."""
+"""Shapes and colours of distractors, which no instruction names."""
 HELD_OUT = {
     "cube": "purple",
     "ball": "orange",
@@ -41,13 +41,13 @@ HELD_OUT = {
     "button": "purple",
     "drawer": "orange",
 }
-"""The colour of each kind of thing that training leaves out, so that evaluation can ask for a new combination."""
+"""The held-out colour of each kind, for evaluation on unseen combinations."""
 SLOTS = 6
 ODD_SLOTS = 3
 GOALS = 2
 BOWL_RADIUS, BOWL_HEIGHT = 0.050, 0.028
 ZONE_SIZE = (0.075, 0.045)
-"""Half extents [m] of a push zone along x and y."""
+"""Half extents of a push zone along x and y [m]."""
 OBJECT_MASS = 0.03
 
 MAX_SCALE = 1.1
@@ -80,7 +80,7 @@ class ObjectSpec:
 
 @dataclass(frozen=True)
 class GoalSpec:
-    """A bowl or a zone at `x`, `y` [m]; `side` is "left" or "right" as the robot sees it."""
+    """A bowl or a zone at `x`, `y` [m]; `side` is "left" or "right" from the robot's perspective."""
 
     kind: str
     color: str
@@ -91,7 +91,7 @@ class GoalSpec:
 
 @dataclass(frozen=True)
 class FixtureSpec:
-    """A button or a drawer whose front is at `x`, `y` [m]; `opening` [m] is how far the drawer is out at the start."""
+    """A button, or a drawer with its front at `x`, `y` [m]; `opening` is the initial opening of the drawer [m]."""
 
     kind: str
     color: str
@@ -106,7 +106,7 @@ class FixtureSpec:
 
 @dataclass(frozen=True)
 class Layout:
-    """What lies where on the table at the start of an episode."""
+    """The things on the table and their positions at the start of an episode."""
 
     objects: tuple[ObjectSpec, ...] = ()
     goals: tuple[GoalSpec, ...] = ()
@@ -114,27 +114,27 @@ class Layout:
 
     @property
     def things(self) -> tuple[ObjectSpec | FixtureSpec, ...]:
-        """What has a colour and a kind: the objects, then the fixtures."""
+        """The objects, then the fixtures."""
         return (*self.objects, *self.fixtures)
 
 
 @dataclass(frozen=True)
 class Furniture:
-    """What a task's model is compiled with: only what it needs, so that a frame stays cheap."""
+    """The contents of a task's compiled model: only what the task needs, for fast rendering."""
 
     shapes: tuple[str, ...] = SHAPES
     goals: int = GOALS
     fixture: str = ""
-    """The kind of its fixtures: button or drawer; empty for none."""
+    """The kind of fixtures: button, drawer, or empty for none."""
     fixtures: int = 0
     arms: int = 1
     distractors: bool = False
     slots: int = SLOTS
-    """How many objects there may be at once."""
+    """The maximum number of objects."""
 
 
 def geom_size(shape: str, half: Float[np.ndarray, "3"]) -> tuple[float, float, float]:
-    """MuJoCo's size of a shape from its half extents [m]."""
+    """The MuJoCo geom size of a shape with these half extents [m]."""
     if shape == "ball":
         return (float(half[0]), 0.0, 0.0)
     if shape in ("cylinder", "disc"):

@@ -1,4 +1,4 @@
-"""Domain randomization: light, colours, table, cameras and object sizes. Off, every scene looks the same."""
+"""Domain randomization of light, colours, table, cameras and object sizes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ TABLE_TONES = (
     (0.45, 0.42, 0.40),  # dark
     (0.62, 0.68, 0.72),  # slate
 )
-"""Muted, so that no table takes an object's colour."""
+"""Muted tones, distinct from the objects' colours."""
 
 
 class DomainRandomizer:
-    """The appearance of one scene: `apply(rng)` draws a new one, starting each time from the nominal model."""
+    """Randomizes the appearance of a scene, each time starting from the nominal model."""
 
     def __init__(self, scene: TableScene) -> None:
         self._scene = scene
@@ -37,7 +37,7 @@ class DomainRandomizer:
         self._printed = [i for i, name in enumerate(names) if name.endswith("printed")]
 
     def apply(self, rng: np.random.Generator | None) -> None:
-        """Draws the appearance, the nominal one where `rng` is None. Call after `TableScene.place`."""
+        """Samples an appearance, or sets the nominal one if `rng` is None. Call after `TableScene.place`."""
         model = self._scene.model
         model.light_diffuse[:], model.light_dir[:] = self._light
         model.vis.headlight.ambient[:], model.vis.headlight.diffuse[:] = self._ambient, self._headlight
@@ -51,7 +51,7 @@ class DomainRandomizer:
         self._randomize_cameras(rng)
 
     def relight(self, rng: np.random.Generator) -> None:
-        """Light outside of what `apply` draws: about half or one and a half of it, tinted, from the side."""
+        """Sets light outside the range of `apply`: about half or 1.5 times as strong, tinted, and oblique."""
         model = self._scene.model
         strength = rng.choice([rng.uniform(0.35, 0.55), rng.uniform(1.55, 1.8)]) * rng.uniform(0.85, 1.15, 3)
         model.light_diffuse[:], model.light_dir[:] = self._light[0] * strength, self._light[1]
@@ -60,7 +60,7 @@ class DomainRandomizer:
         model.vis.headlight.diffuse[:] = self._headlight * strength
 
     def move_cameras(self, rng: np.random.Generator) -> None:
-        """Camera poses outside of what `apply` draws, along and about every axis."""
+        """Sets camera poses outside the range of `apply`, translated and rotated along every axis."""
         model, (pos, quat, _) = self._scene.model, self._camera
         for name in self._scene.cameras:
             shift, turn = (0.03, 0.04) if name == "front" else (0.005, 0.04)
@@ -106,5 +106,5 @@ class DomainRandomizer:
 
 
 def jitter_sizes(objects: tuple[ObjectSpec, ...], rng: np.random.Generator) -> tuple[ObjectSpec, ...]:
-    """The same objects, each a little larger or smaller."""
+    """Scales each object randomly by a few percent."""
     return tuple(replace(o, scale=float(rng.uniform(0.93, 1.08))) for o in objects)

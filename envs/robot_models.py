@@ -1,4 +1,4 @@
-"""Models of arms by name or file: the simulated SO-101, MJCF and URDF."""
+"""Robot models by name or file: the simulated SO-101, MJCF and URDF."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from vla.common.mujoco_gl import mujoco
 from vla.errors import InputError
 
 SIMULATED = {"so101": 1, "so101_pair": 2}
-"""Models by the names of their embodiments, and how many arms those have."""
+"""The number of arms of each built-in model."""
 FILES = (".xml", ".urdf")
 
 
 def load_robot_model(name: str) -> mujoco.MjModel:
-    """The compiled model of `name`: so101, so101_pair, or a file of MJCF or URDF.
+    """Compiles a robot model: so101, so101_pair, or an MJCF or URDF file.
 
-    Of a URDF links and joints are kept, its meshes are not needed. Raises InputError when there is no such file, and
-    for one that MuJoCo cannot read, with its message.
+    Only links and joints of a URDF are used; its meshes are not needed.
+
+    Raises:
+        InputError: the file does not exist, or MuJoCo cannot read it.
     """
     if name in SIMULATED:
         from vla.envs.objects import Furniture
@@ -25,8 +27,8 @@ def load_robot_model(name: str) -> mujoco.MjModel:
         return build_spec(8, "light", Furniture(arms=SIMULATED[name])).compile()
     path = Path(name).expanduser()
     if not path.is_file() or path.suffix.lower() not in FILES:
-        found, known = "that is no model" if path.is_file() else "there is no such file", ", ".join(SIMULATED)
-        raise InputError(f"model={name}: {found}; name an MJCF (.xml) or URDF (.urdf) file, or one of {known}")
+        reason, known = "that is no model" if path.is_file() else "there is no such file", ", ".join(SIMULATED)
+        raise InputError(f"model={name}: {reason}; set an MJCF (.xml) or URDF (.urdf) file, or one of {known}")
     try:
         spec = mujoco.MjSpec.from_file(str(path))
         if path.suffix.lower() == FILES[1]:
@@ -37,7 +39,7 @@ def load_robot_model(name: str) -> mujoco.MjModel:
 
 
 def _only_links(spec: mujoco.MjSpec) -> None:
-    """What kinematics needs of a URDF: every link, also one that is fixed to another, which MuJoCo would leave out."""
+    """Removes geometry; keeps all links, including fixed ones, which MuJoCo would merge."""
     spec.compiler.fusestatic = False
     for part in (*spec.geoms, *spec.meshes):
         spec.delete(part)

@@ -1,6 +1,6 @@
-"""A scene on the table, and its pictures.
+"""A tabletop scene and its images.
 
-The model is compiled once. A scene only rewrites numbers in it, so that thousands of scenes a minute are possible.
+The model is compiled once. Scenes only change its values, which allows thousands of scenes per minute.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from vla.envs.objects import (
 from vla.envs.table import ARM_BASES, ARM_PREFIXES, HIDDEN, SHOWN, build_spec
 
 CAMERAS = ("front", "wrist")
-"""Those of a scene with one arm; with two, each arm has a wrist camera."""
+"""The cameras of a scene with one arm; with two arms, each has a wrist camera."""
 
 
 class Arm(NamedTuple):
-    """One of the scene's arms: its base at (0, `base_y`) [m], and the first of its joints and actuators."""
+    """An arm of the scene, with its base at (0, `base_y`) [m]; `first` indexes its first joint and actuator."""
 
     prefix: str
     base_y: float
@@ -46,7 +46,7 @@ class Arm(NamedTuple):
 
 
 class TableScene:
-    """A compiled model with its data and its renderer. `close()` frees the renderer."""
+    """A compiled model with its data and renderer. `close()` frees the renderer."""
 
     def __init__(self, image_size: int = 96, model: str = "light", furniture: Furniture | None = None) -> None:
         furniture = furniture or Furniture()
@@ -80,11 +80,11 @@ class TableScene:
 
     @property
     def joints(self) -> int:
-        """How many joints the arms have: the first ones of the state, as many actuators as that."""
+        """The number of joints of all arms, which come first in the state, and of actuators."""
         return len(self.arms) * len(JOINTS)
 
     def reset(self) -> None:
-        """The arms at joint zero, everything at rest, nothing on the table."""
+        """Sets all joints to zero, at rest, with an empty table."""
         mujoco.mj_resetData(self.model, self.data)
         self.place((), ())
 
@@ -95,7 +95,7 @@ class TableScene:
         fixtures: tuple[FixtureSpec, ...] = (),
         distractors: tuple[ObjectSpec, ...] = (),
     ) -> None:
-        """Puts exactly these things on the table, at rest: as many of a kind, at most, as the model was built for."""
+        """Replaces the things on the table, at rest; the model limits the number of each kind."""
         self.objects, self.goals, self.fixtures, self.distractors = objects, goals, fixtures, distractors
         for slot, geoms in enumerate(self.slot_geoms):
             self._fill_slot(f"object{slot}", geoms, objects[slot] if slot < len(objects) else None)
@@ -123,7 +123,7 @@ class TableScene:
                 if spec.shape != "cone":
                     model.geom_size[geom] = geom_size(spec.shape, spec.half_extents)
         q, v = int(model.jnt_qposadr[joint]), int(model.jnt_dofadr[joint])
-        # An unused body floats where it is parked instead of falling for ever.
+        # Gravity compensation keeps an unused body at its parking position.
         model.body_gravcomp[body] = 1.0 if spec is None else 0.0
         self.data.qvel[v : v + 6] = 0
         if spec is None:
@@ -153,7 +153,7 @@ class TableScene:
         return self.data.geom_xpos[self.fixture_geom(index)].copy()
 
     def fixture_travel(self, index: int) -> float:
-        """How far a drawer is out, or minus how far a button is pressed [m]."""
+        """The joint position: the opening of a drawer, or minus the depression of a button [m]."""
         return float(self.data.qpos[self._slide(index)])
 
     def object_position(self, index: int) -> Float[np.ndarray, "3"]:
@@ -164,12 +164,12 @@ class TableScene:
         return self.slot_geoms[index][self.objects[index].shape]
 
     def render(self, camera: str) -> UInt8[np.ndarray, "h w 3"]:
-        """A colour image. The data must be forwarded up to its kinematics, cameras and lights."""
+        """A colour image. Kinematics, cameras and lights of the data must be up to date."""
         renderer = self._draw(camera)
         return renderer.render()
 
     def segment(self, camera: str) -> Int[np.ndarray, "h w"]:
-        """The geom that each pixel shows, -1 where it shows none."""
+        """The geom index of each pixel; -1 for none."""
         renderer = self._draw(camera)
         renderer.enable_segmentation_rendering()
         try:
@@ -182,7 +182,7 @@ class TableScene:
             self._renderer = make_renderer(self.model, self.image_size, self.image_size)
             for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
                 self._renderer.scene.flags[flag] = 0
-            # Also at exit: a renderer left to the interpreter's end fails there.
+            # Also at exit, because freeing a renderer during interpreter shutdown fails.
             self._free_renderer = weakref.finalize(self, self._renderer.close)
         self._renderer.update_scene(self.data, camera)
         return self._renderer

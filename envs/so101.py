@@ -37,21 +37,31 @@ from vla.types import Observation
 
 CONTROL_HZ = 10.0
 HOME_POSITION, HOME_PITCH, HOME_GRIPPER = (0.185, 0.0, 0.115), 1.15, 0.5
-"""Where the fingertips wait [m], how steeply [rad], and the gripper's opening [rad]."""
+"""The initial position of the fingertips [m], their pitch [rad], and the gripper joint [rad]."""
 HOLD_STEPS = 3
-"""Consecutive steps for which the task must be met."""
+"""The number of consecutive steps for which the task must be met."""
 
 
 class SO101Env(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
-    """One language task on the table. A seed fixes the episode to the bit.
+    """A language-conditioned task on the table. Episodes are bit-identical for a seed.
 
-    `axes` (`vla.envs.axes`) are the ways in which episodes differ from those of training. With `holdout` no thing has
-    a colour that is held out for its shape, as training data should be. `images=False` draws none: they are black.
+    `reset(options=...)` accepts `{"target": i}` (the instruction names object i) or `{"swap": True}` (it names another
+    object than by default). The scene does not change, and success is judged by the instruction. `{"perturb": True}`
+    starts the arm from a random pose.
 
-    `reset(options=...)` takes `{"target": i}` (name thing i) or `{"swap": True}` (name another than the seed alone
-    would): the scene stays that of the seed, and success is judged by what is named. `{"perturb": True}` starts the
-    arm from a random pose. Raises InputError for an unknown task, phrasing set, axis or arm model, and for an action
-    that is not finite.
+    Args:
+        task: The task.
+        image_size: The size of images [px].
+        randomize: Whether appearance and initial pose are randomized.
+        phrasing: The set of phrasings.
+        model: The arm model.
+        render_mode: As in Gymnasium.
+        axes: The generalization axes (`vla.envs.axes`).
+        holdout: Whether held-out pairs of colour and shape are excluded, as in training data.
+        images: Whether images are rendered; otherwise they are black.
+
+    Raises:
+        InputError: the task, phrasing set, axis or arm model is unknown; in `step`, an action is not finite.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_HZ)}
@@ -77,17 +87,17 @@ class SO101Env(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
         self.scene = TableScene(image_size, model, replace(self.task.furniture, distractors="distractors" in axes))
         self.ik = ArmIK(arm_spec(model).compile())
         self.target, self.goal = 0, 0
-        self._looks = DomainRandomizer(self.scene)
+        self._randomizer = DomainRandomizer(self.scene)
         self._home = home_joints(self.ik)
         self._instruction, self._target_name, self._seed = "", "", 0
         self._met, self._wrong, self._driven = 0, False, 0
-        self.draws, self._blank = images, np.zeros((image_size, image_size, 3), np.uint8)
+        self.draws, self._black_image = images, np.zeros((image_size, image_size, 3), np.uint8)
         self.embodiment = so101_embodiment(self.scene)
         self._substeps = round(1 / CONTROL_HZ / self.scene.model.opt.timestep)
         low, high = np.array(self.embodiment.action_low), np.array(self.embodiment.action_high)
         self.action_space = spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
         image = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
-        # A joint may be pressed a little past its limit.
+        # Forces may move a joint slightly beyond its limit.
         state = spaces.Box((low - 0.5).astype(np.float32), (high + 0.5).astype(np.float32), dtype=np.float32)
         self.observation_space = spaces.Dict(
             images=spaces.Dict({camera: image for camera in self.scene.cameras}),
@@ -100,7 +110,7 @@ class SO101Env(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         super().reset(seed=seed)
         self._seed = int(self.np_random.integers(2**31)) if seed is None else int(seed)
-        # Streams of their own: neither the start pose nor the naming of an object changes the scene.
+        # Separate random streams: neither the initial pose nor the instruction changes the scene.
         scene_rng, word_rng, start_rng = (np.random.default_rng([self._seed, i]) for i in range(3))
         options = options or {}
         layout = self.task.layout(scene_rng)
@@ -123,18 +133,18 @@ class SO101Env(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
             named = (named + other) % targets
         self.target = int(options.get("target", named))
         if not 0 <= self.target < targets:
-            raise InputError(f"target {self.target} names no object: this scene has {targets}")
+            raise InputError(f"there is no target {self.target}: this scene has {targets}")
 
     def _lay_out(self, layout: Layout, rng: np.random.Generator) -> None:
         objects = jitter_sizes(layout.objects, rng) if self.randomize else layout.objects
         odd = distractors(self.task, layout, stream(self._seed, "distractors")) if "distractors" in self.axes else ()
         self.scene.reset()
         self.scene.place(objects, layout.goals, layout.fixtures, odd)
-        self._looks.apply(rng if self.randomize else None)
+        self._randomizer.apply(rng if self.randomize else None)
         if "light" in self.axes:
-            self._looks.relight(stream(self._seed, "light"))
+            self._randomizer.relight(stream(self._seed, "light"))
         if "camera" in self.axes:
-            self._looks.move_cameras(stream(self._seed, "camera"))
+            self._randomizer.move_cameras(stream(self._seed, "camera"))
 
     def _pose_arms(self, rng: np.random.Generator, perturb: bool) -> None:
         for arm in self.scene.arms:
@@ -155,16 +165,17 @@ class SO101Env(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
         for substep in range(1, self._substeps + 1):
             data.ctrl[:] = start + (goal - start) * (substep / self._substeps)
             mujoco.mj_step(self.scene.model, data)
-        # `mj_step` ends on new positions; the images need the kinematics that belong to them.
+        # `mj_step` ends with new positions; rendering needs their kinematics.
         mujoco.mj_forward(self.scene.model, data)
         self._judge()
         success = self._met >= HOLD_STEPS
         return self._observe(), float(success), success, False, self._info()
 
     def drive(self, targets: Float[np.ndarray, "a"], seconds: float) -> bool:
-        """Simulates so many seconds [s] with the arms told to be at `targets` [rad], as a robot's own loop tells them.
+        """Simulates `seconds` [s] with constant joint targets [rad], for control loops with their own rate.
 
-        Whether the task is met: as `step` judges it, at the same rate.
+        Returns:
+            Whether the task is met, judged as in `step` and at the same rate.
         """
         data, timestep = self.scene.data, self.scene.model.opt.timestep
         data.ctrl[:] = np.clip(targets, self.embodiment.action_low, self.embodiment.action_high)
@@ -185,13 +196,13 @@ class SO101Env(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
     def _observe(self) -> dict[str, Any]:
         scene = self.scene
         return {
-            "images": self.capture() if self.draws else dict.fromkeys(scene.cameras, self._blank),
+            "images": self.capture() if self.draws else dict.fromkeys(scene.cameras, self._black_image),
             "state": scene.data.qpos[: scene.joints].astype(np.float32),
             "instruction": self._instruction,
         }
 
     def capture(self) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
-        """Each camera's image of the present scene, for who makes the environment with `images=False`."""
+        """The cameras' images of the present scene, also with `images=False`."""
         return {camera: self.scene.render(camera) for camera in self.scene.cameras}
 
     def _info(self) -> dict[str, Any]:
@@ -220,13 +231,13 @@ class SO101Env(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
 
 
 def home_joints(ik: ArmIK) -> Float[np.ndarray, "6"]:
-    """The joints [rad] in which the arm waits."""
+    """The initial joint positions of the arm [rad]."""
     arm, _ = ik.solve(np.array(HOME_POSITION), HOME_PITCH, -np.pi / 2)
     return np.append(arm, HOME_GRIPPER)
 
 
 def so101_embodiment(scene: TableScene) -> Embodiment:
-    """The interface of the simulated arms, their limits those of the model's actuators."""
+    """The embodiment of the simulated arms, with the limits of the model's actuators."""
     names = tuple(f"{arm.prefix}{joint} [rad]" for arm in scene.arms for joint in JOINTS)
     low, high = scene.model.actuator_ctrlrange.T
     name = "so101" if len(scene.arms) == 1 else "so101_pair"
@@ -244,5 +255,5 @@ def so101_embodiment(scene: TableScene) -> Embodiment:
 
 
 def to_observation(observation: dict[str, Any], time: float) -> Observation:
-    """The environment's observation, seen at `time` [s], in the project's own type."""
+    """Converts an observation of the environment at `time` [s] to `Observation`."""
     return Observation(observation["images"], observation["state"], observation["instruction"], time)

@@ -34,7 +34,7 @@ _GEOM = {
     "disc": mujoco.mjtGeom.mjGEOM_CYLINDER,
 }
 ARM_SPACING = 0.36
-"""[m] between the bases of two arms, which face the same way."""
+"""The distance between the bases of two arms, which face the same direction [m]."""
 ARM_PREFIXES = {1: ("",), 2: ("left_", "right_")}
 ARM_BASES = {1: (0.0,), 2: (ARM_SPACING / 2, -ARM_SPACING / 2)}
 """y of each arm's base [m]."""
@@ -72,7 +72,7 @@ def build_spec(image_size: int, model: str, furniture: Furniture) -> mujoco.MjSp
 
 
 def _two_arms(model: str) -> mujoco.MjSpec:
-    """Two arms side by side, their names prefixed; the left one first. They do not collide with each other."""
+    """Two arms side by side with prefixed names, the left one first. They do not collide with each other."""
     both = mujoco.MjSpec()
     both.compiler.degree = False
     for prefix, y in zip(ARM_PREFIXES[2], ARM_BASES[2], strict=True):
@@ -94,14 +94,14 @@ def _add_surroundings(spec: mujoco.MjSpec) -> None:
         name="table", type=mujoco.mjtGeom.mjGEOM_BOX, pos=(0.22, 0, -0.02), size=(0.38, 0.46, 0.02)
     )
     table.material, table.contype, table.conaffinity = "table_plain", 1, 3
-    # The table decides all contacts with it: fingers slide on it, and a ball does not roll away (last entry, [m]).
+    # Contacts use the table's friction: fingers slide, and rolling friction (last entry, [m]) stops a ball.
     table.priority, table.condim, table.friction = 2, 6, (0.5, 0.01, 0.004)
     light = spec.worldbody.add_light(name="lamp", pos=(0.4, 0.3, 1.5), dir=(-0.25, -0.25, -1), castshadow=False)
     light.type, light.diffuse, light.specular = mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, (0.46,) * 3, (0.15,) * 3
 
 
 def _add_cameras(spec: mujoco.MjSpec, arms: tuple[str, ...]) -> None:
-    """`front` looks back at the robot from ahead and above; `wrist` sits on each arm's camera mount, as Menagerie's."""
+    """`front` faces the robot from the front and above; `wrist` is on each arm's camera mount, as in Menagerie."""
     eye, target = np.array([0.47, 0.0, 0.45]), np.array([0.20, 0.0, 0.03])
     back = (eye - target) / np.linalg.norm(eye - target)
     right = np.array([0.0, 1.0, 0.0])
@@ -117,8 +117,8 @@ def _add_cameras(spec: mujoco.MjSpec, arms: tuple[str, ...]) -> None:
 def _add_object(spec: mujoco.MjSpec, name: str, shapes: tuple[str, ...]) -> None:
     body = spec.worldbody.add_body(name=name, pos=(5, 5, 0))
     body.add_freejoint(name=name)
-    body.gravcomp = 1.0  # compiled in for all, then switched by slot
-    # One mass and inertia for all shapes but the bar: they differ little, and it can stay fixed when the shape changes.
+    body.gravcomp = 1.0  # compiled for all slots, then set per slot
+    # One mass and inertia for all shapes except the bar, so that they do not change with the shape.
     inertia = (1.2e-4, 6e-6, 1.2e-4) if shapes == ("bar",) else (6e-6,) * 3
     body.mass, body.inertia, body.explicitinertial = OBJECT_MASS, inertia, True
     body.ipos, body.iquat = (0, 0, 0), (1, 0, 0, 0)
@@ -165,7 +165,7 @@ def _cone_vertices(sides: int = 14) -> Float[np.ndarray, "n 3"]:
 
 
 def _table_texture(name: str) -> UInt8[np.ndarray, "64 64 3"]:
-    """A grey pattern that a material's colour tints; always the same."""
+    """A deterministic grey pattern, tinted by the material's colour."""
     rng = np.random.default_rng(TABLE_TEXTURES.index(name))
     v, u = np.mgrid[0:64, 0:64] / 64
     value: Float[np.ndarray, "64 64"] = np.ones((64, 64))

@@ -1,4 +1,4 @@
-"""What is truly in view: object centres and visibility, from the simulator's own segmentation."""
+"""Ground truth of images: object centres and visibility, from the simulator's segmentation."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from vla.envs.objects import SHAPES
 from vla.envs.scene import TableScene
 
 CLEAR_PIXELS, CLEAR_FRACTION = 12, 0.30
-"""An object is seen when it shows this many pixels (in a 96 x 96 image) and this part of its outline."""
+"""A visible object has at least this many pixels (in a 96 x 96 image) and this fraction of its outline."""
 HIDDEN_PIXELS, HIDDEN_FRACTION = 3, 0.04
-"""An object that shows less than one of these is hidden. Between the two, it is ambiguous."""
+"""An object below one of these is hidden; between the limits its visibility is ambiguous."""
 
 FINGER_REACH = 0.035
-"""[m]. The fingers show when that many pixels of the hand lie this close to their tips."""
+"""The fingers are visible if CLEAR_PIXELS pixels of the hand are within this distance of their tips [m]."""
 
 
 def scene_truth(env: gym.Env[Any, Any]) -> Scene:
-    """The truth about the environment's present scene, its positions in the robot's base frame."""
+    """The ground truth of the environment's present scene, with positions in the robot's base frame."""
     return table_truth(env.unwrapped.scene)  # type: ignore[attr-defined]
 
 
 def table_truth(scene: TableScene) -> Scene:
-    """The truth about a scene whose data is forwarded at least up to kinematics and cameras."""
+    """The ground truth of a scene, whose kinematics and cameras must be up to date."""
     centers: list[dict[str, tuple[float, float]]] = [{} for _ in scene.objects]
     gripper: dict[str, tuple[float, float]] = {}
     ambiguous: dict[str, frozenset[str]] = {}
@@ -37,10 +37,10 @@ def table_truth(scene: TableScene) -> Scene:
             mask = labels == scene.object_geom(index)
             outline = project(scene, camera, _corners(scene, index))
             center = project(scene, camera, scene.object_position(index)[None])[0]
-            seen = _visibility(mask, outline)
-            if seen is None:
+            visible = _visibility(mask, outline)
+            if visible is None:
                 ambiguous[camera] = ambiguous.get(camera, frozenset()) | {spec.name}
-            elif seen:
+            elif visible:
                 centers[index][camera] = _point_on(mask, center)
         tip = project(scene, camera, scene.data.site_xpos[scene.tip][None])[0]
         if _shows_fingers(scene, camera, labels, tip):
@@ -53,7 +53,7 @@ def table_truth(scene: TableScene) -> Scene:
 
 
 def _shows_fingers(scene: TableScene, camera: str, labels: Int[np.ndarray, "h w"], tip: Float[np.ndarray, "2"]) -> bool:
-    """Whether the fingertips lie in the image and enough of the hand shows around them."""
+    """Whether the fingertips are in the image and enough of the hand is visible around them."""
     if not (np.isfinite(tip).all() and (tip >= 0).all() and (tip < 1).all()):
         return False
     right = scene.data.cam_xmat[scene.model.camera(camera).id].reshape(3, 3)[:, 0]
@@ -73,16 +73,16 @@ def project(scene: TableScene, camera: str, points: Float[np.ndarray, "n 3"]) ->
     return np.stack([0.5 + local[:, 0] / scale, 0.5 - local[:, 1] / scale], axis=1)
 
 
-def points(scene: TableScene, places: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "p 2"]:
-    """Where each place [m] is in each camera's image, one camera after the other: fractions of width and height.
+def points(scene: TableScene, positions: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "p 2"]:
+    """Projects positions [m] to each camera's image, camera by camera, as fractions of width and height.
 
-    A place outside the image is outside [0, 1), one behind the camera at -1.
+    Positions outside the image are outside [0, 1); those behind the camera are at -1.
     """
-    return np.nan_to_num(np.concatenate([project(scene, camera, places) for camera in scene.cameras]), nan=-1.0)
+    return np.nan_to_num(np.concatenate([project(scene, camera, positions) for camera in scene.cameras]), nan=-1.0)
 
 
 def _visibility(mask: np.ndarray, outline: Float[np.ndarray, "n 2"]) -> bool | None:
-    """True: clearly seen, False: clearly hidden, None: neither."""
+    """True: visible, False: hidden, None: ambiguous."""
     unit = mask.size / 96**2
     pixels = int(mask.sum())
     if pixels < HIDDEN_PIXELS * unit:
@@ -96,7 +96,7 @@ def _visibility(mask: np.ndarray, outline: Float[np.ndarray, "n 2"]) -> bool | N
 
 
 def _point_on(mask: np.ndarray, center: Float[np.ndarray, "2"]) -> tuple[float, float]:
-    """The projected centre where it lies on the object's pixels, else the pixel next to their mean."""
+    """The projected centre if it is on the object's mask, else the mask's pixel nearest to its mean."""
     height, width = mask.shape
     rows, columns = np.nonzero(mask)
     x, y = center * (width, height)
@@ -107,7 +107,7 @@ def _point_on(mask: np.ndarray, center: Float[np.ndarray, "2"]) -> tuple[float, 
 
 
 def _outline_points() -> dict[str, Float[np.ndarray, "n 3"]]:
-    """Points whose convex hull is each shape, in units of its half extents."""
+    """Points whose convex hull is the shape, in units of its half extents."""
     signs = np.array([-1.0, 1.0])
     box = np.stack(np.meshgrid(signs, signs, signs), axis=-1).reshape(-1, 3)
     angle = np.arange(12) * np.pi / 6
@@ -137,7 +137,7 @@ def _corners(scene: TableScene, index: int) -> Float[np.ndarray, "n 3"]:
 
 
 def _hull_area(points: Float[np.ndarray, "n 2"]) -> float:
-    """The area of the convex hull, by support points in 16 directions: within 3 % for these shapes."""
+    """The area of the convex hull from support points in 16 directions, within 3 % for these shapes."""
     angle = np.arange(16) * np.pi / 8
     support: Int[np.ndarray, "16"] = np.argmax(points @ np.stack([np.cos(angle), np.sin(angle)]), axis=0)
     x, y = points[support].T

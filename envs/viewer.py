@@ -1,4 +1,4 @@
-"""An environment for a person to look at: in MuJoCo's viewer, or as its cameras' images side by side."""
+"""Shows an environment in MuJoCo's viewer, or saves its cameras' images side by side."""
 
 from __future__ import annotations
 
@@ -21,18 +21,25 @@ from vla.envs.so101 import SO101Env
 from vla.errors import InputError
 
 SIZE = 480
-"""Pixels of an image's side."""
+"""The side length of an image [px]."""
 FRAME = 0.05
-"""[s] between two pictures of a scene at rest."""
+"""The time between two frames of a scene at rest [s]."""
 BEHIND = {"azimuth": 0.0, "elevation": -40.0, "distance": 0.9, "lookat": (0.2, 0.0, 0.05)}
-"""The first view of the arm: over its shoulder, so that left is its left [degrees, m]."""
+"""The initial view from behind the arm [degrees, m]."""
 
 
 class Window:
-    """MuJoCo's viewer on an environment that was reset; a context manager. `press` gets GLFW's code of each key.
+    """MuJoCo's viewer for an environment after reset; a context manager.
 
-    It shows a copy of the state: what is dragged or reset in the viewer never reaches the simulation.
-    Raises InputError where no window can open, saying what to do `instead`.
+    It shows a copy of the state, so that interaction in the viewer does not change the simulation.
+
+    Args:
+        env: The environment.
+        instead: The advice in the error message if no window can open.
+        press: Called with GLFW's code of each pressed key.
+
+    Raises:
+        InputError: no window can open.
     """
 
     def __init__(self, env: gym.Env[Any, Any], instead: str, press: Callable[[int], None] | None = None) -> None:
@@ -53,7 +60,7 @@ class Window:
                 setattr(self._viewer.cam, name, value)
 
     def show(self, text: str = "") -> bool:
-        """Shows the present state under a line of text; false once the window is closed."""
+        """Shows the present state with a line of text; returns False once the window is closed."""
         with self._viewer.lock():
             mujoco.mj_copyData(self._copy, self._scene.model, self._scene.data)
         self._viewer.set_texts((mujoco.mjtFontScale.mjFONTSCALE_150, mujoco.mjtGridPos.mjGRID_TOPLEFT, text, ""))
@@ -68,7 +75,7 @@ class Window:
 
 
 def _check_screen(instead: str) -> None:
-    """The viewer's thread would die, and who waits for it wait for ever, where GLFW finds no screen."""
+    """Raises InputError without a screen, where the viewer's thread would die and its start would block."""
     if has_screen():
         import glfw
 
@@ -80,9 +87,10 @@ def _check_screen(instead: str) -> None:
 
 
 def look(task: str, seed: int, save: str | None) -> None:
-    """Opens the viewer on the scene of `seed`, or writes the .png file `save`: its cameras side by side.
+    """Opens the viewer on the scene of `seed`, or writes its cameras' images side by side to the .png file `save`.
 
-    Raises InputError for an unknown task, a negative seed, and a file of another kind, before anything is written.
+    Raises:
+        InputError: the task is unknown, the seed is negative, or the file is not .png; before anything is written.
     """
     if save is not None and not save.endswith(".png"):
         raise InputError(f"an environment is saved as a picture: --save x.png, not {save}")
@@ -97,14 +105,14 @@ def look(task: str, seed: int, save: str | None) -> None:
                 while window.show(observation["instruction"]):
                     time.sleep(FRAME)
             return
-        _write(beside(observation["images"]), Path(save))
+        _write(side_by_side(observation["images"]), Path(save))
         print(f"wrote {save}: {', '.join(observation['images'])}")
     finally:
         env.close()
 
 
-def beside(images: Mapping[str, UInt8[np.ndarray, "_h _w 3"]]) -> UInt8[np.ndarray, "height width 3"]:
-    """The images from left to right, black below those that are less high."""
+def side_by_side(images: Mapping[str, UInt8[np.ndarray, "_h _w 3"]]) -> UInt8[np.ndarray, "height width 3"]:
+    """The images side by side, padded with black at the bottom."""
     height = max(image.shape[0] for image in images.values())
     return np.concatenate([np.pad(i, ((0, height - len(i)), (0, 0), (0, 0))) for i in images.values()], axis=1)
 

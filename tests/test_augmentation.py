@@ -286,7 +286,7 @@ def test_a_robot_whose_points_are_of_unknown_cameras_keeps_its_geometry_and_that
     augmentation = Augmentation.of(GEOMETRY)
     check(augmentation, processor)
     assert list(report(augmentation, processor)) == [
-        "geometric augmentation of toy: no camera; which of its 3 points is of which camera is unknown"
+        "geometric augmentation of toy: no camera; its 3 points cannot be assigned to cameras"
     ]
     rows = demonstrations()
     moved, warps = move(rows, processor, augmentation, [(i,) for i in range(len(rows))])

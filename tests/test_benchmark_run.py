@@ -20,7 +20,7 @@ from vla.commands import cli
 from vla.common.stored_image import Views
 from vla.errors import InputError
 from vla.evaluation.vlm.answerer import HostedAnswerer, open_answerer
-from vla.evaluation.vlm.benchmark_run import Files, read_ledger, some
+from vla.evaluation.vlm.benchmark_run import Files, read_answers, subsample
 from vla.evaluation.vlm.scoring.registry import BENCHMARKS
 from vla.evaluation.vlm.scoring.vqa import SHORT
 
@@ -184,7 +184,7 @@ def test_a_run_that_was_cut_off_goes_on(data: Path, tmp_path: Path, monkeypatch:
     seeing.fail_after = 1
     with pytest.raises(RuntimeError, match="killed"):
         files.run(seeing, ledger)
-    assert len(read_ledger(ledger)) == 1
+    assert len(read_answers(ledger)) == 1
     ledger.write_text(ledger.read_text() + '\n{"question_id": "1000005", "answ')  # killed while writing
     again = Seeing()
     report = files.run(again, ledger)
@@ -197,7 +197,7 @@ def test_a_part_keeps_pairs_and_rotations_whole(data: Path) -> None:
     assert len(Files.open("mme", data / "mme", limit=1).questions) == 2
     assert len(Files.open("mmbench", data / "mmbench", limit=1).questions) == 2
     many: Mapping[str, Mapping[str, Any]] = {str(i): {"question": "?"} for i in range(100)}
-    assert list(some(many, 4)) == ["0", "33", "66", "99"] and some(many, 1000) == many
+    assert list(subsample(many, 4)) == ["0", "33", "66", "99"] and subsample(many, 1000) == many
 
 
 def test_what_is_missing_is_said_before_anything_is_asked(data: Path, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_what_is_missing_is_said_before_anything_is_asked(data: Path, tmp_path: 
     with pytest.raises(InputError, match="or several"):
         Files.open("pope", tmp_path)
     write(tmp_path / "coco_pope_popular.json", json.dumps(entry | {"image": "a/lost.jpg"}))
-    with pytest.raises(InputError, match="holds several: give one as data"):
+    with pytest.raises(InputError, match="has several: set data to one of"):
         Files.open("pope", tmp_path)
     assert len(Files.open("pope", tmp_path / "coco_pope_popular.json").questions) == 1
     write(tmp_path / "a/lost.jpg", b"no picture")
@@ -245,12 +245,12 @@ def test_a_hosted_model_is_told_the_official_prompt_alone(
 def test_hosted_models_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
     answerer = open_answerer("hosted:gpt-4o")
     assert isinstance(answerer, HostedAnswerer) and answerer.hosted.model.startswith("gpt-4o")
-    with pytest.raises(InputError, match="no hosted model"):
+    with pytest.raises(InputError, match="is not a hosted model"):
         open_answerer("hosted:smolvlm2")
 
 
 def test_a_checkpoint_answers(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["benchmark", "pope", f"data={data / 'pope'}", "policy=nano", f"out={tmp_path / 'out'}"]) == 0
     assert "yes_ratio" in capsys.readouterr().out
-    assert set(read_ledger(tmp_path / "out/pope/answers.jsonl")) == {"1", "2"}
+    assert set(read_answers(tmp_path / "out/pope/answers.jsonl")) == {"1", "2"}
     assert np.isfinite(json.loads((tmp_path / "out/pope/scores.json").read_text())["scores"]["f1"]["value"])

@@ -91,5 +91,5 @@ def test_a_robot_has_points_of_as_many_things_as_any_of_its_stores(make_episode:
     ]
     chosen = (parts[:1], parts[:2], parts[:3], parts[1::-1])
     assert [robot_specs(each, 4)[0].points for each in chosen] == [0, 2, 4, 2]
-    with pytest.raises(InputError, match="3 points a step, not as many of each of 2 cameras"):
+    with pytest.raises(InputError, match="3 points per step, which is not a multiple of its 2 cameras"):
         robot_specs(parts, 4)

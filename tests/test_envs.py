@@ -148,7 +148,7 @@ def test_success_follows_the_named_object(pick: SO101Env) -> None:
             _, reward, terminated, _, info = pick.step(pick.scene.data.ctrl[:6].copy())
         assert info["success"] == info["is_success"] == terminated == (reward == 1.0) == (target == 1)
         assert info["wrong_object"] == (target != 1)
-    with pytest.raises(InputError, match="names no object"):
+    with pytest.raises(InputError, match="there is no target"):
         pick.reset(seed=3, options={"target": 9})
 
 

@@ -142,7 +142,7 @@ def test_the_headline_tells_of_crashes_and_of_a_rate_that_was_told(tmp_path: Pat
     said = headline(report, tmp_path)
     assert "3 crashed, counted as neither" in said and "color 0.50" in said
     told = {"success_rate": 0.9, "success_ci95": [0.8, 0.95], "episodes": 20, "stopped_after": 20, "stop": 0.5}
-    assert "told from 0.5 after 20 episodes" in headline(report | told, tmp_path)
+    assert "differs from 0.5 after 20 episodes" in headline(report | told, tmp_path)
 
 
 def test_contacts_count_but_those_with_what_is_named() -> None:

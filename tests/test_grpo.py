@@ -83,7 +83,7 @@ def test_tokens_are_drawn_with_the_probabilities_that_are_learned_from(
     tokens, said = sample(model, prompts, 6)
     with torch.no_grad():
         batch = answered(prompts, tokens, said, 0)
-        learned = token_logps(model, batch, places=False)[:, -tokens.shape[1] :]
+        learned = token_logps(model, batch, image_token=False)[:, -tokens.shape[1] :]
         decoding, drawn = model.decoding(prompts), []
         for column in tokens.T:
             chances = decoding.next_logits()[:, : model.text_vocab]
@@ -97,7 +97,7 @@ def test_tokens_are_drawn_with_the_probabilities_that_are_learned_from(
     every = torch.tensor([[i] for i in range(model.text_vocab) if i != model.processor.image])
     asked = answered(prompts.rows(torch.zeros_like(every[:, 0])), every, torch.ones_like(every, dtype=torch.bool), 0)
     with torch.no_grad():
-        learned = token_logps(model, asked, places=False)[:, -1].exp()
+        learned = token_logps(model, asked, image_token=False)[:, -1].exp()
     assert learned.sum().item() == pytest.approx(1, abs=1e-4)
     chances = torch.zeros(model.text_vocab).index_copy(0, every[:, 0], learned)
     seen = torch.bincount(first, minlength=len(chances)) / len(first)

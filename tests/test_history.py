@@ -83,9 +83,9 @@ def pair(make_model: Models, **fields: Any) -> VLA:
 def test_seconds_are_steps_at_each_rate(make_model: Models, capsys: pytest.CaptureFixture[str]) -> None:
     assert history_steps([0.5, 1.0], 10.0) == (10, 5) and history_steps([0.5, 1.0], 50.0) == (50, 25)
     assert history_steps([], 10.0) == ()
-    with pytest.raises(InputError, match=r"0.04 s is no step at 10 Hz: the shortest is 0.1"):
+    with pytest.raises(InputError, match=r"0.04 s is less than a step at 10 Hz: the minimum is 0.1 s"):
         history_steps([0.5, 0.04], 10.0)
-    with pytest.raises(InputError, match=r"0.52 s and 0.5 s are 5 steps at 10 Hz: leave one out"):
+    with pytest.raises(InputError, match=r"0.52 s and 0.5 s are 5 steps at 10 Hz: remove one"):
         history_steps([0.5, 0.52], 10.0)
     robots = pair(make_model).processor.robots
     slow, fast = with_history(robots, [0.5, 0.33])

@@ -199,7 +199,7 @@ def test_new_rows_learn_at_the_heads_rate(make_model: Models) -> None:
         ({"rank": 0}, "rank"),
         ({"targets": ["query"]}, "no linear layers query"),
         ({"targets": "q_proj"}, "list"),
-        ({"targets": "("}, "no regular expression"),
+        ({"targets": "("}, "is not a regular expression"),
     ],
 )
 def test_wrong_adapters_are_named(make_model: Models, options: dict[str, Any], named: str) -> None:

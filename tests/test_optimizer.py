@@ -62,7 +62,7 @@ def test_parts_are_clipped_each_by_itself(make_model: Models) -> None:
     for name, parameter in model.named_parameters():
         parameter.grad = torch.full_like(parameter, 10.0 if name.startswith("backbone.vision") else 1e-4)
     small = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None and "vision" not in n}
-    assert clip_gradients(model, 1.0, each_part=True) > 100
+    assert clip_gradients(model, 1.0, per_part=True) > 100
     seen = torch.cat(
         [p.grad.flatten() for p in model.backbone.freezable_modules()["vision"].parameters() if p.grad is not None]
     )

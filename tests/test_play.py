@@ -15,7 +15,7 @@ from vla.datasets.episodes import EpisodeStore
 from vla.envs.make import make_env
 from vla.envs.primitives import tip_of
 from vla.envs.so101 import SO101Env
-from vla.envs.viewer import SIZE, beside
+from vla.envs.viewer import SIZE, side_by_side
 from vla.errors import InputError
 from vla.robots.teleoperators.gamepad import AXIS, BUTTON, BUTTONS, EVENT, FULL, INITIAL, Gamepad
 from vla.robots.teleoperators.keyboard import KEYS, Keyboard
@@ -206,7 +206,7 @@ def test_a_mistake_of_view_is_named(arguments: list[str], named: str, capsys: py
 
 def test_images_of_other_sizes_stand_beside_each_other() -> None:
     high, wide = np.full((4, 2, 3), 7, np.uint8), np.full((3, 5, 3), 9, np.uint8)
-    both = beside({"a": high, "b": wide})
+    both = side_by_side({"a": high, "b": wide})
     assert both.shape == (4, 7, 3) and (both[:, :2] == 7).all() and (both[:3, 2:] == 9).all() and not both[3, 2:].any()
 
 

@@ -91,7 +91,7 @@ def test_an_evaluation_is_of_the_policys_tasks(
         raise Reached(task)
 
     monkeypatch.setattr(evaluation, "check_task", stop)
-    monkeypatch.setattr(evaluation, "evaluate_each", lambda tasks, *_, **__: stop("+".join(tasks)))
+    monkeypatch.setattr(evaluation, "evaluate_tasks", lambda tasks, *_, **__: stop("+".join(tasks)))
 
     def evaluated(**given: Any) -> str:
         values = values_of(compose("eval", [f"out={tmp_path / 'out'}"])) | given

@@ -11,7 +11,7 @@ import pytest
 
 from vla.commands import cli
 from vla.evaluation.vlm.answerer import BackboneAnswerer
-from vla.evaluation.vlm.probes.registry import PROBES, chosen
+from vla.evaluation.vlm.probes.registry import PROBES, select_probes
 from vla.models.vla import VLA
 
 
@@ -52,8 +52,8 @@ def test_a_hosted_model_is_spared_the_modality_gap(make_model: Callable[..., VLA
     def answers(questions: object, images: object, tokens: int, role: str) -> list[str]:
         return []
 
-    assert set(PROBES) - set(chosen(None, answers)) == {"modality-gap"}
-    assert set(chosen(None, BackboneAnswerer(make_model(robot=False)))) == set(PROBES)
+    assert set(PROBES) - set(select_probes(None, answers)) == {"modality-gap"}
+    assert set(select_probes(None, BackboneAnswerer(make_model(robot=False)))) == set(PROBES)
 
 
 def test_embeddings_do_not_depend_on_their_batch(make_model: Callable[..., VLA]) -> None:

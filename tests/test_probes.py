@@ -18,7 +18,7 @@ from vla.evaluation.vlm.probes.counting import COUNTING, matched, number, points
 from vla.evaluation.vlm.probes.detail import DETAIL, TASKS, thresholds
 from vla.evaluation.vlm.probes.existence import POPE_SIM
 from vla.evaluation.vlm.probes.modality import measured
-from vla.evaluation.vlm.probes.probe import Found, Probe
+from vla.evaluation.vlm.probes.probe import Probe, ProbeResult
 from vla.evaluation.vlm.probes.scenes import studio
 from vla.evaluation.vlm.probes.spatial import SPATIAL
 from vla.evaluation.vlm.scoring.files import Entry
@@ -42,7 +42,7 @@ def knowing(entries: Mapping[str, Entry]) -> Answerer:
     return answer
 
 
-def scores(found: Found) -> dict[str, float]:
+def scores(found: ProbeResult) -> dict[str, float]:
     return {name: score["value"] for name, score in found.report["scores"].items()}
 
 
@@ -113,7 +113,7 @@ def test_left_of_the_robot_is_right_in_the_image() -> None:
 
 
 def test_captions_are_judged_by_kind_and_by_color() -> None:
-    entry = {"seen": ["red cube", "blue ball"], "perhaps": ["red cube", "blue ball", "green cone"]}
+    entry = {"visible": ["red cube", "blue ball"], "possible": ["red cube", "blue ball", "green cone"]}
     wrong, named, any_wrong, _, found, there, attributes, colored = CHAIR_SIM.benchmark.units(
         {"0": entry}, {"0": "A red ball, a cone and two bricks."}
     )[0].sums

@@ -16,7 +16,7 @@ from test_released_families import QUESTION, photo, their_frames, their_inputs
 from transformers import AutoProcessor
 
 from vla.errors import InputError
-from vla.evaluation.vlm.benchmark_images import Pictures
+from vla.evaluation.vlm.benchmark_images import ImageFiles
 from vla.models.backbones.pretrained import open_backbone
 
 # Of InternVLProcessor, which sums a tensor with NumPy.
@@ -124,7 +124,7 @@ def test_a_benchmark_s_picture_is_what_transformers_makes_of_the_file(name: str,
     theirs, ours = AutoProcessor.from_pretrained(tmp_path / "model"), open_backbone(str(tmp_path / "model"))[1]
     with Image.open(file) as opened:
         expected = their_frames(name, their_inputs(name, theirs, ASKED, [opened]))
-    batch = ours.question_prompt([ASKED], [Pictures(tmp_path).of("image", {"image": file.name})])
+    batch = ours.question_prompt([ASKED], [ImageFiles(tmp_path).of("image", {"image": file.name})])
     for frame, other in zip(ours.pixels(batch.images)[batch.image_mask], expected, strict=True):
         torch.testing.assert_close(frame, other, atol=1e-5, rtol=0)
 

@@ -67,11 +67,11 @@ def test_best_alone_is_gone_on_from_and_another_runs_is_refused(make_model: Mode
     train(make_model(seed=5), mixture(), plan(steps=3), tmp_path / "third")
     (other / "best").unlink()
     shutil.copytree(tmp_path / "third" / "best", other / "best")
-    with pytest.raises(InputError, match="best is another checkpoint than"):
+    with pytest.raises(InputError, match="best differs from the checkpoint"):
         train(make_model(), mixture(), plan(steps=4), other)
     shutil.rmtree(other / "best")
     (other / "best").mkdir()
-    with pytest.raises(InputError, match="best is no checkpoint"):
+    with pytest.raises(InputError, match="best is not a checkpoint"):
         train(make_model(), mixture(), plan(steps=4), other)
 
 
@@ -129,7 +129,7 @@ def test_other_options_are_reported(make_model: Models, tmp_path: Path, capsys: 
     assert "goes on" not in capsys.readouterr().out
     train(make_model(), mixture(), plan(steps=2, lr=5e-4, accumulate=2, ema=0.9), tmp_path)
     line = next(line for line in capsys.readouterr().out.splitlines() if "goes on" in line)
-    assert line.startswith(f"{tmp_path} goes on from step 1 of 2, with ")
+    assert line.startswith(f"{tmp_path} resumes from step 1 of 2, with ")
     for change in ("plan.lr 0.001 -> 0.0005", "plan.steps 1 -> 2", "plan.accumulate 1 -> 2", "plan.ema 0.999 -> 0.9"):
         assert change in line
     train(make_model(), mixture(), plan(steps=3, lr=5e-4, accumulate=2, ema=0.9), tmp_path)
@@ -199,7 +199,7 @@ def test_the_command_says_what_it_goes_on_with_and_where_the_result_is(
     assert cli.main([*given, "plan.steps=1"]) == 0
     assert f"{out} has its 1 step already" in capsys.readouterr().out
     assert cli.main([*given, "plan.steps=2", "plan.lr=1e-4"]) == 0
-    assert "goes on from step 1 of 2, with plan.steps 1 -> 2, plan.lr 0.001 -> 0.0001" in capsys.readouterr().out
+    assert "resumes from step 1 of 2, with plan.steps 1 -> 2, plan.lr 0.001 -> 0.0001" in capsys.readouterr().out
     assert cli.main([*given, "plan.steps=3", "plan.seed=4"]) == 2
     shown_error = capsys.readouterr().err
     assert "plan.seed (0 -> 4)" in shown_error and shown_error.count("\n") == 1

@@ -15,7 +15,7 @@ from test_run import one_thread, options, stores
 
 from vla.errors import InputError
 from vla.evaluation.vlm.answerer import Answerer
-from vla.evaluation.vlm.probes.probe import Found
+from vla.evaluation.vlm.probes.probe import ProbeResult
 from vla.evaluation.vlm.probes.registry import PROBES
 from vla.models.vla import VLA
 from vla.training.checkpoint_gate import choose
@@ -50,9 +50,9 @@ def says(monkeypatch: pytest.MonkeyPatch, name: str, values: Sequence[float]) ->
     """The probe of that name has these values, one after the other."""
     left = iter(values)
 
-    def run(answerer: Answerer, n: int, seed: int, baseline: bool = True) -> Found:
+    def run(answerer: Answerer, n: int, seed: int, baseline: bool = True) -> ProbeResult:
         assert not baseline
-        return Found({"scores": {"main": {"value": next(left)}, "other": {"value": 0.0}}}, {}, {})
+        return ProbeResult({"scores": {"main": {"value": next(left)}, "other": {"value": 0.0}}}, {}, {})
 
     monkeypatch.setitem(PROBES, name, run)  # type: ignore[arg-type]
 

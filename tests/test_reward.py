@@ -92,7 +92,7 @@ def test_a_reward_model_that_was_cut_off_goes_on(
 
 def test_what_is_no_reward_model_is_refused(store: VqaStore, make_model: Callable[..., VLA], tmp_path: Path) -> None:
     make_model(robot=False).save_pretrained(tmp_path / "vlm")
-    with pytest.raises(InputError, match="is no reward model: train one with stage=reward"):
+    with pytest.raises(InputError, match="is not a reward model: train one with stage=reward"):
         RewardModel.load(tmp_path / "vlm")
     with pytest.raises(InputError, match=r"reward\.center must be 0 or more"):
         train_reward(make_model(robot=False), {"vqa": store}, plan(), tmp_path / "run", center=-1)

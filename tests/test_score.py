@@ -188,7 +188,7 @@ def test_the_ids_of_ocrbench_are_of_its_data_sets(tmp_path: Path) -> None:
         file = write(tmp_path / f"{number}.json", found)
         assert answers(file, questions) == said
         assert benchmark("ocrbench").score(questions, said)["scores"]["points"]["value"] == 2
-    with pytest.raises(InputError, match=r"two rows of the id '184'.*dataset_name"):
+    with pytest.raises(InputError, match=r"two rows with the id '184'.*dataset_name"):
         answers(write(tmp_path / "r.json", ordered[::-1]), questions)
 
 
@@ -243,7 +243,7 @@ def test_what_does_not_fit_is_refused(references: Mapping[str, Path], tmp_path: 
     for rows, said in (
         ([yes], "1 of 2 questions have no answer, the first '2'"),
         ([yes, {"question_id": 2, "answer": "no"}, {"question_id": 3, "answer": "no"}], "not in the references"),
-        ([yes, yes], "two rows of the id '1'"),
+        ([yes, yes], "two rows with the id '1'"),
         ([yes, {"question_id": 2}], "row 1 has no answer"),
         ([yes, {"answer": "no"}], "row 1 has no question_id"),
         ([{"answer": "no"}], "1 answers without ids to 2 questions"),

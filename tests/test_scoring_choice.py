@@ -10,10 +10,10 @@ import pytest
 
 from vla.errors import InputError
 from vla.evaluation.vlm.scoring.chair import CHAIR, Vocabulary
-from vla.evaluation.vlm.scoring.choice import MMBENCH, SEED_BENCH, chosen
+from vla.evaluation.vlm.scoring.choice import MMBENCH, SEED_BENCH, parse_option
 from vla.evaluation.vlm.scoring.mathvista import MATHVISTA, extracted, normalized
 from vla.evaluation.vlm.scoring.mmmu import MMMU, letter, matches
-from vla.evaluation.vlm.scoring.yesno import MME, POPE, TASKS, label, says_yes
+from vla.evaluation.vlm.scoring.yesno import MME, POPE, TASKS, is_yes, label
 
 OPTIONS = {"A": "a red bus", "B": "a cat", "C": "a dog", "D": "none of these"}
 
@@ -38,7 +38,7 @@ def values(report: dict[str, Any]) -> dict[str, float]:
     ],
 )
 def test_pope_reads_yes_and_no(said: str, yes: bool) -> None:
-    assert says_yes(said) is yes
+    assert is_yes(said) is yes
 
 
 def test_pope_scores_and_its_yes_ratio_is_of_predictions() -> None:
@@ -95,7 +95,7 @@ def test_mme_adds_accuracy_and_accuracy_of_both() -> None:
     ],
 )
 def test_mmbench_letter_in_prose(said: str, read: str | None) -> None:
-    assert chosen(said, OPTIONS) == read
+    assert parse_option(said, OPTIONS) == read
 
 
 def rotations(index: int, options: str) -> dict[str, dict[str, str]]:

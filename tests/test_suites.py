@@ -115,10 +115,10 @@ def test_to_draw_changes_nothing_in_the_physics(file: Path, reacher: SuiteEnv) -
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ("robot: reacher", "", "say robot"),
+        ("robot: reacher", "", "set robot"),
         ("robot: reacher", "robot: reacher\ncolour: red", "colour"),
         ("control_hz: 50", "control_hz: fast", "fast"),
-        ("success_reward: -0.1", "", "say success"),
+        ("success_reward: -0.1", "", "set either success"),
         ("Reacher-v5", "Reachers-v5", "Reachers"),
         ("Reacher-v5", "no_such_module:Reacher-v5", "no_such_module"),
         ("  elbow [N m]: [-0.5, 0.5]\n", "", "names 1 actions"),

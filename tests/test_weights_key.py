@@ -18,7 +18,7 @@ from vla.errors import InputError
 from vla.evaluation.rollouts.result_store import check_folder
 from vla.evaluation.vlm import answerer
 from vla.evaluation.vlm.answerer import BackboneAnswerer
-from vla.evaluation.vlm.benchmark_run import read_ledger
+from vla.evaluation.vlm.benchmark_run import read_answers
 from vla.models.hub import weights_digest
 from vla.models.vla import VLA
 from vla.policies.load import weights_of_policy
@@ -93,7 +93,7 @@ def test_a_benchmark_asks_again_after_further_training_and_knows_earlier_weights
     assert run(Seeing) == 1 and len(seeing[-1].asked) == 2
     (kept,) = (tmp_path / "out/pope").glob("answers-*.jsonl")
     assert kept.read_text() == first and f"answers of other weights are kept as {kept.name}" in capsys.readouterr().out
-    assert set(read_ledger(tmp_path / "out/pope/answers.jsonl")) == {"1", "2"}
+    assert set(read_answers(tmp_path / "out/pope/answers.jsonl")) == {"1", "2"}
     train_on(policy, make_model, seed=0)  # the first ones again
     assert run(Seeing) == 0 and not seeing[-1].asked
 
@@ -142,7 +142,7 @@ def test_a_benchmark_asks_again_when_the_preprocessing_changes(
     (kept,) = (out / "pope").glob("answers-*.jsonl")
     assert kept.read_text() == first
     assert "answers of other preprocessing are kept" in capsys.readouterr().out
-    assert set(read_ledger(out / "pope/answers.jsonl")) == {"1", "2"}
+    assert set(read_answers(out / "pope/answers.jsonl")) == {"1", "2"}
     # The first ones again: their answers are there, and none is asked for.
     replaced(tmp_path / "model" / file, *reversed(texts))
     monkeypatch.setattr(BackboneAnswerer, "__call__", lambda *_: pytest.fail("asked"))

@@ -79,11 +79,11 @@ def test_a_process_that_ends_badly_after_its_last_trial_has_done_its_work(tmp_pa
 def test_a_process_may_die_at_any_moment() -> None:
     worker = object.__new__(_Worker)
     worker.connection, theirs = Pipe()
-    worker.begun, worker.told_all = {}, False
+    worker.started, worker.finished = {}, False
     os.write(theirs.fileno(), b"\0\0\1\0, of which this is the begin")
     theirs.close()
     worker.send(TRIALS[0])
-    assert worker.receive() == ("gone", None) and [*worker.begun.values()] == TRIALS[:1]
+    assert worker.receive() == ("gone", None) and [*worker.started.values()] == TRIALS[:1]
 
 
 def test_a_refusal_reaches_the_parent(tmp_path: Path) -> None:

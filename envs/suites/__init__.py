@@ -1,1 +1,1 @@
-"""Environments that others wrote, behind our observation and `Embodiment`: a file of configs/env/ describes each."""
+"""Third-party environments with our observation format and `Embodiment`, described by files in configs/env/."""

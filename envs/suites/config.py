@@ -1,4 +1,4 @@
-"""What is to be known of an environment that others wrote: a YAML file, ours in configs/env/ or the user's own."""
+"""Descriptions of third-party environments: YAML files in configs/env/ or of the user."""
 
 from __future__ import annotations
 
@@ -16,71 +16,71 @@ from vla.errors import InputError
 
 @dataclass
 class Camera:
-    """A view: a camera of the model by its name, or a free one that looks at a point [m] from a distance [m]."""
+    """A camera of the model by name, or a free camera that looks at a point [m] from a distance [m]."""
 
     camera: str | None = None
     lookat: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     distance: float = 1.5
     azimuth: float = 90.0
-    """[degrees], as `elevation`: those of MuJoCo's free camera."""
+    """As `elevation`, the angle of MuJoCo's free camera [degrees]."""
     elevation: float = -30.0
     height: int = 96
     width: int = 96
     upside_down: bool = False
-    """The camera of the model is mounted so: its image is turned by half a turn."""
+    """Whether the camera is mounted upside down; its image is rotated by 180 degrees."""
 
 
 @dataclass
 class Suite:
-    """The keys of a file. Those of one of its `tasks` stand over those beside it, and `${task}` is that one's name."""
+    """The keys of a file. Keys of a task in `tasks` override them, and `${task}` is the name of the task."""
 
     id: str = MISSING
-    """Gymnasium's id, behind the module that registers it: "gymnasium_robotics:FetchReach-v4"."""
+    """The Gymnasium id with the module that registers it: "gymnasium_robotics:FetchReach-v4"."""
     kwargs: dict[str, Any] = field(default_factory=dict)
-    """What `gymnasium.make` is told beside."""
+    """Arguments of `gymnasium.make`."""
     needs: str = ""
-    """What is to be installed for it."""
+    """The package to install."""
     robot: str = MISSING
-    """The embodiment's name."""
+    """The name of the embodiment."""
     instruction: list[str] = field(default_factory=list)
-    """One or several ways to say the task; none where the info of its `reset` has an "instruction"."""
+    """One or several phrasings; empty if the info of `reset` has an "instruction"."""
     cameras: dict[str, Camera] = MISSING
     state: dict[str, str] = MISSING
-    """Each component with its unit, and where it is: KEY[INDEX] of the observation (A/B[0] of nested ones, [0] of one
-    that is an array), or qpos[JOINT]."""
+    """Each component with its unit, and its source: KEY[INDEX] of the observation (A/B[0] if nested, [0] if it is an
+    array), or qpos[JOINT]."""
     action: dict[str, list[float] | None] = MISSING
     """Each component with its unit, and its limits; null: those of the action space."""
     action_mode: Any = MISSING
-    """What the actions are: absolute, delta, velocity or force; of all, or of each by its name in `action`."""
+    """absolute, delta, velocity or force; for all components, or by name in `action`."""
     grippers: list[str] = field(default_factory=list)
-    """The components of the action that are grippers."""
+    """The gripper components of the action."""
     control_hz: float = MISSING
     max_steps: int = MISSING
     success: str | None = None
-    """The entry of `info` that is true once the task is done, or else:"""
+    """The entry of `info` that is true on success; alternative to `success_reward`."""
     success_reward: float | None = None
-    """The reward from which on it is."""
+    """The minimum reward on success."""
     sites: dict[str, str] = field(default_factory=dict)
-    """Sites of the model that are drawn where an entry of the observation says: a goal that only the task knows."""
+    """Sites of the model, rendered at the position in an entry of the observation, such as a goal."""
     model: str = "model"
-    """Where the environment keeps its mjModel, and `data` its mjData: attributes, a.b.c."""
+    """The attribute (a.b.c) of the environment's mjModel; `data` is that of its mjData."""
     data: str = "data"
     expert: str | None = None
-    """module:function, which gives a function from the environment's observation to an action."""
+    """module:function, which returns a function from the environment's observation to an action."""
     task: str = ""
 
 
 def _read(name: str) -> dict[str, Any] | None:
-    """The file of a suite: NAME.yaml where that is a path, or that of configs/env/; None where there is none."""
+    """The content of a suite's file, at the path NAME.yaml or in configs/env/; None if it does not exist."""
     file = Path(name) if name.endswith(".yaml") else files("vla.configs") / "env" / f"{name}.yaml"
     if not file.is_file():
         return None
     try:
         content: Any = OmegaConf.to_container(OmegaConf.create(file.read_text()), resolve=False)
-    except Exception as error:  # the parser's own errors have no common base
+    except Exception as error:  # the parser's errors have no common base class
         raise InputError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
-    parts = [content, content.get("tasks", {}), content.get("groups", {})] if isinstance(content, dict) else [None]
-    if not all(isinstance(part, dict) for part in parts):
+    sections = [content, content.get("tasks", {}), content.get("groups", {})] if isinstance(content, dict) else [None]
+    if not all(isinstance(section, dict) for section in sections):
         raise InputError(
             f"{name}: it, its tasks and its groups must be names with values, as in configs/env/fetch.yaml"
         )
@@ -88,7 +88,7 @@ def _read(name: str) -> dict[str, Any] | None:
 
 
 def _split(name: str) -> tuple[dict[str, Any], str, str] | None:
-    """The file, its name and the task in it, of SUITE/TASK, PATH.yaml or PATH.yaml/TASK; None of anything else."""
+    """The content, suite and task of SUITE/TASK, PATH.yaml or PATH.yaml/TASK; None for other names."""
     path, yaml, task = name.partition(".yaml")
     suite, task = (path + yaml, task.removeprefix("/")) if yaml else (name.partition("/")[0], name.partition("/")[2])
     if not yaml and not suite.isidentifier():
@@ -104,7 +104,7 @@ def is_suite(name: str) -> bool:
 
 
 def tasks_of(name: str) -> tuple[str, ...]:
-    """The tasks of a group ("metaworld/mt10") or of a whole suite ("fetch") by their full names; else `name` itself."""
+    """The full names of the tasks of a group ("metaworld/mt10") or suite ("fetch"); else `name` itself."""
     found = _split(name)
     if found is None:
         return (name,)
@@ -115,37 +115,38 @@ def tasks_of(name: str) -> tuple[str, ...]:
 
 
 def suites() -> Iterator[str]:
-    """The names of ours."""
+    """The names of the suites in configs/env/."""
     yield from sorted(f.name.removesuffix(".yaml") for f in (files("vla.configs") / "env").iterdir())
 
 
 def read_suite(name: str) -> Suite:
-    """What the file of SUITE/TASK, PATH.yaml or PATH.yaml/TASK says of it.
+    """Reads the description of SUITE/TASK, PATH.yaml or PATH.yaml/TASK.
 
-    Raises InputError naming the key that is unknown, missing or of the wrong kind, or the tasks that there are.
+    Raises:
+        InputError: a key is unknown, missing or of the wrong type, or the task does not exist.
     """
     found = _split(name)
     assert found is not None, name
     content, suite, task = found
-    own = {key: value for key, value in content.items() if key not in ("tasks", "groups")}
+    shared = {key: value for key, value in content.items() if key not in ("tasks", "groups")}
     tasks: dict[str, Any] = content.get("tasks", {})
     if len(several := tasks_of(name)) > 1:
-        raise InputError(f"{name} is several tasks: name one, or sweep over them: -m task={','.join(several)}")
+        raise InputError(f"{name} is several tasks: select one, or sweep over them: -m task={','.join(several)}")
     if task not in tasks if tasks else task:
         known = ", ".join(tasks) or "one, without a name"
         raise InputError(f"{suite} has no task {task!r}; it has: {known}")
-    parts: list[dict[str, Any]] = [own, (tasks[task] or {}) if tasks else {}, {"task": task}]
-    for part in parts:
-        if isinstance(part.get("instruction"), str):
-            part["instruction"] = [part["instruction"]]
+    layers: list[dict[str, Any]] = [shared, (tasks[task] or {}) if tasks else {}, {"task": task}]
+    for layer in layers:
+        if isinstance(layer.get("instruction"), str):
+            layer["instruction"] = [layer["instruction"]]
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Suite), *parts)
+        merged = OmegaConf.merge(OmegaConf.structured(Suite), *layers)
         if missing := OmegaConf.missing_keys(merged):
-            raise InputError(f"{name}: say {', '.join(sorted(missing))}")
+            raise InputError(f"{name}: set {', '.join(sorted(missing))}")
         value = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise InputError(f"{name}: {str(error).splitlines()[0]}") from error
     assert isinstance(value, Suite)
     if (value.success is None) == (value.success_reward is None):
-        raise InputError(f"{name}: say success, or success_reward")
+        raise InputError(f"{name}: set either success or success_reward")
     return value

@@ -1,11 +1,11 @@
-"""An environment that others wrote, as one of ours.
+"""Adapter for third-party environments.
 
 | part        | value                                                                             |
 |-------------|-----------------------------------------------------------------------------------|
 | observation | images {camera: (h, w, 3) uint8}, state (s,), instruction                         |
-| action      | (a,), in the units that the embodiment names, cut off at its limits               |
-| reward      | its own                                                                           |
-| info        | its own, and success, is_success, instruction, wrong_object (always false), seed  |
+| action      | (a,), in the units of the embodiment, clipped to its limits                       |
+| reward      | unchanged                                                                         |
+| info        | unchanged, with success, is_success, instruction, wrong_object (always false), seed |
 
 An episode ends at success, or after `max_steps`.
 """
@@ -28,18 +28,23 @@ from vla.common.mujoco_gl import mujoco
 from vla.common.pip_install import install_command
 from vla.embodiment import ACTION_MODES, Embodiment
 from vla.envs.suites.config import Suite
-from vla.envs.suites.pictures import Pictures
+from vla.envs.suites.pictures import ModelRenderer
 from vla.errors import InputError
 
 MAX_LENGTH = 256
-"""Characters of an instruction."""
+"""The maximum number of characters of an instruction."""
 
 
 class SuiteEnv(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
-    """The environment that `config` describes, fixed by its seed as far as it is itself.
+    """The environment that `config` describes; reproducible by seed if the environment is.
 
-    `image_size` stands over the sizes of the cameras; `images=False` draws none: they are black. Raises InputError
-    where the environment cannot be made or lacks what the config names.
+    Args:
+        config: The description.
+        image_size: Overrides the image sizes of the cameras [px].
+        images: Whether images are rendered; otherwise they are black.
+
+    Raises:
+        InputError: the environment cannot be made, or lacks something in the description.
     """
 
     metadata = {"render_modes": ["rgb_array"]}
@@ -53,7 +58,7 @@ class SuiteEnv(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
         self.inner = _make(config)
         self.embodiment = _embodiment(config, self.inner)
         self.metadata = self.metadata | {"render_fps": round(config.control_hz)}
-        self._pictures: Pictures | None = None
+        self._renderer: ModelRenderer | None = None
         self._readers = [_reader(source) for source in config.state.values()]
         low, high = np.array(self.embodiment.action_low), np.array(self.embodiment.action_high)
         self.action_space = spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
@@ -76,16 +81,16 @@ class SuiteEnv(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Raises InputError for the option to name another thing: there is one instruction to a scene."""
+        """Starts an episode. Raises InputError for the options "swap" and "target": a scene has one instruction."""
         if (options or {}).keys() & {"swap", "target"}:
-            raise InputError(f"{self.config.id} has one task to a scene: nothing else can be named (swap=false)")
+            raise InputError(f"{self.config.id} has one instruction per scene: set swap=false")
         super().reset(seed=seed)
         self._seed = int(self.np_random.integers(2**31)) if seed is None else int(seed)
         self.raw, info = self.inner.reset(seed=self._seed)
-        ways = [info["instruction"]] if "instruction" in info else self.config.instruction
-        if not ways:
-            raise InputError(f"{self.config.id}: say instruction")
-        self._instruction = str(np.random.default_rng(self._seed).choice(ways))
+        phrasings = [info["instruction"]] if "instruction" in info else self.config.instruction
+        if not phrasings:
+            raise InputError(f"{self.config.id}: set instruction")
+        self._instruction = str(np.random.default_rng(self._seed).choice(phrasings))
         return self._observe(), self._info(info, False)
 
     def step(self, action: Float[np.ndarray, "a"]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
@@ -117,21 +122,23 @@ class SuiteEnv(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
         return {**info, **ours, "seed": self._seed}
 
     def capture(self) -> dict[str, UInt8[np.ndarray, "_h _w 3"]]:
-        """The images of the present state."""
+        """The cameras' images of the present state."""
         model = self.model
-        if self._pictures is None or self._pictures.model is not model:  # some build another model for an episode
+        if (
+            self._renderer is None or self._renderer.model is not model
+        ):  # some environments build a new model per episode
             self._free()
-            self._pictures = Pictures(model, self.config.cameras)
-        return self._pictures.draw(self.data, {s: _entry(self.raw, key) for s, key in self.config.sites.items()})
+            self._renderer = ModelRenderer(model, self.config.cameras)
+        return self._renderer.draw(self.data, {s: _entry(self.raw, key) for s, key in self.config.sites.items()})
 
     def render(self) -> UInt8[np.ndarray, "h w 3"]:
         """The first camera's image."""
         return self.capture()[self.embodiment.cameras[0]]
 
     def _free(self) -> None:
-        if self._pictures is not None:
-            self._pictures.close()
-        self._pictures = None
+        if self._renderer is not None:
+            self._renderer.close()
+        self._renderer = None
 
     def close(self) -> None:
         self._free()
@@ -139,7 +146,7 @@ class SuiteEnv(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
 
 
 class SuiteExpert:
-    """The scripted expert that a config names; from the environment's own observation, with all it knows."""
+    """The scripted expert of a description; it acts on the environment's original observation."""
 
     def __init__(self, env: SuiteEnv) -> None:
         if env.config.expert is None:
@@ -148,7 +155,7 @@ class SuiteExpert:
         self.reset()
 
     def reset(self) -> None:
-        """A policy that remembers nothing."""
+        """Makes a new policy without state."""
         self._policy = self._make(self._env.inner.unwrapped)
 
     def act(self) -> Float[np.ndarray, "a"]:
@@ -171,12 +178,12 @@ def _make(config: Suite) -> gym.Env[Any, Any]:
 def _embodiment(config: Suite, env: gym.Env[Any, Any]) -> Embodiment:
     space = env.action_space
     if not isinstance(space, spaces.Box) or space.shape != (len(config.action),):
-        raise InputError(f"{config.id}: its action space is {space}, and the config names {len(config.action)} actions")
-    own = np.stack([space.low, space.high], axis=1).astype(np.float64).tolist()
-    limits = [own[i] if given is None else given for i, given in enumerate(config.action.values())]
+        raise InputError(f"{config.id}: its action space is {space}, but the config has {len(config.action)} actions")
+    defaults = np.stack([space.low, space.high], axis=1).astype(np.float64).tolist()
+    limits = [defaults[i] if limits is None else limits for i, limits in enumerate(config.action.values())]
     for name, limit in zip(config.action, limits, strict=True):
         if len(limit) != 2 or not np.isfinite(limit).all():
-            raise InputError(f"{config.id}: say the limits of {name} as [LOW, HIGH], not {limit}")
+            raise InputError(f"{config.id}: set the limits of {name} as [LOW, HIGH], not {limit}")
     low, high = zip(*limits, strict=True)
     modes = config.action_mode
     if isinstance(modes, str):
@@ -207,7 +214,7 @@ def _entry(raw: Any, key: str) -> Any:
 
 
 def _reader(source: str) -> Callable[[Any, mujoco.MjModel, mujoco.MjData], float]:
-    """Reads one component of the state, as `Suite.state` says."""
+    """A function that reads one component of the state (`Suite.state`)."""
     match = re.fullmatch(r"([^\[]*)\[(.+)\]", source)
     if match is None:
         raise InputError(f"state: {source!r} is neither KEY[INDEX] nor qpos[JOINT]")

@@ -1,7 +1,7 @@
-"""LIBERO (Liu et al. 2023, arXiv 2306.03310): `vla/Libero-v0`, its tasks by `task`, such as "spatial-3" or "10-0".
+"""LIBERO (Liu et al. 2023, arXiv 2306.03310): `vla/Libero-v0`, with `task` such as "spatial-3" or "10-0".
 
-A seed draws where things lie, in the regions that the task gives. The fixed starts of its benchmark are pickles, which
-we do not load.
+The seed determines the positions of objects within the task's regions. The fixed initial states of the official
+benchmark are pickles, which are not loaded.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from jaxtyping import Float
 
 from vla.errors import InputError
 
-_ASKS = Path(os.environ.get("LIBERO_CONFIG_PATH", "~/.libero")).expanduser() / "config.yaml"
-if not _ASKS.exists():  # its import would ask questions on the terminal
-    raise InputError(f"LIBERO is not set up: there is no {_ASKS}; see docs/suites.md")
+_CONFIG = Path(os.environ.get("LIBERO_CONFIG_PATH", "~/.libero")).expanduser() / "config.yaml"
+if not _CONFIG.exists():  # importing LIBERO would prompt on the terminal
+    raise InputError(f"LIBERO is not set up: there is no {_CONFIG}; see docs/suites.md")
 
 from libero.libero import get_libero_path  # type: ignore[import-not-found]  # noqa: E402
 from libero.libero.envs.env_wrapper import ControlEnv  # type: ignore[import-not-found]  # noqa: E402
 
 
 class LiberoEnv(gym.Env[dict[str, Any], Float[np.ndarray, "7"]]):
-    """A Panda's hand moved in six directions and its gripper closed, 20 times a second."""
+    """A Panda with end-effector deltas (6) and a gripper command, at 20 Hz."""
 
     def __init__(self, task: str) -> None:
         suite, _, index = task.partition("-")
@@ -42,7 +42,7 @@ class LiberoEnv(gym.Env[dict[str, Any], Float[np.ndarray, "7"]]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         before = np.random.get_state()
-        np.random.seed(seed)  # it draws from the global generator alone
+        np.random.seed(seed)  # LIBERO uses only the global generator
         try:
             observation = self.control.reset()
         finally:

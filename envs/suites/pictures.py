@@ -1,4 +1,4 @@
-"""Cheap pictures of any MuJoCo model: no shadow, reflection or multisampling."""
+"""Fast rendering of any MuJoCo model, without shadows, reflections or multisampling."""
 
 from __future__ import annotations
 
@@ -14,11 +14,8 @@ from vla.envs.suites.config import Camera
 from vla.errors import InputError
 
 
-class Pictures:
-    """Draws the cameras of one model. `close()` frees the renderers.
-
-    It works on data of its own, so that to draw changes nothing in the simulation.
-    """
+class ModelRenderer:
+    """Renders the cameras of a model, on a copy of its data. `close()` frees the renderers."""
 
     def __init__(self, model: mujoco.MjModel, cameras: Mapping[str, Camera]) -> None:
         self.model = model
@@ -32,15 +29,15 @@ class Pictures:
         for renderer in self._renderers.values():
             for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
                 renderer.scene.flags[flag] = 0
-        # Also at exit: a renderer left to the interpreter's end fails there.
+        # Also at exit, because freeing a renderer during interpreter shutdown fails.
         self._free = weakref.finalize(self, _close, list(self._renderers.values()))
 
     def draw(
         self, data: mujoco.MjData, sites: Mapping[str, Float[np.ndarray, "3"]]
     ) -> dict[str, UInt8[np.ndarray, "_h _w 3"]]:
-        """The image of each camera; `sites` are drawn at the given places [m]."""
+        """The image of each camera, with `sites` at these positions [m]."""
         mujoco.mj_copyData(self._data, self.model, data)
-        # A step ends on new positions; the images need the kinematics that belong to them.
+        # A step ends with new positions; rendering needs their kinematics.
         mujoco.mj_forward(self.model, self._data)
         for site, position in sites.items():
             self._data.site_xpos[self.model.site(site).id] = position

@@ -1,6 +1,6 @@
-"""MetaWorld (Yu et al. 2019, arXiv 1910.10897): `vla/MetaWorld-v0`, its tasks by `env_name`, and their experts.
+"""MetaWorld (Yu et al. 2019, arXiv 1910.10897): `vla/MetaWorld-v0`, with the task `env_name`, and its experts.
 
-Its own `reset` ignores the seed, and its scenes are frozen or drawn from NumPy's global generator.
+The original `reset` ignores the seed; scenes are fixed or sampled from NumPy's global generator.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from metaworld.sawyer_xyz_env import SawyerXYZEnv
 
 
 class Seeded(gym.Wrapper[Any, Any, Any, Any]):
-    """A scene for each seed, in whichever order they come."""
+    """Makes scenes depend on the seed only."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if seed is not None:
@@ -28,7 +28,7 @@ class Seeded(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def make(env_name: str) -> Seeded:
-    """A task of MetaWorld with its goal in the observation, which the expert needs and the policy is not shown."""
+    """A task of MetaWorld with its goal in the observation, for the expert; the policy does not receive it."""
     env = ALL_V3_ENVIRONMENTS[env_name]()
     env._partially_observable, env._freeze_rand_vec, env._set_task_called = False, False, True
     env.seeded_rand_vec = True
@@ -43,7 +43,7 @@ def expert(env: SawyerXYZEnv) -> Callable[[Float[np.ndarray, "o"]], Float[np.nda
 
     def act(observation: Float[np.ndarray, "o"]) -> Float[np.ndarray, "4"]:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Constant.s. may be too high")  # it is clipped, as it says
+            warnings.filterwarnings("ignore", "Constant.s. may be too high")  # the action is clipped
             return np.asarray(policy.get_action(observation), np.float64)
 
     return act

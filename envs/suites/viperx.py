@@ -1,6 +1,6 @@
-"""gym-aloha's pair of ViperX arms (Zhao et al. 2023, arXiv 2304.13705): `vla/Aloha-v0`, its tasks by `task`.
+"""gym-aloha's pair of ViperX arms (Zhao et al. 2023, arXiv 2304.13705): `vla/Aloha-v0`, with `task`.
 
-The package draws three images of 640 x 480 with every observation; here nothing is drawn but what is asked for.
+The package renders three images of 640 x 480 with every observation; here images are rendered only on request.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from gymnasium.envs.registration import register
 from jaxtyping import Float
 
 
-class _Unseen:
+class _WithoutImages:
     def get_observation(self, physics: Any) -> dict[str, Float[np.ndarray, "14"]]:
         return {"qpos": self.get_qpos(physics)}  # type: ignore[attr-defined]
 
 
-class _TransferCube(_Unseen, TransferCubeTask):
+class _TransferCube(_WithoutImages, TransferCubeTask):
     pass
 
 
-class _Insertion(_Unseen, InsertionTask):
+class _Insertion(_WithoutImages, InsertionTask):
     pass
 
 
 class ViperXEnv(AlohaEnv):
-    """Absolute joint targets [rad] and openings of the grippers (0 closed, 1 open), 50 a second."""
+    """Absolute joint targets [rad] and gripper openings (0 closed, 1 open), at 50 Hz."""
 
     def _make_env_task(self, task_name: str) -> control.Environment:
         made = super()._make_env_task(task_name)

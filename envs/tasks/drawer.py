@@ -13,13 +13,13 @@ from vla.envs.tasks.task import Span, Task, shifted
 
 DRAWERS = tuple(f"{color} drawer" for color in COLORS)
 WIDE = 0.6
-"""[rad] to which the jaws open before they close on a handle."""
+"""The gripper angle before a grasp of the handle [rad]."""
 ALMOST, PRESS = 0.3, 0.005
-"""A handle does not give way sideways: below this gripper angle [rad] the fixed finger is pressed on it, so far [m]."""
+"""Below the gripper angle ALMOST [rad] the fixed finger is pressed against the handle by PRESS [m]."""
 EMPTY = 0.02
-"""[rad]. Jaws that close this far have missed the handle: up, and again."""
+"""Below this gripper angle the jaws have missed the handle, and retry from above [rad]."""
 PULL = 0.03
-"""[m] that the hand aims ahead along the drawer."""
+"""The distance of the commanded position ahead of the hand along the drawer [m]."""
 
 
 class _Drawer(Task):
@@ -32,14 +32,14 @@ class _Drawer(Task):
         colors = rng.permutation(list(COLORS))
         x, y = float(rng.uniform(0.290, 0.302)), float(rng.uniform(-0.012, 0.012))
         openings = rng.uniform(*self.OPENING, 2)
-        looks = zip(colors, (y + 0.058, y - 0.058), openings, strict=False)
-        return Layout(fixtures=tuple(FixtureSpec("drawer", str(c), x, side, float(o)) for c, side, o in looks))
+        placed = zip(colors, (y + 0.058, y - 0.058), openings, strict=False)
+        return Layout(fixtures=tuple(FixtureSpec("drawer", str(c), x, side, float(o)) for c, side, o in placed))
 
-    def elsewhere(self, layout: Layout, named: tuple[int, ...], rng: np.random.Generator) -> Layout:
+    def move_outside(self, layout: Layout, named: tuple[int, ...], rng: np.random.Generator) -> Layout:
         return shifted(layout, 0.0, 0.035 * rng.choice([-1, 1]))
 
-    def busy(self, layout: Layout) -> list[Span]:
-        # From where the handle comes out to the back of the case.
+    def occupied(self, layout: Layout) -> list[Span]:
+        # From the handle of the open drawer to the back of the case.
         return [(f.x + dx, f.y) for f in layout.fixtures for dx in (-0.11, -0.06, 0.0, 0.045, 0.09)]
 
     def choices(self, layout: Layout) -> tuple[int, int]:
@@ -65,7 +65,7 @@ class _Drawer(Task):
 
 
 class DrawerOpen(_Drawer):
-    """The drawer is out by more than three quarters of its travel; both were shut."""
+    """Success: the drawer is open by more than three quarters of its travel; both start closed."""
 
     name = "drawer-open"
     OPENING, AHEAD = (0.0, 0.004), -PULL
@@ -84,7 +84,7 @@ class DrawerOpen(_Drawer):
 
 
 class DrawerClose(_Drawer):
-    """The drawer is in but for a tenth of its travel; both were open."""
+    """Success: the drawer is open by less than a tenth of its travel; both start open."""
 
     name = "drawer-close"
     OPENING, AHEAD = (0.062, 0.076), PULL

@@ -10,11 +10,11 @@ from vla.envs.scene import TableScene
 from vla.envs.tasks.task import NOUNS, Task, distinct_objects, scatter
 
 LIFT_HEIGHT = 0.05
-"""[m]. A picked object is lifted by this much."""
+"""The lift height for success [m]."""
 
 
 class Pick(Task):
-    """The object is lifted by LIFT_HEIGHT."""
+    """Success: the object is lifted by LIFT_HEIGHT."""
 
     name = "pick"
     vocabulary = {"object": NOUNS}

@@ -13,7 +13,7 @@ BOWLS = (*(f"the {color} bowl" for color in COLORS), "the left bowl", "the right
 
 
 class Place(Task):
-    """The object lies in the bowl, and the hand has let it go."""
+    """Success: the object is in the bowl and released."""
 
     name = "place"
     vocabulary = {"object": NOUNS, "goal": BOWLS}

@@ -13,11 +13,11 @@ from vla.envs.tasks.task import Task, shifted
 
 PRESSED = 0.6 * BUTTON_TRAVEL
 ABOVE, ALIGNED = 0.035, 0.010
-"""[m]. The closed fingers wait ABOVE the button until they are ALIGNED with it."""
+"""The closed fingers stay ABOVE the button until they are ALIGNED with it [m]."""
 
 
 class Press(Task):
-    """The button is down."""
+    """Success: the button is pressed."""
 
     name = "press"
     furniture = Furniture(shapes=(), goals=0, fixture="button", fixtures=3)
@@ -36,10 +36,10 @@ class Press(Task):
     def layout(self, rng: np.random.Generator) -> Layout:
         colors = rng.permutation(list(COLORS))
         spots = [(rng.uniform(0.185, 0.235), y + rng.uniform(-0.015, 0.015)) for y in (0.09, 0.0, -0.09)]
-        looks = zip(colors, spots, strict=False)
-        return Layout(fixtures=tuple(FixtureSpec("button", str(c), float(x), float(y)) for c, (x, y) in looks))
+        placed = zip(colors, spots, strict=False)
+        return Layout(fixtures=tuple(FixtureSpec("button", str(c), float(x), float(y)) for c, (x, y) in placed))
 
-    def elsewhere(self, layout: Layout, named: tuple[int, ...], rng: np.random.Generator) -> Layout:
+    def move_outside(self, layout: Layout, named: tuple[int, ...], rng: np.random.Generator) -> Layout:
         return shifted(layout, 0.055, 0.0)
 
     def choices(self, layout: Layout) -> tuple[int, int]:
@@ -59,8 +59,8 @@ class Press(Task):
         button, tip = scene.fixtures[target], tip_of(scene)
         yaw = radial_yaw(np.array([button.x, button.y]))
         goto = np.array([button.x, button.y]) - to_fingers(direction(yaw))
-        away = float(np.hypot(*(goto - tip[:2])))
-        down = away < ALIGNED and scene.data.qpos[5] < 0.05
+        distance = float(np.hypot(*(goto - tip[:2])))
+        down = distance < ALIGNED and scene.data.qpos[5] < 0.05
         height = BUTTON_HEIGHT - BUTTON_TRAVEL - 0.008 if down else BUTTON_HEIGHT + ABOVE
         if tip[2] < height - 0.02:  # rise before crossing the table
             goto, height = tip[:2], BUTTON_HEIGHT + HOVER

@@ -1,4 +1,4 @@
-"""Tasks of several moves: stack, sort, order, count."""
+"""Rearrangement tasks with several moves: stack, sort, order, count."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ PLURALS = {"cube": "cubes", "ball": "balls", "cylinder": "cylinders"}
 ORDERS = tuple(permutations(range(3)))
 CUBES = tuple(f"{color} cube" for color in COLORS)
 BESIDE = 0.020
-"""[m] from a bowl's middle at which one of two objects is dropped."""
+"""The distance from a bowl's centre at which one of two objects is dropped [m]."""
 CUBES_ONLY = Furniture(shapes=("cube",), goals=0)
 
 
 class Rearrangement(Task):
-    """What is asked for is a list of moves; the expert makes the first that is left."""
+    """A task defined by a list of moves; the expert executes the first unfinished one."""
 
     @abstractmethod
     def moves(self, scene: TableScene, target: int, goal: int) -> list[Move]:
-        """Which objects belong where, in the order in which they are moved."""
+        """The moves in order of execution."""
 
     def done(self, scene: TableScene, target: int, goal: int) -> bool:
         return all(settled(scene, move) for move in self.moves(scene, target, goal))
@@ -39,11 +39,11 @@ class Rearrangement(Task):
     def points(self, scene: TableScene, target: int, goal: int) -> list[Float[np.ndarray, "3"]]:
         moves = self.moves(scene, target, goal)
         move = next((move for move in moves if not settled(scene, move)), moves[-1])
-        return [scene.object_position(move.item), move.place]
+        return [scene.object_position(move.item), move.position]
 
 
 class Stack(Rearrangement):
-    """The named cube rests on the other, and the hand has let it go."""
+    """Success: the named cube is on the other one and released."""
 
     name = "stack"
     furniture = CUBES_ONLY
@@ -80,7 +80,7 @@ class Stack(Rearrangement):
 
 
 class Order(Rearrangement):
-    """The cubes stand in a row across the table, from the robot's left to its right in the named order."""
+    """Success: the cubes are in a row across the table, from the robot's left to its right in the named order."""
 
     name = "order"
     furniture = CUBES_ONLY
@@ -96,18 +96,18 @@ class Order(Rearrangement):
     }
     ROW_X, ROW_Y, WITHIN = 0.235, (0.135, 0.046, -0.043), 0.019
     DEPTH, GAP = 0.04, 0.045
-    """[m]. A row is no deeper than this from front to back, its cubes' centres at least this far apart."""
+    """The maximum depth of a row, and the minimum distance between the centres of its cubes [m]."""
 
     def layout(self, rng: np.random.Generator) -> Layout:
-        # A column on the right is no row in any order.
+        # A column on the right is not a row in any order.
         spots = [(x + rng.uniform(-0.006, 0.006), -0.12 + rng.uniform(-0.006, 0.006)) for x in (0.165, 0.235, 0.30)]
         return Layout(distinct_objects(rng, spots, ("cube",)))
 
-    def elsewhere(self, layout: Layout, named: tuple[int, ...], rng: np.random.Generator) -> Layout:
+    def move_outside(self, layout: Layout, named: tuple[int, ...], rng: np.random.Generator) -> Layout:
         return shifted(layout, 0.0, 0.02)
 
-    def busy(self, layout: Layout) -> list[Span]:
-        return [*super().busy(layout), *((self.ROW_X, y) for y in self.ROW_Y)]
+    def occupied(self, layout: Layout) -> list[Span]:
+        return [*super().occupied(layout), *((self.ROW_X, y) for y in self.ROW_Y)]
 
     def choices(self, layout: Layout) -> tuple[int, int]:
         return len(ORDERS), 1
@@ -132,7 +132,7 @@ class Order(Rearrangement):
 
 
 class Sort(Rearrangement):
-    """Each object lies in the bowl that the instruction gives its colour, and the hand has let them go."""
+    """Success: each object is in the bowl of its colour and released."""
 
     name = "sort"
     furniture = Furniture(shapes=("cube", "ball", "cylinder"))
@@ -154,8 +154,8 @@ class Sort(Rearrangement):
         colors, shapes = rng.permutation(list(COLORS))[:2], rng.permutation(self.furniture.shapes)[:2]
         group = [0, 1, int(rng.integers(2))]
         spots = scatter(rng, 3, (0.165, 0.30), (-0.064, 0.064))
-        looks = zip(group, spots, strict=True)
-        objects = tuple(turned(rng, str(colors[g]), str(shapes[g]), *spot) for g, spot in looks)
+        placed = zip(group, spots, strict=True)
+        objects = tuple(turned(rng, str(colors[g]), str(shapes[g]), *spot) for g, spot in placed)
         return Layout(objects, goals(rng, "bowl", x=(0.19, 0.25), y=(0.170, 0.182)))
 
     def choices(self, layout: Layout) -> tuple[int, int]:
@@ -174,14 +174,14 @@ class Sort(Rearrangement):
         return scene.goals[target if same else 1 - target]
 
     def moves(self, scene: TableScene, target: int, goal: int) -> list[Move]:
-        return [into(scene, i, self._bowl(scene, i, target)) for i in range(len(scene.objects))]
+        return [move_into(scene, i, self._bowl(scene, i, target)) for i in range(len(scene.objects))]
 
     def wrong(self, scene: TableScene, target: int, goal: int) -> bool:
         return any(in_bowl(scene, i, self._bowl(scene, i, 1 - target)) for i in range(len(scene.objects)))
 
 
 class Count(Rearrangement):
-    """As many objects of that shape as were asked for lie in the bowl, nothing else does, and the hand is away."""
+    """Success: exactly the requested number of objects of the shape is in the bowl, released, and nothing else."""
 
     name = "count"
     furniture = Furniture(shapes=("cube", "ball", "cylinder"), goals=1)
@@ -202,8 +202,8 @@ class Count(Rearrangement):
         side = int(rng.choice([-1, 1]))
         across = (-0.115, 0.064) if side > 0 else (-0.064, 0.115)
         spots = scatter(rng, 4, (0.165, 0.30), across)
-        looks = zip((many, many, many, few), rng.permutation(list(COLORS)), spots, strict=False)
-        objects = tuple(turned(rng, str(color), shape, *spot) for shape, color, spot in looks)
+        placed = zip((many, many, many, few), rng.permutation(list(COLORS)), spots, strict=False)
+        objects = tuple(turned(rng, str(color), shape, *spot) for shape, color, spot in placed)
         color, x, y = str(rng.choice(list(COLORS))), rng.uniform(0.19, 0.25), rng.uniform(0.170, 0.182)
         return Layout(objects, (GoalSpec("bowl", color, "left" if side > 0 else "right", float(x), side * float(y)),))
 
@@ -218,10 +218,10 @@ class Count(Rearrangement):
         return {"count": (f"one {shape}" if target == 0 else f"two {PLURALS[shape]}",)}
 
     def moves(self, scene: TableScene, target: int, goal: int) -> list[Move]:
-        # What is in the bowl already, then what is in the hand: so the choice stays the same from step to step.
+        # Objects in the bowl first, then the grasped one, so that the selection is stable between steps.
         bowl = scene.goals[0]
         first = sorted(range(3), key=lambda i: (not in_bowl(scene, i, bowl), not grasped(scene, i), i))
-        return [into(scene, i, bowl) for i in first[: target + 1]]
+        return [move_into(scene, i, bowl) for i in first[: target + 1]]
 
     def done(self, scene: TableScene, target: int, goal: int) -> bool:
         return sum(in_bowl(scene, i, scene.goals[0]) for i in range(3)) == target + 1 and not self.wrong(
@@ -233,8 +233,8 @@ class Count(Rearrangement):
         return sum(inside[:3]) > target + 1 or inside[3]
 
 
-def into(scene: TableScene, index: int, bowl: GoalSpec) -> Move:
-    """Object `index` into the bowl: its far half, or the near one where something lies in the other."""
+def move_into(scene: TableScene, index: int, bowl: GoalSpec) -> Move:
+    """Moves object `index` into the far half of the bowl, or into the near half if the far one is occupied."""
     middle = np.array([bowl.x, bowl.y])
     outward = BESIDE * direction(azimuth(middle))
     others = [i for i in range(len(scene.objects)) if i != index and in_bowl(scene, i, bowl)]

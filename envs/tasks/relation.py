@@ -1,4 +1,4 @@
-"""Pick up the one of two objects alike that stands in a relation to a third."""
+"""Pick up one of two equal objects, identified by its relation to a third object."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from vla.envs.tasks.task import NOUNS, shifted, turned
 
 RELATIONS = ("left of", "right of")
 HELD_OUT_RELATIONS = ("farther from the robot than", "closer to the robot than")
-"""Never in training: the axis "relation". Left and right are the robot's own; the questions of `vla record
-task=scenes` ask which of two objects is closer to the robot."""
+"""Relations of the axis "relation", held out from training. Left and right are from the robot's perspective; questions
+of `vla record task=scenes` contain "closer to the robot"."""
 
 
 class Relation(Pick):
-    """The object in that relation is lifted."""
+    """Success: the object in the named relation is lifted."""
 
     name = "relation"
     relates = True
@@ -36,11 +36,11 @@ class Relation(Pick):
         colors, shapes = rng.permutation(list(COLORS))[:2], rng.permutation(SHAPES)[:2]
         x, y = rng.uniform(0.232, 0.242), rng.uniform(-0.02, 0.02)
         spots = [(rng.uniform(-0.008, 0.008), side * rng.uniform(0.074, 0.085)) for side in (1, -1)] + [(0.0, 0.0)]
-        looks = zip((0, 0, 1), spots, strict=True)
-        return Layout(tuple(turned(rng, str(colors[i]), str(shapes[i]), x + dx, y + dy) for i, (dx, dy) in looks))
+        placed = zip((0, 0, 1), spots, strict=True)
+        return Layout(tuple(turned(rng, str(colors[i]), str(shapes[i]), x + dx, y + dy) for i, (dx, dy) in placed))
 
-    def unfamiliar(self, layout: Layout) -> Layout:
-        # A quarter turn about the third object puts the other two farther and closer.
+    def with_held_out_relation(self, layout: Layout) -> Layout:
+        # A quarter turn about the third object moves the other two farther and closer.
         middle = layout.objects[2]
         twins = (replace(o, x=middle.x + o.y - middle.y, y=middle.y - o.x + middle.x) for o in layout.objects[:2])
         return replace(layout, objects=(*twins, middle))
@@ -60,5 +60,5 @@ class Relation(Pick):
     def points(self, scene: TableScene, target: int, goal: int) -> list[Float[np.ndarray, "3"]]:
         return [scene.object_position(target), scene.object_position(2)]
 
-    def elsewhere(self, layout: Layout, named: tuple[int, ...], rng: np.random.Generator) -> Layout:
+    def move_outside(self, layout: Layout, named: tuple[int, ...], rng: np.random.Generator) -> Layout:
         return shifted(layout, 0.0, 0.06 * rng.choice([-1, 1]))

@@ -1,4 +1,4 @@
-"""What a task is: what it says, how it lays out a scene, when it is met, and how its expert goes about it."""
+"""The interface of a task: instructions, scene layout, success criterion and expert."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from vla.envs.primitives import Command
 from vla.envs.scene import TableScene
 
 MIN_SPACING = 0.075
-"""[m] between the centres of two objects: room for an open jaw."""
+"""The minimum distance between the centres of two objects, which leaves room for an open jaw [m]."""
 REACH = (0.115, 0.305)
-"""[m] from the shoulder's axis, where the fingers can stand steeply."""
+"""The range of distances from the shoulder's axis in which the fingers can point steeply down [m]."""
 YAW_SPREAD = 0.4
-"""[rad] by which objects are turned away from the line to the shoulder."""
+"""The maximum rotation of objects from the direction to the shoulder [rad]."""
 NOUNS = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)
-_PARTS = tuple(i / 8 for i in range(1, 9))
+_FRACTIONS = tuple(i / 8 for i in range(1, 9))
 
 Span = tuple[float, float]
 Rectangle = tuple[Span, Span]
@@ -30,74 +30,77 @@ Rectangle = tuple[Span, Span]
 
 
 class Task(ABC):
-    """In each scene a task has `choices` x `goals` instructions: a target, and for some a goal, say which one is given.
+    """A task. An instruction is identified by a target and a goal (`choices`).
 
-    What a target counts is the task's affair (an object, a button, a permutation); `words` says it. Everything is
-    read off the scene: a task has no memory.
+    The meaning of the target index depends on the task (an object, a button, a permutation). All methods depend only on
+    the scene: a task has no state.
     """
 
     name: ClassVar[str]
     templates: ClassVar[Mapping[str, tuple[str, ...]]]
     """The phrasings of training ("train") and others ("heldout"), with the fields that `words` fills."""
     vocabulary: ClassVar[Mapping[str, tuple[str, ...]]]
-    """What can stand in each field."""
+    """The possible values of each field."""
     furniture: ClassVar[Furniture] = Furniture()
     relates: ClassVar[bool] = False
     """Whether instructions name a relation between things."""
     outside: ClassVar[tuple[Rectangle, ...]] = ()
-    """Where training never has a target, within reach: the axis "position"."""
+    """Regions within reach without targets in training, for the axis "position"."""
 
     @abstractmethod
     def layout(self, rng: np.random.Generator) -> Layout:
-        """Draws a scene; it does not depend on the instruction."""
+        """Samples a scene, independent of the instruction."""
 
     def choices(self, layout: Layout) -> tuple[int, int]:
-        """How many targets, and how many goals for each of them, an instruction can name in this scene."""
+        """The number of targets, and of goals per target, in this scene."""
         return len(layout.objects), max(len(layout.goals), 1)
 
     def named(self, layout: Layout, target: int, goal: int) -> tuple[int, ...]:
-        """Which things (objects, then fixtures) the axes "object" and "position" change; all of one kind."""
+        """The indices of the things (objects, then fixtures), of one kind, that "object" and "position" change."""
         return (target,)
 
     @abstractmethod
     def words(self, scene: TableScene, target: int, goal: int) -> dict[str, tuple[str, ...]]:
-        """For each field of the templates the ways to say it; the first field's first is `info["target"]`."""
+        """The variants of each field of the templates; the first variant of the first field is `info["target"]`."""
 
     @abstractmethod
     def done(self, scene: TableScene, target: int, goal: int) -> bool:
-        """Whether the scene, as the physics have it, is what this instruction asks for."""
+        """Whether the scene fulfils this instruction."""
 
     def wrong(self, scene: TableScene, target: int, goal: int) -> bool:
-        """Whether it is what another instruction asks for."""
+        """Whether the scene fulfils another instruction."""
         targets, goals = self.choices(Layout(scene.objects, scene.goals, scene.fixtures))
         others = ((t, g) for t in range(targets) for g in range(goals) if (t, g) != (target, goal))
         return any(self.done(scene, t, g) for t, g in others)
 
     @abstractmethod
     def plan(self, scene: TableScene, target: int, goal: int) -> Command | tuple[Command, ...]:
-        """What the expert does in this state: one command, or one for each arm."""
+        """The expert's command in this state, or one command per arm."""
 
     def points(self, scene: TableScene, target: int, goal: int) -> list[Float[np.ndarray, "3"]]:
-        """Places [m] of what is acted on now and of where it goes: two, but for a task that only picks up."""
-        places = [scene.object_position(target)]
+        """Positions of the present object and of its goal [m]; tasks that only pick have no goal."""
+        positions = [scene.object_position(target)]
         if scene.goals:
-            places.append(np.array([scene.goals[goal].x, scene.goals[goal].y, 0.0]))
-        return places
+            positions.append(np.array([scene.goals[goal].x, scene.goals[goal].y, 0.0]))
+        return positions
 
-    def busy(self, layout: Layout) -> list[Span]:
-        """Places [m] to keep clear for what is acted on: here the objects and the straight ways to the goals."""
+    def occupied(self, layout: Layout) -> list[Span]:
+        """Positions to keep clear of distractors [m]: the objects and the straight paths to the goals."""
         things = [(o.x, o.y) for o in layout.objects] or [(f.x, f.y) for f in layout.fixtures]
-        ways = (
-            (x + (g.x - x) * part, y + (g.y - y) * part) for x, y in things for g in layout.goals for part in _PARTS
+        paths = (
+            (x + (g.x - x) * fraction, y + (g.y - y) * fraction)
+            for x, y in things
+            for g in layout.goals
+            for fraction in _FRACTIONS
         )
-        return [*things, *ways]
+        return [*things, *paths]
 
-    def unfamiliar(self, layout: Layout) -> Layout:
-        """The layout in a relation that training leaves out, where the task `relates`."""
+    def with_held_out_relation(self, layout: Layout) -> Layout:
+        """The layout with a held-out relation, if the task `relates`."""
         return layout
 
-    def elsewhere(self, layout: Layout, named: tuple[int, ...], rng: np.random.Generator) -> Layout:
-        """The layout with the named objects `outside`."""
+    def move_outside(self, layout: Layout, named: tuple[int, ...], rng: np.random.Generator) -> Layout:
+        """The layout with the named objects moved to `outside`."""
         objects = list(layout.objects)
         for index in named:
             others = [(o.x, o.y) for i, o in enumerate(objects) if i != index]
@@ -108,7 +111,7 @@ class Task(ABC):
 
 
 def shifted(layout: Layout, dx: float, dy: float) -> Layout:
-    """The same scene, moved over the table by (dx, dy) [m]."""
+    """The layout shifted by (dx, dy) [m]."""
 
     def move[T: (ObjectSpec, FixtureSpec, GoalSpec)](things: tuple[T, ...]) -> tuple[T, ...]:
         return tuple(replace(t, x=t.x + dx, y=t.y + dy) for t in things)
@@ -119,11 +122,11 @@ def shifted(layout: Layout, dx: float, dy: float) -> Layout:
 def scatter(rng: np.random.Generator, count: int, x: Span, y: Span, spacing: float = MIN_SPACING) -> list[Span]:
     """`count` points [m] in the rectangle, within reach and at least `spacing` apart."""
     points: list[Span] = []
-    tries = 0
+    attempts = 0
     while len(points) < count:
-        tries += 1
-        if tries > 200:  # a crowded corner: start again
-            points, tries = [], 0
+        attempts += 1
+        if attempts > 200:  # crowded: restart
+            points, attempts = [], 0
         point = np.array([rng.uniform(*x), rng.uniform(*y)])
         if _fits(point, points, spacing):
             points.append((float(point[0]), float(point[1])))
@@ -137,7 +140,7 @@ def _free_spot(rng: np.random.Generator, rectangles: tuple[Rectangle, ...], othe
         point = np.array([rng.uniform(*x), rng.uniform(*y)])
         if _fits(point, others, spacing):
             return float(point[0]), float(point[1])
-        spacing *= 0.999  # where it is crowded, a little closer
+        spacing *= 0.999  # relaxed while there is no free position
 
 
 def _fits(point: Float[np.ndarray, "2"], others: list[Span], spacing: float) -> bool:
@@ -147,7 +150,7 @@ def _fits(point: Float[np.ndarray, "2"], others: list[Span], spacing: float) -> 
 def distinct_objects(
     rng: np.random.Generator, points: list[Span], shapes: tuple[str, ...] = SHAPES
 ) -> tuple[ObjectSpec, ...]:
-    """One object at each point, all of different colour and, where there are as many, of different shape."""
+    """One object at each point, with distinct colours and, if there are enough, distinct shapes."""
     colors = rng.permutation(list(COLORS))
     order = rng.permutation(shapes)
     return tuple(
@@ -157,12 +160,12 @@ def distinct_objects(
 
 
 def turned(rng: np.random.Generator, color: str, shape: str, x: float, y: float) -> ObjectSpec:
-    """An object that faces the shoulder, more or less."""
+    """An object that faces the shoulder, up to a random rotation."""
     return ObjectSpec(color, shape, x, y, azimuth(np.array([x, y])) + rng.uniform(-YAW_SPREAD, YAW_SPREAD))
 
 
 def goals(rng: np.random.Generator, kind: str, x: Span, y: Span) -> tuple[GoalSpec, ...]:
-    """Two bowls or zones of different colour, one on either side."""
+    """Two bowls or zones of different colours, one on each side."""
     colors = rng.permutation(list(COLORS))[:2]
     return tuple(
         GoalSpec(kind, str(color), side, float(rng.uniform(*x)), sign * float(rng.uniform(*y)))
@@ -171,5 +174,5 @@ def goals(rng: np.random.Generator, kind: str, x: Span, y: Span) -> tuple[GoalSp
 
 
 def goal_names(goal: GoalSpec) -> tuple[str, ...]:
-    """The ways to name a goal, each of them unique in its scene."""
+    """The unique names of a goal in its scene."""
     return (f"the {goal.color} {goal.kind}", f"the {goal.side} {'bowl' if goal.kind == 'bowl' else 'edge'}")

@@ -1,4 +1,4 @@
-"""`vla bench NAME`: timings of the parts that must be fast, side by side in one run."""
+"""`vla bench NAME`: benchmarks of the performance-critical parts."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ BENCHMARKS = {
 
 
 def bench(*, name: str, json: str | None) -> None:
-    """Prints the table of benchmark `name`, and writes it to the file `json` where one is given.
+    """Prints the table of benchmark `name`, and writes it to the file `json` if set.
 
-    Raises InputError for an unknown name, listing the known ones.
+    Raises:
+        InputError: the name is unknown.
     """
     if name not in BENCHMARKS:
         raise InputError(f"unknown benchmark {name!r}{suggestion(name, BENCHMARKS)}; known: {', '.join(BENCHMARKS)}")

@@ -1,7 +1,8 @@
-"""`vla bench control`: what the motors of the emulated SO-101 are told by our control loop, and by `lerobot-rollout`.
+"""`vla bench control`: motor commands to the emulated SO-101 by our control loop and by `lerobot-rollout`.
 
-Each contestant drives an arm of its own (`vla so101-sim`, a process of its own) through LeRobot's driver, with the same
-policy, which takes 150 ms for a chunk of one second; the arm's bus notes what is written to its servos, and when.
+Each contestant controls a separate emulated arm (`vla so101-sim` in a separate process) through LeRobot's driver, with
+the same policy, which takes 150 ms for an action chunk of one second. The arm's bus logs the servo writes with their
+times.
 """
 
 from __future__ import annotations
@@ -43,43 +44,43 @@ SECONDS = 60.0
 RATES = (50.0, 200.0)
 DELAY = 0.15
 POLICY_HZ, HORIZON, N_ACTION_STEPS = 50.0, 50, 20
-"""Actions a second, of a chunk, and after how many the next chunk is asked for: LeRobot's defaults for pi0."""
+"""Actions per second, horizon, and execution horizon: LeRobot's defaults for pi0."""
 SETTLE = 1.0
-"""The first seconds, in which a contestant gets going, are not measured: two chunks [s]."""
+"""The initial time that is not measured, during the first two chunks [s]."""
 BOOT = 60.0
-"""[s] that the emulated arm may take to start, and `lerobot-rollout` beside its run."""
+"""The maximum time to start the emulated arm, and that of `lerobot-rollout` in addition to its run [s]."""
 TRIES = 3
-"""Runs of `lerobot-rollout`: one lost answer while it connects ends it."""
+"""The maximum number of runs of `lerobot-rollout`, which ends if a response is lost during connection."""
 LOW, HIGH = (np.array([link.range[end] for joint in JOINTS for link in LINKS if link.joint == joint]) for end in (0, 1))
-"""Of each joint [rad]."""
+"""The limits of the joints [rad]."""
 
 
 DEMO = Path("outputs/demo/train")
-"""The demo's policy, whose success under a delay is a target too, where there is one."""
+"""The demo's policy; if it exists, its success with a delay has a target."""
 LATE, LOST = 0.2, 0.05
-"""[s], and the success that may be lost to that."""
-OWN = ("left out", "late p99 ms", "late max ms", "command p99 ms", "read p99 ms", "chunks", "ended")
-"""Columns of what only a loop itself can tell."""
+"""The delay [s], and the maximum loss of success by it."""
+LOOP_COLUMNS = ("left out", "late p99 ms", "late max ms", "command p99 ms", "read p99 ms", "chunks", "ended")
+"""Columns of values that only our loop reports."""
 LOG = "goals.jsonl"
 Goals = tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n j"]]
 
 
 class Wave:
-    """From where the arm was at first 0.2 rad towards `middle` and back, and so on; `scale` is the unit's, in a rad."""
+    """A periodic motion from the initial position by 0.2 rad towards `middle` and back; `scale` is in units per rad."""
 
     def __init__(self, middle: Float[np.ndarray, "a"], scale: Float[np.ndarray, "a"] | float = 1.0) -> None:
         self._middle, self._scale = middle, scale
         self._first: tuple[Float[np.ndarray, "a"], float] | None = None
 
     def chunk(self, state: Float[np.ndarray, "a"], now: float) -> Float[np.ndarray, "h a"]:
-        """The actions from `now` [s] on."""
-        rest, began = self._first = self._first or (state.copy(), now)
-        at = now - began + np.arange(HORIZON)[:, None] / POLICY_HZ
+        """The action chunk from the time `now` [s]."""
+        rest, start_time = self._first = self._first or (state.copy(), now)
+        at = now - start_time + np.arange(HORIZON)[:, None] / POLICY_HZ
         return rest + 0.1 * self._scale * np.sign(self._middle - rest) * (1 - np.cos(2 * at))
 
 
 class Waving:
-    """The policy of the wave, in radians. `working` has busy processes beside it, as nice as its own."""
+    """The policy of the wave, in radians; `working` starts busy processes with the same priority."""
 
     def __init__(self, working: bool = False) -> None:
         self._work = ExitStack()
@@ -101,21 +102,23 @@ class Waving:
 
 
 def bench_control(seconds: float = SECONDS, rates: Sequence[float] = RATES) -> Table:
-    """What the bus got of each contestant, and for ours what its loop says of itself; after `vla demo` also how much
-    of its policy's success an answer `LATE` seconds late takes.
+    """Measures the bus writes of each contestant, and the statistics of our loop.
 
-    Raises InputError where the arm does not start or a contestant does not run to its end.
+    If `vla demo` was run, the loss of its policy's success with an inference delay of `LATE` is measured as well.
+
+    Raises:
+        InputError: the arm does not start, or a contestant fails.
     """
     rows: list[dict[str, Any]] = []
     for hz in rates:
         ours = len(rows)
         for name, run in (CONTESTANTS | (LOADED if hz == rates[0] else {})).items():
-            told, goals = run(hz, seconds)
+            loop_stats, goals = run(hz, seconds)
             row: dict[str, Any] = {"contestant": name, "Hz": hz, **measure(*goals, hz, SETTLE, seconds)}
             rows.append(row)
             for figure in ("jitter p99 ms", "missed %"):
                 row[f"{figure.split()[0]} x"] = _ratio(row[figure], rows[ours][figure])
-            row |= {**dict.fromkeys(OWN, "-"), **told}
+            row |= {**dict.fromkeys(LOOP_COLUMNS, "-"), **loop_stats}
     at_first = {row["contestant"]: row for row in rows if row["Hz"] == rates[0]}
     ours_at = [at_first[name] for name in CONTESTANTS if name.startswith("vla")]
     at = f"at {rates[0]:g} Hz"
@@ -132,7 +135,7 @@ def bench_control(seconds: float = SECONDS, rates: Sequence[float] = RATES) -> T
 
 
 def success_lost(checkpoint: Path, episodes: int = 100) -> Target:
-    """Of a policy, on as many held-out scenes at once and `LATE` seconds late, as `rtc` carries chunks out."""
+    """The loss of a policy's success on held-out scenes by an inference delay of `LATE`, with `rtc` execution."""
     seeds = range(2_000_000, 2_000_000 + episodes)
     trials = trials_for(seeds, swap=False, delays=(0.0, LATE), executions=("rtc",))
     make = partial(make_env, "pick", phrasing="heldout", holdout=True, images=False)
@@ -148,7 +151,7 @@ def _ratio(value: float, ours: float) -> float | str:
 def _vla(
     execution: str, hz: float, seconds: float, load: Literal["", "beside", "policy"] = "", privileges: bool = True
 ) -> tuple[dict[str, Any], Goals]:
-    """Our control loop, the policy in a process of its own; busy processes beside it, or those of the policy."""
+    """Runs our control loop with the policy in a separate process, optionally with busy processes."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with emulated(folder), ExitStack() as stack:
@@ -162,13 +165,13 @@ def _vla(
             stats = ControlLoop(arm(folder), inference, config, stop=EmergencyStop()).run("wave", seconds)
         late = 1e3 * stats.jitter.p99, 1e3 * stats.jitter.max
         bus = 1e3 * stats.command.p99, 1e3 * stats.observe.p99
-        own = zip(OWN, (stats.missed, *late, *bus, stats.chunks, stats.reason), strict=True)
-        return dict(own), read_goals(folder / LOG)
+        loop_values = zip(LOOP_COLUMNS, (stats.missed, *late, *bus, stats.chunks, stats.reason), strict=True)
+        return dict(loop_values), read_goals(folder / LOG)
 
 
 def _lerobot(inference: str, hz: float, seconds: float) -> tuple[dict[str, Any], Goals]:
-    """LeRobot's command with its defaults, and above the policy's rate with its interpolation."""
-    why = ""
+    """Runs LeRobot's command with its defaults, and with its interpolation at rates above the policy's."""
+    reason = ""
     for attempt in range(1, TRIES + 1):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -195,10 +198,10 @@ def _lerobot(inference: str, hz: float, seconds: float) -> tuple[dict[str, Any],
                 with emulated(folder):
                     run(command, check=True, timeout=seconds + BOOT)
             except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-                why = f"{error}\n{str(error.stderr).strip()[-500:]}"
+                reason = f"{error}\n{str(error.stderr).strip()[-500:]}"
             else:
                 return {"ended": "done" if attempt == 1 else f"done, try {attempt}"}, read_goals(folder / LOG)
-    raise InputError(f"lerobot-rollout did not run: {why}")
+    raise InputError(f"lerobot-rollout did not run: {reason}")
 
 
 CONTESTANTS: dict[str, Callable[[float, float], tuple[dict[str, Any], Goals]]] = {
@@ -214,20 +217,20 @@ LOADED: dict[str, Callable[[float, float], tuple[dict[str, Any], Goals]]] = {
     "vla rtc, busy policy, no privileges": partial(_vla, "rtc", load="policy", privileges=False),
     "vla rtc, 2 busy processes, no privileges": partial(_vla, "rtc", load="beside", privileges=False),
 }
-"""At the first rate only; the targets are those of the first two."""
+"""Measured at the first rate only; the first two have targets."""
 
 
 def _plug_in(folder: Path) -> None:
-    """What LeRobot finds of the policy: a checkpoint without weights, and an installed plug-in."""
+    """Writes a checkpoint without weights, and the metadata of an installed plug-in, for LeRobot."""
     write_config(folder, {"type": "waving", "device": "cpu"})
     (folder / "lerobot_policy_waving.py").write_text("import vla.benchmarks.control_lerobot\n")
-    about = folder / "lerobot_policy_waving-1.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: lerobot_policy_waving\nVersion: 1\n")
+    metadata = folder / "lerobot_policy_waving-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: lerobot_policy_waving\nVersion: 1\n")
 
 
 def arm(folder: Path) -> LeRobotRobot:
-    """The arm of `emulated` behind our protocol."""
+    """Our robot interface to the arm of `emulated`."""
     return so101(
         port=str(folder / "port"), id="so101", calibration_dir=str(folder), cameras={}, control_hz=POLICY_HZ,
         velocity=2.0, acceleration=15.0, relax_on_exit=False,
@@ -236,14 +239,14 @@ def arm(folder: Path) -> LeRobotRobot:
 
 @contextmanager
 def emulated(folder: Path) -> Iterator[None]:
-    """`vla so101-sim` in a process of its own, its port, calibration and log in `folder`; without cameras."""
+    """Runs `vla so101-sim` without cameras, with its port, calibration and log in `folder`."""
     command = [sys.executable, "-m", "vla", "so101-sim", f"out={folder}", "camera_port=0", f"log={folder / LOG}"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             deadline = time.monotonic() + BOOT
             while not (folder / "port").exists():
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise InputError("vla so101-sim did not start: run it by itself to see why")
+                    raise InputError("vla so101-sim did not start: run it separately for its error message")
                 time.sleep(0.05)
             yield
         finally:

@@ -1,6 +1,6 @@
 """The policy of `vla bench control` for `lerobot-rollout`, which imports this module as a plug-in.
 
-A flow that leads from any noise to the wave: LeRobot's own real-time chunking guides it as it guides SmolVLA and pi0.
+A flow from any noise to the wave, which LeRobot's real-time chunking guides like SmolVLA and pi0.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class WavingConfig(PreTrainedConfig):
 
 
 class WavingPolicy(PreTrainedPolicy):
-    """One robot, in LeRobot's units: degrees, and percent of the gripper's range. Takes DELAY for a chunk."""
+    """The wave in LeRobot's units: degrees, and percent of the gripper's range. Inference takes DELAY."""
 
     config_class = WavingConfig
     name = "waving"
@@ -75,7 +75,7 @@ class WavingPolicy(PreTrainedPolicy):
         raise NotImplementedError
 
     def select_action(self, batch: dict[str, Tensor], **_: Any) -> Tensor:
-        """The next action (1, a) of a chunk that is carried out as a whole, LeRobot's default for its flows."""
+        """The next action (1, a) of a chunk that is executed completely, LeRobot's default for flows."""
         if not self._queue:
             self._queue.extend(self.predict_action_chunk(batch).unbind(1))
         return self._queue.popleft()
@@ -83,9 +83,9 @@ class WavingPolicy(PreTrainedPolicy):
     def predict_action_chunk(
         self, batch: dict[str, Tensor], inference_delay: int | None = None, prev_chunk_left_over: Tensor | None = None
     ) -> Tensor:
-        """The chunk (1, h, a) from now on."""
-        asked = time.monotonic()
-        wave = torch.from_numpy(self._wave.chunk(batch["observation.state"][0].double().numpy(), asked)).float()
+        """The action chunk (1, h, a) from the present time."""
+        requested_at = time.monotonic()
+        wave = torch.from_numpy(self._wave.chunk(batch["observation.state"][0].double().numpy(), requested_at)).float()
         chunk = euler_integrate(
             lambda noisy, at: (noisy - wave) / at[:, None, None],
             sample_noise((1, HORIZON, len(LOW)), wave.device),
@@ -95,5 +95,5 @@ class WavingPolicy(PreTrainedPolicy):
             inference_delay=inference_delay,
             prev_chunk_left_over=prev_chunk_left_over,
         )
-        time.sleep(max(0.0, asked + DELAY - time.monotonic()))
+        time.sleep(max(0.0, requested_at + DELAY - time.monotonic()))
         return chunk

@@ -1,4 +1,4 @@
-"""Other work beside the control loop, and a loop without privileges, for `vla bench control`."""
+"""CPU load and reduced privileges for `vla bench control`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 BUSY = (sys.executable, "-c", "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass")
-"""Ends with what started it."""
+"""A busy process that ends with its parent."""
 PROCESSES = 2
 CAP_SYS_NICE = 1 << 23
 VERSION = 0x20080522
-"""Of the arguments of Linux's capget and capset (linux/capability.h): two words of each set."""
+"""The version of the arguments of Linux's capget and capset (linux/capability.h), with two words per set."""
 
 
 @contextmanager
 def busy(count: int = PROCESSES) -> Iterator[None]:
-    """Processes that take all the time they get, as nice as this one, while the block runs."""
+    """Runs busy processes with the priority of this process."""
     with ExitStack() as stack:
         for _ in range(count):
             process = stack.enter_context(subprocess.Popen(BUSY))
@@ -29,8 +29,11 @@ def busy(count: int = PROCESSES) -> Iterator[None]:
 
 @contextmanager
 def without_privileges() -> Iterator[None]:
-    """This thread may not take real-time priority in the block, as of a user without rights; programs that it starts
-    have what the user has. Raises OSError where the system does not let go of it."""
+    """Removes the privilege of real-time priority from this thread, but not from programs that it starts.
+
+    Raises:
+        OSError: the system call fails.
+    """
     if sys.platform != "linux" or os.geteuid() != 0:
         yield
         return

@@ -1,10 +1,10 @@
-"""`vla bench doctor`: which planted faults `vla data doctor` finds, and how often it finds some in clean episodes.
+"""`vla bench doctor`: recall of injected faults and false alarms of `vla data doctor`.
 
 Demonstrations of several tasks are recorded, with the noise and the randomized scenes of `vla record`. Each fault is
-planted in a fifth of the episodes of each task. Recall is the share of these that the right check names; a false alarm
-is a clean episode of which anything is said, be it a hint. `lerobot-doctor` and `lerobot-lint`, where environment
-variables name their interpreters, are given the same episodes as LeRobotDatasets; any complaint that they do not have
-about the episode without its fault counts as having found it.
+injected into a fifth of the episodes of each task. Recall is the share of these episodes in which the corresponding
+check reports the fault. A false alarm is any report, including hints, about a clean episode. `lerobot-doctor` and
+`lerobot-lint`, if environment variables name their interpreters, get the same episodes as LeRobotDatasets; any
+complaint about an episode that they do not have without the fault counts as a detection.
 """
 
 from __future__ import annotations
@@ -37,17 +37,23 @@ OURS = "vla data doctor"
 CLEAN = "none (clean): false alarms an episode"
 RECALL, FALSE_ALARMS, SECONDS = 0.95, 0.02, 10.0
 MANY = 1000
-"""Episodes whose numbers are timed."""
+"""The number of episodes in the timing of checks without images."""
 Found = list[tuple[str, str, list[float]]]
-"""Fault and tool, and for each episode whether something was found in it."""
+"""Fault, tool, and whether each episode was reported."""
 
 
 def bench_doctor(tasks: Sequence[str] = TASKS, episodes: int = 40, many: int = MANY, seed: int = 100_000) -> Table:
-    """Recall of each fault and false alarms, of `episodes` a task, recorded from different seeds beyond `seed`, and the
-    time that the numbers of `many` take."""
+    """Measures recall, false alarms and speed.
+
+    Args:
+        tasks: The tasks.
+        episodes: Episodes per task.
+        many: Episodes in the timing of checks without images.
+        seed: The seeds of the tasks are multiples of it.
+    """
     tools = [OURS, *(tool for tool, variable in PYTHONS.items() if os.environ.get(variable))]
     for tool in PYTHONS.keys() - set(tools):
-        print(f"{tool} is left out: {PYTHONS[tool]} names no interpreter")
+        print(f"{tool} is skipped: {PYTHONS[tool]} is not set to an interpreter")
     found: dict[tuple[str, str], list[float]] = {}
     with (
         tempfile.TemporaryDirectory(prefix="vla-bench-") as folder,
@@ -64,20 +70,20 @@ def bench_doctor(tasks: Sequence[str] = TASKS, episodes: int = 40, many: int = M
 
 
 def _of_task(task: str, episodes: int, seed: int, tools: Sequence[str], folder: str) -> Found:
-    """What each tool finds in demonstrations of one task, clean and with each fault in some of them."""
+    """The findings of each tool in demonstrations of one task, clean and with each fault."""
     clean = _record(task, episodes, Path(folder) / f"{task}.zarr", seed)
     blind = [_blind(episode) for episode in clean]
     others = [tool for tool in tools if tool != OURS]
-    before, without = _told(tools, clean, Path(folder)), _told(others, blind, Path(folder))
+    before, without = _complaints(tools, clean, Path(folder)), _complaints(others, blind, Path(folder))
     found: Found = [(CLEAN, tool, [float(bool(before[tool].get(i))) for i in range(episodes)]) for tool in tools]
     for fault in (*FAULTS, *HARDER):
         rng = np.random.default_rng([seed, len(fault.name)])
-        odd = rng.choice(episodes, max(1, round(fault.share * episodes)), replace=False)
+        faulty = rng.choice(episodes, max(1, round(fault.share * episodes)), replace=False)
         source, usual = (clean, before) if fault.images else (blind, without)
-        planted = [fault.plant(e, rng) if i in odd else e for i, e in enumerate(source)]
-        for tool, told in _told(tools, planted, Path(folder), fault).items():
+        planted = [fault.plant(e, rng) if i in faulty else e for i, e in enumerate(source)]
+        for tool, reported in _complaints(tools, planted, Path(folder), fault).items():
             known: Complaints = {} if tool == OURS else usual[tool]
-            hits = [float(bool(told.get(i, set()) - known.get(i, set()))) for i in odd.tolist()]
+            hits = [float(bool(reported.get(i, set()) - known.get(i, set()))) for i in faulty.tolist()]
             found.append((fault.name, tool, hits))
     return found
 
@@ -104,17 +110,17 @@ def _targets(rows: Sequence[dict[str, Any]], seconds: float, many: int) -> list[
     ]
 
 
-def _told(
+def _complaints(
     tools: Sequence[str], episodes: Sequence[Episode], folder: Path, fault: Fault | None = None
 ) -> dict[str, Complaints]:
-    """What each tool says of each episode: of ours, with a `fault`, only what is said of that."""
-    told = {}
-    with tempfile.TemporaryDirectory(dir=folder) as place:
+    """The complaints of each tool about each episode; ours are limited to those about `fault`, if set."""
+    by_tool = {}
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
         if OURS in tools:
-            told[OURS] = _ours(episodes, Path(place) / "a.zarr", fault)
+            by_tool[OURS] = _ours(episodes, Path(scratch) / "a.zarr", fault)
         others = [tool for tool in tools if tool != OURS]
-        dataset = exported(episodes, Path(place) / "dataset") if others else folder
-        return told | {tool: complaints(tool, dataset) for tool in others}
+        dataset = exported(episodes, Path(scratch) / "dataset") if others else folder
+        return by_tool | {tool: complaints(tool, dataset) for tool in others}
 
 
 def _ours(episodes: Sequence[Episode], path: Path, fault: Fault | None) -> Complaints:
@@ -149,7 +155,7 @@ def _record(task: str, episodes: int, path: Path, seed: int) -> list[Episode]:
 
 
 def _seconds(episodes: int, steps: int = 200) -> float:
-    """How long all that needs no image takes on so many episodes of six joints."""
+    """The time of all checks without images on episodes of six joints [s]."""
     rng = np.random.default_rng(0)
     names = tuple(f"joint {i} [rad]" for i in range(6))
     robot = Embodiment("bench", (), names, names, (-3.0,) * 6, (3.0,) * 6, 30.0)
@@ -173,7 +179,7 @@ def _smooth(rng: np.random.Generator, steps: int) -> np.ndarray:
 
 
 def markdown(table: dict[str, Any]) -> str:
-    """The rows of the benchmark's JSON as a table for docs/data-quality.md: a line a fault, a column a tool."""
+    """The benchmark's JSON as a table for docs/data-quality.md: one line per fault, one column per tool."""
     tools = list(dict.fromkeys(row["tool"] for row in table["rows"]))
     faults = list(dict.fromkeys(row["fault"] for row in table["rows"]))
     cells = {(row["fault"], row["tool"]): row for row in table["rows"]}

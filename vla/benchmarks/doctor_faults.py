@@ -1,4 +1,4 @@
-"""The faults that `vla bench doctor` plants in recorded episodes."""
+"""The faults that `vla bench doctor` injects into recorded episodes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,15 @@ Plant = Callable[[Episode, np.random.Generator], Episode]
 
 @dataclass(frozen=True)
 class Fault:
-    """`check` is the finding of ours that is the right one; `share` of the episodes are given the fault. Faults that
-    are not in the images are planted in stores without any."""
+    """A fault.
+
+    Attributes:
+        name: The name in the table.
+        check: The checks of `vla data doctor` that must report it.
+        plant: Injects the fault into an episode.
+        share: The share of episodes with the fault.
+        images: Whether the fault is in the images; other faults are injected into stores without images.
+    """
 
     name: str
     check: tuple[str, ...]
@@ -32,14 +39,14 @@ class Fault:
 
 
 def offset(episode: Episode, rng: np.random.Generator) -> Episode:
-    """Leader and follower are calibrated differently in one joint, or in a gripper."""
+    """A calibration offset between leader and follower in one joint or gripper."""
     action = episode.action.copy()
     action[:, rng.integers(action.shape[1])] += np.deg2rad(OFFSET_DEGREES) * rng.choice([-1, 1])
     return replace(episode, action=action)
 
 
 def idle(episode: Episode, rng: np.random.Generator) -> Episode:
-    """Nothing happens for two seconds, at the beginning or at the end; the encoders tremble a little."""
+    """No motion for two seconds, at the beginning or at the end, with encoder noise."""
     count = round(IDLE_SECONDS * episode.embodiment.control_hz)
     at_start = bool(rng.integers(2))
     steps = np.arange(len(episode))
@@ -48,7 +55,7 @@ def idle(episode: Episode, rng: np.random.Generator) -> Episode:
     still = np.arange(count) if at_start else np.arange(len(steps) - count, len(steps))
     state, action = longer.state.copy(), longer.action.copy()
     state[still] += rng.normal(0, 5e-4, (count, state.shape[1]))
-    if at_start:  # the leader rests where the follower is
+    if at_start:  # the leader is at the follower's position
         for i, at in enumerate(episode.embodiment.measured_by):
             if at is not None:
                 action[still, i] = episode.state[0, at]
@@ -56,7 +63,7 @@ def idle(episode: Episode, rng: np.random.Generator) -> Episode:
 
 
 def dropped(episode: Episode, rng: np.random.Generator) -> Episode:
-    """One in twenty frames is missing, at least one; the others keep the time of their capture."""
+    """5 % of the frames, at least one, are missing; the others have their time of capture."""
     inner = np.arange(1, len(episode) - 1)
     gone = inner[rng.random(len(inner)) < DROPPED]
     gone = gone if len(gone) else rng.choice(inner, 1)
@@ -64,7 +71,7 @@ def dropped(episode: Episode, rng: np.random.Generator) -> Episode:
 
 
 def dropped_unseen(episode: Episode, rng: np.random.Generator) -> Episode:
-    """The same, with timestamps that are made up from a count of frames."""
+    """The same, with timestamps computed from the frame index."""
     fewer = dropped(episode, rng)
     return replace(fewer, time=np.arange(len(fewer)) / episode.embodiment.control_hz)
 
@@ -77,21 +84,21 @@ def delay(episode: Episode, rng: np.random.Generator) -> Episode:
 
 
 def late(episode: Episode, rng: np.random.Generator) -> Episode:
-    """Actions take effect 200 ms later: each step holds the action of 200 ms after it."""
+    """Actions take effect 200 ms later: each step has the action of 200 ms after it."""
     steps = round(DELAY_SECONDS * episode.embodiment.control_hz)
     rows = np.clip(np.arange(len(episode)) + steps, 0, len(episode) - 1)
     return replace(episode, action=episode.action[rows])
 
 
 def same_offset(episode: Episode, rng: np.random.Generator) -> Episode:
-    """The same joint is off in every episode."""
+    """The same joint has an offset in every episode."""
     action = episode.action.copy()
     action[:, 2] += np.deg2rad(OFFSET_DEGREES)
     return replace(episode, action=action)
 
 
 def frozen(episode: Episode, rng: np.random.Generator) -> Episode:
-    """One camera repeats one image from some step of the first half on."""
+    """One camera repeats one image from a step in the first half."""
     camera = str(rng.choice(episode.embodiment.cameras))
     frames = episode.images[camera].copy()
     start = int(rng.integers(0, len(frames) // 2))
@@ -100,7 +107,7 @@ def frozen(episode: Episode, rng: np.random.Generator) -> Episode:
 
 
 def moved(episode: Episode, rng: np.random.Generator) -> Episode:
-    """One camera looks 37 pixels aside, along a row or a column; what comes into view is drawn from the edge."""
+    """The image of one camera is shifted by 37 pixels horizontally or vertically, with repeated edges."""
     camera = str(rng.choice(episode.embodiment.cameras))
     axis, sign = int(rng.integers(1, 3)), int(rng.choice([-1, 1]))
     return replace(episode, images={**episode.images, camera: _shifted(episode.images[camera], axis, sign)})
@@ -113,7 +120,7 @@ def _shifted(frames: UInt8[np.ndarray, "t h w 3"], axis: int, sign: int) -> UInt
 
 
 def _taken(episode: Episode, steps: Int[np.ndarray, "k"]) -> Episode:
-    """The episode of these steps, without what has no part in the faults."""
+    """The episode with these steps, without points."""
     return replace(
         episode,
         images={name: frames[steps] for name, frames in episode.images.items()},
@@ -132,11 +139,11 @@ FAULTS = (
     Fault("camera shifted by 37 px", ("camera-moved",), moved, images=True),
     Fault("one frozen camera", ("frozen-camera",), frozen, images=True),
 )
-"""What the targets are about."""
+"""The faults with targets."""
 HARDER = (
     Fault("17° offset, in all episodes", ("offset",), same_offset, share=1.0),
     Fault("200 ms action delay, in all episodes", ("action-delay",), late, share=1.0),
     Fault("5 % dropped frames, regular timestamps, in all episodes", ("dropped-frames",), dropped_unseen, share=1.0),
     Fault("5 % dropped frames, regular timestamps", ("dropped-frames",), dropped_unseen),
 )
-"""Reported beside them: nothing to compare with in the store, or no trace in the timestamps."""
+"""Faults without targets: the store has no clean episodes for comparison, or timestamps have no trace of the fault."""

@@ -1,6 +1,6 @@
 """`lerobot-doctor` and `lerobot-lint` on the episodes of `vla bench doctor`, exported as a LeRobotDataset.
 
-Each is run by the interpreter that an environment variable names, of an environment that has it (CONTRIBUTING.md).
+Each is run by the interpreter in an environment variable, of an environment with the tool (CONTRIBUTING.md).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vla.types import Episode
 
 PYTHONS = {"lerobot-doctor": "LEROBOT_DOCTOR_PYTHON", "lerobot-lint": "LEROBOT_LINT_PYTHON"}
 TIMEOUT = 3600.0
-"""[s] for one dataset."""
+"""The time limit for one dataset [s]."""
 Complaints = dict[int, set[str]]
 """The kinds of complaints about each episode."""
 
@@ -45,7 +45,7 @@ print(json.dumps(found))
 
 
 def exported(episodes: Sequence[Episode], folder: Path) -> Path:
-    """The episodes as a LeRobotDataset with video, whose timestamps are the times of capture where these are uneven."""
+    """Writes the episodes as a LeRobotDataset with video, with the times of capture as timestamps."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -66,7 +66,7 @@ def exported(episodes: Sequence[Episode], folder: Path) -> Path:
 
 
 def complaints(tool: str, dataset: Path) -> Complaints:
-    """What the tool says of each episode. Raises InputError when it fails."""
+    """The complaints of a tool about each episode. Raises InputError if it fails."""
     python = os.environ[PYTHONS[tool]]
     with tempfile.TemporaryDirectory(prefix="vla-bench-") as folder:
         report = Path(folder) / "report.json"
@@ -92,7 +92,7 @@ def complaints(tool: str, dataset: Path) -> Complaints:
 
 
 def read_doctor(messages: Sequence[str]) -> Complaints:
-    """Kinds of messages by the episodes that they name: the same words but for the numbers are one kind."""
+    """Kinds of messages by episode; messages that differ only in numbers are one kind."""
     found: Complaints = {}
     for message in messages:
         if named := re.search(r"[Ee]pisode (\d+)", message):
@@ -102,7 +102,7 @@ def read_doctor(messages: Sequence[str]) -> Complaints:
 
 
 def read_lint(report: dict[str, list[dict[str, object]]]) -> Complaints:
-    """Checks by episode; what is said of the whole dataset is left out."""
+    """Checks by episode, without findings about the dataset as a whole."""
     found: Complaints = {}
     for finding in report["findings"]:
         if isinstance(finding["episode"], int):

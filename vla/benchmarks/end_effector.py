@@ -1,11 +1,11 @@
-"""`vla bench ee`: end-effector actions beside joint actions, and how fast inverse kinematics moves the joints.
+"""`vla bench ee`: end-effector actions compared with joint actions, and joint speeds of inverse kinematics.
 
-The expert's episodes are recorded without noise and played back open loop on the same scenes and from the same poses,
-by their joint targets and by the tool poses that `vla data derive` makes of them, through the same safety filter. (With
-noise neither could succeed: the recorded action is the clean one, not the one that was carried out.)
+The expert's episodes are recorded without noise and replayed open loop on the same scenes from the same poses: with
+their joint targets, and with the tool poses that `vla data derive` computes from them, through the same safety filter.
+(With noise neither would succeed, because the recorded action is the clean one, not the executed one.)
 
-Beside it an arm is led along paths on which it has singular postures: out of its reach and back, over the axis of its
-shoulder, and with its tool turned further than its joints allow.
+In addition, an arm follows paths with singular configurations: out of its reach and back, over the axis of its
+shoulder, and with rotations of its tool beyond the joint limits.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ TASKS = ("pick", "place", "bimanual-lift")
 EPISODES = 100
 FIRST_SEED = 3_000_000
 MODELS = {1: ("so101", ["gripperframe"]), 2: ("so101_pair", ["left_gripperframe", "right_gripperframe"])}
-"""By how many arms there are."""
+"""The model and its tool frames, by the number of arms."""
 COLUMNS = (
     "what", "actions", "success", "difference", "episodes", "crashed", "clamped steps", "max speed / limit",
     "mm off at the end",
 )  # fmt: skip
 LOST = 0.02
 N_ACTION_STEPS = 3
-"""Actions of a chunk that are carried out."""
+"""The execution horizon."""
 FASTEST = 2.0
-"""[rad/s] of a joint of `robot=so101`."""
+"""The speed limit of the joints of `robot=so101` [rad/s]."""
 
 
 def bench_end_effector(tasks: Sequence[str] = TASKS, episodes: int = EPISODES) -> Table:
-    """Rows of each task by joints and by tool poses, and of each singular path; see the module."""
+    """Measures replay of each task with joint targets and tool poses, and each singular path."""
     rows: list[dict[str, Any]] = []
     targets: list[Target] = []
     for task in tasks:
@@ -96,11 +96,11 @@ def bench_end_effector(tasks: Sequence[str] = TASKS, episodes: int = EPISODES) -
 
 
 def record_clean(task: str, episodes: int, out: Path) -> dict[int, dict[str, Any]]:
-    """Records so many successes of the expert without noise or images; the reset options of each seed."""
+    """Records successful episodes of the expert without noise or images; returns the reset options by seed."""
     env = make_env(task, images=False)
     try:
-        tries = (demonstrate(env, task, seed, 0.0) for seed in count(FIRST_SEED))
-        found = list(tqdm(islice((episode for episode in tries if episode.success), episodes), f"record {task}"))
+        attempts = (demonstrate(env, task, seed, 0.0) for seed in count(FIRST_SEED))
+        found = list(tqdm(islice((episode for episode in attempts if episode.success), episodes), f"record {task}"))
         with EpisodeStore.create(out, found[0].embodiment) as store:
             for episode in found:
                 store.append(episode)
@@ -110,26 +110,26 @@ def record_clean(task: str, episodes: int, out: Path) -> dict[int, dict[str, Any
 
 
 def replay(task: str, store: Path, starts: Mapping[int, Mapping[str, Any]]) -> tuple[list[Result], float]:
-    """Plays the episodes back; the results, and the fastest joint target, as a share of its limit."""
-    opened, watched = EpisodeStore.open(store), list[_Watched]()
+    """Replays the episodes; returns the results, and the highest speed of joint targets relative to its limit."""
+    opened, monitors = EpisodeStore.open(store), list[_SpeedMonitor]()
     trials = [Trial(seed, options) for seed, options in starts.items()]
 
     def policy(env: gymnasium.Env[Any, Any]) -> Policy:
         limits = limits_of(env)
         assert limits is not None
         played = ReplayPolicy(env, opened)
-        watched.append(_Watched(adapt(played, env.unwrapped.embodiment, limits.velocity, {}), limits))  # type: ignore[attr-defined]
-        return watched[-1]
+        monitors.append(_SpeedMonitor(adapt(played, env.unwrapped.embodiment, limits.velocity, {}), limits))  # type: ignore[attr-defined]
+        return monitors[-1]
 
     make = partial(make_env, task, images=False)
     results = rollout(make, policy, trials, parallel=1, n_action_steps=N_ACTION_STEPS)
-    return results, max(each.fastest for each in watched)
+    return results, max(policy.fastest for policy in monitors)
 
 
-class _Watched:
-    """A policy, and how fast the arm's joints are to move at most, as a share of their limit: before the safety filter.
+class _SpeedMonitor:
+    """Records the highest speed of a policy's joint targets relative to its limit, before the safety filter.
 
-    Grippers are left out, whose targets are the same in both.
+    Grippers are excluded, since their targets are equal in both action spaces.
     """
 
     def __init__(self, policy: Policy, limits: Limits) -> None:
@@ -155,9 +155,9 @@ class _Watched:
 
 
 def singular_paths() -> dict[str, Float[np.ndarray, "n 7"]]:
-    """Poses of the SO-101's tool at which it has singular postures or that it cannot reach, 0.1 s apart."""
+    """Paths of the SO-101's tool with singular or unreachable poses, 0.1 s apart."""
     turned = Rotation.from_euler("y", np.pi / 2)  # the fingers point down
-    there_and_back = np.concatenate([np.linspace(0.25, 0.6, 40), np.full(20, 0.6), np.linspace(0.6, 0.2, 40)])
+    out_and_back = np.concatenate([np.linspace(0.25, 0.6, 40), np.full(20, 0.6), np.linspace(0.6, 0.2, 40)])
     across = np.linspace(-0.2, 0.2, 60)
     around = np.linspace(0, 2 * np.pi, 100)
     still = np.zeros_like
@@ -169,7 +169,7 @@ def singular_paths() -> dict[str, Float[np.ndarray, "n 7"]]:
         return Rotation.concatenate([turned] * n)
 
     paths = {
-        "out of reach and back": poses(there_and_back, still(there_and_back), still(there_and_back) + 0.15, fixed(100)),
+        "out of reach and back": poses(out_and_back, still(out_and_back), still(out_and_back) + 0.15, fixed(100)),
         "over the shoulder's axis": poses(still(across) + 0.0388, across, still(across) + 0.25, fixed(60)),
     }
     for axis in "xyz":
@@ -179,21 +179,23 @@ def singular_paths() -> dict[str, Float[np.ndarray, "n 7"]]:
 
 
 def singular_row(name: str, poses: Float[np.ndarray, "n 7"], *, limited: bool) -> dict[str, Any]:
-    """How fast the joints of a real SO-101 are to move on this path, as a share of their limit, and how far the tool
-    stays behind where it is reachable in the end; for comparison also without limits."""
+    """The highest joint speed on a path relative to the limit of a real SO-101, and the final error of the tool.
+
+    `limited=False` removes the speed limits, for comparison.
+    """
     env = make_env("pick", images=False)
     body: Embodiment = env.unwrapped.embodiment  # type: ignore[attr-defined]
     env.close()
-    about = tool_kinematics(body, *MODELS[1], "rotation_6d", None, None)
-    arm, joints = ArmKinematics(body, about), len(about.joints)
+    kinematics = tool_kinematics(body, *MODELS[1], "rotation_6d", None, None)
+    arm, joints = ArmKinematics(body, kinematics), len(kinematics.joints)
     start = arm.follow(np.repeat(poses[:1, None], 50, axis=0), np.zeros(joints), np.full(joints, 0.1))[-1]
-    most = FASTEST / body.control_hz
-    path = arm.follow(poses[:, None], start, np.full(joints, PACE * most if limited else 10.0))
+    max_step = FASTEST / body.control_hz
+    path = arm.follow(poses[:, None], start, np.full(joints, PACE * max_step if limited else 10.0))
     steps = np.abs(np.diff(np.concatenate([start[None], path]), axis=0))
     reached = arm.commanded(np.append(path[-1], 0.0)[None])[0, 0]
     return {
         "what": name,
         "actions": "ee" if limited else "ee, no limit",
-        "max speed / limit": float(steps.max() / most),
+        "max speed / limit": float(steps.max() / max_step),
         "mm off at the end": 1e3 * float(np.linalg.norm(reached[:3] - poses[-1, :3])),
     }

@@ -1,4 +1,4 @@
-"""`vla bench env`: what rendering, stepping and sampling scenes cost."""
+"""`vla bench env`: the time of rendering, stepping and sampling scenes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vla.envs.scripted_expert import ScriptedExpert
 
 
 def bench_env() -> Table:
-    """Milliseconds a frame by camera and size, a control step with both images, a scene with its truth."""
+    """Measures the time of a frame by camera and size, of a control step with images, and of a random scene."""
     rows: list[dict[str, Any]] = []
     for size in (96, 224):
         env = make_env("pick", image_size=size)
@@ -40,7 +40,7 @@ def _step(env: Any, expert: ScriptedExpert) -> None:
 
 
 def _milliseconds(work: Callable[[], object], repeats: int = 20, rounds: int = 5) -> float:
-    """The fastest of a few rounds: what the machine can do when nothing else runs."""
+    """The time of one call in the fastest of several rounds, which other processes disturb least [ms]."""
     work()
     best = float("inf")
     for _ in range(rounds):

@@ -1,8 +1,8 @@
-"""`vla bench gpu`: everything that needs a GPU, in a limited time: the tests marked `gpu`, and inference and training
-at the sizes of published models, with random weights.
+"""`vla bench gpu`: all GPU checks in a limited time: the tests marked `gpu`, and inference and training at the sizes of
+published models, with random weights.
 
-Each part runs in a process of its own, with what is left of the time; one that is cut off or fails is a row that says
-so, and the parts before it keep their figures.
+Each part runs in a separate process within the remaining time. A part that fails or exceeds the time is reported as
+such; the figures of the other parts remain.
 """
 
 from __future__ import annotations
@@ -21,13 +21,18 @@ from vla.common.device import accelerator
 from vla.common.result_table import Table, Target
 
 SECONDS = 460.0
-"""That all parts have together."""
+"""The time limit of all parts [s]."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """`call` is what makes its table, an expression over modules of vla.benchmarks; without one it is the tests. It has
-    `most` seconds."""
+    """A part.
+
+    Attributes:
+        name: The name in the table.
+        call: An expression that returns its table, with modules of vla.benchmarks; empty for the tests.
+        most: Its time limit [s].
+    """
 
     name: str
     call: str = ""
@@ -47,27 +52,27 @@ CPU = (
     Part("inference nano", "inference.bench_inference(['nano'], calls=3, others=False)", 60),
     Part("inference smolvla tiny", "inference.bench_inference(['smolvla tiny'], calls=3, others=False)", 60),
 )
-"""Where there is no GPU: that the parts run at all."""
+"""The parts without a GPU, which check only that they run."""
 
 
 def bench_gpu(parts: Sequence[Part] | None = None, seconds: float = SECONDS) -> Table:
-    """Every part's rows, with the part's name and how long it took; what it was run on is the table's device."""
+    """Runs the parts; returns their rows with the name and the time of each part."""
     parts = parts or (GPU if accelerator().type == "cuda" else CPU)
     start, rows = time.monotonic(), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory(prefix="vla-bench-") as folder:
         for part in parts:
-            began = time.monotonic()
-            left = min(part.most, seconds - (began - start))
-            found, state = _run(part, left, Path(folder) / "table.json")
-            took = {"part": part.name, "state": state, "seconds": time.monotonic() - began}
-            rows += [took, *({"part": part.name} | row for row in found)]
+            part_start = time.monotonic()
+            remaining = min(part.most, seconds - (part_start - start))
+            found, state = _run(part, remaining, Path(folder) / "table.json")
+            timing = {"part": part.name, "state": state, "seconds": time.monotonic() - part_start}
+            rows += [timing, *({"part": part.name} | row for row in found)]
     done = sum(row.get("state") == "done" for row in rows)
-    whole = Target("parts that finished", float(done), float(len(parts)))
-    return Table(rows, [whole, Target("seconds", time.monotonic() - start, seconds + 20, at_most=True)])
+    finished = Target("parts that finished", float(done), float(len(parts)))
+    return Table(rows, [finished, Target("seconds", time.monotonic() - start, seconds + 20, at_most=True)])
 
 
 def _run(part: Part, seconds: float, file: Path) -> tuple[list[dict[str, Any]], str]:
-    """The rows of a part, and how it ended: "done", "cut off", or the last line that it said."""
+    """The rows of a part, and its state: "done", "cut off", or "failed" with the last line of its output."""
     file.unlink(missing_ok=True)
     if seconds <= 0:
         return [], "cut off"
@@ -84,6 +89,6 @@ def _run(part: Part, seconds: float, file: Path) -> tuple[list[dict[str, Any]], 
     except subprocess.TimeoutExpired:
         return [], "cut off"
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or "no word").splitlines()[-1]
-        return [], f"failed: {said}"
+        last_line = (done.stderr.strip() or done.stdout.strip() or "no word").splitlines()[-1]
+        return [], f"failed: {last_line}"
     return (json.loads(file.read_text()) if part.call else []), "done"

@@ -1,4 +1,4 @@
-"""`vla bench heads`: every action head trained by `vla train` on the same backbone and demonstrations, side by side."""
+"""`vla bench heads`: all action heads, trained by `vla train` on the same backbone and demonstrations."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from vla.types import Observation
 TASK = "pick"
 HEADS = ("parallel", "bins", "fast", "text", "l1", "flow", "flow head.knowledge_insulation=true")
 SEEDS = 1_000_000
-"""The first of the evaluation, far from those of the demonstrations."""
+"""The first seed of the evaluation, different from those of the demonstrations."""
 N_ACTION_STEPS = 3
 TIMED = 20
 
@@ -43,10 +43,18 @@ def bench_heads(
     batch_size: int = 48,
     evaluations: int = 50,
 ) -> Table:
-    """Success, loss, held-out error [rad], tokens and passes a chunk, and the latency of one chunk, for each head.
+    """Measures success, loss, held-out error [rad], and tokens, passes and latency per action chunk, for each head.
 
-    `data` is a store of the task pick; where none is given one of `episodes` is recorded. Losses of heads of tokens and
-    of numbers are no measure of each other. The options are those of `vla train`, without visual questions.
+    Losses of token heads and of continuous heads are not comparable. Training has the defaults of `vla train`, without
+    visual questions.
+
+    Args:
+        data: A store of the task pick; None: one is recorded.
+        heads: The heads, with options.
+        episodes: The number of recorded episodes.
+        steps: Training steps.
+        batch_size: Rows per step.
+        evaluations: Rollouts per head.
     """
     rows = []
     with tempfile.TemporaryDirectory(prefix="vla-bench-") as folder:
@@ -76,7 +84,7 @@ def bench_heads(
 
 
 def _error(evaluation: Mapping[str, float]) -> float:
-    """The mean over the joints [rad]."""
+    """The mean error over the joints [rad]."""
     return float(np.mean([value for name, value in evaluation.items() if name.startswith(UNITS)]))
 
 
@@ -89,14 +97,16 @@ def _success(policy: VlaPolicy, evaluations: int) -> dict[str, Any]:
 
 
 def _observations(data: str, policy: VlaPolicy) -> list[Observation]:
-    one = Demonstrations.open(data)
-    windows = Windows(one.store, 1, episodes=one.heldout_episodes or one.train_episodes)
+    demonstrations = Demonstrations.open(data)
+    windows = Windows(
+        demonstrations.store, 1, episodes=demonstrations.heldout_episodes or demonstrations.train_episodes
+    )
     examples = (windows[int(i)] for i in np.linspace(0, len(windows) - 1, TIMED))
     return [Observation(decoded(e.images), e.state, e.prompt, 0.0) for e in examples if e.state is not None]
 
 
 def _cost(policy: VlaPolicy, observations: Sequence[Observation]) -> dict[str, Any]:
-    """What a chunk takes after its prompt and its points: tokens, and passes of the backbone over them."""
+    """Tokens, backbone passes and latency of an action chunk, without its prompt and points."""
     backbone: Any = policy.model.backbone
     counted: list[int] = []
     hidden = backbone.forward
@@ -105,7 +115,9 @@ def _cost(policy: VlaPolicy, observations: Sequence[Observation]) -> dict[str, A
         counted.append(embeds.shape[1])
         return hidden(embeds, *rest, **named)
 
-    said = 1 + policy.model.processor.robot().point_tokens  # passes before the action: the prompt's, each coordinate's
+    prompt_passes = (
+        1 + policy.model.processor.robot().point_tokens
+    )  # passes before the action: the prompt and each coordinate
     tokens, passes, times = [], [], []
     for observation in observations:
         counted.clear()
@@ -114,8 +126,8 @@ def _cost(policy: VlaPolicy, observations: Sequence[Observation]) -> dict[str, A
             policy.predict(observation)
         finally:
             backbone.forward = hidden
-        tokens.append(sum(counted[said:]))
-        passes.append(len(counted) - said)
+        tokens.append(sum(counted[prompt_passes:]))
+        passes.append(len(counted) - prompt_passes)
         start = time.perf_counter()
         policy.predict(observation)
         times.append(time.perf_counter() - start)

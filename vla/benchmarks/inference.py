@@ -1,9 +1,9 @@
-"""`vla bench inference`: how long a chunk takes, part by part, beside the least that the machine allows, and beside
-transformers' `generate` and LeRobot's policies of the same sizes in the same run.
+"""`vla bench inference`: the latency of an action chunk by part, compared with a roofline bound, transformers'
+`generate`, and LeRobot's policies of the same sizes.
 
-The bound is the sum, over the linear maps and convolutions of a part, of max(weight bytes / bandwidth,
-operations / peak rate) (roofline, Williams et al. 2009); attention's scores and all else are not counted. On CUDA the
-figures are those of NVIDIA's data sheets, on a CPU measured here.
+The bound is the sum, over the linear layers and convolutions of a part, of max(weight bytes / bandwidth,
+operations / peak rate) (roofline, Williams et al. 2009); attention scores and other operations are not counted.
+Bandwidth and peak rate are those of NVIDIA's data sheets on CUDA, and measured on a CPU.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ from vla.models.vla import VLA
 
 PARTS = ("vision", "prefill", "decode", "total")
 ROOFLINE, LEROBOT, GENERATE, NANO = 1.7, 4.0, 8.0, 3.0
-"""To reach: of the bound, at most; of others' times, at least: the first three with pi0's sizes on an H100."""
+"""Targets: the maximum ratio to the bound, and minimum ratios of other times to ours. The first three are for pi0's
+sizes on an H100."""
 BANDWIDTH = {"H200": 4.8e12, "H100": 3.35e12}
-"""[bytes/s] By a part of the device's name (NVIDIA's data sheets, SXM)."""
+"""Memory bandwidth by substring of the device's name (NVIDIA's data sheets, SXM) [bytes/s]."""
 NANOS = ("nano", "nano, 1 past frame", "nano, 2 past frames")
-"""What past frames of both cameras cost."""
+"""Shapes for the cost of past frames of both cameras."""
 WARM, ENOUGH = 3, 30.0
-"""Calls that do not count; [s] after which no more are made, but three."""
+"""Warm-up calls; the time limit of the measured calls, at least three [s]."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,14 @@ def bench_inference(
     calls: int = 30,
     others: bool = True,
 ) -> Table:
-    """p50, p99 and bound [ms] of each part of a chunk, for models of these `shapes` (`inference_shapes.SHAPES`).
+    """Measures p50, p99 and bound [ms] of each part of an action chunk.
 
-    Without `shapes`: on CUDA all published sizes, elsewhere nano, also with past frames, and SmolVLA's. Without
-    `precision`: bfloat16 on CUDA, float32 elsewhere. `others`: measure `generate` and LeRobot as well.
+    Args:
+        shapes: Names in `inference_shapes.SHAPES`. By default all published sizes on CUDA; nano, also with past frames,
+            and SmolVLA on a CPU.
+        precision: By default bfloat16 on CUDA and float32 on a CPU.
+        calls: The maximum number of calls.
+        others: Whether `generate` and LeRobot are measured as well.
     """
     device = accelerator()
     cuda = device.type == "cuda"
@@ -80,7 +85,9 @@ def bench_inference(
         shape = SHAPES[name]
         model = make(shape, device)
         if isinstance(model.processor.head, BinsHead):
-            model.processor.head.draft_length = 1  # random weights say the same bin again and again, too easy a guess
+            model.processor.head.draft_length = (
+                1  # random weights repeat one bin, which speculative decoding would exploit
+            )
         ours = _ours(model, precision, machine, calls)
         times: dict[str, Measured] = {f"vla {precision}": ours}
         if not cuda:
@@ -94,75 +101,79 @@ def bench_inference(
             times[f"lerobot {policy}"] = {"total": (timed(peer, calls, device), None)}
             del peer
             _free()
-        mine, rows_of = float(np.median(ours["total"][0])), []
-        for who, parts in times.items():
-            rows_of += [_row(name, who, part, *parts[part], mine) for part in PARTS if part in parts]
+        our_median, rows_of = float(np.median(ours["total"][0])), []
+        for contestant, parts in times.items():
+            rows_of += [_row(name, contestant, part, *parts[part], our_median) for part in PARTS if part in parts]
         rows += rows_of
         targets += _targets(shape, {k: float(np.median(v["total"][0])) for k, v in times.items()}, ours, cuda)
     return Table(rows, targets)
 
 
 Measured = Mapping[str, tuple[Sequence[float], float | None]]
-"""Of each part the times of its calls [s], and its bound [s] where one is known."""
+"""The times of the calls of each part, and its bound if known [s]."""
 
 
-def _row(name: str, who: str, part: str, times: Sequence[float], bound: float | None, mine: float) -> dict[str, Any]:
+def _row(
+    name: str, contestant: str, part: str, times: Sequence[float], bound: float | None, our_median: float
+) -> dict[str, Any]:
     middle, worst = np.percentile(times, (50, 99))
     return {
         "model": name,
-        "by": who,
+        "by": contestant,
         "part": part,
         "p50 ms": 1000 * float(middle),
         "p99 ms": 1000 * float(worst),
         "bound ms": None if bound is None else 1000 * bound,
         "p50 / bound": None if bound is None else float(middle) / bound,
-        "p50 / ours": float(middle) / mine if part == "total" else None,
+        "p50 / ours": float(middle) / our_median if part == "total" else None,
     }
 
 
 def _targets(shape: Shape, totals: dict[str, float], ours: Measured, cuda: bool) -> list[Target]:
-    mine, bound = next(iter(totals.values())), ours["total"][1]
+    our_median, bound = next(iter(totals.values())), ours["total"][1]
     made = []
     if shape.name == "pi0" and cuda and bound is not None:
-        made.append(Target("pi0: time / roofline bound", mine / bound, ROOFLINE, at_most=True))
-        wanted = {"generate": GENERATE, "lerobot pi0": LEROBOT}
+        made.append(Target("pi0: time / roofline bound", our_median / bound, ROOFLINE, at_most=True))
+        minimums = {"generate": GENERATE, "lerobot pi0": LEROBOT}
     else:
-        wanted = {"generate": NANO} if shape.name == "nano" and not cuda else {}
-    for who, value in wanted.items():
-        if who in totals:
-            made.append(Target(f"{shape.name}: time of {who} / ours", totals[who] / mine, value))
+        minimums = {"generate": NANO} if shape.name == "nano" and not cuda else {}
+    for contestant, value in minimums.items():
+        if contestant in totals:
+            made.append(Target(f"{shape.name}: time of {contestant} / ours", totals[contestant] / our_median, value))
     return made
 
 
 def _ours(model: VLA, precision: str, machine: Machine, calls: int) -> Measured:
     engine, device = Engine(model, precision), model.device
     chunk = _chunk(model, engine)
-    with _noted(engine.backbone, device) as stamps:
+    with _record_times(engine.backbone, device) as stamps:
         bounds = _bounds(engine, chunk, machine, stamps)
         parts: dict[str, list[float]] = {name: [] for name in PARTS[:-1]}
 
-        def once() -> None:
+        def run_once() -> None:
             stamps.clear()
             chunk()
             _wait(device)
             end = time.perf_counter()
-            (_, see, seen), (_, fill, filled) = stamps
-            for name, seconds in zip(parts, (seen - see, filled - fill, end - filled), strict=True):
+            (_, vision_start, vision_end), (_, decoder_start, decoder_end) = stamps
+            for name, seconds in zip(
+                parts, (vision_end - vision_start, decoder_end - decoder_start, end - decoder_end), strict=True
+            ):
                 parts[name].append(seconds)
 
-        timed(once, calls, device)
+        timed(run_once, calls, device)
     total = timed(chunk, calls, device)
     return {name: (parts[name][WARM:], bounds[name]) for name in parts} | {"total": (total, sum(bounds.values()))}
 
 
 def _chunk(model: VLA, decoder: Any) -> Callable[[], Any]:
-    """From an observation to the normalised chunk."""
-    seen = observation(model)
-    return lambda: decoder.generate_actions(model.processor.robot_prompt([seen]))
+    """A function from a fixed observation to the normalised action chunk."""
+    sample_observation = observation(model)
+    return lambda: decoder.generate_actions(model.processor.robot_prompt([sample_observation]))
 
 
 def timed(call: Callable[[], Any], calls: int, device: torch.device) -> list[float]:
-    """[s] Of each call, after a few that do not count."""
+    """The times of calls after a warm-up [s]."""
     for _ in range(WARM):
         call()
     times: list[float] = []
@@ -178,16 +189,16 @@ def timed(call: Callable[[], Any], calls: int, device: torch.device) -> list[flo
 def _bounds(
     engine: Engine, chunk: Callable[[], Any], machine: Machine, stamps: list[tuple[str, float, float]]
 ) -> dict[str, float]:
-    """The least time [s] of each part, of what its modules compute in one call without graphs."""
+    """The roofline bound of each part, from its modules in one call without CUDA graphs [s]."""
     bounds = dict.fromkeys(PARTS[:-1], 0.0)
 
     def count(module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(module, nn.Linear | nn.Conv2d | WeightOnly) and isinstance(output, Tensor):
-            # Of a convolution each output is a product with one filter; of a linear map with one row.
-            each = module.weight.numel() // module.weight.shape[0]
+            # Weights per output element: a filter of a convolution, or a row of a linear layer.
+            per_output = module.weight.numel() // module.weight.shape[0]
             bytes_read = module.weight.numel() * module.weight.element_size()
             part = PARTS[min(len(stamps), 2)]
-            bounds[part] += max(bytes_read / machine.bandwidth, 2 * output.numel() * each / machine.peak)
+            bounds[part] += max(bytes_read / machine.bandwidth, 2 * output.numel() * per_output / machine.peak)
 
     stamps.clear()
     hook, engine.graphs.enabled = register_module_forward_hook(count), False
@@ -200,35 +211,35 @@ def _bounds(
 
 
 @contextmanager
-def _noted(backbone: Any, device: torch.device) -> Iterator[list[tuple[str, float, float]]]:
-    """When each pass of vision ("encode_images") and of the decoder ("forward") begins and ends."""
-    noted: list[tuple[str, float, float]] = []
+def _record_times(backbone: Any, device: torch.device) -> Iterator[list[tuple[str, float, float]]]:
+    """Records the start and end of the vision pass ("encode_images") and of the first decoder pass ("forward")."""
+    stamps: list[tuple[str, float, float]] = []
 
-    def noting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def timed_call(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any, **named: Any) -> Any:
-            first = len(noted) < 2  # of further passes the end is that of all
+            first = len(stamps) < 2  # later passes are in the total only
             if first:
                 _wait(device)
             start = time.perf_counter()
             result = function(*arguments, **named)
             if first:
                 _wait(device)
-                noted.append((name, start, time.perf_counter()))
+                stamps.append((name, start, time.perf_counter()))
             return result
 
         return run
 
     for name in ("encode_images", "forward"):
-        setattr(backbone, name, noting(name, getattr(backbone, name)))
+        setattr(backbone, name, timed_call(name, getattr(backbone, name)))
     try:
-        yield noted
+        yield stamps
     finally:
         for name in ("encode_images", "forward"):
             delattr(backbone, name)
 
 
 def read_rate(size: int = 64, seconds: float = 1.0) -> float:
-    """[bytes/s] At which this processor reads the weights of a product with one row: the best of many."""
+    """The highest rate at which this processor reads the weights of a matrix-vector product [bytes/s]."""
     weight, row = torch.randn(size * 512, 512), torch.randn(512)
     best, stop = float("inf"), time.perf_counter() + seconds
     while (start := time.perf_counter()) < stop:

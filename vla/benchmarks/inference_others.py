@@ -1,4 +1,4 @@
-"""What an engine is measured beside: transformers' `generate`, and LeRobot's policies at any size without a network."""
+"""Reference implementations: transformers' `generate`, and LeRobot's policies at any size without network access."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from vla.benchmarks.train_shapes import save_for_lerobot
 from vla.models.vla import VLA
 
 PROMPT = 48
-"""Tokens of an instruction, as LeRobot pads it."""
-WIDE = 32
-"""Components of states and actions, as LeRobot pads them."""
+"""The padded length of an instruction in LeRobot [tokens]."""
+MAX_DIM = 32
+"""The padded dimension of states and actions in LeRobot."""
 
 
 def generated(model: VLA, tokens: int, dtype: torch.dtype) -> Callable[[], Any]:
-    """Vision and `generate` of the same backbone in `dtype`, for so many greedy tokens, from an observation on."""
+    """A function that runs vision and `generate` of the backbone in `dtype` for `tokens` greedy tokens."""
     backbone: Any = model.backbone
     if dtype != torch.float32:
         backbone = copy.deepcopy(backbone).to(dtype)
-    language, seen = getattr(backbone, "language", None) or backbone.model, observation(model)
+    language, sample_observation = getattr(backbone, "language", None) or backbone.model, observation(model)
     language.generation_config.pad_token_id = model.processor.pad
 
     @torch.inference_mode()
     def call() -> Any:
-        batch = model.processor.robot_prompt([seen]).to(model.device)
+        batch = model.processor.robot_prompt([sample_observation]).to(model.device)
         vision = backbone.encode_images(model.processor.pixels(batch.images).to(dtype), batch.image_mask)
         embeds, more = backbone.embed(batch.input_ids, vision), {}
-        if language.config.model_type == "paligemma":  # all of the prompt looks at all of it
+        if language.config.model_type == "paligemma":  # bidirectional attention over the prompt
             more["token_type_ids"] = torch.zeros_like(batch.input_ids)
-        said = language.generate(
+        output = language.generate(
             inputs_embeds=embeds,
             attention_mask=batch.attention_mask.long(),
             max_new_tokens=tokens,
@@ -44,31 +44,31 @@ def generated(model: VLA, tokens: int, dtype: torch.dtype) -> Callable[[], Any]:
             do_sample=False,
             **more,
         )
-        return said.cpu()
+        return output.cpu()
 
     return call
 
 
 def lerobot(policy: str, shape: Shape, device: torch.device, dtype: torch.dtype) -> Callable[[], Any]:
-    """LeRobot's policy of these sizes: its model's own sampling of a chunk, from tensors on the device on.
+    """A function that samples a chunk with LeRobot's policy of these sizes, from tensors on the device.
 
-    In bfloat16 is what LeRobot has in it: not what projects states and actions, nor pi0's vision.
+    The parts that LeRobot computes in bfloat16 do so, excluding the projections of states and actions and pi0's vision.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
     make = {"smolvla": _smolvla, "pi0": _pi0, "pi0_fast": _pi0_fast}[policy]
     model = make(shape, device, dtype).to(device).eval()
     size = shape.sizes.image_size if shape.sizes else 224
     images = [torch.rand(1, 3, size, size, device=device) * 2 - 1 for _ in range(shape.cameras)]
-    there = [torch.ones(1, dtype=torch.bool, device=device) for _ in images]
+    masks = [torch.ones(1, dtype=torch.bool, device=device) for _ in images]
     words = torch.randint(10, 100, (1, PROMPT), device=device)
-    state, mask = torch.zeros(1, WIDE, device=device), torch.ones_like(words, dtype=torch.bool)
-    noise = torch.randn(1, shape.horizon, WIDE, device=device)
+    state, mask = torch.zeros(1, MAX_DIM, device=device), torch.ones_like(words, dtype=torch.bool)
+    noise = torch.randn(1, shape.horizon, MAX_DIM, device=device)
 
     @torch.inference_mode()
     def call() -> Any:
         if policy == "pi0_fast":
-            return model.sample_actions_fast_kv_cache(images, there, words, mask, shape.tokens).cpu()
-        return model.sample_actions(images, there, words, mask, state, noise=noise).float().cpu()
+            return model.sample_actions_fast_kv_cache(images, masks, words, mask, shape.tokens).cpu()
+        return model.sample_actions(images, masks, words, mask, state, noise=noise).float().cpu()
 
     return call
 

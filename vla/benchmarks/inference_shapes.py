@@ -1,4 +1,4 @@
-"""The models that `vla bench inference` measures: sizes of published ones, with random weights."""
+"""The models of `vla bench inference`: sizes of published models, with random weights."""
 
 from __future__ import annotations
 
@@ -27,10 +27,19 @@ TEXT = "pick up the red cube and put it into the bowl"
 
 @dataclass(frozen=True)
 class Shape:
-    """A model for a robot of `cameras` cameras and `width` components, of chunks of `horizon` steps.
+    """A model with its robot.
 
-    `head` is what `vla train head=` takes. `tokens` are what transformers' `generate` and pi0-FAST say for a chunk.
-    `lerobot` names LeRobot's policies of the same sizes. So many frames of each camera are `past` ones.
+    Attributes:
+        name: The name in the table.
+        head: The action head, as in `vla train head=`.
+        cameras: The number of cameras.
+        horizon: The horizon of an action chunk.
+        width: The action dimension.
+        tokens: Tokens per chunk of transformers' `generate` and pi0-FAST.
+        sizes: The sizes of the backbone.
+        backbone: The configuration of the backbone, if there are no sizes.
+        lerobot: LeRobot's policies of the same sizes.
+        past: Past frames of each camera.
     """
 
     name: str
@@ -46,7 +55,7 @@ class Shape:
 
 
 def _openvla() -> dict[str, Any]:
-    """SigLIP So400m at 224 pixels and Llama 2 7B (OpenVLA has DINOv2 besides, whose features go beside SigLIP's)."""
+    """SigLIP So400m at 224 pixels and Llama 2 7B (OpenVLA also has DINOv2, whose features are concatenated)."""
     vision = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
     language = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
     return {
@@ -60,16 +69,16 @@ def _openvla() -> dict[str, Any]:
 
 
 PI0 = {"kind": "flow", "width": 1024, "mlp_size": 4096}
-"""openpi's `gemma_300m`: its heads and their size are PaliGemma's."""
+"""openpi's `gemma_300m`, with the attention heads of PaliGemma."""
 SHAPES = {
     shape.name: shape
     for shape in (
-        # As `vla train` makes it for the SO-101: 6 steps of 6 joints; both ways to say their bins.
+        # The default of `vla train` for the SO-101: 6 steps of 6 joints, decoded in parallel or one by one.
         Shape("nano", {"kind": "parallel"}, 2, 6, 6, 36),
         Shape("nano, 1 past frame", {"kind": "parallel"}, 2, 6, 6, 36, past=1),
         Shape("nano, 2 past frames", {"kind": "parallel"}, 2, 6, 6, 36, past=2),
         Shape("nano bins", {"kind": "bins"}, 2, 6, 6, 36),
-        # A flow says no tokens: `generate` is given those that FAST takes for such a chunk, about one a step.
+        # A flow has no tokens: `generate` has as many as FAST for such a chunk, about one per step.
         Shape("smolvla", REAL[0].head, 2, 50, 6, 50, REAL[0], lerobot=("smolvla",)),
         Shape("pi0", PI0, 2, 50, 32, 50, REAL[1], lerobot=("pi0", "pi0_fast")),
         Shape("openvla", {"kind": "bins"}, 1, 1, 7, 7, backbone=_openvla()),
@@ -81,7 +90,7 @@ SHAPES = {
 
 
 def make(shape: Shape, device: torch.device) -> VLA:
-    """The model on `device`, in float32."""
+    """Makes the model on `device`, in float32."""
     with torch.device(device):
         torch.manual_seed(0)
         model = with_head(*_backbone(shape), [_robot(shape)], shape.head)
@@ -108,7 +117,7 @@ def _backbone(shape: Shape) -> tuple[Backbone, Processor]:
 
 
 def observation(model: VLA) -> Observation:
-    """Random images of the size that the model takes, and an instruction."""
+    """An observation with random images in the model's size, and an instruction."""
     rng, robot = np.random.default_rng(0), model.processor.robot()
     side = model.processor.image_size
     size = (side, side) if isinstance(side, int) else tuple(side)

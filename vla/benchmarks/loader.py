@@ -1,8 +1,8 @@
-"""`vla bench loader`: the same episodes as our store, as a LeRobotDataset and as raw arrays, and how fast each reads.
+"""`vla bench loader`: reading speed of the same episodes as our store, a LeRobotDataset and raw arrays.
 
-A sample is one observation (every camera's image, the state) and the 16 actions from it on. Each format is written,
-read by a process of its own, which has nothing else in memory, and removed. Files are in the page cache (warm).
-Beside that: what stores of many episodes cost (`loader_scale`), and the loaders of training (`loader_training`).
+A sample is one observation (the images of all cameras, the state) and the following 16 actions. Each format is written,
+read by a separate process, and removed. Files are in the page cache (warm). In addition: the cost of stores with many
+episodes (`loader_scale`), and training loaders (`loader_training`).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from vla.types import Episode
 HORIZON = 16
 BATCH = 64
 SECONDS = 3.0
-"""How long each kind of reading is measured, after a warm-up."""
+"""The duration of each measurement, after a warm-up [s]."""
 MANY = 1000
-"""Episodes whose statistics are timed."""
+"""The number of episodes in the timing of statistics."""
 
 
 def bench_loader(
@@ -42,9 +42,11 @@ def bench_loader(
     many: int = MANY,
     scale: tuple[int, ...] = (10_000, 100_000),
 ) -> Table:
-    """Samples/s at random and in order, size on disk, memory, time to open, time to write, for each format and size;
-    the cost of stores of `scale` episodes; the loaders of training."""
-    from vla.benchmarks.loader_training import measure_training  # imports what a process that reads is to be without
+    """Measures each format and image size, stores of `scale` episodes, and training loaders.
+
+    The figures of a format are samples/s at random and in order, size on disk, memory, and time to open and to write.
+    """
+    from vla.benchmarks.loader_training import measure_training  # imports modules that reading processes must not have
 
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="vla-bench-") as folder:
@@ -90,7 +92,7 @@ def _targets(rows: list[dict[str, Any]], sizes: tuple[int, ...]) -> list[Target]
 
 
 def _record(folder: Path, episodes: int, steps: int, size: int) -> Frames:
-    """Experts at work in differing scenes; what a real camera would see, less its noise."""
+    """Records experts in randomized scenes, without camera noise."""
     from vla.benchmarks.loader_formats import create_frames
     from vla.envs.make import make_env
     from vla.envs.scripted_expert import ScriptedExpert
@@ -130,7 +132,7 @@ def _measure(name: str, frames: Frames, folder: Path) -> dict[str, Any]:
     FORMATS[name].write(frames, folder)
     written = time.perf_counter() - start
     try:
-        # A spawned process: nothing of this one is in its memory.
+        # A spawned process does not share memory with this one.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             measured = pool.submit(read_speed, name, folder, len(frames.state)).result()
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -141,7 +143,7 @@ def _measure(name: str, frames: Frames, folder: Path) -> dict[str, Any]:
 
 def read_speed(name: str, folder: Path, count: int) -> dict[str, Any]:
     """Opens the format and reads it, in this process."""
-    FORMATS[name].open(folder, HORIZON)  # imports what it needs
+    FORMATS[name].open(folder, HORIZON)  # imports the modules of the format
     start = time.perf_counter()
     read = FORMATS[name].open(folder, HORIZON)
     read(np.array([0]))
@@ -163,14 +165,14 @@ def read_speed(name: str, folder: Path, count: int) -> dict[str, Any]:
 
 
 def _rate(read: Callable[[], object], seconds: float) -> float:
-    """Samples a second: the best of three rounds, so that what else the machine does counts little."""
+    """Samples per second in the best of three rounds, to reduce the effect of other processes."""
     best = 0.0
     for _ in range(3):
         batches, start = 0, time.perf_counter()
-        while (took := time.perf_counter() - start) < seconds / 3 or batches == 0:
+        while (elapsed := time.perf_counter() - start) < seconds / 3 or batches == 0:
             read()
             batches += 1
-        best = max(best, batches * BATCH / took)
+        best = max(best, batches * BATCH / elapsed)
     return best
 
 

@@ -1,4 +1,4 @@
-"""The formats that `vla bench loader` compares: how each is written and how windows are read from it."""
+"""The formats of `vla bench loader`: writing episodes and reading windows."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Format:
 
 
 def create_frames(folder: Path, robot: Embodiment, episodes: int, steps: int, size: Size) -> Frames:
-    """Zeros to be filled."""
+    """Creates arrays of zeros."""
     folder.mkdir(parents=True)
     count = episodes * steps
 
@@ -68,25 +68,25 @@ def _write_memmap(frames: Frames, folder: Path) -> None:
 
 
 def _open_memmap(folder: Path, horizon: int) -> Read:
-    about = json.loads((folder / "about.json").read_text())
-    images = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in about["cameras"]}
+    meta = json.loads((folder / "about.json").read_text())
+    images = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in meta["cameras"]}
     state, action = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("state", "action"))
-    steps = about["steps"]
+    steps = meta["steps"]
 
     def read(starts: np.ndarray) -> object:
-        wanted = np.minimum(starts[:, None] + np.arange(horizon), (starts // steps * steps + steps - 1)[:, None])
-        return {name: frames[starts] for name, frames in images.items()}, state[starts], action[wanted]
+        indices = np.minimum(starts[:, None] + np.arange(horizon), (starts // steps * steps + steps - 1)[:, None])
+        return {name: frames[starts] for name, frames in images.items()}, state[starts], action[indices]
 
     return read
 
 
 def _episodes(frames: Frames) -> list[Callable[[], Episode]]:
     def episode(start: int) -> Episode:
-        part = slice(start, start + frames.steps)
+        rows = slice(start, start + frames.steps)
         return Episode(
-            images={name: np.asarray(images[part]) for name, images in frames.images.items()},
-            state=frames.state[part].astype(np.float64),
-            action=frames.action[part].astype(np.float64),
+            images={name: np.asarray(images[rows]) for name, images in frames.images.items()},
+            state=frames.state[rows].astype(np.float64),
+            action=frames.action[rows].astype(np.float64),
             time=np.arange(frames.steps) / FPS,
             instruction="put the cube into the bowl",
             embodiment=frames.robot,
@@ -111,7 +111,7 @@ def _write_lerobot(videos: bool, frames: Frames, folder: Path) -> None:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     disable_progress_bar()
-    os.environ.setdefault("SVT_LOG", "1")  # the encoder tells its settings at every episode
+    os.environ.setdefault("SVT_LOG", "1")  # the encoder would print its settings for every episode
     features: dict[str, dict[str, Any]] = {}
     for name, images in frames.images.items():
         kind = "video" if videos else "image"
@@ -142,13 +142,13 @@ def _open_lerobot(folder: Path, horizon: int) -> Read:
 
 
 def video_backend() -> str:
-    """LeRobot's fastest decoder, where FFmpeg is installed; else the one that brings its own."""
+    """LeRobot's fastest decoder if FFmpeg is installed; else the one with its own FFmpeg."""
     if find_spec("torchcodec"):
         try:
             import torchcodec  # noqa: F401
 
             return "torchcodec"
-        except (OSError, RuntimeError):  # there is no FFmpeg that it could load
+        except (OSError, RuntimeError):  # there is no compatible FFmpeg
             pass
     return "pyav"
 

@@ -1,7 +1,7 @@
-"""What a store of many episodes costs: to open it, to begin training on it, to read and to append an episode.
+"""The cost of stores with many episodes: opening, starting to train, reading and appending an episode.
 
-The stores have records and a layout of as many episodes as that, each of its own, and no frames but those of one: none
-are read. Each is opened by a process of its own, its files in the page cache.
+The stores have the records and the layout of all episodes, but frames of only one, since none are read. Each is opened
+by a separate process, with its files in the page cache.
 """
 
 from __future__ import annotations
@@ -34,13 +34,12 @@ from vla.types import Episode
 MILLION = 1_000_000
 STEPS = FRAMES_PER_SHARD
 EPISODES_PER_SHARD = ROWS_PER_SHARD // STEPS
-"""Stores hold multiples of these, so that the next append begins shards of its own."""
+"""Stores have multiples of this number of episodes, so that the next append starts new shards."""
 READS, APPENDS = 200, 30
 
 
 def measure_scale(folder: Path, sizes: tuple[int, ...]) -> tuple[list[dict[str, Any]], list[Target]]:
-    """A row for a store of each of the `sizes`, in episodes, and what a million cost by the line through the largest
-    and the smallest."""
+    """Measures a store of each size [episodes], and extrapolates linearly to a million episodes."""
     rows: list[dict[str, Any]] = []
     for episodes in tqdm(sizes, desc="stores of many episodes", unit="store"):
         write_store(folder, episodes)
@@ -62,10 +61,13 @@ def measure_scale(folder: Path, sizes: tuple[int, ...]) -> tuple[list[dict[str, 
 
 
 def write_store(folder: Path, episodes: int) -> None:
-    """A store of `episodes`, a multiple of `EPISODES_PER_SHARD`, that are there by their records alone, but for the
-    first. Raises ValueError for another number."""
+    """Writes a store with the records of `episodes` episodes, and frames of the first only.
+
+    Raises:
+        ValueError: `episodes` is not a multiple of `EPISODES_PER_SHARD`.
+    """
     if episodes % EPISODES_PER_SHARD:
-        raise ValueError(f"{episodes} episodes are no multiple of {EPISODES_PER_SHARD}")
+        raise ValueError(f"{episodes} episodes are not a multiple of {EPISODES_PER_SHARD}")
     names = tuple(f"joint {i} [rad]" for i in range(6))
     robot = Embodiment("bench", ("front",), names, names, (-3.0,) * 6, (3.0,) * 6, 30.0)
     with EpisodeStore.create(folder, robot, "raw") as store:
@@ -99,9 +101,9 @@ def _episode(robot: Embodiment) -> Episode:
 
 
 def _cost(folder: Path) -> dict[str, float]:
-    """Milliseconds of each, and the memory that the store and its windows hold."""
+    """The time of each operation [ms], and the memory of the store and its windows [MB]."""
     before = memory()
-    begun = time.perf_counter()
+    start = time.perf_counter()
     store = EpisodeStore.open(folder)
     opened = time.perf_counter()
     windows = Windows(store, 16, episodes=split(len(store), 0.05)[0])
@@ -115,7 +117,7 @@ def _cost(folder: Path) -> dict[str, float]:
     with EpisodeStore.open(folder, "a") as writer:
         appends = [_seconds(lambda: writer.append(episode)) for _ in range(APPENDS)]
     return {
-        "open ms": 1000 * (opened - begun),
+        "open ms": 1000 * (opened - start),
         "split, windows, order ms": 1000 * (ready - opened),
         "MB": held,
         "record ms": 1000 * read / READS,
@@ -124,12 +126,12 @@ def _cost(folder: Path) -> dict[str, float]:
 
 
 def _seconds(do: Callable[[], object]) -> float:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     do()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def memory() -> float:
-    """MB that the process holds for itself; pages of mapped files are the system's to drop."""
+    """The private memory of the process [MB], without pages of mapped files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("RssAnon"))

@@ -1,9 +1,9 @@
-"""From stored images to tensors that a model takes: `vla train`'s loader and LeRobot's, on the same work and cores.
+"""Training loaders: `vla train`'s and LeRobot's, from stored images to model inputs, with the same work and cores.
 
-A sample is one observation of two or three cameras of 640 x 480 pixels and the actions from it on. Its images are
-decoded, resized to the model's size (bilinear with antialiasing, black bars keeping the aspect ratio), normalised and
-put into a batch of 16. `vla train`'s loader also makes the tokens of each row. Each loader has its best number of
-workers. The step of nano is that of `vla train` on such images, with what it waits for them.
+A sample is one observation of two or three cameras of 640 x 480 pixels and the following actions. Its images are
+decoded, resized to the model's size (bilinear with antialiasing, letterboxed), normalised and collated into batches of
+16. `vla train`'s loader also makes the tokens of each row. Each loader has its best number of workers. In addition, the
+step time of `vla train` with nano on such images is measured, with the time that it waits for data.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ HEIGHT, WIDTH = 480, 640
 CAMERAS = ("front", "wrist", "side")
 HORIZON, BATCH = 16, 16
 SECONDS = 5.0
-"""How long a loader is measured, after a batch of each worker; but for another batch of each at least."""
+"""The minimum duration of a measurement, after a batch of each worker [s]; it has at least one batch of each."""
 NOISE = 2.0
-"""Of a camera's sensor, as standard deviation in steps of 255."""
+"""The standard deviation of sensor noise, for pixel values up to 255."""
 VIDEO, IMAGES, WAIT = 8.0, 3.0, 5.0
 ALONE = DistributedContext(torch.device("cpu"))
 
@@ -53,7 +53,7 @@ ALONE = DistributedContext(torch.device("cpu"))
 def measure_training(
     folder: Path, sizes: Sequence[int] = (96, 224, 384, 512), episodes: int = 2, steps: int = 100, nano_steps: int = 6
 ) -> tuple[list[dict[str, Any]], list[Target]]:
-    """Samples/s of each loader, by the model's size and the number of cameras; and a step of nano."""
+    """Measures samples/s of each loader by image size and number of cameras, and a training step of nano."""
     rows: list[dict[str, Any]] = []
     frames = record(folder / "frames", episodes, steps)
     FORMATS["jpeg"].write(_of_cameras(frames, 2), folder / "written")
@@ -83,13 +83,13 @@ def _targets(rows: Sequence[Mapping[str, Any]]) -> list[Target]:
         if name.startswith("lerobot"):
             continue
         for other, target in (("lerobot video", VIDEO), ("lerobot images", IMAGES)):
-            of = f"{name} / {other}, {cameras} cameras, {size}"
-            found.append(Target(of, rate / rates[other, cameras, size], target))
+            label = f"{name} / {other}, {cameras} cameras, {size}"
+            found.append(Target(label, rate / rates[other, cameras, size], target))
     return found
 
 
 def record(folder: Path, episodes: int, steps: int) -> Frames:
-    """An expert at work, seen by three cameras: the third is the first in a mirror."""
+    """Records an expert with three cameras; the third image is the first one mirrored."""
     from vla.envs.make import make_env
     from vla.envs.scripted_expert import ScriptedExpert
 
@@ -102,8 +102,8 @@ def record(folder: Path, episodes: int, steps: int) -> Frames:
             observation, _ = env.reset(seed=row)
         images = observation["images"]
         for camera, image in {**images, "side": images["front"][:, ::-1]}.items():
-            seen = image[top : top + HEIGHT] + rng.normal(0, NOISE, (HEIGHT, WIDTH, 3))
-            frames.images[camera][row] = np.clip(np.rint(seen), 0, 255)
+            noisy = image[top : top + HEIGHT] + rng.normal(0, NOISE, (HEIGHT, WIDTH, 3))
+            frames.images[camera][row] = np.clip(np.rint(noisy), 0, 255)
         frames.state[row], frames.action[row] = observation["state"], expert.act()
         observation, *_ = env.step(frames.action[row])
     env.close()
@@ -111,14 +111,14 @@ def record(folder: Path, episodes: int, steps: int) -> Frames:
 
 
 def _of_cameras(frames: Frames, count: int) -> Frames:
-    chosen = CAMERAS[:count]
+    selected = CAMERAS[:count]
     return replace(
-        frames, robot=replace(frames.robot, cameras=chosen), images={name: frames.images[name] for name in chosen}
+        frames, robot=replace(frames.robot, cameras=selected), images={name: frames.images[name] for name in selected}
     )
 
 
 def our_batches(path: Path, size: int, workers: int) -> Iterator[Tensor]:
-    """Normalised images, as training has them."""
+    """Normalised images of `vla train`'s loader."""
     model, mixture = _nano(path)
     shown = Preprocessing(Pad((size, size)), model.processor.images.markup)
     model.processor.image_size, model.processor.cameras = size, (shown,)
@@ -129,7 +129,7 @@ def our_batches(path: Path, size: int, workers: int) -> Iterator[Tensor]:
 
 
 def lerobot_batches(path: Path, size: int, workers: int) -> Iterator[Tensor]:
-    """Normalised images of LeRobot's own loader, with its defaults; resized where it is meant to be, by the dataset."""
+    """Normalised images of LeRobot's loader, with its defaults; the dataset resizes them."""
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
     from torch.utils.data import DataLoader, RandomSampler
     from torchvision.transforms import v2
@@ -159,15 +159,15 @@ def _rate(batches: Callable[[Path, int, int], Iterator[Tensor]]) -> Callable[[Pa
     def rate(path: Path, size: int, workers: int) -> float:
         """Samples/s."""
         made = batches(path, size, workers)
-        each = max(1, workers)
-        for _ in range(each):
+        minimum = max(1, workers)
+        for _ in range(minimum):
             next(made)
-        count, begun = 0, time.perf_counter()
-        while (took := time.perf_counter() - begun) < SECONDS or count < each:
+        count, start = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - start) < SECONDS or count < minimum:
             next(made)
             count += 1
         made.close()  # type: ignore[attr-defined]
-        return count * BATCH / took
+        return count * BATCH / elapsed
 
     return rate
 
@@ -178,7 +178,7 @@ LOADERS: Mapping[str, tuple[Callable[[Frames, Path], None], Callable[[Path, int,
     "lerobot video": (FORMATS["lerobot video"].write, _rate(lerobot_batches), (2, 4)),
     "lerobot images": (FORMATS["lerobot images"].write, _rate(lerobot_batches), (2, 4)),
 }
-"""How each is written, how fast it is read, and the numbers of workers of which the best is taken."""
+"""The writer and the reading speed of each loader, and the numbers of workers to try."""
 
 
 def _nano(path: Path) -> tuple[VLA, Mixture]:
@@ -189,7 +189,7 @@ def _nano(path: Path) -> tuple[VLA, Mixture]:
 
 
 def step_of_nano(path: Path, workers: int, steps: int) -> dict[str, Any]:
-    """Milliseconds of a step with the options of `vla train`, and of it those that wait for data, without the first."""
+    """The time of a step with the defaults of `vla train` [ms], and the share that waits for data."""
     model, mixture = _nano(path)
     options: Any = compose("train", [])
     plan = make_train_config(
@@ -200,11 +200,16 @@ def step_of_nano(path: Path, workers: int, steps: int) -> dict[str, Any]:
     waits, ends = [], []
     with prefetch(model.train().processor, mixture, plan, 0, ALONE) as batches, TemporaryDirectory() as run:
         for step in range(steps + 1):
-            began = time.perf_counter()
+            start = time.perf_counter()
             micro = next(batches)
-            waits.append(time.perf_counter() - began)
+            waits.append(time.perf_counter() - start)
             run_step(model, micro, optimizer, plan, step, ALONE, ["robot"], Path(run))
             ema.update(model, step)
             ends.append(time.perf_counter())
-    each, wait = (ends[-1] - ends[0]) / steps, sum(waits[1:]) / steps
-    return {"nano": f"{HEIGHT} x {WIDTH} jpeg", "workers": workers, "step ms": 1000 * each, "wait %": 100 * wait / each}
+    step_seconds, wait = (ends[-1] - ends[0]) / steps, sum(waits[1:]) / steps
+    return {
+        "nano": f"{HEIGHT} x {WIDTH} jpeg",
+        "workers": workers,
+        "step ms": 1000 * step_seconds,
+        "wait %": 100 * wait / step_seconds,
+    }

@@ -1,9 +1,9 @@
-"""`vla bench memory`: what a training step holds, for three sizes of model, and the formula held against a measurement.
+"""`vla bench memory`: the memory of a training step for three model sizes, by a formula that is checked by measurement.
 
-Weights, gradients, moments and average are fp32; blocks compute in bf16 under autocast; attention is fused, and images
-are two a row. What autograd keeps of a layer, in bytes a token (d width, q the width of all heads, f of the MLP):
-Llama and Gemma 26 d + 8 q + 8 f, of adapters alone 18 d + 10 q + 8 f + 2 x 7 rank; a ViT 24 d + 4 f. What is between
-the layers, gradients of activations under way, and what the allocator loses come on top.
+Weights, gradients, moments and average are fp32; blocks compute in bf16 under autocast; attention is fused; rows have
+two images. Autograd saves per layer, in bytes per token (d: width, q: width of all heads, f: width of the MLP): 26 d +
+8 q + 8 f in Llama and Gemma, with adapters only 18 d + 10 q + 8 f + 2 x 7 rank; 24 d + 4 f in a ViT. Tensors between
+layers, gradients of activations and allocator overhead are not included.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from vla.training.lora import inject
 GIB = 2**30
 BATCH, TEXT, LABELS, RANK, RANKS = 8, 96, 32, 16, 8
 LANGUAGE = r"language\..*"
-"""What is adapted by lora: the encoder keeps nothing."""
-"""Rows on a GPU; tokens of a row besides its images', those with a loss; of adapters the rank; GPUs of FSDP."""
+"""The modules with adapters; the vision encoder saves nothing."""
+"""Rows per GPU; text tokens of a row, and those with a loss; the rank of adapters; GPUs of FSDP."""
 IMAGES = 2
 NARROWER = 8
 TOLERANCE = 0.15
 STATE = {"weights": 4, "gradients": 4, "moments": 8, "average": 4}
-"""Bytes of each parameter that trains, with AdamW; of a frozen one those of its weight."""
+"""Bytes per trained parameter with AdamW; a frozen parameter has only its weight."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A family's `text` and `vision`, as in the released configuration; `rest` besides."""
+    """The `text`, `vision` and remaining (`rest`) configuration of a released model."""
 
     family: str
     text: dict[str, Any]
@@ -44,7 +44,7 @@ class Shape:
     rest: dict[str, Any]
 
     def backbone(self, divisor: int = 1) -> Any:
-        """With random weights; with a `divisor` so much narrower, of two layers and a small vocabulary."""
+        """Makes the backbone with random weights; a `divisor` makes it narrower, with two layers and few tokens."""
         text, vision = ({k: _narrow(k, v, divisor) for k, v in part.items()} for part in (self.text, self.vision))
         rest = self.rest | ({"projection_dim": text["hidden_size"]} if self.family == "paligemma" else {})
         model = {"model_type": self.family, "text_config": text, "vision_config": vision, **rest}
@@ -97,7 +97,16 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes: of all layers, of what they are given, of the largest, of bf16 copies of weights, and outside."""
+    """Bytes of saved activations.
+
+    Attributes:
+        layers: Of all layers.
+        inputs: Of the inputs of all layers.
+        largest: Of the largest layer.
+        copies: Of all bf16 copies of weights.
+        largest_copy: Of the largest bf16 copy.
+        outside: Outside the layers.
+    """
 
     layers: int
     inputs: int
@@ -106,17 +115,20 @@ class Activations:
     largest_copy: int
     outside: int
 
-    def total(self, way: str, checkpointing: bool) -> int:
-        """FSDP gathers each layer in bf16 by itself; without it autocast copies weights that train for the whole
-        forward pass, frozen ones for the layer that is run again."""
+    def total(self, method: str, checkpointing: bool) -> int:
+        """The bytes of a step.
+
+        FSDP gathers one layer at a time in bf16. Otherwise autocast keeps copies of trained weights for the complete
+        forward pass, and copies of frozen weights for the recomputed layer.
+        """
         if not checkpointing:
-            return self.layers + (self.largest_copy if way == "fsdp" else self.copies) + self.outside
+            return self.layers + (self.largest_copy if method == "fsdp" else self.copies) + self.outside
         again = self.largest + self.largest_copy
-        return self.inputs + (max(self.copies, again) if way == "full" else again) + self.outside
+        return self.inputs + (max(self.copies, again) if method == "full" else again) + self.outside
 
 
 def estimate(backbone: Any, rows: int, text: int, labels: int, lora: bool = False) -> Activations:
-    """Of a batch of `rows`; the vision encoder of adapters is frozen, and keeps nothing."""
+    """Estimates the activations of a batch; with `lora` the vision encoder is frozen and saves nothing."""
     config = backbone.model.config
     words, sight = config.get_text_config(), config.vision_config
     length = IMAGES * backbone.tokens_per_image + text
@@ -132,7 +144,7 @@ def estimate(backbone: Any, rows: int, text: int, labels: int, lora: bool = Fals
     layers = (decoder, words.num_hidden_layers), (vit, sight.num_hidden_layers)
     inputs = 4 * tokens * d * words.num_hidden_layers
     inputs += 0 if lora else 4 * patches * sight.hidden_size * sight.num_hidden_layers
-    # Logits; the pixels, and the last norm of each tower.
+    # Logits; pixels, and the final norms of vision encoder and language model.
     outside = rows * labels * words.vocab_size * 4
     if not lora:
         outside += 2 * rows * IMAGES * 3 * sight.image_size**2 + 6 * patches * sight.hidden_size + 8 * tokens * d
@@ -155,24 +167,24 @@ def _matrices(module: nn.Module) -> int:
 
 @contextmanager
 def keeping(model: nn.Module) -> Iterator[dict[int, Tensor]]:
-    """The tensors that autograd keeps in the context besides the model's parameters, each storage once."""
-    own, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, dict[int, Tensor]()
+    """Collects the tensors that autograd saves, without the model's parameters, one per storage."""
+    parameters, saved = {p.untyped_storage().data_ptr() for p in model.parameters()}, dict[int, Tensor]()
 
-    def keep(tensor: Tensor) -> Tensor:
-        if (place := tensor.untyped_storage().data_ptr()) not in own:
-            kept[place] = tensor
+    def record(tensor: Tensor) -> Tensor:
+        if (address := tensor.untyped_storage().data_ptr()) not in parameters:
+            saved[address] = tensor
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield kept
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+        yield saved
 
 
-def size_of(kept: Iterable[Tensor]) -> int:
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept)
+def size_of(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
 
 def measure(model: nn.Module, run: Callable[[], Tensor], checkpointing: bool) -> int:
-    """Bytes that autograd keeps of `run`; with checkpointing the inputs of layers, and all of the largest layer."""
+    """The bytes that autograd saves in `run`; with checkpointing the inputs of layers and the largest layer."""
     inputs, layers = dict[int, Tensor](), [0]
 
     def observed(forward: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -196,14 +208,14 @@ def measure(model: nn.Module, run: Callable[[], Tensor], checkpointing: bool) ->
 
 
 def forward(backbone: Any, rows: int, text: int, labels: int) -> Tensor:
-    """The loss of a batch as in training: rows of images and text, the last `labels` tokens predicted."""
+    """The loss of a batch of images and text with labels on the last `labels` tokens."""
     size = backbone.image_size
-    pixels, there = torch.randn(rows, IMAGES, 3, size, size), torch.ones(rows, IMAGES, dtype=torch.bool)
+    pixels, mask = torch.randn(rows, IMAGES, 3, size, size), torch.ones(rows, IMAGES, dtype=torch.bool)
     image = IMAGES * backbone.tokens_per_image
     ids = torch.cat([torch.full((rows, image), backbone.image_token_id), torch.ones(rows, text, dtype=torch.long)], 1)
     segments = (torch.arange(ids.shape[1]) >= ids.shape[1] - labels).long().expand(ids.shape)
     with torch.autocast("cpu", torch.bfloat16):
-        vision = backbone.encode_images(pixels, there)
+        vision = backbone.encode_images(pixels, mask)
         embeds = backbone.embed(ids, vision)
         hidden, _ = backbone.forward(embeds, torch.ones_like(ids, dtype=torch.bool), None, vision, segments)
         logits = backbone.logits(hidden[:, -labels:])
@@ -211,29 +223,31 @@ def forward(backbone: Any, rows: int, text: int, labels: int) -> Tensor:
 
 
 def bench_memory(shapes: Mapping[str, Shape] = SHAPES) -> Table:
-    """GiB of a training step on each GPU, without allocating them: full, adapters, and FSDP over `RANKS`, with and
-    without checkpointing. `check` is what autograd keeps, measured, of a model an eighth as wide with two layers, over
-    the formula's bytes; FSDP shares that of the full one."""
+    """Estimates the memory of a training step per GPU [GiB], without allocating it.
+
+    Full training, adapters, and FSDP over `RANKS`, with and without checkpointing. `check` is the ratio of the measured
+    saved bytes to the formula, for a model of an eighth of the width with two layers; FSDP has that of full training.
+    """
     rows: list[dict[str, Any]] = []
     checks = dict[tuple[bool, bool], float]()
     worst = 0.0
     for name, shape in shapes.items():
-        for way in ("full", "lora", "fsdp"):
-            lora = way == "lora"
+        for method in ("full", "lora", "fsdp"):
+            lora = method == "lora"
             with torch.device("meta"):
                 backbone = shape.backbone()
             if lora:
                 inject(backbone, RANK, 2 * RANK, LANGUAGE)
             for checkpointing in (False, True):
-                if way != "fsdp":
+                if method != "fsdp":
                     checks[lora, checkpointing] = _check(shape, lora, checkpointing)
                 check = checks[lora, checkpointing]
                 worst = max(worst, abs(check - 1))
-                numbers = held(backbone, RANKS if way == "fsdp" else 1)
-                activations = estimate(backbone, BATCH, TEXT, LABELS, lora).total(way, checkpointing)
+                numbers = held(backbone, RANKS if method == "fsdp" else 1)
+                activations = estimate(backbone, BATCH, TEXT, LABELS, lora).total(method, checkpointing)
                 numbers |= {"activations": activations / GIB}
                 total = {"total": sum(numbers.values()), "check": check}
-                rows.append({"model": name, "way": way, "checkpointing": checkpointing} | numbers | total)
+                rows.append({"model": name, "way": method, "checkpointing": checkpointing} | numbers | total)
     return Table(rows, (Target("formula off by", worst, TOLERANCE, at_most=True),))
 
 
@@ -241,13 +255,13 @@ def _check(shape: Shape, lora: bool, checkpointing: bool) -> float:
     tiny = shape.backbone(NARROWER).train()
     if lora:
         inject(tiny, RANK, 2 * RANK, LANGUAGE)
-    # What autocast caches is not autograd's: as if each layer's copies were its own.
-    wanted = estimate(tiny, 2, TEXT, LABELS, lora).total("lora", checkpointing)
-    return measure(tiny, lambda: forward(tiny, 2, TEXT, LABELS), checkpointing) / wanted
+    # Autocast's cached copies are not saved by autograd, so that the copies of each layer count separately.
+    expected = estimate(tiny, 2, TEXT, LABELS, lora).total("lora", checkpointing)
+    return measure(tiny, lambda: forward(tiny, 2, TEXT, LABELS), checkpointing) / expected
 
 
 def held(backbone: nn.Module, ranks: int) -> dict[str, float]:
-    """GiB of weights, gradients, moments and average on each rank."""
+    """The memory of weights, gradients, moments and average per rank [GiB]."""
     parameters = list(backbone.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     every = sum(p.numel() for p in parameters)

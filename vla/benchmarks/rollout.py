@@ -1,8 +1,8 @@
-"""`vla bench rollout`: episodes a minute of `vla eval`, beside LeRobot's evaluation of the same scenes and policy.
+"""`vla bench rollout`: the speed of `vla eval` compared with LeRobot's evaluation of the same scenes and policy.
 
-LeRobot's own `rollout` runs on the vector environments that its `make_env` builds; it records nothing here. Ours
-records every episode. The bundled backbone with an untrained action head drives both, and an episode ends after as many
-steps as one of a trained policy would (`Ends`): LeRobot's batches end with their longest one.
+LeRobot's `rollout` runs on the vector environments of its `make_env`, without recording; ours records every episode.
+Both use the bundled backbone with an untrained action head. Episodes have lengths as with a trained policy (`Ends`),
+because LeRobot's batches end with their longest episode.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from vla.policies.load import load_policy
 
 TASK, N_ACTION_STEPS, HORIZON = "pick", 3, 6
 ENVS, WORKERS, WAVES, ROUNDS = 8, 2, 3, 3
-"""Environments of each, processes of ours, episodes that an environment runs, and how often all is timed."""
+"""The number of environments, of our processes, of episodes per environment, and of rounds."""
 WARM_UP = 10**6
-"""The first seed of the episodes that only fill our environments."""
+"""The first seed of the warm-up episodes."""
 SUCCESS, LENGTHS = 0.8, (25, 60)
-"""How many episodes end early, and after how many steps those do."""
+"""The share of episodes that end early, and the range of their lengths [steps]."""
 
 
 class Ends(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Ends an episode at a step that its seed draws, as a success; the others take all their steps."""
+    """Ends some episodes successfully at a step that depends on the seed; the others have the maximum length."""
 
     task_description = property(lambda self: self.env.task_description)
 
@@ -61,7 +61,7 @@ class Ends(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def seeds(turn: int) -> range:
-    """Those of a round: the same for every contestant, for their episodes differ in length."""
+    """The seeds of a round, equal for all contestants because they determine the lengths."""
     return range(turn * ENVS * WAVES, (turn + 1) * ENVS * WAVES)
 
 
@@ -70,15 +70,15 @@ def ours() -> gymnasium.Env[Any, Any]:
 
 
 def bench_rollout() -> Table:
-    """Median episodes a minute and control steps a second over rounds in which the contestants take turns."""
+    """Measures median episodes per minute and control steps per second over rounds with alternating contestants."""
     try:
         lerobot = import_module("vla.benchmarks.rollout_lerobot").contestant
     except ImportError as error:
         raise InputError(
             f"vla bench rollout needs LeRobot and {install_command('./lerobot_policy_vla')}: {error}"
         ) from error
-    with tempfile.TemporaryDirectory() as place, ExitStack() as closing:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as name, ExitStack() as closing:
+        folder = Path(name)
         untrained_policy().save_pretrained(folder / "policy")
         contestants: dict[str, Callable[[int], tuple[float, float, float]]] = {
             "lerobot, SyncVectorEnv": lerobot(folder / "policy", closing, use_async=False),
@@ -99,7 +99,7 @@ def bench_rollout() -> Table:
             }
             for name, found in rates.items()
         ]
-    # Within a round, for another job on the machine slows all of a round down.
+    # Ratios within a round, since other load on the machine affects all contestants of a round.
     others = zip(rates["lerobot, SyncVectorEnv"], rates["lerobot, AsyncVectorEnv"], strict=True)
     ratios = [ours[0] / max(sync[0], apart[0]) for ours, (sync, apart) in zip(rates["vla eval"], others, strict=True)]
     return Table(rows, [Target("episodes a minute, over LeRobot's better one", statistics.median(ratios), 3.0)])
@@ -123,22 +123,22 @@ def untrained_policy() -> VLA:
 
 
 def _ours(folder: Path, frames: str, turn: int) -> tuple[float, float, float]:
-    """Episodes, control steps and seconds of the time in which no environment is idle, as in a long evaluation.
+    """Episodes, control steps and seconds of the period in which no environment is idle, as in a long evaluation.
 
-    That is from the moment at which as many episodes have ended as there are environments to that at which the last one
-    begins. An episode's steps count by the part of its time within; how many episodes they make, by the mean length.
+    The period begins when as many episodes have ended as there are environments, and ends when the last one starts. The
+    steps of an episode count by the share of its time in the period; episodes are steps over the mean length.
     """
     env = ours()
     body = env.unwrapped.embodiment  # type: ignore[attr-defined]
     env.close()
     load = partial(load_policy, str(folder / "policy"))
     job = Job(ours, load, body, ENVS // WORKERS, N_ACTION_STEPS, every_frame=frames == "all")
-    begun: dict[int, float] = {}
+    start_times: dict[int, float] = {}
     ended: list[tuple[float, Result]] = []
 
     def trials() -> Iterator[Trial]:
         for seed in (*range(WARM_UP, WARM_UP + ENVS), *seeds(turn)):
-            begun[seed] = time.perf_counter()
+            start_times[seed] = time.perf_counter()
             yield Trial(seed)
 
     with ResultStore(folder / f"{frames}-{turn}", {}, body) as ledger:
@@ -146,10 +146,10 @@ def _ours(folder: Path, frames: str, turn: int) -> tuple[float, float, float]:
             if result.crash:
                 raise RuntimeError(result.crash)
             ended.append((time.perf_counter(), result))
-    start, stop = ended[ENVS - 1][0], max(begun.values())
+    start, stop = ended[ENVS - 1][0], max(start_times.values())
     steps = 0.0
     for end, result in ended:
-        begin = begun[result.seed]
+        begin = start_times[result.seed]
         steps += result.length * max(0.0, min(end, stop) - max(begin, start)) / (end - begin)
     length = statistics.mean(result.length for _, result in ended if result.seed in seeds(turn))
     return steps / length, steps, stop - start

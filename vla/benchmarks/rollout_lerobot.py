@@ -35,7 +35,7 @@ gymnasium.register(GYM_ID, entry_point="vla.benchmarks.rollout_lerobot:ending")
 @EnvConfig.register_subclass("vla-bench")
 @dataclass
 class EndingConfig(VlaEnvConfig):
-    """The plug-in's environment, with episodes that end as those of a trained policy."""
+    """The plug-in's environment, with episode lengths as with a trained policy."""
 
     @property
     def gym_id(self) -> str:
@@ -43,10 +43,14 @@ class EndingConfig(VlaEnvConfig):
 
 
 def contestant(policy: Path, closing: ExitStack, *, use_async: bool) -> Callable[[int], tuple[float, float, float]]:
-    """LeRobot's `rollout` on vector environments of its own making, made once: episodes, control steps, seconds.
+    """A function that runs LeRobot's `rollout` for a round, and returns episodes, control steps and seconds.
 
-    With one thread of torch, as in each of our processes: a batch this small is not faster with more. `closing` ends
-    the environments.
+    Torch has one thread, as in our processes; more threads are not faster at this batch size.
+
+    Args:
+        policy: The folder of the policy.
+        closing: Closes the environments.
+        use_async: Whether the vector environments are asynchronous.
     """
     torch.set_num_threads(1)
     config = VlaConfig(n_action_steps=bench.N_ACTION_STEPS)

@@ -1,9 +1,9 @@
-"""`vla bench train`: `vla train`'s loop and LeRobot's own, turn by turn, on the same demonstrations and shapes.
+"""`vla bench train`: the training loops of `vla train` and LeRobot on the same demonstrations and model sizes.
 
-Each side trains in a process of its own, which stands still while another has its turn; a figure is the median over
-turns. Both train all weights with AdamW, in the same precision, with the same batch size, images and chunks and one
-noise for each row of a flow; LeRobot has its loader of four processes, `vla train` its augmentation and moving average.
-`vla train` as by default, with Muon and four noises for each row, is measured besides.
+Each side trains in a separate process, which is stopped while another is measured; figures are medians over turns. Both
+train all weights with AdamW, with the same precision, batch size, images and action chunks, and one noise sample per
+row of a flow. LeRobot has its loader of four processes, `vla train` its augmentation and moving average. `vla train`
+with its defaults (Muon, four noise samples per row) is measured as well.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from vla.training.train_config import Precision
 
 RATIO, MFU = 1.3, 0.45
 H100 = 989e12
-"""FLOP/s of an H100 or H200 in bfloat16, dense (NVIDIA's data sheet)."""
+"""Peak of an H100 or H200 in dense bfloat16 (NVIDIA's data sheet) [FLOP/s]."""
 WARM = 32
-"""Steps that do not count: twice as many batches as LeRobot reads ahead while its first steps are slow."""
+"""Warm-up steps: twice the number of batches that LeRobot prefetches during its slow first steps."""
 BIG = "3 B"
 """The shape whose utilisation has a target."""
 
@@ -56,10 +56,17 @@ def bench_train(
     workers: int = 4,
     precision: Precision = "auto",
 ) -> Table:
-    """Samples/s, milliseconds a step with those waiting for data, and utilisation of each side.
+    """Measures samples/s, step time, time waiting for data, and utilisation of each side.
 
-    `stored` says how the LeRobotDataset keeps its images; a side has `turns` turns of `steps` steps each.
-    Without `shapes`: real ones where there is a CUDA device, tiny ones elsewhere.
+    Args:
+        shapes: The models; by default real sizes on CUDA and tiny ones on a CPU.
+        stored: How the LeRobotDataset stores images: "video" or "images".
+        episodes: The number of demonstrations.
+        batch_size: Rows per step.
+        steps: Steps per turn.
+        turns: Turns per side.
+        workers: Loader processes of LeRobot.
+        precision: The precision of training.
     """
     device = accelerator()
     real = device.type == "cuda"
@@ -72,10 +79,13 @@ def bench_train(
         with tempfile.TemporaryDirectory(prefix="vla-bench-") as folder:
             entries = _entries(shape, Path(folder), stored, episodes, batch_size, precision, bf16, workers)
             measured = _measure(entries, steps, turns, Path(folder), together=shape in TINY)
-        mine = median(turn["s"] for turn in measured["vla"])
-        for name, of in measured.items():
-            seconds, waited = median(turn["s"] for turn in of), median(turn["waited"] for turn in of)
-            rate, flops = batch_size * steps / seconds, of[0]["flops"]
+        our_seconds = median(turn["s"] for turn in measured["vla"])
+        for name, measured_turns in measured.items():
+            seconds, waited = (
+                median(turn["s"] for turn in measured_turns),
+                median(turn["waited"] for turn in measured_turns),
+            )
+            rate, flops = batch_size * steps / seconds, measured_turns[0]["flops"]
             rows.append(
                 {
                     "policy": f"{shape.policy} {shape.parameters}",
@@ -83,14 +93,14 @@ def bench_train(
                     "samples/s": rate,
                     "step ms": 1000 * seconds / steps,
                     "of it data ms": 1000 * waited / steps,
-                    "CPU ms": 1000 * median(turn["cpu"] for turn in of) / steps,
+                    "CPU ms": 1000 * median(turn["cpu"] for turn in measured_turns) / steps,
                     "GFLOP/sample": flops / 1e9,
                     "MFU": rate * flops / peak,
-                    "vla / it": seconds / mine,
+                    "vla / it": seconds / our_seconds,
                 }
             )
             if name.startswith("lerobot"):
-                targets.append(Target(f"samples/s of vla / {name}, {shape.policy}", seconds / mine, RATIO))
+                targets.append(Target(f"samples/s of vla / {name}, {shape.policy}", seconds / our_seconds, RATIO))
             elif name == "vla" and shape.parameters == BIG and real:
                 targets.append(Target(f"MFU of a {BIG} backbone", rate * flops / peak, MFU))
     tqdm.write(f"peak {peak / 1e12:.3g} TFLOP/s in {'bf16' if bf16 else 'fp32'}, {torch.get_num_threads()} thread(s)")
@@ -98,7 +108,7 @@ def bench_train(
 
 
 def gemm_peak(dtype: torch.dtype, size: int = 1024, seconds: float = 2.0) -> float:
-    """FLOP/s of this processor on square matrices, with as many threads as training has; the best of many products."""
+    """The highest rate of this processor on square matrix products, with the threads of training [FLOP/s]."""
     left, right = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
     best, stop = float("inf"), time.perf_counter() + seconds
     while (start := time.perf_counter()) < stop:
@@ -120,7 +130,7 @@ def _entries(
     bf16: bool,
     workers: int,
 ) -> dict[str, Entry]:
-    """The loop of each side and its arguments: the same episodes, recorded once and converted."""
+    """The loop of each side with its arguments; the episodes are recorded once and converted."""
     data = str(folder / "demos.zarr")
     _record(data, episodes, shape.image_size)
     (folder / "sizes").mkdir()
@@ -155,12 +165,12 @@ def _record(path: str, episodes: int, size: int) -> None:
 def _measure(
     entries: dict[str, Entry], steps: int, turns: int, folder: Path, together: bool
 ) -> dict[str, list[dict[str, float]]]:
-    """The turns of each side, in turn where all fit into memory `together`."""
+    """The measured turns of each side, interleaved if all fit into memory `together`."""
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in entries}
     groups = [list(entries)] if together else [[name] for name in entries]
     for group in groups:
         with ExitStack() as stack:
-            # A side that stands still would outlive this process.
+            # A stopped side would otherwise outlive this process.
             stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)))
             sides = {}
             for name in group:

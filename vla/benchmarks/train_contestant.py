@@ -1,7 +1,7 @@
-"""A training loop in a process of its own that goes on for some steps each time it is told to, and then stands still.
+"""A training loop in a separate process that runs a number of steps on request, and is stopped in between.
 
-It is stopped with all its processes, so that what reads its data ahead stands still too: nothing is done for it
-in another's time, and it goes on as if there had been no pause.
+The complete process group is stopped (SIGSTOP), including data loaders, so that no work is done during the turns of
+others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 Measured = dict[str, float]
-"""Of a turn: its seconds `s`, `cpu` seconds of all its processes, seconds `waited` for data, and `flops` a sample."""
+"""Of a turn: seconds `s`, `cpu` seconds of all its processes, seconds `waited` for data, and `flops` per sample."""
 
 
 class Finished(BaseException):
@@ -27,7 +27,7 @@ class Finished(BaseException):
 
 
 class Turns:
-    """The loop's side: `end` says what a turn was like, and returns when the next begins."""
+    """The interface in the loop's process: `end` reports a turn, and returns when the next begins."""
 
     def __init__(self, connection: Connection, steps: int) -> None:
         self.steps, self._connection = steps, connection
@@ -43,9 +43,9 @@ class Turns:
 
 
 class Contestant:
-    """Runs `loop(turns, *arguments)`, which calls `turns.end` after every `steps` steps, for ever.
+    """Runs `loop(turns, *arguments)`, an endless loop that calls `turns.end` after every `steps` steps.
 
-    Its output goes into the file `log`. The first turn, with all that is done once, is over when this returns.
+    Its output is written to the file `log`. The constructor returns after the first turn, with initialization.
     """
 
     def __init__(self, loop: Callable[..., None], steps: int, log: Path, *arguments: Any) -> None:
@@ -68,7 +68,7 @@ class Contestant:
         return self._result() | {"cpu": self._cpu_seconds() - before}
 
     def _cpu_seconds(self) -> float:
-        """Of the processes of the group, so far."""
+        """The CPU time of the process group so far."""
         ticks = 0
         for file in Path("/proc").glob("[0-9]*/stat"):
             try:
@@ -93,7 +93,7 @@ class Contestant:
             measured: Measured = self._connection.recv()
         except EOFError:
             self._process.join()
-            raise RuntimeError(f"it ended:\n{self._log.read_text()[-3000:]}") from None
+            raise RuntimeError(f"the training process ended:\n{self._log.read_text()[-3000:]}") from None
         self._signal(signal.SIGSTOP)
         return measured
 

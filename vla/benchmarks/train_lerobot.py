@@ -1,8 +1,8 @@
-"""LeRobot's own training script as a contestant of `vla bench train`; its policies at any size, without a network.
+"""LeRobot's training script as a contestant of `vla bench train`, with policies of any size, without network access.
 
-SmolVLA takes its sizes from a folder with a configuration. pi0-FAST has two sizes written in its code and its
-tokenizers on a hub, one of them with code of its own: `SizedPI0FastPolicy` is registered with LeRobot as a
-plug-in is, builds LeRobot's classes of a configuration in a folder, and has our FAST tokenizer.
+SmolVLA reads its sizes from a configuration folder. pi0-FAST has two hard-coded sizes and tokenizers on a hub, one with
+remote code. `SizedPI0FastPolicy`, registered with LeRobot like a plug-in, builds LeRobot's classes from a configuration
+folder, with our FAST tokenizer.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from vla.models.action_tokenizers.fast import FastTokenizer
 def loop(
     turns: Turns, shape: Shape, dataset: Path, batch_size: int, bf16: bool, sizes: Path, workers: int, folder: Path
 ) -> None:
-    """Trains for ever with LeRobot's defaults, but all weights; its own clock says what it waits for data."""
+    """Trains all weights endlessly, with LeRobot's other defaults and its measurement of data waiting time."""
     more = {"num_workers": workers, "prefetch_factor": None, "dataloader_multiprocessing_context": None}
     config = TrainPipelineConfig(
         dataset=DatasetConfig("vla/bench", root=str(dataset), video_backend=video_backend()),
@@ -65,7 +65,7 @@ def loop(
     def at_record(record: logging.LogRecord) -> bool:
         if isinstance(record.msg, MetricsTracker):
             counting.close()
-            # The counter only sees the first turn, which LeRobot's loop is under way in.
+            # The counter covers only the first turn.
             flops = counter.get_total_flops() / turns.steps / batch_size
             turns.end(waited=turns.steps * record.msg.dataloading_s.avg, flops=flops)
         return True
@@ -75,12 +75,12 @@ def loop(
 
 
 def _policy(shape: Shape, sizes: Path, bf16: bool) -> PreTrainedConfig:
-    said: dict[str, Any] = {"device": accelerator().type, "push_to_hub": False, "chunk_size": shape.chunk}
-    said |= {"n_action_steps": shape.chunk}
+    settings: dict[str, Any] = {"device": accelerator().type, "push_to_hub": False, "chunk_size": shape.chunk}
+    settings |= {"n_action_steps": shape.chunk}
     side = (shape.image_size, shape.image_size)
     if shape.policy == "smolvla":
         return SmolVLAConfig(
-            **said,
+            **settings,
             vlm_model_name=str(sizes),
             load_vlm_weights=False,
             num_vlm_layers=shape.model["text_config"]["num_hidden_layers"],
@@ -90,7 +90,7 @@ def _policy(shape: Shape, sizes: Path, bf16: bool) -> PreTrainedConfig:
             use_amp=bf16,
         )
     return SizedPI0FastConfig(
-        **said,
+        **settings,
         sizes=str(sizes),
         text_tokenizer_name=str(sizes),
         image_resolution=side,
@@ -108,7 +108,7 @@ class SizedPI0FastConfig(PI0FastConfig):
 
 
 class SizedPI0FastPolicy(PI0FastPolicy):
-    """LeRobot's policy and model, of a PaliGemma of the folder `sizes`."""
+    """LeRobot's policy and model with the PaliGemma configuration in the folder `sizes`."""
 
     config_class = SizedPI0FastConfig
     name = "sized_pi0_fast"
@@ -118,7 +118,7 @@ class SizedPI0FastPolicy(PI0FastPolicy):
         config.validate_features()
         self.config = config
         self.init_rtc_processor()
-        with torch.device("meta"):  # LeRobot's own sizes are then thrown away
+        with torch.device("meta"):  # the backbone of LeRobot's size is replaced
             self.model = PI0FastPytorch(config, rtc_processor=self.rtc_processor)
         body = self.model.paligemma_with_expert
         body.paligemma = PaliGemmaForConditionalGenerationWithPiGemma(AutoConfig.from_pretrained(config.sizes))

@@ -25,7 +25,7 @@ from vla.training.train_config import Precision, TrainConfig
 def loop(
     turns: Turns, shape: Shape, data: str, batch_size: int, precision: Precision, default: bool, folder: Path
 ) -> None:
-    """Trains for ever. Unless as by `default`, with AdamW, and one time and noise a row for its flow head."""
+    """Trains endlessly; without `default`, with AdamW and one time and noise sample per row of a flow head."""
     torch.manual_seed(0)
     if not default:
         flow.REPEATS = 1
@@ -35,15 +35,16 @@ def loop(
     _Clock(model, turns, flops / batch_size)
     settings: dict[str, Any] = {} if default else {"optimizer": "adamw"}
     if device.type == "cuda":
-        # LeRobot keeps no average, for which there is no room beside 3 B weights and their moments.
+        # LeRobot has no moving average, which does not fit into memory with 3 B weights and moments.
         settings |= {"compile": True, "ema": 0.0}
     plan = TrainConfig(10**6, batch_size, evaluate_every=10**6, lr=1e-4, precision=precision, **settings)
     loop_of_training.train(model, mixture, plan, folder)
 
 
 class _Clock:
-    """Ends a turn when the steps of it are done: the next forward pass begins. A step waits while it asks for its data,
-    except the first, for which nothing is ready yet.
+    """Ends a turn at the forward pass after its last step, and measures the time waiting for data.
+
+    The wait of the first step is not counted, since no data is prefetched yet.
     """
 
     def __init__(self, model: VLA, turns: Turns, flops: float) -> None:
@@ -56,14 +57,14 @@ class _Clock:
     @contextmanager
     def _timed(self, *arguments: Any) -> Iterator[Iterator[list[Batch]]]:
         with self._prefetch(*arguments) as batches:
-            yield self._each(batches)
+            yield self._measure_waits(batches)
 
-    def _each(self, batches: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+    def _measure_waits(self, batches: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
         while True:
-            began = time.perf_counter()
+            start = time.perf_counter()
             if not (micro := next(batches, [])):
                 return
-            self.waited += (time.perf_counter() - began) * (self.step > 0)
+            self.waited += (time.perf_counter() - start) * (self.step > 0)
             yield micro
 
     def _begins(self, *_: Any) -> None:
@@ -74,7 +75,7 @@ class _Clock:
 
 
 def _flops(model: VLA, batch: Batch) -> float:
-    """Of a forward and a backward pass; of attention all products, those that a mask hides too."""
+    """The operations of a forward and a backward pass, including masked attention products."""
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(batch)[0].sum().backward()
     model.zero_grad()

@@ -1,4 +1,4 @@
-"""The models that `vla bench train` compares, as `vla train` and as LeRobot builds them, with random weights."""
+"""The models of `vla bench train`, for `vla train` and for LeRobot, with random weights."""
 
 from __future__ import annotations
 
@@ -24,15 +24,23 @@ from vla.training.action_head import head_settings
 from vla.training.demonstrations import Demonstrations, robot_specs
 
 MARKS = ("<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
-"""What SmolVLM's tokenizer has to have besides ours."""
+"""Additional special tokens of SmolVLM's tokenizer."""
 FAST_ROWS = 1025
-"""Rows of the vocabulary for FAST's tokens and the blank."""
+"""Vocabulary size of FAST's tokens and the action query token."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """`model` is a configuration of transformers; its vocabulary without the rows for actions. `head` is what
-    `vla train head=` takes."""
+    """A model.
+
+    Attributes:
+        policy: LeRobot's policy.
+        parameters: The number of parameters, as text.
+        model: The configuration of transformers, whose vocabulary excludes action tokens.
+        image_size: The size of images [px].
+        chunk: The horizon of an action chunk.
+        head: The action head, as in `vla train head=`.
+    """
 
     policy: Literal["smolvla", "pi0_fast"]
     parameters: str
@@ -98,7 +106,7 @@ TINY = (
         head={"kind": "fast"},
     ),
 )
-"""What a CPU trains."""
+"""Models for a CPU."""
 REAL = (
     Shape(
         "smolvla",
@@ -124,11 +132,11 @@ REAL = (
         head={"kind": "fast"},
     ),
 )
-"""SmolVLA (SmolVLM2-500M's first 16 layers, its expert as wide) and pi0-FAST (PaliGemma 3B at 224 pixels)."""
+"""SmolVLA (SmolVLM2-500M's first 16 layers, with its action expert) and pi0-FAST (PaliGemma 3B at 224 pixels)."""
 
 
 def words(count: int) -> Tokenizer:
-    """A tokenizer with `count` tokens: one for each word, whatever it is."""
+    """A word-level tokenizer with `count` tokens; unknown words have the last one."""
     names = [*SPECIAL_TOKENS, *MARKS]
     names += [f"w{i}" for i in range(count - len(names))]
     tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token=names[-1]))
@@ -139,11 +147,11 @@ def words(count: int) -> Tokenizer:
 
 
 def ours(shape: Shape, data: str) -> tuple[VLA, Mixture]:
-    """The model that `vla train` makes of the shape, for the robot of the store `data`, and what it is trained on."""
+    """The model of this shape in `vla train` for the robot of the store `data`, and the training data."""
     demonstrations = Demonstrations.open(data)
-    # LeRobot's models say no points.
+    # LeRobot's models do not predict points.
     robots = [replace(robot, points=0) for robot in robot_specs([demonstrations], shape.chunk)]
-    # On a CPU, at these lengths, the eager one trains faster (as nano's).
+    # Eager attention trains faster on a CPU at these lengths (as in nano).
     attention = "sdpa" if torch.cuda.is_available() else "eager"
     head = head_settings(shape.head, [demonstrations], robots)
     state_encoding = "text" if shape.policy == "pi0_fast" else "numbers"
@@ -152,7 +160,7 @@ def ours(shape: Shape, data: str) -> tuple[VLA, Mixture]:
 
 
 def random_backbone(shape: Shape, attention: str) -> tuple[Backbone, Processor]:
-    """The backbone of the shape, and what speaks to it, as `vla train` opens a released one."""
+    """The backbone of the shape with its processor, as `vla train` opens a released one."""
     settings = {"family": shape.model["model_type"], "model": shape.model, "image_size": shape.image_size}
     settings |= {"image_token_id": 3, "mean": [0.5] * 3, "std": [0.5] * 3, "attention": attention}
     made, chat = build(settings), ChatFormat(prefix_lm=settings["family"] == "paligemma")
@@ -160,7 +168,7 @@ def random_backbone(shape: Shape, attention: str) -> tuple[Backbone, Processor]:
 
 
 def save_for_lerobot(shape: Shape, data: str | None, folder: Path) -> None:
-    """What LeRobot loads from a hub otherwise: the configuration, the tokenizer of text and, of `data`, of actions."""
+    """Saves what LeRobot would load from a hub: the configuration, the text tokenizer, and an action tokenizer."""
     from transformers import AutoConfig, PreTrainedTokenizerFast
 
     fast = shape.policy == "pi0_fast"
@@ -183,12 +191,15 @@ def save_for_lerobot(shape: Shape, data: str | None, folder: Path) -> None:
     from transformers import SmolVLMImageProcessor, SmolVLMProcessor
     from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
 
-    parts: dict[str, Any] = {"image_processor": SmolVLMImageProcessor(), "video_processor": SmolVLMVideoProcessor()}
-    SmolVLMProcessor(tokenizer=tokenizer, **parts).save_pretrained(folder)
+    processors: dict[str, Any] = {
+        "image_processor": SmolVLMImageProcessor(),
+        "video_processor": SmolVLMVideoProcessor(),
+    }
+    SmolVLMProcessor(tokenizer=tokenizer, **processors).save_pretrained(folder)
 
 
 def _train_fast(shape: Shape, data: str, folder: Path) -> None:
-    """FAST of the chunks as LeRobot normalises them, by mean and spread; and how long the longest is."""
+    """Trains FAST on chunks normalised by mean and standard deviation, as in LeRobot; saves the maximum length."""
     demonstrations = Demonstrations.open(data)
     store, spec = demonstrations.store, robot_specs([demonstrations], shape.chunk)[0]
     mean, spread = store.action[:].mean(0), store.action[:].std(0)
@@ -196,11 +207,11 @@ def _train_fast(shape: Shape, data: str, folder: Path) -> None:
     def chunks() -> Iterator[Any]:
         for record in store.records:
             actions = store.action[record.frames]
-            wanted = np.minimum(np.arange(len(actions))[:, None] + np.arange(spec.horizon), len(actions) - 1)
-            yield (actions[wanted] - mean) / (spread + 1e-8)
+            indices = np.minimum(np.arange(len(actions))[:, None] + np.arange(spec.horizon), len(actions) - 1)
+            yield (actions[indices] - mean) / (spread + 1e-8)
 
     tokenizer = FastTokenizer.train(chunks)
     tokenizer.save(folder)
-    longest = max(len(tokenizer.encode(chunk)) for some in chunks() for chunk in some)
-    # With <bos>, "Action", ":" and "|" around them.
+    longest = max(len(tokenizer.encode(chunk)) for chunks_of_episode in chunks() for chunk in chunks_of_episode)
+    # Plus <bos>, "Action", ":" and "|".
     (folder / "lengths.json").write_text(json.dumps({"actions": longest + 4}))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vla.errors import InputError
 
 if TYPE_CHECKING:
-    from vla.evaluation.vlm.probes.probe import Found
+    from vla.evaluation.vlm.probes.probe import ProbeResult
 
 
 def probe(*, policy: str, probes: Sequence[str] | None, n: int, seed: int, out: str, json: str | None) -> None:
@@ -24,12 +24,12 @@ def probe(*, policy: str, probes: Sequence[str] | None, n: int, seed: int, out: 
     from vla.common.atomic import write_json
     from vla.evaluation.vlm.answerer import open_answerer
     from vla.evaluation.vlm.probes.probe_report import write_probe_page
-    from vla.evaluation.vlm.probes.registry import check, chosen
+    from vla.evaluation.vlm.probes.registry import check, select_probes
 
     check(probes)
     answerer = open_answerer(policy)
-    found: dict[str, Found] = {}
-    for name, run in chosen(probes, answerer).items():
+    found: dict[str, ProbeResult] = {}
+    for name, run in select_probes(probes, answerer).items():
         found[name] = run(answerer, n, seed)
         print(table(name, found[name]), flush=True)
     page = write_probe_page(Path(out) / "probes.html", policy, found)
@@ -40,7 +40,7 @@ def probe(*, policy: str, probes: Sequence[str] | None, n: int, seed: int, out: 
     print(page)
 
 
-def table(name: str, found: Found) -> str:
+def table(name: str, found: ProbeResult) -> str:
     """Its scores with their intervals, beside those without a picture."""
     lines = [f"{name:24}{'value':>9}  {'95 % interval':18}{'blank':>7}"]
     for label, score in found.report["scores"].items():

@@ -32,7 +32,7 @@ from vla.evaluation.reports.evaluation_report import evaluation_page
 from vla.evaluation.rollouts.result_store import ResultStore, check_folder
 from vla.evaluation.rollouts.rollout import PolicyFor, progress
 from vla.evaluation.rollouts.summary import summarize
-from vla.evaluation.rollouts.task_group import evaluate_each
+from vla.evaluation.rollouts.task_group import evaluate_tasks
 from vla.evaluation.rollouts.trial import Key, Result, Trial, trials_for
 from vla.evaluation.rollouts.workers import Job, run_in_workers
 from vla.policies.history import history_of
@@ -67,18 +67,37 @@ def evaluate(
     merge: Sequence[str],
     kinematics: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Rolls `policy` out on each of `seeds`, into `out`: eval.json, report.html, and what `ledger` lists.
+    """Evaluates a policy in simulation; writes eval.json, report.html and the recorded episodes to `out`.
 
-    Without a `task` it is what the policy was trained on.
+    Args:
+        policy: The policy.
+        task: A task or a group of tasks (`evaluate_tasks`); None: the task that the policy was trained on.
+        seeds: The seeds of the scenes, as FIRST:END.
+        phrasing: The phrasing of the instructions.
+        axes: The axes along which scenes differ from those of the demonstrations (`vla.envs.axes`).
+        axes_report: Axes that are each evaluated as a separate group.
+        swap: Whether each seed is repeated with an instruction that names another object of the scene.
+        delay: Inference delays [s]; "measured" is the median time of a prediction on this machine.
+        execution: Execution modes, each combined with each delay (`vla.evaluation.rollouts.episode_runner`).
+        out: The output folder.
+        randomize: Whether the appearance of scenes is randomized.
+        parallel: Environments per process.
+        workers: Processes.
+        n_action_steps: The execution horizon.
+        safety_filter: Whether commands pass the safety filter.
+        frames: "all": images are rendered at every step; "asked": only for predictions.
+        stop: A success rate; evaluation stops once the measured rate differs from it significantly.
+        vqa: A question store to evaluate the policy's model on.
+        questions: Questions of each kind.
+        merge: Folders of evaluations whose trials are copied.
+        kinematics: How a policy that outputs tool poses controls joints (`vla.control.adapt`).
 
-    Scenes are drawn as those of the demonstrations are, but for `axes` (`vla.envs.axes`): what differs from them. Each
-    axis of `axes_report` alone is a group beside that. With `swap` each seed is run a second time, its instruction
-    naming another object of the scene. Each `execution` meets each `delay` [s]
-    (`vla.evaluation.rollouts.episode_runner`); "measured" is the median time of one prediction, here and now. A policy
-    that outputs tool poses drives joints by `kinematics`
-    (`vla.control.adapt`). `merge` takes over the trials of other folders. A group of tasks is evaluated as
-    `evaluate_each` says. Returns what eval.json has. Raises InputError, before anything is written, when a name is
-    unknown, the policy is of another embodiment, or `out` holds something else.
+    Returns:
+        The content of eval.json.
+
+    Raises:
+        InputError: a name is unknown, the policy is of another embodiment, or `out` contains something else; before
+            anything is written.
     """
     options = dict(locals())
     if task is None:
@@ -89,7 +108,7 @@ def evaluate(
         if (trained := tasks_of_policy(policy)) and not set(trained) & set(tasks):
             print(f"{policy} was trained on {', '.join(trained)}, and is evaluated on {task}")
     if len(tasks) > 1:
-        return evaluate_each(tasks, evaluate, **options | {"task": task or ", ".join(tasks)})
+        return evaluate_tasks(tasks, evaluate, **options | {"task": task or ", ".join(tasks)})
     (task,) = tasks
     folder = Path(out)
     check_phrasing(phrasing)
@@ -104,7 +123,7 @@ def evaluate(
         raise InputError("parallel, workers, n_action_steps and questions must be at least 1")
     several = swap or axes_report or len(delay) * len(execution) > 1
     if stop is not None and (several or not isinstance(stop, float) or not 0 < stop < 1):
-        raise InputError("stop is a rate between 0 and 1, of one group: leave out swap, axes_report and delays")
+        raise InputError("stop is a rate between 0 and 1, for one group: remove swap, axes_report and delays")
     numbers = parse_seeds(seeds)
     scenes: dict[str, Any] = {"randomize": randomize, "phrasing": phrasing, "axes": tuple(axes)}
     make = partial(make_env, task, **scenes, holdout=True, images=False)
@@ -121,26 +140,26 @@ def evaluate(
     for other in merge:
         if not (Path(other) / "settings.json").exists():
             raise InputError(f"merge takes folders of vla eval: {other} holds no evaluation")
-    for place in (out, *merge):
-        check_folder(Path(place), settings)
-    settings["measured"] = _measured([folder, *map(Path, merge)], asked=MEASURED in delay)
-    embodiment, model, settings["measured"] = _look(make, load, settings["measured"], asked=MEASURED in delay)
+    for path in (out, *merge):
+        check_folder(Path(path), settings)
+    settings["measured"] = _saved_delay([folder, *map(Path, merge)], required=MEASURED in delay)
+    embodiment, model, settings["measured"] = _open(make, load, settings["measured"], measure_delay=MEASURED in delay)
     if vqa is None:
         model = None  # the rollouts load their own
     else:
         if model is None:
-            raise InputError(f"{policy} answers no questions: leave vqa out, or give a checkpoint of vla train")
+            raise InputError(f"{policy} answers no questions: remove vqa, or use a checkpoint of vla train")
         VqaStore(vqa)
     delays = [float(settings["measured"] if d == MEASURED else d) for d in delay]
     trials = trials_for(numbers, swap, axes=axes, alone=axes_report, delays=delays, executions=execution)
     job = Job(
         make, load, embodiment, parallel, n_action_steps, every_frame=render == "all", safety_filter=safety_filter
     )
-    with ResultStore(folder, settings, embodiment) as ledger:
+    with ResultStore(folder, settings, embodiment) as store:
         for other in merge:
-            ledger.copy_from(Path(other))
-        run(job, trials, workers, ledger, None if stop is None else lambda: _decided(trials, ledger.results, stop))
-        results = [ledger.results[trial.key] for trial in trials if trial.key in ledger.results]
+            store.copy_from(Path(other))
+        run(job, trials, workers, store, None if stop is None else lambda: _decided(trials, store.results, stop))
+        results = [store.results[trial.key] for trial in trials if trial.key in store.results]
     report = settings | {"seeds": seeds, "swap": swap, "stop": stop}
     report |= summarize(results, stop=stop)
     report["vqa"] = None if vqa is None else answer(model, vqa, questions)
@@ -151,37 +170,41 @@ def evaluate(
 
 
 def run(
-    job: Job, trials: Sequence[Trial], workers: int, ledger: ResultStore, decided: Callable[[], bool] | None = None
+    job: Job, trials: Sequence[Trial], workers: int, store: ResultStore, decided: Callable[[], bool] | None = None
 ) -> None:
-    """Runs what `ledger` lacks of the trials, and notes it there, until all is done or `decided`."""
-    missing = ledger.missing(trials)
-    lacking = {trial.key for trial in missing}
-    before = [ledger.results[trial.key] for trial in trials if trial.key not in lacking]
+    """Runs the trials that are missing in `store` and stores their results, until `decided` returns True."""
+    missing = store.missing(trials)
+    missing_keys = {trial.key for trial in missing}
+    before = [store.results[trial.key] for trial in trials if trial.key not in missing_keys]
     if not missing or (decided and decided()):
         return
-    # A process that does not fill its environments would not earn the time it takes to start.
+    # No more processes than have all their environments in use.
     workers = min(workers, -(-len(missing) // job.parallel))
-    found = run_in_workers(job, missing, workers, ledger)
-    for result in progress(found, len(trials), before):
-        ledger.note(result)
+    results = run_in_workers(job, missing, workers, store)
+    for result in progress(results, len(trials), before):
+        store.note(result)
         if decided and decided():
-            found.close()
+            results.close()
             return
 
 
 def _decided(trials: Sequence[Trial], results: Mapping[Key, Result], rate: float) -> bool:
-    """Whether the outcomes of the first trials, as far as all of those are done, tell their rate from `rate`.
+    """Whether the outcomes of the first trials show that their success rate differs from `rate`.
 
-    In the order of the trials, for those that end first are the successes.
+    Only the leading finished trials count, in trial order, because successful episodes end earlier than others.
     """
     ended = takewhile(lambda result: result is not None, (results.get(trial.key) for trial in trials))
     return decided_after([r.success for r in ended if r is not None and not r.crash], rate) is not None
 
 
-def _look(
-    make: Callable[[], gymnasium.Env[Any, Any]], load: Callable[[], PolicyFor], measured: float | None, *, asked: bool
+def _open(
+    make: Callable[[], gymnasium.Env[Any, Any]],
+    load: Callable[[], PolicyFor],
+    measured: float | None,
+    *,
+    measure_delay: bool,
 ) -> tuple[Embodiment, Any, float | None]:
-    """The embodiment, which must be the policy's too, the policy's model, if it has one, and the time that it takes."""
+    """Checks that the policy fits the environment; returns the embodiment, the policy's model and its delay [s]."""
     env = make()
     try:
         embodiment: Embodiment = env.unwrapped.embodiment  # type: ignore[attr-defined]
@@ -189,7 +212,7 @@ def _look(
         policy.embodiment.check(embodiment)
         if (line := adapted_line(policy)) is not None:
             print(line)
-        if asked and measured is None:
+        if measure_delay and measured is None:
             measured = measure(env, policy)
     finally:
         env.close()
@@ -197,22 +220,23 @@ def _look(
 
 
 def measure(env: gymnasium.Env[Any, Any], policy: Policy, times: int = 5) -> float:
-    """The median time of one prediction [s], after a first one that does not count."""
+    """The median time of a prediction [s], after one for warm-up."""
     values, _ = env.reset(seed=0)
     values = values | {"images": env.unwrapped.capture()}  # type: ignore[attr-defined]
     policy.reset()
-    seen = to_observation(values, 0.0)
-    seen = replace(seen, past=(seen.images,) * len(history_of(policy)))  # as in the middle of an episode
-    taken = []
+    observation = to_observation(values, 0.0)
+    # A full history, as in the middle of an episode.
+    observation = replace(observation, past=(observation.images,) * len(history_of(policy)))
+    durations = []
     for _ in range(times + 1):
         start = time.perf_counter()
-        policy.predict(seen)
-        taken.append(time.perf_counter() - start)
-    return round(statistics.median(taken[1:]), 4)
+        policy.predict(observation)
+        durations.append(time.perf_counter() - start)
+    return round(statistics.median(durations[1:]), 4)
 
 
 def answer(model: Any, store: str, questions: int) -> dict[str, float]:
-    """Accuracy on up to so many held-out questions of each kind."""
+    """Accuracy on up to `questions` held-out questions of each kind."""
     from vla.evaluation.heldout import heldout_by_kind, vqa_accuracy
 
     return vqa_accuracy(model, heldout_by_kind(VqaStore(store), questions))
@@ -226,12 +250,12 @@ def headline(report: Mapping[str, Any], folder: Path) -> str:
     if report["crashed"]:
         lines.append(f"{report['crashed']} crashed, counted as neither: see eval.json")
     if report["stopped_after"]:
-        lines.append(f"told from {report['stop']} after {report['stopped_after']} episodes")
+        lines.append(f"differs from {report['stop']} after {report['stopped_after']} episodes")
     if report["instruction_swap_success"] is not None:
         lines.append(f"with the instruction swapped: {report['instruction_swap_success']:.3f}")
     for row in report["by_axis"]:
         lines.append(f"{row['axis']}: {_rate(row)}, {row['difference']:+.3f} (p {row['p']:.2g}): {row['verdict']}")
-    lines += [f"{row['execution']}, {row['delay']:g} s late: {_rate(row)}" for row in report["latency"]]
+    lines += [f"{row['execution']}, {row['delay']:g} s delay: {_rate(row)}" for row in report["latency"]]
     if report["vqa"]:
         lines.append("questions: " + ", ".join(f"{kind} {value:.2f}" for kind, value in report["vqa"].items()))
     return "\n".join([*lines, f"open {folder / 'report.html'}, or: vla view {shlex.quote(str(folder))}"])
@@ -243,11 +267,11 @@ def _rate(row: Mapping[str, Any]) -> str:
 
 
 def parse_seeds(text: str) -> range:
-    """ "1000:1060" is 1000 … 1059. Raises InputError for anything else, and for no seed at all."""
+    """Parses FIRST:END: "1000:1060" is 1000 … 1059. Raises InputError for other text and for an empty range."""
     match = re.fullmatch(r"(\d+):(\d+)", str(text).strip())
     seeds = range(int(match[1]), int(match[2])) if match else range(0)
     if not seeds:
-        raise InputError(f"seeds must be FIRST:END with END beyond FIRST, such as 1000:1060, not {text!r}")
+        raise InputError(f"seeds must be FIRST:END with END greater than FIRST, such as 1000:1060, not {text!r}")
     return seeds
 
 
@@ -256,14 +280,11 @@ def _is_delay(delay: Any) -> bool:
     return delay == MEASURED or (number and 0 <= delay < math.inf)
 
 
-def _measured(folders: Sequence[Path], *, asked: bool) -> float | None:
-    """The time of a prediction that was measured for these folders, if it was.
-
-    Raises InputError where it is asked for and they differ: their trials are not of one delay.
-    """
+def _saved_delay(folders: Sequence[Path], *, required: bool) -> float | None:
+    """The delay that was measured for these folders, or None. Raises InputError if it is required and they differ."""
     paths = [folder / "settings.json" for folder in folders]
     saved = [json.loads(path.read_text()).get("measured") if path.exists() else None for path in paths]
     found = list(dict.fromkeys(value for value in saved if value is not None))
-    if asked and len(found) > 1:
-        raise InputError(f"the folders measured other delays ({', '.join(map(str, found))} s): give delay=[SECONDS]")
-    return saved[0] if saved[0] is not None or not asked else next(iter(found), None)
+    if required and len(found) > 1:
+        raise InputError(f"the folders measured other delays ({', '.join(map(str, found))} s): set delay=[SECONDS]")
+    return saved[0] if saved[0] is not None or not required else next(iter(found), None)

@@ -1,4 +1,4 @@
-"""Evaluation while training: held-out questions by kind, and held-out action error."""
+"""Held-out evaluation in training: accuracy by kind of question, and action error."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from vla.models.vla import VLA
 from vla.types import Example, Observation
 
 SHORT, LONG = 8, 64
-"""Tokens of an answer at most, and of a description."""
+"""Maximum tokens of a short answer and of a description."""
 
 
 def vqa_accuracy(model: VLA, questions: Mapping[str, Sequence[Example]], batch_size: int = 64) -> dict[str, float]:
-    """Mean score of greedy answers, for each kind of question."""
+    """The mean score of greedy answers by kind of question."""
     accuracy = {}
     for kind, examples in questions.items():
         scores = []
@@ -34,16 +34,23 @@ def vqa_accuracy(model: VLA, questions: Mapping[str, Sequence[Example]], batch_s
 
 
 def action_error(model: VLA, examples: Sequence[Example], batch_size: int = 64) -> float:
-    """The first of `action_errors`."""
+    """The mean error as a share of the data's range (`action_errors`)."""
     return action_errors(model, examples, batch_size)[0]
 
 
 def action_errors(model: VLA, examples: Sequence[Example], batch_size: int = 64) -> tuple[float, dict[str, float]]:
-    """Mean absolute errors of decoded chunks inside the episode: over all targets of the network, each as a share of
-    its range in the data, so that no component outweighs the others by its unit; and of each action component, in its
-    unit.
+    """Mean absolute errors of predicted action chunks, on steps inside the episode.
 
-    An invalid chunk counts as what the robot then does: it stays where it is. The examples are of one robot.
+    An invalid action chunk counts as a hold action, which is what the robot then executes.
+
+    Args:
+        model: The policy.
+        examples: Held-out windows of one robot.
+        batch_size: Examples per prediction.
+
+    Returns:
+        The mean over all predicted components as a share of their range in the data, and the error of each action
+        component in its unit.
     """
     robot = model.processor.robot(examples[0].embodiment)
     body = robot.embodiment
@@ -57,21 +64,21 @@ def action_errors(model: VLA, examples: Sequence[Example], batch_size: int = 64)
         ]
         chunks, _ = model.generate_actions(model.processor.robot_prompt(observations, robot.name))
         for example, observation, chunk in zip(group, observations, chunks, strict=True):
-            wanted = np.asarray(example.target)
+            target = np.asarray(example.target)
             if chunk is None:
-                actions = np.broadcast_to(body.hold_action(observation.state), wanted.shape)
+                actions = np.broadcast_to(body.hold_action(observation.state), target.shape)
             else:
                 actions = robot.denormalize_actions(chunk, observation.state)
-            inside = slice(None) if example.mask is None else example.mask
-            ours, theirs = (robot.normalize_actions(some, observation.state) for some in (actions, wanted))
-            shares.append(float(np.abs(ours - theirs)[inside].mean()) / 2)  # a range is from -1 to 1
-            errors.append(np.abs(difference(body, actions, wanted))[inside].mean(axis=0))
+            valid = slice(None) if example.mask is None else example.mask
+            ours, theirs = (robot.normalize_actions(chunk, observation.state) for chunk in (actions, target))
+            shares.append(float(np.abs(ours - theirs)[valid].mean()) / 2)  # the normalised range is [-1, 1]
+            errors.append(np.abs(difference(body, actions, target))[valid].mean(axis=0))
     means = np.mean(errors, axis=0).tolist()
     return float(np.mean(shares)), dict(zip(body.action, means, strict=True))
 
 
 def heldout_by_kind(store: VqaStore, count: int, among: Sequence[str] | None = None) -> dict[str, list[Example]]:
-    """Up to `count` held-out questions of each kind (of those `among`) that has any, spread over the store."""
+    """Up to `count` held-out questions of each kind (of `among`, or all), evenly spaced over the store."""
     if count < 1:
         return {}
     kinds = sorted({question.kind for question in store.questions("held-out")})
@@ -81,5 +88,5 @@ def heldout_by_kind(store: VqaStore, count: int, among: Sequence[str] | None = N
 
 def spread(examples: Sequence[Example] | Windows, count: int) -> list[Example]:
     """Up to `count` of the examples, evenly spaced."""
-    chosen = np.unique(np.linspace(0, len(examples) - 1, min(count, len(examples))).astype(int))
-    return [examples[int(i)] for i in chosen] if len(examples) else []
+    indices = np.unique(np.linspace(0, len(examples) - 1, min(count, len(examples))).astype(int))
+    return [examples[int(i)] for i in indices] if len(examples) else []

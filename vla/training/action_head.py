@@ -1,4 +1,4 @@
-"""What a head needs to know of the data before training starts."""
+"""Settings of an action head that are computed from the training data."""
 
 from __future__ import annotations
 
@@ -19,26 +19,32 @@ from vla.training.demonstrations import Demonstrations
 def head_settings(
     head: str | Mapping[str, Any], demonstrations: Sequence[Demonstrations], robots: Sequence[RobotSpec]
 ) -> dict[str, Any]:
-    """The settings that `vla.models.action_heads.build.build_head` takes, of a head's name or of its name and options.
+    """Completes the settings of an action head for `vla.models.action_heads.build.build_head`.
 
-    FAST's `tokenizer` is the folder of one (`vla train-tokenizer`); without one it is trained on the demonstrations.
-    Raises InputError when there is no such head or no such tokenizer.
+    Args:
+        head: The name of the head, or its name (`kind`) and options. For FAST, `tokenizer` is the folder of a trained
+            tokenizer (`vla train-tokenizer`); without it a tokenizer is trained on the demonstrations.
+        demonstrations: The stores to train on.
+        robots: The robots of the model.
+
+    Raises:
+        InputError: the head or the tokenizer does not exist.
     """
     settings: dict[str, Any] = {"kind": head} if isinstance(head, str) else dict(head)
     check_head(settings.get("kind"))
-    insulated = bool(settings.get("knowledge_insulation")) and settings.get("tokens", "fast") == "fast"
-    if (settings["kind"] == "fast" or insulated) and robots:
+    needs_fast = bool(settings.get("knowledge_insulation")) and settings.get("tokens", "fast") == "fast"
+    if (settings["kind"] == "fast" or needs_fast) and robots:
         folder = settings.get("tokenizer")
-        tokenizer = FastTokenizer.load(Path(folder)) if folder else _trained(demonstrations, robots)
+        tokenizer = FastTokenizer.load(Path(folder)) if folder else _train_fast(demonstrations, robots)
         settings["tokenizer"] = to_json(tokenizer)
     return settings
 
 
-def _trained(demonstrations: Sequence[Demonstrations], robots: Sequence[RobotSpec]) -> FastTokenizer:
+def _train_fast(demonstrations: Sequence[Demonstrations], robots: Sequence[RobotSpec]) -> FastTokenizer:
     by_name = {robot.name: robot for robot in robots}
 
     def chunks() -> Iterator[Float[np.ndarray, "_b _h _a"]]:
-        for one in demonstrations:
-            yield from one.chunks(by_name[one.store.embodiment.name], one.train_episodes)
+        for demonstration in demonstrations:
+            yield from demonstration.chunks(by_name[demonstration.store.embodiment.name], demonstration.train_episodes)
 
     return FastTokenizer.train(chunks)

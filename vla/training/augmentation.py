@@ -1,4 +1,4 @@
-"""The options of image augmentation: what training varies, and how far."""
+"""Options of image augmentation in training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from vla.errors import InputError
 
 WRIST = "wrist"
-"""Cameras with this in their name keep their geometry by default, as in openpi: they move with the arm."""
+"""Cameras with this in their name are not augmented geometrically by default, as in openpi: they move with the arm."""
 
 DEFAULTS: Mapping[str, float] = {"brightness": 0.1, "contrast": 0.1, "saturation": 0.1, "crop": 0.05, "rotation": 5.0}
 """The geometry is openpi's."""
@@ -18,24 +18,24 @@ DEFAULTS: Mapping[str, float] = {"brightness": 0.1, "contrast": 0.1, "saturation
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far images are varied in training; 0 leaves a quantity as it is.
+    """Augmentation strengths. Each is the maximum of a random change; 0 disables it.
 
     Attributes:
-        brightness: Added to normalised pixels, up to this.
-        contrast: Relative change about the image's mean, up to this.
-        saturation: Relative change about grey, up to this.
-        crop: Share of height and width that is cut off, at random sides; the rest is scaled to the full size.
-        shift: Translation, up to this fraction of width and height.
-        scale: Relative change of size about the centre, up to this.
-        rotation: About the centre, up to this angle [degrees].
-        perspective: How much larger one side becomes than the opposite one, as a fraction, up to this.
-        noise: Standard deviation of Gaussian pixel noise on normalised pixels, up to this.
-        blur: Standard deviation of a Gaussian blur [pixels of the model's input], up to this.
-        cutout: Sides of one rectangle of the image's mean colour, up to this fraction of width and height.
-        cameras: Whose geometry is varied; None: all but those with "wrist" in their name.
+        brightness: Offset added to normalised pixels.
+        contrast: Relative change about the image's mean.
+        saturation: Relative change about grey.
+        crop: Fraction of height and width that is cropped at random sides; the rest is scaled to full size.
+        shift: Translation, as a fraction of width and height.
+        scale: Relative change of size about the centre.
+        rotation: Angle about the centre [degrees].
+        perspective: Ratio by which one side grows relative to the opposite side, minus 1.
+        noise: Standard deviation of Gaussian noise on normalised pixels.
+        blur: Standard deviation of a Gaussian blur [pixels of the model's input].
+        cutout: Sides of a rectangle in the image's mean colour, as a fraction of width and height.
+        cameras: Cameras that are augmented geometrically; None: all without "wrist" in their name.
 
     Raises:
-        InputError: a value is not in its range.
+        InputError: a value is out of range.
     """
 
     brightness: float = 0.0
@@ -62,9 +62,10 @@ class Augmentation:
 
     @classmethod
     def of(cls, value: float | Mapping[str, Any] | Augmentation) -> Augmentation:
-        """From an option: a mapping of the attributes, or a number alone, which is brightness, contrast and saturation.
+        """Builds the options from a mapping, or from one number for brightness, contrast and saturation.
 
-        Raises InputError for a name that is no option, and a value that is not of its kind.
+        Raises:
+            InputError: an option is unknown or has a value of the wrong type.
         """
         if isinstance(value, Augmentation):
             return value
@@ -82,12 +83,12 @@ class Augmentation:
 
     @property
     def geometric(self) -> bool:
-        """Whether the geometry of any image is varied."""
+        """Whether any geometric augmentation is enabled."""
         return any(getattr(self, name) > 0 for name in GEOMETRY)
 
     @property
     def photometric_only(self) -> bool:
-        """Whether nothing but brightness, contrast and saturation is varied."""
+        """Whether only brightness, contrast and saturation may be enabled."""
         return not any(getattr(self, name) > 0 for name in AMOUNTS[3:])
 
     @property
@@ -95,12 +96,12 @@ class Augmentation:
         return any(getattr(self, name) > 0 for name in AMOUNTS)
 
     def moves(self, camera: str) -> bool:
-        """Whether the geometry of this camera's images is varied."""
-        chosen = WRIST not in camera if self.cameras is None else camera in self.cameras
-        return chosen and self.geometric
+        """Whether images of this camera are augmented geometrically."""
+        selected = WRIST not in camera if self.cameras is None else camera in self.cameras
+        return selected and self.geometric
 
 
 AMOUNTS = tuple(f.name for f in fields(Augmentation) if f.name != "cameras")
 GEOMETRY = ("crop", "shift", "scale", "rotation", "perspective")
 BELOW_ONE = ("crop", "scale", "perspective")
-"""At 1 these have no image left."""
+"""A value of 1 would leave no image."""

@@ -1,4 +1,4 @@
-"""How a backbone trains where the plan does not say: optimizer, rates, and what stays as it is."""
+"""Default optimizer, learning rates and frozen parts of each backbone, where the plan has none."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ MUON: dict[str, Any] = {"optimizer": "muon", "lr": 1e-3, "weight_decay": 0.05}
 
 
 def backbone_defaults(backbone: Backbone, *, scratch: bool = False) -> dict[str, Any]:
-    """The values of `plan` that a backbone has where they are null.
+    """Returns the values of `plan` that replace null for this backbone.
 
-    nano: its edges and colours (half of a step's time) stay, and the rest has half the head's rate. With random weights
-    (`scratch`): nothing stays, all at one rate. Any other pretrained one: as stage=cotrain (OpenVLA, Kim et al. 2024,
-    sec. 3.4), but for the connector of a composed one, which has the head's rate, since it may be new.
+    - nano: the first vision layers (half of a step's time) are frozen, the rest has half the head's learning rate.
+    - random weights (`scratch`): nothing is frozen, one learning rate.
+    - other pretrained backbones: as stage=cotrain (OpenVLA, Kim et al. 2024, sec. 3.4). The connector of a composed
+      backbone has the head's learning rate, because it may be new.
     """
     parts = backbone.freezable_modules()
     if scratch:
         return MUON | {"freeze": (), "lr_multipliers": {}}
     if backbone.config.get("vision") == VISION:
         return MUON | {"freeze": catalog.family("nano").freezes, "lr_multipliers": dict.fromkeys(parts, 0.5)}
-    scales = dict.fromkeys(parts, 0.2)
+    multipliers = dict.fromkeys(parts, 0.2)
     if backbone.config.get("family", "composed") == "composed":
-        scales["connector"] = 1.0
-    return {"optimizer": "adamw", "lr": 1e-4, "weight_decay": 0.0, "freeze": (), "lr_multipliers": scales}
+        multipliers["connector"] = 1.0
+    return {"optimizer": "adamw", "lr": 1e-4, "weight_decay": 0.0, "freeze": (), "lr_multipliers": multipliers}

@@ -1,7 +1,7 @@
-"""How much each source counts in the loss of a step, whatever the length of its answers and of its chunks.
+"""Loss weights that balance the sources of a step, independent of the lengths of answers and action chunks.
 
-A sum over all elements is that of those that are many: with chunks of 50 x 14 questions, of 30 % of the rows, had 1 %
-of the loss.
+An unweighted sum over elements is dominated by the source with most elements: with action chunks of 50 x 14, questions
+were 30 % of the rows but 1 % of the loss.
 """
 
 from __future__ import annotations
@@ -16,33 +16,39 @@ from vla.models.vla import NUMBERS, POINTS, TOKENS, WORDS
 from vla.training.batches import SPARE
 
 KINDS = {WORDS: 1.0, POINTS: 3.2, TOKENS: 2.4, NUMBERS: 10.0}
-"""How much a row's elements of each kind weigh together: as in `vla demo` (chunks of 6 x 6, five questions a row) when
-elements weighed 1, those of points, on whose few tokens all of the action's rest, 10, and numbers, whose losses are
-smaller than those of tokens, 4."""
+"""Total weight of a row's elements, by kind. The values reproduce `vla demo` (action chunks of 6 x 6, five questions a
+row) with element weights of 1, 10 for points (few tokens, on which the action tokens depend) and 4 for numbers (smaller
+losses than tokens)."""
 
 
 def numbered(sources: Sequence[str]) -> dict[str, int]:
-    """A number for each source, the last for rows that are of none."""
+    """An index for each source; the last is for rows without a source."""
     return {source: i for i, source in enumerate((*sources, SPARE))}
 
 
 def count(
     kind: Int[Tensor, "b"], rows: Int[Tensor, "n"], kinds: Int[Tensor, "n"], sources: int
 ) -> Float[Tensor, "s k"]:
-    """How many rows a batch has of each source, and how many elements of each of `KINDS`. Its rows are of the sources
-    `kind`; `rows` and `kinds` are `VLA.elements`."""
+    """Counts the rows of each source in a batch, and their elements of each of `KINDS`.
+
+    Args:
+        kind: The source index of each row.
+        rows: The row of each element (`VLA.elements`).
+        kinds: The kind of each element (`VLA.elements`).
+        sources: The number of sources.
+    """
     elements = torch.bincount(kind[rows] * len(KINDS) + kinds, minlength=sources * len(KINDS))
-    own = torch.bincount(kind, minlength=sources)
-    return torch.cat([own[:, None], elements.unflatten(0, (sources, -1))], 1).double()
+    row_counts = torch.bincount(kind, minlength=sources)
+    return torch.cat([row_counts[:, None], elements.unflatten(0, (sources, -1))], 1).double()
 
 
 def element_weights(
     counts: Float[Tensor, "s k"], sources: Sequence[str], loss_weights: Mapping[str, float]
 ) -> Float[Tensor, "s e"]:
-    """What an element weighs, by its source and its kind; those of the whole batch weigh 1 together.
+    """The loss weight of an element, by source and kind; the weights of all elements of the batch sum to 1.
 
-    The elements of one kind in one source share, however many they are, a weight in proportion to the source's rows,
-    its weight in `loss_weights`, and the kind's in `KINDS`. `counts` are those of the whole batch (`count`).
+    The elements of one kind in one source share a weight proportional to the number of the source's rows, its value in
+    `loss_weights`, and the kind's value in `KINDS`. `counts` are of the full batch over all ranks (`count`).
     """
     rows, elements = counts[:, :1], counts[:, 1:]
     by_source = counts.new_tensor([*(loss_weights.get(source, 1.0) for source in sources), 0.0])

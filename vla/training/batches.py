@@ -1,4 +1,4 @@
-"""The rows of a step as micro-batches. What is drawn for a row depends on the seed, the step and the row alone."""
+"""The micro-batches of a step. Random numbers of a row depend only on the seed, the step and the row's index."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vla.training.train_config import TrainConfig
 from vla.types import Example
 
 SPARE = ""
-"""The source of a row that has no weight in the loss."""
+"""The source of filler rows, whose loss weight is 0."""
 
 
 def micro_batches(
@@ -32,8 +32,11 @@ def micro_batches(
     world: DistributedContext,
     frames: Frames = allocate_frames,
 ) -> list[Batch]:
-    """The rows of this rank, in `plan.accumulate` micro-batches; with several, rows of like length stand together, so
-    that less is padded. With one, its images lie in what `frames` gives."""
+    """Builds the micro-batches of this rank for a step.
+
+    With several micro-batches, rows are grouped by length to reduce padding. With one, its images are stored in the
+    memory that `frames` returns.
+    """
     examples = mixture.batch(step, plan.batch_size, world.rank, world.size)
     rows = list(range(world.rank, plan.batch_size, world.size))
     if world.size > 1:
@@ -47,8 +50,8 @@ def micro_batches(
         row[: len(matrices)] = matrices
     length = batch.attention_mask.sum(1)[: plan.rows(world.size) * plan.accumulate]
     if plan.accumulate == 1:
-        own = slice(len(length) + (world.size > 1 and _lacks(batch, torch.arange(len(length)))))
-        return [trimmed(batch.map_tensors(lambda tensor: tensor[own], batch.source[own]))]
+        used = slice(len(length) + (world.size > 1 and _lacks(batch, torch.arange(len(length)))))
+        return [trimmed(batch.map_tensors(lambda tensor: tensor[used], batch.source[used]))]
     groups = list(torch.argsort(length, stable=True).split(plan.rows(world.size)))
     if world.size > 1:
         groups = [torch.cat([g, torch.tensor([len(length)])]) if _lacks(batch, g) else g for g in groups]
@@ -56,10 +59,11 @@ def micro_batches(
 
 
 def spare(processor: Processor) -> Example:
-    """A row with images, and with actions where there is a robot, of no weight in the loss.
+    """A filler row with loss weight 0, with images, and with actions if the model has a robot.
 
-    Ranks gather a module's weights together, and so must all run the same modules: a micro-batch that has no image, or
-    no robot where the model drives one, gets this row."""
+    Ranks gather the weights of a module together, so all must run the same modules. This row is added to a micro-batch
+    without images, or without robot rows if other micro-batches have some.
+    """
     if not processor.robots:
         return Example({"black": _black(processor)}, "", "", source=SPARE)
     robot = processor.robots[0]
@@ -80,7 +84,7 @@ def _lacks(batch: Batch, rows: Int[Tensor, "n"]) -> bool:
 
 
 def trimmed(batch: Batch) -> Batch:
-    """Without the columns, and the images, that no row has."""
+    """Removes token columns and image slots that no row uses."""
     length, images = int(batch.attention_mask.sum(1).max()), max(1, int(batch.image_mask.sum(1).max()))
     tokens = {n: getattr(batch, n)[:, :length] for n in ("input_ids", "attention_mask", "labels", "segments")}
     views = {n: getattr(batch, n)[:, :images] for n in ("images", "image_mask", "content", "tiling", "warp")}

@@ -1,4 +1,4 @@
-"""The repeated layers of a model: what is sharded, recomputed in the backward pass, and compiled, layer by layer."""
+"""Sharding, activation checkpointing and compilation of a model, per transformer block."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from vla.models.backbones.cross_attention import CrossBlock
 from vla.models.vla import VLA
 
 KINDS = (GradientCheckpointingLayer, nn.TransformerEncoderLayer, CrossBlock, ActionExpertLayer)
-"""The layers of transformers' models, of Qwen-VL's encoder, of Flamingo and of the flow head's expert."""
+"""The layers of transformers' models, of Qwen-VL's encoder, of Flamingo and of the flow head's action expert."""
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The layers of encoders and decoders, in the order of the model's modules, none inside another.
+    """The outermost encoder and decoder layers, in the order of the model's modules.
 
-    An encoder whose library does not mark its layers (ConvNeXt, that of Llama 3.2) has none: it is not recomputed nor
-    compiled, and is sharded with what stands around it.
+    Encoders whose library does not mark their layers (ConvNeXt, the encoder of Llama 3.2) have none. They are neither
+    checkpointed nor compiled, and are sharded together with the enclosing module.
     """
     found: list[nn.Module] = []
     inside: set[nn.Module] = set()
@@ -37,45 +37,46 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def recompute_blocks(model: nn.Module) -> None:
-    """In training, keeps of each block its inputs alone, and runs it again in the backward pass (Chen et al. 2016,
-    arXiv 1604.06174).
+    """Enables activation checkpointing of each block in training (Chen et al. 2016, arXiv 1604.06174).
 
-    transformers' own checkpointing drops the cache of keys and values, which the flow head reads. Here the first run
-    fills it, and the second a copy of what it was before.
+    The checkpointing of transformers drops the KV cache, which the flow head reads. Here the forward pass fills the
+    cache, and the recomputation fills a copy of its former state.
     """
     for block in blocks(model):
-        replaced: Any = block
-        replaced.forward = partial(_run, block, block.forward)
+        patched: Any = block
+        patched.forward = partial(_run, block, block.forward)
 
 
 def _run(block: nn.Module, forward: Callable[..., Any], *args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
-    def told(cache: Any) -> dict[str, Any]:
+    def with_cache(cache: Any) -> dict[str, Any]:
         return kwargs if cache is None else kwargs | {"past_key_values": cache}
 
     if not (block.training and torch.is_grad_enabled()):
-        return forward(*args, **told(past_key_values))
-    before, caches = _copied(past_key_values), [past_key_values]
+        return forward(*args, **with_cache(past_key_values))
+    before, caches = _copy_cache(past_key_values), [past_key_values]
 
-    def once(*args: Any) -> Any:
-        return forward(*args, **told(caches.pop() if caches else _copied(before)))
+    def run(*args: Any) -> Any:
+        return forward(*args, **with_cache(caches.pop() if caches else _copy_cache(before)))
 
-    return checkpoint(once, *args, use_reentrant=False)
+    return checkpoint(run, *args, use_reentrant=False)
 
 
-def _copied(cache: Any) -> Any:
-    """Its layers hold the same tensors, and take new ones by themselves."""
+def _copy_cache(cache: Any) -> Any:
+    """A copy that shares the present tensors but grows independently."""
     if cache is None:
         return None
-    held = copy.copy(cache)
-    held.layers = [copy.copy(layer) for layer in cache.layers]
-    return held
+    copied = copy.copy(cache)
+    copied.layers = [copy.copy(layer) for layer in cache.layers]
+    return copied
 
 
 def compile_blocks(model: VLA) -> None:
-    """Compiles what each block computes in training (regional compilation): layers of one kind share what is compiled.
+    """Compiles the training forward pass of each block (regional compilation); equal layers share the compiled code.
 
-    Names of weights stay, and hooks are not traced. Call it before `recompute_blocks`. Raises InputError for a head
-    that reads the cache, into which each layer would be compiled anew.
+    Weight names do not change, and hooks are not traced. Call it before `recompute_blocks`.
+
+    Raises:
+        InputError: the head reads the KV cache, so that every layer would be compiled separately.
     """
     head = model.processor.head
     if head is not None and head.continuous is not None and head.continuous.reads_cache:
@@ -88,5 +89,5 @@ def compile_blocks(model: VLA) -> None:
 def _in_training(
     block: nn.Module, plain: Callable[..., Any], compiled: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Any:
-    """Prompts of every length, and caches, come in evaluation."""
+    """Uses the compiled code only in training: evaluation has prompts of many lengths, and a cache."""
     return (compiled if block.training else plain)(*args, **kwargs)

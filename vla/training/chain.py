@@ -1,4 +1,4 @@
-"""Stages one after another, each from the checkpoint of the one before it (`vla train recipe=vlm-nano`)."""
+"""Training in several stages, each from the checkpoint of the previous one (`vla train recipe=vlm-nano`)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,25 @@ from vla.training.loop import Outcome
 def chain(
     train: Callable[..., Outcome], options: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]
 ) -> Outcome:
-    """Runs `train` once a stage, into the folder of its name in `out`, with `options` as far as the stage says nothing.
+    """Runs `train` once per stage, into the folder `out`/<stage>.
 
-    With `probe_scenes` the model is measured before and after each (`vla.training.stage_report`). The same again goes
-    on where it stopped. Returns the outcome of the last stage, or of the one that a signal stopped.
-    Raises InputError, before anything is trained, for a stage with an option that there is not, and an unknown probe.
+    With the option `probe_scenes` the model is measured before the first stage and after each one
+    (`vla.training.stage_report`). An interrupted chain continues when it is run again.
+
+    Args:
+        train: The function that trains one stage.
+        options: The options of all stages.
+        stages: By name, the options that a stage overrides.
+
+    Returns:
+        The outcome of the last stage, or of the one that a signal stopped.
+
+    Raises:
+        InputError: a stage has an unknown option, or a probe is unknown; before any training.
     """
     for name, changes in stages.items():
         if unknown := sorted(changes.keys() - options.keys()):
-            raise InputError(f"stage {name} says {', '.join(unknown)}: there is no such option of vla train")
+            raise InputError(f"stage {name} has {', '.join(unknown)}: vla train has no such option")
     out, backbone, report = Path(options["out"]), options["backbone"], None
     if scenes := options["probe_scenes"]:
         from vla.training.stage_report import START, StageReport
@@ -42,7 +52,7 @@ def chain(
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of `changes` go first; mappings of both are merged, but for those that name stores."""
+    """Values of `changes` take precedence; nested mappings are merged."""
     merged = dict(base)
     for key, value in changes.items():
         both = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)

@@ -1,16 +1,16 @@
-"""Checkpoints that are whole or absent, and resume to the bit. No pickle: safetensors and JSON.
+"""Atomic checkpoints with bit-identical resumption, in safetensors and JSON (no pickle).
 
 | file in a run                      | content                                                            |
 |------------------------------------|--------------------------------------------------------------------|
-| step-00000500/model.safetensors, … | the average, its configuration, processor and tokenizer: what is   |
-|                                    | deployed                                                           |
-| step-00000500/training/            | raw weights, the average and optimizer moments, by the names of    |
-|                                    | parameters; each rank writes a file, and any number of them reads  |
-| step-00000500/training.json        | step, evaluations so far, loss tokens of each source, settings,    |
-|                                    | what trained                                                       |
-| best -> step-…                     | the checkpoint that the gate chose                                 |
+| step-00000500/model.safetensors, … | the averaged weights, configuration, processor and tokenizer: what |
+|                                    | is deployed                                                        |
+| step-00000500/training/            | raw weights, averaged weights and optimizer moments by parameter   |
+|                                    | name; one file per rank, readable by any number of ranks           |
+| step-00000500/training.json        | step, evaluations, loss tokens of each source, settings, the       |
+|                                    | optimizer of each parameter                                        |
+| best -> step-…                     | the checkpoint that the gate selected                              |
 
-Nothing else in a run is ours: a folder of another name (step-00000500-keep) is neither gone on from nor removed.
+Other folders in a run (for example step-00000500-keep) are neither resumed from nor removed.
 """
 
 from __future__ import annotations
@@ -43,34 +43,34 @@ from vla.training.optimizer import Ema, Optimizers
 from vla.training.resumption import changes
 
 TRAINING = "training"
-AGAIN = "and the run goes on from the checkpoint before it, or from the start"
+AGAIN = "and the run resumes from the previous checkpoint, or from the start"
 STEP = re.compile(r"step-(\d{8,})")
 
 
 @dataclass
 class Progress:
-    """How far a run has come."""
+    """The progress of a run."""
 
     step: int = 0
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     tokens: dict[str, int] = field(default_factory=dict)
-    """How many tokens of each source have borne a loss."""
+    """The number of tokens with a loss so far, by source."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """What it is trained with (`vla.training.resumption`)."""
+    """The settings of the run (`vla.training.resumption`)."""
 
 
 def save(run: Path, progress: Progress, model: VLA, ema: Ema, optimizer: Optimizers, world: DistributedContext) -> Path:
-    """Writes `run/step-…`, visible only when whole, and drops older ones that are not the best. All ranks call it."""
+    """Writes `run/step-…` atomically, and removes older checkpoints except the best. All ranks call it."""
     final, partial = run / f"step-{progress.step:08d}", run / ".partial"
     if world.first:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     world.barrier()
-    with _alone():
+    with _no_distributed_warning():
         writer = HuggingFaceStorageWriter(str(partial / TRAINING), save_distributed=True)
         try:
             dcp.save(_state(model, ema, optimizer), storage_writer=writer)
-        except CheckpointException as error:  # no Exception, and it keeps from whoever asks what it was that failed
+        except CheckpointException as error:  # not an Exception, and its message omits the cause
             shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the space
             raise next(iter(error.failures.values()))[0] from error
     ema.swap(model)
@@ -98,10 +98,10 @@ def mark_best(run: Path, checkpoint: Path) -> None:
 
 
 def best(run: Path) -> Path | None:
-    """The checkpoint that `run/best` names, where that is still there."""
+    """The checkpoint that `run/best` links to, or None."""
     link = run / "best"
-    named = run / os.path.basename(os.readlink(link)) if link.is_symlink() else None
-    return named if named in checkpoints(run) else None
+    target = run / os.path.basename(os.readlink(link)) if link.is_symlink() else None
+    return target if target in checkpoints(run) else None
 
 
 def step_of(checkpoint: Path) -> int:
@@ -109,7 +109,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run, from the first step on: those whose name is one of ours to the letter."""
+    """The checkpoints of a run by step, ignoring folders whose name does not match exactly."""
     found = [folder for folder in run.glob("step-*") if STEP.fullmatch(folder.name) and folder.is_dir()]
     return sorted(found, key=step_of)
 
@@ -119,39 +119,41 @@ def latest(run: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def take_up(run: Path, world: DistributedContext) -> Path | None:
-    """The newest checkpoint of a run that is to go on, also one that was copied with its links followed (`cp -rL`),
-    whose `best` is a folder: it becomes a link again. All ranks call it.
+def newest(run: Path, world: DistributedContext) -> Path | None:
+    """The newest checkpoint of a run to resume, or None. All ranks call it.
 
-    Raises InputError for a `best` that is a checkpoint of another run.
+    In a run that was copied with links followed (`cp -rL`), `best` is a folder; it is replaced by a link.
+
+    Raises:
+        InputError: `best` is a folder with a checkpoint of another run.
     """
     if world.first and (run / "best").is_dir() and not (run / "best").is_symlink():
-        _link_again(run)
+        _restore_link(run)
     world.barrier()
     return latest(run)
 
 
-def _link_again(run: Path) -> None:
+def _restore_link(run: Path) -> None:
     copy, weights = run / "best", "model.safetensors"
     if not (copy / weights).is_file():
-        raise InputError(f"{copy} is no checkpoint: move it out of the folder of the run")
-    for twin in checkpoints(run):
-        if (twin / weights).is_file() and filecmp.cmp(twin / weights, copy / weights, shallow=False):
+        raise InputError(f"{copy} is not a checkpoint: move it out of the folder of the run")
+    for candidate in checkpoints(run):
+        if (candidate / weights).is_file() and filecmp.cmp(candidate / weights, copy / weights, shallow=False):
             shutil.rmtree(copy)
-            return mark_best(run, twin)
+            return mark_best(run, candidate)
     step = run / f"step-{_training(copy)['step']:08d}"
     if step.exists():
-        raise InputError(f"{copy} is another checkpoint than {step}: move one of them out of the folder of the run")
+        raise InputError(f"{copy} differs from the checkpoint {step}: move one of them out of the folder of the run")
     os.replace(copy, step)
     mark_best(run, step)
 
 
 def _training(checkpoint: Path) -> dict[str, Any]:
-    """What training.json says. Raises InputError where it is not there or damaged."""
+    """The content of training.json. Raises InputError if it is missing or damaged."""
     try:
         values: dict[str, Any] = json.loads((checkpoint / "training.json").read_text())
         if not isinstance(values["step"], int):
-            raise ValueError("its step is no number")
+            raise ValueError("its step is not a number")
         return values
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{checkpoint}/training.json is missing or damaged: remove {checkpoint}, {AGAIN}") from error
@@ -160,32 +162,39 @@ def _training(checkpoint: Path) -> dict[str, Any]:
 def begin(
     run: Path, settings: dict[str, Any], model: VLA, ema: Ema, optimizer: Optimizers, world: DistributedContext
 ) -> tuple[Progress, Path | None]:
-    """The start of a run, or of what is left of it: its newest checkpoint, which is loaded and returned beside.
+    """Starts a run, or resumes it from its newest checkpoint. All ranks call it.
 
-    The first rank prints where it goes on, and what `settings` has that is new. All ranks call it. Raises InputError as
-    `restore` and `take_up`, and for a setting that must not change within a run (`vla.training.resumption`).
+    The first rank prints the step and the changed settings of a resumed run.
+
+    Returns:
+        The progress, and the checkpoint that was loaded (None for a new run).
+
+    Raises:
+        InputError: as `restore` and `newest`, and for a setting that must not change within a run
+            (`vla.training.resumption`).
     """
-    found = take_up(run, world)
-    if found is None:
+    loaded = newest(run, world)
+    if loaded is None:
         return Progress(settings=settings), None
-    progress = restore(found, model, ema, optimizer)
-    changed = changes(found, progress.settings, settings)
+    progress = restore(loaded, model, ema, optimizer)
+    changed = changes(loaded, progress.settings, settings)
     if world.first:
-        told = f", with {', '.join(changed)}" if changed else ""
-        print(f"{run} goes on from step {progress.step} of {settings['plan']['steps']}{told}", flush=True)
+        suffix = f", with {', '.join(changed)}" if changed else ""
+        print(f"{run} resumes from step {progress.step} of {settings['plan']['steps']}{suffix}", flush=True)
     progress.settings = settings
-    return progress, found
+    return progress, loaded
 
 
 def restore(checkpoint: Path, model: VLA, ema: Ema, optimizer: Optimizers) -> Progress:
-    """Loads everything into freshly built objects, of as many ranks as there are now. All ranks call it.
+    """Loads a checkpoint into newly built objects; the number of ranks may differ. All ranks call it.
 
-    Raises InputError when the checkpoint is of another model, of other data (it names the component whose statistics
-    differ), of other frozen parts or of another optimizer, and when its files are damaged.
+    Raises:
+        InputError: the checkpoint is of another model, other data, other frozen parts or another optimizer, or its
+            files are damaged.
     """
     _check_data(checkpoint, model.processor)
     if not any((checkpoint / TRAINING).glob("*.safetensors")):
-        raise InputError(f"{checkpoint}/{TRAINING} is missing: train on from it as backbone={checkpoint}")
+        raise InputError(f"{checkpoint}/{TRAINING} is missing: it can only start a new run, as backbone={checkpoint}")
     reader = HuggingFaceStorageReader(str(checkpoint / TRAINING))
     with _readable(checkpoint):
         metadata = reader.read_metadata().state_dict_metadata
@@ -199,16 +208,16 @@ def restore(checkpoint: Path, model: VLA, ema: Ema, optimizer: Optimizers) -> Pr
     values = _training(checkpoint)
     if {current_weight(name): kind for name, kind in values.pop("trained").items()} != optimizer.kinds:
         raise InputError(
-            f"cannot go on from {checkpoint}, it was trained with other frozen parts or another optimizer: train into "
+            f"cannot resume from {checkpoint}: it was trained with other frozen parts or another optimizer; train into "
             "another folder"
         )
     optimizer.make_state(name.removeprefix("optimizer/") for name in saved if name.startswith("optimizer/"))
     state = {stored_as[name]: tensor for name, tensor in _state(model, ema, optimizer).items() if name in stored_as}
-    with _alone(), _readable(checkpoint):
+    with _no_distributed_warning(), _readable(checkpoint):
         dcp.load(state, storage_reader=reader)
     raw = dict(model.named_parameters())
     for name, average in ema.weights.items():
-        if f"average/{name}" not in saved:  # none was kept so far: it begins here
+        if f"average/{name}" not in saved:  # the run had no average before
             average.copy_(raw[name].detach())
     return Progress(**values)
 
@@ -237,7 +246,7 @@ def _check_data(checkpoint: Path, processor: Processor) -> None:
 
 
 def _state(model: VLA, ema: Ema, optimizer: Optimizers) -> dict[str, Tensor]:
-    """What a resumed run needs, as it lies in memory."""
+    """The tensors that a resumed run needs, without copying."""
     return (
         {f"weight/{name}": parameter.detach() for name, parameter in model.named_parameters()}
         | {f"average/{name}": value for name, value in ema.weights.items()}
@@ -247,7 +256,7 @@ def _state(model: VLA, ema: Ema, optimizer: Optimizers) -> dict[str, Tensor]:
 
 @contextmanager
 def _readable(checkpoint: Path) -> Iterator[None]:
-    """What a file that is cut short or damaged raises, which is of many kinds, as an InputError."""
+    """Raises InputError for a truncated or damaged file; the libraries raise many types of exceptions."""
     try:
         yield
     except (Exception, CheckpointException) as error:
@@ -255,8 +264,8 @@ def _readable(checkpoint: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """One process is no mistake that torch need warn of."""
+def _no_distributed_warning() -> Iterator[None]:
+    """Suppresses torch's warning about a single process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
         yield

@@ -1,4 +1,4 @@
-"""Stores of episodes to train on, and what a model must know of their robots."""
+"""Episode stores to train on, and the robot specifications computed from them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HELD_OUT_EPISODES = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Demonstrations:
-    """An episode store, its episodes parted into those to train on and those to evaluate on."""
+    """An episode store, split into training and held-out episodes."""
 
     store: EpisodeStore
     train_episodes: Int[np.ndarray, "_t"]
@@ -38,8 +38,8 @@ class Demonstrations:
             raise InputError(f"{store.path} has no episodes to train on: record some first (vla record)")
         if not store.declares_actions:
             raise InputError(
-                f"{store.path} is of before stores said what their actions are (absolute, deltas, …): "
-                f"vla data migrate {store.path} writes into it what its numbers show"
+                f"{store.path} does not declare its kind of actions (absolute, deltas, …): "
+                f"vla data migrate {store.path} infers it from the data and writes it into the store"
             )
         if any(record.info.get("frames") == "asked" for record in store.records.holding('"asked"')):
             raise InputError(f"{store.path} repeats images between decisions: evaluate with render=all to train on it")
@@ -52,7 +52,7 @@ class Demonstrations:
         delay: float | str | None = None,
         history: Sequence[int] = (),
     ) -> Windows:
-        """Those to train on, with prefixes for inference that takes up to `delay` [s] (`prefix_steps`)."""
+        """Training windows, with action prefixes for an inference delay of up to `delay` [s] (`prefix_steps`)."""
         longest = prefix_steps(delay, self.store.embodiment.control_hz, horizon)
         return Windows(self.store, horizon, 1, self.train_episodes, instruction, longest, history)
 
@@ -63,27 +63,33 @@ class Demonstrations:
 
     @property
     def things(self) -> int:
-        """Of how many things the episodes know where they are in each camera's image. Raises InputError when points
-        are not as many of each camera."""
+        """The number of tracked objects, whose image points each camera has.
+
+        Raises:
+            InputError: the number of points is not a multiple of the number of cameras.
+        """
         count = 0 if self.store.points is None else self.store.points.shape[1]
         cameras = len(self.store.embodiment.cameras)
         if count and (not cameras or count % cameras):
-            raise InputError(f"{self.store.path} has {count} points a step, not as many of each of {cameras} cameras")
+            raise InputError(
+                f"{self.store.path} has {count} points per step, which is not a multiple of its {cameras} cameras"
+            )
         return count // cameras if count else 0
 
     def states(self) -> Iterator[Float[np.ndarray, "_n s"]]:
-        """The states of each episode. Raises InputError that names a component which is not finite."""
+        """The states of each episode. Raises InputError if a component is not finite."""
         yield from (state for _, state in self._numbers())
 
     def targets(self, targets: ActionTargets, horizon: int) -> Iterator[Float[np.ndarray, "_n w"]]:
-        """What is to be predicted of every action of every chunk of each episode, before normalisation.
+        """The prediction targets of all action chunks of each episode, before normalisation.
 
-        Raises InputError that names a component which is not finite.
+        Raises:
+            InputError: a component is not finite.
         """
         for actions, state in self._numbers():
-            wanted = np.arange(len(actions))[:, None] + np.arange(horizon)
-            inside = wanted < len(actions)
-            yield targets.encode(actions[np.minimum(wanted, len(actions) - 1)], state)[inside]
+            indices = np.arange(len(actions))[:, None] + np.arange(horizon)
+            valid = indices < len(actions)
+            yield targets.encode(actions[np.minimum(indices, len(actions) - 1)], state)[valid]
 
     def _numbers(self) -> Iterator[tuple[Float[np.ndarray, "_n a"], Float[np.ndarray, "_n s"]]]:
         body = self.store.embodiment
@@ -100,13 +106,12 @@ class Demonstrations:
             yield self.store.state[self.store.records.frames(index).start]
 
     def chunks(self, robot: RobotSpec, episodes: Int[np.ndarray, "n"]) -> Iterator[Float[np.ndarray, "_b _h _a"]]:
-        """The normalised chunks of each episode as the model is asked for them: from every step on, counted from the
-        state there, the last action repeated past the end."""
+        """The normalised action chunks that start at each step of each episode; the last action is repeated."""
         for index in episodes:
             frames = self.store.records.frames(index)
             actions, state = self.store.action[frames], self.store.state[frames]
-            wanted = np.minimum(np.arange(len(actions))[:, None] + np.arange(robot.horizon), len(actions) - 1)
-            yield robot.action.normalize(robot.targets.encode(actions[wanted], state))
+            indices = np.minimum(np.arange(len(actions))[:, None] + np.arange(robot.horizon), len(actions) - 1)
+            yield robot.action.normalize(robot.targets.encode(actions[indices], state))
 
 
 def robot_specs(
@@ -116,21 +121,26 @@ def robot_specs(
     normalization: str | Mapping[str, str] = QUANTILE,
     fewer_cameras: bool = False,
 ) -> list[RobotSpec]:
-    """The robots, by name; each normalised by the statistics of all its demonstrations, as if they were one store.
+    """Computes the specification of each robot from all its stores, sorted by name.
 
-    `predict` says which actions are predicted relative to the state (`vla.models.action_targets.relative_components`),
-    `normalization` how ranges are taken (`vla.models.normalization`): for all components, or by their names.
-    Points are of as many things as any of its stores knows. With `fewer_cameras` a robot has the cameras of all its
-    stores, and may act with some of them. Raises InputError when two stores give one name to embodiments that differ,
-    or for a component that no robot has.
+    Args:
+        demonstrations: The stores.
+        horizon: The horizon of an action chunk [steps].
+        predict: Which actions are predicted relative to the state
+            (`vla.models.action_targets.relative_components`), for all components or by component name.
+        normalization: How ranges are computed (`vla.models.normalization`), likewise.
+        fewer_cameras: Whether a robot has the cameras of all its stores, and may act with some of them.
+
+    Raises:
+        InputError: two stores have different embodiments of one name, or no robot has a named component.
     """
     by_name: dict[str, list[Demonstrations]] = {}
-    for one in demonstrations:
-        by_name.setdefault(one.store.embodiment.name, []).append(one)
+    for source in demonstrations:
+        by_name.setdefault(source.store.embodiment.name, []).append(source)
     bodies = {name: group[0].store.embodiment for name, group in by_name.items()}
-    for option, chosen in (("predict", predict), ("normalization", normalization)):
+    for option, value in (("predict", predict), ("normalization", normalization)):
         known = {name for body in bodies.values() for name in (*body.state, *body.action)}
-        if isinstance(chosen, Mapping) and (unknown := sorted(chosen.keys() - known)):
+        if isinstance(value, Mapping) and (unknown := sorted(value.keys() - known)):
             raise InputError(f"{option}: no robot has a component {unknown[0]!r}: there are {', '.join(sorted(known))}")
     groups = [group for _, group in sorted(by_name.items())]
     return [_robot_spec(group, horizon, predict, normalization, fewer_cameras) for group in groups]
@@ -144,12 +154,12 @@ def _robot_spec(
     fewer_cameras: bool,
 ) -> RobotSpec:
     body = _body([d.store.embodiment for d in group], fewer_cameras)
-    own = (
+    own_predict = (
         {name: choice for name, choice in predict.items() if name in body.action}
         if isinstance(predict, Mapping)
         else predict
     )
-    targets = ActionTargets(body, relative_components(body, own))
+    targets = ActionTargets(body, relative_components(body, own_predict))
     state = Statistics.over(lambda: (rows for d in group for rows in d.states()))
     action = Statistics.over(lambda: (rows for d in group for rows in d.targets(targets, horizon)))
     return RobotSpec(
@@ -176,8 +186,8 @@ def _start_region(group: Sequence[Demonstrations]) -> StartRegion:
 
 
 def _body(bodies: Sequence[Embodiment], fewer_cameras: bool) -> Embodiment:
-    """The robot of all these stores. Raises InputError where they differ, `fewer_cameras` but for cameras."""
-    # Of the orders of the cameras the first by name, so that the order of the stores is no part of it.
+    """The common embodiment. Raises InputError if they differ (with `fewer_cameras`: except in their cameras)."""
+    # Sorted, so that the result does not depend on the order of the stores.
     orders = sorted((body.cameras for body in bodies), key=lambda cameras: (-len(cameras), cameras))
     if not fewer_cameras and (lacking := [b for b in bodies if set(b.cameras) != set(orders[0])]):
         raise InputError(

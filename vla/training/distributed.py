@@ -1,7 +1,7 @@
-"""One process, or several ranks that share one model (FSDP2: Zhao et al. 2023, arXiv 2304.11277).
+"""Training in one process, or on several ranks with sharded weights (FSDP2: Zhao et al. 2023, arXiv 2304.11277).
 
-`torchrun --nproc-per-node N -m vla train …` starts N ranks. Each holds a slice of every weight, of its gradient,
-moments and average; a block's weights are whole only while it computes.
+`torchrun --nproc-per-node N -m vla train …` starts N ranks. Each holds a shard of every weight, its gradient, optimizer
+moments and average. The weights of a block are gathered only while it computes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """The ranks that train together, and which of them this is."""
+    """The device, the rank of this process, and the number of ranks."""
 
     device: torch.device
     rank: int = 0
@@ -30,27 +30,29 @@ class DistributedContext:
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that prints and writes what there is one of."""
+        """Whether this is the rank that prints and writes files."""
         return self.rank == 0
 
     def sum(self, values: Iterable[float]) -> list[float]:
-        """Each number, added up over the ranks, which must all call this."""
+        """Sums each number over the ranks. All ranks must call it."""
         if self.size == 1:
             return list(values)
-        told = torch.tensor(list(values), dtype=torch.float64, device=self.device)
-        dist.all_reduce(told)
-        return told.tolist()
+        totals = torch.tensor(list(values), dtype=torch.float64, device=self.device)
+        dist.all_reduce(totals)
+        return totals.tolist()
 
     def barrier(self) -> None:
         self.sum([0.0])
 
     def shard(self, model: VLA, bf16: bool) -> None:
-        """Puts the model on the device; its weights are split over the ranks, each as fp32. `bf16`: blocks compute in
-        it, and so are gathered in it, where that is a GPU."""
+        """Moves the model to the device and shards its fp32 weights over the ranks.
+
+        With `bf16` on a GPU, the weights of blocks are gathered in bfloat16, in which they compute.
+        """
         if self.size == 1:
             model.to(self.device)
             return
-        # Here, since they take seconds to import, and a process that makes batches needs none of them.
+        # Imported here because they take seconds, and data loader processes do not need them.
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
@@ -58,13 +60,13 @@ class DistributedContext:
 
         mesh = init_device_mesh(self.device.type, (self.size,))
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-        whole = MixedPrecisionPolicy(cast_forward_inputs=False)
+        full_precision = MixedPrecisionPolicy(cast_forward_inputs=False)
         for block in blocks(model):
-            fully_shard(block, mesh=mesh, mp_policy=policy if bf16 and self.device.type == "cuda" else whole)
-        # What is outside the blocks is small, and autocast may meet any of it in fp32.
-        fully_shard(model, mesh=mesh, mp_policy=whole, reshard_after_forward=True)
+            fully_shard(block, mesh=mesh, mp_policy=policy if bf16 and self.device.type == "cuda" else full_precision)
+        # The weights outside the blocks are small, and autocast may use any of them in fp32.
+        fully_shard(model, mesh=mesh, mp_policy=full_precision, reshard_after_forward=True)
         modules: Sequence[Any] = (*blocks(model), model)
-        for module in modules:  # what is gathered first in inference mode could not be trained
+        for module in modules:  # weights first gathered in inference mode could not be trained
             module.unshard()
             module.reshard()
         for name in ("generate_text", "generate_actions"):
@@ -72,9 +74,10 @@ class DistributedContext:
 
 
 def join() -> DistributedContext:
-    """The world that torchrun started this process in, or one process alone: on its GPU, where there is one.
+    """The context that torchrun started this process with, or that of a single process; on a GPU if available.
 
-    A process joins once, and leaves when it ends: a second rendezvous at the same address would race with the first.
+    The process group is created once and destroyed at exit: a second rendezvous at the same address would race with the
+    first.
     """
     local, rank, size = (int(os.environ.get(k, d)) for k, d in (("LOCAL_RANK", 0), ("RANK", 0), ("WORLD_SIZE", 1)))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
@@ -86,15 +89,15 @@ def join() -> DistributedContext:
     return DistributedContext(device, rank, size)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that is split over the ranks, which must all call this."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Gathers a tensor that is sharded over the ranks. All ranks must call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def full_weights(model: nn.Module, keep: bool) -> dict[str, Tensor]:
-    """The model's weights and saved buffers, whole and on the CPU; empty where they are not to be kept."""
-    # Of weights that are tied, the first name stands for all.
+    """Gathers the model's weights and saved buffers on the CPU; empty on ranks without `keep`."""
+    # Tied weights have only their first name.
     named: Sequence[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
     saved = model.state_dict().keys()
-    weights = ((name, whole(tensor.detach())) for name, tensor in named if name in saved)
+    weights = ((name, full_tensor(tensor.detach())) for name, tensor in named if name in saved)
     return {name: tensor.cpu() for name, tensor in weights if keep}

@@ -1,13 +1,13 @@
-"""Geometric augmentation: each robot row's images as if its cameras had moved a little, with the points that follow.
+"""Geometric augmentation: small random homographies of robot images, applied to their image points as well.
 
-The homography of an image is decided when its row is built, before points become tokens; pixels are warped later, on
-the device. It maps fractions of the camera's own width and height, and so holds for any resolution and aspect ratio:
-the black bars around an image of another shape than the model's input stay where they are.
+The homography of an image is sampled when its row is built, before points become tokens; pixels are warped later, on
+the device. It maps fractions of the image's width and height, independent of resolution and aspect ratio. Letterbox
+bars do not move.
 
-Where a warped image shows what lay beyond the camera's frame, its edge is repeated. Black would outline the frame,
-from which a model reads off the very shift it is to be robust to; mirroring would show objects twice.
+Outside the camera's frame, the image edge is repeated. Black would reveal the shift to the model, and mirroring would
+duplicate objects.
 
-Questions keep their geometry: their answers hold coordinates, sides and counts.
+Questions are not augmented geometrically: their answers contain coordinates, sides and counts.
 """
 
 from __future__ import annotations
@@ -30,43 +30,44 @@ from vla.types import Example
 
 
 def homography(augmentation: Augmentation, aspect: float, rng: np.random.Generator) -> Float[np.ndarray, "3 3"]:
-    """Draws a map from fractions of width and height (x right, y down) in the image to those in the augmented one.
+    """Samples a homography between fractions of width and height (x right, y down), from image to augmented image.
 
-    `aspect` is width / height: rotations are by angles of the scene, not of fractions.
+    Args:
+        augmentation: The augmentation strengths.
+        aspect: Width / height, so that rotations are rotations of the scene.
+        rng: The random generator.
     """
-    drawn = rng.uniform(-1, 1, 9)
-    scale = 1 + augmentation.scale * drawn[2]
-    angle = np.deg2rad(augmentation.rotation) * drawn[3]
-    cut = augmentation.crop * (drawn[6] + 1) / 2
-    crop = np.diag([1 / (1 - cut), 1 / (1 - cut), 1]) @ _translation(*(-cut * (drawn[7:] + 1) / 2))
+    samples = rng.uniform(-1, 1, 9)
+    scale = 1 + augmentation.scale * samples[2]
+    angle = np.deg2rad(augmentation.rotation) * samples[3]
+    cut = augmentation.crop * (samples[6] + 1) / 2
+    crop = np.diag([1 / (1 - cut), 1 / (1 - cut), 1]) @ _translation(*(-cut * (samples[7:] + 1) / 2))
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     shape, back = np.diag([aspect, 1, 1]), np.diag([1 / aspect, 1, 1])
     tilt = np.eye(3)
-    tilt[2, :2] = augmentation.perspective * drawn[4:6]
-    shift = _translation(*(0.5 + augmentation.shift * drawn[:2]))
+    tilt[2, :2] = augmentation.perspective * samples[4:6]
+    shift = _translation(*(0.5 + augmentation.shift * samples[:2]))
     return shift @ tilt @ back @ turn @ shape @ np.diag([scale, scale, 1]) @ _translation(-0.5, -0.5) @ crop
 
 
 def move_points(points: Float[np.ndarray, "p 2"], matrix: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "p 2"]:
-    """Points as fractions of width and height where the image is warped by `matrix`.
+    """Transforms image points (fractions of width and height) by `matrix`.
 
-    What leaves the image, or was not in it, is at -1: what lies beyond the frame is not shown by warping. NaN (unknown)
-    stays NaN.
+    Points outside the image, before or after, are set to -1. NaN (unknown) remains NaN.
     """
-    seen = ((points >= 0) & (points < 1)).all(1, keepdims=True)
+    visible = ((points >= 0) & (points < 1)).all(1, keepdims=True)
     moved = np.concatenate([points, np.ones_like(points[:, :1])], 1) @ matrix.T
-    moved = moved[:, :2] / np.where(seen, moved[:, 2:], 1)
-    stays = seen & ((moved >= 0) & (moved < 1)).all(1, keepdims=True)
-    return np.where(np.isnan(points).any(1, keepdims=True), np.nan, np.where(stays, moved, -1.0))
+    moved = moved[:, :2] / np.where(visible, moved[:, 2:], 1)
+    remains = visible & ((moved >= 0) & (moved < 1)).all(1, keepdims=True)
+    return np.where(np.isnan(points).any(1, keepdims=True), np.nan, np.where(remains, moved, -1.0))
 
 
 def move(
     examples: Sequence[Example], processor: Processor, augmentation: Augmentation, keys: Sequence[tuple[int, ...]]
 ) -> tuple[list[Example], list[Float[Tensor, "_k 3 3"]]]:
-    """The examples with their points moved, and the homographies of each one's images; none for a question.
+    """Samples the homographies of each example's images and transforms its points; questions get none.
 
-    A row draws from its own of `keys` and from the camera's name: alike for all frames of a camera, independent of the
-    other cameras, of their order and of the rest of the batch.
+    The random numbers depend only on the row's key and the camera's name: they are equal for all frames of a camera.
     """
     moved, warps = list(examples), [torch.zeros(0, 3, 3)] * len(examples)
     for row, (example, key) in enumerate(zip(examples, keys, strict=True)):
@@ -74,14 +75,14 @@ def move(
             continue
         robot = processor.robot(example.embodiment)
         if _points_by_camera(robot):
-            matrices = {c: _drawn(c, image.shape, augmentation, key) for c, image in example.images.items()}
+            matrices = {c: _sample(c, image.shape, augmentation, key) for c, image in example.images.items()}
             moved[row] = replace(example, points=_moved(example.points, list(matrices.values())))
             maps = [matrices[camera] for camera, _ in row_frames(robot, example.images, example.past)]
             warps[row] = torch.from_numpy(np.array(maps, np.float32).reshape(-1, 3, 3))  # there may be no camera
     return moved, warps
 
 
-def _drawn(
+def _sample(
     camera: str, shape: tuple[int, ...], augmentation: Augmentation, key: tuple[int, ...]
 ) -> Float[np.ndarray, "3 3"]:
     if not augmentation.moves(camera):
@@ -93,30 +94,27 @@ def _drawn(
 def _moved(
     points: Float[np.ndarray, "p 2"] | None, matrices: Sequence[Float[np.ndarray, "3 3"]]
 ) -> Float[np.ndarray, "p 2"] | None:
-    """The points of all images, one image after the other. Those of too few images are left to the processor."""
+    """Transforms the points of all images, in image order. If the counts do not match, the processor reports it."""
     if points is None or not matrices or len(points) % len(matrices):
         return points
     by_image = points.reshape(len(matrices), -1, 2)
-    return np.concatenate([move_points(own, m) for own, m in zip(by_image, matrices, strict=True)])
+    return np.concatenate([move_points(group, m) for group, m in zip(by_image, matrices, strict=True)])
 
 
 def warp(
     pixels: Float[Tensor, "b k c h w"], matrices: Float[Tensor, "b k 3 3"], content: Int[Tensor, "b k 4"]
 ) -> Float[Tensor, "b k c h w"]:
-    """Warps the part of each image that is its `content` (left, top, width, height [pixels]); the bars around it stay.
-
-    Bilinear, edges repeated.
-    """
+    """Warps the `content` region of each image (left, top, width, height [pixels]), bilinear with repeated edges."""
     from kornia.geometry.transform import warp_perspective
 
     out = pixels.clone()
     unmoved = torch.eye(3, device=matrices.device)
-    chosen = (matrices != unmoved).flatten(2).any(2)
-    # Images of one camera have one shape: there are few.
-    for left, top, width, height in torch.unique(content[chosen], dim=0).tolist():
-        rows, images = torch.nonzero(chosen & (content == content.new_tensor([left, top, width, height])).all(2)).T
+    selected = (matrices != unmoved).flatten(2).any(2)
+    # Images of one camera have one shape, so there are few distinct regions.
+    for left, top, width, height in torch.unique(content[selected], dim=0).tolist():
+        rows, images = torch.nonzero(selected & (content == content.new_tensor([left, top, width, height])).all(2)).T
         part = slice(top, top + height), slice(left, left + width)
-        # Fractions to the indices of pixels: the centre of the first lies half a pixel inside.
+        # Fractions to pixel indices: the centre of the first pixel is half a pixel inside.
         index = matrices.new_tensor([[width, 0, -0.5], [0, height, -0.5], [0, 0, 1]])
         by_index = index @ matrices[rows, images] @ torch.linalg.inv(index)
         shown = pixels[rows, images, :, *part]
@@ -125,35 +123,35 @@ def warp(
 
 
 def _points_by_camera(robot: RobotSpec) -> bool:
-    """Whether it is known which points are in the images of which camera: those of all cameras are alike."""
+    """Whether points can be assigned to cameras: all cameras have the same number of points."""
     return robot.points % max(1, len(robot.embodiment.cameras)) == 0
 
 
 def check(augmentation: Augmentation, processor: Processor) -> None:
-    """Raises InputError where a camera that is named is none of a robot's, or has points of which that is unknown."""
+    """Raises InputError if a selected camera does not exist, or points cannot be assigned to cameras."""
     known = {camera for robot in processor.robots for camera in robot.embodiment.cameras}
     if processor.robots and (unknown := sorted(set(augmentation.cameras or ()) - known)):
         raise InputError(f"plan.augment.cameras has {', '.join(unknown)}; the robots have {', '.join(sorted(known))}")
     for robot in processor.robots if augmentation.geometric and augmentation.cameras else ():
         if not _points_by_camera(robot):
             raise InputError(
-                f"{robot.name} has {robot.points} points for {len(robot.embodiment.cameras)} cameras: which is of "
-                "which camera is unknown, so set plan.augment.cameras=[]"
+                f"{robot.name} has {robot.points} points for {len(robot.embodiment.cameras)} cameras: they cannot be "
+                "assigned to cameras, so set plan.augment.cameras=[]"
             )
 
 
 def report(augmentation: Augmentation, processor: Processor) -> Iterator[str]:
-    """A line for each robot: whose geometry is varied, and whose is not and why."""
+    """Yields one line per robot on its geometric augmentation."""
     for robot in processor.robots if augmentation.geometric else ():
         if not _points_by_camera(robot):
-            unknown = f"which of its {robot.points} points is of which camera is unknown"
-            yield f"geometric augmentation of {robot.name}: no camera; {unknown}"
+            reason = f"its {robot.points} points cannot be assigned to cameras"
+            yield f"geometric augmentation of {robot.name}: no camera; {reason}"
             continue
         moved = [c for c in robot.embodiment.cameras if augmentation.moves(c)]
         still = [c for c in robot.embodiment.cameras if not augmentation.moves(c)]
-        why = f'"{WRIST}" in the name' if augmentation.cameras is None else "not in plan.augment.cameras"
-        kept = f"; unchanged: {', '.join(still)} ({why})" if still else ""
-        line = f"geometric augmentation of {robot.name}: {', '.join(moved) or 'no camera'}{kept}"
+        reason = f'"{WRIST}" in the name' if augmentation.cameras is None else "not in plan.augment.cameras"
+        unchanged = f"; unchanged: {', '.join(still)} ({reason})" if still else ""
+        line = f"geometric augmentation of {robot.name}: {', '.join(moved) or 'no camera'}{unchanged}"
         yield f"{line}; rows with questions keep their geometry" if moved else line
 
 

@@ -1,5 +1,5 @@
-"""How strongly the sources of a mixture pull the weights, and whether the same way (as PCGrad asks of tasks: Yu et al.
-2020, arXiv 2001.06782, sec. 2.2)."""
+"""Gradient norms of the sources of a mixture, and the cosines between their gradients (as in PCGrad: Yu et al. 2020,
+arXiv 2001.06782, sec. 2.2)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from vla.training.train_config import TrainConfig
 def gradient_shares(
     model: VLA, micro: Sequence[Batch], plan: TrainConfig, step: int, world: DistributedContext, sources: Sequence[str]
 ) -> dict[str, float]:
-    """`share/gradient/<source>`: the norm of that source's part of the step's gradient, over the sum of the norms.
+    """`share/gradient/<source>`: the norm of the source's gradient over the sum of these norms.
 
-    It takes a pass over the batch for each source, and no more memory than a step. A source without rows is left out.
+    Takes one pass over the batch per source, and no more memory than a step. Sources without rows are omitted.
     """
     found = {}
     for source in sources:
@@ -39,11 +39,14 @@ def _shares(norms: Mapping[str, float]) -> dict[str, float]:
 def gradient_report(
     model: VLA, micro: Sequence[Batch], plan: TrainConfig, step: int, world: DistributedContext, sources: Sequence[str]
 ) -> dict[str, float]:
-    """`gradient/<source>`, the norm of that source's part of the step's gradient, its share as in `gradient_shares`,
-    and `gradient_cosine/<a>·<b>`.
+    """The gradient norm of each source, its share, and the cosine of each pair of sources.
 
-    The parts add up to the gradient that the step takes, before it is clipped. A source without rows is left out.
-    It takes a pass over the batch and the memory of a gradient for each source.
+    The gradients of the sources sum to the step's gradient before clipping. Takes one pass over the batch, and the
+    memory of one gradient, per source.
+
+    Returns:
+        `gradient/<source>`, `share/gradient/<source>` (`gradient_shares`) and `gradient_cosine/<a>·<b>`; sources
+        without rows are omitted.
     """
     found = {source: _gradient(model, micro, plan, step, world, sources, source) for source in sources}
     model.zero_grad()
@@ -64,7 +67,7 @@ def _gradient(
     sources: Sequence[str],
     source: str,
 ) -> dict[str, Tensor]:
-    """This rank's slice of the gradient of one source."""
+    """This rank's shard of the gradient of one source."""
     model.zero_grad()
     backward(model, micro, plan, step, world, sources, only={source})
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

@@ -1,4 +1,4 @@
-"""How long a chunk is: in steps, or in seconds at the rate of the data."""
+"""The horizon of an action chunk and the length of action prefixes, in steps or in seconds."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from vla.errors import InputError
 from vla.models.processor import Processor
 
 SECONDS = {"parallel": 0.6, "bins": 0.6, "text": 0.6, "fast": 1.0, "l1": 1.0, "flow": 1.0}
-"""Of a chunk where nothing is said: the second of pi0, pi0-FAST and OpenVLA-OFT's ALOHA, and less for heads that say
-each number as a token."""
+"""Default horizon [s]: 1 s as in pi0, pi0-FAST and OpenVLA-OFT's ALOHA; less for heads with one token per number."""
 DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+) ?(s|ms)")
 
 
@@ -25,10 +24,17 @@ def duration(text: str) -> float | None:
 def horizon_steps(
     horizon: int | float | str | None, rates: Sequence[float], head: str, checkpoint: Path | None = None
 ) -> int:
-    """Steps of a chunk, of `horizon` in steps (6, "6") or in seconds ("1.0 s") at the data's `rates` [Hz].
+    """Converts a horizon to steps.
 
-    None: as long as in `checkpoint`, where that is a policy's, or else as `SECONDS` says for the head. Raises
-    InputError for another text, for less than a step, and for rates at which a time is not as many steps.
+    Args:
+        horizon: In steps (6, "6") or in seconds ("1.0 s"). None: that of `checkpoint`, else the default of the head
+            (`SECONDS`).
+        rates: The control rates of the data [Hz].
+        head: The name of the action head.
+        checkpoint: The checkpoint that training starts from.
+
+    Raises:
+        InputError: the horizon is invalid or less than a step, or the rates give different numbers of steps.
     """
     if horizon is None and checkpoint is not None and (known := _known(checkpoint)) is not None:
         return known
@@ -43,32 +49,39 @@ def horizon_steps(
     if seconds is None:
         raise InputError(f"horizon is a number of steps (6) or a time ('1.0 s', '500 ms'), not {horizon!r}")
     steps = sorted({round(seconds * rate) for rate in rates})
-    if not steps:  # no robot: nothing is said
+    if not steps:  # no robot
         return 1
     if len(steps) > 1:
         raise InputError(
             f"{seconds:g} s are {' and '.join(map(str, steps))} steps at the rates of these robots, and one model has "
-            f"one horizon for all: give it in steps, horizon={steps[0]}"
+            f"one horizon for all: set it in steps, horizon={steps[0]}"
         )
     if horizon is not None and steps[0] < 1:
-        raise InputError(f"a chunk of {seconds:g} s has no action at {min(rates):g} Hz: give a longer horizon")
+        raise InputError(f"a chunk of {seconds:g} s has no action at {min(rates):g} Hz: set a longer horizon")
     return max(1, steps[0])
 
 
 def prefix_steps(delay: float | str | None, rate: float, horizon: int) -> int | None:
-    """The longest prefix of actions under way that a policy is trained for: those that are carried out in `delay`
-    [s, or "200 ms"] at `rate` [Hz]. None where none is given. Raises InputError where no action of a chunk is left."""
+    """The longest action prefix in training: the actions executed during an inference delay of `delay` at `rate` [Hz].
+
+    Args:
+        delay: In seconds, or as text ("200 ms"); None: no prefix.
+        rate: The control rate [Hz].
+        horizon: The horizon of an action chunk [steps].
+
+    Raises:
+        InputError: the delay is invalid, or not shorter than the horizon.
+    """
     if delay is None:
         return None
-    plain = isinstance(delay, (int, float)) and not isinstance(delay, bool)
-    seconds = duration(delay) if isinstance(delay, str) else float(delay) if plain else None
+    is_number = isinstance(delay, (int, float)) and not isinstance(delay, bool)
+    seconds = duration(delay) if isinstance(delay, str) else float(delay) if is_number else None
     if seconds is None or not math.isfinite(seconds) or seconds < 0:
         raise InputError(f"delay is a time in seconds (0.2, '200 ms'), not {delay!r}")
     steps = math.ceil(seconds * rate - 1e-6)
     if steps >= horizon:
         raise InputError(
-            f"a delay of {seconds:g} s is {steps} steps at {rate:g} Hz, and a chunk has {horizon}: give a longer "
-            "horizon"
+            f"a delay of {seconds:g} s is {steps} steps at {rate:g} Hz, and a chunk has {horizon}: set a longer horizon"
         )
     return steps
 

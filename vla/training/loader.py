@@ -1,4 +1,4 @@
-"""The micro-batches of a training run, made while the model computes."""
+"""Prefetches the micro-batches of a training run while the model computes."""
 
 from __future__ import annotations
 
@@ -29,28 +29,31 @@ MOST_PROCESSES = 8
 def prefetch(
     processor: Processor, mixture: Mixture, plan: TrainConfig, start: int, world: DistributedContext
 ) -> Iterator[Iterator[list[Batch]]]:
-    """Micro-batches of this rank from step `start` on, in memory that a GPU reads while it computes.
+    """Iterates over the micro-batches of this rank from step `start`, in pinned memory for a GPU.
 
-    `plan.loader_workers` processes make them, or a thread where that is 0; to the bit the same. A batch is to be used
-    before the next one is asked for. Raises InputError where an example cannot be read.
+    They are built by `plan.loader_workers` processes, or by a thread if that is 0, with identical results. A batch must
+    be used before the next one is requested.
+
+    Raises:
+        InputError: an example cannot be read.
     """
     keep_freed_memory()
     make: Make = partial(micro_batches, processor, mixture, plan, world=world)
     steps, processes = range(start, plan.steps), loader_workers(plan, world)
     made = in_processes(make, steps, processes) if processes and len(steps) > 1 else _one_by_one(make, steps)
 
-    def following() -> list[Batch]:
+    def next_step() -> list[Batch]:
         micro = next(made, [])
         if world.device.type != "cuda":
             return micro
         return [batch.map_tensors(lambda tensor: tensor.pin_memory(), batch.source) for batch in micro]
 
     def stream() -> Iterator[list[Batch]]:
-        # Processes are ahead themselves.
-        ahead: list[Future[list[Batch]]] = [pool.submit(following) for _ in range(1 if processes else 2)]
+        # Processes prefetch by themselves.
+        pending: list[Future[list[Batch]]] = [pool.submit(next_step) for _ in range(1 if processes else 2)]
         for _ in steps:
-            yield ahead.pop(0).result()
-            ahead.append(pool.submit(following))
+            yield pending.pop(0).result()
+            pending.append(pool.submit(next_step))
 
     with closing(made), ThreadPoolExecutor(1, "loader") as pool:
         try:
@@ -60,8 +63,10 @@ def prefetch(
 
 
 def loader_workers(plan: TrainConfig, world: DistributedContext) -> int:
-    """The processes of the plan; if it leaves that open, none where the model computes on the same cores, and else
-    those that the ranks of this machine leave."""
+    """The number of loader processes of the plan.
+
+    By default 0 if the model computes on the CPU, else the cores that the ranks of this machine leave free.
+    """
     if plan.loader_workers is not None:
         return plan.loader_workers
     if world.device.type == "cpu":
@@ -77,12 +82,12 @@ def _one_by_one(make: Make, steps: Sequence[int]) -> Generator[list[Batch]]:
 
 
 class _Reused:
-    """Memory for one batch after another: fresh memory takes longer to get than images take to be decoded into it."""
+    """A buffer that is reused for successive batches: allocating memory takes longer than decoding images into it."""
 
     def __init__(self) -> None:
         self._bytes = np.empty(0, np.uint8)
 
     def frames(self, shape: tuple[int, ...]) -> UInt8[np.ndarray, "_b _k _h _w 3"]:
-        if (wanted := math.prod(shape)) > len(self._bytes):
-            self._bytes = np.empty(wanted, np.uint8)
-        return self._bytes[:wanted].reshape(shape)
+        if (size := math.prod(shape)) > len(self._bytes):
+            self._bytes = np.empty(size, np.uint8)
+        return self._bytes[:size].reshape(shape)

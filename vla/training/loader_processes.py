@@ -1,8 +1,8 @@
-"""Processes that make the micro-batches of a training run: each makes all of a step, and they take the steps in turn.
+"""Loader processes: each builds all micro-batches of a step, and the steps are distributed round-robin.
 
-PyTorch's DataLoader runs them. Images, which are nearly all of a batch, do not go through its pipes: a process decodes
-them into memory that it shares with the parent, and that is used again for later steps. The memory has no name, so
-nothing is left of it however the processes end, and no limit but that of all memory.
+PyTorch's DataLoader runs them. Images, which are most of a batch, do not pass through its pipes: a process decodes them
+into memory that it shares with the parent and reuses for later steps. The memory is anonymous: it is released however
+the processes end, and is limited only by the machine's memory.
 """
 
 from __future__ import annotations
@@ -28,20 +28,24 @@ from vla.errors import InputError
 from vla.models.batch import Batch, allocate_frames
 
 Make = Callable[..., list[Batch]]
-"""The micro-batches of a step; their images lie in what the keyword `frames` gives."""
+"""Builds the micro-batches of a step; the keyword `frames` allocates the memory of their images."""
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
-"""What a whole group of processes may get: the parent then writes its checkpoint, and ends the others itself."""
+"""Signals to a process group: loader processes ignore them, since the parent saves a checkpoint and stops them."""
 IMPORTED = ["vla.training.batches", "vla.datasets.windows"]
-"""What takes seconds to import: the processes are copies of one that has done it."""
+"""Modules that take seconds to import, preloaded in the fork server."""
 SLOTS = 3
-"""Batches in the memory of a process: the one that is trained on, the one that is next, and the one that it makes."""
+"""Batches in the memory of a process: the current one, the next one, and the one being built."""
 
 
 def in_processes(make: Make, steps: Sequence[int], processes: int) -> Generator[list[Batch]]:
-    """What `make` makes of each step, in their order, to the bit what it makes here. A batch is to be used before the
-    second one after it is asked for. Raises InputError as `make` does, and where a process has died.
+    """Yields `make(step)` for each step in order, computed in processes.
 
-    The first step is made here: its size is that of the memory, and the processes take seconds to start.
+    A batch is valid until the second batch after it is requested.
+    The first step is computed in this process: it determines the size of the memory, and the processes take seconds to
+    start.
+
+    Raises:
+        InputError: as `make`, and if a process has died.
     """
     yield (first := make(steps[0]))
     rows, views = sum(len(batch.images) for batch in first), max(batch.images.shape[1] for batch in first)
@@ -57,12 +61,12 @@ def in_processes(make: Make, steps: Sequence[int], processes: int) -> Generator[
         prefetch_factor=1,
         multiprocessing_context=context,
         worker_init_fn=_begin,
-        generator=torch.Generator(),  # not that of the model's random numbers
+        generator=torch.Generator(),  # leaves the model's random numbers unchanged
     )
     others, before = set(active_children()), signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        made = iter(loader)  # the processes begin with the signals blocked that this thread has blocked
-    except EOFError as error:  # of the process that they are copies of
+        made = iter(loader)  # the processes inherit the blocked signals of this thread
+    except EOFError as error:  # of the fork server
         raise _died(error) from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -89,7 +93,7 @@ def _died(error: Exception) -> InputError:
 
 
 class FrameMemory:
-    """`size` bytes that a process started by this one has too."""
+    """`size` bytes of memory that is shared with child processes."""
 
     def __init__(self, size: int, file: int | None = None) -> None:
         self.size, self._file = size, os.memfd_create("vla-loader") if file is None else file
@@ -103,12 +107,12 @@ class FrameMemory:
         os.close(self._file)
 
     def frames(self, shape: tuple[int, ...]) -> UInt8[np.ndarray, "_b _k _h _w 3"]:
-        """As `vla.models.batch.Frames`: here where there is room."""
-        wanted = math.prod(shape)
-        return self.bytes[:wanted].reshape(shape) if wanted <= self.size else allocate_frames(shape)
+        """As `vla.models.batch.Frames`: in this memory if it is large enough."""
+        count = math.prod(shape)
+        return self.bytes[:count].reshape(shape) if count <= self.size else allocate_frames(shape)
 
     def offset(self, images: np.ndarray) -> int:
-        """Where images in this memory begin."""
+        """The offset of images in this memory [bytes]."""
         return int(images.__array_interface__["data"][0] - self.bytes.__array_interface__["data"][0])
 
 
@@ -117,16 +121,16 @@ def _shared(size: int, file: Any) -> FrameMemory:
 
 
 @dataclass(frozen=True)
-class _Sent:
-    """A batch on its way: its images by their place (slot, offset, shape, strides), or with all else by value."""
+class _SentBatch:
+    """A batch in transfer: its images by location (slot, offset, shape, strides) if in shared memory, else by value."""
 
     process: int
-    place: tuple[int, int, tuple[int, ...], tuple[int, ...]] | None
+    location: tuple[int, int, tuple[int, ...], tuple[int, ...]] | None
     values: dict[str, Any]
 
     @classmethod
-    def of(cls, batch: Batch, process: int, slot: int, memory: FrameMemory, free: int) -> _Sent:
-        """Images that do not lie in the memory yet are copied to its byte `free`, if there is room."""
+    def of(cls, batch: Batch, process: int, slot: int, memory: FrameMemory, free: int) -> _SentBatch:
+        """Copies images that are not yet in the shared memory to its offset `free` [bytes], if they fit."""
         values = {f.name: getattr(batch, f.name) for f in fields(Batch)}
         values = {name: v.numpy() if isinstance(v, torch.Tensor) else v for name, v in values.items()}
         images = values["images"]
@@ -140,22 +144,22 @@ class _Sent:
 
     def received(self, memory: Sequence[Sequence[FrameMemory]]) -> Batch:
         values: dict[str, Any] = dict(self.values)
-        if self.place is not None:
-            slot, offset, shape, strides = self.place
+        if self.location is not None:
+            slot, offset, shape, strides = self.location
             values["images"] = np.ndarray(shape, np.uint8, memory[self.process][slot].bytes, offset, strides)
         tensors: dict[str, Any] = {n: torch.from_numpy(v) for n, v in values.items() if isinstance(v, np.ndarray)}
         return Batch(**{**values, **tensors})
 
 
-class _Steps(Dataset[list[_Sent] | InputError]):
-    """The micro-batches of each step, in a process of the loader. An error is for the parent to raise."""
+class _Steps(Dataset[list[_SentBatch] | InputError]):
+    """The micro-batches of each step, in a loader process. Errors are returned, and raised by the parent."""
 
     def __init__(self, make: bytes, memory: Sequence[Sequence[FrameMemory]]) -> None:
         self._stored, self._memory = make, memory
         self._make: Make | None = None
         self._count = 0
 
-    def __getitem__(self, step: int) -> list[_Sent] | InputError:
+    def __getitem__(self, step: int) -> list[_SentBatch] | InputError:
         worker = get_worker_info()
         assert worker is not None
         slot, self._count = self._count % SLOTS, self._count + 1
@@ -167,7 +171,7 @@ class _Steps(Dataset[list[_Sent] | InputError]):
         except InputError as error:
             return error
         ends = np.cumsum([0, *(batch.images.numel() for batch in micro)]).tolist()
-        return [_Sent.of(batch, worker.id, slot, memory, free) for batch, free in zip(micro, ends, strict=False)]
+        return [_SentBatch.of(batch, worker.id, slot, memory, free) for batch, free in zip(micro, ends, strict=False)]
 
 
 def _begin(process: int) -> None:

@@ -1,4 +1,4 @@
-"""How training goes: a line in the terminal, TensorBoard, and what else tracks it."""
+"""Training logs: terminal, TensorBoard and an optional experiment tracker."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vla.training.train_config import TrainConfig
 
 @dataclass(frozen=True)
 class Log:
-    """Of the first rank; the others have none and say nothing."""
+    """Logs of the first rank; on other ranks it does nothing."""
 
     bar: Any
     writer: SummaryWriter | None
@@ -31,22 +31,22 @@ class Log:
         if self.tracker is not None:
             self.tracker.scalars({prefix + name: value for name, value in values.items()}, step)
 
-    def say(self, line: str) -> None:
+    def write_line(self, line: str) -> None:
         if self.writer is not None:
             self.bar.write(line)
 
     def scores(self, step: int, values: Mapping[str, float]) -> None:
-        """Prints the scores of an evaluation, those of action components on a line of their own."""
+        """Prints the scores of an evaluation, with the errors of action components on a second line."""
         units = {name.removeprefix(UNITS): value for name, value in values.items() if name.startswith(UNITS)}
         main = {name: value for name, value in values.items() if not name.startswith(UNITS)}
-        self.say(f"step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in main.items()))
+        self.write_line(f"step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in main.items()))
         if units:
-            self.say("  error of " + ", ".join(f"{name} {value:.3g}" for name, value in units.items()))
+            self.write_line("  error of " + ", ".join(f"{name} {value:.3g}" for name, value in units.items()))
 
 
 @contextmanager
 def log(run: Path, start: int, plan: TrainConfig, first: bool) -> Iterator[Log]:
-    """Goes on from step `start`: what was written of later ones is dropped."""
+    """Opens the logs at step `start`; TensorBoard events of later steps are purged."""
     with tqdm(total=plan.steps, initial=start, desc="train", unit="step", smoothing=0.05, disable=not first) as bar:
         if not first:
             yield Log(bar, None)

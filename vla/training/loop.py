@@ -1,4 +1,4 @@
-"""The training loop: one loss over a mixture."""
+"""The training loop over a mixture of sources."""
 
 from __future__ import annotations
 
@@ -35,28 +35,35 @@ Evaluate = Callable[[VLA], dict[str, float]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where training stood when it returned. `finished` is False when a signal stopped it early."""
+    """The result of training. `finished` is False if a signal stopped it early."""
 
     step: int
     finished: bool
     best: Path | None
     evaluations: list[dict[str, Any]]
 
-    def tell(self, run: Path, start: int, drives: bool) -> None:
-        """Prints where the result is, of a training that began at the step `start`."""
+    def print_summary(self, run: Path, start: int, drives: bool) -> None:
+        """Prints the location of the result, and the next command.
+
+        Args:
+            run: The folder of the run.
+            start: The step at which this training began.
+            drives: Whether the model controls a robot.
+        """
         steps = f"{self.step} step{'s' * (self.step != 1)}"
         if not self.finished:
-            print(f"{run} is stopped after {steps}, and saved: the same command goes on", flush=True)
+            print(f"{run} is stopped after {steps}, and saved: the same command resumes it", flush=True)
             return
         best = self.best or run
         scores: Mapping[str, float] = next(
             (e for e in reversed(self.evaluations) if f"step-{e['step']:08d}" == best.name), {}
         )
         main = [name for name in scores if "/" not in name and not name.startswith((UNITS, "step"))]
-        of = ", ".join(f"{name} {scores[name]:.3g}" for name in main)
-        done = f"{run} has its {steps} already: more plan.steps train on" if start == self.step else steps
-        look = f"vla {'eval' if drives else 'probe'} {shlex.quote(f'policy={run}')}"
-        print(f"{done}. The best is {run / 'best'} -> {best.name}{f' ({of})' if of else ''}: {look}", flush=True)
+        summary = ", ".join(f"{name} {scores[name]:.3g}" for name in main)
+        done = f"{run} has its {steps} already: set more plan.steps to continue" if start == self.step else steps
+        command = f"vla {'eval' if drives else 'probe'} {shlex.quote(f'policy={run}')}"
+        suffix = f" ({summary})" if summary else ""
+        print(f"{done}. The best is {run / 'best'} -> {best.name}{suffix}: {command}", flush=True)
 
 
 def train(
@@ -67,11 +74,21 @@ def train(
     evaluate: Evaluate | None = None,
     origin: Mapping[str, Any] | None = None,
 ) -> Outcome:
-    """Trains `model` in place into `run`, from its newest checkpoint where there is one; on the GPU where there is one,
-    and with the other ranks where torchrun started several. `origin` says where model and data come from (JSON values).
+    """Trains `model` in place, on a GPU if available and on all ranks that torchrun started.
 
-    SIGTERM to any rank saves a checkpoint and returns; SIGINT does too and then raises KeyboardInterrupt. Raises
-    InputError for a run that cannot go on with this plan (`vla.training.resumption`).
+    A run with checkpoints is resumed from the newest one. SIGTERM to any rank saves a checkpoint and returns. SIGINT
+    saves one and raises KeyboardInterrupt.
+
+    Args:
+        model: The model.
+        mixture: The training data.
+        plan: The training configuration.
+        run: The output folder.
+        evaluate: Computes the held-out scores of the averaged model.
+        origin: Where the model and the data come from (JSON values).
+
+    Raises:
+        InputError: the run cannot be resumed with this plan (`vla.training.resumption`).
     """
     world = join()
     plan.rows(world.size)
@@ -82,8 +99,8 @@ def train(
     if plan.checkpointing:
         recompute_blocks(model)
     world.shard(model, uses_bf16(plan.precision, world.device))
-    wanted = settings(plan, mixture.shares, origin or {})
-    return _train(model.train(), mixture, plan, run, evaluate, world, wanted)
+    run_settings = settings(plan, mixture.shares, origin or {})
+    return _train(model.train(), mixture, plan, run, evaluate, world, run_settings)
 
 
 def _train(
@@ -93,44 +110,44 @@ def _train(
     run: Path,
     evaluate: Evaluate | None,
     world: DistributedContext,
-    wanted: dict[str, Any],
+    run_settings: dict[str, Any],
 ) -> Outcome:
     ema = Ema(model, plan.ema)
     optimizer = Optimizers(model, plan.weight_decay, plan.lr_multipliers, plan.optimizer)
-    progress, found = checkpoint.begin(run, wanted, model, ema, optimizer, world)
+    progress, found = checkpoint.begin(run, run_settings, model, ema, optimizer, world)
     if found and progress.evaluations and progress.evaluations[-1]["step"] == progress.step:
-        # A kill may have come before it was compared.
+        # The process may have been killed before the comparison.
         _select(run, found, progress.evaluations, plan.vqa_margin, world)
     start, sources = progress.step, list(mixture.shares)
     run.mkdir(parents=True, exist_ok=True)
     with (
         _signals() as stop,
         prefetch(model.processor, mixture, plan, start, world) as batches,
-        log(run, start, plan, world.first) as said,
+        log(run, start, plan, world.first) as logger,
     ):
         robots = model.processor.robots
         for line in (*report(plan.augmentation, model.processor), *report_dropout(plan.camera_dropout, robots)):
-            said.say(line)
+            logger.write_line(line)
         stopping = False
         while progress.step < plan.steps and not stopping:
             micro = next(batches)
             if progress.step % (plan.gradient_report or plan.evaluate_every) == 0 and plan.gradient_report != 0:
                 measure = gradient_report if plan.gradient_report else gradient_shares
-                said.scalars(measure(model, micro, plan, progress.step, world, sources), progress.step)
+                logger.scalars(measure(model, micro, plan, progress.step, world, sources), progress.step)
             totals = run_step(model, micro, optimizer, plan, progress.step, world, sources, run)
             ema.update(model, progress.step)
             progress.step += 1
             progress.tokens = dict(
                 Counter(progress.tokens) + Counter({s: total.elements for s, total in totals.items()})
             )
-            _tell(said, totals, mixture, plan, progress)
+            _log_step(logger, totals, mixture, plan, progress)
             due = progress.step % plan.evaluate_every == 0 or progress.step == plan.steps
             if due and evaluate is not None:
                 scores = _evaluated(model, ema, evaluate, plan, world)
                 progress.evaluations.append({"step": progress.step} | scores)
-                said.scalars(scores, progress.step, "heldout/")
-                said.scores(progress.step, scores)
-            # Read once: a signal that comes later is the next step's, and never goes without a checkpoint.
+                logger.scalars(scores, progress.step, "heldout/")
+                logger.scores(progress.step, scores)
+            # Read once per step: a later signal is handled in the next step, with a checkpoint.
             stopping = world.sum([len(stop)])[0] > 0
             if due or stopping:
                 saved = checkpoint.save(run, progress, model, ema, optimizer, world)
@@ -138,13 +155,13 @@ def _train(
                     _select(run, saved, progress.evaluations, plan.vqa_margin, world)
         if progress.step > start:
             shares = ", ".join(f"{k} {v:.3f}" for k, v in _shares(mixture, plan, progress).items())
-            said.say(f"shares of what was trained on: {shares}")
+            logger.write_line(f"shares of what was trained on: {shares}")
     if signal.SIGINT in stop:
         raise KeyboardInterrupt
     ema.swap(model)
     outcome = Outcome(progress.step, progress.step >= plan.steps, checkpoint.best(run), progress.evaluations)
     if world.first:
-        outcome.tell(run, start, bool(model.processor.robots))
+        outcome.print_summary(run, start, bool(model.processor.robots))
     return outcome
 
 
@@ -156,8 +173,8 @@ def _select(
         best, last = checkpoint.best(run), len(evaluations) - 1
         candidates = [last]
         if evaluations and best is not None:
-            kept = checkpoint.step_of(best)
-            candidates = [i for i, e in enumerate(evaluations) if e["step"] == kept] + [last]
+            best_step = checkpoint.step_of(best)
+            candidates = [i for i, e in enumerate(evaluations) if e["step"] == best_step] + [last]
         if not evaluations or choose(evaluations, margin, candidates) == last:
             checkpoint.mark_best(run, newest)
     world.barrier()
@@ -166,9 +183,9 @@ def _select(
 def _evaluated(
     model: VLA, ema: Ema, evaluate: Evaluate, plan: TrainConfig, world: DistributedContext
 ) -> dict[str, float]:
-    """What `evaluate` says of the average. All ranks ask it alike: a model that is split over them needs them all.
+    """Evaluates the averaged weights. All ranks call it, since the model is sharded over them.
 
-    On a GPU it computes as in training, where gathered weights may be bfloat16.
+    On a GPU it computes in the training precision, in which weights may be gathered.
     """
     ema.swap(model)
     model.eval()
@@ -180,32 +197,32 @@ def _evaluated(
         model.train()
 
 
-def _tell(said: Log, totals: Totals, mixture: Mixture, plan: TrainConfig, progress: Progress) -> None:
-    said.bar.update()
+def _log_step(logger: Log, totals: Totals, mixture: Mixture, plan: TrainConfig, progress: Progress) -> None:
+    logger.bar.update()
     if progress.step % 10:
         return
     losses = {source: total.losses / total.elements for source, total in totals.items()}
-    said.bar.set_postfix({k: f"{v:.2f}" for k, v in losses.items()})
-    said.scalars(losses, progress.step, "loss/")
-    said.scalars(_shares(mixture, plan, progress), progress.step, "share/")
-    said.scalars({source: total.part for source, total in totals.items()}, progress.step, "share/loss/")
+    logger.bar.set_postfix({k: f"{v:.2f}" for k, v in losses.items()})
+    logger.scalars(losses, progress.step, "loss/")
+    logger.scalars(_shares(mixture, plan, progress), progress.step, "share/")
+    logger.scalars({source: total.part for source, total in totals.items()}, progress.step, "share/loss/")
 
 
 def _shares(mixture: Mixture, plan: TrainConfig, progress: Progress) -> dict[str, float]:
-    """Each source's part of all rows, and of all tokens with a loss, that were trained on: "rows/…", "tokens/…"."""
+    """Each source's share of all rows, and of all tokens with a loss, so far: "rows/…", "tokens/…"."""
     kinds = {"rows": mixture.drawn(progress.step * plan.batch_size), "tokens": progress.tokens}
     return {f"{kind}/{name}": n / sum(counts.values()) for kind, counts in kinds.items() for name, n in counts.items()}
 
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT instead of dying in the middle of a step."""
+    """Collects SIGTERM and SIGINT, which are handled at the end of a step."""
     received: list[int] = []
     previous: dict[int, Any] = {}
     for number in (int(signal.SIGTERM), int(signal.SIGINT)):
         try:
             previous[number] = signal.signal(number, lambda n, _: received.append(n))
-        except ValueError:  # not the main thread, which alone may handle signals
+        except ValueError:  # only the main thread may handle signals
             break
     try:
         yield received

@@ -1,4 +1,4 @@
-"""Muon: momentum of a matrix, made orthogonal (Jordan et al. 2024; its size as AdamW's: Moonlight, Liu et al. 2025,
+"""Muon: orthogonalised momentum (Jordan et al. 2024), with updates scaled to AdamW's size (Moonlight, Liu et al. 2025,
 arXiv 2502.16982, sec. 2.2)."""
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 MOMENTUM = 0.95
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the polynomial that drives singular values towards 1, fast rather than all the way."""
+"""Coefficients of the Newton-Schulz polynomial, which moves singular values close to 1 in few steps."""
 
 
 class Muon(torch.optim.Optimizer):
-    """As `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`, and right for a matrix that is split over ranks: the
-    momentum stays split, and the whole update is gathered to be made orthogonal."""
+    """As `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`, with support for sharded matrices.
+
+    The momentum is sharded; the update is gathered before it is orthogonalised.
+    """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0})
@@ -39,15 +41,15 @@ class Muon(torch.optim.Optimizer):
 
 
 def _direction(update: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
-    """Of an update that is split over ranks all compute the whole, and each keeps its slice."""
+    """The orthogonalised update; of a sharded update each rank computes the full matrix and returns its shard."""
     if not isinstance(update, DTensor):
         return orthogonal(update)
-    whole = orthogonal(update.full_tensor())
-    return distribute_tensor(whole, update.device_mesh, update.placements, src_data_rank=None)
+    full = orthogonal(update.full_tensor())
+    return distribute_tensor(full, update.device_mesh, update.placements, src_data_rank=None)
 
 
 def orthogonal(matrix: Float[Tensor, "m n"], steps: int = 5) -> Float[Tensor, "m n"]:
-    """U V^T of the matrix U S V^T, about: singular values come out between 0.7 and 1.2 (Newton-Schulz, in bfloat16)."""
+    """Approximates U V^T of the matrix U S V^T by Newton-Schulz in bfloat16, with singular values from 0.7 to 1.2."""
     a, b, c = COEFFICIENTS
     x = matrix.bfloat16()
     if tall := x.shape[0] > x.shape[1]:

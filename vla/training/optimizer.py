@@ -1,4 +1,4 @@
-"""Muon and AdamW with decay on matrices only, clipping of the gradient, and a moving average of the weights."""
+"""Muon and AdamW with weight decay on matrices only, gradient clipping, and a moving average of the weights."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from torch.distributed.tensor import DTensor
 
 from vla.errors import InputError
 from vla.models.vla import VLA
-from vla.training.distributed import whole
+from vla.training.distributed import full_tensor
 from vla.training.lora import ROWS, train_rows
 from vla.training.muon import Muon
 from vla.training.train_config import Optimizer
 
 
 def freeze(model: VLA, parts: tuple[str, ...]) -> None:
-    """Stops the gradient of parts of the backbone: vision, connector, language, or a module in one of them. Rows of the
-    vocabulary that came with the action head still train (`vla.training.lora.train_rows`).
+    """Freezes parts of the backbone: vision, connector, language, or a module of one of them.
 
-    Raises InputError for a name that there is not; it lists those that there are.
+    The token embeddings of the action head are still trained (`vla.training.lora.train_rows`).
+
+    Raises:
+        InputError: a part does not exist.
     """
     named = model.backbone.freezable_modules().items()
     modules = {f"{part}.{name}".rstrip("."): m for part, module in named for name, m in module.named_modules()}
@@ -37,27 +39,27 @@ def freeze(model: VLA, parts: tuple[str, ...]) -> None:
 
 
 def _no_part(name: str, modules: Mapping[str, nn.Module], parts: list[str]) -> str:
-    """That there is no module of this name, and what there is where it was looked for."""
-    said, above = f"cannot freeze {name}: the backbone's parts are {parts}", name
-    while above and above not in modules:
-        above = above.rpartition(".")[0]
-    inside = [f"{above}.{child}" for child, _ in modules[above].named_children()] if above else []
-    return f"{said}, and {above} has {', '.join(inside) or 'no modules in it'}" if above else said
+    """The error message for an unknown module, with the modules of its nearest existing parent."""
+    message, parent = f"cannot freeze {name}: the backbone's parts are {parts}", name
+    while parent and parent not in modules:
+        parent = parent.rpartition(".")[0]
+    children = [f"{parent}.{child}" for child, _ in modules[parent].named_children()] if parent else []
+    return f"{message}, and {parent} has {', '.join(children) or 'no modules in it'}" if parent else message
 
 
 MUON_LR = 2.0
-"""Muon's learning rate in units of AdamW's, its updates scaled to the size of AdamW's (Moonlight, sec. 2.2)."""
+"""Muon's learning rate relative to AdamW's, with updates scaled to AdamW's size (Moonlight, sec. 2.2)."""
 
 
 HEAD = "head"
-"""In `lr_multipliers`, everything that is not the backbone."""
+"""The key in `lr_multipliers` of everything that is not the backbone."""
 
 
 class Optimizers:
-    """Muon for the matrices of linear layers, AdamW for everything else (Jordan et al. 2024); or AdamW for all.
+    """Muon for the matrices of linear layers and AdamW for everything else (Jordan et al. 2024), or AdamW for all.
 
-    On the nano backbone Muon leaves the plateau at which no word is bound to what it names after 160 steps;
-    AdamW alone had not after 600. Groups carry `lr_scale`, which includes that of the backbone's part.
+    On the nano backbone, Muon starts to associate words with objects after 160 steps; AdamW alone had not after 600.
+    Parameter groups have an `lr_scale`, which includes the multiplier of the backbone's part.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class Optimizers:
         scale_of = {id(p): lr_multipliers.get(part_of.get(id(p), ""), 1.0) for p in model.backbone.vocab_weights()}
         self._rows = _new_rows(model, scale_of, lr_multipliers.get(HEAD, 1.0))
         self.kinds: dict[str, Optimizer] = {}
-        """Which optimizer each trained parameter has."""
+        """The optimizer of each trained parameter."""
         for name, parameter in self._trained.items():
             muon, decay = optimizer == "muon" and id(parameter) in matrices, weight_decay if parameter.ndim > 1 else 0.0
             self.kinds[name] = "muon" if muon else "adamw"
@@ -86,30 +88,30 @@ class Optimizers:
         kinds: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
         for (muon, scale, decay), parameters in groups.items():
             kinds[muon].append({"params": parameters, "weight_decay": decay, "lr_scale": scale})
-        self._parts: list[torch.optim.Optimizer] = []
+        self._optimizers: list[torch.optim.Optimizer] = []
         if kinds[True]:
-            self._parts.append(Muon(kinds[True]))
+            self._optimizers.append(Muon(kinds[True]))
         if kinds[False]:
-            self._parts.append(torch.optim.AdamW(kinds[False], betas=(0.9, 0.98), fused=True))
+            self._optimizers.append(torch.optim.AdamW(kinds[False], betas=(0.9, 0.98), fused=True))
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
         before = [rows().clone() for rows, _ in self._rows]
-        for part in self._parts:
-            for group in part.param_groups:
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
                 group["lr"] = lr * group["lr_scale"]
-            part.step()
-        for old, (rows, times) in zip(before, self._rows, strict=True):
-            # An update, decay included, is as long as the rate.
-            rows().copy_(torch.lerp(old, rows(), times))
+            optimizer.step()
+        for old, (rows, factor) in zip(before, self._rows, strict=True):
+            # An update, with weight decay, is proportional to the learning rate.
+            rows().copy_(torch.lerp(old, rows(), factor))
 
     def zero_grad(self) -> None:
-        for part in self._parts:
-            part.zero_grad()
+        for optimizer in self._optimizers:
+            optimizer.zero_grad()
 
     def state(self) -> dict[str, Tensor]:
-        """The moments by "<parameter>/<name>"; a parameter that no batch has reached has none."""
-        states = {id(p): values for part in self._parts for p, values in part.state.items()}
+        """The moments by "<parameter>/<name>"; parameters without updates so far have none."""
+        states = {id(p): values for optimizer in self._optimizers for p, values in optimizer.state.items()}
         return {
             f"{name}/{key}": value
             for name, parameter in self._trained.items()
@@ -117,8 +119,8 @@ class Optimizers:
         }
 
     def make_state(self, keys: Iterable[str]) -> None:
-        """Makes the moments of these keys of `state`, for a checkpoint to be loaded into."""
-        owner = {id(p): part for part in self._parts for group in part.param_groups for p in group["params"]}
+        """Allocates the moments of these keys of `state`, to load a checkpoint into them."""
+        owner = {id(p): optim for optim in self._optimizers for group in optim.param_groups for p in group["params"]}
         for key in keys:
             name, _, moment = key.rpartition("/")
             parameter = self._trained[name]
@@ -127,21 +129,23 @@ class Optimizers:
 
 
 def _new_rows(model: VLA, scale_of: Mapping[int, float], head: float) -> list[tuple[Callable[[], Tensor], float]]:
-    """Of each table that trains whole, the rows that came with the action head, and how many times the table's rate
-    theirs is: the rate of the head. Raises InputError where the table has none."""
+    """The action head's rows of each trained embedding table, and the ratio of the head's learning rate to the table's.
+
+    Raises InputError if the table's learning rate is 0.
+    """
     count = model.backbone.vocab_size - model.text_vocab
     tables = {id(weight): weight for weight in model.backbone.vocab_weights() if weight.requires_grad}
-    if not count or all(scale_of[at] == head for at in tables):
+    if not count or all(scale_of[key] == head for key in tables):
         return []
-    if 0.0 in (scale_of[at] for at in tables):
+    if 0.0 in (scale_of[key] for key in tables):
         raise InputError(
-            "lr_multipliers of 0 keeps the action head's rows of the vocabulary too: use plan.freeze=[language]"
+            "lr_multipliers of 0 also freezes the token embeddings of the action head: use plan.freeze=[language]"
         )
-    return [(partial(_last, weight, count), head / scale_of[at]) for at, weight in tables.items()]
+    return [(partial(_last, weight, count), head / scale_of[key]) for key, weight in tables.items()]
 
 
 def _last(weight: Tensor, count: int) -> Tensor:
-    """What this rank holds of the last `count` rows, as it lies in memory: ranks have as many rows each (FSDP2)."""
+    """This rank's shard of the last `count` rows, without copying; ranks have equally many rows (FSDP2)."""
     local, first = weight.detach(), 0
     if isinstance(weight, DTensor):
         local = weight.to_local().detach()
@@ -149,23 +153,26 @@ def _last(weight: Tensor, count: int) -> Tensor:
     return local[max(0, len(weight) - count - first) :]
 
 
-def clip_gradients(model: VLA, most: float, each_part: bool = False) -> float:
-    """Clips the norm of the gradient to `most`: that of all, or of each part (vision, connector, language, the rest) by
-    itself. Returns that of all, before."""
+def clip_gradients(model: VLA, limit: float, per_part: bool = False) -> float:
+    """Clips the norm of the gradient, of all parameters or separately for vision, connector, language and the rest.
+
+    Returns:
+        The norm of the full gradient before clipping.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [trained]
-    if each_part:
+    if per_part:
         part_of = {id(p): name for name, part in model.backbone.freezable_modules().items() for p in part.parameters()}
         by_part: dict[str, list[nn.Parameter]] = {}
         for parameter in trained:
             by_part.setdefault(part_of.get(id(parameter), HEAD), []).append(parameter)
         groups = list(by_part.values())
-    norms = [float(whole(torch.nn.utils.clip_grad_norm_(group, most))) for group in groups]
+    norms = [float(full_tensor(torch.nn.utils.clip_grad_norm_(group, limit))) for group in groups]
     return math.hypot(*norms)
 
 
 class Ema:
-    """Exponential moving average of the trainable weights; young averages forget faster. A decay of 0 keeps none."""
+    """Exponential moving average of the trainable weights, with a smaller decay in the first steps; off at decay 0."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay

@@ -1,4 +1,4 @@
-"""What a model must keep while it trains: its scores in benchmarks and probes, within margins of those at the start."""
+"""Regression gates: scores in benchmarks and probes that must stay within margins of their values before training."""
 
 from __future__ import annotations
 
@@ -16,38 +16,42 @@ from vla.models.vla import VLA
 
 Measure = Callable[[VLA], float]
 SCENES, SEED = 50, 1
-"""Of a probe, where n is not given."""
+"""Default number of scenes, and the seed, of a probe."""
 OPTIONS = ("margin", "n", "data")
 LESS_IS_BETTER = (*LOWER, "chair")
 
 
 class RegressionGates:
-    """The measures by name, the margin of each, and what the model had before training.
+    """Measures a model, and compares it with its scores before training.
 
-    `wanted` has for each probe {margin, n}, for each benchmark {margin, data, n}, n being its scenes or questions.
-    Raises InputError for what is neither, and for a benchmark whose files are not there.
+    Args:
+        model: The model before training.
+        gates: By name, {margin, n} of a probe or {margin, data, n} of a benchmark; n is the number of scenes or
+            questions.
+
+    Raises:
+        InputError: a name is neither a probe nor a benchmark, or the files of a benchmark are missing.
     """
 
-    def __init__(self, model: VLA, wanted: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, model: VLA, gates: Mapping[str, Mapping[str, Any]]) -> None:
         self.margins, self.measures = dict[str, float](), dict[str, Measure]()
-        for name, options in wanted.items():
+        for name, options in gates.items():
             if "margin" not in options or options.keys() - set(OPTIONS):
-                raise InputError(f"regression_gates.{name} takes {', '.join(OPTIONS)}, of which margin must be given")
+                raise InputError(f"regression_gates.{name} takes {', '.join(OPTIONS)}; margin is required")
             self.margins[name], self.measures[name] = _measure(name, **options)
-        self.start = self._measured(model)
+        self.start = self._scores(model)
 
     def __call__(self, model: VLA) -> dict[str, float]:
-        """Each measure, and "retention": how much of its margin the one that fell the most has left, below 0 where it
-        fell further."""
-        now = self._measured(model)
+        """All scores, and "retention": the smallest remaining margin, which is negative if a score fell below it."""
+        now = self._scores(model)
         sign = {name: -1 if name in LESS_IS_BETTER else 1 for name in now}
-        left = [sign[name] * (now[name] - self.start[name]) + self.margins[name] for name in now]
-        return now | ({"retention": min(left)} if left else {})
+        remaining = [sign[name] * (now[name] - self.start[name]) + self.margins[name] for name in now]
+        return now | ({"retention": min(remaining)} if remaining else {})
 
-    def _measured(self, model: VLA) -> dict[str, float]:
-        """On the GPU where there is one; the model comes back where and as it was."""
+    def _scores(self, model: VLA) -> dict[str, float]:
+        """Measures on a GPU if available, and restores the model's device and mode."""
         before, training = model.device, model.training
-        # A model that several ranks share is on its device already.
+        # A sharded model is on its device already.
         if self.measures and before.type == "cpu":
             model.to(accelerator())
         model.eval()
@@ -65,7 +69,7 @@ def _measure(name: str, margin: float, n: int | None = None, data: str | None = 
     if name not in BENCHMARKS:
         raise InputError(f"regression_gates.{name} is neither a probe ({', '.join(PROBES)}) nor a benchmark")
     if data is None:
-        raise InputError(f"regression_gates.{name}: say where its official files are, as data")
+        raise InputError(f"regression_gates.{name} needs the location of its official files: set data")
     files = Files.open(name, Path(data), n)
 
     def run(model: VLA) -> float:

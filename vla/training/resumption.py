@@ -1,4 +1,4 @@
-"""Going on with a run: what its checkpoint was trained with beside what is asked for now."""
+"""Resuming a run: compares the settings of its checkpoint with the current ones."""
 
 from __future__ import annotations
 
@@ -13,45 +13,53 @@ from vla.errors import InputError
 from vla.training.train_config import TrainConfig
 
 FIXED = {
-    "plan.seed": "what a step draws follows from it",
-    "plan.batch_size": "what a step draws follows from it; plan.accumulate halves its memory to the same effect",
-    "shares": "what a step draws follows from them",
-    "temperature": "what a step draws follows from it",
-    "delay": "what a step draws follows from it",
+    "plan.seed": "it determines the rows of a step",
+    "plan.batch_size": "it determines the rows of a step; plan.accumulate reduces its memory with equal results",
+    "shares": "they determine the rows of a step",
+    "temperature": "it determines the rows of a step",
+    "delay": "it determines the rows of a step",
     "horizon": "it is part of the model",
     "tiles": "it is part of the model",
     "images": "it is part of the model",
     "image_tokens": "it is part of the model",
-    "backbone_weights": "the run began from others",
-    "reward_weights": "the run was judged by others",
+    "backbone_weights": "the run began from other weights",
+    "reward_weights": "the run began with another reward model",
 }
-"""Settings that stay as they are in one run, and why; a key stands for those below it, too."""
+"""Settings that must not change within a run, with the reason; a key includes its nested keys."""
 
 
 def settings(plan: TrainConfig, shares: Mapping[str, float], origin: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run is trained with, as JSON has it: the plan, each source's share of the rows, and the options of
-    `vla train` that say where the data and the model come from."""
+    """The settings of a run as JSON values.
+
+    Args:
+        plan: The training configuration.
+        shares: Each source's share of the rows.
+        origin: The options of `vla train` on the origin of data and model.
+    """
     rounded = {name: round(share, 9) for name, share in shares.items()}
-    found: dict[str, Any] = json.loads(json.dumps({**origin, "shares": rounded, "plan": asdict(plan)}))
-    return found
+    values: dict[str, Any] = json.loads(json.dumps({**origin, "shares": rounded, "plan": asdict(plan)}))
+    return values
 
 
 def changes(checkpoint: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is asked for now and was not when the checkpoint was saved: "plan.lr 0.001 -> 0.0005" each.
+    """The settings that differ from those of the checkpoint, as "plan.lr 0.001 -> 0.0005".
 
-    Of a checkpoint that does not say how it was trained, nothing. Raises InputError for what must not change in a run.
+    Empty for a checkpoint without settings.
+
+    Raises:
+        InputError: a setting differs that must not change within a run.
     """
     before, after = {_current(key): value for key, value in _flat(saved)}, dict(_flat(now))
     if not before:
         return []
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     for key in changed:
-        why = next((why for fixed, why in FIXED.items() if key == fixed or key.startswith(f"{fixed}.")), None)
-        if why is not None:
-            told = f"another {key} ({before.get(key)} -> {after.get(key)}): {why}"
+        reason = next((text for fixed, text in FIXED.items() if key == fixed or key.startswith(f"{fixed}.")), None)
+        if reason is not None:
+            change = f"another {key} ({before.get(key)} -> {after.get(key)}): {reason}"
             raise InputError(
-                f"cannot go on from {checkpoint} with {told}. Set it back, or train into another folder (out=), from "
-                f"these weights with backbone={checkpoint}"
+                f"cannot resume from {checkpoint} with {change}. Restore the value, or train into another folder "
+                f"(out=), from these weights with backbone={checkpoint}"
             )
     return [f"{key} {before.get(key)} -> {after.get(key)}" for key in changed]
 

@@ -1,4 +1,4 @@
-"""`vla train`: from stores to a checkpoint."""
+"""`vla train`: trains a model on stores."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ from vla.training.train_config import TrainConfig, make_train_config
 from vla.types import Example
 
 HELD_OUT_WINDOWS = 128
-ELSEWHERE = ("task", "out", "plan", "log", "stages", "probe_scenes")
-"""Options that are no part of where a run comes from."""
+NOT_ORIGIN = ("task", "out", "plan", "log", "stages", "probe_scenes")
+"""Options that are not recorded as the origin of a run."""
 
 
 def train(
@@ -81,36 +81,46 @@ def train(
     stages: Mapping[str, Mapping[str, Any]] | None = None,
     probe_scenes: Mapping[str, int] | None = None,
 ) -> Outcome:
-    """Trains on the episodes of `data` (None: no robot) and the question stores `vqa`, into the folder `out`.
+    """Trains a model on episodes and questions, and writes its checkpoints to the folder `out`.
 
-    `data` is a store, the source "robot", or several by name; those of one embodiment share its normalisation.
-    `task` is there for the options, where it names the default of `data`.
-    `backbone` is "nano" (pretrained, shipped), "scratch" (nano with random weights and a new tokenizer, trained whole
-    whatever `plan` freezes), a checkpoint's folder, or what `vla.models.backbones.pretrained` opens. `mixture` weighs
-    the sources by their names in `data` and `vqa`, with `temperature` also by their size; a store of `data` that it
-    does not name
-    weighs what it says of "robot".
-    `horizon` is a chunk's, in steps or seconds, and `delay` the longest inference that it is trained for
-    (`vla.training.horizon`).
-    `log` is what tracks the run beside TensorBoard (`vla.training.tracking`).
-    `head` says how actions are said (`vla.models.action_heads`), by its name or with its options; `state_encoding` how a
-    state is told; `instruction` whether a step is trained with the episode's instruction or its sub-task's
-    (`vla.datasets.prompts`).
-    `predict` says which actions are predicted relative to the state and `normalization` how ranges are taken
-    (`vla.training.demonstrations.robot_specs`); a policy that goes on has its own, and its ranges by `statistics`
-    (`vla.models.build.build`).
-    `lora` are the options of `vla.training.lora.adapt`, where adapters are to train in place of the backbone.
-    `regression_gates` names what a checkpoint must keep of the model it starts from (`vla.training.regression_gates`).
-    `kinds` names which kinds of question a store gives, all where none. `contrastive` are the options of
-    `vla.training.contrastive.train`, where images and captions alone are to train, `preference` those of
-    `vla.training.preference.train`, where pairs of answers are; `reward` and `grpo` those of the modules of that name,
-    where a reward model is to learn from pairs, or a model from rewards; `stages` runs of this one after another, by
-    what each
-    changes, put to the probes of `probe_scenes` between them, on so many scenes (`vla.training.chain`).
-    Images of questions are seen in up to `tiles` pieces, those of robots' cameras as `images` and `image_tokens` say
-    (`vla.models.preprocessing.adapted.for_camera`), of all robots or by their names. A prefix-LM is asked one question
-    a row, whatever `turns` is.
-    Raises InputError, before anything is written, when a path is missing or the parts do not fit together.
+    Args:
+        task: Not used; configurations derive the default of `data` from it.
+        data: An episode store (the source "robot"), or several by name; None: no robot. Stores of one embodiment share
+            its normalisation.
+        vqa: The question stores by name.
+        out: The folder of the run.
+        backbone: "nano" (pretrained, shipped), "scratch" (nano with random weights and a new tokenizer; nothing is
+            frozen), the folder of a checkpoint, or an argument of `vla.models.backbones.pretrained`.
+        mixture: The weight of each source of `data` and `vqa`; stores of `data` without a weight have that of "robot".
+        temperature: Weighs the sources by their size as well.
+        horizon: The horizon of an action chunk, in steps or seconds (`vla.training.horizon`).
+        turns: Questions per row; a prefix-LM has one.
+        heldout_questions: Held-out questions of each kind.
+        plan: The keys of `TrainConfig`.
+        log: An experiment tracker in addition to TensorBoard (`vla.training.tracking`).
+        head: The action head (`vla.models.action_heads`), by name or with its options.
+        state_encoding: Whether the state is passed as numbers or as text.
+        tiles: The maximum number of tiles of a question's image.
+        images: Image preprocessing of the robot cameras (`vla.models.preprocessing.adapted.for_camera`), for all robots
+            or by name.
+        image_tokens: Tokens per robot image, for all robots or by name.
+        instruction: Whether steps have the instruction of the episode or of the sub-task (`vla.datasets.prompts`).
+        predict: Which actions are predicted relative to the state (`vla.training.demonstrations.robot_specs`).
+        normalization: How ranges are computed (likewise). A policy that is trained further keeps its own.
+        statistics: The ranges of a policy that is trained further (`vla.models.build.build`).
+        delay: The longest inference delay in training (`vla.training.horizon`).
+        lora: Options of `vla.training.lora.adapt`, to train adapters instead of the backbone.
+        regression_gates: Scores that a checkpoint must retain (`vla.training.regression_gates`).
+        kinds: The kinds of questions to use of each store; by default all.
+        contrastive: Options of `vla.training.contrastive.train`, to train on captions only.
+        preference: Options of `vla.training.preference.train`, to train on pairs of answers.
+        reward: Options of `vla.training.preference.reward`, to train a reward model on pairs of answers.
+        grpo: Options of `vla.training.preference.grpo`, to train on rewards.
+        stages: Successive trainings, by name with the options that each overrides (`vla.training.chain`).
+        probe_scenes: The probes to run between stages, with the number of scenes.
+
+    Raises:
+        InputError: a path is missing or options are inconsistent; before anything is written.
     """
     options = dict(locals())
     if stages:
@@ -120,7 +130,7 @@ def train(
     settings = make_train_config(plan)
     if settings.state_dropout and state_encoding != "numbers":
         raise InputError(
-            f"state_dropout leaves out numbers, and state_encoding={state_encoding} writes the state into the prompt"
+            f"state_dropout needs state_encoding=numbers: state_encoding={state_encoding} writes the state as text"
         )
     torch.manual_seed(settings.seed)
     paths = {} if data is None else {"robot": data} if isinstance(data, str) else data
@@ -128,8 +138,8 @@ def train(
         raise InputError(f"{', '.join(both)} names a store in data and one in vqa: choose another name")
     weights, kinds = dict(mixture), kinds or {}
     if paths and "robot" not in paths:
-        every = weights.pop("robot", 0.0)
-        weights = {name: every for name in paths} | weights
+        default = weights.pop("robot", 0.0)
+        weights = {name: default for name in paths} | weights
     stores = {name: VqaStore(path) for name, path in vqa.items() if weights.get(name, 0) > 0}
     demonstrations = {name: Demonstrations.open(path) for name, path in paths.items()}
     rates = [d.store.embodiment.control_hz for d in demonstrations.values()]
@@ -142,24 +152,24 @@ def train(
     for one, other in combinations(robots, 2):
         if is_like(one.embodiment, other.embodiment):
             print(
-                f"{one.name} and {other.name} have the same components, and are normalised apart: two robots by their "
-                f"names; `vla data rename STORE embodiment={one.name}` makes them one"
+                f"{one.name} and {other.name} have the same components, but are normalised separately because their "
+                f"names differ; `vla data rename STORE embodiment={one.name}` makes them one robot"
             )
-    said = head_settings(head, list(demonstrations.values()), robots)
+    resolved_head = head_settings(head, list(demonstrations.values()), robots)
     texts = _texts(stores, [d.store for d in demonstrations.values()])
     ranges = Ranges(statistics, predict, normalization)
-    model = build(backbone, robots, texts, said, state_encoding, tiles, ranges)
+    model = build(backbone, robots, texts, resolved_head, state_encoding, tiles, ranges)
     model.processor.tasks = tuple(sorted({*model.processor.tasks, *_tasks(d.store for d in demonstrations.values())}))
     settings = make_train_config(plan, backbone_defaults(model.backbone, scratch=backbone == "scratch"))
-    if backbone == "scratch":  # there is nothing yet to keep
+    if backbone == "scratch":  # no pretrained weights to protect
         settings = replace(settings, freeze=(), lr_multipliers={})
     if join().first:
-        print(_how(settings), flush=True)
+        print(_optimizer_summary(settings), flush=True)
     if lora is not None:
         if backbone == "scratch":
             raise InputError("lora adapts a pretrained backbone, and scratch is not: set lora=null")
         adapt(model, **lora)
-    origin = {name: value for name, value in options.items() if value and name not in ELSEWHERE}
+    origin = {name: value for name, value in options.items() if value and name not in NOT_ORIGIN}
     origin["backbone_weights"] = weights_of(backbone) if isinstance(backbone, str) else None
     if grpo and Path(judge := str(grpo.get("reward"))).is_dir():
         origin["reward_weights"] = weights_of(judge)
@@ -185,10 +195,10 @@ def train(
     if regression_gates:
         from vla.training.regression_gates import RegressionGates
 
-        kept, told = RegressionGates(model, regression_gates), evaluate
+        gates, heldout_scores = RegressionGates(model, regression_gates), evaluate
 
         def evaluate(trained: VLA) -> dict[str, float]:
-            return told(trained) | kept(trained)
+            return heldout_scores(trained) | gates(trained)
 
     if preference is not None:
         from vla.training.preference.train import train_preference
@@ -203,13 +213,13 @@ def train(
 
 
 def _tasks(stores: Iterable[EpisodeStore]) -> set[str]:
-    """The simulated tasks of their episodes."""
+    """The simulated tasks of the stores' episodes."""
     named = {record.info.get("task") for store in stores for record in store.records}
     return {name for name in named if isinstance(name, str) and not name.endswith(".yaml") and is_task(name)}
 
 
-def _how(plan: TrainConfig) -> str:
-    """What trains, and at what rates, in a line."""
+def _optimizer_summary(plan: TrainConfig) -> str:
+    """One line with the optimizer, the learning rates and the frozen parts."""
     frozen = ", ".join(plan.freeze) or "nothing"
     scales = "".join(f", {part} {scale:g} of it" for part, scale in plan.lr_multipliers.items() if scale != 1)
     return f"{plan.optimizer}, learning rate {plan.lr:g}{scales}; frozen: {frozen}"
@@ -218,10 +228,15 @@ def _how(plan: TrainConfig) -> str:
 def evaluator(
     questions: Mapping[str, Mapping[str, Sequence[Example]]], windows: Mapping[str, Sequence[Example]]
 ) -> Evaluate:
-    """Scores: `action_error`, `vqa` (mean over the first store's kinds) and `<store>/<kind>` for each kind.
+    """Builds the function that computes the held-out scores of a model.
 
-    `action_error` is a share of the range of the data (`action_errors`), the mean over the stores of episodes, of which
-    `action_error_<store>` is that of each where there are several. `error of <component>` is each in its unit.
+    | score                     | value                                                                       |
+    |---------------------------|-----------------------------------------------------------------------------|
+    | `action_error`            | share of the data's range (`action_errors`), mean over the episode stores   |
+    | `action_error_<store>`    | the same of one store, if there are several                                 |
+    | `error of <component>`    | error of an action component in its unit                                    |
+    | `vqa`                     | mean accuracy over the question kinds of the first question store           |
+    | `<store>/<kind>`          | accuracy of one kind of question                                            |
     """
     windows = {name: examples for name, examples in windows.items() if examples}
 
@@ -231,11 +246,11 @@ def evaluator(
         if errors:
             scores["action_error"] = float(np.mean([share for share, _ in errors.values()]))
         for name, (share, components) in errors.items():
-            of = f"{name}: " if len(errors) > 1 else ""
+            prefix = f"{name}: " if len(errors) > 1 else ""
             scores |= {f"action_error_{name}": share} if len(errors) > 1 else {}
-            scores |= {f"{UNITS}{of}{component}": error for component, error in components.items()}
+            scores |= {f"{UNITS}{prefix}{component}": error for component, error in components.items()}
         for name, by_kind in questions.items():
-            if not by_kind:  # too few images for a held-out one
+            if not by_kind:  # the store has too few images for held-out ones
                 continue
             accuracy = vqa_accuracy(model, by_kind)
             scores.setdefault("vqa", float(np.mean(list(accuracy.values()))))
@@ -246,7 +261,7 @@ def evaluator(
 
 
 def _texts(stores: Mapping[str, VqaStore], episodes: Sequence[EpisodeStore]) -> Iterator[str]:
-    """What a new tokenizer learns its merges from: the stores' text, and the grammar of instructions."""
+    """The training text of a new tokenizer: the text of the stores, and all generated instructions."""
     for store in stores.values():
         yield from (f" {question.text} {question.answer}" for question in store.questions())
     for demonstrations in episodes:

@@ -1,4 +1,4 @@
-"""What each stage of a recipe did to what the model sees: stages.json and report.html, in the run's folder."""
+"""Compares the visual understanding of a model after each stage of a recipe: stages.json and report.html."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from vla.datasets.questions import KINDS
 from vla.datasets.vqa import VqaStore
 from vla.evaluation.heldout import SHORT, heldout_by_kind
 from vla.evaluation.vlm.answerer import Answerer, open_answerer, weights_of
-from vla.evaluation.vlm.probes.probe import Found
+from vla.evaluation.vlm.probes.probe import ProbeResult
 from vla.evaluation.vlm.probes.probe_report import write_probe_page
-from vla.evaluation.vlm.probes.registry import LOWER, check, chosen
+from vla.evaluation.vlm.probes.registry import LOWER, check, select_probes
 from vla.evaluation.vlm.scoring.benchmark import Unit, interval, mean, scored
 from vla.evaluation.vlm.vqa import score
 
@@ -29,18 +29,25 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 QUESTIONS = 100
-"""Held out, of each kind."""
+"""The number of held-out questions of each kind."""
 START = "start"
 DRAWS = "draws.npz"
-"""The bootstrap of each score, in a stage's folder."""
+"""The bootstrap samples of each score, in the folder of a stage."""
 
 
 class StageReport:
-    """The scores of a model after each stage: the probes (`vla probe`) that `scenes` names, on so many scenes each, and
-    held-out short questions of `stores`. The scenes are the same for all stages, and of no recording."""
+    """The scores of a model after each stage, in probes (`vla probe`) and held-out short questions.
+
+    Args:
+        out: The folder of the run.
+        scenes: The number of scenes by probe. The scenes are the same for all stages, and not from recordings.
+        stores: The question stores by name.
+
+    Raises:
+        InputError: a probe does not exist.
+    """
 
     def __init__(self, out: Path, scenes: Mapping[str, int], stores: Mapping[str, str]) -> None:
-        """Raises InputError where there is no such probe."""
         check(scenes)
         self.out, self.scenes, self.stores, self.file = out, dict(scenes), stores, out / "stages.json"
         read = json.loads(self.file.read_text()) if self.file.exists() else {}
@@ -49,17 +56,17 @@ class StageReport:
         self.stages: dict[str, dict[str, Any]] = {k: v for k, v in found.items() if (out / k / DRAWS).exists()}
 
     def add(self, stage: str, policy: str) -> None:
-        """Measures the model `policy` (`open_answerer`), unless these weights have been, and writes both files."""
+        """Measures the model `policy` (`open_answerer`) unless these weights were measured, and writes both files."""
         weights = weights_of(policy)
         if self.stages.get(stage, {}).get("weights", "") != weights:
             answerer = open_answerer(policy)
             found = {"vqa": held_out(answerer, self.stores)}
-            probes = chosen(list(self.scenes), answerer)
+            probes = select_probes(list(self.scenes), answerer)
             found |= {name: run(answerer, self.scenes[name], 0) for name, run in probes.items()}
             write_probe_page(self.out / stage / "probes.html", f"after {stage}", found)
-            drawn = {f"{name}/{label}": draws for name, one in found.items() for label, draws in one.drawn.items()}
-            np.savez(self.out / stage / DRAWS, allow_pickle=False, **drawn)
-            figures = {name: {**one.report, "blank": one.blank} for name, one in found.items()}
+            samples = {f"{name}/{label}": draws for name, item in found.items() for label, draws in item.drawn.items()}
+            np.savez(self.out / stage / DRAWS, allow_pickle=False, **samples)
+            figures = {name: {**item.report, "blank": item.blank} for name, item in found.items()}
             self.stages[stage] = {"weights": weights, "probes": figures}
             for before, after in pairwise(self.stages):
                 self._compare(before, after)
@@ -67,7 +74,7 @@ class StageReport:
         print(self._write())
 
     def _compare(self, before: str, after: str) -> None:
-        """Gives each score of the stage `after` its change from `before`, with a paired bootstrap's interval."""
+        """Adds to each score of stage `after` its change from `before`, with a paired bootstrap interval."""
         with np.load(self.out / before / DRAWS) as first, np.load(self.out / after / DRAWS) as second:
             for name in second.keys() & first.keys():
                 probe, label = name.split("/")
@@ -78,11 +85,11 @@ class StageReport:
     def _write(self) -> Path:
         scenes = f"Scenes: {', '.join(f'{n} of {name}' for name, n in self.scenes.items())}"
         lead = (
-            "<h1>What each stage did</h1>\n"
+            "<h1>Effect of each stage</h1>\n"
             f'<p class="lead">Held-out questions: {QUESTIONS} of each kind. {scenes}.</p>\n'
-            '<p class="soft">Below each value its 95\N{NO-BREAK SPACE}% interval, a bootstrap over scenes; then the '
-            "change from the stage before, with the interval of a paired bootstrap over the same scenes, bold where it "
-            "leaves out 0.</p>"
+            '<p class="soft">Below each value: its 95\N{NO-BREAK SPACE}% interval (bootstrap over scenes), and the '
+            "change from the previous stage with its interval (paired bootstrap over the same scenes), bold if the "
+            "interval excludes 0.</p>"
         )
         links = [f'<a href="{escape(name)}/probes.html">{escape(name)}</a>' for name in self.stages]
         return write_page(
@@ -111,12 +118,12 @@ class StageReport:
     def _paint(self, axes: Axes) -> None:
         """The main score of each probe, with its interval, over the stages."""
         stages, probes = list(self.stages), self._probes()
-        for place, (probe, color) in enumerate(zip(probes, (*COLORS, GREY), strict=False)):
+        for index, (probe, color) in enumerate(zip(probes, (*COLORS, GREY), strict=False)):
             at = [i for i, name in enumerate(stages) if probe in self.stages[name]["probes"]]
             main = [next(iter(self.stages[stages[i]]["probes"][probe]["scores"].values())) for i in at]
             y = [one["value"] for one in main]
             low, high = ([abs(one["ci95"][side] - one["value"]) for one in main] for side in (0, 1))
-            x = [i + 0.03 * (place - len(probes) / 2) for i in at]  # side by side, so that intervals are told apart
+            x = [i + 0.03 * (index - len(probes) / 2) for i in at]  # offset, so that intervals do not overlap
             name = f"{probe} (less is better)" if probe in LOWER else probe
             axes.errorbar(x, y, [low, high], color=color, marker="o", markersize=3.5, capsize=2, label=name)
         axes.set_xticks(range(len(stages)), stages)
@@ -126,7 +133,7 @@ class StageReport:
 
 
 def _cell(score: Mapping[str, Any]) -> str:
-    """No line of it breaks."""
+    """A table cell without line breaks inside its lines."""
     low, high = score["ci95"]
     lines = [f"{score['value']:.3f}", f'<span class="soft">{low:.3f} – {high:.3f}</span>']
     if "change" in score:
@@ -136,13 +143,13 @@ def _cell(score: Mapping[str, Any]) -> str:
     return "<br>".join(f'<span style="white-space: nowrap">{line}</span>' for line in lines)
 
 
-def held_out(answerer: Answerer, stores: Mapping[str, str]) -> Found:
-    """The accuracy of held-out short questions, as evaluations in training tell it, with an interval."""
+def held_out(answerer: Answerer, stores: Mapping[str, str]) -> ProbeResult:
+    """The accuracy of held-out short questions, computed as in training, with an interval."""
 
     units: list[Unit] = []
     for path in stores.values():
         for kind, examples in heldout_by_kind(VqaStore(path), QUESTIONS, KINDS).items():
-            said = answerer([e.prompt for e in examples], [decoded(e.images) for e in examples], SHORT, "vqa")
-            right = [score(kind, answer, str(e.target)) for answer, e in zip(said, examples, strict=True)]
+            answers = answerer([e.prompt for e in examples], [decoded(e.images) for e in examples], SHORT, "vqa")
+            right = [score(kind, answer, str(e.target)) for answer, e in zip(answers, examples, strict=True)]
             units += [Unit((one, 1.0), (("kind", kind),)) for one in right]
-    return Found(*scored(units, mean("accuracy")), {})
+    return ProbeResult(*scored(units, mean("accuracy")), {})

@@ -1,4 +1,4 @@
-"""One step: the gradient of the whole batch, over its micro-batches and the ranks, and the optimizer's use of it."""
+"""One optimizer step: the gradient of a batch over its micro-batches and ranks, and the update."""
 
 from __future__ import annotations
 
@@ -27,8 +27,13 @@ from vla.training.train_config import TrainConfig
 
 @dataclass(frozen=True)
 class Total:
-    """What a source had of a step: the sum of its elements' losses, how many there were, and its part of the loss that
-    the step takes the gradient of."""
+    """The loss of one source in a step.
+
+    Attributes:
+        losses: The sum of the losses of its elements.
+        elements: The number of its elements.
+        part: Its share of the step's weighted loss.
+    """
 
     losses: float
     elements: int
@@ -39,7 +44,7 @@ Totals = Mapping[str, Total]
 
 
 class Diverged(InputError):
-    """The loss or its gradient is not a number. The message says where the batch was saved."""
+    """The loss or its gradient is not finite. The message has the file of the saved batch."""
 
 
 def run_step(
@@ -52,7 +57,7 @@ def run_step(
     sources: Sequence[str],
     run: Path,
 ) -> Totals:
-    """One optimizer step on the batch; raises Diverged, with the weights as they were, when it is not finite."""
+    """Takes one optimizer step. Raises Diverged, without changing weights, if the loss or gradient is not finite."""
     optimizer.zero_grad()
     totals = backward(model, micro, plan, step, world, sources)
     norm = clip_gradients(model, plan.clip, plan.clip_parts)
@@ -71,52 +76,55 @@ def backward(
     sources: Sequence[str],
     only: Collection[str] | None = None,
 ) -> Totals:
-    """Adds the gradient of the step's loss, or of the part of it that the sources `only` have."""
-    # What is drawn besides (dropout) is a function of the seed, the step and the rank: there is no state to save.
+    """Accumulates the gradient of the step's loss, or of its part from the sources `only`."""
+    # Dropout depends only on the seed, the step and the rank: there is no random state to save.
     torch.manual_seed(((plan.seed * 1_000_003 + step) * 65_537 + world.rank) % 2**63)
     number = numbered(sources)
     rows_of = [torch.tensor([number[s] for s in b.source], device=world.device) for b in micro]
     seeds = [b.seed for b in micro]
     micro = [without_states(b, plan.state_dropout).to(world.device) for b in micro]
-    # Of the whole batch, so that micro-batches with few tokens do not weigh more.
-    own = torch.stack([count(of, *model.elements(b), len(number)) for b, of in zip(micro, rows_of, strict=True)]).sum(0)
-    counts = torch.tensor(world.sum(own.flatten().tolist()), dtype=torch.float64, device="cpu").view_as(own)
+    # Counted over the full batch, so that micro-batches with few tokens do not weigh more.
+    per_batch = [
+        count(row_sources, *model.elements(b), len(number)) for b, row_sources in zip(micro, rows_of, strict=True)
+    ]
+    local = torch.stack(per_batch).sum(0)
+    counts = torch.tensor(world.sum(local.flatten().tolist()), dtype=torch.float64, device="cpu").view_as(local)
     weights = element_weights(counts, sources, plan.loss_weights).to(world.device)
-    chosen = torch.tensor([only is None or s in only for s in number], device=world.device)
+    selected = torch.tensor([only is None or s in only for s in number], device=world.device)
     sums = torch.zeros(2, len(number), dtype=torch.float64, device=world.device)
-    for batch, of, seed in zip(micro, rows_of, seeds, strict=True):
+    for batch, row_sources, seed in zip(micro, rows_of, seeds, strict=True):
         pixels = augment(model.processor.pixels(batch.images), batch, seed, plan.augmentation)
         with computing(plan, world):
             losses, rows, kinds = model(batch, pixels)
-        source = of[rows]
-        weighed = losses * weights[source, kinds].to(losses.dtype)
-        # Ranks take the mean of their gradients, and it is the sum that is meant.
-        ((weighed * chosen[source]).sum() * world.size).backward()
-        for at, values in enumerate((losses, weighed)):
-            sums[at] += torch.bincount(source, values.detach().double(), len(number))
-    told = torch.tensor(world.sum(sums.flatten().tolist()), dtype=torch.float64, device="cpu").view_as(sums)
-    parts = told[1] / told[1].sum().clamp(min=1e-12)
+        source = row_sources[rows]
+        weighted = losses * weights[source, kinds].to(losses.dtype)
+        # FSDP averages the gradients of the ranks; the loss needs their sum.
+        ((weighted * selected[source]).sum() * world.size).backward()
+        for row, values in enumerate((losses, weighted)):
+            sums[row] += torch.bincount(source, values.detach().double(), len(number))
+    totals = torch.tensor(world.sum(sums.flatten().tolist()), dtype=torch.float64, device="cpu").view_as(sums)
+    shares = totals[1] / totals[1].sum().clamp(min=1e-12)
     elements = counts[:, 1:].sum(1)
     return {
-        s: Total(float(told[0, i]), int(elements[i]), float(parts[i])) for i, s in enumerate(sources) if elements[i]
+        s: Total(float(totals[0, i]), int(elements[i]), float(shares[i])) for i, s in enumerate(sources) if elements[i]
     }
 
 
 def attention(device: torch.device, bf16: bool) -> AbstractContextManager[None]:
-    """How attention is computed: in bfloat16 the backward pass of a CPU's fused kernel takes longer than all else."""
+    """Avoids the CPU's fused attention kernel in bfloat16, whose backward pass is slow."""
     return sdpa_kernel(SDPBackend.MATH) if bf16 and device.type == "cpu" else nullcontext()
 
 
 @contextmanager
 def computing(plan: TrainConfig, world: DistributedContext) -> Iterator[None]:
-    """In the plan's precision."""
+    """A context that computes in the plan's precision."""
     bf16 = uses_bf16(plan.precision, world.device)
     with torch.autocast(world.device.type, torch.bfloat16, enabled=bf16), attention(world.device, bf16):
         yield
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:
-    """bfloat16 pays only where the processor multiplies it natively; elsewhere it is emulated."""
+    """Whether to compute in bfloat16; "auto" requires native support, since emulation is slow."""
     if precision == "auto" and device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "auto":
@@ -126,7 +134,7 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
 
 
 def _save_batch(micro: Sequence[Batch], run: Path, step: int, world: DistributedContext) -> str:
-    """Saves this rank's micro-batches of the step as `<number>/<field>`; returns the message that says so."""
+    """Saves this rank's micro-batches of the step as `<number>/<field>`; returns the error message."""
     path = run / f"nan-step-{step:08d}{f'-rank{world.rank}' if world.rank else ''}.safetensors"
     names = [f.name for f in fields(Batch) if f.name != "source"]
     save_file({f"{i}/{name}": getattr(b, name).contiguous() for i, b in enumerate(micro) for name in names}, path)

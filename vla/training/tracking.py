@@ -1,4 +1,4 @@
-"""Experiment tracking beside TensorBoard: Weights & Biases, or trackio, which has the same functions."""
+"""Experiment tracking in addition to TensorBoard: Weights & Biases, or trackio, which has the same functions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROJECT = "vla"
 
 
 def check_tracker(name: str | None) -> None:
-    """Raises InputError for a tracker that there is not, or whose package is not installed."""
+    """Raises InputError if the tracker is unknown or its package is not installed."""
     if name is not None and name not in TRACKERS:
         raise InputError(f"there is no log {name}: choose of {', '.join(TRACKERS)}; TensorBoard is always written")
     if name is not None and find_spec(name) is None:
@@ -25,7 +25,7 @@ def check_tracker(name: str | None) -> None:
 
 
 class Tracker:
-    """A run that is being tracked."""
+    """A tracked run."""
 
     def __init__(self, module: Any) -> None:
         self._module = module
@@ -36,22 +36,24 @@ class Tracker:
 
 @contextmanager
 def tracked(name: str | None, run: Path, config: Mapping[str, Any]) -> Iterator[Tracker | None]:
-    """The tracker `name` (None: none) of the run in the folder `run`, which goes on where it was tracked before.
+    """Starts or resumes the tracking of the run in the folder `run`; no tracking if `name` is None.
 
-    Where it writes and whom it tells is its own affair: WANDB_MODE=offline keeps all in the folder of the run.
-    Raises InputError where it cannot be started.
+    The tracker's own settings determine where it writes: WANDB_MODE=offline keeps everything in the folder of the run.
+
+    Raises:
+        InputError: the tracker cannot be started.
     """
     check_tracker(name)
     if name is None:
         yield None
         return
     module = import_module(name)
-    told: dict[str, Any] = {"project": PROJECT, "name": run.name, "config": dict(config), "resume": "allow"}
+    settings: dict[str, Any] = {"project": PROJECT, "name": run.name, "config": dict(config), "resume": "allow"}
     if name == "wandb":
-        told |= {"dir": str(run), "id": hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]}
+        settings |= {"dir": str(run), "id": hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]}
     try:
-        module.init(**told)
-    except Exception as error:  # of many kinds, and never a reason for a traceback
+        module.init(**settings)
+    except Exception as error:  # trackers raise many types
         reason = " ".join(str(error).split())
         raise InputError(f"log={name} cannot be started: {reason}; WANDB_MODE=offline needs no account") from error
     try:

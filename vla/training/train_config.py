@@ -1,4 +1,4 @@
-"""How a training run trains: the keys of `plan`, and what a backbone has where they are null."""
+"""The training configuration: the keys of `plan`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ Schedule = Literal["cosine", "linear", "constant", "wsd"]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. `batch_size` rows are one step, split over the ranks, and on each into `accumulate` micro-batches
-    of equal effect. configs/train.yaml says what each key is."""
+    """The training configuration; configs/train.yaml describes each key.
+
+    A step has `batch_size` rows, split over the ranks, and on each rank into `accumulate` micro-batches.
+    """
 
     steps: int
     batch_size: int = 48
@@ -70,8 +72,8 @@ class TrainConfig:
         if not 0 <= self.camera_dropout < 1:
             raise InputError(f"camera_dropout must be at least 0 and below 1, not {self.camera_dropout}")
         for offset in self.history:
-            plain = isinstance(offset, (int, float)) and not isinstance(offset, bool)
-            if not plain or not 0 < offset < math.inf:
+            is_number = isinstance(offset, (int, float)) and not isinstance(offset, bool)
+            if not is_number or not 0 < offset < math.inf:
                 raise InputError(f"plan.history is a list of seconds above 0, such as [0.5], not {offset!r}")
         if not 0 <= self.ema < 1:
             raise InputError(f"ema must be at least 0 and below 1, not {self.ema}")
@@ -88,28 +90,33 @@ class TrainConfig:
         return Augmentation.of(self.augment)
 
     def rows(self, ranks: int) -> int:
-        """Rows of a micro-batch on each of `ranks`. Raises InputError when the batch does not split evenly."""
+        """Rows of a micro-batch on each rank. Raises InputError if the batch does not split evenly."""
         if self.batch_size % (self.accumulate * ranks):
-            of = f" x {ranks} ranks" if ranks > 1 else ""
-            raise InputError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}{of}")
+            factor = f" x {ranks} ranks" if ranks > 1 else ""
+            raise InputError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}{factor}")
         return self.batch_size // (self.accumulate * ranks)
 
 
-def make_train_config(options: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> TrainConfig:
-    """The plan of these options; one that is null is as in `own`, else `TrainConfig`'s default.
+def make_train_config(options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> TrainConfig:
+    """Builds the configuration from the keys of `plan`.
 
-    Raises InputError for an option that there is not, and as `TrainConfig` does.
+    Args:
+        options: The keys of `plan`.
+        defaults: The values of keys that are null (those of the backbone); else the defaults of `TrainConfig`.
+
+    Raises:
+        InputError: an option is unknown or invalid.
     """
-    known = [one.name for one in fields(TrainConfig)]
+    known = [item.name for item in fields(TrainConfig)]
     if wrong := [key for key in options if key not in known]:
         raise InputError(f"there is no option plan.{wrong[0]}{suggestion(wrong[0], known)}; see `vla train --help`")
     if options.get("steps") is None:
-        raise InputError("say how long to train: plan.steps=")
-    own = {key: value for key, value in (own or {}).items() if key in options}
-    values = own | {key: value for key, value in options.items() if value is not None}
-    scales = {
-        part: own.get("lr_multipliers", {}).get(part) if s is None else s
-        for part, s in values.get("lr_multipliers", {}).items()
+        raise InputError("the number of training steps is missing: set plan.steps=")
+    defaults = {key: value for key, value in (defaults or {}).items() if key in options}
+    values = defaults | {key: value for key, value in options.items() if value is not None}
+    multipliers = {
+        part: defaults.get("lr_multipliers", {}).get(part) if m is None else m
+        for part, m in values.get("lr_multipliers", {}).items()
     }
-    values["lr_multipliers"] = {part: scale for part, scale in scales.items() if scale is not None}
+    values["lr_multipliers"] = {part: m for part, m in multipliers.items() if m is not None}
     return TrainConfig(**values | {name: tuple(values.get(name, ())) for name in ("freeze", "history")})

@@ -1,4 +1,4 @@
-"""report.html: one self-contained page on a run, for a person to look at. Nothing in it comes from elsewhere."""
+"""report.html of `vla demo`: one self-contained page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PHASES = ("record", "train", "evaluate")
 
 @dataclass(frozen=True)
 class Sample:
-    """A held-out question of a kind on an image, what the model answered and what is true."""
+    """A held-out question on an image, with the model's answer and the correct one."""
 
     image: UInt8[np.ndarray, "h w 3"]
     kind: str
@@ -45,9 +45,15 @@ def write_report(
 ) -> Path:
     """Writes `out/report.html` and returns its path.
 
-    `summary` is that of summary.json; its `from_scratch_reference` (a summary, or None) is shown beside it.
-    `history` and `losses` are those of `plots.panels`. `videos` has a film (.mp4 or .gif) for "success" and for
-    "failure", where there was one. `note` says in a sentence or two what was run.
+    Args:
+        out: The folder of the run.
+        summary: The content of summary.json; its `from_scratch_reference` (a summary or None) is shown for comparison.
+        history: The evaluations in training (`plots.panels`).
+        losses: The training losses (`plots.panels`).
+        results: The results of the evaluation.
+        videos: Films (.mp4 or .gif) of a "success" and of a "failure", if any.
+        samples: Sample questions and answers.
+        note: A short description of the run.
     """
     sections = (
         _headline(summary, note),
@@ -57,7 +63,7 @@ def write_report(
         section("Visual questions", _bars(summary) + _samples(samples)),
         section("Episodes", episodes(results)),
         section("How it was made", _made(summary)),
-        section("Look further", _commands(out)),
+        section("Next steps", _commands(out)),
     )
     return write_page(out / "report.html", "vla report", sections)
 
@@ -66,11 +72,11 @@ def _headline(summary: Mapping[str, Any], note: str) -> str:
     low, high = summary["success_ci95"]
     swapped = summary["instruction_swap_success"]
     lead = (
-        f"In {summary['episodes']} unseen scenes the policy did what it was told in "
+        f"In {summary['episodes']} unseen scenes the success rate of the policy is "
         f"<b>{percent(summary['success_rate'])}</b> (95\N{NO-BREAK SPACE}% interval {100 * low:.0f}–{percent(high)})."
     )
     if swapped is not None:
-        lead += f" Told of another object in the same scenes, it succeeded in <b>{percent(swapped)}</b>."
+        lead += f" With instructions for another object in the same scenes, it is <b>{percent(swapped)}</b>."
     return (
         f'<h1>From demonstrations to a moving arm</h1>\n<p class="lead">{lead}</p>\n<p class="soft">{escape(note)}</p>'
     )
@@ -81,8 +87,8 @@ def _tiles(summary: Mapping[str, Any]) -> str:
     flat, scratch = _headline_values(summary), _headline_values(summary.get("from_scratch_reference") or {})
     below = {
         "success": f"95\N{NO-BREAK SPACE}% CI: {100 * low:.0f}–{percent(high)}",
-        "swap success": "told of another object",
-        "wrong object": "took what was not named",
+        "swap success": "instruction for another object",
+        "wrong object": "handled another object",
         "VQA accuracy": f"mean of {len(summary['vqa_accuracy'])} kinds, held out",
         "minutes": f"{escape(str(summary['device']))}, {summary['cores']} cores",
         "parameters": "from scratch" if summary["from_scratch"] else "from a pretrained backbone",
@@ -95,7 +101,7 @@ def _tiles(summary: Mapping[str, Any]) -> str:
 
 
 def _headline_values(summary: Mapping[str, Any]) -> dict[str, str]:
-    """The numbers of the tiles, as text; those that the summary lacks are left out."""
+    """The numbers of the tiles as text, without those that the summary lacks."""
     kinds, minutes = summary.get("vqa_accuracy") or {}, summary.get("minutes") or {}
     values = {
         "success": percent(summary.get("success_rate")),
@@ -110,9 +116,9 @@ def _headline_values(summary: Mapping[str, Any]) -> dict[str, str]:
 
 def _clips(videos: Mapping[str, Path], results: Sequence[Result]) -> str:
     figures = []
-    for kind, happened in (("success", True), ("failure", False)):
+    for kind, success in (("success", True), ("failure", False)):
         path = videos.get(kind)
-        count = sum(result.success is happened for result in results)
+        count = sum(result.success is success for result in results)
         if path is not None:
             figures.append(clip(path, f"a {kind}, one of {count}"))
         else:
@@ -122,7 +128,7 @@ def _clips(videos: Mapping[str, Path], results: Sequence[Result]) -> str:
 
 
 def clip(path: Path, caption: str) -> str:
-    """A film as part of the page; the caption is HTML."""
+    """An embedded film with a caption (HTML)."""
     media = (
         f'<video src="{file_uri(path)}" autoplay loop muted playsinline controls></video>'
         if path.suffix == ".mp4"
@@ -153,14 +159,15 @@ def _bars(summary: Mapping[str, Any]) -> str:
 def _samples(samples: Sequence[Sample]) -> str:
     if not samples:
         return ""
-    key = "<p class='soft'>Where a point is asked for: the ring is where an answer is right, the cross the answer.</p>"
+    key = "<p class='soft'>For questions about a point: the ring is the tolerance, the cross is the answer.</p>"
     return f'<div class="samples">{"".join(_sample(sample) for sample in samples)}</div>{key}'
 
 
 def _sample(sample: Sample) -> str:
-    right = score(sample.kind, sample.prediction, sample.answer) == 1
-    answer = f'<span class="{"good" if right else "bad"}">{"✓" if right else "✗"} {escape(sample.prediction)}</span>'
-    truth = "" if right and sample.kind != "point" else f'<span class="soft">true: {escape(sample.answer)}</span>'
+    correct = score(sample.kind, sample.prediction, sample.answer) == 1
+    style, mark = ("good", "✓") if correct else ("bad", "✗")
+    answer = f'<span class="{style}">{mark} {escape(sample.prediction)}</span>'
+    truth = "" if correct and sample.kind != "point" else f'<span class="soft">true: {escape(sample.answer)}</span>'
     picture = f'<img src="{image_uri(sample.image)}" alt="{escape(sample.question)}">{_markers(sample)}'
     return (
         f'<figure class="card"><div class="picture">{picture}</div>'
@@ -169,7 +176,7 @@ def _sample(sample: Sample) -> str:
 
 
 def _markers(sample: Sample) -> str:
-    """The true point as a ring as wide as the tolerance, the predicted one as a cross; both on a dark edge."""
+    """The true point as a ring with the radius of the tolerance, the predicted one as a cross, both outlined."""
     if sample.kind != "point":
         return ""
     shapes = []
@@ -178,31 +185,31 @@ def _markers(sample: Sample) -> str:
     if predicted := parse_point(sample.prediction):
         shapes.append(f'<path d="M{100 * predicted[0]:.0f} {100 * predicted[1]:.0f}m-3-3l6 6m0-6l-6 6"/>')
     layers = (("#000", 2.2), ("#fff", 1.0))
-    drawn = "".join(f'<g stroke="{color}" stroke-width="{width}">{"".join(shapes)}</g>' for color, width in layers)
-    return f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" fill="none">{drawn}</svg>'
+    groups = "".join(f'<g stroke="{color}" stroke-width="{width}">{"".join(shapes)}</g>' for color, width in layers)
+    return f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" fill="none">{groups}</svg>'
 
 
-def episodes(results: Sequence[Result], places: Mapping[Key, int] | None = None) -> str:
-    """The episodes as tables, failures first; `places` says at which index of the store each is."""
+def episodes(results: Sequence[Result], indices: Mapping[Key, int] | None = None) -> str:
+    """The episodes as tables, failures first; `indices` are the indices of the episodes in the store."""
     failures = [result for result in results if not result.success]
     successes = [result for result in results if result.success]
     text = f"{len(failures)} of {len(results)} episodes failed." if failures else "No episode failed."
-    parts = [f"<p>{text} Swapped: the instruction names another object of the scene of that seed.</p>"]
+    blocks = [f"<p>{text} Swapped: the instruction names another object of the scene of that seed.</p>"]
     if failures:
-        parts.append(_table(failures, places))
+        blocks.append(_table(failures, indices))
     if successes:
         folded = f"{len(successes)} successful episodes" if len(successes) > 1 else "1 successful episode"
-        parts.append(f"<details><summary>{folded}</summary>{_table(successes, places)}</details>")
-    return "\n".join(parts)
+        blocks.append(f"<details><summary>{folded}</summary>{_table(successes, indices)}</details>")
+    return "\n".join(blocks)
 
 
-def _table(results: Sequence[Result], places: Mapping[Key, int] | None) -> str:
-    names = ("seed", "group", "instruction", "outcome", "steps", *(("episode",) if places is not None else ()))
+def _table(results: Sequence[Result], indices: Mapping[Key, int] | None) -> str:
+    names = ("seed", "group", "instruction", "outcome", "steps", *(("episode",) if indices is not None else ()))
     head = "".join(f"<th>{name}</th>" for name in names)
     rows = "".join(
         f"<tr><td>{r.seed}</td><td>{escape(r.kind)}</td>"
         f"<td>{escape(r.instruction)}</td><td>{_outcome(r)}</td><td>{r.length}</td>"
-        + (f"<td>{places.get(r.key, '')}</td>" if places is not None else "")
+        + (f"<td>{indices.get(r.key, '')}</td>" if indices is not None else "")
         + "</tr>"
         for r in results
     )
@@ -237,7 +244,7 @@ def _made(summary: Mapping[str, Any]) -> str:
 
 
 def _commands(out: Path) -> str:
-    """The commands that apply to what `out` holds."""
+    """The commands for the files that exist in `out`."""
     commands = (
         ("rollouts.rrd", "rerun {}"),
         ("rollouts.zarr", "vla view {}"),

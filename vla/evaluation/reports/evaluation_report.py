@@ -1,4 +1,4 @@
-"""report.html of an evaluation: rates with their intervals, groups beside each other, films with failures first."""
+"""report.html of an evaluation: rates with intervals, comparisons of groups, and films, failures first."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FAILURES, SUCCESSES = 6, 3
-"""How many films of each are on the page."""
+"""The numbers of films on the page."""
 LATENCY_SIZE = (5.5, 3.2)
 
 
 def evaluation_page(folder: Path, report: Mapping[str, Any], results: Sequence[Result]) -> Path:
     """Writes `folder/report.html` from the report of eval.json and the recorded episodes; films go to `films/`."""
     with EpisodeStore.open(folder / STORE) as store:
-        places = {key_of(record.info): index for index, record in enumerate(store.records)}
-        films = [_film(folder, store, places[r.key], r) for r in _shown(results) if r.key in places]
+        indices = {key_of(record.info): index for index, record in enumerate(store.records)}
+        films = [_film(folder, store, indices[r.key], r) for r in _shown(results) if r.key in indices]
     sections = [_head(report), _tiles(report)]
     if report["by_axis"]:
         sections.append(section("What differs from training", _axes(report)))
@@ -45,8 +45,8 @@ def evaluation_page(folder: Path, report: Mapping[str, Any], results: Sequence[R
     if films:
         sections.append(section("Films", f'<div class="clips">{"".join(films)}</div>'))
     view = f"vla view {shlex.quote(str(folder))} episodes=N:N+1"
-    told = f"<p class='soft'>To step through one: <code>{escape(view)}</code>, N its number in the last column.</p>"
-    sections.append(section("Episodes", told + episodes(results, places)))
+    hint = f"<p class='soft'>To view an episode: <code>{escape(view)}</code>; N is its number in the last column.</p>"
+    sections.append(section("Episodes", hint + episodes(results, indices)))
     return write_page(folder / "report.html", "vla eval", sections)
 
 
@@ -57,21 +57,21 @@ def _head(report: Mapping[str, Any]) -> str:
     lead = f"<b>{rate}</b> in {counted(report['episodes'], 'episode')} ({interval})"
     if report["crashed"]:
         lead += f"; {report['crashed']} crashed and count as neither success nor failure"
-    about = f"{report['policy']}, task {report['task']}, seeds {report['seeds']}, phrasing {report['phrasing']}"
+    description = f"{report['policy']}, task {report['task']}, seeds {report['seeds']}, phrasing {report['phrasing']}"
     if report["axes"]:
-        about += f", axes {', '.join(report['axes'])}"
+        description += f", axes {', '.join(report['axes'])}"
     if report["stopped_after"]:
         after = counted(report["stopped_after"], "episode")
-        about += f"; stopped once the rate was told from {report['stop']}, after {after}"
-    return f'<h1>Evaluation</h1>\n<p class="lead">{lead}.</p>\n<p class="soft">{escape(about)}</p>'
+        description += f"; stopped after {after}, when the rate differed from {report['stop']}"
+    return f'<h1>Evaluation</h1>\n<p class="lead">{lead}.</p>\n<p class="soft">{escape(description)}</p>'
 
 
 def _tiles(report: Mapping[str, Any]) -> str:
     low, high = report["success_always_valid95"]
     values = (
-        ("success", percent(report["success_rate"]), f"under peeking: {100 * low:.0f}–{percent(high)}"),
-        ("swap success", percent(report["instruction_swap_success"]), "told of another object"),
-        ("wrong object", percent(report["wrong_object_rate"]), "did what was not asked"),
+        ("success", percent(report["success_rate"]), f"always valid: {100 * low:.0f}–{percent(high)}"),
+        ("swap success", percent(report["instruction_swap_success"]), "instruction for another object"),
+        ("wrong object", percent(report["wrong_object_rate"]), "handled another object"),
         ("time to success", _number(report["seconds_to_success"], " s"), "mean over the successes"),
         ("jerk", _number(report["jerk"]), "rad/s³, of the commands"),
         ("collisions", _number(report["collisions"]), "an episode"),
@@ -79,7 +79,7 @@ def _tiles(report: Mapping[str, Any]) -> str:
         (
             "clamped",
             _number(report["clamped"]),
-            "steps an episode, by the safety_filter" if report["safety_filter"] else "no safety_filter",
+            "steps an episode, by the safety filter" if report["safety_filter"] else "no safety filter",
         ),
     )
     return f'<div class="tiles">{"".join(tile(name, value or "–", below) for name, value, below in values)}</div>'
@@ -90,7 +90,7 @@ def _number(value: float | None, unit: str = "") -> str:
 
 
 def _axes(report: Mapping[str, Any]) -> str:
-    rows = [{"axis": "as it is", **{k: report[k] for k in ("success_rate", "success_ci95")}}, *report["by_axis"]]
+    rows = [{"axis": "nominal", **{k: report[k] for k in ("success_rate", "success_ci95")}}, *report["by_axis"]]
     rows = [row for row in rows if row["success_rate"] is not None]
 
     def paint(axes: Axes) -> None:
@@ -114,14 +114,14 @@ def _axes(report: Mapping[str, Any]) -> str:
 
 
 def _paint_latency(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Success against delay, a line for each execution."""
+    """Plots success against delay, one line per execution."""
     names = dict.fromkeys(row["execution"] for row in rows)
     for name, color in zip(names, cycle(COLORS), strict=False):
-        mine = [row for row in rows if row["execution"] == name and row["success_rate"] is not None]
-        delays = [row["delay"] for row in mine]
-        low, high = ([100 * row["success_ci95"][end] for row in mine] for end in (0, 1))
+        selected = [row for row in rows if row["execution"] == name and row["success_rate"] is not None]
+        delays = [row["delay"] for row in selected]
+        low, high = ([100 * row["success_ci95"][end] for row in selected] for end in (0, 1))
         axes.fill_between(delays, low, high, color=color, alpha=0.12, linewidth=0)
-        axes.plot(delays, [100 * row["success_rate"] for row in mine], "o-", color=color, label=name)
+        axes.plot(delays, [100 * row["success_rate"] for row in selected], "o-", color=color, label=name)
     axes.set_ylim(-2, 102)
     axes.legend(frameon=False, labelcolor=GREY, fontsize=9)
     style(axes, "success [%], 95 % interval", "delay [s]")

@@ -1,7 +1,7 @@
-"""One environment under a policy that may take its time.
+"""Runs episodes in one environment, with a simulated inference delay.
 
-Simulated time goes on for the ceil(delay / period) steps that the policy thinks; what is carried out meanwhile is up to
-`vla.control.action_queue`, as on a robot. Without a delay all executions but the ensemble are one.
+An action chunk arrives ceil(delay / period) steps after its request; the actions executed meanwhile are determined by
+`vla.control.action_queue`, as on a robot. Without a delay all execution modes except the ensemble are equal.
 """
 
 from __future__ import annotations
@@ -28,12 +28,18 @@ from vla.types import ActionChunk, Observation
 
 
 class EpisodeRunner:
-    """One environment with its policy, the actions to come and its recorder.
+    """An environment with its policy, action queue and recorder.
 
-    An environment that does not draw by itself is asked to `capture` its images when the policy is asked, or at every
-    step with `every_frame` and for a policy that is shown past frames; at other steps the recorder gets those of the
-    last capture. With `safety_filter` an environment that has limits (`limits_of`) gets what `SafetyFilter` makes of the actions, as a
-    robot does.
+    If the environment does not render by itself, images are captured for predictions only; the recorder repeats the
+    last images at other steps.
+
+    Args:
+        env: The environment.
+        policy: The policy.
+        recorder: Records the episodes.
+        n_action_steps: The execution horizon.
+        every_frame: Whether images are captured at every step; always so for a policy with past frames.
+        safety_filter: Whether actions pass a `SafetyFilter`, if the environment has limits (`limits_of`).
     """
 
     def __init__(
@@ -62,13 +68,13 @@ class EpisodeRunner:
         self.trial = trial
         values, info = self.env.reset(seed=trial.seed, options=dict(trial.options))
         self.instruction: str = info["instruction"]
-        # Slack against a delay of three periods that is a hair more than that.
-        self._late = math.ceil(trial.delay * self._hz - 1e-6)
+        # Tolerance for rounding errors in delay * rate.
+        self._delay_steps = math.ceil(trial.delay * self._hz - 1e-6)
         body = self.policy.embodiment
-        self._buffer = ActionQueue(
-            body, trial.execution, self.n_action_steps, max_observation_age_s=math.inf, delay=self._late
+        self._queue = ActionQueue(
+            body, trial.execution, self.n_action_steps, max_observation_age_s=math.inf, delay=self._delay_steps
         )
-        self._coming: tuple[int, Answer] | None = None
+        self._pending: tuple[int, Answer] | None = None
         self.length = self.invalid = 0
         self._hits = self._clamped = self._collisions = 0
         self._touching = touched(self.env)
@@ -81,9 +87,9 @@ class EpisodeRunner:
         self.policy.reset()
         if self.recorder is not None:
             repeats = {"frames": "asked"} if self._capture is not None and not self._every_frame else {}
-            plain = trial.execution == "naive" and not trial.delay
-            late = {} if plain else {"delay": trial.delay, "execution": trial.execution}
-            self.recorder.start(self.instruction, seed=trial.seed, group=trial.group, **late, **repeats)
+            default = trial.execution == "naive" and not trial.delay
+            timing = {} if default else {"delay": trial.delay, "execution": trial.execution}
+            self.recorder.start(self.instruction, seed=trial.seed, group=trial.group, **timing, **repeats)
 
     def abort(self) -> None:
         if self.recorder is not None:
@@ -93,7 +99,7 @@ class EpisodeRunner:
         if self._capture is not None:
             values = values | {"images": self._capture() if fresh else self.observation.images}
         self.observation = to_observation(values, self._now)
-        self._seen = self._history.with_past_frames(self.observation)
+        self._policy_input = self._history.with_past_frames(self.observation)
 
     @property
     def _now(self) -> float:
@@ -101,61 +107,61 @@ class EpisodeRunner:
 
     @property
     def wants_chunk(self) -> bool:
-        return self._buffer.due(self._now)
+        return self._queue.due(self._now)
 
     def request(self) -> Request:
-        """What to ask the policy; `take` is to get its answer before the next step."""
-        self._request = self._buffer.request(self._seen, self._hold, self._now)
+        """The request for the policy; pass its action chunk to `take` before the next step."""
+        self._request = self._queue.request(self._policy_input, self._hold, self._now)
         return self._request
 
     def take(self, chunk: ActionChunk | None) -> None:
         self.invalid += chunk is None
-        self._coming = self.length + self._late, Answer(self._request, chunk, self._now, self._now)
+        self._pending = self.length + self._delay_steps, Answer(self._request, chunk, self._now, self._now)
 
     def _arrive(self) -> None:
-        if self._coming is not None and self.length >= self._coming[0]:
-            (_, answer), self._coming = self._coming, None
-            if answer.chunk is not None:  # a fault of the policy is to be seen, not held
+        if self._pending is not None and self.length >= self._pending[0]:
+            (_, answer), self._pending = self._pending, None
+            if answer.chunk is not None:  # raises for an invalid action, which the queue would hold
                 self.policy.embodiment.check_action(answer.chunk.actions)
-            self._buffer.take(answer, self._now)
+            self._queue.take(answer, self._now)
 
     def step(self) -> Result | None:
-        """Acts once; the result where that ended the episode. Without a valid chunk the arm holds still."""
+        """Executes one action (a hold action without a valid chunk); returns the result if the episode ended."""
         self._arrive()
-        said = {} if self.recorder is None else self._said()
-        wanted = self._buffer.advance(self._now)
-        action = self._guarded(wanted)
+        prediction = {} if self.recorder is None else self._prediction()
+        requested = self._queue.advance(self._now)
+        action = self._filtered(requested)
         if self.recorder is not None:
-            self.recorder.step(self.observation, action, **said)
+            self.recorder.step(self.observation, action, **prediction)
         values, _, terminated, truncated, info = self.env.step(action)
-        # A position stays in force; a delta, velocity or force is over when it is done.
+        # To hold still, positions are repeated, and deltas, velocities and forces are zero.
         self._hold, self.length = np.where(self.policy.embodiment.is_position_action, action, 0.0), self.length + 1
-        self._measure(action if wanted is None else wanted, action)
+        self._measure(action if requested is None else requested, action)
         done = terminated or truncated
         self._arrive()
         self._observe(values, fresh=not done and (self._every_frame or self.wants_chunk))
         return self._finish(info) if done else None
 
-    def _said(self) -> dict[str, Any]:
-        """What is recorded of the chunk in force."""
-        if (chunk := self._buffer.latest(self._now)) is None:
+    def _prediction(self) -> dict[str, Any]:
+        """The recorded fields of the current action chunk."""
+        if (chunk := self._queue.latest(self._now)) is None:
             return {}
-        rest = self._buffer.rest(self._now)
-        # As many rows as the whole chunk has: an episode store has one height for all.
+        rest = self._queue.rest(self._now)
+        # Padded to the length of the chunk, since an episode store has arrays of fixed shape.
         rows = np.pad(rest, ((0, len(chunk.actions) - len(rest)), (0, 0)), constant_values=np.nan)
         return {"chunk": rows, "points": chunk.points}
 
-    def _guarded(self, wanted: Float[np.ndarray, "a"] | None) -> Float[np.ndarray, "a"]:
+    def _filtered(self, requested: Float[np.ndarray, "a"] | None) -> Float[np.ndarray, "a"]:
         if self._safety_filter is None:
-            return self._hold if wanted is None else wanted
-        safe, hit = self._safety_filter.command(wanted)
+            return self._hold if requested is None else requested
+        safe, hit = self._safety_filter.command(requested)
         self._safety_filter.sent()
         self._clamped += bool(hit)
         return safe
 
-    def _measure(self, wanted: Float[np.ndarray, "a"], sent: Float[np.ndarray, "a"]) -> None:
+    def _measure(self, requested: Float[np.ndarray, "a"], sent: Float[np.ndarray, "a"]) -> None:
         self._commands.append(np.array(sent, np.float64))
-        self._hits += bool((wanted <= self._low).any() or (wanted >= self._high).any())
+        self._hits += bool((requested <= self._low).any() or (requested >= self._high).any())
         now = touched(self.env)
         self._collisions += len(now - self._touching)
         self._touching = now
@@ -164,7 +170,7 @@ class EpisodeRunner:
         if self.recorder is not None:
             self.recorder.finish(bool(info["success"]))
         commands = unwrapped(self.policy.embodiment, np.stack(self._commands))
-        third = np.diff(commands, n=3, axis=0) * self._hz**3
+        jerk = np.diff(commands, n=3, axis=0) * self._hz**3
         return Result(
             seed=self.trial.seed,
             group=self.trial.group,
@@ -174,7 +180,7 @@ class EpisodeRunner:
             length=self.length,
             invalid=self.invalid,
             seconds=self.length / self._hz,
-            jerk=float(np.sqrt(np.mean(third**2))) if len(third) else 0.0,
+            jerk=float(np.sqrt(np.mean(jerk**2))) if len(jerk) else 0.0,
             collisions=self._collisions,
             limit_hits=self._hits,
             clamped=self._clamped,

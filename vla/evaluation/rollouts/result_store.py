@@ -1,12 +1,12 @@
-"""What an evaluation has done so far, in its folder: results as they come, and their episodes.
+"""The results and episodes of an evaluation, stored incrementally in its folder.
 
 | file             | content                                                              |
 |------------------|----------------------------------------------------------------------|
-| settings.json    | what every trial has in common: policy, task, wording, scenes        |
-| results.jsonl    | a line a finished trial, in the order in which they ended            |
-| rollouts.zarr    | their episodes, whole or absent                                      |
+| settings.json    | the settings of all trials: policy, task, phrasing, scenes           |
+| results.jsonl    | one line per finished trial, in order of completion                  |
+| rollouts.zarr    | the recorded episodes, each written atomically                       |
 
-A killed evaluation goes on with the trials that it lacks; a trial that crashed is run again.
+An interrupted evaluation continues with the missing trials; crashed trials are repeated.
 """
 
 from __future__ import annotations
@@ -31,10 +31,13 @@ STORE = "rollouts.zarr"
 
 
 class ResultStore:
-    """Use it as a context manager. `append` makes it a place for finished episodes (`zarr_recorder.Sink`)."""
+    """Stores results and episodes; a context manager, and a `zarr_recorder.Sink` for finished episodes.
+
+    Raises:
+        InputError: the folder contains something else, or an evaluation with other settings.
+    """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], embodiment: Embodiment) -> None:
-        """Raises InputError when `folder` holds something else, or an evaluation with other settings."""
         check_folder(folder, settings)
         self.folder, self.embodiment = folder, embodiment
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,9 +47,9 @@ class ResultStore:
         self._recorded = {key_of(record.info) for record in self._store.records}
         self.results = read_results(folder)
         path = folder / "results.jsonl"
-        cut = path.exists() and path.read_text()[-1:] not in ("", "\n")
+        truncated = path.exists() and path.read_text()[-1:] not in ("", "\n")
         self._lines = path.open("a")
-        self._lines.write("\n" * cut)
+        self._lines.write("\n" * truncated)
 
     def __enter__(self) -> ResultStore:
         return self
@@ -62,7 +65,7 @@ class ResultStore:
         return self._store.stream_images()
 
     def append(self, episode: Episode, images: ImageStream | None = None) -> None:
-        """Keeps the episode, unless a run that was killed before it noted the result has kept it already."""
+        """Stores the episode, unless an interrupted run stored it before its result."""
         if (key := key_of(episode.info)) not in self._recorded:
             self._store.append(episode, images)
             self._recorded.add(key)
@@ -73,7 +76,7 @@ class ResultStore:
         self._lines.flush()
 
     def copy_from(self, folder: Path) -> None:
-        """Takes over what another evaluation with the same settings has and this one lacks."""
+        """Copies missing results and episodes from another evaluation with the same settings."""
         with EpisodeStore.open(folder / STORE) as other:
             for index, record in enumerate(other.records):
                 if (key := key_of(record.info)) not in self._recorded:
@@ -85,30 +88,30 @@ class ResultStore:
 
 
 def check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Raises InputError when `folder` cannot take an evaluation with these settings."""
+    """Raises InputError if `folder` cannot be used for an evaluation with these settings."""
     if (folder / "settings.json").exists():
         saved = current_keys(json.loads((folder / "settings.json").read_text()), EVALUATION)
-        # The time of a prediction is measured once it is asked for.
+        # The delay is measured later, when it is first needed.
         if changed := sorted(k for k in {**settings, **saved} if k != "measured" and saved.get(k) != settings.get(k)):
             if changed == ["weights"]:
-                why = "of other weights: the policy was trained on since, or is another of the same name"
+                reason = "of other weights: the policy was trained on since, or is another of the same name"
             else:
-                why = f"with other settings ({', '.join(changed)})"
-            raise InputError(f"{folder} holds an evaluation {why}: set out=")
+                reason = f"with other settings ({', '.join(changed)})"
+            raise InputError(f"{folder} holds an evaluation {reason}: set out=")
     elif folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty and holds no evaluation: remove it, or name another folder with out=")
+        raise InputError(f"{folder} is not empty and holds no evaluation: remove it, or set another folder with out=")
 
 
 def read_results(folder: Path) -> dict[Key, Result]:
-    """The results noted in `folder`, the last one of each trial; lines that were cut off are passed over."""
-    path, found = folder / "results.jsonl", dict[Key, Result]()
+    """The last result of each trial in `folder`; truncated lines are skipped."""
+    path, results = folder / "results.jsonl", dict[Key, Result]()
     for line in path.read_text().splitlines() if path.exists() else ():
         with suppress(json.JSONDecodeError):
             result = Result(**json.loads(line))
-            found[result.key] = result
-    return found
+            results[result.key] = result
+    return results
 
 
 def key_of(info: Mapping[str, Any]) -> Key:
-    """The key of the trial whose recorder was told `info`."""
+    """The key of the trial whose episode has this `info`."""
     return info["group"], info.get("execution", "naive"), info.get("delay", 0.0), info["seed"]

@@ -1,4 +1,4 @@
-"""Closed-loop episodes in simulation: many environments, one batched policy, in one process."""
+"""Closed-loop rollouts in simulation: many environments with batched predictions, in one process."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def rollout(
     n_action_steps: int = 8,
     recorder: Callable[[], Recorder] | None = None,
 ) -> list[Result]:
-    """Runs every trial to its end and returns the results in the order of `trials`. See `run_trials`."""
-    found = run_trials(
+    """Runs all trials with a progress bar; returns their results in the order of `trials` (`run_trials`)."""
+    results = run_trials(
         make_env, policy_for, iter(trials), parallel=parallel, n_action_steps=n_action_steps, recorder=recorder
     )
-    results = {result.key: result for result in progress(found, len(trials))}
-    return [results[trial.key] for trial in trials]
+    by_key = {result.key: result for result in progress(results, len(trials))}
+    return [by_key[trial.key] for trial in trials]
 
 
 def run_trials(
@@ -52,68 +52,78 @@ def run_trials(
     every_frame: bool = True,
     safety_filter: bool = True,
 ) -> Iterator[Result]:
-    """Runs every trial to its end, up to `parallel` at once; yields the results as they come.
+    """Runs all trials, up to `parallel` at once; yields their results in order of completion.
 
-    The environment of a trial is `make_env(**trial.env)`. Up to `n_action_steps` actions of each chunk are carried out before
-    the policy is asked again; `every_frame` and `safety_filter` as in `EpisodeRunner`. What raises in a trial is its result, and the
-    others go on in environments of their own. Raises InputError when a policy is of another embodiment than its
-    environment.
+    An exception in a trial becomes its result; the other trials continue.
+
+    Args:
+        make_env: Called with `trial.env` as keyword arguments.
+        policy_for: Returns the policy of an environment.
+        trials: The trials.
+        parallel: The number of environments.
+        n_action_steps: The execution horizon.
+        recorder: Creates the recorder of an environment.
+        every_frame: As in `EpisodeRunner`.
+        safety_filter: As in `EpisodeRunner`.
+
+    Raises:
+        InputError: a policy is of another embodiment than its environment.
     """
     if parallel < 1 or n_action_steps < 1:
         raise InputError(f"parallel and n_action_steps must be at least 1, not {parallel} and {n_action_steps}")
-    seats: list[_EnvWorker] = []
+    workers: list[_EnvWorker] = []
     try:
         for _ in range(parallel):
-            place = partial(EpisodeRunner, recorder=recorder and recorder(), n_action_steps=n_action_steps)
-            place = partial(place, every_frame=every_frame, safety_filter=safety_filter)
-            seats.append(seat := _EnvWorker(make_env, policy_for, place))
-            yield from seat.seat_next(trials)
-            if seat.trial is None:
+            make_runner = partial(EpisodeRunner, recorder=recorder and recorder(), n_action_steps=n_action_steps)
+            make_runner = partial(make_runner, every_frame=every_frame, safety_filter=safety_filter)
+            workers.append(worker := _EnvWorker(make_env, policy_for, make_runner))
+            yield from worker.start_next(trials)
+            if worker.trial is None:
                 break
-        while active := [seat for seat in seats if seat.trial is not None]:
-            crashes = _predict([seat.slot for seat in active if seat.slot.wants_chunk])
-            for seat in active:
-                # On to where it must be asked again, so that all are asked together however they are out of step.
-                result = seat.step(crashes.get(id(seat.slot)))
-                while result is None and not seat.slot.wants_chunk:
-                    result = seat.step(None)
+        while active := [worker for worker in workers if worker.trial is not None]:
+            crashes = _predict([worker.runner for worker in active if worker.runner.wants_chunk])
+            for worker in active:
+                # Steps until the next prediction is due, so that predictions of all environments are batched.
+                result = worker.step(crashes.get(id(worker.runner)))
+                while result is None and not worker.runner.wants_chunk:
+                    result = worker.step(None)
                 if result is not None:
                     yield result
-                    yield from seat.seat_next(trials)
+                    yield from worker.start_next(trials)
     finally:
-        for seat in seats:
-            seat.close()
+        for worker in workers:
+            worker.close()
 
 
 class _EnvWorker:
-    """A place for one trial after another: the environment is made anew where the next one needs another."""
+    """Runs successive trials; the environment is created again if the next trial needs another one."""
 
-    def __init__(self, make_env: MakeEnv, policy_for: PolicyFor, place: Callable[..., EpisodeRunner]) -> None:
-        self._make_env, self._policy_for, self._place = make_env, policy_for, place
+    def __init__(self, make_env: MakeEnv, policy_for: PolicyFor, make_runner: Callable[..., EpisodeRunner]) -> None:
+        self._make_env, self._policy_for, self._make_runner = make_env, policy_for, make_runner
         self._env: gymnasium.Env[Any, Any] | None = None
         self.trial: Trial | None = None
-        self._of: Any = None
+        self._env_options: Any = None
 
-    def seat_next(self, trials: Iterator[Trial]) -> Iterator[Result]:
-        """Begins the next trial; yields those that crash at their start."""
+    def start_next(self, trials: Iterator[Trial]) -> Iterator[Result]:
+        """Starts the next trial; yields the results of trials that crash at their start."""
         self.trial = None
         for trial in trials:
-            if self._env is None or self._of != trial.env:
-                self._furnish(trial)
+            if self._env is None or self._env_options != trial.env:
+                self._open_env(trial)
             try:
-                self.slot.start(trial)
+                self.runner.start(trial)
             except Exception:
                 yield self._crash(trial, format_exc())
                 continue
             self.trial = trial
             return
 
-    def _furnish(self, trial: Trial) -> None:
+    def _open_env(self, trial: Trial) -> None:
         self.close()
-        self._env, self._of = self._make_env(**trial.env), trial.env
+        self._env, self._env_options = self._make_env(**trial.env), trial.env
         try:
             policy = self._policy_for(self._env)
-            self.slot = self._place(self._env, policy)
+            self.runner = self._make_runner(self._env, policy)
             policy.embodiment.check(self._env.unwrapped.embodiment)  # type: ignore[attr-defined]
             check_execution(policy, trial.execution)
         except BaseException:
@@ -125,13 +135,13 @@ class _EnvWorker:
         if crash is not None:
             return self._crash(self.trial, crash)
         try:
-            return self.slot.step()
+            return self.runner.step()
         except Exception:
             return self._crash(self.trial, format_exc())
 
     def _crash(self, trial: Trial, traceback: str) -> Result:
-        """An environment that raised is in no known state, and may not close either: the next trial gets another."""
-        self.slot.abort()
+        """The result of a crashed trial. The environment is discarded, since its state is unknown."""
+        self.runner.abort()
         with suppress(Exception):
             self.close()
         return crashed(trial, traceback)
@@ -142,36 +152,36 @@ class _EnvWorker:
             env.close()
 
 
-def _predict(slots: Sequence[EpisodeRunner]) -> dict[int, str]:
-    """Asks each policy for a chunk; a batch policy that serves several slots is asked once. The tracebacks by slot."""
-    shared: dict[tuple[Any, ...], list[tuple[EpisodeRunner, Request]]] = {}
+def _predict(runners: Sequence[EpisodeRunner]) -> dict[int, str]:
+    """Predicts action chunks, batched per `BatchPolicy`; returns the tracebacks of failed predictions by runner id."""
+    batches: dict[tuple[Any, ...], list[tuple[EpisodeRunner, Request]]] = {}
     crashes: dict[int, str] = {}
-    for slot in slots:
-        request = slot.request()
-        # Others are asked alone: one that remembers must not be asked again for another's fault.
-        together = slot.policy if isinstance(slot.policy, BatchPolicy) else slot
-        shared.setdefault((id(together), request.shape), []).append((slot, request))
-    for group in shared.values():
-        _ask(group, crashes)
+    for runner in runners:
+        request = runner.request()
+        # A policy with state is not batched: after an error in a batch, its prediction could not be repeated.
+        owner = runner.policy if isinstance(runner.policy, BatchPolicy) else runner
+        batches.setdefault((id(owner), request.shape), []).append((runner, request))
+    for batch in batches.values():
+        _predict_batch(batch, crashes)
     return crashes
 
 
-def _ask(group: Sequence[tuple[EpisodeRunner, Request]], crashes: dict[int, str]) -> None:
-    slots, requests = zip(*group, strict=True)
+def _predict_batch(batch: Sequence[tuple[EpisodeRunner, Request]], crashes: dict[int, str]) -> None:
+    runners, requests = zip(*batch, strict=True)
     try:
-        chunks = predict(slots[0].policy, requests)
+        chunks = predict(runners[0].policy, requests)
     except Exception:
-        if len(group) == 1:
-            crashes[id(slots[0])] = format_exc()
-        for asked in group if len(group) > 1 else ():  # one at a time, to see whose fault it is
-            _ask([asked], crashes)
+        if len(batch) == 1:
+            crashes[id(runners[0])] = format_exc()
+        for item in batch if len(batch) > 1 else ():  # one at a time, to find the request that fails
+            _predict_batch([item], crashes)
         return
-    for slot, chunk in zip(slots, chunks, strict=True):
-        slot.take(chunk)
+    for runner, chunk in zip(runners, chunks, strict=True):
+        runner.take(chunk)
 
 
 def progress(results: Iterator[Result], total: int, before: Sequence[Result] = ()) -> Iterator[Result]:
-    """The same results, under a bar with the success rate so far and its Wilson interval; `before` counts too."""
+    """Yields `results` with a progress bar, which has the success rate, also over `before`, and its Wilson interval."""
     ended = list(before)
     with tqdm(total=total, initial=len(before), desc="evaluate", unit="episode") as bar:
         for result in results:
@@ -180,6 +190,6 @@ def progress(results: Iterator[Result], total: int, before: Sequence[Result] = (
             if outcomes := [r.success for r in ended if not r.crash]:
                 low, high = wilson(sum(outcomes), len(outcomes))
                 crashes = len(ended) - len(outcomes)
-                said = f"{np.mean(outcomes):.2f} [{low:.2f}, {high:.2f}]"
-                bar.set_postfix(success=said, **({"crashed": crashes} if crashes else {}))
+                rate = f"{np.mean(outcomes):.2f} [{low:.2f}, {high:.2f}]"
+                bar.set_postfix(success=rate, **({"crashed": crashes} if crashes else {}))
             yield result

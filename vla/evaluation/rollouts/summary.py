@@ -1,4 +1,4 @@
-"""The numbers of an evaluation, from its results."""
+"""Summary statistics of an evaluation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from vla.evaluation.rollouts.trial import AVERAGED, Result
 
 
 def summarize(results: Sequence[Result], *, stop: float | None = None) -> dict[str, Any]:
-    """Rates over the group "named" (its first execution and delay), and the success of the group "swap".
+    """Rates of the group "named" (at its first execution and delay) and of the group "swap".
 
-    A crash is neither a success nor a failure. With `stop` the outcomes count up to the first, in the order of
-    `results`, at which their `always_valid` interval leaves that rate out. What there is none of is None.
+    Crashed trials are excluded. Values without data are None.
+
+    Args:
+        results: The results of the trials.
+        stop: If set, outcomes count only up to the first, in the order of `results`, at which their `always_valid`
+            interval excludes this rate.
     """
     counted = [r for r in results if not r.crash]
     cells = list(dict.fromkeys((r.execution, r.delay) for r in results if r.group == "named"))
@@ -35,13 +39,13 @@ def summarize(results: Sequence[Result], *, stop: float | None = None) -> dict[s
         "seconds_to_success": _mean(r.seconds for r in named if r.success),
         **means,
         "invalid_chunks": sum(r.invalid for r in results),
-        "by_axis": [beside(axis, named, [r for r in counted if r.group == axis]) for axis in others],
+        "by_axis": [axis_row(axis, named, [r for r in counted if r.group == axis]) for axis in others],
         "latency": _latency([r for r in counted if r.group == "named"], cells) if len(cells) > 1 else [],
     }
 
 
 def rate(results: Sequence[Result]) -> dict[str, Any]:
-    """How many there are, the share of successes, and its Wilson interval."""
+    """The number of episodes, the success rate, and its Wilson interval."""
     return {
         "episodes": len(results),
         "success_rate": _mean(r.success for r in results),
@@ -50,7 +54,7 @@ def rate(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def paired(first: Iterable[Result], second: Iterable[Result]) -> dict[str, Any]:
-    """How two sets of results differ on the seeds that both have: second minus first."""
+    """The paired difference of two sets of results on their common seeds: second minus first."""
     ours, theirs = ({r.seed: r.success for r in results} for results in (first, second))
     pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
     both, lost, won, neither = (
@@ -68,22 +72,22 @@ def paired(first: Iterable[Result], second: Iterable[Result]) -> dict[str, Any]:
     }
 
 
-def beside(name: str, nominal: Sequence[Result], results: Sequence[Result]) -> dict[str, Any]:
-    """A row of the table of axes: a group, held against the nominal scenes of the same seeds."""
+def axis_row(name: str, nominal: Sequence[Result], results: Sequence[Result]) -> dict[str, Any]:
+    """A row of the table of axes: a group compared with the nominal scenes of the same seeds."""
     return {"axis": name, **rate(results), **paired(nominal, results)}
 
 
 def _latency(named: Sequence[Result], cells: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
-    """Success of each execution and delay; without a delay all executions but `AVERAGED` are the one that was run."""
+    """The success of each execution and delay; without a delay all executions except `AVERAGED` share one run."""
     rows = []
-    same = [execution for execution in dict.fromkeys(e for e, _ in cells) if execution != AVERAGED]
+    equal = [execution for execution in dict.fromkeys(e for e, _ in cells) if execution != AVERAGED]
     for execution, delay in cells:
-        found = rate([r for r in named if (r.execution, r.delay) == (execution, delay)])
-        for said in same if delay == 0 and execution != AVERAGED else (execution,):
-            rows.append({"execution": said, "delay": delay, **found})
+        success = rate([r for r in named if (r.execution, r.delay) == (execution, delay)])
+        for name in equal if delay == 0 and execution != AVERAGED else (execution,):
+            rows.append({"execution": name, "delay": delay, **success})
     return sorted(rows, key=lambda row: (row["execution"], row["delay"]))
 
 
 def _mean(values: Iterable[float]) -> float | None:
-    found = list(values)
-    return float(np.mean(found)) if found else None
+    items = list(values)
+    return float(np.mean(items)) if items else None

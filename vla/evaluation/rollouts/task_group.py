@@ -1,4 +1,4 @@
-"""The tasks of a group (`metaworld/mt10`), evaluated one after the other."""
+"""Evaluation of a group of tasks (`metaworld/mt10`), one task after the other."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from vla.envs.make import check_task
 from vla.errors import InputError
 
 
-def evaluate_each(tasks: Sequence[str], evaluate: Callable[..., dict[str, Any]], **options: Any) -> dict[str, Any]:
-    """`evaluate` of each task, into `out`/TASK; `out`/eval.json has their rates, and the mean over tasks.
+def evaluate_tasks(tasks: Sequence[str], evaluate: Callable[..., dict[str, Any]], **options: Any) -> dict[str, Any]:
+    """Calls `evaluate` for each task with the folder `out`/TASK; `out`/eval.json has the rates and their mean.
 
-    Raises InputError, before anything is written, as `evaluate` does, and for what does not go with several tasks.
+    Raises:
+        InputError: as `evaluate`, and for options that are not supported with several tasks; before anything is
+            written.
     """
     out = Path(options["out"])
     if options["merge"]:
         raise InputError(f"{options['task']} is several tasks: merge folders of one of them")
     if (out / "settings.json").exists():
-        raise InputError(f"{out} holds the evaluation of one task: name another folder with out=")
+        raise InputError(f"{out} holds the evaluation of one task: set another folder with out=")
     for task in tasks:
         check_task(task, (*options["axes"], *options["axes_report"]), swap=options["swap"])
     found = {t: evaluate(**options | {"task": t, "out": str(out / t.rpartition("/")[2])}) for t in tasks}

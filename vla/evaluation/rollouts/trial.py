@@ -1,4 +1,4 @@
-"""One episode of an evaluation, and how it ended."""
+"""A trial (one episode) of an evaluation, and its result."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 AVERAGED = "ensemble"
-"""The execution that is another also without a delay; the others then are one."""
+"""The only execution mode that differs from the others without a delay."""
 Key = tuple[str, str, float, int]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One episode to run: the scene's seed and reset options, and which group of the report it belongs to.
+    """One episode to run.
 
-    `env` are keyword arguments of its environment. The policy takes `delay` [s] to answer, and `execution` says what
-    the robot does meanwhile (`vla.control.action_queue`).
+    Attributes:
+        seed: The seed of the scene.
+        options: The reset options of the environment.
+        group: The group in the report.
+        env: Keyword arguments of the environment.
+        delay: The inference delay [s].
+        execution: The execution mode (`vla.control.action_queue`).
     """
 
     seed: int
@@ -28,13 +33,13 @@ class Trial:
 
     @property
     def key(self) -> Key:
-        """What tells it from the other trials of an evaluation."""
+        """Identifies the trial in its evaluation."""
         return self.group, self.execution, self.delay, self.seed
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a trial ended. `length` in steps; `invalid` counts chunks that did not decode and were held."""
+    """The result of a trial. `length` is in steps; `invalid` counts action chunks that could not be decoded."""
 
     seed: int
     group: str
@@ -44,31 +49,31 @@ class Result:
     length: int
     invalid: int
     seconds: float = 0.0
-    """Of simulated time, until success or the limit."""
+    """Simulated time until success or the time limit."""
     jerk: float = 0.0
-    """Root mean square of the third difference of the commanded positions, over the control period cubed [rad/s^3]."""
+    """Root mean square of the third difference of the commanded positions, divided by the period cubed [rad/s^3]."""
     collisions: int = 0
-    """How often the arm came to touch what it has no business with (`vla.evaluation.rollouts.contacts`)."""
+    """New contacts of the arm with the table or other objects (`vla.evaluation.rollouts.contacts`)."""
     limit_hits: int = 0
-    """Steps at which the policy wanted a command at or beyond a limit of its component."""
+    """Steps at which the policy requested a command at or outside a limit of its component."""
     clamped: int = 0
-    """Steps at which the safety_filter changed the command."""
+    """Steps at which the safety filter changed the command."""
     delay: float = 0.0
     execution: str = "naive"
     crash: str = ""
-    """The traceback, where the environment or the policy raised: then this is no outcome, whatever `success` says."""
+    """The traceback if the environment or the policy raised; `success` is then not valid."""
 
     @property
     def key(self) -> Key:
-        """That of its trial."""
+        """The key of the trial."""
         return self.group, self.execution, self.delay, self.seed
 
     @property
     def kind(self) -> str:
-        """Its group in words, and how late the policy was."""
+        """A label with the group, the execution mode and the delay."""
         group = {"swap": "swapped"}.get(self.group, self.group)
         if self.delay:
-            return f"{group}, {self.execution} {self.delay:g} s late"
+            return f"{group}, {self.execution} {self.delay:g} s delay"
         return f"{group}, {AVERAGED}" if self.execution == AVERAGED else group
 
 
@@ -86,14 +91,21 @@ def trials_for(
     delays: Sequence[float] = (0.0,),
     executions: Sequence[str] = ("naive",),
 ) -> list[Trial]:
-    """The trials of an evaluation: group "named" on each seed, once for each execution and delay.
+    """The trials of an evaluation, without duplicates.
 
-    Beside it, without the other delays: group "swap" with another object named, and a group for each axis of `alone`,
-    whose environments have that axis and `axes`. Without a delay the executions but `AVERAGED` are one, and only the
-    first is run. What is named twice is run once.
+    The group "named" has each seed with each execution and delay. Without a delay, executions other than `AVERAGED` are
+    equal, and only the first is run.
+
+    Args:
+        seeds: The seeds.
+        swap: Adds the group "swap", whose instructions name another object, at the first execution and delay.
+        axes: The axes of all environments.
+        alone: Axes that each add a group, whose environments have that axis as well.
+        delays: Inference delays [s].
+        executions: Execution modes.
     """
-    alone_at_0 = (AVERAGED, next((e for e in executions if e != AVERAGED), AVERAGED))
-    cells = list(dict.fromkeys((e, d) for e in executions for d in delays if d > 0 or e in alone_at_0))
+    distinct_at_0 = (AVERAGED, next((e for e in executions if e != AVERAGED), AVERAGED))
+    cells = list(dict.fromkeys((e, d) for e in executions for d in delays if d > 0 or e in distinct_at_0))
     trials = [Trial(seed, {}, "named", delay=d, execution=e) for e, d in cells for seed in seeds]
     first: dict[str, Any] = {"execution": cells[0][0], "delay": cells[0][1]}
     if swap:

@@ -1,8 +1,8 @@
-"""The same rollouts in several processes, each with environments and a policy of its own.
+"""Rollouts in several processes, each with its own environments and policy.
 
-Each process asks for one trial after another, so none waits for a slow one. Finished episodes go to the parent, which
-alone writes them: numbers through a pipe, images through shared memory. A process that dies takes its trials along as
-crashes, and another takes its place.
+Each process requests one trial at a time, so that none waits for a slow one. Finished episodes are sent to the parent,
+which writes them: numbers through a pipe, images through shared memory. If a process dies, its trials are recorded as
+crashed, and a new process is started.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from vla.types import Episode
 
 @dataclass(frozen=True)
 class Job:
-    """What a process needs to run trials: all of it can be sent there. `load` gives it its policies."""
+    """The picklable arguments of a worker process; `load` loads its policies."""
 
     make_env: MakeEnv
     load: Callable[[], PolicyFor]
@@ -46,7 +46,7 @@ class Job:
     safety_filter: bool = True
 
     def run(self, trials: Iterator[Trial], sink: Sink) -> Iterator[Result]:
-        """`run_trials`, the episodes going to `sink`."""
+        """Runs the trials (`run_trials`), and writes their episodes to `sink`."""
         return run_trials(
             self.make_env,
             self.load(),
@@ -60,79 +60,83 @@ class Job:
 
 
 def run_in_workers(job: Job, trials: Iterable[Trial], workers: int, sink: Sink) -> Generator[Result]:
-    """Runs every trial in `workers` processes; an episode is in `sink` before its result is yielded.
+    """Runs all trials in `workers` processes; an episode is in `sink` before its result is yielded.
 
-    With one worker it all happens here. Raises InputError as `run_trials` does.
+    With one worker, trials run in this process.
+
+    Raises:
+        InputError: as `run_trials`.
     """
     if workers == 1:
         yield from job.run(iter(trials), sink)
         return
-    waiting = iter(trials)
-    crew = [_Worker(job) for _ in range(workers)]
+    pending = iter(trials)
+    pool = [_Worker(job) for _ in range(workers)]
     try:
-        while crew:
-            ready = wait([worker.connection for worker in crew])
-            for worker in [w for w in crew if w.connection in ready]:
+        while pool:
+            ready = wait([worker.connection for worker in pool])
+            for worker in [w for w in pool if w.connection in ready]:
                 kind, content = worker.receive()
                 if kind == "gone":
-                    crew.remove(worker)
-                    yield from worker.left_behind()
-                    if worker.begun:
-                        crew.append(_Worker(job))
+                    pool.remove(worker)
+                    yield from worker.crashed_trials()
+                    if worker.started:
+                        pool.append(_Worker(job))
                 elif kind == "next":
-                    worker.send(next(waiting, None))
+                    worker.send(next(pending, None))
                 elif kind == "episode":
-                    sink.append(_received(*content), None)
+                    sink.append(_receive_episode(*content), None)
                 elif kind == "result":
-                    worker.begun.pop(content.key)
+                    worker.started.pop(content.key)
                     yield content
                 elif kind == "refused":
                     raise InputError(content)
                 else:
                     raise RuntimeError(f"a process of the evaluation failed:\n{content}")
     finally:
-        for worker in crew:
+        for worker in pool:
             worker.stop()
 
 
 class _Worker:
-    """A process, and the trials that it has begun."""
+    """A worker process and its running trials."""
 
     def __init__(self, job: Job) -> None:
         context = get_context("forkserver")
         self.connection, theirs = context.Pipe()
-        self.begun: dict[Key, Trial] = {}
-        self.told_all = False
+        self.started: dict[Key, Trial] = {}
+        self.finished = False
         self.process: BaseProcess = context.Process(target=_work, args=(theirs, job), daemon=True)
         self.process.start()
         theirs.close()
 
     def send(self, trial: Trial | None) -> None:
         if trial is None:
-            self.told_all = True
+            self.finished = True
         else:
-            self.begun[trial.key] = trial
-        with suppress(ConnectionError):  # it has died since it asked, which `receive` says next
+            self.started[trial.key] = trial
+        with suppress(ConnectionError):  # the process has died; `receive` reports it
             self.connection.send(trial)
 
     def receive(self) -> tuple[str, Any]:
         try:
             kind, content = self.connection.recv()
-        except (EOFError, OSError):  # also in the middle of a message
+        except (EOFError, OSError):  # including a truncated message
             return "gone", None
         return kind, content
 
-    def left_behind(self) -> Iterator[Result]:
-        """The trials that the process had begun when it ended, as crashes.
+    def crashed_trials(self) -> Iterator[Result]:
+        """The running trials of a process that ended, as crashed results.
 
-        Raises RuntimeError when it ended before any was done, and not well: then another would fare no better.
+        Raises RuntimeError if it failed before its first trial, since a new process would fail as well.
         """
         self.process.join()
-        if self.process.exitcode and not (self.begun or self.told_all):
+        if self.process.exitcode and not (self.started or self.finished):
             raise RuntimeError(f"a process of the evaluation ended early: code {self.process.exitcode}")
-        for trial in self.begun.values():
-            said = f"the process that ran it, with {len(self.begun) - 1} others, ended: code {self.process.exitcode}"
-            yield crashed(trial, said)
+        for trial in self.started.values():
+            others = len(self.started) - 1
+            reason = f"the process that ran it, with {others} others, ended: code {self.process.exitcode}"
+            yield crashed(trial, reason)
 
     def stop(self) -> None:
         self.connection.close()
@@ -141,14 +145,14 @@ class _Worker:
 
 
 def _work(connection: Connection, job: Job) -> None:
-    """What a process does until there is no trial left, or its parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends this one
-    # The processes share the cores; torch may be here already, for what the job is made of.
+    """The main function of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it too, and stops this process
+    # The processes share the cores; torch may be imported already, by unpickling the job.
     os.environ["OMP_NUM_THREADS"] = "1"
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
 
-    def asked() -> Iterator[Trial]:
+    def request_trials() -> Iterator[Trial]:
         while True:
             connection.send(("next", None))
             trial = connection.recv()
@@ -157,7 +161,7 @@ def _work(connection: Connection, job: Job) -> None:
             yield trial
 
     try:
-        for result in job.run(asked(), Outbox(job.embodiment, connection)):
+        for result in job.run(request_trials(), Outbox(job.embodiment, connection)):
             connection.send(("result", result))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
@@ -168,7 +172,7 @@ def _work(connection: Connection, job: Job) -> None:
 
 
 class HeldImages:
-    """The images of an episode in memory, until they go to another process."""
+    """The images of an episode in memory, until they are sent to the parent."""
 
     scratch = None
 
@@ -187,7 +191,7 @@ class HeldImages:
 
 
 class Outbox:
-    """Stands for the parent's store in a process of its own."""
+    """Sends episodes from a worker process to the parent's store."""
 
     def __init__(self, embodiment: Embodiment, connection: Connection) -> None:
         self.embodiment, self._connection = embodiment, connection
@@ -196,7 +200,7 @@ class Outbox:
         return HeldImages()
 
     def append(self, episode: Episode, images: HeldImages) -> None:
-        """`images` are the episode's own."""
+        """Sends the episode, with its images in shared memory."""
         shapes = {camera: frames.shape for camera, frames in episode.images.items()}
         memory = SharedMemory(create=True, size=max(1, sum(frames.nbytes for frames in episode.images.values())))
         for camera, view in views(memory, shapes).items():
@@ -206,7 +210,7 @@ class Outbox:
         self._connection.send(("episode", (memory.name, shapes, replace(episode, images={}))))
 
 
-def _received(name: str, shapes: dict[str, tuple[int, ...]], episode: Episode) -> Episode:
+def _receive_episode(name: str, shapes: dict[str, tuple[int, ...]], episode: Episode) -> Episode:
     memory = SharedMemory(name)
     try:
         return replace(episode, images={camera: view.copy() for camera, view in views(memory, shapes).items()})

@@ -1,4 +1,4 @@
-"""Who answers questions about images: the backbone of a checkpoint, or a hosted model."""
+"""Answerers of questions about images: the backbone of a checkpoint, or a hosted model."""
 
 from __future__ import annotations
 
@@ -21,18 +21,21 @@ if TYPE_CHECKING:
 
 HOSTED, HUB = "hosted:", "hub:"
 ROWS = 32
-"""Questions that a backbone is asked at once."""
+"""The maximum number of questions in a batch."""
 PIXELS = 24_000_000
-"""What their images have together at most, padded to one size: 1 GB in memory; one question is always asked."""
+"""The maximum number of padded pixels in a batch of several questions: 1 GB in memory."""
 
 
 @runtime_checkable
 class Answerer(Protocol):
     def __call__(self, questions: Sequence[str], images: Sequence[Views], tokens: int, role: str) -> list[str]:
-        """An answer of up to so many tokens to each question about its images, in order.
+        """Answers each question about its images.
 
-        `role` (`vla.models.backbones.hosted.ROLES`) is what a hosted model is told beside the question; a backbone is
-        told none.
+        Args:
+            questions: The questions.
+            images: The images of each question.
+            tokens: The maximum number of tokens of an answer.
+            role: The system prompt of a hosted model (`vla.models.backbones.hosted.ROLES`); backbones ignore it.
         """
         ...
 
@@ -51,43 +54,45 @@ class BackboneAnswerer:
         return answers
 
     def _groups(self, questions: Sequence[str], images: Sequence[Views]) -> Iterator[list[tuple[str, Views]]]:
-        """The questions in order, as many together as there is room for."""
+        """Splits the questions, in order, into batches within the limits."""
         group, largest = list[tuple[str, Views]](), np.zeros(3, np.int64)
         for row in zip(questions, images, strict=True):
             shown = self.model.processor.shown.among(len(row[1]))
             frames = [p.frame for image in row[1].values() for p in shown.view(*image.shape[:2]).pieces]
-            own = np.array([len(frames), *(max((frame[i] for frame in frames), default=0) for i in (0, 1))])
-            together = np.maximum(largest, own)
-            if group and (len(group) == ROWS or (len(group) + 1) * together.prod() > PIXELS):
+            size = np.array([len(frames), *(max((frame[i] for frame in frames), default=0) for i in (0, 1))])
+            padded = np.maximum(largest, size)
+            if group and (len(group) == ROWS or (len(group) + 1) * padded.prod() > PIXELS):
                 yield group
-                group, together = [], own
+                group, padded = [], size
             group.append(row)
-            largest = together
+            largest = padded
         if group:
             yield group
 
     def embed(
         self, images: Sequence[Views], texts: Sequence[str]
     ) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n d"]]:
-        """The mean of the last hidden states over the tokens of each image, and over those of each text alone."""
+        """The mean of the last hidden states over the tokens of each image, and over those of each text."""
         import torch
 
         model, found = self.model, list[tuple[np.ndarray, np.ndarray]]()
         for rows in batched(zip(images, texts, strict=True), ROWS):
-            # Both in one batch: to no family is a batch without any image given.
-            asked = [" "] * len(rows) + [text for _, text in rows]
-            batch = model.processor.question_prompt(asked, [views for views, _ in rows] + [{}] * len(rows))
+            # In one batch, because no model family accepts a batch without images.
+            questions = [" "] * len(rows) + [text for _, text in rows]
+            batch = model.processor.question_prompt(questions, [views for views, _ in rows] + [{}] * len(rows))
             with torch.inference_mode():
                 hidden = model.encode(batch.to(model.device))
-            seen = batch.input_ids == model.processor.image
-            chosen = torch.cat([seen[: len(rows)], batch.attention_mask[len(rows) :]]).to(hidden.device)[..., None]
-            means = ((hidden * chosen).sum(1) / chosen.sum(1)).float().cpu().numpy()
+            image_tokens = batch.input_ids == model.processor.image
+            mask = torch.cat([image_tokens[: len(rows)], batch.attention_mask[len(rows) :]]).to(hidden.device)[
+                ..., None
+            ]
+            means = ((hidden * mask).sum(1) / mask.sum(1)).float().cpu().numpy()
             found.append((means[: len(rows)], means[len(rows) :]))
         return np.concatenate([x for x, _ in found]), np.concatenate([y for _, y in found])
 
 
 class HostedAnswerer:
-    """Raises what `Hosted.answer` does."""
+    """Answers of a hosted model. Raises as `Hosted.answer`."""
 
     def __init__(self, hosted: Hosted) -> None:
         self.hosted = hosted
@@ -99,10 +104,15 @@ class HostedAnswerer:
 
 
 def open_answerer(name: str) -> Answerer:
-    """A checkpoint's folder, `hub:user/model`, what `vla train backbone=` takes by name, or a hosted model:
-    `hosted:FAMILY` of `vla models`, or `hosted:MODEL@URL` of any server, with the key in OPENAI_API_KEY if it is set.
+    """Opens a model that answers questions.
 
-    Raises InputError where there is no such model.
+    Args:
+        name: The folder of a checkpoint, `hub:user/model`, a name that `vla train backbone=` accepts, or a hosted
+            model: `hosted:FAMILY` of `vla models`, or `hosted:MODEL@URL` of any server (with the key in OPENAI_API_KEY,
+            if set).
+
+    Raises:
+        InputError: the model does not exist.
     """
     if name.startswith(HOSTED):
         return HostedAnswerer(open_hosted(name.removeprefix(HOSTED)))
@@ -120,8 +130,10 @@ def open_answerer(name: str) -> Answerer:
 
 
 def weights_of(name: str) -> str | None:
-    """The digest of the weights that `open_answerer` opens (`vla.models.hub.weights_digest`), None where it reads no
-    folder of this machine: what is kept of their answers belongs to them."""
+    """The digest of the weights that `open_answerer` loads (`vla.models.hub.weights_digest`); None if they are remote.
+
+    Saved answers are identified by it.
+    """
     if name.startswith(HOSTED):
         return None
     from vla.models.build import checkpoint_folder
@@ -132,13 +144,12 @@ def weights_of(name: str) -> str | None:
 
 
 def preprocessing_of(answerer: Answerer) -> str | None:
-    """The digest of how a backbone is shown images and questions (`Processor.digest`), which its files' weights do not
-    say; None of a hosted model, which is sent both as they are."""
+    """The digest of a backbone's preprocessing (`Processor.digest`); None for a hosted model, which has none."""
     return answerer.model.processor.digest if isinstance(answerer, BackboneAnswerer) else None
 
 
 def open_hosted(name: str) -> Hosted:
-    """FAMILY of `vla models`, or MODEL@URL of any server. Raises InputError where it is none."""
+    """Opens FAMILY of `vla models`, or MODEL@URL of any server. Raises InputError if it is not a hosted model."""
     from vla.models.backbones.catalog import family
     from vla.models.backbones.hosted import Hosted, Price
 
@@ -147,6 +158,6 @@ def open_hosted(name: str) -> Hosted:
         return Hosted(model, url, "OPENAI_API_KEY" if os.environ.get("OPENAI_API_KEY") else None)
     known = family(name)
     if known.role != "hosted":
-        raise InputError(f"{name} is no hosted model: give policy={name} without {HOSTED}")
+        raise InputError(f"{name} is not a hosted model: set policy={name} without {HOSTED}")
     config = known.config()
     return Hosted(config["model"], config["base_url"], config["key_env"], Price(**config["price"]))

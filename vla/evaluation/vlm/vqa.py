@@ -1,4 +1,4 @@
-"""Scoring VQA answers, by kind: a normalised exact match, for a point its distance, for a description its words."""
+"""Scores VQA answers by kind: normalised exact match, distance for points, F1 of words for descriptions."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections import Counter
 from vla.datasets.questions import POINT_SCALE
 
 POINT_TOLERANCE = 0.05
-"""How far a point may be from the true one, as a fraction of the (square) image's width."""
+"""The maximum distance of a correct point from the true one, as a fraction of the (square) image's width."""
 
 DESCRIPTIONS = ("caption", "detail", "reasoning", "conversation")
-"""Kinds whose answers are sentences, of which no two are alike."""
+"""Kinds whose answers are free text."""
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBERS = {word: str(number) for number, word in enumerate(_WORDS)}
@@ -22,31 +22,32 @@ _STRIP = str.maketrans({mark: " " for mark in string.punctuation})
 
 
 def score(kind: str, prediction: str, answer: str) -> float:
-    """1 if `prediction` is right, else 0, and between them for a description; a malformed one is wrong, never an error.
+    """Scores an answer from 0 to 1; a malformed answer scores 0.
 
-    A point "x y", in percent of the image's width and height, is right within `POINT_TOLERANCE` of the answer,
-    euclidean. Anything else must equal the answer after lower-casing, dropping punctuation and articles, and writing
-    number words as digits (the normalisation of VQAv2's official script, without its contractions). Of a description
-    it is the F1 of its words, so normalised (SQuAD, Rajpurkar et al. 2016, section 5).
+    - A point "x y", in percent of the image's width and height, is correct within a Euclidean distance of
+      `POINT_TOLERANCE`.
+    - A description is scored by the F1 of its normalised words (SQuAD, Rajpurkar et al. 2016, section 5).
+    - Other answers must equal the true one after normalisation: lower case, no punctuation, no articles, number words
+      as digits (VQAv2's official script, without its contractions).
     """
     if kind == "point":
-        predicted, true = parse_point(prediction), parse_point(answer)
-        # The slack keeps a point that is off by just the tolerance right, after rounding.
-        return float(bool(predicted and true and math.dist(predicted, true) <= POINT_TOLERANCE + 1e-9))
+        point, true = parse_point(prediction), parse_point(answer)
+        # The slack accepts a point at exactly the tolerance despite rounding.
+        return float(bool(point and true and math.dist(point, true) <= POINT_TOLERANCE + 1e-9))
     if kind in DESCRIPTIONS:
-        said, told = (Counter(normalize_answer(text).split()) for text in (prediction, answer))
-        return 2 * (said & told).total() / max(1, said.total() + told.total())
+        words, expected = (Counter(normalize_answer(text).split()) for text in (prediction, answer))
+        return 2 * (words & expected).total() / max(1, words.total() + expected.total())
     return float(bool(prediction.strip()) and normalize_answer(prediction) == normalize_answer(answer))
 
 
 def parse_point(text: str) -> tuple[float, float] | None:
-    """The point of an answer "x y" (or "x, y", "(x, y)") as fractions of the image; None unless it is just that."""
+    """Parses an answer "x y" (or "x, y", "(x, y)") into fractions of the image; None if it has other text."""
     match = re.fullmatch(r"[\s(\[]*([0-9]{1,3})(?:\s*,\s*|\s+)([0-9]{1,3})[\s)\].]*", text)
     return (int(match[1]) / POINT_SCALE, int(match[2]) / POINT_SCALE) if match else None
 
 
 def normalize_answer(text: str) -> str:
     words = text.lower().translate(_STRIP).split()
-    # "A" alone is an option's letter, not an article.
+    # "A" alone is the letter of an option, not an article.
     words = [word for word in words if word not in _ARTICLES] or words
     return " ".join(_NUMBERS.get(word, word) for word in words) or text.strip()

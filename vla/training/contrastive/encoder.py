@@ -1,4 +1,4 @@
-"""A text encoder beside a backbone's vision encoder, trained so that an image and its caption are near each other."""
+"""A dual encoder for contrastive training: a backbone's vision encoder and a new text encoder."""
 
 from __future__ import annotations
 
@@ -17,17 +17,26 @@ from vla.models.backbones.dual import SIGLIP_BIAS, SIGLIP_SCALE
 from vla.training.contrastive.losses import sigmoid_loss, softmax_loss
 
 STARTS = {"clip": (math.log(1 / 0.07), 0.0), "align": (0.0, 0.0), "siglip": (SIGLIP_SCALE, SIGLIP_BIAS)}
-"""Logarithm of the scale, and bias, that training starts from (arXiv 2103.00020, 2102.05918, 2303.15343)."""
-LARGEST = math.log(100)
-"""Where CLIP's scale is clamped."""
+"""Initial logarithm of the logit scale, and initial bias (arXiv 2103.00020, 2102.05918, 2303.15343)."""
+MAX_LOG_SCALE = math.log(100)
+"""Upper bound of CLIP's log scale."""
 SMOOTHING = 0.1
-"""Of ALIGN's labels."""
+"""Label smoothing of ALIGN."""
 
 
 class PairEncoder(nn.Module):
-    """`vision` (a `VisionEncoder`, its features averaged) and a new Transformer over the tokens, into one space.
+    """Embeds images and texts in one space.
 
-    `loss` is clip, align or siglip. Raises InputError for another.
+    Args:
+        vision: A `VisionEncoder`; its features are averaged.
+        vocabulary: The number of tokens of the text encoder, a new Transformer.
+        loss: clip, align or siglip.
+        width: The dimension of the text encoder and of the embeddings.
+        layers: The number of layers of the text encoder.
+        max_tokens: The maximum length of a text.
+
+    Raises:
+        InputError: the loss is unknown.
     """
 
     def __init__(
@@ -54,15 +63,15 @@ class PairEncoder(nn.Module):
         self.logit_bias = nn.Parameter(torch.tensor(bias), requires_grad=loss == "siglip")
 
     def encode_images(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Unit vectors."""
+        """Unit embeddings of normalised pixels."""
         return normalize(self.of_image(self.vision(pixels).mean((1, 2))), dim=-1)
 
     def encode_texts(self, input_ids: Int[Tensor, "b l"], attention_mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b d"]:
-        """Unit vectors. The mask is True for tokens, which are before the padding; at most `max_tokens` of them."""
-        places = torch.arange(input_ids.shape[1], device=input_ids.device)
-        found = self.text(self.tokens(input_ids) + self.places(places), src_key_padding_mask=~attention_mask)
-        kept = attention_mask.unsqueeze(-1)
-        return normalize(self.of_text((found * kept).sum(1) / kept.sum(1)), dim=-1)
+        """Unit embeddings of at limit `max_tokens` tokens, padded on the right; the mask is True for tokens."""
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        features = self.text(self.tokens(input_ids) + self.places(positions), src_key_padding_mask=~attention_mask)
+        mask = attention_mask.unsqueeze(-1)
+        return normalize(self.of_text((features * mask).sum(1) / mask.sum(1)), dim=-1)
 
     @property
     def logit_scale(self) -> Float[Tensor, ""]:
@@ -71,25 +80,25 @@ class PairEncoder(nn.Module):
     def loss(
         self, images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"], chunk: int | None = None
     ) -> Float[Tensor, ""]:
-        """Of pairs of vectors; over the ranks where there are some (`vla.training.contrastive.losses`)."""
+        """The loss of pairs of embeddings, over all ranks (`vla.training.contrastive.losses`)."""
         if self.kind == "siglip":
             return sigmoid_loss(images, texts, self.logit_scale, self.logit_bias, chunk)
         return softmax_loss(images, texts, self.logit_scale, SMOOTHING if self.kind == "align" else 0.0, chunk)
 
     @torch.no_grad()
     def clamp(self) -> None:
-        """Keeps CLIP's scale between 1 and 100, as its released code does after each step."""
+        """Clamps CLIP's scale to [1, 100], as its released code does after each step."""
         if self.kind == "clip":
-            self.log_scale.clamp_(0, LARGEST)
+            self.log_scale.clamp_(0, MAX_LOG_SCALE)
 
     def text_weights(self) -> Mapping[str, Tensor]:
-        """All but the vision encoder, which the backbone's checkpoint holds."""
+        """All weights except the vision encoder's, which are in the backbone's checkpoint."""
         return {name: w for name, w in self.state_dict().items() if not name.startswith("vision.")}
 
 
-def tokens(tokenizer: Tokenizer, texts: Sequence[str], most: int) -> tuple[Int[Tensor, "b l"], Bool[Tensor, "b l"]]:
-    """Ids, with zeros behind the shorter texts, and which are of the text; texts are cut after `most` tokens."""
-    ids = [tokenizer.encode(f" {text}", add_special_tokens=False).ids[:most] for text in texts]
+def tokens(tokenizer: Tokenizer, texts: Sequence[str], limit: int) -> tuple[Int[Tensor, "b l"], Bool[Tensor, "b l"]]:
+    """Token ids, padded with zeros on the right, and their mask; texts are truncated to `limit` tokens."""
+    ids = [tokenizer.encode(f" {text}", add_special_tokens=False).ids[:limit] for text in texts]
     lengths = torch.tensor([len(row) for row in ids])
     table = torch.zeros(len(ids), int(lengths.max()), dtype=torch.long)
     for row, values in zip(table, ids, strict=True):

@@ -1,9 +1,9 @@
-"""Losses of pairs of an image and a text: the whole batch's, in chunks of it and over ranks, with equal gradients.
+"""Contrastive losses of image-text pairs, over all ranks and optionally in chunks, with exact gradients.
 
-Rows of `images` and `texts` are unit vectors, row i of both one pair. Where ranks have joined (`torch.distributed`),
-each passes its own pairs, as many as any other. The mean of their losses is that of all pairs, and the mean of their
-gradients is its gradient: what data-parallel training takes. With `chunk`, no more than that many rows of the matrix of
-logits are held at a time; each is computed again in the backward pass.
+Rows of `images` and `texts` are unit embeddings; row i of both is a pair. With several ranks (`torch.distributed`) each
+passes the same number of pairs. The mean of the ranks' losses and gradients is the loss and gradient of all pairs, as
+in data-parallel training. With `chunk`, at most that many rows of the logit matrix are in memory; they are recomputed
+in the backward pass.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ def softmax_loss(
     smoothing: float = 0.0,
     chunk: int | None = None,
 ) -> Float[Tensor, ""]:
-    """CLIP's symmetric cross-entropy (Radford et al. 2021, arXiv 2103.00020, fig. 3): which text is the image's, and
-    which image the text's. ALIGN smooths its labels by 0.1 (Jia et al. 2021, arXiv 2102.05918, sec. 4.2)."""
+    """CLIP's symmetric cross-entropy (Radford et al. 2021, arXiv 2103.00020, fig. 3).
+
+    ALIGN uses a label smoothing of 0.1 (Jia et al. 2021, arXiv 2102.05918, sec. 4.2).
+    """
     every_image, every_text, first = _all(images), _all(texts), _rank() * len(images)
 
     def total(
         rows: Float[Tensor, "n d"], others: Float[Tensor, "m d"], scale: Float[Tensor, ""], start: int
     ) -> Float[Tensor, ""]:
-        right = first + start + torch.arange(len(rows), device=rows.device)
-        return cross_entropy(rows @ others.T * scale, right, label_smoothing=smoothing, reduction="sum")
+        targets = first + start + torch.arange(len(rows), device=rows.device)
+        return cross_entropy(rows @ others.T * scale, targets, label_smoothing=smoothing, reduction="sum")
 
     both = ((images, every_text), (texts, every_image))
     return sum((_chunked(total, r, chunk, others, scale) for r, others in both), scale * 0) / (2 * len(images))
@@ -47,8 +49,10 @@ def sigmoid_loss(
     bias: Float[Tensor, ""],
     chunk: int | None = None,
 ) -> Float[Tensor, ""]:
-    """SigLIP's -1/B sum over all i, j of log sigmoid(z_ij (scale x_i y_j + bias)), z = 1 for a pair and -1 otherwise
-    (Zhai et al. 2023, arXiv 2303.15343, eq. 1)."""
+    """SigLIP's loss (Zhai et al. 2023, arXiv 2303.15343, eq. 1).
+
+    -1/B times the sum over all i, j of log sigmoid(z_ij (scale x_i y_j + bias)), with z = 1 for a pair, else -1.
+    """
     every_text, first = _all(texts), _rank() * len(images)
 
     def total(
@@ -66,8 +70,8 @@ def _chunked(total: Callable[..., Tensor], rows: Float[Tensor, "b d"], chunk: in
     """The sum of `total` over chunks of the rows."""
     if chunk is None:
         return total(rows, *others, 0)
-    parts: Iterator[tuple[int, Tensor]] = ((start, rows[start : start + chunk]) for start in range(0, len(rows), chunk))
-    sums = [checkpoint(total, part, *others, start, use_reentrant=False) for start, part in parts]
+    chunks: Iterator[tuple[int, Tensor]] = ((at, rows[at : at + chunk]) for at in range(0, len(rows), chunk))
+    sums = [checkpoint(total, block, *others, start, use_reentrant=False) for start, block in chunks]
     return torch.stack(sums).sum()
 
 
@@ -76,7 +80,7 @@ def _rank() -> int:
 
 
 def _all(rows: Float[Tensor, "b d"]) -> Float[Tensor, "n d"]:
-    """The rows of all ranks, in their order; a gradient finds its way back to the rank that it is of."""
+    """The rows of all ranks in rank order, differentiable."""
     gathered: Tensor = _Gather.apply(rows) if dist.is_initialized() else rows
     return gathered
 

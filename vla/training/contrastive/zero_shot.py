@@ -1,4 +1,4 @@
-"""What image and text encoders know without being trained for it: retrieval, and classes told apart by their names."""
+"""Zero-shot evaluation of image and text encoders: retrieval and classification by class names."""
 
 from __future__ import annotations
 
@@ -12,24 +12,30 @@ from torch import Tensor
 from vla.datasets.questions import SHAPES
 
 NAME = re.compile(rf"\b([a-z]+ (?:{'|'.join(SHAPES)}))\b")
-"""A color and a shape in a caption."""
+"""Matches a colour and a shape in a caption."""
 KS = (1, 5)
 
 
-def recall(similarity: Float[Tensor, "n m"], right: Bool[Tensor, "n m"], k: int) -> float:
-    """The share of rows that have a right column among their k best."""
+def recall(similarity: Float[Tensor, "n m"], correct: Bool[Tensor, "n m"], k: int) -> float:
+    """Recall@k: the share of rows with a correct column among the k most similar ones."""
     best = similarity.topk(min(k, similarity.shape[1]), dim=1).indices
-    return float(right.gather(1, best).any(1).float().mean())
+    return float(correct.gather(1, best).any(1).float().mean())
 
 
 def zero_shot(
     images: Float[Tensor, "n d"], captions: Sequence[str], embed: Callable[[Sequence[str]], Float[Tensor, "m d"]]
 ) -> dict[str, float]:
-    """Scores of pictures of rendered scenes and their captions, with the encoder of texts `embed`.
+    """Zero-shot scores on images of rendered scenes.
 
-    `text_recall@k` finds the caption of an image among all, `image_recall@k` an image of a caption; equal captions are
-    as right. `class` is how often the object ("a red cube", of all that the captions name) that is nearest to an image
-    is in it, and `class_chance` how often one drawn at random is.
+    Args:
+        images: Unit embeddings of the images.
+        captions: The caption of each image.
+        embed: The text encoder.
+
+    Returns:
+        `text_recall@k` and `image_recall@k`: retrieval of captions and of images; equal captions count as correct.
+        `class`: the accuracy of the nearest class ("a red cube") of all classes in the captions, being in the image.
+        `class_chance`: the accuracy of a random class.
     """
     similarity = images @ embed(captions).T
     same = torch.tensor([[a == b for b in captions] for a in captions], device=similarity.device)
@@ -39,7 +45,7 @@ def zero_shot(
     classes = sorted(set().union(*named))
     if classes:
         shown = torch.tensor([[c in names for c in classes] for names in named], device=similarity.device)
-        shown, some = shown[shown.any(1)], shown.any(1)
-        near = images[some] @ embed([f"a {c}" for c in classes]).T
-        scores |= {"class": recall(near, shown, 1), "class_chance": float(shown.float().mean())}
+        shown, visible = shown[shown.any(1)], shown.any(1)
+        similarity_to_classes = images[visible] @ embed([f"a {c}" for c in classes]).T
+        scores |= {"class": recall(similarity_to_classes, shown, 1), "class_chance": float(shown.float().mean())}
     return scores

@@ -1,5 +1,4 @@
-"""GRPO: a model answers each question several times, and the answers that are better than the others of their group
-become likelier (Shao et al. 2024, arXiv 2402.03300, sec. 4.1)."""
+"""GRPO: group relative policy optimisation of a model's answers (Shao et al. 2024, arXiv 2402.03300, sec. 4.1)."""
 
 from __future__ import annotations
 
@@ -32,13 +31,20 @@ from vla.training.train_config import TrainConfig
 Judge = Callable[[Pair, Sequence[str]], Sequence[float]]
 TRUTH = "truth"
 UNFINISHED = 1.0
-"""What an answer loses that has not ended after `max_tokens`."""
+"""The penalty of an answer that has not ended after `max_tokens`."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """`group` answers to a question, of `max_tokens` at most; each is learned from `uses` times. `clip` bounds the
-    ratio to what sampled them, `beta` weighs the divergence from the reference."""
+    """The options of GRPO.
+
+    Attributes:
+        group: The number of sampled answers per question.
+        max_tokens: The maximum length of an answer.
+        uses: The number of optimizer steps per sampled batch.
+        clip: The clipping range of the probability ratio.
+        beta: The weight of the divergence from the reference.
+    """
 
     group: int = 8
     max_tokens: int = 64
@@ -52,7 +58,7 @@ class Policy:
 
 
 def advantages(rewards: Float[Tensor, "q g"]) -> Float[Tensor, "q g"]:
-    """Of each answer, in standard deviations of its group."""
+    """The advantage of each answer, in standard deviations of its group."""
     return (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
 
 
@@ -60,56 +66,69 @@ def grpo_loss(
     policy: Float[Tensor, "b n"],
     old: Float[Tensor, "b n"],
     reference: Float[Tensor, "b n"],
-    said: Bool[Tensor, "b n"],
+    mask: Bool[Tensor, "b n"],
     advantage: Float[Tensor, "b"],
     clip: float,
     beta: float,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Equation 3, negated, and the divergence from the reference (equation 4), of log-probabilities of the tokens
-    `said`: the mean over each answer's tokens, then over answers."""
+    """The negated objective (equation 3) and the divergence from the reference (equation 4).
+
+    Both are means over each answer's tokens, then over answers.
+
+    Args:
+        policy: Log-probabilities of the tokens under the model.
+        old: Those under the model that sampled the answers.
+        reference: Those under the reference model.
+        mask: True for the tokens of the answers.
+        advantage: The advantage of each answer.
+        clip: The clipping range of the probability ratio.
+        beta: The weight of the divergence.
+    """
     ratio = (policy - old).exp()
     bounded = torch.minimum(ratio * advantage[:, None], ratio.clamp(1 - clip, 1 + clip) * advantage[:, None])
-    apart = reference - policy
-    divergence = apart.exp() - apart - 1
-    length = said.sum(1).clamp(min=1)
-    loss = (((beta * divergence - bounded) * said).sum(1) / length).mean()
-    return loss, ((divergence * said).sum(1) / length).mean().detach()
+    log_ratio = reference - policy
+    divergence = log_ratio.exp() - log_ratio - 1
+    length = mask.sum(1).clamp(min=1)
+    loss = (((beta * divergence - bounded) * mask).sum(1) / length).mean()
+    return loss, ((divergence * mask).sum(1) / length).mean().detach()
 
 
 def truth(pair: Pair, answers: Sequence[str]) -> list[float]:
-    """How right each answer is by the simulator: of one that names objects the F1 of these ("a red cube"), of another
-    whether it is the true one."""
+    """The correctness of each answer: the F1 score of the objects it names ("a red cube"), else exact match."""
     true = Counter(objects_named(pair.chosen))
     if not true:
         return [float(normalize_answer(answer) == normalize_answer(pair.chosen)) for answer in answers]
-    told = [Counter(objects_named(answer)) for answer in answers]
-    return [2 * (true & said).total() / (true.total() + said.total()) for said in told]
+    predicted = [Counter(objects_named(answer)) for answer in answers]
+    return [2 * (true & named).total() / (true.total() + named.total()) for named in predicted]
 
 
 @torch.no_grad()
-def sample(model: VLA, batch: Batch, most: int) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:
-    """Answers to prompts that are padded on the left, drawn at temperature 1, and which tokens are theirs: up to
-    `<eos>`, and with it. No token opens a place for an image, which an answer does not have."""
+def sample(model: VLA, batch: Batch, max_tokens: int) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:
+    """Samples answers to left-padded prompts at temperature 1, without image tokens.
+
+    Returns:
+        The tokens, and the mask of each answer up to and including `<eos>`.
+    """
     decoding, eos = model.decoding(batch), model.processor.eos
-    going = torch.ones(len(batch.input_ids), dtype=torch.bool, device=model.device)
-    tokens, said = list[Tensor](), list[Tensor]()
-    while going.any() and len(tokens) < most:
-        chances = text_logits(model, decoding.next_logits(), places=False).softmax(-1)
-        tokens.append(torch.where(going, torch.multinomial(chances, 1).squeeze(1), eos))
-        said.append(going)
-        going = going & (tokens[-1] != eos)
+    active = torch.ones(len(batch.input_ids), dtype=torch.bool, device=model.device)
+    tokens, mask = list[Tensor](), list[Tensor]()
+    while active.any() and len(tokens) < max_tokens:
+        probabilities = text_logits(model, decoding.next_logits(), image_token=False).softmax(-1)
+        tokens.append(torch.where(active, torch.multinomial(probabilities, 1).squeeze(1), eos))
+        mask.append(active)
+        active = active & (tokens[-1] != eos)
         decoding.extend(model.backbone.embed_tokens(tokens[-1][:, None]))
-    return torch.stack(tokens, 1), torch.stack(said, 1)
+    return torch.stack(tokens, 1), torch.stack(mask, 1)
 
 
-def answered(batch: Batch, tokens: Int[Tensor, "b n"], said: Bool[Tensor, "b n"], segment: int) -> Batch:
-    """The prompts with these answers, of which the tokens `said` have labels."""
+def answered(batch: Batch, tokens: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"], segment: int) -> Batch:
+    """The prompts with these answers as labels; `mask` is True for the tokens of the answers."""
     width = tokens.shape[1]
     return replace(
         batch,
         input_ids=torch.cat([batch.input_ids, tokens], 1),
-        attention_mask=torch.cat([batch.attention_mask, said], 1),
-        labels=torch.cat([batch.labels, tokens.masked_fill(~said, IGNORE)], 1),
+        attention_mask=torch.cat([batch.attention_mask, mask], 1),
+        labels=torch.cat([batch.labels, tokens.masked_fill(~mask, IGNORE)], 1),
         segments=F.pad(batch.segments, (0, width), value=segment),
     )
 
@@ -128,68 +147,81 @@ def train_grpo(
     beta: float = 0.04,
     origin: Mapping[str, Any] | None = None,
 ) -> Outcome:
-    """Trains `model` in place into `run` on the questions of the pairs of `stores` (`open_pairs`); `plan.batch_size`
-    counts questions, and the other options are those of `Policy`.
+    """Trains `model` in place on the questions of the pairs of `stores` (`open_pairs`).
 
-    `reward` is "truth" (`truth`), or the folder of a `RewardModel`. The reference is the model as it comes. Evaluations
-    have, beside those of `evaluate`, `reward`: the mean of greedy answers to the questions held out.
-    Raises InputError where there are too few questions or no such reward model, and with several ranks.
+    The reference is the model before training. The other arguments are the options of `Policy`.
+
+    Args:
+        model: The model.
+        stores: The question stores by name.
+        plan: The training configuration; `plan.batch_size` counts questions.
+        run: The output folder.
+        evaluate: Computes held-out scores, to which `reward` is added: the mean reward of greedy answers to held-out
+            questions.
+        reward: "truth" (`truth`), or the folder of a `RewardModel`.
+        origin: Where the model and the data come from (JSON values).
+
+    Raises:
+        InputError: there are too few questions, no such reward model, or several ranks.
     """
-    how = Policy(group, max_tokens, uses, clip, beta)
-    pairs, shown = open_pairs(stores, plan)
+    options = Policy(group, max_tokens, uses, clip, beta)
+    pairs, heldout = open_pairs(stores, plan)
     judge: Judge = truth if reward == TRUTH else RewardModel.load(Path(reward)).to(join().device).judge
     model.to(join().device)
     reference = deepcopy(model).requires_grad_(False).eval()
     rollouts: dict[tuple[int, ...], Rollout] = {}
 
-    def loss(some: Sequence[Pair]) -> tuple[Float[Tensor, ""], Mapping[str, float]]:
-        key = tuple(map(id, some))
-        if key not in rollouts or rollouts[key].left == 0:
+    def loss(micro: Sequence[Pair]) -> tuple[Float[Tensor, ""], Mapping[str, float]]:
+        key = tuple(map(id, micro))
+        if key not in rollouts or rollouts[key].remaining_uses == 0:
             for old in list(rollouts)[: len(rollouts) - plan.accumulate + 1]:  # of batches before this one
                 del rollouts[old]
-            rollouts[key] = Rollout.of(model.eval(), reference, some, judge, how)
-        return rollouts[key].loss(model.train(), how)
+            rollouts[key] = Rollout.of(model.eval(), reference, micro, judge, options)
+        return rollouts[key].loss(model.train(), options)
 
     def scores(trained: VLA) -> dict[str, float]:
-        found: list[float] = []
-        for part in batched(shown, 32):
-            batch = trained.processor.question_prompt([p.prompt for p in part], [p.images() for p in part])
+        rewards: list[float] = []
+        for group in batched(heldout, 32):
+            batch = trained.processor.question_prompt([p.prompt for p in group], [p.images() for p in group])
             answers = trained.generate_text(batch, max_tokens)
-            found += [judge(pair, [answer])[0] for pair, answer in zip(part, answers, strict=True)]
-        return evaluate(trained) | {"reward": sum(found) / len(found)}
+            rewards += [judge(pair, [answer])[0] for pair, answer in zip(group, answers, strict=True)]
+        return evaluate(trained) | {"reward": sum(rewards) / len(rewards)}
 
     return optimize(model, pairs, plan, run, loss, scores, "reward", uses, origin)
 
 
 @dataclass
 class Rollout:
-    """Answers that were drawn, and what was thought of them; `left` is how often they may still be learned from."""
+    """Sampled answers with their log-probabilities and advantages; `remaining_uses` counts the steps left."""
 
     batch: Batch
-    said: Bool[Tensor, "b n"]
+    mask: Bool[Tensor, "b n"]
     old: Float[Tensor, "b n"]
     reference: Float[Tensor, "b n"]
     advantage: Float[Tensor, "b"]
     reward: float
-    left: int
+    remaining_uses: int
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: VLA, reference: VLA, pairs: Sequence[Pair], judge: Judge, how: Policy) -> Rollout:
+    def of(cls, model: VLA, reference: VLA, pairs: Sequence[Pair], judge: Judge, options: Policy) -> Rollout:
         prompts = model.processor.question_prompt([p.prompt for p in pairs], [p.images() for p in pairs])
-        prompts = prompts.rows(torch.arange(len(pairs)).repeat_interleave(how.group)).to(model.device)
-        tokens, said = sample(model, prompts, how.max_tokens)
-        batch = answered(prompts, tokens, said, int(model.processor.chat.prefix_lm))
+        prompts = prompts.rows(torch.arange(len(pairs)).repeat_interleave(options.group)).to(model.device)
+        tokens, answer_tokens = sample(model, prompts, options.max_tokens)
+        batch = answered(prompts, tokens, answer_tokens, int(model.processor.chat.prefix_lm))
         ended = (tokens == model.processor.eos).any(1)
-        texts = [model.processor.text(row[mask].tolist()) for row, mask in zip(tokens, said, strict=True)]
-        judged = [judge(pair, some) for pair, some in zip(pairs, batched(texts, how.group), strict=True)]
+        texts = [model.processor.text(row[valid].tolist()) for row, valid in zip(tokens, answer_tokens, strict=True)]
+        judged = [judge(pair, group) for pair, group in zip(pairs, batched(texts, options.group), strict=True)]
         rewards = torch.tensor(judged, device=model.device) - UNFINISHED * ~ended.view(len(pairs), -1)
         mask = batch.labels[:, 1:] != IGNORE
-        old, before = (token_logps(one, batch, places=False) for one in (model, reference))
-        return cls(batch, mask, old, before, advantages(rewards).flatten(), rewards.mean().item(), how.uses)
+        old, before = (token_logps(one, batch, image_token=False) for one in (model, reference))
+        return cls(batch, mask, old, before, advantages(rewards).flatten(), rewards.mean().item(), options.uses)
 
-    def loss(self, model: VLA, how: Policy) -> tuple[Float[Tensor, ""], Mapping[str, float]]:
-        self.left -= 1
-        policy = token_logps(model, self.batch, places=False)
-        found, apart = grpo_loss(policy, self.old, self.reference, self.said, self.advantage, how.clip, how.beta)
-        return found, {"reward": self.reward, "kl": apart.item(), "tokens": self.said.sum(1).float().mean().item()}
+    def loss(self, model: VLA, options: Policy) -> tuple[Float[Tensor, ""], Mapping[str, float]]:
+        self.remaining_uses -= 1
+        policy = token_logps(model, self.batch, image_token=False)
+        loss, divergence = grpo_loss(
+            policy, self.old, self.reference, self.mask, self.advantage, options.clip, options.beta
+        )
+        tokens = self.mask.sum(1).float().mean().item()
+        return loss, {"reward": self.reward, "kl": divergence.item(), "tokens": tokens}

@@ -1,4 +1,4 @@
-"""The loop of the stages that learn from judgements of answers: pairs, a reward model, rewards."""
+"""The training loop of the preference, reward and GRPO stages."""
 
 from __future__ import annotations
 
@@ -32,17 +32,23 @@ from vla.training.train_config import TrainConfig
 HELD_OUT = 200
 
 Loss = Callable[[Sequence[Pair]], tuple[Float[Tensor, ""], Mapping[str, float]]]
-"""Of some of the pairs that are trained on: the loss, and what is logged of it."""
+"""Computes the loss of a micro-batch of pairs, and the values to log."""
 
 
 def open_pairs(
     stores: Mapping[str, VqaStore], plan: TrainConfig, files: Sequence[str] = (), images: str | None = None
 ) -> tuple[list[Pair], list[Pair]]:
-    """The pairs to train on, and up to `HELD_OUT` that are held out, all over the rest: those that `pairs_of` makes of
-    `stores`, and of those of `files` (`read_pairs`) every tenth.
+    """Opens the training pairs and up to `HELD_OUT` held-out pairs, evenly spaced.
 
-    Raises InputError where there are fewer pairs than a batch has, or none is held out, with several ranks, and with
-    image augmentation, which these stages do not have.
+    Args:
+        stores: Question stores, from which `pairs_of` makes pairs.
+        plan: The training configuration.
+        files: Files of pairs (`read_pairs`); every tenth pair is held out.
+        images: The folder of the images of `files`.
+
+    Raises:
+        InputError: there are fewer pairs than a batch has or none is held out, or the plan has several ranks, loader
+            workers or image augmentation, which these stages do not support.
     """
     if plan.loader_workers is not None:
         raise InputError("this stage reads its pairs itself: set plan.loader_workers=null")
@@ -51,17 +57,17 @@ def open_pairs(
     if join().size > 1:
         raise InputError("this stage trains in one process: start it without torchrun")
     pairs = [pair for store in stores.values() for pair in pairs_of(store, "train", plan.seed)]
-    shown = [pair for store in stores.values() for pair in pairs_of(store, "held-out", plan.seed)]
+    heldout = [pair for store in stores.values() for pair in pairs_of(store, "held-out", plan.seed)]
     for path in files:
         read = read_pairs(path, images)
-        shown, pairs = shown + read[::10], pairs + [pair for i, pair in enumerate(read) if i % 10]
-    if len(pairs) < plan.batch_size or not shown:
+        heldout, pairs = heldout + read[::10], pairs + [pair for i, pair in enumerate(read) if i % 10]
+    if len(pairs) < plan.batch_size or not heldout:
         raise InputError(
-            f"{len(pairs)} pairs to train on and {len(shown)} held out, for batches of {plan.batch_size}: "
-            "vla record task=scenes questions=all makes what pairs are made of"
+            f"{len(pairs)} pairs to train on and {len(heldout)} held out, for batches of {plan.batch_size}: "
+            "vla record task=scenes questions=all records questions for pairs"
         )
-    chosen = np.unique(np.linspace(0, len(shown) - 1, min(HELD_OUT, len(shown))).astype(int))
-    return pairs, [shown[int(i)] for i in chosen]
+    indices = np.unique(np.linspace(0, len(heldout) - 1, min(HELD_OUT, len(heldout))).astype(int))
+    return pairs, [heldout[int(i)] for i in indices]
 
 
 def optimize(
@@ -75,62 +81,71 @@ def optimize(
     uses: int = 1,
     origin: Mapping[str, Any] | None = None,
 ) -> Outcome:
-    """Trains `model`, which is on its device, in place into `run`, from its newest checkpoint where there is one, as
-    `vla.training.loop.train` does.
+    """Trains `model` in place on its device; resumes a run as `vla.training.loop.train` does.
 
-    Each step takes `plan.batch_size` of the pairs, each batch `uses` steps in a row. The best checkpoint has the
-    highest score `better` of those whose `vqa` is within `plan.vqa_margin` (`vla.training.checkpoint_gate`).
+    Args:
+        model: The model.
+        pairs: The training pairs.
+        plan: The training configuration; a step has `plan.batch_size` pairs.
+        run: The output folder.
+        loss: Computes the loss of a micro-batch.
+        evaluate: Computes the held-out scores.
+        better: The score whose highest value is the best checkpoint, among those whose `vqa` is within
+            `plan.vqa_margin` (`vla.training.checkpoint_gate`).
+        uses: The number of successive steps per batch.
+        origin: Where the model and the data come from (JSON values).
     """
     world = join()
     freeze(model, plan.freeze)
     ema, order = Ema(model, plan.ema), Order(len(pairs), plan.seed)
     optimizer = Optimizers(model, plan.weight_decay, plan.lr_multipliers, plan.optimizer)
-    wanted = settings(plan, {"pairs": 1.0}, origin or {})
-    progress, found = checkpoint.begin(run, wanted, model, ema, optimizer, world)
-    if found and kept(run, progress.evaluations, plan.vqa_margin, better):  # a kill may have come before that
+    run_settings = settings(plan, {"pairs": 1.0}, origin or {})
+    progress, found = checkpoint.begin(run, run_settings, model, ema, optimizer, world)
+    # The process may have been killed before the comparison.
+    if found and is_best(run, progress.evaluations, plan.vqa_margin, better):
         checkpoint.mark_best(run, found)
     start = progress.step
     run.mkdir(parents=True, exist_ok=True)
     trained = [p for p in model.parameters() if p.requires_grad]
-    with log(run, progress.step, plan, world.first) as said:
+    with log(run, progress.step, plan, world.first) as logger:
         for step in range(progress.step, plan.steps):
             torch.manual_seed((plan.seed * 1_000_003 + step) % 2**63)
             first = step // uses * plan.batch_size
-            drawn = order(np.arange(first, first + plan.batch_size)).tolist()
+            indices = order(np.arange(first, first + plan.batch_size)).tolist()
             optimizer.zero_grad()
-            told = dict[str, float]()
-            for micro in batched((pairs[i] for i in drawn), plan.rows(1)):
+            metrics = dict[str, float]()
+            for micro in batched((pairs[i] for i in indices), plan.rows(1)):
                 with computing(plan, world):
-                    value, more = loss(micro)
+                    value, metrics_of_batch = loss(micro)
                 (value / plan.accumulate).backward()
-                for name, part in {"loss": value.item(), **more}.items():
-                    told[name] = told.get(name, 0.0) + part / plan.accumulate
+                for name, term in {"loss": value.item(), **metrics_of_batch}.items():
+                    metrics[name] = metrics.get(name, 0.0) + term / plan.accumulate
             norm = torch.nn.utils.clip_grad_norm_(trained, plan.clip).item()
-            if not math.isfinite(norm + told["loss"]):
+            if not math.isfinite(norm + metrics["loss"]):
                 raise Diverged(f"the loss is not a number at step {step}, nothing was overwritten: lower plan.lr")
             optimizer.step(learning_rate(plan, step))
             ema.update(model, step)
             progress.step += 1
-            said.bar.update()
-            said.scalars(told, progress.step, "train/")
+            logger.bar.update()
+            logger.scalars(metrics, progress.step, "train/")
             if progress.step % plan.evaluate_every == 0 or progress.step == plan.steps:
                 ema.swap(model)
                 scores = evaluate(model.eval())
                 ema.swap(model.train())
                 progress.evaluations.append({"step": progress.step} | scores)
-                said.scalars(scores, progress.step, "heldout/")
-                said.scores(progress.step, scores)
+                logger.scalars(scores, progress.step, "heldout/")
+                logger.scores(progress.step, scores)
                 saved = checkpoint.save(run, progress, model, ema, optimizer, world)
-                if kept(run, progress.evaluations, plan.vqa_margin, better):
+                if is_best(run, progress.evaluations, plan.vqa_margin, better):
                     checkpoint.mark_best(run, saved)
     ema.swap(model.eval())
     outcome = Outcome(progress.step, True, checkpoint.best(run), progress.evaluations)
-    outcome.tell(run, start, bool(model.processor.robots))
+    outcome.print_summary(run, start, bool(model.processor.robots))
     return outcome
 
 
-def kept(run: Path, evaluations: Sequence[Mapping[str, Any]], margin: float, better: str) -> bool:
-    """Whether the newest checkpoint is the best: of those that keep what they could say, the highest in `better`."""
+def is_best(run: Path, evaluations: Sequence[Mapping[str, Any]], margin: float, better: str) -> bool:
+    """Whether the newest checkpoint has the highest score `better` among those within the `vqa` margin."""
     best, last = checkpoint.best(run), len(evaluations) - 1
     step = None if best is None else checkpoint.step_of(best)
     candidates = [i for i, e in enumerate(evaluations) if e["step"] == step] + [last]

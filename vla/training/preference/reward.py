@@ -1,5 +1,5 @@
 """A reward model: a backbone with a scalar head, trained on pairs of answers (LLaVA-RLHF: Sun et al. 2023, arXiv
-2309.14525), which may be told the simulator's facts beside the question."""
+2309.14525), optionally with the simulator's facts in the prompt."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ FILE = "reward.json"
 
 
 class RewardModel(VLA):
-    """A model that says how good an answer is: a linear map of the last hidden state, after the answer's last token.
+    """Scores an answer by a linear map of the hidden state of its last token.
 
-    `facts`: whether the prompts that it is given have the facts in them (the fact-augmented reward, sec. 2.3).
+    Attributes:
+        facts: Whether prompts contain the simulator's facts (fact-augmented reward, sec. 2.3).
     """
 
     def __init__(self, backbone: Backbone, processor: Processor, smoothing: float = 2.0) -> None:
@@ -42,9 +43,9 @@ class RewardModel(VLA):
         self.score = nn.Linear(backbone.hidden_size, 1)
 
     def rewards(self, pairs: Sequence[Pair]) -> Float[Tensor, "b"]:
-        """Of the chosen answers, then of the rejected ones."""
-        told = [(pair.informed() if self.facts else pair).examples() for pair in pairs]
-        batch = self.processor.batch([one for one, _ in told] + [other for _, other in told]).to(self.device)
+        """The rewards of the chosen answers, then of the rejected ones."""
+        examples = [(pair.informed() if self.facts else pair).examples() for pair in pairs]
+        batch = self.processor.batch([one for one, _ in examples] + [other for _, other in examples]).to(self.device)
         last = batch.attention_mask.sum(1) - 1
         hidden = self.encode(batch)[torch.arange(len(last), device=self.device), last]
         return self.score(hidden).float().squeeze(1)
@@ -52,8 +53,8 @@ class RewardModel(VLA):
     @torch.no_grad()
     def judge(self, pair: Pair, answers: Sequence[str]) -> list[float]:
         """The reward of each of several answers to the question of a pair."""
-        said = [replace(pair, chosen=a, rejected=b) for a, b in batched((*answers, *answers[: len(answers) % 2]), 2)]
-        first, second = self.rewards(said).chunk(2)
+        pairs = [replace(pair, chosen=a, rejected=b) for a, b in batched((*answers, *answers[: len(answers) % 2]), 2)]
+        first, second = self.rewards(pairs).chunk(2)
         return torch.stack([first, second], 1).flatten()[: len(answers)].tolist()
 
     def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
@@ -62,10 +63,10 @@ class RewardModel(VLA):
 
     @classmethod
     def load(cls, folder: Path) -> RewardModel:
-        """From a checkpoint, or the best one of a run. Raises InputError where there is no reward model."""
+        """Loads a checkpoint, or the best one of a run. Raises InputError if it is not a reward model."""
         folder = Path(folder) / "best" if (Path(folder) / "best").is_dir() else Path(folder)
         if not (folder / FILE).is_file():
-            raise InputError(f"{folder} is no reward model: train one with stage=reward")
+            raise InputError(f"{folder} is not a reward model: train one with stage=reward")
         model = super().load(folder)
         assert isinstance(model, cls)
         model.facts = json.loads((folder / FILE).read_text())["facts"]
@@ -73,8 +74,10 @@ class RewardModel(VLA):
 
 
 def reward_loss(rewards: Float[Tensor, "b"], center: float) -> Float[Tensor, ""]:
-    """Bradley and Terry's -log sigmoid(chosen - rejected), the mean over the pairs, and `center` times the mean square
-    of their sums, which keeps rewards around 0 (Eisenstein et al. 2023, arXiv 2312.09244). Chosen answers first."""
+    """Bradley-Terry loss -log sigmoid(chosen - rejected) plus `center` times the mean square of chosen + rejected.
+
+    The second term centres rewards at 0 (Eisenstein et al. 2023, arXiv 2312.09244). Chosen answers come first.
+    """
     chosen, rejected = rewards.chunk(2)
     return -logsigmoid(chosen - rejected).mean() + center * ((chosen + rejected) ** 2).mean()
 
@@ -90,26 +93,39 @@ def train_reward(
     images: str | None = None,
     origin: Mapping[str, Any] | None = None,
 ) -> Outcome:
-    """Trains a `RewardModel` on the backbone of `model` into `run`, on the pairs of `stores` and `files`
-    (`open_pairs`). Evaluations have `reward_accuracy`, the share of pairs held out whose chosen answer has the higher
-    reward, and `reward_margin`, the mean difference, both also by kind of fault.
+    """Trains a `RewardModel` on the backbone of `model`, on the pairs of `stores` and `files` (`open_pairs`).
 
-    Raises InputError where there are too few pairs, for negative `center`, and with several ranks.
+    Held-out scores: `reward_accuracy` (share of pairs whose chosen answer has the higher reward) and `reward_margin`
+    (mean difference), also by kind of fault.
+
+    Args:
+        model: The model whose backbone is used.
+        stores: The question stores by name.
+        plan: The training configuration.
+        run: The output folder.
+        facts: Whether prompts contain the simulator's facts.
+        center: The weight of the centring term (`reward_loss`).
+        files: Files of pairs.
+        images: The folder of the images of `files`.
+        origin: Where the model and the data come from (JSON values).
+
+    Raises:
+        InputError: there are too few pairs, `center` is negative, or there are several ranks.
     """
     if center < 0:
         raise InputError(f"reward.center must be 0 or more, not {center}")
-    pairs, shown = open_pairs(stores, plan, files, images)
+    pairs, heldout = open_pairs(stores, plan, files, images)
     judge = RewardModel(model.backbone, model.processor, model.smoothing).to(join().device)
     judge.facts = facts
 
-    def loss(some: Sequence[Pair]) -> tuple[Float[Tensor, ""], Mapping[str, float]]:
-        found = judge.train().rewards(some)
-        chosen, rejected = found.detach().chunk(2)
-        return reward_loss(found, center), {"accuracy": (chosen > rejected).float().mean().item()}
+    def loss(micro: Sequence[Pair]) -> tuple[Float[Tensor, ""], Mapping[str, float]]:
+        rewards = judge.train().rewards(micro)
+        chosen, rejected = rewards.detach().chunk(2)
+        return reward_loss(rewards, center), {"accuracy": (chosen > rejected).float().mean().item()}
 
     @torch.no_grad()
     def scores(_: VLA) -> dict[str, float]:
-        found = [torch.sub(*judge.rewards(part).chunk(2)) for part in batched(shown, 32)]
-        return by_kind(shown, torch.cat(found).cpu(), "reward")
+        margins = [torch.sub(*judge.rewards(group).chunk(2)) for group in batched(heldout, 32)]
+        return by_kind(heldout, torch.cat(margins).cpu(), "reward")
 
     return optimize(judge, pairs, plan, run, loss, scores, "reward_accuracy", origin=origin)

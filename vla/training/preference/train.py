@@ -1,4 +1,4 @@
-"""The preference stage: a model learns which of two answers is true, against a frozen copy of itself."""
+"""The preference stage: preference optimisation of a model against a frozen copy of itself."""
 
 from __future__ import annotations
 
@@ -33,25 +33,37 @@ def train_preference(
     origin: Mapping[str, Any] | None = None,
     **objective: Any,
 ) -> Outcome:
-    """Trains `model` in place into `run`, from its newest checkpoint where there is one, on the pairs of `stores` and
-    `files` (`open_pairs`). `objective` are the options of `Objective`; `plan.batch_size` counts pairs.
+    """Trains `model` in place on the pairs of `stores` and `files` (`open_pairs`); resumes a run with checkpoints.
 
-    The reference is the model as it comes. Images are as they are: `plan.augment` must be 0. Evaluations have, beside
-    those of `evaluate`, of pairs held out `preference_accuracy` (the share whose margin is positive) and
-    `preference_margin` (the mean of beta times the difference of log-ratios), both also by kind of fault.
-    Raises InputError where there are too few pairs, and with several ranks.
+    The reference is the model before training. Held-out scores, in addition to those of `evaluate`:
+    `preference_accuracy` (share of pairs with a positive margin) and `preference_margin` (mean of beta times the
+    difference of log-ratios), also by kind of fault.
+
+    Args:
+        model: The model.
+        stores: The question stores by name.
+        plan: The training configuration; `plan.batch_size` counts pairs, and `plan.augment` must be 0.
+        run: The output folder.
+        evaluate: Computes held-out scores.
+        files: Files of pairs.
+        images: The folder of the images of `files`.
+        origin: Where the model and the data come from (JSON values).
+        **objective: Options of `Objective`.
+
+    Raises:
+        InputError: there are too few pairs, or several ranks.
     """
-    aim = Objective(**objective)
-    pairs, shown = open_pairs(stores, plan, files, images)
+    settings = Objective(**objective)
+    pairs, heldout = open_pairs(stores, plan, files, images)
     model.to(join().device)
     reference = deepcopy(model).requires_grad_(False).eval()
 
-    def loss(some: Sequence[Pair]) -> tuple[Float[Tensor, ""], Mapping[str, float]]:
-        value, margin = pair_loss(model.train(), reference, some, aim)
+    def loss(micro: Sequence[Pair]) -> tuple[Float[Tensor, ""], Mapping[str, float]]:
+        value, margin = pair_loss(model.train(), reference, micro, settings)
         return value, {"margin": margin.mean().item(), "accuracy": (margin > 0).float().mean().item()}
 
     def scores(trained: VLA) -> dict[str, float]:
-        return evaluate(trained) | preferred(trained, reference, shown, aim)
+        return evaluate(trained) | preferred(trained, reference, heldout, settings)
 
     return optimize(model, pairs, plan, run, loss, scores, "preference_accuracy", origin=origin)
 
@@ -77,11 +89,11 @@ def preferred(
 
 
 def by_kind(pairs: Sequence[Pair], margins: Float[Tensor, "p"], name: str) -> dict[str, float]:
-    """`<name>_accuracy`, the share of margins that are positive, and `<name>_margin`, their mean; and of each kind."""
-    told: dict[str, float] = {}
+    """`<name>_accuracy` (share of positive margins) and `<name>_margin` (mean), of all pairs and of each kind."""
+    scores: dict[str, float] = {}
     for kind in ("", *sorted({pair.kind for pair in pairs})):
-        of = margins[torch.tensor([not kind or pair.kind == kind for pair in pairs])]
-        end = f"/{kind}" if kind else ""
-        told[f"{name}_accuracy{end}"] = (of > 0).float().mean().item()
-        told[f"{name}_margin{end}"] = of.mean().item()
-    return told
+        selected = margins[torch.tensor([not kind or pair.kind == kind for pair in pairs])]
+        suffix = f"/{kind}" if kind else ""
+        scores[f"{name}_accuracy{suffix}"] = (selected > 0).float().mean().item()
+        scores[f"{name}_margin{suffix}"] = selected.mean().item()
+    return scores

@@ -1,1 +1,1 @@
-"""Probes: what a model says of pictures of which the simulator knows the truth."""
+"""Probes: questions about simulated images, with ground truth from the simulator."""

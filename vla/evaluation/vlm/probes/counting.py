@@ -1,4 +1,4 @@
-"""Counting: how many there are, said at once and by pointing at each (Molmo: Deitke et al. 2024, section 5)."""
+"""Counting, by a number and by pointing at each object (Molmo: Deitke et al. 2024, section 5)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from vla.envs.tasks.task import scatter
 from vla.evaluation.vlm.probes.probe import Probe, by_unit
 from vla.evaluation.vlm.probes.scenes import SLOTS, numbers, studio
 from vla.evaluation.vlm.scoring.answered import is_empty
-from vla.evaluation.vlm.scoring.benchmark import Benchmark, Unit, ask, ratio
+from vla.evaluation.vlm.scoring.benchmark import Benchmark, Unit, question_prompt, ratio
 from vla.evaluation.vlm.scoring.files import Answers, Entry
 from vla.evaluation.vlm.vqa import normalize_answer
 
 SPACING = 0.048
-"""[m] between objects, so that ten fit on the table."""
+"""The distance between objects [m]; ten fit on the table."""
 DISTRACTORS = 4
 MOLMO = re.compile(r"""x\d*\s*=\s*["']?\s*([\d.]+)["']?\s+y\d*\s*=\s*["']?\s*([\d.]+)""")
 PAIR = re.compile(r"(\d+(?:\.\d+)?)\s*[\s,]\s*(\d+(?:\.\d+)?)")
 
 
 def entries(n: int, seed: int) -> dict[str, Entry]:
-    """Two questions of each scene, "count" and "point"; 0 to 10 objects of a color, in turn, among others."""
+    """Two questions per scene, "count" and "point", about 0 to 10 objects of a color among distractors."""
     found: dict[str, Entry] = {}
     with studio() as camera:
         draws = numbers(seed)
@@ -38,12 +38,12 @@ def entries(n: int, seed: int) -> dict[str, Entry]:
                 truth = picture.view.count(Query(color=color))
                 if truth is not None:
                     break
-            seen = [at for at, thing in enumerate(picture.scene.objects) if thing.color == color and thing.centers]
+            visible = [at for at, thing in enumerate(picture.scene.objects) if thing.color == color and thing.centers]
             placed = sum(thing.color == color for thing in objects)
             shared = {
                 "image": picture.image,
                 "truth": truth,
-                "masks": camera.masks()[seen],
+                "masks": camera.masks()[visible],
                 "hidden": "some" if placed > truth else "none",
                 "distractors": "some" if placed < len(objects) else "none",
             }
@@ -57,7 +57,7 @@ def entries(n: int, seed: int) -> dict[str, Entry]:
 
 
 def _layout(seed: int, count: int) -> tuple[tuple[ObjectSpec, ...], str]:
-    """`count` objects of a color and up to `DISTRACTORS` of others."""
+    """`count` objects of a color and up to `DISTRACTORS` objects of other colors."""
     rng = np.random.default_rng([seed, 23])
     color, *others = (str(name) for name in rng.permutation(list(COLORS)))
     more = int(rng.integers(0, min(DISTRACTORS, SLOTS - count) + 1)) if count else 1 + int(rng.integers(DISTRACTORS))
@@ -69,14 +69,14 @@ def _layout(seed: int, count: int) -> tuple[tuple[ObjectSpec, ...], str]:
     ), color
 
 
-def number(said: str) -> int | None:
-    """The first whole number of an answer, which may be a word up to ten."""
-    return next((int(word) for word in normalize_answer(said).split() if word.isdecimal()), None)
+def number(prediction: str) -> int | None:
+    """The first integer of an answer, in digits or as a word up to ten."""
+    return next((int(word) for word in normalize_answer(prediction).split() if word.isdecimal()), None)
 
 
-def points(said: str) -> Float[np.ndarray, "p 2"]:
-    """The points of an answer, as fractions of the image: Molmo's tags, else pairs of numbers; both in percent."""
-    pairs = MOLMO.findall(said) or PAIR.findall(said)
+def points(prediction: str) -> Float[np.ndarray, "p 2"]:
+    """The points of an answer as fractions of the image, from Molmo's tags or pairs of numbers, in percent."""
+    pairs = MOLMO.findall(prediction) or PAIR.findall(prediction)
     try:
         found = np.array([[float(x), float(y)] for x, y in pairs]).reshape(-1, 2) / 100
     except ValueError:  # such as "1.2.3" in a tag
@@ -85,7 +85,7 @@ def points(said: str) -> Float[np.ndarray, "p 2"]:
 
 
 def matched(at: Float[np.ndarray, "p 2"], masks: Bool[np.ndarray, "n h w"]) -> int:
-    """How many points can each be given an object of its own on which they lie (Kuhn 1955)."""
+    """The size of the maximum matching of points to the objects on which they lie (Kuhn 1955)."""
     from scipy.optimize import linear_sum_assignment
 
     if not len(at) or not len(masks):
@@ -97,37 +97,37 @@ def matched(at: Float[np.ndarray, "p 2"], masks: Bool[np.ndarray, "n h w"]) -> i
     return int(on[linear_sum_assignment(on, maximize=True)].sum())
 
 
-def _units(questions: Mapping[str, Entry], said: Answers) -> list[Unit]:
-    """A scene is a unit. An answer without a number is wrong, and off by what there is, or by 1 where nothing is."""
+def _units(questions: Mapping[str, Entry], predictions: Answers) -> list[Unit]:
+    """One unit per scene. The error of an answer without a number is the true count, at least 1."""
     units = []
     for ids in by_unit(questions).values():
-        entry, told = questions[ids["count"]], number(said[ids["count"]])
-        at, truth = points(said[ids["point"]]), entry["truth"]
-        off = max(truth, 1) if told is None else abs(told - truth)
-        pointed = not is_empty(said[ids["point"]]) and len(at) == truth
-        right = told == truth, told is not None and off <= 1
-        sums = (*right, off, 1, pointed, matched(at, entry["masks"]), len(at), truth)
+        entry, count = questions[ids["count"]], number(predictions[ids["count"]])
+        at, truth = points(predictions[ids["point"]]), entry["truth"]
+        error = max(truth, 1) if count is None else abs(count - truth)
+        pointed = not is_empty(predictions[ids["point"]]) and len(at) == truth
+        right = count == truth, count is not None and error <= 1
+        sums = (*right, error, 1, pointed, matched(at, entry["masks"]), len(at), truth)
         groups = (("number", f"{truth:2}"), ("distractors", entry["distractors"]), ("hidden", entry["hidden"]))
         units.append(Unit(tuple(map(float, sums)), groups))
     return units
 
 
 def _rates(sums: Float[np.ndarray, "k 8"]) -> dict[str, Float[np.ndarray, " k"]]:
-    exact, near, off, scenes, pointed, hits, said, there = sums.T
+    exact, near, error, scenes, pointed, hits, predicted, present = sums.T
     return {
         "exact": ratio(exact, scenes),
         "within_one": ratio(near, scenes),
-        "mean_error": ratio(off, scenes),
+        "mean_error": ratio(error, scenes),
         "point_then_count": ratio(pointed, scenes),
         "gain_by_pointing": ratio(pointed - exact, scenes),
-        "point_precision": ratio(hits, said),
-        "point_recall": ratio(hits, there),
+        "point_precision": ratio(hits, predicted),
+        "point_recall": ratio(hits, present),
     }
 
 
-def _error(entry: Entry, said: str) -> float:
-    told = len(points(said)) if entry["answer"].endswith("points") else number(said)
-    return float(abs((told or 0) - entry["truth"]) if told is not None else entry["truth"] + 1)
+def _error(entry: Entry, prediction: str) -> float:
+    count = len(points(prediction)) if entry["answer"].endswith("points") else number(prediction)
+    return float(abs((count or 0) - entry["truth"]) if count is not None else entry["truth"] + 1)
 
 
-COUNTING = Probe(entries, Benchmark(_units, _rates, ask()), _error, tokens=64)
+COUNTING = Probe(entries, Benchmark(_units, _rates, question_prompt()), _error, tokens=64)

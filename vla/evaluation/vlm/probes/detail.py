@@ -1,7 +1,8 @@
-"""Fine detail: the smallest letters read, and the smallest differences of color and size told apart.
+"""Fine detail: the smallest legible letters, and the smallest distinguishable differences of color and size.
 
-The pictures are drawn. A threshold is where a psychometric curve is halfway between guessing and the most that it
-reaches (Wichmann and Hill 2001), in the unit of its task; at about twice the largest level none is told apart.
+The images are synthetic. A threshold is the level at which a psychometric curve is halfway between chance and its
+maximum (Wichmann and Hill 2001), in the unit of its task. A threshold of twice the largest level means that no level is
+distinguished.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vla.evaluation.vlm.probes.probe import Probe
 from vla.evaluation.vlm.probes.scenes import SIZE
-from vla.evaluation.vlm.scoring.benchmark import Benchmark, Unit, ask, ratio
+from vla.evaluation.vlm.scoring.benchmark import Benchmark, Unit, question_prompt, ratio
 from vla.evaluation.vlm.scoring.files import Answers, Entry
 from vla.evaluation.vlm.scoring.yesno import yes_or_no
 from vla.evaluation.vlm.vqa import normalize_answer
 
 LETTERS = "ACEFHKLMNPRTUVWXY"
 LAPSE = 0.02
-"""How often what is well seen is still answered wrongly."""
+"""The rate of wrong answers at clearly visible levels."""
 SLOPES = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Of the logistic curve, per doubling of the level."""
+"""Slopes of the logistic curve, per doubling of the level."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """`guess` is how often an answer is right by chance."""
+    """A task with its levels; `guess` is the accuracy by chance."""
 
     levels: tuple[float, ...]
     guess: float
@@ -45,19 +46,19 @@ WIDEST = max(len(task.levels) for task in TASKS.values())
 
 
 def entries(n: int, seed: int) -> dict[str, Entry]:
-    """n questions of each task, its levels in turn, and at each level as many with the one answer as with the other."""
+    """n questions per task, with its levels in turn and both answers equally often at each level."""
     found: dict[str, Entry] = {}
     for number, (name, task) in enumerate(TASKS.items()):
         for i in range(n):
-            place, odd = i % len(task.levels), i // len(task.levels) % 2 == 1
+            level, odd = i % len(task.levels), i // len(task.levels) % 2 == 1
             rng = np.random.default_rng([seed, number, i])
-            image, question, answer = DRAW[name](task.levels[place], odd, rng)
+            image, question, answer = DRAW[name](task.levels[level], odd, rng)
             found[f"{name}/{i}"] = {
                 "image": image,
                 "question": question,
                 "answer": answer,
                 "task": name,
-                "level": place,
+                "level": level,
             }
     return found
 
@@ -65,7 +66,7 @@ def entries(n: int, seed: int) -> dict[str, Entry]:
 def _text(height: float, odd: bool, rng: np.random.Generator) -> tuple[UInt8[np.ndarray, "h w 3"], str, str]:
     """Three letters `height` px high."""
     word = "".join(rng.choice(list(LETTERS), 3))
-    # A capital letter is less high than its font.
+    # The height of a capital letter is a fraction of the font size.
     font = ImageFont.load_default(height / 0.73)
     image = Image.new("RGB", (SIZE, SIZE), "white")
     x, y = (float(rng.uniform(10, SIZE - 100)), float(rng.uniform(10, SIZE - 60)))
@@ -74,7 +75,7 @@ def _text(height: float, odd: bool, rng: np.random.Generator) -> tuple[UInt8[np.
 
 
 def _color(step: float, odd: bool, rng: np.random.Generator) -> tuple[UInt8[np.ndarray, "h w 3"], str, str]:
-    """Two squares, whose colors are `step` apart (in RGB, Euclidean) or the same."""
+    """Two squares of the same color, or of colors at a Euclidean distance of `step` in RGB."""
     turn = rng.normal(size=3)
     color = rng.uniform(100, 156, size=3)
     other = color if odd else color + step * turn / np.linalg.norm(turn)
@@ -104,37 +105,42 @@ def _size(percent: float, odd: bool, rng: np.random.Generator) -> tuple[UInt8[np
 DRAW = {"text_px": _text, "color_step": _color, "size_percent": _size}
 
 
-def right(entry: Entry, said: str) -> bool:
+def right(entry: Entry, prediction: str) -> bool:
     if entry["task"] == "text_px":
-        return re.sub(r"[^a-z]", "", said.lower()) == entry["answer"].lower()
+        return re.sub(r"[^a-z]", "", prediction.lower()) == entry["answer"].lower()
     if entry["task"] == "color_step":
-        return yes_or_no(said) == entry["answer"]
-    words = set(normalize_answer(said).split())
+        return yes_or_no(prediction) == entry["answer"]
+    words = set(normalize_answer(prediction).split())
     return entry["answer"] in words and not {"left", "right"} <= words
 
 
-def thresholds(task: Task, right: Float[np.ndarray, "k l"], asked: Float[np.ndarray, "k l"]) -> Float[np.ndarray, " k"]:
-    """Of answers by level, that of the most likely curve among thresholds from half the first level to twice the last.
+def thresholds(
+    task: Task, correct: Float[np.ndarray, "k l"], total: Float[np.ndarray, "k l"]
+) -> Float[np.ndarray, " k"]:
+    """The thresholds of the most likely curves, from half the first level to twice the last.
 
-    In an even choice the smallest of those that are as likely.
+    Args:
+        task: The task.
+        correct: The number of correct answers by level.
+        total: The number of answers by level.
     """
     x = np.log2(task.levels)
-    places = np.linspace(x[0] - 1, x[-1] + 1, 97)
-    grid = [(place, slope) for slope in SLOPES for place in places]
+    levels = np.linspace(x[0] - 1, x[-1] + 1, 97)
+    grid = [(level, slope) for slope in SLOPES for level in levels]
     at, slope = np.array(grid).T[:, :, None]
     reached = 1 - task.guess - LAPSE
     likely = task.guess + reached / (1 + np.exp(-2 * slope * (x - at)))
     likely = np.clip(likely, 1e-6, 1 - 1e-6)
-    fit = right @ np.log(likely).T + (asked - right) @ np.log(1 - likely).T
+    fit = correct @ np.log(likely).T + (total - correct) @ np.log(1 - likely).T
     return np.asarray(2 ** at[:, 0][fit.argmax(1)])
 
 
-def _units(questions: Mapping[str, Entry], said: Answers) -> list[Unit]:
-    """Sums: right answers and answers, of each level of each task."""
+def _units(questions: Mapping[str, Entry], predictions: Answers) -> list[Unit]:
+    """Sums: correct answers and answers, of each level of each task."""
     units = []
     for i, entry in questions.items():
         cells = np.zeros((len(TASKS), WIDEST, 2))
-        cells[list(TASKS).index(entry["task"]), entry["level"]] = right(entry, said[i]), 1
+        cells[list(TASKS).index(entry["task"]), entry["level"]] = right(entry, predictions[i]), 1
         level = f"{TASKS[entry['task']].levels[entry['level']]:2g}"
         units.append(Unit(tuple(cells.ravel().tolist()), (("task", entry["task"]), (entry["task"], level))))
     return units
@@ -145,14 +151,14 @@ def _rates(sums: Float[np.ndarray, "k d"]) -> dict[str, Float[np.ndarray, " k"]]
     overall = cells.sum((1, 2))
     found = {"accuracy": ratio(overall[:, 0], overall[:, 1])}
     for number, (name, task) in enumerate(TASKS.items()):
-        told = cells[:, number, : len(task.levels)]
-        found[name] = thresholds(task, told[..., 0], told[..., 1])
+        counts = cells[:, number, : len(task.levels)]
+        found[name] = thresholds(task, counts[..., 0], counts[..., 1])
     return found
 
 
-def _error(entry: Entry, said: str) -> float:
-    """The plainer the difference, the worse."""
-    return 0.0 if right(entry, said) else 1.0 + entry["level"]
+def _error(entry: Entry, prediction: str) -> float:
+    """An error at a clearer level weighs more."""
+    return 0.0 if right(entry, prediction) else 1.0 + entry["level"]
 
 
-DETAIL = Probe(entries, Benchmark(_units, _rates, ask()), _error)
+DETAIL = Probe(entries, Benchmark(_units, _rates, question_prompt()), _error)

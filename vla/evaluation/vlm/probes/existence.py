@@ -1,4 +1,4 @@
-"""POPE-sim: is an object there that is not? (POPE: Li et al. 2023; pairs as in MME: Fu et al. 2023.)"""
+"""POPE-sim: object existence (POPE: Li et al. 2023; pairs as in MME: Fu et al. 2023)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vla.envs.objects import COLORS, SHAPES
 from vla.envs.random_scene import random_objects
 from vla.evaluation.vlm.probes.probe import Probe, by_unit
 from vla.evaluation.vlm.probes.scenes import Picture, numbers, studio
-from vla.evaluation.vlm.scoring.benchmark import Benchmark, Unit, ask, ratio
+from vla.evaluation.vlm.scoring.benchmark import Benchmark, Unit, question_prompt, ratio
 from vla.evaluation.vlm.scoring.files import Answers, Entry
 from vla.evaluation.vlm.scoring.yesno import POPE, yes_or_no
 
@@ -21,26 +21,26 @@ EVERY = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)
 
 
 def entries(n: int, seed: int) -> dict[str, Entry]:
-    """Two questions of each scene in each category, one whose answer is yes and one whose is no.
+    """Two questions per scene and category, one with the answer yes and one with the answer no.
 
-    What the negative names: random: any object; popular: the one that most scenes of the probe have; adversarial: one
-    that was there, in the same picture without it (the counterfactual of the positive).
+    The object of the negative question: random: any absent object; popular: the absent object that most scenes of the
+    probe have; adversarial: the object that was removed from the scene (the counterfactual of the positive question).
     """
     pairs = _pairs(n, seed)
-    common = Counter(thing.name for whole, *_ in pairs for thing in whole.view.visible)
+    common = Counter(thing.name for full, *_ in pairs for thing in full.view.visible)
     popular = sorted(EVERY, key=lambda name: -common[name])
     found: dict[str, Entry] = {}
-    for number, (whole, without, target) in enumerate(pairs):
+    for number, (full, without, target) in enumerate(pairs):
         rng = np.random.default_rng([seed, number, 1])
-        there = sorted({thing.name for thing in whole.view.visible})
-        absent = [name for name in popular if _count(whole, name) == 0]
-        asked = {
-            "random": (str(rng.choice(there)), whole, str(rng.choice(absent))),
-            "popular": (str(rng.choice(there)), whole, absent[0]),
+        present_names = sorted({thing.name for thing in full.view.visible})
+        absent = [name for name in popular if _count(full, name) == 0]
+        cases = {
+            "random": (str(rng.choice(present_names)), full, str(rng.choice(absent))),
+            "popular": (str(rng.choice(present_names)), full, absent[0]),
             "adversarial": (target, without, target),
         }
-        for category, (present, other, missing) in asked.items():
-            for label, picture, name in (("yes", whole, present), ("no", other, missing)):
+        for category, (present, other, missing) in cases.items():
+            for label, picture, name in (("yes", full, present), ("no", other, missing)):
                 article = "an" if name[0] in "aeiou" else "a"
                 found[f"{number}/{category}/{label}"] = {
                     "image": picture.image,
@@ -52,21 +52,21 @@ def entries(n: int, seed: int) -> dict[str, Entry]:
 
 
 def _pairs(n: int, seed: int) -> list[tuple[Picture, Picture, str]]:
-    """Scenes, each with an object of which there is one alone, and the same without it."""
+    """Pairs of scenes: with a unique object, and the same scene without it."""
     found: list[tuple[Picture, Picture, str]] = []
     with studio() as camera:
         scenes = numbers(seed)
         while len(found) < n:
             number = next(scenes)
             objects = random_objects(np.random.default_rng([number, 7]))
-            whole = camera.show(objects, number)
-            place = number % len(objects)
-            name = whole.scene.objects[place].name
-            if _count(whole, name) != 1 or len(whole.view.visible) < 2:
+            full = camera.show(objects, number)
+            index = number % len(objects)
+            name = full.scene.objects[index].name
+            if _count(full, name) != 1 or len(full.view.visible) < 2:
                 continue
-            without = camera.show(objects, number, without=place)
+            without = camera.show(objects, number, without=index)
             if _count(without, name) == 0:
-                found.append((whole, without, name))
+                found.append((full, without, name))
     return found
 
 
@@ -74,11 +74,11 @@ def _count(picture: Picture, name: str) -> int | None:
     return picture.view.count(Query(*name.split()))
 
 
-def _units(questions: Mapping[str, Entry], said: Answers) -> list[Unit]:
-    """Sums: POPE's, then the counterfactual pairs that are both right, and all such pairs."""
+def _units(questions: Mapping[str, Entry], predictions: Answers) -> list[Unit]:
+    """Sums: those of POPE, correct counterfactual pairs, and counterfactual pairs."""
     units = []
     for (_, category), ids in by_unit(questions).items():
-        yes, no = (yes_or_no(said[ids[label]]) for label in ("yes", "no"))
+        yes, no = (yes_or_no(predictions[ids[label]]) for label in ("yes", "no"))
         pair = (yes == "yes" and no == "no", True) if category == "adversarial" else (False, False)
         cells = (yes == "yes", no == "yes", no == "no", yes != "yes", not no)
         units.append(Unit(tuple(map(float, (*cells, *pair))), (("category", category),)))
@@ -89,9 +89,9 @@ def _rates(sums: Float[np.ndarray, "k 7"]) -> dict[str, Float[np.ndarray, " k"]]
     return POPE.rates(sums[:, :5]) | {"counterfactual_pairs": ratio(sums[:, 5], sums[:, 6])}
 
 
-def _wrong(entry: Entry, said: str) -> float:
-    """Objects that are not there come before those that are missed."""
-    return float(yes_or_no(said) != entry["answer"]) * (1 + (entry["answer"] == "no"))
+def _wrong(entry: Entry, prediction: str) -> float:
+    """Hallucinated objects weigh more than missed ones."""
+    return float(yes_or_no(prediction) != entry["answer"]) * (1 + (entry["answer"] == "no"))
 
 
-POPE_SIM = Probe(entries, Benchmark(_units, _rates, ask()), _wrong)
+POPE_SIM = Probe(entries, Benchmark(_units, _rates, question_prompt()), _wrong)

@@ -1,4 +1,4 @@
-"""The modality gap: how far apart a model holds images and the texts that describe them (Liang et al. 2022)."""
+"""The modality gap: the distance between embeddings of images and of their captions (Liang et al. 2022)."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from jaxtyping import Bool, Float, Int
 from vla.datasets.questions import MAIN_CAMERA
 from vla.errors import InputError
 from vla.evaluation.vlm.answerer import Answerer, BackboneAnswerer
-from vla.evaluation.vlm.probes.probe import Case, Found, blank
+from vla.evaluation.vlm.probes.probe import Case, ProbeResult, blank
 from vla.evaluation.vlm.probes.scenes import Picture, numbers, studio
 from vla.evaluation.vlm.scoring.benchmark import Draws, Unit, ratio, scored
 
 STEPS = np.linspace(0.0, 1.5, 13)
-"""How far images are moved along the gap, in gaps."""
+"""Shifts of the image embeddings along the gap, in units of the gap."""
 FOLDS = 5
 RIDGE = 1e-2
 
 
-def modality_gap(answerer: Answerer, n: int, seed: int, baseline: bool = True) -> Found:
-    """Of n pictures with captions of their own. Raises InputError for a hosted model."""
+def modality_gap(answerer: Answerer, n: int, seed: int, baseline: bool = True) -> ProbeResult:
+    """Measures the gap on n images with distinct captions. Raises InputError for a hosted model."""
     if not isinstance(answerer, BackboneAnswerer):
-        raise InputError("a hosted model shows no embeddings: leave modality-gap out of probes")
+        raise InputError("a hosted model has no accessible embeddings: remove modality-gap from probes")
     pictures, texts = _captioned(n, seed)
     images = [picture.image for picture in pictures]
     x, y = answerer.embed([{MAIN_CAMERA: image} for image in images], texts)
     found, drawn, nearest = measured(x, y)
     wrong = [i for i in range(n) if nearest[i] != i][:8]
     cases = tuple(Case(images[i], "the nearest caption", texts[nearest[i]], texts[i]) for i in wrong)
-    unseen = {}
+    blank_scores = {}
     if baseline:
         nothing, _ = answerer.embed([{MAIN_CAMERA: blank(images[0])}], texts[:1])
         scores = measured(np.repeat(nothing, n, axis=0), y)[0]["scores"]
-        unseen = {name: float(score["value"]) for name, score in scores.items()}
-    return Found(found, drawn, unseen, cases)
+        blank_scores = {name: float(score["value"]) for name, score in scores.items()}
+    return ProbeResult(found, drawn, blank_scores, cases)
 
 
 def _captioned(n: int, seed: int) -> tuple[list[Picture], list[str]]:
-    """Pictures in which every object is surely seen or surely not, and what is in them from left to right."""
+    """Images without objects of uncertain visibility, and their captions from left to right."""
     found: dict[str, Picture] = {}
     scenes = numbers(seed)
     with studio() as camera:
@@ -52,19 +52,26 @@ def _captioned(n: int, seed: int) -> tuple[list[Picture], list[str]]:
 
 
 def measured(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"]) -> tuple[dict[str, Any], Draws, list[int]]:
-    """The report of n pairs of embeddings, its draws, and which text is nearest to each image.
+    """Measures n pairs of embeddings.
 
-    gap: the distance of the means of the normalised embeddings; image_cosine and text_cosine: the mean within each;
-    separable: how well a line tells images from texts (least squares, cross-validated); recall_at_1: images whose own
-    text is the nearest; recall_moved: the same with the images moved along the gap to where it is highest.
+    | score                     | value                                                                     |
+    |---------------------------|---------------------------------------------------------------------------|
+    | gap                       | distance between the means of the normalised embeddings                   |
+    | image_cosine, text_cosine | mean cosine within images and within texts                                |
+    | separable                 | cross-validated accuracy of a linear classifier of images against texts   |
+    | recall_at_1               | share of images whose nearest text is their own                           |
+    | recall_moved              | the same, with the images shifted along the gap by the best of `STEPS`    |
+
+    Returns:
+        The report, its bootstrap samples, and the index of the nearest text of each image.
     """
     x, y = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (x.astype(float), y.astype(float)))
     gap = x.mean(0) - y.mean(0)
     moved = [_nearest(x - step * gap, y) for step in STEPS]
-    own = np.arange(len(x))
-    best = max(moved, key=lambda found: (found == own).mean())
-    hits = np.stack([_separated(x, y).mean(0), moved[0] == own, best == own, np.ones(len(x))], 1)
-    units = [Unit((*x[i].tolist(), *y[i].tolist(), *hits[i].tolist())) for i in own]
+    indices = np.arange(len(x))
+    best = max(moved, key=lambda found: (found == indices).mean())
+    hits = np.stack([_separated(x, y).mean(0), moved[0] == indices, best == indices, np.ones(len(x))], 1)
+    units = [Unit((*x[i].tolist(), *y[i].tolist(), *hits[i].tolist())) for i in indices]
     width = x.shape[1]
 
     def rates(sums: Float[np.ndarray, "k s"]) -> dict[str, Float[np.ndarray, " k"]]:
@@ -88,17 +95,20 @@ def _nearest(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"]) -> Int[np
 
 
 def _separated(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"]) -> Bool[np.ndarray, "2 n"]:
-    """Which images, and which texts, fall on their side of a plane that was fitted without them."""
+    """Which images and texts are classified correctly by a plane fitted on the other folds."""
     right = np.zeros((2, len(x)), bool)
     fold = np.arange(len(x)) % FOLDS
     for held in range(min(FOLDS, len(x))):
-        kept = fold != held
-        rows = np.concatenate([x[kept], y[kept]])
+        training = fold != held
+        rows = np.concatenate([x[training], y[training]])
         if not len(rows):
             continue
         middle = rows.mean(0)
         rows = rows - middle
-        side = np.repeat([1.0, -1.0], kept.sum())
+        side = np.repeat([1.0, -1.0], training.sum())
         weights = rows.T @ np.linalg.solve(rows @ rows.T + RIDGE * np.eye(len(rows)), side)
-        right[0, ~kept], right[1, ~kept] = (x[~kept] - middle) @ weights > 0, (y[~kept] - middle) @ weights < 0
+        right[0, ~training], right[1, ~training] = (
+            (x[~training] - middle) @ weights > 0,
+            (y[~training] - middle) @ weights < 0,
+        )
     return right

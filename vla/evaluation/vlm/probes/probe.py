@@ -1,4 +1,4 @@
-"""What a probe is, and how a model is put to it: with the pictures, and with blank ones in their place."""
+"""Runs a probe on a model, with the images and with blank images as a baseline."""
 
 from __future__ import annotations
 
@@ -17,21 +17,27 @@ from vla.evaluation.vlm.scoring.benchmark import Benchmark, Draws, scored
 from vla.evaluation.vlm.scoring.files import Answers, Entry
 
 WORST = 8
-"""Cases that are kept to look at."""
+"""The number of worst cases in a report."""
 
 
 @dataclass(frozen=True)
 class Case:
     image: UInt8[np.ndarray, "h w 3"]
     question: str
-    said: str
+    prediction: str
     answer: str
 
 
 @dataclass(frozen=True)
-class Found:
-    """`report` is that of `Benchmark.score`, the main score first; `drawn` are the draws of its bootstrap; `blank` are
-    the scores without anything to see."""
+class ProbeResult:
+    """The result of a probe.
+
+    Attributes:
+        report: The report of `Benchmark.score`, the main score first.
+        drawn: The bootstrap samples of the scores.
+        blank: The scores with blank images.
+        worst: The cases with the largest errors.
+    """
 
     report: Mapping[str, Any]
     drawn: Draws
@@ -46,9 +52,14 @@ class Found:
 
 @dataclass(frozen=True)
 class Probe:
-    """`entries(n, seed)` makes the questions of n scenes, each with the fields image, question and answer (as text).
+    """A probe.
 
-    `error` says how wrong an answer is, 0 where it is right.
+    Attributes:
+        entries: `entries(n, seed)` makes the questions of n scenes, with the fields image, question and answer (text).
+        benchmark: Scores the answers.
+        error: The error of an answer; 0 if it is correct.
+        tokens: The maximum number of tokens of an answer.
+        role: The system prompt of a hosted model.
     """
 
     entries: Callable[[int, int], Mapping[str, Entry]]
@@ -57,36 +68,38 @@ class Probe:
     tokens: int = 8
     role: str = "vqa"
 
-    def __call__(self, answerer: Answerer, n: int, seed: int, baseline: bool = True) -> Found:
-        """Without `baseline` nothing is asked of blank pictures."""
+    def __call__(self, answerer: Answerer, n: int, seed: int, baseline: bool = True) -> ProbeResult:
+        """Runs the probe on n scenes; `baseline` adds the scores with blank images."""
         entries = self.entries(n, seed)
-        said = self._ask(answerer, entries)
-        told, drawn = scored(self.benchmark.judged(entries, said), self.benchmark.rates)
-        errors = {i: self.error(entry, said[i]) for i, entry in entries.items()}
-        # A picture may be asked the same for several reasons.
-        once = {(entry["image"].tobytes(), entry["question"]): i for i, entry in entries.items()}
-        worst = sorted((i for i in once.values() if errors[i] > 0), key=lambda i: -errors[i])[:WORST]
-        cases = tuple(Case(entries[i]["image"], entries[i]["question"], said[i], entries[i]["answer"]) for i in worst)
-        unseen = self._blank(answerer, entries) if baseline else {}
-        return Found(told, drawn, unseen, cases)
+        predictions = self._answers(answerer, entries)
+        report, drawn = scored(self.benchmark.judged(entries, predictions), self.benchmark.rates)
+        errors = {i: self.error(entry, predictions[i]) for i, entry in entries.items()}
+        # The same question about an image may occur in several categories.
+        unique = {(entry["image"].tobytes(), entry["question"]): i for i, entry in entries.items()}
+        worst = sorted((i for i in unique.values() if errors[i] > 0), key=lambda i: -errors[i])[:WORST]
+        cases = tuple(
+            Case(entries[i]["image"], entries[i]["question"], predictions[i], entries[i]["answer"]) for i in worst
+        )
+        blank_scores = self._blank(answerer, entries) if baseline else {}
+        return ProbeResult(report, drawn, blank_scores, cases)
 
-    def _ask(self, answerer: Answerer, entries: Mapping[str, Entry]) -> dict[str, str]:
-        said: dict[str, str] = {}
+    def _answers(self, answerer: Answerer, entries: Mapping[str, Entry]) -> dict[str, str]:
+        predictions: dict[str, str] = {}
         with tqdm(total=len(entries), leave=False, unit="question") as bar:
             for group in batched(entries.items(), ROWS):
                 images = [{MAIN_CAMERA: entry["image"]} for _, entry in group]
                 prompts = [self.benchmark.prompt(entry) for _, entry in group]
                 found = answerer(prompts, images, self.tokens, self.role)
-                said |= {i: text for (i, _), text in zip(group, found, strict=True)}
+                predictions |= {i: text for (i, _), text in zip(group, found, strict=True)}
                 bar.update(len(group))
-        return said
+        return predictions
 
     def _blank(self, answerer: Answerer, entries: Mapping[str, Entry]) -> dict[str, float]:
-        """Each question is asked once: all blank pictures are alike."""
-        once = {entry["question"]: dict(entry) | {"image": blank(entry["image"])} for entry in entries.values()}
-        answers = self._ask(answerer, once)
-        said: Answers = {i: answers[entry["question"]] for i, entry in entries.items()}
-        scores = self.benchmark.score(entries, said)["scores"]
+        """The scores with blank images; each question is answered once, as all blank images are equal."""
+        unique = {entry["question"]: dict(entry) | {"image": blank(entry["image"])} for entry in entries.values()}
+        answers = self._answers(answerer, unique)
+        predictions: Answers = {i: answers[entry["question"]] for i, entry in entries.items()}
+        scores = self.benchmark.score(entries, predictions)["scores"]
         return {name: float(found["value"]) for name, found in scores.items()}
 
 
@@ -95,7 +108,7 @@ def blank(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def by_unit(entries: Mapping[str, Entry]) -> dict[tuple[str, ...], dict[str, str]]:
-    """The ids are <unit>/<kind>: those of each unit by kind."""
+    """Groups ids <unit>/<kind> by unit: the id of each kind."""
     found: dict[tuple[str, ...], dict[str, str]] = {}
     for i in entries:
         *unit, kind = i.split("/")

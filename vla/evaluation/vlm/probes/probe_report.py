@@ -1,4 +1,4 @@
-"""The page on a model's probes: scores beside those without a picture, curves, and the worst answers."""
+"""The report page of probes: scores, also with blank images, curves, and the worst answers."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from vla.common.html_page import image_uri, section, write_page
 from vla.common.plots import COLORS, GREY, style, svg
 from vla.evaluation.vlm.probes.counting import points
 from vla.evaluation.vlm.probes.detail import TASKS
-from vla.evaluation.vlm.probes.probe import Case, Found
+from vla.evaluation.vlm.probes.probe import Case, ProbeResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TEXT = 160
-"""Characters of an answer that are shown."""
-CURVES = {"number": "exact, by how many there are", **{task: f"right, by {task}" for task in TASKS}}
-"""The kinds of categories that are levels, and the title of their curve."""
+"""The maximum number of characters of a displayed answer."""
+CURVES = {"number": "exact, by true count", **{task: f"correct, by {task}" for task in TASKS}}
+"""The kinds of categories that are levels, with the titles of their curves."""
 
 
-def write_probe_page(file: Path, policy: str, found: Mapping[str, Found]) -> Path:
-    """Raises InputError when it cannot be written."""
+def write_probe_page(file: Path, policy: str, found: Mapping[str, ProbeResult]) -> Path:
+    """Writes the page. Raises InputError if it cannot be written."""
     head = (
         f'<h1>Probes</h1>\n<p class="lead">{escape(policy)}</p>\n<p class="soft">Intervals are 95\N{NO-BREAK SPACE}% '
     )
-    head += "bootstraps over scenes; blank: the same questions without anything to see.</p>"
-    return write_page(file, f"{policy}: probes", [head, *(_probe(name, one) for name, one in found.items())])
+    head += "bootstraps over scenes; blank: the same questions with blank images.</p>"
+    return write_page(file, f"{policy}: probes", [head, *(_probe(name, result) for name, result in found.items())])
 
 
-def _probe(name: str, found: Found) -> str:
+def _probe(name: str, found: ProbeResult) -> str:
     # The third column of a table is the wide one.
     rows = "".join(
         f"<tr><td></td><td></td><td>{label}</td><td>{score['value']:.3f}</td>"
@@ -46,18 +46,18 @@ def _probe(name: str, found: Found) -> str:
     return section(name, body)
 
 
-def _blank(found: Found, label: str) -> str:
+def _blank(found: ProbeResult, label: str) -> str:
     return f"{found.blank[label]:.3f}" if label in found.blank else "–"
 
 
-def _plots(found: Found) -> str:
-    """A curve of each kind of levels, and bars of each other kind of categories."""
+def _plots(found: ProbeResult) -> str:
+    """A curve for each kind of levels, and bars for each other kind of categories."""
     kinds: dict[str, list[tuple[str, float]]] = {}
     for row in found.report["categories"]:
         kinds.setdefault(row["kind"], []).append((row["name"].strip(), row[found.main[0]]))
     figures = []
     for kind, rows in kinds.items():
-        if kind == "task":  # its levels have a curve each
+        if kind == "task":  # the levels of each task have a curve
             continue
         if kind in CURVES:
             rows = sorted(rows, key=lambda row: float(row[0]))
@@ -71,7 +71,7 @@ def _plots(found: Found) -> str:
 def _curve(axes: Axes, rows: Sequence[tuple[str, float]], title: str, score: Mapping[str, Any] | None) -> None:
     x = [float(name) for name, _ in rows]
     axes.plot(x, [value for _, value in rows], "o-", color=COLORS[0])
-    if score is not None:  # a threshold, over levels that double
+    if score is not None:  # a threshold, on a logarithmic scale
         axes.set_xscale("log", base=2)
         axes.axvline(score["value"], color=COLORS[1], linestyle="--")
         axes.axvspan(*score["ci95"], color=COLORS[1], alpha=0.15, linewidth=0)
@@ -89,10 +89,10 @@ def _bars(axes: Axes, rows: Sequence[tuple[str, float]], title: str) -> None:
 
 
 def _case(case: Case) -> str:
-    said = escape(case.said[:TEXT]) or "(nothing)"
-    if case.answer.endswith("points"):  # a number is none
-        said += f" ({len(points(case.said))} points)"
-    answer = f'<span class="bad">✗ {said}</span><span class="soft">true: {escape(case.answer[:TEXT])}</span>'
+    prediction = escape(case.prediction[:TEXT]) or "(nothing)"
+    if case.answer.endswith("points"):
+        prediction += f" ({len(points(case.prediction))} points)"
+    answer = f'<span class="bad">✗ {prediction}</span><span class="soft">true: {escape(case.answer[:TEXT])}</span>'
     picture = f'<img src="{image_uri(case.image)}" alt="{escape(case.question)}">'
     return (
         f'<figure class="card"><div class="picture">{picture}</div>'

@@ -12,13 +12,13 @@ from vla.evaluation.vlm.probes.counting import COUNTING
 from vla.evaluation.vlm.probes.detail import DETAIL
 from vla.evaluation.vlm.probes.existence import POPE_SIM
 from vla.evaluation.vlm.probes.modality import modality_gap
-from vla.evaluation.vlm.probes.probe import Found
+from vla.evaluation.vlm.probes.probe import ProbeResult
 from vla.evaluation.vlm.probes.spatial import SPATIAL
 
 
 @runtime_checkable
 class Run(Protocol):
-    def __call__(self, answerer: Answerer, n: int, seed: int, baseline: bool = True) -> Found: ...
+    def __call__(self, answerer: Answerer, n: int, seed: int, baseline: bool = True) -> ProbeResult: ...
 
 
 GAP = "modality-gap"
@@ -31,18 +31,18 @@ PROBES: Mapping[str, Run] = {
     GAP: modality_gap,
 }
 LOWER = ("chair-sim", GAP)
-"""Where less is better."""
+"""Probes whose main score is better if lower."""
 
 
 def check(names: Collection[str] | None) -> None:
-    """Raises InputError for an unknown one."""
+    """Raises InputError for an unknown probe."""
     for name in names or ():
         if name not in PROBES:
             known = ", ".join(PROBES)
             raise InputError(f"unknown probe {name!r}: choose from {known}{suggestion(name, PROBES)}")
 
 
-def chosen(names: Sequence[str] | None, answerer: Answerer) -> dict[str, Run]:
-    """These probes, or all that this model can take."""
-    able = [name for name in PROBES if name != GAP or isinstance(answerer, BackboneAnswerer)]
-    return {name: PROBES[name] for name in (able if names is None else names)}
+def select_probes(names: Sequence[str] | None, answerer: Answerer) -> dict[str, Run]:
+    """The named probes, or all that this model supports."""
+    supported = [name for name in PROBES if name != GAP or isinstance(answerer, BackboneAnswerer)]
+    return {name: PROBES[name] for name in (supported if names is None else names)}

@@ -1,4 +1,4 @@
-"""Scenes for probes, and what is truly in the front camera's picture of each."""
+"""Scenes for probes, with the ground truth of the front camera's image."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from vla.envs.objects import ObjectSpec
 from vla.envs.random_scene import SceneSample, SceneSampler
 
 SIZE = 224
-"""[px]. An object is in the picture if it shows 65 pixels (`truth.CLEAR_PIXELS`) and 30 % of its outline."""
+"""Image size [px]. An object is visible with at least 65 pixels (`truth.CLEAR_PIXELS`) and 30 % of its outline."""
 SLOTS = 10
 FIRST, APART = 10**12, 10**6
-"""Scenes are numbered from here on, where no recording for training takes its seeds, and so far apart."""
+"""The first seed of a scene, outside the seeds of recordings for training, and the distance between probe seeds."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """`view` says what is surely in it, and what may be."""
+    """An image with its scene; `view` has the visible objects and those of uncertain visibility."""
 
     image: UInt8[np.ndarray, "h w 3"]
     scene: Scene
@@ -32,26 +32,26 @@ class Picture:
 
 
 class Studio:
-    """Draws pictures by seed; `studio()` opens one."""
+    """Renders images by seed; opened by `studio()`."""
 
     def __init__(self, sampler: SceneSampler) -> None:
         self._sampler = sampler
 
     def sample(self, seed: int) -> Picture:
-        """A random scene, as those of `vla record task=scenes`."""
+        """A random scene, as in `vla record task=scenes`."""
         return _picture(self._sampler.sample(seed))
 
     def show(self, objects: tuple[ObjectSpec, ...], seed: int, without: int | None = None) -> Picture:
-        """These objects; `without` is the place of one that is left away, all else being as with it."""
+        """A scene of these objects; `without` is the index of an object to remove from the otherwise equal scene."""
         return _picture(self._sampler.show(objects, np.random.default_rng([seed, 17]), without))
 
     def masks(self) -> Bool[np.ndarray, "n h w"]:
-        """Where each object shows in the last picture."""
+        """The mask of each object in the last image."""
         return self._sampler.masks(MAIN_CAMERA)
 
 
 def numbers(seed: int) -> Iterator[int]:
-    """The scenes of a probe's seed."""
+    """The scene seeds of a probe's seed."""
     return count(FIRST + seed * APART)
 
 
@@ -65,12 +65,12 @@ def studio() -> Iterator[Studio]:
 
 
 def _picture(sample: SceneSample) -> Picture:
-    """The truth without what the other cameras see, for the model is shown this one alone."""
+    """The image and ground truth of the main camera, without those of the other cameras."""
     scene, camera = sample.scene, MAIN_CAMERA
     objects = tuple(
         replace(thing, centers={name: at for name, at in thing.centers.items() if name == camera})
         for thing in scene.objects
     )
     ambiguous = {name: things for name, things in scene.ambiguous.items() if name == camera}
-    seen = replace(scene, objects=objects, ambiguous=ambiguous)
-    return Picture(sample.images[camera], seen, View.of(seen, camera))
+    visible = replace(scene, objects=objects, ambiguous=ambiguous)
+    return Picture(sample.images[camera], visible, View.of(visible, camera))

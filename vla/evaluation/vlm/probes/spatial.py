@@ -1,4 +1,4 @@
-"""Spatial relations: each pair of objects asked four ways, so that an answer can contradict another."""
+"""Spatial relations: four variants of each question, which test consistency."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vla.common.scene_objects import SceneObject
 from vla.datasets.questions import DEPTH_MARGIN, LATERAL_MARGIN, MAIN_CAMERA
 from vla.evaluation.vlm.probes.probe import Probe, by_unit
 from vla.evaluation.vlm.probes.scenes import Picture, numbers, studio
-from vla.evaluation.vlm.scoring.benchmark import Benchmark, Unit, ask, ratio
+from vla.evaluation.vlm.scoring.benchmark import Benchmark, Unit, question_prompt, ratio
 from vla.evaluation.vlm.scoring.files import Answers, Entry
 from vla.evaluation.vlm.scoring.yesno import yes_or_no
 
@@ -22,12 +22,12 @@ RELATIONS = {
     "left, of the robot": ("left of the", "right of the", "as the robot sees it, "),
     "closer to the robot": ("closer to the robot than the", "farther from the robot than the", ""),
 }
-"""Each with its opposite, and the frame that the question names."""
-WAYS = ("plain", "swapped", "opposite", "negated")
+"""The text of each relation and of its opposite, and the reference frame in the question."""
+VARIANTS = ("plain", "swapped", "opposite", "negated")
 
 
 def _gaps(a: SceneObject, b: SceneObject) -> dict[str, float]:
-    """How far the relation holds of a and b, in margins: below -1 it does not, between it is unclear."""
+    """The signed distance of each relation of a and b, in margins: true above 1, false below -1, else ambiguous."""
     image = (b.centers[MAIN_CAMERA][0] - a.centers[MAIN_CAMERA][0]) / LATERAL_MARGIN
     robot = (a.position[1] - b.position[1]) / DEPTH_MARGIN  # y is to the robot's left
     ahead = (b.position[0] - a.position[0]) / DEPTH_MARGIN
@@ -37,7 +37,7 @@ def _gaps(a: SceneObject, b: SceneObject) -> dict[str, float]:
 
 
 def _pair(picture: Picture, rng: np.random.Generator) -> tuple[SceneObject, SceneObject] | None:
-    """Two objects, of each of which there is one alone, for which every relation is clear."""
+    """Two unique objects for which no relation is ambiguous."""
     named = [thing for thing in picture.view.visible if picture.view.references(thing)]
     clear = [pair for pair in permutations(named, 2) if min(map(abs, _gaps(*pair).values())) > 1]
     clear = [(a, b) for a, b in clear if a.name != b.name]
@@ -45,7 +45,7 @@ def _pair(picture: Picture, rng: np.random.Generator) -> tuple[SceneObject, Scen
 
 
 def entries(n: int, seed: int) -> dict[str, Entry]:
-    """Of a pair of objects of each scene each relation: as it is, with the objects swapped, its opposite, denied."""
+    """Questions about each relation of a pair of objects per scene: plain, swapped, opposite and negated."""
     found: dict[str, Entry] = {}
     with studio() as camera:
         draws = numbers(seed)
@@ -64,9 +64,9 @@ def entries(n: int, seed: int) -> dict[str, Entry]:
                     f"{frame}is the {a} {opposite} {b}?",
                     f"{frame}is it false that the {a} is {words} {b}?",
                 )
-                for way, text in zip(WAYS, texts, strict=True):
-                    answer = "yes" if (gap > 0) == (way == "plain") else "no"
-                    found[f"{scene}/{relation}/{way}"] = {
+                for variant, text in zip(VARIANTS, texts, strict=True):
+                    answer = "yes" if (gap > 0) == (variant == "plain") else "no"
+                    found[f"{scene}/{relation}/{variant}"] = {
                         "image": picture.image,
                         "question": text,
                         "answer": answer,
@@ -74,13 +74,13 @@ def entries(n: int, seed: int) -> dict[str, Entry]:
     return found
 
 
-def _units(questions: Mapping[str, Entry], said: Answers) -> list[Unit]:
-    """A pair and relation is a unit. Sums: right answers, answers, whether all agree, 1."""
+def _units(questions: Mapping[str, Entry], predictions: Answers) -> list[Unit]:
+    """One unit per pair and relation. Sums: correct answers, answers, whether all are consistent, 1."""
     units = []
     for (_, relation), ids in by_unit(questions).items():
-        read = {way: yes_or_no(said[i]) for way, i in ids.items()}
-        right = sum(read[way] == questions[i]["answer"] for way, i in ids.items())
-        agree = all({read[way], read["plain"]} == {"yes", "no"} for way in WAYS[1:])
+        read = {variant: yes_or_no(predictions[i]) for variant, i in ids.items()}
+        right = sum(read[variant] == questions[i]["answer"] for variant, i in ids.items())
+        agree = all({read[variant], read["plain"]} == {"yes", "no"} for variant in VARIANTS[1:])
         units.append(Unit((float(right), float(len(ids)), float(agree), 1.0), (("relation", relation),)))
     return units
 
@@ -89,8 +89,8 @@ def _rates(sums: Float[np.ndarray, "k 4"]) -> dict[str, Float[np.ndarray, " k"]]
     return {"accuracy": ratio(sums[:, 0], sums[:, 1]), "consistency": ratio(sums[:, 2], sums[:, 3])}
 
 
-def _error(entry: Entry, said: str) -> float:
-    return float(yes_or_no(said) != entry["answer"])
+def _error(entry: Entry, prediction: str) -> float:
+    return float(yes_or_no(prediction) != entry["answer"])
 
 
-SPATIAL = Probe(entries, Benchmark(_units, _rates, ask()), _error)
+SPATIAL = Probe(entries, Benchmark(_units, _rates, question_prompt()), _error)

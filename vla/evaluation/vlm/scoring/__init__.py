@@ -1,1 +1,1 @@
-"""Scores of vision-language benchmarks from answers that are there already."""
+"""Scores of vision-language benchmarks from existing answers."""

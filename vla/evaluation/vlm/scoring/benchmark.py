@@ -1,7 +1,7 @@
-"""What a benchmark is, and its scores with their bootstrap intervals.
+"""Benchmarks, and their scores with bootstrap intervals.
 
-Every score is a function of sums over independent units (questions; images where questions share one), so that a
-bootstrap (Efron 1979) draws units again and adds.
+Every score is a function of sums over independent units (questions, or images that several questions share), so that a
+bootstrap (Efron 1979) resamples units and adds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Unit:
-    """What is drawn as one: what it adds to the sums, and the (kind, name) of each category it is in."""
+    """A unit of the bootstrap: its summands, and the (kind, name) of each of its categories."""
 
     sums: tuple[float, ...]
     groups: tuple[tuple[str, str], ...] = ()
@@ -36,10 +36,16 @@ type Rates = Callable[[Float[np.ndarray, "k d"]], dict[str, Float[np.ndarray, " 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """`units` judges answers, `rates` makes scores of summed units, the main one first, and `prompt` asks an entry.
+    """A benchmark.
 
-    `part` says that a result file may answer some of the questions only, `truth` in which fields the references have
-    the right answer.
+    Attributes:
+        units: Judges answers.
+        rates: Computes scores from summed units, the main score first.
+        prompt: The prompt of an entry.
+        entries: Reads the references.
+        answers: Reads a result file.
+        part: Whether a result file may have answers to only some of the questions.
+        truth: The fields of the references with the correct answer.
     """
 
     units: Units
@@ -50,85 +56,93 @@ class Benchmark:
     part: bool = False
     truth: tuple[str, ...] = ()
 
-    def score(self, questions: Mapping[str, Entry], said: Answers) -> dict[str, Any]:
-        """{units, unanswered, scores: {name: {value, ci95}}, categories: [{kind, name, units, <main score>}]}.
+    def score(self, questions: Mapping[str, Entry], predictions: Answers) -> dict[str, Any]:
+        """Scores answers.
 
-        `unanswered` are empty answers, which are never right. Raises InputError for a question without an answer, an
-        answer without its question, a missing field, and references that do not have the right answers.
+        Returns:
+            {units, unanswered, scores: {name: {value, ci95}}, categories: [{kind, name, units, <main score>}]}, where
+            `unanswered` counts empty answers, which are always wrong.
+
+        Raises:
+            InputError: a question has no answer, an answer has no question, or the references lack a field or the
+                correct answers.
         """
-        empty = sum(map(is_empty, said.values()))
-        return report(self.judged(questions, said), self.rates) | {"unanswered": empty}
+        empty = sum(map(is_empty, predictions.values()))
+        return report(self.judged(questions, predictions), self.rates) | {"unanswered": empty}
 
-    def judged(self, questions: Mapping[str, Entry], said: Answers) -> list[Unit]:
-        """In the order of the questions' names, so that the order of the files changes nothing; raises as `score`."""
-        missing, unknown = [i for i in questions if i not in said], [i for i in said if i not in questions]
+    def judged(self, questions: Mapping[str, Entry], predictions: Answers) -> list[Unit]:
+        """The units in order of question ids, independent of the order in the files. Raises as `score`."""
+        missing, unknown = (
+            [i for i in questions if i not in predictions],
+            [i for i in predictions if i not in questions],
+        )
         if unknown:
             raise InputError(f"{len(unknown)} answers are to questions not in the references, the first {unknown[0]!r}")
         if missing and not self.part:
             raise InputError(f"{len(missing)} of {len(questions)} questions have no answer, the first {missing[0]!r}")
-        for i in said if self.truth else ():
+        for i in predictions if self.truth else ():
             held = [questions[i][key] for key in self.truth if key in questions[i]]
             if not held:
                 fields = " or ".join(map(repr, self.truth))
                 raise InputError(f"the references have no field {fields}: are they of this benchmark?")
-            if not any(map(_told, held)):
-                raise InputError(f"question {i!r} has no answer in the references: take a split with answers")
+            if not any(map(_has_answer, held)):
+                raise InputError(f"question {i!r} has no answer in the references: use a split with answers")
         try:
-            return self.units({i: questions[i] for i in sorted(said)}, said)
+            return self.units({i: questions[i] for i in sorted(predictions)}, predictions)
         except KeyError as error:
             raise InputError(f"the references have no field {error}: are they of this benchmark?") from error
 
 
-def _told(truth: object) -> bool:
-    """Whether a field holds an answer, or a list with one that is not empty."""
-    return any(map(_told, truth)) if isinstance(truth, list) else truth not in (None, "")
+def _has_answer(truth: object) -> bool:
+    """Whether a field has a non-empty answer, or a list with one."""
+    return any(map(_has_answer, truth)) if isinstance(truth, list) else truth not in (None, "")
 
 
 def report(units: Sequence[Unit], rates: Rates) -> dict[str, Any]:
-    """What `Benchmark.score` returns, of these units."""
+    """The report of these units (`Benchmark.score`)."""
     return scored(units, rates)[0]
 
 
 def scored(units: Sequence[Unit], rates: Rates) -> tuple[dict[str, Any], Draws]:
-    """The report of these units, and each score in every resample.
+    """The report of these units, and the bootstrap samples of each score.
 
-    Resamples draw the same units whatever the answers, so that of two models put to the same questions the difference
-    of their draws is a paired bootstrap.
+    The resampled units do not depend on the answers: for two models on the same questions, the difference of their
+    samples is a paired bootstrap.
     """
     sums = np.array([unit.sums for unit in units], dtype=float)
     groups: dict[tuple[str, str], list[int]] = {}
-    for place, unit in enumerate(units):
+    for index, unit in enumerate(units):
         for group in dict.fromkeys(unit.groups):
-            groups.setdefault(group, []).append(place)
-    ordered = sorted(groups)
-    values = rates(np.stack([sums.sum(0), *(sums[groups[group]].sum(0) for group in ordered)]))
+            groups.setdefault(group, []).append(index)
+    keys = sorted(groups)
+    values = rates(np.stack([sums.sum(0), *(sums[groups[group]].sum(0) for group in keys)]))
     drawn = rates(resampled(sums))
     main = next(iter(values))
-    told = {
+    summary = {
         "units": len(units),
         "scores": {k: {"value": float(v[0]), "ci95": interval(drawn[k])} for k, v in values.items()},
         "categories": [
-            {"kind": kind, "name": name, "units": len(groups[kind, name]), main: float(values[main][place])}
-            for place, (kind, name) in enumerate(ordered, start=1)
+            {"kind": kind, "name": name, "units": len(groups[kind, name]), main: float(values[main][index])}
+            for index, (kind, name) in enumerate(keys, start=1)
         ],
     }
-    return told, drawn
+    return summary, drawn
 
 
 def interval(drawn: Float[np.ndarray, " r"]) -> list[float]:
-    """The middle 95 %."""
+    """The central 95 % interval."""
     return [float(x) for x in np.quantile(drawn, (0.025, 0.975))]
 
 
 def resampled(sums: Float[np.ndarray, "n d"], seed: int = 0) -> Float[np.ndarray, "r d"]:
-    """The sums of `RESAMPLES` draws of n units out of n, with replacement."""
+    """The sums of `RESAMPLES` bootstrap resamples of the units."""
     rng, n = np.random.default_rng(seed), len(sums)
     return np.stack([np.bincount(rng.integers(n, size=n), minlength=n) @ sums for _ in range(RESAMPLES)])
 
 
-def ratio(part: Float[np.ndarray, "*k"], whole: Float[np.ndarray, "*k"]) -> Float[np.ndarray, "*k"]:
-    """0 where the whole is."""
-    return np.divide(part, whole, out=np.zeros_like(part), where=whole != 0)
+def ratio(part: Float[np.ndarray, "*k"], total: Float[np.ndarray, "*k"]) -> Float[np.ndarray, "*k"]:
+    """`part / total`, and 0 where the total is 0."""
+    return np.divide(part, total, out=np.zeros_like(part), where=total != 0)
 
 
 def mean(name: str) -> Rates:
@@ -136,20 +150,20 @@ def mean(name: str) -> Rates:
     return lambda sums: {name: ratio(sums[:, 0], sums[:, 1])}
 
 
-def each(judge: Callable[[Entry, str], float], *kinds: str) -> Units:
-    """Every question is a unit, and an empty answer wrong; `kinds` are the fields that hold its categories."""
-    return lambda questions, said: [
-        Unit((0.0 if is_empty(said[i]) else float(judge(entry, said[i])), 1.0), categories(entry, kinds))
+def per_question(judge: Callable[[Entry, str], float], *kinds: str) -> Units:
+    """One unit per question; empty answers are wrong. `kinds` are the fields with the categories."""
+    return lambda questions, predictions: [
+        Unit((0.0 if is_empty(predictions[i]) else float(judge(entry, predictions[i])), 1.0), categories(entry, kinds))
         for i, entry in questions.items()
     ]
 
 
 def categories(entry: Entry, kinds: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Those that the entry has; a list is several."""
+    """The categories of an entry; a list has several."""
     found = ((kind, entry[kind]) for kind in kinds if entry.get(kind) not in (None, ""))
     return tuple((kind, str(one)) for kind, value in found for one in (value if isinstance(value, list) else [value]))
 
 
-def ask(suffix: str = "", field: str = "question") -> Callable[[Entry], str]:
-    """The entry's question, in `field` or "question", and `suffix` on a line of its own."""
+def question_prompt(suffix: str = "", field: str = "question") -> Callable[[Entry], str]:
+    """A prompt function: the entry's question, in `field` or "question", and `suffix` on a separate line."""
     return lambda entry: "\n".join(part for part in (str(entry.get(field) or entry["question"]), suffix) if part)

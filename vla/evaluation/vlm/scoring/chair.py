@@ -1,7 +1,7 @@
-"""CHAIR: the objects that captions of COCO's images name and that are not there (Rohrbach et al. 2018).
+"""CHAIR: hallucinated objects in captions of COCO images (Rohrbach et al. 2018).
 
-The references are a folder with COCO's instances*.json and captions*.json and the official list of synonyms,
-synonyms.txt: a category a line, its name and what else names it, parted by ", ".
+The references are a folder with COCO's instances*.json and captions*.json and the official synonyms.txt: one category
+per line, its name and synonyms separated by ", ".
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vla.evaluation.vlm.scoring.answered import answered
 from vla.evaluation.vlm.scoring.benchmark import Benchmark, Unit, ratio
 from vla.evaluation.vlm.scoring.files import Answers, Entry
 
-# Two words that are one thing, so that "hot dog" is no dog and "home plate" no plate.
+# Compounds, so that "hot dog" is not a dog and "home plate" not a plate.
 PAIRS = (
     "motor bike,motor cycle,air plane,traffic light,street light,traffic signal,stop light,fire hydrant,stop sign,"
     "parking meter,suit case,sports ball,baseball bat,baseball glove,tennis racket,wine glass,hot dog,cell phone,"
@@ -38,9 +38,9 @@ DOUBLE = (
 
 @lru_cache(2**16)
 def singular(word: str) -> str:
-    """By the rules of the package `pattern` as the official code uses it, of which TextBlob has a copy.
+    """The singular by the rules of the package `pattern`, as in the official code; TextBlob has a copy of them.
 
-    They take a final s off whatever they do not know: "bus" becomes "bu", "glass" "glas", and "ties" "ty".
+    A final s is removed from unknown words: "bus" becomes "bu", "glass" "glas", and "ties" "ty".
     """
     from textblob.en.inflect import singularize
 
@@ -48,7 +48,7 @@ def singular(word: str) -> str:
 
 
 def tokens(caption: str) -> list[str]:
-    """The words and marks of a caption in lower case, parted as NLTK's `word_tokenize` does."""
+    """The words and punctuation of a caption in lower case, as NLTK's `word_tokenize`."""
     from nltk.tokenize import NLTKWordTokenizer
 
     split = NLTKWordTokenizer().tokenize
@@ -57,41 +57,41 @@ def tokens(caption: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """`category` of each word and pair of words."""
+    """The category of each word and compound."""
 
     category: Mapping[str, str]
 
     @classmethod
     def read(cls, path: Path) -> Vocabulary:
-        """Raises InputError where there is no such file."""
+        """Reads synonyms.txt. Raises InputError if it does not exist."""
         try:
             lines = [line.strip().split(", ") for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
         except OSError as error:
-            raise InputError(f"{path} is needed: the file data/synonyms.txt of CHAIR's official code") from error
+            raise InputError(f"{path} is missing: copy data/synonyms.txt from CHAIR's official code") from error
         return cls({name: names[0] for names in lines for name in names})
 
     def mentions(self, caption: str) -> list[str]:
-        """The categories of the objects that a caption names, as often as it does."""
+        """The categories of all object mentions in a caption."""
         words = [singular(token) for token in tokens(caption)]
         things: list[str] = []
-        place = 0
-        while place < len(words):
-            double = DOUBLE.get(" ".join(words[place : place + 2]))
-            things.append(double or words[place])
-            place += 2 if double else 1
-        if "toilet" in things:  # whose seat is no chair
+        index = 0
+        while index < len(words):
+            double = DOUBLE.get(" ".join(words[index : index + 2]))
+            things.append(double or words[index])
+            index += 2 if double else 1
+        if "toilet" in things:  # its seat is not a chair
             things = [thing for thing in things if thing != "seat"]
         return [self.category[thing] for thing in things if thing in self.category]
 
 
 def _entries(path: Path) -> dict[str, Entry]:
-    """By image: its objects by segmentation, and its captions."""
+    """The segmented objects and the captions of each image."""
     words = Vocabulary.read(path / "synonyms.txt")
     images: dict[str, dict[str, object]] = {}
     for kind in ("instances", "captions"):
         files = sorted(path.glob(f"{kind}*.json"))
         if not files:
-            raise InputError(f"{path} holds no {kind}*.json of COCO: both kinds are needed")
+            raise InputError(f"{path} has no {kind}*.json of COCO: both instances and captions are needed")
         for file in files:
             names = {c["id"]: c["name"] for c in read_list(file, "categories")} if kind == "instances" else {}
             for note in read_list(file, "annotations"):
@@ -107,16 +107,19 @@ def _entries(path: Path) -> dict[str, Entry]:
     return dict(images)
 
 
-def _units(questions: Mapping[str, Entry], said: Answers) -> list[Unit]:
-    """What is there: what is segmented or named by a reference caption. Sums: hallucinated mentions, mentions,
-    captions with a hallucination, captions. An answer that says nothing is no caption: it would be without fault."""
+def _units(questions: Mapping[str, Entry], predictions: Answers) -> list[Unit]:
+    """Sums: hallucinated mentions, mentions, captions with a hallucination, captions.
+
+    Objects are present if they are segmented or in a reference caption. Empty answers are excluded, since they would
+    count as faultless.
+    """
     units = []
     for i, entry in questions.items():
         words: Vocabulary = entry["vocabulary"]
-        there = set(entry["objects"]).union(*(words.mentions(caption) for caption in entry["captions"]))
-        named = words.mentions(said[i])
-        wrong = sum(thing not in there for thing in named)
-        sums = (wrong, len(named), wrong > 0, 1) if answered(said[i]) else (0, 0, 0, 0)
+        present = set(entry["objects"]).union(*(words.mentions(caption) for caption in entry["captions"]))
+        named = words.mentions(predictions[i])
+        wrong = sum(thing not in present for thing in named)
+        sums = (wrong, len(named), wrong > 0, 1) if answered(predictions[i]) else (0, 0, 0, 0)
         units.append(Unit(tuple(map(float, sums))))
     return units
 

@@ -1,4 +1,4 @@
-"""Reference and result files of the benchmarks, as rows: JSON, JSON lines, TSV, parquet, or a folder of such."""
+"""Reads reference and result files of benchmarks as rows: JSON, JSON lines, TSV, parquet, or a folder of these."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ from vla.datasets.source_files import is_lfs_pointer
 from vla.errors import InputError
 
 type Entry = Mapping[str, Any]
-"""One row of an official file, its fields named as there."""
+"""A row of an official file, with its field names."""
 type Answers = Mapping[str, str]
-"""What was answered, by question id."""
+"""Answers by question id."""
 
 LISTS = ("data", "questions", "annotations")
 IDS = ("question_id", "questionId", "q_id", "index", "pid", "image_id", "id")
 DATASETS = ("dataset_name", "dataset")
-"""Where the ids of a benchmark that was gathered from data sets repeat, an id is one of its data set (OCRBench)."""
-# Result files carry the truth as `answer` beside what the model said, so `answer` comes late.
-SAID = ("extraction", "prediction", "predict", "response", "caption", "answer", "text")
+"""Fields with the data set of a row; ids are unique only within it if they repeat (OCRBench)."""
+# Result files may have the truth as `answer` in addition to the model's answer, so `answer` comes late.
+ANSWER_FIELDS = ("extraction", "prediction", "predict", "response", "caption", "answer", "text")
 
 
 def entries(path: Path) -> dict[str, Entry]:
-    """The rows of a reference by question id: the first of `IDS` that a row has, else its place from 0.
+    """The rows of a reference file by question id.
 
-    Where ids repeat, they are "<data set>/<id>". Raises InputError for a file that cannot be read, is empty, or names
-    a question twice.
+    The id is the first of `IDS` that a row has, else its index. Repeated ids become "<data set>/<id>".
+
+    Raises:
+        InputError: the file cannot be read, is empty, or has duplicate ids.
     """
     found = rows(path)
-    ids = [name(row) or str(place) for place, row in enumerate(found)]
+    ids = [name(row) or str(index) for index, row in enumerate(found)]
     if len(set(ids)) < len(ids):
         ids = [_within_dataset(i, row) for i, row in zip(ids, found, strict=True)]
     return by_id(path, list(zip(ids, found, strict=True)))
@@ -41,10 +43,15 @@ def entries(path: Path) -> dict[str, Entry]:
 def answers(
     path: Path, questions: Mapping[str, Entry], read: Callable[[Path, int, Entry], str] | None = None
 ) -> dict[str, str]:
-    """The answers of a result file by question id; without ids, or with the references' ids in their order, in the
-    order of `questions`. `read` gives the answer of (file, place, row), by default the first of `SAID` it has.
+    """The answers of a result file by question id; files without ids are in the order of `questions`.
 
-    Raises InputError for a row without an answer, and for another number of rows where there are no ids.
+    Args:
+        path: The result file.
+        questions: The references.
+        read: Returns the answer of (file, index, row); by default the first of `ANSWER_FIELDS`.
+
+    Raises:
+        InputError: a row has no answer, or a file without ids has another number of rows.
     """
     found = rows(path)
     ids = [name(row) for row in found]
@@ -61,7 +68,7 @@ def answers(
     ids = [i if i in questions else _within_dataset(str(i), row) for i, row in zip(ids, found, strict=True)]
     read = read or answer
     return by_id(
-        path, [(str(i), read(path, place, row)) for place, (i, row) in enumerate(zip(ids, found, strict=True))]
+        path, [(str(i), read(path, index, row)) for index, (i, row) in enumerate(zip(ids, found, strict=True))]
     )
 
 
@@ -70,30 +77,30 @@ def _within_dataset(i: str, row: Entry) -> str:
 
 
 def by_id[T](path: Path, pairs: list[tuple[str, T]]) -> dict[str, T]:
-    """Raises InputError where an id comes twice, or nothing does."""
+    """A dictionary of the pairs. Raises InputError if it is empty or an id is duplicate."""
     table = dict(pairs)
     if not table:
-        raise InputError(f"{path} holds nothing to score")
+        raise InputError(f"{path} has nothing to score")
     if len(table) != len(pairs):
-        twice = Counter(i for i, _ in pairs).most_common(1)[0][0]
-        cure = "give one of its files" if path.is_dir() else "keep one, or add the dataset_name that tells them apart"
-        raise InputError(f"{path} has two rows of the id {twice!r}: {cure}")
+        duplicate = Counter(i for i, _ in pairs).most_common(1)[0][0]
+        remedy = "select one of its files" if path.is_dir() else "remove one, or add dataset_name to distinguish them"
+        raise InputError(f"{path} has two rows with the id {duplicate!r}: {remedy}")
     return table
 
 
 def name(row: Entry) -> str | None:
-    """A number with or without a decimal point, as pandas writes where others are missing, is the same id."""
+    """The id of a row; 1.0, which pandas writes for 1 in a column with missing values, is the same as 1."""
     found = next((row[key] for key in IDS if row.get(key) is not None), None)
-    whole = isinstance(found, float) and found.is_integer()
-    return None if found is None else str(int(found) if whole else found)
+    is_whole = isinstance(found, float) and found.is_integer()
+    return None if found is None else str(int(found) if is_whole else found)
 
 
 def rows(path: Path) -> list[Entry]:
-    """Raises InputError for what is not there, cannot be read, or is no list of rows."""
+    """The rows of a file or folder. Raises InputError if it is missing, unreadable, or not a list of rows."""
     if path.is_dir():
         # MMMU's official code writes <subject>/output.json.
-        own = [file for file in sorted(path.iterdir()) if file.suffix in READERS]
-        files = own or sorted(path.glob("*/output.json"))
+        direct = [file for file in sorted(path.iterdir()) if file.suffix in READERS]
+        files = direct or sorted(path.glob("*/output.json"))
         return [row for file in files for row in rows(file)]
     if not path.is_file() or path.suffix not in READERS:
         raise InputError(f"{path}: a folder or a file {', '.join(READERS)} is needed")
@@ -101,21 +108,21 @@ def rows(path: Path) -> list[Entry]:
         raise InputError(f"cannot read {path}: it is a Git LFS pointer, not the data: run `git lfs pull` in its folder")
     try:
         found = READERS[path.suffix](path)
-    except Exception as error:  # the readers' libraries raise nearly anything over damaged files
+    except Exception as error:  # the libraries raise many types for damaged files
         raise InputError(f"cannot read {path}: {' '.join(str(error).split())}") from error
     if not all(isinstance(row, Mapping) for row in found):
-        raise InputError(f"{path} is no list of objects")
+        raise InputError(f"{path} is not a list of objects")
     return found
 
 
-def answer(path: Path, place: int, row: Entry) -> str:
-    """What a row of a result file answers; raises InputError where it has nothing that does."""
-    if row.get("losses"):  # SEED-Bench ranks the loss of each choice
+def answer(path: Path, index: int, row: Entry) -> str:
+    """The answer in a row of a result file. Raises InputError if it has none."""
+    if row.get("losses"):  # SEED-Bench has the loss of each choice
         losses = list(row["losses"])
         return chr(ord("A") + losses.index(min(losses)))
-    key = next((key for key in SAID if key in row), None)
+    key = next((key for key in ANSWER_FIELDS if key in row), None)
     if key is None:
-        raise InputError(f"{path}: row {place} has no answer (one of {', '.join(SAID)})")
+        raise InputError(f"{path}: row {index} has no answer (one of {', '.join(ANSWER_FIELDS)})")
     return "" if row[key] is None else str(row[key])
 
 
@@ -137,13 +144,13 @@ def _json(path: Path) -> list[Any]:
 
 def _lines(path: Path) -> list[Any]:
     found = []
-    # Not splitlines(): an answer may hold other line ends than \n, unescaped.
+    # Not splitlines(): an answer may contain other unescaped line ends than \n.
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if text := line.strip().removesuffix(","):  # SEED-Bench's published results have a comma after each line
             try:
                 found.append(json.loads(text))
             except json.JSONDecodeError as error:
-                raise ValueError(f"line {number} is no JSON: {error.msg} at column {error.colno}") from error
+                raise ValueError(f"line {number} is not JSON: {error.msg} at column {error.colno}") from error
     return found
 
 

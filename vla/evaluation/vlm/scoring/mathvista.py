@@ -1,4 +1,4 @@
-"""MathVista (Lu et al. 2024): an answer is extracted, brought into the form of its type, and must equal the truth."""
+"""MathVista (Lu et al. 2024): exact match of the extracted and normalised answer."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ HINTS = {
 }
 
 
-def extracted(said: str, entry: Entry) -> str:
-    """By the rules of the official code: a choice or a number as it stands, else what `The answer is "…".` quotes.
+def extracted(prediction: str, entry: Entry) -> str:
+    """Extracts the answer by the official rules: a choice or a number, else the quoted text of `The answer is "…".`.
 
-    Where these find nothing the official code asks a language model; this one goes on with all that was said.
+    If these rules fail, the official code queries a language model; this function returns the full text.
     """
     kind = entry["answer_type"]
-    if entry["question_type"] == "multi_choice" and said in entry["choices"]:
-        return said
+    if entry["question_type"] == "multi_choice" and prediction in entry["choices"]:
+        return prediction
     try:
         if kind in ("integer", "float"):
-            return str(int(said) if kind == "integer" else float(said))
+            return str(int(prediction) if kind == "integer" else float(prediction))
     except ValueError:
         pass
-    quoted = re.search(r'The answer is "(.*)"\.', said)
-    return quoted[1] if quoted else said
+    quoted = re.search(r'The answer is "(.*)"\.', prediction)
+    return quoted[1] if quoted else prediction
 
 
 def normalized(answer: str, entry: Entry) -> str | None:
-    """A choice's text (by its letter, else the nearest by edits), a number as its type is written, or None.
+    """Normalises an answer: the text of a choice (by letter, else by smallest edit distance) or a number; or None.
 
-    Of an answer that is empty or declines, no choice is the nearest: the official code has the option
-    --ignore_empty_extractions for it (2024-03-03), which is off by default, and then takes the shortest choice.
+    Empty answers and refusals match no choice. The official code does so with --ignore_empty_extractions (2024-03-03),
+    which is off by default, and otherwise takes the shortest choice.
     """
     if entry["question_type"] == "multi_choice":
         return _choice(answer.strip(), [str(choice) for choice in entry["choices"]])
@@ -70,26 +70,28 @@ def _choice(answer: str, choices: Sequence[str]) -> str | None:
 
 
 def _answers(path: Path, questions: Mapping[str, Entry]) -> dict[str, str]:
-    """An `extraction` is taken whole, as the official scorer does: quoted, so that `extracted` reads no part of it."""
+    """Reads answers; an `extraction` is quoted, so that `extracted` returns all of it, as in the official scorer."""
 
-    def whole(path: Path, place: int, row: Entry) -> str:
-        found = answer(path, place, row)
+    def read_answer(path: Path, index: int, row: Entry) -> str:
+        found = answer(path, index, row)
         return f'The answer is "{found}".' if "extraction" in row and not is_empty(found) else found
 
-    return answers(path, questions, whole)
+    return answers(path, questions, read_answer)
 
 
-def _units(questions: Mapping[str, Entry], said: Answers) -> list[Unit]:
+def _units(questions: Mapping[str, Entry], predictions: Answers) -> list[Unit]:
     units = []
     for i, entry in questions.items():
-        right = not is_empty(said[i]) and normalized(extracted(said[i], entry), entry) == str(entry["answer"])
+        right = not is_empty(predictions[i]) and normalized(extracted(predictions[i], entry), entry) == str(
+            entry["answer"]
+        )
         groups = categories(entry, FIELDS) + categories(entry.get("metadata") or {}, METADATA)
         units.append(Unit((float(right), 1.0), groups))
     return units
 
 
 def _prompt(entry: Entry) -> str:
-    """Hint, question with its unit, and lettered choices."""
+    """The hint, the question with its unit, and the choices with letters."""
     precision = str(int(entry.get("precision") or 0)) if entry["answer_type"] == "float" else ""
     unit = f" (Unit: {entry['unit']})" if entry.get("unit") else ""
     choices = [f"({chr(ord('A') + i)}) {choice}" for i, choice in enumerate(entry.get("choices") or ())]

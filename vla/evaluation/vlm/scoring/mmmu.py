@@ -1,4 +1,4 @@
-"""MMMU (Yue et al. 2024): the official parser of letters and of short answers."""
+"""MMMU (Yue et al. 2024): the official parser of letters and short answers."""
 
 from __future__ import annotations
 
@@ -35,24 +35,26 @@ NUMBERS = (
 )
 
 
-def letter(said: str, options: Sequence[str]) -> str | None:
-    """The last "(A)"; else the last " A "; else, of more than five words, the option named last; else None."""
+def letter(prediction: str, options: Sequence[str]) -> str | None:
+    """The letter of the last "(A)"; else of the last " A "; else, in more than five words, of the last option text."""
     for mark in ",.!?;:'":
-        said = said.strip(mark)
-    said = f" {said} "
+        prediction = prediction.strip(mark)
+    prediction = f" {prediction} "
     texts = {chr(ord("A") + i): option for i, option in enumerate(options)}
-    places = {a: said.rfind(f"({a})") for a in texts if f"({a})" in said}
-    places = places or {a: said.rfind(f" {a} ") for a in texts if f" {a} " in said}
-    if not places and len(said.split()) > 5:
-        lower = said.lower()
-        places = {
-            a: lower.rfind(text.lower()) for a, text in texts.items() if text.lower() in lower and may_mean(said, text)
+    positions = {a: prediction.rfind(f"({a})") for a in texts if f"({a})" in prediction}
+    positions = positions or {a: prediction.rfind(f" {a} ") for a in texts if f" {a} " in prediction}
+    if not positions and len(prediction.split()) > 5:
+        lower = prediction.lower()
+        positions = {
+            a: lower.rfind(text.lower())
+            for a, text in texts.items()
+            if text.lower() in lower and may_mean(prediction, text)
         }
-    return max(places, key=places.__getitem__) if places else None
+    return max(positions, key=positions.__getitem__) if positions else None
 
 
 def normal(text: str) -> list[str | float]:
-    """A number rounded to two places; else lower case, a single character with a space before or after it."""
+    """A number rounded to two decimals; else lower case, where a single character gets a space before or after it."""
     text = text.strip()
     try:
         return [round(float(text.replace(",", "")), 2)]
@@ -61,11 +63,11 @@ def normal(text: str) -> list[str | float]:
         return [f" {text}", f"{text} "] if len(text) == 1 else [text]
 
 
-def short_answers(said: str) -> set[str | float]:
-    """What a response may mean: what follows the words before an answer in each sentence, and the numbers in it."""
-    said = said.strip().strip(".").lower()
-    # The sentences are split before a capital, of which lower case has none: in effect, at line ends.
-    lines = re.split(r"\.\s(?=[A-Z])|\n", said)
+def short_answers(prediction: str) -> set[str | float]:
+    """The possible answers in a response: the text after an answer phrase in each sentence, and its numbers."""
+    prediction = prediction.strip().strip(".").lower()
+    # As in the official code: sentences are split before capitals, of which lower-case text has none.
+    lines = re.split(r"\.\s(?=[A-Z])|\n", prediction)
     keys = []
     for number, line in enumerate(lines, start=1):
         before = (*BEFORE_ANSWER, "=") if number == len(lines) else BEFORE_ANSWER
@@ -73,13 +75,13 @@ def short_answers(said: str) -> set[str | float]:
         key = _shortest(tails)
         if key and key not in (":", ",", ".", "!", "?", ";", "'"):
             keys.append(key)
-    keys = keys or [said]
+    keys = keys or [prediction]
     numbers = (found for key in keys for pattern in NUMBERS for found in re.findall(pattern, key))
     return {form for text in (*keys, *numbers) for form in normal(text)}
 
 
 def _shortest(tails: Iterable[str]) -> str:
-    """The first of the shortest; an empty one is replaced by whatever comes next."""
+    """The first of the shortest non-empty texts; as in the official code, an empty text is replaced by the next one."""
     best = ""
     for tail in tails:
         if not best or len(tail) < len(best):
@@ -87,19 +89,19 @@ def _shortest(tails: Iterable[str]) -> str:
     return best
 
 
-def matches(said: str, truths: Sequence[str]) -> bool:
-    """Whether a text of the response holds a true text, or a number of it equals a true one."""
+def matches(prediction: str, truths: Sequence[str]) -> bool:
+    """Whether a possible answer of the response contains a true text or equals a true number."""
     true = [form for truth in truths for form in normal(truth)]
     return any(
         any(isinstance(form, str) and form in meant for form in true) if isinstance(meant, str) else meant in true
-        for meant in short_answers(said)
+        for meant in short_answers(prediction)
     )
 
 
-def _units(questions: Mapping[str, Entry], said: Answers) -> list[Unit]:
-    """In the official order, by subject and number, for what cannot be parsed is drawn from one random sequence.
+def _units(questions: Mapping[str, Entry], predictions: Answers) -> list[Unit]:
+    """The units in the official order (subject, number), since unparsed answers use one random sequence.
 
-    It is drawn also for an answer that says nothing, so that the other draws are the official ones; but that is wrong.
+    Empty answers advance the sequence as well, so that the other samples equal the official ones, but are wrong.
     """
     rng = random.Random(SEED)
     units = []
@@ -108,14 +110,14 @@ def _units(questions: Mapping[str, Entry], said: Answers) -> list[Unit]:
         truths = _list(entry["answer"] if "answer" in entry else entry.get("ground_truth"))
         options = _list(entry.get("options"))
         if kind != "multiple-choice":
-            right = not is_empty(said[i]) and matches(said[i], truths)
-        elif not options:  # the official answer file has none: its predictions are letters
-            right = said[i] in truths
+            right = not is_empty(predictions[i]) and matches(predictions[i], truths)
+        elif not options:  # the official answer file has no options; its predictions are letters
+            right = predictions[i] in truths
         else:
-            letters = [chr(ord("A") + place) for place in range(len(options))]
-            read = letter(said[i], options)
-            drawn = rng.choice(letters) if read is None else read
-            right = drawn in truths and (read is not None or answered(said[i]))
+            letters = [chr(ord("A") + index) for index in range(len(options))]
+            parsed = letter(predictions[i], options)
+            selected = rng.choice(letters) if parsed is None else parsed
+            right = selected in truths and (parsed is not None or answered(predictions[i]))
         subject = _order(i)[0]
         groups = (("subject", subject), ("domain", DOMAIN.get(subject, "other")), ("question_type", str(kind)))
         units.append(Unit((float(right), 1.0), groups))
@@ -124,23 +126,23 @@ def _units(questions: Mapping[str, Entry], said: Answers) -> list[Unit]:
 
 def _order(i: str) -> tuple[str, int, str]:
     """Subject and number of an id such as validation_Art_Theory_12."""
-    parts = i.split("_")
-    number = parts[-1]
-    return "_".join(parts[1:-1]), int(number) if number.isdecimal() else 0, i
+    fields = i.split("_")
+    number = fields[-1]
+    return "_".join(fields[1:-1]), int(number) if number.isdecimal() else 0, i
 
 
 def _list(value: Any) -> list[str]:
-    """Options and several answers are lists, or such written as Python does."""
+    """Options and answers: a list, the Python text of a list, or one value."""
     if isinstance(value, str) and value.startswith("["):
         try:
             value = literal_eval(value)
         except (ValueError, SyntaxError) as error:
-            raise InputError(f"MMMU: {value!r} is no list: {error}") from error
+            raise InputError(f"MMMU: {value!r} is not a list: {error}") from error
     return [] if value is None else [str(v) for v in value] if isinstance(value, list) else [str(value)]
 
 
 def _prompt(entry: Entry) -> str:
-    """`<image N>` stands where an image goes."""
+    """The prompt; `<image N>` marks the position of an image."""
     if entry.get("question_type", "multiple-choice") != "multiple-choice":
         return f"{entry['question']}\n{SHORT}"
     options = "\n".join(f"({chr(ord('A') + i)}) {option}" for i, option in enumerate(_list(entry.get("options"))))

@@ -29,7 +29,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def benchmark(name: str) -> Benchmark:
-    """Raises InputError for an unknown name."""
+    """The benchmark of this name. Raises InputError if it is unknown."""
     if name not in BENCHMARKS:
         known = ", ".join(BENCHMARKS)
         raise InputError(f"unknown benchmark {name!r}: choose from {known}{suggestion(name, BENCHMARKS)}")

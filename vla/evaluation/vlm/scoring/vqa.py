@@ -1,4 +1,4 @@
-"""VQAv2 and TextVQA: the soft accuracy of ten people's answers (Antol et al. 2015; Singh et al. 2019)."""
+"""VQAv2 and TextVQA: soft accuracy against ten human answers (Antol et al. 2015; Singh et al. 2019)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
-from vla.evaluation.vlm.scoring.benchmark import Benchmark, ask, each, mean
+from vla.evaluation.vlm.scoring.benchmark import Benchmark, mean, per_question, question_prompt
 from vla.evaluation.vlm.scoring.files import Entry
 
 SHORT = "Answer the question using a single word or phrase."
@@ -19,10 +19,10 @@ NUMBERS = {"none": "0"} | {
 }
 ARTICLES = frozenset({"a", "an", "the"})
 MARKS = ';/[]"{}()=+\\_-><@`,?!'
-# Both scripts give re.UNICODE as the count of replacements: they drop 32 full stops at most.
+# Both official scripts pass re.UNICODE as the number of replacements, so that they remove at most 32 full stops.
 MOST_STOPS = int(re.UNICODE)
 
-# A word with its apostrophe left out gets it back; of several, one may be left out.
+# Words whose missing apostrophe is restored; of several apostrophes, one may be missing.
 WITH_APOSTROPHE = """
 ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
 he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
@@ -37,9 +37,9 @@ CONTRACTIONS = {
 } | {"somebody'd": "somebodyd"}
 
 
-@lru_cache(2**16)  # people's answers are few words that come again and again
+@lru_cache(2**16)  # human answers repeat
 def plain(text: str) -> str:
-    """Without punctuation and articles, in lower case, numbers as digits, contractions with their apostrophe."""
+    """Lower case, without punctuation and articles, number words as digits, contractions with their apostrophe."""
     joined = bool(re.search(r"\d,\d", text))
     result = text
     for mark in MARKS:
@@ -50,22 +50,26 @@ def plain(text: str) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
-def agreement(said: str, people: Sequence[str]) -> float:
-    """The mean over leaving one person out of min(how many of the others said it / 3, 1)."""
-    same, n = Counter(people)[said], len(people)
+def agreement(prediction: str, people: Sequence[str]) -> float:
+    """The mean, over leaving one person out, of min(number of equal answers of the others / 3, 1)."""
+    same, n = Counter(people)[prediction], len(people)
     return (same * min((same - 1) / 3, 1.0) + (n - same) * min(same / 3, 1.0)) / n if n else 0.0
 
 
-def vqav2(entry: Entry, said: str) -> float:
-    """Answers are normalised only where the people's differ, as the official script does."""
+def vqav2(entry: Entry, prediction: str) -> float:
+    """Answers are normalised only if the human answers differ, as in the official script."""
     spaced = [_spaced(str(answer["answer"])) for answer in entry["answers"]]
-    said = _spaced(said)
-    return agreement(plain(said), [plain(a) for a in spaced]) if len(set(spaced)) > 1 else agreement(said, spaced)
+    prediction = _spaced(prediction)
+    return (
+        agreement(plain(prediction), [plain(a) for a in spaced])
+        if len(set(spaced)) > 1
+        else agreement(prediction, spaced)
+    )
 
 
-def textvqa(entry: Entry, said: str) -> float:
-    """EvalAI's processor, which also drops commas and question marks and parts a possessive."""
-    return agreement(_evalai(said), [_evalai(str(answer)) for answer in entry["answers"]])
+def textvqa(entry: Entry, prediction: str) -> float:
+    """Uses EvalAI's processor, which also removes commas and question marks and separates a possessive."""
+    return agreement(_evalai(prediction), [_evalai(str(answer)) for answer in entry["answers"]])
 
 
 def _spaced(text: str) -> str:
@@ -76,5 +80,7 @@ def _evalai(text: str) -> str:
     return plain(_spaced(text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()))
 
 
-VQAV2 = Benchmark(each(vqav2, "answer_type", "question_type"), mean("accuracy"), ask(SHORT), truth=("answers",))
-TEXTVQA = Benchmark(each(textvqa), mean("accuracy"), ask(SHORT), truth=("answers",))
+VQAV2 = Benchmark(
+    per_question(vqav2, "answer_type", "question_type"), mean("accuracy"), question_prompt(SHORT), truth=("answers",)
+)
+TEXTVQA = Benchmark(per_question(textvqa), mean("accuracy"), question_prompt(SHORT), truth=("answers",))
