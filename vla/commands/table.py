@@ -17,7 +17,7 @@ class Command:
 
     summary: str
     function: str
-    about: str
+    description: str
     examples: tuple[str, ...]
     positional: tuple[str, ...] = ()
     verbatim: tuple[str, ...] = ()
