@@ -150,7 +150,7 @@ class Frames:
         _in_parts(decode, len(indices), 1 if self.codec.name == "raw" else _threads())
         return frames
 
-    def each(self, indices: Int[np.ndarray, "n"], use: Callable[[int, np.ndarray], None]) -> None:
+    def for_each(self, indices: Int[np.ndarray, "n"], use: Callable[[int, np.ndarray], None]) -> None:
         """As `vla.common.stored_image.ImageSource`: a thread decodes one frame after the other into the same memory."""
         stored = self.stored(indices)
 

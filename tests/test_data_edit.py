@@ -280,9 +280,9 @@ def test_a_store_that_is_written_to_is_left_alone(
 
 
 def test_two_cannot_make_one_store(tmp_path: Path) -> None:
-    with whole.appearing(str(tmp_path / "a")) as new:
+    with whole.atomic_create(str(tmp_path / "a")) as new:
         new.mkdir()
-        with pytest.raises(InputError, match="another process is making"), whole.appearing(str(tmp_path / "a")):
+        with pytest.raises(InputError, match="another process is creating"), whole.atomic_create(str(tmp_path / "a")):
             pass
     assert (tmp_path / "a").is_dir()
 
@@ -389,7 +389,7 @@ def test_kill_during_the_swap_loses_nothing(
     # Where two folders cannot be swapped in one step, the old one is aside for a moment.
     kill(
         tmp_path,
-        "whole._renameat2 = lambda new, old: False; after(whole, '_set_aside')",
+        "whole._renameat2 = lambda new, old: False; after(whole, '_move_to_backup')",
         ["delete", "a.zarr", "episodes=0"],
     )
     assert not path.exists() and seeds(tmp_path / ".a.zarr.old") == [1, 2, 3, 4, 5]

@@ -68,7 +68,7 @@ class Coded:
 
     shape = (6, 8, 3)
 
-    def each(self, indices: np.ndarray, use: Callable[[int, np.ndarray], None]) -> None:
+    def for_each(self, indices: np.ndarray, use: Callable[[int, np.ndarray], None]) -> None:
         image = np.empty(self.shape, np.uint8)
         for place in reversed(range(len(indices))):
             image[:] = indices[place] + 1

@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Spread:
-    """Percentiles and the maximum of durations [s]; 0 where there were none."""
+    """Percentiles and the maximum of durations [s]; 0 if there are none."""
 
     p50: float
     p99: float

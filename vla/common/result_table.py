@@ -1,4 +1,4 @@
-"""What a benchmark returns, and how it is shown."""
+"""The results of a benchmark, as text and JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Target:
-    """A figure to reach. `at_most` says that smaller is better."""
+    """A measured value with its target. With `at_most` the target is an upper bound, otherwise a lower bound."""
 
     name: str
     value: float
@@ -27,8 +27,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Table:
-    """Measurements of one run on one machine, and the targets they are held against. Rows of the same columns that
-    stand together are shown as one table."""
+    """Measurements of one run on one machine, with targets. Consecutive rows with the same columns form one table."""
 
     rows: Sequence[Mapping[str, Any]]
     targets: Sequence[Target]
@@ -50,7 +49,7 @@ class Table:
 
 
 def device_name() -> str:
-    """The GPU's name, where there is one, and the processor's, as well as this system tells it."""
+    """The names of the GPU, if there is one, and of the CPU, as far as the operating system provides it."""
     return f"{_gpu()}cpu: {_processor()}"
 
 

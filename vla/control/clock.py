@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
-from vla.common.thread_priority import first_of_threads
+from vla.common.thread_priority import realtime_priority
 from vla.control.events import EventLog
 
 NO_PRIORITY = "the loop has no real-time priority, other programs may delay it: `vla doctor` says how to get it"
@@ -39,12 +39,12 @@ class WallClock:
 
     @contextmanager
     def priority(self, events: EventLog) -> Iterator[None]:
-        """This thread goes before others (`first_of_threads`), which is an event where the system does not let it, and
+        """This thread goes before others (`realtime_priority`), which is an event where the system does not let it, and
         none waits for garbage collection to go through what there was before: with torch imported, 0.1 s."""
         gc.collect()
         gc.freeze()
         try:
-            with first_of_threads() as first:
+            with realtime_priority() as first:
                 if not first:
                     events.add(0.0, NO_PRIORITY, warning=True)
                 yield

@@ -113,4 +113,4 @@ def draw_all(
         ) -> None:
             draw(stored[number].of(image), views[places[number]], frames[places[number]])
 
-        together[0].source.each(np.array([image.index for image in together]), put)
+        together[0].source.for_each(np.array([image.index for image in together]), put)

@@ -12,7 +12,7 @@ from collections import deque
 from pathlib import Path
 from types import TracebackType
 
-from vla.common.thread_priority import first_of_threads
+from vla.common.thread_priority import realtime_priority
 from vla.errors import InputError
 from vla.robots.feetech_emulator.arm import ServoArm
 from vla.robots.feetech_emulator.bus import Bus
@@ -96,7 +96,7 @@ class ServoPort:
 
     def _run(self) -> None:
         try:
-            with first_of_threads():  # as servos do, which wait for no other program before they answer
+            with realtime_priority():  # as servos do, which wait for no other program before they answer
                 self._go_on()
         except BaseException as error:
             self._failure = error
