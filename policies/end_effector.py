@@ -13,7 +13,7 @@ from vla.common.kinematic_chain import ToolKinematics
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.kinematics.arm import ArmKinematics
-from vla.kinematics.joint_map import ComponentOption, bare
+from vla.kinematics.joint_map import Named, bare
 from vla.kinematics.tool_pose import ToolPose
 from vla.policies.policy import BatchPolicy, Policy, guides, takes_fewer_cameras
 from vla.policies.wrapped import WrappedPolicy
@@ -46,7 +46,7 @@ class EndEffectorPolicy(WrappedPolicy):
         body: Embodiment,
         kinematics: ToolKinematics,
         velocity: Sequence[float] | None = None,
-        components: Mapping[str, ComponentOption] | None = None,
+        components: Mapping[str, Named] | None = None,
     ) -> None:
         self.policy, self.embodiment, self.kinematics = policy, body, kinematics
         self._tools = there = policy.embodiment
@@ -153,7 +153,7 @@ def by_inverse_kinematics(
     body: Embodiment,
     kinematics: ToolKinematics,
     velocity: Sequence[float] | None = None,
-    components: Mapping[str, ComponentOption] | None = None,
+    components: Mapping[str, Named] | None = None,
 ) -> EndEffectorPolicy:
     """`EndEffectorPolicy`, or its kind that takes batches where `policy` does."""
     kind = BatchEndEffectorPolicy if isinstance(policy, BatchPolicy) else EndEffectorPolicy
@@ -171,7 +171,7 @@ class _Passed:
 
     @classmethod
     def of(
-        cls, policy: Embodiment, body: Embodiment, poses: Sequence[ToolPose], named: Mapping[str, ComponentOption]
+        cls, policy: Embodiment, body: Embodiment, poses: Sequence[ToolPose], named: Mapping[str, Named]
     ) -> tuple[_Passed, _Passed]:
         """Those of the action, and those of the state. Raises InputError for one that the robot does not have."""
         bares = [bare(name) for name in policy.action]
@@ -181,7 +181,7 @@ class _Passed:
         }
         if unknown := sorted(set(named) - set(policy.action)):
             raise InputError(f"components: the policy has no action {unknown[0]}: {', '.join(policy.action)}")
-        measured: dict[str, ComponentOption] = {}
+        measured: dict[str, Named] = {}
         for name, (theirs, numbers) in named.items():
             if theirs not in body.action:
                 raise InputError(f"components: {body.name} has no action {theirs}: {', '.join(body.action)}")
@@ -199,7 +199,7 @@ class _Passed:
 
     @classmethod
     def _by_name(
-        cls, kind: str, ours: Sequence[str], theirs: Sequence[str], pose: set[int], named: Mapping[str, ComponentOption], of: str
+        cls, kind: str, ours: Sequence[str], theirs: Sequence[str], pose: set[int], named: Mapping[str, Named], of: str
     ) -> _Passed:
         at, there, numbers = [], [], []
         for i, name in enumerate(ours):

@@ -15,7 +15,7 @@ UNITS = {"rad": 1.0, "deg": math.pi / 180, "°": math.pi / 180, "m": 1.0, "mm": 
 """The size of each unit [rad or m]."""
 NAME = re.compile(r"(?P<bare>.*?)(\.pos)?( ?\[(?P<unit>[^\]]*)\])?")
 FIELDS = ("component", "scale", "offset")
-ComponentOption = tuple[str, dict[str, float]]
+Named = tuple[str, dict[str, float]]
 """A component of an embodiment, with its scale and offset if they are set."""
 
 
@@ -39,7 +39,7 @@ def match_joints(
     if units is not None and units not in UNITS:
         raise InputError(f"units={units}: choose {', '.join(UNITS)}")
     if mapping is None:
-        found: dict[str, ComponentOption] = {bare(name): (name, {}) for name in body.action}
+        found: dict[str, Named] = {bare(name): (name, {}) for name in body.action}
         if len(found) < len(body.action):
             raise InputError("two components of the action have the same name without their units: set joints={…}")
     else:
@@ -69,7 +69,7 @@ def unit_of(component: str) -> str | None:
     return match["unit"] if match else None
 
 
-def read_components(option: str, values: Mapping[str, Any]) -> dict[str, ComponentOption]:
+def read_components(option: str, values: Mapping[str, Any]) -> dict[str, Named]:
     """The values of an option {NAME: component} or {NAME: {component: …, scale: …, offset: …}}.
 
     Raises:
@@ -78,7 +78,7 @@ def read_components(option: str, values: Mapping[str, Any]) -> dict[str, Compone
     return {name: _read(option, name, value) for name, value in values.items()}
 
 
-def _read(option: str, name: str, value: Any) -> ComponentOption:
+def _read(option: str, name: str, value: Any) -> Named:
     if isinstance(value, str):
         return value, {}
     if not isinstance(value, Mapping) or set(value) - set(FIELDS) or not isinstance(value.get("component"), str):
