@@ -111,8 +111,7 @@ def _comparison(store: EpisodeStore, data: Recording, finding: Finding) -> str:
 
 
 def _cameras(store: EpisodeStore, data: Recording) -> str:
-    """Images of the first, middle and last episode from each camera, and one with swapped channels, so that a person
-    can check colours and orientation."""
+    """Images of the first, middle and last episode from each camera, and one with red and blue swapped, to compare."""
     rows = []
     for camera in data.body.cameras:
         numbers = sample_evenly(data.numbers.tolist(), min(3, len(data)))
@@ -167,8 +166,10 @@ def _cycle() -> list[str]:
 
 
 def _plotted(data: Recording, finding: Finding) -> list[tuple[str, str, np.ndarray]]:
-    """Name, kind and values of the plotted components: that of the finding with its counterpart, or those with the
-    largest motion."""
+    """Name, kind and values of the plotted components.
+
+    These are the component of the finding and its counterpart, or those with the largest motion.
+    """
     body = data.body
     pairs = {i: at for i, at in enumerate(body.measured_by)}
     if finding.subject in body.action or finding.subject in body.state:

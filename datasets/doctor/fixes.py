@@ -103,8 +103,7 @@ class Fixes:
         return f"vla data edit {shlex.quote(self._path)} episodes={':' if every else numbers_text(episodes)} {change}"
 
     def _component(self, name: str) -> str:
-        """The name of a component without its unit if it is unique and a valid key in Hydra's grammar, else its
-        index."""
+        """The component's name without unit, or its index if the name is not unique or not a valid key for Hydra."""
         bare = name.partition(" [")[0]
         unique = [action.partition(" [")[0] for action in self._actions].count(bare) == 1
         return bare if unique and re.fullmatch(r"[A-Za-z_][\w./-]*", bare) else str(self._actions.index(name))

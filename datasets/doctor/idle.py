@@ -67,8 +67,10 @@ def check_idle(data: Recording) -> list[Finding]:
 
 
 def still_values(data: Recording) -> Float[np.ndarray, "n k"]:
-    """The columns that must be constant in idle steps, scaled so that a change of up to 1 counts as still: states,
-    position actions, and magnitudes of other actions."""
+    """The signals that are constant in idle steps: states, position actions, and magnitudes of other actions.
+
+    They are scaled so that a change of up to 1 counts as still.
+    """
     scale = np.where(data.state_scale > 0, data.state_scale, np.inf)
     columns = [data.state / scale]
     is_position = data.body.is_position_action

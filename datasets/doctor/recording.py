@@ -106,8 +106,10 @@ class Recording:
 
     @cached_property
     def pose(self) -> Float[np.ndarray, "n p"]:
-        """The state in units of the component ranges, without constant components and without grippers, which are
-        hardly visible in images."""
+        """The state in units of the component ranges, without constant components and grippers.
+
+        Grippers are hardly visible in images.
+        """
         grippers = {at for i, at in enumerate(self.body.measured_by) if at is not None and self.body.is_gripper[i]}
         columns = [i for i in np.flatnonzero(self.state_scale > 0).tolist() if i not in grippers]
         return self.state[:, columns] / self.state_scale[columns]
@@ -127,8 +129,7 @@ class Recording:
         return episode, step - int(self.bounds[episode])
 
     def by_episode(self, steps: Int[np.ndarray, "k"], length: int = 1) -> dict[int, tuple[tuple[int, int], ...]]:
-        """The ranges of `length` steps from each of `steps`, by episode number in the store, counted within the
-        episode."""
+        """The step ranges of `length` from each of `steps`, relative to the episode, by episode number in the store."""
         by_number: dict[int, list[tuple[int, int]]] = {}
         for step in steps.tolist():
             episode, start = self.locate(step)
@@ -143,8 +144,10 @@ def span(values: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "c"]:
 
 
 def travel(values: Float[np.ndarray, "n c"], names: Sequence[str]) -> Float[np.ndarray, "c"]:
-    """The span of each column, at least a tenth of the largest span with the same unit, so that the noise of a joint at
-    rest is not taken for its range."""
+    """The span of each column, but at least a tenth of the largest span with the same unit.
+
+    The minimum prevents the noise of a joint at rest from being taken for its range.
+    """
     spans = span(values)
     units = np.array([unit(name) for name in names])
     largest = np.array([spans[units == column_unit].max() for column_unit in units])
@@ -167,8 +170,10 @@ def _unwrapped(values: Float[np.ndarray, "n"], turn: float, starts: Int[np.ndarr
 def _continuous(
     values: Float[np.ndarray, "n k"], representation: str, starts: Int[np.ndarray, "e"]
 ) -> Float[np.ndarray, "n k"]:
-    """Chooses, of the two equivalent values of each rotation (q and -q, or the axis-angle vector of the opposite
-    turn), the one closer to the previous step."""
+    """Chooses the one of the two equivalent values of each rotation that is closer to the previous step.
+
+    Equivalent are q and -q, and the axis-angle vectors of the two directions of rotation.
+    """
     if representation.startswith("euler"):
         turn = 360.0 if representation.endswith("_deg") else 2 * np.pi
         return np.stack([_unwrapped(column, turn, starts) for column in values.T], axis=1)

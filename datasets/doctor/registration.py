@@ -130,8 +130,11 @@ def edges(pictures: UInt8[np.ndarray, "k h w 3"]) -> Float[np.ndarray, "k h w"]:
 
 
 def reference_episodes(count: int) -> range:
-    """The first episodes, up to `REFERENCES`: if a camera was moved at some time, most of them have the same camera
-    pose. More references mean more similar robot states in the templates."""
+    """The first episodes, up to `REFERENCES`.
+
+    If a camera was moved at some time, most of these have the same camera pose. More references allow templates with
+    more similar robot states.
+    """
     return range(min(count, REFERENCES))
 
 

@@ -32,8 +32,10 @@ def core_spread(values: Float[np.ndarray, "n"]) -> float:
 
 
 def center(values: Float[np.ndarray, "n"]) -> float:
-    """The mean of the shortest half of the values, close to the mode even if up to half are shifted (the shorth;
-    Andrews et al. 1972)."""
+    """The mean of the shortest half of the values (the shorth, Andrews et al. 1972).
+
+    It is close to the mode even if up to half of the values are shifted.
+    """
     ordered = np.sort(values)
     half = len(values) // 2 + 1
     start = int((ordered[half - 1 :] - ordered[: len(values) - half + 1]).argmin())
@@ -46,8 +48,7 @@ def centers(values: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "c"]:
 
 
 def far_out(values: Float[np.ndarray, "n"], fences: float = 3.0) -> Bool[np.ndarray, "n"]:
-    """Which values are more than `fences` interquartile ranges outside the quartiles ("far out" in a box plot at 3;
-    Tukey 1977, sec. 2D)."""
+    """Which values are more than `fences` interquartile ranges outside the quartiles (Tukey 1977, sec. 2D)."""
     low, high = np.quantile(values, [0.25, 0.75])
     margin = fences * (high - low)
     return (values < low - margin) | (values > high + margin)

@@ -117,8 +117,10 @@ def lag_costs(data: Recording, pairs: Pairs, lags: Int[np.ndarray, "l"]) -> Floa
 
 
 def followed(data: Recording, pairs: Pairs) -> Iterator[tuple[Float[np.ndarray, "t p"], Float[np.ndarray, "u p"]]]:
-    """The scaled actions and states of each episode; instead of states (u = t) their changes (u = t - 1) for deltas and
-    velocities."""
+    """The scaled actions and states of each episode (u = t).
+
+    For deltas and velocities the states are replaced by their changes (u = t - 1).
+    """
     if pairs.effect:
         action = data.action[:, pairs.action] / data.state_scale[pairs.state]
         state = data.state[:, pairs.state] / data.state_scale[pairs.state]
@@ -138,8 +140,7 @@ def _log_error(differences: Float[np.ndarray, "t p"]) -> float:
 
 
 def usual_lag(costs: Float[np.ndarray, "e l"], lags: Int[np.ndarray, "l"]) -> float | None:
-    """The lag [steps] with the smallest error in most episodes, interpolated by a parabola; None if no lag is clearly
-    best."""
+    """The best lag of most episodes [steps], interpolated by a parabola; None if no lag is clearly best."""
     known = costs[np.isfinite(costs).all(axis=1) & (costs.max(axis=1) > 0)]
     if len(known) == 0:
         return None
@@ -215,8 +216,10 @@ def odd_delays(
 
 
 def offsets_of(data: Recording, pairs: Pairs, lag: int) -> Float[np.ndarray, "e p 3"]:
-    """The 10 %, 50 % and 90 % quantiles of the action minus the state `lag` steps later, in each episode; NaN if an
-    episode is too short."""
+    """The 10 %, 50 % and 90 % quantiles of the action minus the state `lag` steps later, in each episode.
+
+    They are NaN if an episode is too short.
+    """
     offsets = np.full((len(data), len(pairs.action), 3), np.nan)
     backward, forward = max(-lag, 0), max(lag, 0)
     for episode, rows in enumerate(data.slices()):

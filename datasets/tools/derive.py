@@ -121,8 +121,10 @@ def tool_kinematics(
 
 
 def _append(target: EpisodeStore, source: EpisodeStore, index: int, rows: Mapping[str, np.ndarray]) -> None:
-    """Appends episode `index` of `source` with new `rows`, without re-encoding images and without recorded chunks,
-    which have the old actions. Raises InputError if the episode is damaged."""
+    """Appends episode `index` of `source` with new `rows`, without re-encoding its images.
+
+    Recorded chunks are omitted, because they have the old actions. Raises InputError if the episode is damaged.
+    """
     # The store's own copy methods require the same embodiment.
     record = source.records[index]
     streams = tuple(name for name in record.streams if name != "chunks")

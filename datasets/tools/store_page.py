@@ -43,7 +43,7 @@ def write_store_page(store: EpisodeStore, file: str) -> Path:
     found, times = list(components(store)), timing(store)
     sections = [
         _head(store),
-        section("What stands out", _remarks(remarks(store, found, times))),
+        section("Remarks", _remarks(remarks(store, found, times))),
         section("Episodes", _episodes(store)),
         section("Success by instruction", _instructions(store)),
         section("Length and time", _curves([lengths_chart(store.records), *_steps(times, store)])),

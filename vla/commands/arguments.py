@@ -94,8 +94,10 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[list[str], frozenset[str
 
 
 def quoted(text: str) -> str:
-    """Quotes text for Hydra's grammar: a backslash is doubled only before a quote, and `$` is escaped unless it starts
-    a reference (`${KEY}`)."""
+    """Quotes text for Hydra's grammar.
+
+    A backslash is doubled only before a quote, and `$` is escaped unless it starts a reference (`${KEY}`).
+    """
     text = INTERPOLATION.sub(lambda m: m[1] * 2 + r"\${", text)
     escaped = re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + m[2].replace("'", r"\'"), text)
     return f"'{escaped}'"

@@ -26,6 +26,7 @@ Overrides = list[str]
 
 
 def record(*, task: str, codec: str, robot: Mapping[str, Any] | None, **_: Any) -> Overrides:
+    """Checks codec, task and robot."""
     from vla.datasets.codecs import codec as known_codec
 
     known_codec(codec)
@@ -47,6 +48,7 @@ def train(
     stages: Mapping[str, Any],
     **_: Any,
 ) -> None:
+    """Checks training options, stores and backbone."""
     from vla.training.train_config import make_train_config
 
     make_train_config(plan)
@@ -65,10 +67,12 @@ def train(
 
 
 def train_tokenizer(*, data: str | Mapping[str, str], **_: Any) -> None:
+    """Checks the stores."""
     check_stores(data)
 
 
 def evaluate(*, policy: str, task: str | None, phrasing: str, vqa: str | None, **_: Any) -> None:
+    """Checks policy, task, phrasing and the store of questions."""
     from vla.envs.instructions import check_phrasing
     from vla.policies.load import REMOTE as SERVERS
     from vla.policies.load import check_policy, tasks_trained_on
@@ -85,6 +89,7 @@ def evaluate(*, policy: str, task: str | None, phrasing: str, vqa: str | None, *
 
 
 def deploy(*, policy: str, robot: Mapping[str, Any], **_: Any) -> Overrides:
+    """Checks policy and robot; returns the task of a simulated robot."""
     from vla.policies.load import check_policy, tasks_trained_on
 
     check_policy(policy)
@@ -104,6 +109,7 @@ def deploy(*, policy: str, robot: Mapping[str, Any], **_: Any) -> Overrides:
 
 
 def serve(*, policy: str, host: str, port: int, key_file: str | None, max_clients: int, max_mb: int, **_: Any) -> None:
+    """Checks address and policy."""
     from vla.commands.serve import check_address
     from vla.policies.load import check_policy
 
@@ -112,6 +118,7 @@ def serve(*, policy: str, host: str, port: int, key_file: str | None, max_client
 
 
 def robot(*, action: str, pose: Mapping[str, float] | None, robot: Mapping[str, Any], **_: Any) -> Overrides:
+    """Checks action, pose and robot."""
     if action not in ("status", "clear", "relax", "home"):
         raise unknown("action", action, ("status", "clear", "relax", "home"))
     if pose is not None and action != "home":
@@ -120,11 +127,13 @@ def robot(*, action: str, pose: Mapping[str, float] | None, robot: Mapping[str, 
 
 
 def push(*, policy: str, **_: Any) -> None:
+    """Checks the folder of the checkpoint."""
     if not Path(policy).is_dir():
         raise InputError(f"there is no folder {policy}{_near(policy)}")
 
 
 def benchmark(*, benchmark: str, data: str, policy: str, **_: Any) -> None:
+    """Checks benchmark, data and model."""
     from vla.evaluation.vlm.scoring.registry import benchmark as known
 
     known(benchmark)
@@ -134,11 +143,13 @@ def benchmark(*, benchmark: str, data: str, policy: str, **_: Any) -> None:
 
 
 def probe(*, policy: str, **_: Any) -> None:
+    """Checks the model, and that this machine can render scenes."""
     check_answerer(policy)
     _check_rendering()
 
 
 def play(*, task: str, **_: Any) -> None:
+    """Checks the task, and that this machine can render it."""
     check_task(task)
     _check_rendering()
 
@@ -147,12 +158,14 @@ so101_sim = play
 
 
 def view(*, task: str | None, **_: Any) -> None:
+    """Checks the task, if one is set, and that this machine can render it."""
     if task is not None:
         check_task(task)
         _check_rendering()
 
 
 def demo(*, plan: Mapping[str, Any], **_: Any) -> None:
+    """Checks training options, and that this machine can render."""
     from vla.training.train_config import make_train_config
 
     make_train_config(plan)
@@ -183,8 +196,7 @@ def check_stores(data: str | Mapping[str, str] | None) -> None:
 
 
 def check_store(path: str, cure: str) -> None:
-    """Raises InputError if a local path cannot be a store; the message includes `cure`, or a command that converts a
-    LeRobotDataset."""
+    """Raises InputError if a local path cannot be a store; `cure` is part of the message."""
     if REMOTE.match(path):
         return
     if not (folder := Path(path)).exists():

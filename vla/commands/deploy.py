@@ -169,8 +169,10 @@ def deploy(
 
 
 def loop_config(loop: Mapping[str, Any], policy: str, lost: float) -> LoopConfig:
-    """The loop configuration for a policy: with the timeout `lost` [s] for a server, without the limit on invalid
-    action chunks for "hold"."""
+    """The loop configuration for a policy.
+
+    For a server the inference timeout is at least `lost` [s]; "hold" has no limit on invalid action chunks.
+    """
     config = LoopConfig(**loop)
     if policy.startswith(REMOTE):
         return replace(config, inference_timeout_s=max(config.inference_timeout_s, lost))
@@ -196,7 +198,7 @@ def _confirm_start(robot: Robot, instruction: str, data: DataSummary, folder: Pa
     if data.start is not None and data.start.images and robot.embodiment.cameras:
         path = folder / CAMERAS
         cameras_beside_training(path, robot.observe(instruction), data.start.images)
-        print(f"the cameras beside the training data: {path}", flush=True)
+        print(f"camera images next to those of the training data: {path}", flush=True)
     if required and sys.stdin.isatty() and in_background(sys.stdin.fileno()):
         raise InputError("a background process cannot read keys: bring it to the foreground, or add confirm=false")
     if required:

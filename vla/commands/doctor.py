@@ -77,11 +77,13 @@ def checks() -> Iterator[Check]:
 
 
 def python() -> Check:
+    """The version of Python."""
     found = ".".join(map(str, sys.version_info[:3]))
     return Check("python", sys.version_info >= (3, 12), found, "install Python 3.12 or newer", True)
 
 
 def packages(names: tuple[str, ...] = PACKAGES) -> Check:
+    """The versions of required packages."""
     found, absent = [], []
     for name in names:
         try:
@@ -92,6 +94,7 @@ def packages(names: tuple[str, ...] = PACKAGES) -> Check:
 
 
 def disk(folder: str = ".") -> Check:
+    """Free disk space at `folder`."""
     free = shutil.disk_usage(folder).free / 1e9
     return Check(
         "disk", free >= DISK_GB, f"{free:.0f} GB free", f"free {DISK_GB} GB for recordings and checkpoints", True
@@ -128,6 +131,7 @@ def priority() -> Check:
 
 
 def display() -> Check:
+    """Whether there is a screen for viewers."""
     found = os.environ.get("WAYLAND_DISPLAY") or os.environ.get("DISPLAY") or ""
     ok = bool(found) or sys.platform == "darwin"
     fix = "use `vla view PATH --save x.rrd` and open the file with `rerun x.rrd` on a machine with a screen"
@@ -157,6 +161,7 @@ def rendering(timeout: float = 60.0) -> Check:
 
 
 def gpu() -> Check:
+    """The CUDA device, if there is one."""
     try:
         import torch
     except ImportError:

@@ -19,10 +19,9 @@ MESSAGES = re.compile(
 
 
 def explain_full_disk(error: BaseException) -> str:
-    """A one-line message about the file that could not be written; "" if neither the error nor its causes are of this
-    kind.
+    """A one-line message about the file that could not be written; "" for other errors.
 
-    Existing data remains valid, because all files are replaced atomically.
+    The causes of the error are checked too. Existing data remains valid, because all files are replaced atomically.
     """
     for cause in _causes(error):
         known = isinstance(cause, OSError) and cause.errno in ERROR_NUMBERS

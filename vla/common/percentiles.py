@@ -18,6 +18,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
+        """The percentiles of `values` [s]."""
         if not len(values):
             return cls(0.0, 0.0, 0.0)
         p50, p99 = np.percentile(values, (50, 99))

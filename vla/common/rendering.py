@@ -48,8 +48,11 @@ def check_rendering() -> None:
 
 
 def make_renderer(model: mujoco.MjModel, height: int, width: int) -> mujoco.Renderer:
-    """MuJoCo's renderer for images of this size [pixels]. Raises InputError as `check_rendering`, or for a driver
-    error."""
+    """MuJoCo's renderer for images of this size [pixels].
+
+    Raises:
+        InputError: As `check_rendering`, or the driver fails.
+    """
     check_rendering()
     # A partially constructed renderer raises again when it is freed.
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None

@@ -22,6 +22,7 @@ class Target:
 
     @property
     def met(self) -> bool:
+        """Whether the value reaches the target."""
         return self.value <= self.target if self.at_most else self.value >= self.target
 
 
@@ -34,13 +35,16 @@ class Table:
 
     @property
     def device(self) -> str:
+        """The machine: device name and number of CPU cores."""
         return f"{device_name()}, {os.cpu_count()} cores"
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
         targets = [{k: v for k, v in asdict(t).items() if k != "at_most"} | {"met": t.met} for t in self.targets]
         return {"device": self.device, "rows": [dict(row) for row in self.rows], "targets": targets}
 
     def to_text(self) -> str:
+        """The tables, and a line for each target."""
         lines = [line for columns, rows in groupby(self.rows, list) for line in _lines(columns, list(rows))]
         for target in self.targets:
             sign, verdict = ("<=", ">=")[not target.at_most], "met" if target.met else "NOT MET"

@@ -78,7 +78,7 @@ def convert(values: Float[np.ndarray, "*t n"], source: str, target: str) -> Floa
 
 
 def _euler(representation: str) -> tuple[str, bool]:
-    """scipy's name of the axes, and whether the angles are in degrees."""
+    """The axes as scipy names them, and whether the angles are in degrees."""
     return representation.removeprefix("euler_").removesuffix("_deg"), representation.endswith("_deg")
 
 

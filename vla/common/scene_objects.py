@@ -28,6 +28,7 @@ class SceneObject:
 
     @property
     def name(self) -> str:
+        """Colour and shape."""
         return f"{self.color} {self.shape}"
 
 

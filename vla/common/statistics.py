@@ -83,10 +83,12 @@ class Statistics:
 
     @property
     def q01(self) -> Float[np.ndarray, "c"]:
+        """The 1 % quantile."""
         return self.quantiles[LEVELS.index(1)]
 
     @property
     def q99(self) -> Float[np.ndarray, "c"]:
+        """The 99 % quantile."""
         return self.quantiles[LEVELS.index(99)]
 
     def to_dict(self) -> dict[str, Any]:

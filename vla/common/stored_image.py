@@ -17,7 +17,9 @@ class ImageSource(Protocol):
     """Encoded images of one shape, by index."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Height, width [pixels] and 3."""
+        ...
 
     def for_each(self, indices: Int[np.ndarray, "n"], use: Callable[[int, Image], None]) -> None:
         """Decodes images, in several threads if there are many.
