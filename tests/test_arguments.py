@@ -158,7 +158,7 @@ ABSENT = [
     (["serve", "policy=outputs/none"], "no policy"),
     (["push", "policy=outputs/none", "repo=a/b"], "there is no folder"),
     (["train-tokenizer", "data=a.zarr"], "there is no store a.zarr"),
-    (["benchmark", "pope", "data=none", "policy=nano"], "nothing is there"),
+    (["benchmark", "pope", "data=none", "policy=nano"], "does not exist"),
     (["benchmark", "pope", "data=.", "policy=nano", "limit=ten"], "limit=ten: takes a whole number or null"),
 ]
 CODE = """

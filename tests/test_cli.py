@@ -30,7 +30,7 @@ def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, Call
         module.__dict__["run"] = function
         monkeypatch.setitem(sys.modules, name, module)
         kept = cli.COMMANDS[command]
-        changed = cli.Command(kept.summary, f"{name}:run", kept.about, kept.examples, kept.positional)
+        changed = cli.Command(kept.summary, f"{name}:run", kept.description, kept.examples, kept.positional)
         monkeypatch.setitem(cli.COMMANDS, command, changed)
 
     return put

@@ -310,7 +310,7 @@ def test_pixel_error_is_the_mean_difference(make_episode: Make) -> None:
         (["a.zarr", "x.zarr", "format=tape"], "there is no format 'tape'"),
         (["a.zarr", "x.zarr", "to=tape"], "to=tape: choose auto, vla or lerobot"),
         (["a.zarr", "x.zarr", "instruction=lift it, slowly"], "instruction is no option for vla sources"),
-        (["a.zarr", "s3://id:key@bucket/x"], "a LeRobotDataset is written into a folder of this machine"),
+        (["a.zarr", "s3://id:key@bucket/x"], "a LeRobotDataset is written to a local folder"),
         (["a.zarr", "x.zarr", "fps=3"], "fps is no option for vla sources"),
         (["a.zarr", "x.zarr", "episodes=7:9"], "there is no episode"),
         (["a.zarr", "x.zarr", "codec=gif"], "gif"),

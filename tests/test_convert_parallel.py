@@ -136,7 +136,7 @@ def test_nothing_is_left_where_nothing_can_be_read(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["x.zarr", "workers=0"], "give 1 or more"),
+        (["x.zarr", "workers=0"], "must be 1 or more"),
         (["x", "workers=2"], "workers is no option for a LeRobotDataset"),
         (["s3://bucket/x.zarr", "workers=2"], "needs a local DST"),
     ],

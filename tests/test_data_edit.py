@@ -232,9 +232,9 @@ def test_rename_of_robot_and_cameras_keeps_the_pictures(build: Callable[..., Pat
 
 BAD = [
     (["filter", "a.zarr", "out=b.zarr", "success=true", "max_steps=3"], "none of 6 episodes fits"),
-    (["filter", "a.zarr", "out=b.zarr"], "say what to keep"),
+    (["filter", "a.zarr", "out=b.zarr"], "set at least one of episodes="),
     (["filter", "a.zarr", "out=a.zarr", "success=true"], "exists"),
-    (["filter", "a.zarr", "out=s3://bucket/b.zarr", "success=true"], "only a folder on this machine can be made"),
+    (["filter", "a.zarr", "out=s3://bucket/b.zarr", "success=true"], "only a local folder can be created"),
     (["merge", "a.zarr", "nowhere.zarr", "out=c.zarr"], "no episode store at nowhere.zarr"),
     (["split", "a.zarr", "out=d", "parts={train: 0.5, test: 0.4}"], "sum to 1"),
     (["split", "a.zarr", "out=d", "parts={train: 1.5, test: -0.5}"], "positive"),
@@ -245,11 +245,11 @@ BAD = [
     (["merge", "a.zarr", "a.zarr", "out=file/c.zarr"], "Not a directory"),
     (["delete", "a.zarr", "episodes=6"], "not among the 6 episodes"),
     (["delete", "a.zarr", "episodes=:"], "remove the folder instead"),
-    (["edit", "a.zarr", "episodes=1"], "say what to set"),
+    (["edit", "a.zarr", "episodes=1"], "set at least one of instruction="),
     (["edit", "a.zarr", "episodes=1,7", "success=true"], "'7' is not among"),
-    (["rename", "a.zarr"], "say what to rename"),
+    (["rename", "a.zarr"], "set at least one of embodiment="),
     (["rename", "a.zarr", "cameras={top: front}"], "no camera 'top'"),
-    (["rename", "a.zarr", "cameras={wrist: front}"], "one name"),
+    (["rename", "a.zarr", "cameras={wrist: front}"], "the same name"),
     (["rename", "a.zarr", "cameras={wrist: a/b}"], "cannot be called 'a/b'"),
     (["rename", "a.zarr", "instructions={fly: walk}"], "no episode says 'fly'"),
 ]
@@ -280,9 +280,9 @@ def test_a_store_that_is_written_to_is_left_alone(
 
 
 def test_two_cannot_make_one_store(tmp_path: Path) -> None:
-    with whole.appearing(str(tmp_path / "a")) as new:
+    with whole.atomic_create(str(tmp_path / "a")) as new:
         new.mkdir()
-        with pytest.raises(InputError, match="another process is making"), whole.appearing(str(tmp_path / "a")):
+        with pytest.raises(InputError, match="another process is creating"), whole.atomic_create(str(tmp_path / "a")):
             pass
     assert (tmp_path / "a").is_dir()
 
@@ -389,7 +389,7 @@ def test_kill_during_the_swap_loses_nothing(
     # Where two folders cannot be swapped in one step, the old one is aside for a moment.
     kill(
         tmp_path,
-        "whole._renameat2 = lambda new, old: False; after(whole, '_set_aside')",
+        "whole._renameat2 = lambda new, old: False; after(whole, '_move_to_backup')",
         ["delete", "a.zarr", "episodes=0"],
     )
     assert not path.exists() and seeds(tmp_path / ".a.zarr.old") == [1, 2, 3, 4, 5]

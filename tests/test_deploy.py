@@ -231,7 +231,7 @@ def test_a_dry_run_tells_the_arm_nothing(
     command = ["deploy", "policy=hold", "seconds=0.5", f"out={tmp_path / 'out'}", "dry_run=true"]
     assert cli.main(command) == 0 and told == []
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["deploy.json", "report.html"]
-    assert "no motion to the demonstrations' start" in capfd.readouterr().out
+    assert "does not move to the start of the demonstrations" in capfd.readouterr().out
 
 
 def test_the_episode_is_optional_and_its_images_are_coded_as_chosen(
@@ -262,7 +262,7 @@ def test_the_episode_is_optional_and_its_images_are_coded_as_chosen(
         (["policy=hold", "loop.execution=slow"], "naive, chunked"),
         (["policy=hold", "loop.execution=guided"], "needs a flow head"),
         (["policy=hold", "seconds=0"], "above 0"),
-        (["policy=hold", "robot=so101", "robot.port=/dev/null"], "say what to do"),
+        (["policy=hold", "robot=so101", "robot.port=/dev/null"], "set the instruction"),
         (["policy=hold", "robot=walker"], "robot"),
     ],
 )

@@ -116,7 +116,7 @@ def test_the_exit_code_says_who_ended_the_run(tmp_path: Path, capfd: pytest.Capt
 
 def test_home_needs_a_policy_that_knows_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["deploy", "policy=hold", f"out={tmp_path / 'out'}", "loop.end=home"]) == 2
-    assert "does not say where its demonstrations begin" in capfd.readouterr().err
+    assert "has no start pose of its demonstrations" in capfd.readouterr().err
 
 
 def test_a_server_may_be_lost_for_longer_than_a_policy_may_think() -> None:

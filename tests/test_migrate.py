@@ -55,7 +55,7 @@ def test_a_store_says_what_its_actions_are_once_it_is_migrated(
     np.testing.assert_array_equal(store[2].action, before[2].action)
     assert Demonstrations.open(str(path)).store.embodiment == store.embodiment
     data(action="migrate", path=str(path))
-    assert "says already" in capsys.readouterr().out
+    assert "already declares" in capsys.readouterr().out
     data(action="migrate", path=str(path), actions={"grip [rad]": "force"}, grippers=[])
     assert EpisodeStore.open(path).embodiment.action_mode == (kind, kind, "force")
 

@@ -46,7 +46,7 @@ def test_a_camera_without_points_is_unknown() -> None:
 def test_points_that_are_not_as_many_of_each_camera_are_refused(
     have: int, cameras: str, wanted: str, count: int
 ) -> None:
-    with pytest.raises(InputError, match="points are not"):
+    with pytest.raises(InputError, match="cannot divide"):
         arrange_points(np.zeros((have, 2)), cameras, wanted, count)
 
 

@@ -37,7 +37,7 @@ def gl(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         ({"MUJOCO_GL": "osmesa"}, "apt install libosmesa6; or set MUJOCO_GL=egl"),
         ({"MUJOCO_GL": "vulkan"}, "set it to egl or osmesa"),
         ({"MUJOCO_GL": "off"}, "unset it"),
-        ({"MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "osmesa"}, "unset that one"),
+        ({"MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "osmesa"}, "unset PYOPENGL_PLATFORM"),
     ],
 )
 def test_what_cannot_draw_is_named_with_its_cure(given: dict[str, str], cure: str, gl: pytest.MonkeyPatch) -> None:

@@ -145,9 +145,9 @@ def test_home_on_an_arm_with_an_error_is_one_line(port: ServoPort, run: Run) -> 
     [
         (["statsu", "robot.port=/dev/null"], "did you mean 'status'"),
         (["status"], "robot.port"),
-        (["status", "robot.port=/dev/none"], "nothing is there; `vla doctor` lists"),
-        (["status", "robot=sim"], "is for robots with Feetech servos"),
-        (["relax", "robot.port=/dev/null", "pose={gripper: 1}"], "pose= is for home"),
+        (["status", "robot.port=/dev/none"], "does not exist; `vla doctor` lists"),
+        (["status", "robot=sim"], "needs a robot with Feetech servos"),
+        (["relax", "robot.port=/dev/null", "pose={gripper: 1}"], "pose= applies to home"),
         (["home", "robot=sim", "pose={elbow: 1}"], "did you mean 'elbow_flex'"),
         (["home", "robot=sim", "pose={gripper: 9}"], "gripper is from"),
     ],

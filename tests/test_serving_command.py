@@ -79,7 +79,7 @@ def test_a_policy_that_hangs_does_not_keep_the_server_from_ending() -> None:
             assert server.stdout.readline() == "asked\n"
             server.send_signal(signal.SIGTERM)
             assert server.wait(60) == 1
-        assert "ended without it" in server.stdout.read()
+        assert "stopped without its answer" in server.stdout.read()
     finally:
         server.kill()
         server.wait()

@@ -1,4 +1,4 @@
-"""What a robot looks like to a policy: its cameras, state, actions and what they mean, limits and rate."""
+"""The interface between a robot and a policy: cameras, state, actions with their meaning, limits and rate."""
 
 from __future__ import annotations
 
@@ -17,17 +17,21 @@ from vla.errors import InputError
 
 ABSOLUTE = "absolute"
 ACTION_MODES = (ABSOLUTE, "delta", "velocity", "force")
-"""What an action component is: a target in the state's own coordinates; the change during one step; a rate in its unit
-a second; a force, torque or effort."""
+"""Modes of an action component: a target in the coordinates of the state; the change during one step; a rate in its
+unit per second; a force, torque or effort."""
 FRAMES = ("base", "tool")
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """Action components that are one rotation together, and the state components that measure it.
+    """Action components that together form a rotation, and the state components that measure it.
 
-    `action` and `state` are positions in the embodiment's tuples; `state` is empty where nothing measures it. `frame`
-    says in whose axes a rotation that is a step is: the robot's base or its tool.
+    Attributes:
+        action: Indices of the action components.
+        representation: Representation of the action (`vla.common.rotations`).
+        state: Indices of the state components; empty if the rotation is not measured.
+        state_representation: Representation of the state; default: that of the action.
+        frame: Axes of a rotation with the action mode delta: "base" or "tool".
     """
 
     action: tuple[int, ...]
@@ -47,7 +51,7 @@ class Rotation:
 
     @property
     def turn(self) -> float:
-        """The full turn of each of its components; 0 where these are no angles."""
+        """The full turn of each component, in its unit; 0 if the components are not angles."""
         if not EULER.fullmatch(self.representation):
             return 0.0
         return 360.0 if self.representation.endswith("_deg") else 2 * math.pi
@@ -57,13 +61,21 @@ class Rotation:
 class Embodiment:
     """A robot's interface.
 
-    `state` and `action` name each component with its unit, e.g. `"elbow_flex [rad]"`; `action_low` and `action_high`
-    bound each action component in that unit: a robot's limits, or of recordings the extremes that were measured.
-
-    What an action component means stands in `action_mode` (`ACTION_MODES`; default: all absolute), `action_state` (the
-    state component that measures what it commands, None where none does; default: the one of its name),
-    `action_turn` (of an angle that starts again after a full turn, that turn in its unit; 0 for all else), `grippers`
-    (names of action components), and `rotations`. What holds, limits, interpolates or normalises actions asks these.
+    Attributes:
+        name: Name of the robot.
+        cameras: Names of the cameras.
+        state: Name of each state component with its unit, e.g. "elbow_flex [rad]".
+        action: Name of each action component with its unit.
+        action_low: Lower bound of each action component in its unit: the robot's limit, or the minimum in recordings.
+        action_high: Upper bound of each action component.
+        control_hz: Rate of the actions [Hz].
+        action_mode: Mode of each action component (`ACTION_MODES`); default: all absolute.
+        action_state: Name of the state component that measures each action component, None if there is none; default:
+            the one with the same name.
+        action_turn: Full turn of each angle that wraps, in its unit; 0 for other components.
+        grippers: Names of the action components that are grippers.
+        rotations: Action components that form rotations.
+        kinematics: Kinematics of a robot whose actions are tool poses, which maps them to joints.
     """
 
     name: str
@@ -79,7 +91,6 @@ class Embodiment:
     grippers: tuple[str, ...] = ()
     rotations: tuple[Rotation, ...] = ()
     kinematics: ToolKinematics | None = None
-    """Of a robot whose actions are poses of its tool: how an arm's joints bring about what it says."""
 
     def __post_init__(self) -> None:
         count = len(self.action)
@@ -107,47 +118,50 @@ class Embodiment:
         for field, known in (("action_state", self.state), ("grippers", self.action)):
             if unknown := [name for name in getattr(self, field) if name is not None and name not in known]:
                 raise InputError(f"embodiment {self.name}: {field} names {unknown[0]!r}; there are {', '.join(known)}")
-        taken = [i for rotation in self.rotations for i in rotation.action]
+        rotated = [i for rotation in self.rotations for i in rotation.action]
         measured = [i for rotation in self.rotations for i in rotation.state]
-        if len(set(taken)) != len(taken) or not all(0 <= i < len(self.action) for i in taken):
+        if len(set(rotated)) != len(rotated) or not all(0 <= i < len(self.action) for i in rotated):
             raise InputError(f"embodiment {self.name}: rotations must be of different action components")
         if not all(0 <= i < len(self.state) for i in measured):
-            raise InputError(f"embodiment {self.name}: a rotation is measured by state components that are not there")
+            raise InputError(f"embodiment {self.name}: a rotation is measured by state components that do not exist")
         for rotation in self.rotations:
             if len({self.action_mode[i] for i in rotation.action}) > 1:
                 raise InputError(f"embodiment {self.name}: the components of a rotation have one action mode")
 
     @cached_property
     def is_position_action(self) -> Bool[np.ndarray, "a"]:
-        """Which action components are positions: targets that stay in force until the next command."""
+        """Which action components are positions: targets that remain valid until the next command."""
         return np.array([mode == ABSOLUTE for mode in self.action_mode], bool)
 
     @cached_property
     def is_gripper(self) -> Bool[np.ndarray, "a"]:
+        """Which action components are grippers."""
         return np.isin(self.action, self.grippers)
 
     @cached_property
     def measured_by(self) -> tuple[int | None, ...]:
-        """The position in the state of what measures each action component."""
+        """The index of the state component that measures each action component; None if it is not measured."""
         return tuple(None if name is None else self.state.index(name) for name in self.action_state)
 
     @cached_property
     def action_period(self) -> Float[np.ndarray, "a"]:
-        """The full turn of each absolute angle that wraps, in its unit; infinity for all else."""
+        """The full turn of each absolute angle that wraps, in its unit; infinity for other components."""
         turns = np.array(self.action_turn, float)
         for rotation in self.rotations:
             turns[list(rotation.action)] = rotation.turn
         return np.where(self.is_position_action & (turns > 0), turns, math.inf)
 
     def hold_action(self, state: Float[np.ndarray, "*t s"]) -> Float[np.ndarray, "*t a"]:
-        """What holding still commands in `state`: positions as measured, no change, no velocity, no force.
+        """The action that holds the robot at `state`: positions as measured; no change, velocity or force.
 
-        A position that nothing measures is 0, or its nearest limit: a caller that knows the last command holds that.
+        A position that is not measured is 0, limited to its range; a caller that knows the last command should hold
+        that instead.
         """
         held = np.zeros((*state.shape[:-1], len(self.action)))
-        for i, at in enumerate(self.measured_by):
+        for i, index in enumerate(self.measured_by):
             if self.is_position_action[i]:
-                held[..., i] = np.clip(0.0, self.action_low[i], self.action_high[i]) if at is None else state[..., at]
+                default = np.clip(0.0, self.action_low[i], self.action_high[i])
+                held[..., i] = default if index is None else state[..., index]
         for rotation in self.rotations:
             if rotation.state and self.is_position_action[rotation.action[0]]:
                 held[..., list(rotation.action)] = convert(
@@ -156,18 +170,21 @@ class Embodiment:
         return held
 
     def clip(self, actions: Float[np.ndarray, "*h a"]) -> Float[np.ndarray, "*h a"]:
-        """Within the limits; rotations and angles that wrap have none."""
-        free = np.isfinite(self.action_period)
+        """The actions clipped to the limits; rotations and angles that wrap have no limits."""
+        unlimited = np.isfinite(self.action_period)
         for rotation in self.rotations:
-            free = free | np.isin(np.arange(len(self.action)), rotation.action)
-        return np.where(free, actions, np.clip(actions, self.action_low, self.action_high))
+            unlimited = unlimited | np.isin(np.arange(len(self.action)), rotation.action)
+        return np.where(unlimited, actions, np.clip(actions, self.action_low, self.action_high))
 
     def check(self, other: Embodiment, fewer_cameras: bool = False) -> None:
-        """Raises InputError naming the first component in which `other` is another kind of robot.
+        """Raises InputError that names the first difference, if `other` is not the same kind of robot.
 
-        Components with their units, what the actions mean, the set of cameras and the rate make a robot; its limits, or
-        the ranges that recordings happen to span, and the order of the cameras do not. With `fewer_cameras` the other
-        may have some of the cameras alone.
+        Components with their units, the meaning of the actions, the set of cameras and the rate must be equal. Limits,
+        which are the ranges of the data in recordings, and the order of the cameras may differ.
+
+        Args:
+            other: The embodiment to compare with.
+            fewer_cameras: Whether `other` may have a subset of the cameras.
         """
         if not self.cameras_fit(other, fewer_cameras):
             raise InputError(
@@ -179,23 +196,25 @@ class Embodiment:
             if mine == theirs:
                 continue
             if isinstance(mine, tuple) and len(mine) == len(theirs) and field != "rotations":
-                at = next(i for i, (a, b) in enumerate(zip(mine, theirs, strict=True)) if a != b)
-                component = self.action[at] if field.startswith("action_") else f"{field}[{at}]"
-                mine, theirs = f"{component} is {mine[at]}", theirs[at]
+                index = next(i for i, (a, b) in enumerate(zip(mine, theirs, strict=True)) if a != b)
+                component = self.action[index] if field.startswith("action_") else f"{field}[{index}]"
+                mine, theirs = f"{component} is {mine[index]}", theirs[index]
             raise InputError(
                 f"embodiment {self.name} does not match {other.name}: {field}: {mine}, of the other {theirs}"
             )
 
     def cameras_fit(self, other: Embodiment, fewer: bool = False) -> bool:
-        """Whether the other's cameras are these, in any order; with `fewer` also some of these, at least one."""
+        """Whether the other has the same cameras, in any order, or with `fewer` a subset of at least one."""
         mine, theirs = set(self.cameras), set(other.cameras)
         return mine == theirs or (fewer and bool(theirs) and theirs < mine)
 
     def union(self, others: Iterable[Embodiment], fewer_cameras: bool = False) -> Embodiment:
-        """This robot with the ranges of all, and the wrapping angles and rotations that any of them knows.
+        """This robot with the union of all action ranges, and all declared wrapping angles and rotations.
 
-        Recordings in which a joint never comes round do not show these. Raises InputError when one is another kind of
-        robot (`check`).
+        Recordings in which a joint never completes a turn may not declare its wrapping.
+
+        Raises:
+            InputError: One of the others is not the same kind of robot (`check`).
         """
         union = self
         for other in others:
@@ -206,18 +225,18 @@ class Embodiment:
         return union
 
     def _with_rotations_of(self, other: Embodiment) -> Embodiment:
-        """With those wrapping angles and rotations of another that this one says nothing of."""
+        """This robot with the wrapping angles and rotations of another that it does not declare itself."""
         if other.state != self.state or other.action != self.action:
             return self
-        taken = {i for rotation in self.rotations for i in rotation.action}
-        more = tuple(rotation for rotation in other.rotations if taken.isdisjoint(rotation.action))
+        rotated = {i for rotation in self.rotations for i in rotation.action}
+        added = tuple(rotation for rotation in other.rotations if rotated.isdisjoint(rotation.action))
         turns = tuple(mine or theirs for mine, theirs in zip(self.action_turn, other.action_turn, strict=True))
-        # Those of a robot that learns of no other keep their order, in which a checkpoint has them.
-        rotations = tuple(sorted(self.rotations + more, key=lambda r: r.action)) if more else self.rotations
+        # Without additions the order stays that of the checkpoint.
+        rotations = tuple(sorted(self.rotations + added, key=lambda r: r.action)) if added else self.rotations
         return replace(self, rotations=rotations, action_turn=turns)
 
     def check_action(self, action: Float[np.ndarray, "*h a"]) -> None:
-        """Raises InputError when an action has the wrong width or is not finite, naming the component."""
+        """Raises InputError if an action has the wrong number of components, or one that is not finite."""
         if action.shape[-1] != len(self.action):
             raise InputError(
                 f"action has {action.shape[-1]} components, "
@@ -229,21 +248,22 @@ class Embodiment:
             raise InputError(f"action component {self.action[component]} is not finite: {action[bad][0]}")
 
     def by_camera(self, points: Float[np.ndarray, "p 2"]) -> dict[str, Float[np.ndarray, "n 2"]]:
-        """Points (`Episode.points`) that lie in each camera's image."""
-        parts = np.split(points, len(self.cameras))
-        inside = [((part >= 0) & (part < 1)).all(axis=1) for part in parts]
-        return {camera: part[seen] for camera, part, seen in zip(self.cameras, parts, inside, strict=True)}
+        """The points (`Episode.points`) of one step inside each camera's image."""
+        points_per_camera = np.split(points, len(self.cameras))
+        visible = [((p >= 0) & (p < 1)).all(axis=1) for p in points_per_camera]
+        return {camera: p[mask] for camera, p, mask in zip(self.cameras, points_per_camera, visible, strict=True)}
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Embodiment:
-        """What `to_dict` gave, also of before actions said what they mean: see `declares_actions`."""
+        """The inverse of `to_dict`; also reads old formats without action modes (`declares_actions`)."""
         fields = _with_tuples(values)
         fields["rotations"] = tuple(Rotation(**_with_tuples(rotation)) for rotation in fields.get("rotations", ()))
-        if (about := fields.get("kinematics")) is not None:
-            fields["kinematics"] = ToolKinematics.from_dict(about)
+        if (kinematics := fields.get("kinematics")) is not None:
+            fields["kinematics"] = ToolKinematics.from_dict(kinematics)
         if not declares_actions(values):
             fields["action_mode"] = tuple(ABSOLUTE if name in values["state"] else "delta" for name in values["action"])
             fields["grippers"] = tuple(name for name in values["action"] if "gripper" in name)
@@ -251,14 +271,14 @@ class Embodiment:
 
 
 def declares_actions(values: Mapping[str, Any]) -> bool:
-    """Whether a stored embodiment says what its actions are.
+    """Whether a stored embodiment declares its action modes.
 
-    One of before that does not. It was taken to be absolute where a state component has the action's name and a step
-    elsewhere, and a gripper by its name: checkpoints made so go on so, and stores want `vla data migrate`.
+    Older versions did not. They treated an action as absolute if a state component has its name, otherwise as delta,
+    and detected grippers by name. Old checkpoints are still read this way; stores need `vla data migrate`.
     """
     return "action_mode" in values
 
 
 def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has lists alone."""
+    """The values with lists, as JSON has them, converted to tuples."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

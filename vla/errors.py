@@ -1,4 +1,4 @@
-"""The one exception that means "the input is wrong": the command line prints it and exits with 2."""
+"""Exceptions with a message for the user: the command line prints it on one line and exits with a code."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from typing import Literal
 
 
 class InputError(ValueError):
-    """Bad input from the user. The message names what is wrong and what to do about it."""
+    """Invalid input from the user. The message states what is wrong and what to do; the exit code is 2."""
 
 
 @contextmanager
 def reading(what: object, cure: str) -> Iterator[None]:
-    """Turns what damaged content raises inside the block into an InputError: `what` is damaged, and what to do."""
+    """Converts exceptions that damaged content raises in the block into an InputError.
+
+    Args:
+        what: The damaged file, for the message.
+        cure: What to do, for the message.
+    """
     try:
         yield
     except InputError:
@@ -26,25 +31,25 @@ def reading(what: object, cure: str) -> Iterator[None]:
 
 
 def suggestion(name: object, known: Iterable[str]) -> str:
-    """ " (did you mean 'pick'?)" for the nearest of the known names, and nothing where none is near."""
+    """The text " (did you mean 'pick'?)" with the most similar known name, or "" if none is similar."""
     near = get_close_matches(str(name), list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
-    """The error for a name that is none of the known ones, with the nearest of them first."""
+    """The error for an unknown name, with a suggestion and the known names."""
     known = list(known)
     return InputError(f"unknown {kind} {name!r}{suggestion(name, known)}; known: {', '.join(known)}")
 
 
 Outcome = Literal["done", "stopped", "robot", "policy", "error"]
-"""How a run ended: as planned, by the operator, by a fault of the robot or of the policy, by an exception."""
+"""The outcome of a run: as planned, stopped by the operator, a fault of the robot or of the policy, an exception."""
 EXIT_CODES: dict[Outcome, int] = {"done": 0, "error": 1, "stopped": 3, "robot": 4, "policy": 5}
-"""Of a command, by how its run ended; 2 is bad input."""
+"""Exit code of a command by the outcome of its run; 2 is invalid input."""
 
 
 class Failure(RuntimeError):
-    """What ended a command whose input was right: the command line prints it on one line and exits with `code`."""
+    """A command failed although its input was valid: the command line prints the message and exits with `code`."""
 
     def __init__(self, message: str, code: int = 1) -> None:
         super().__init__(message)

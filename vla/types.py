@@ -1,4 +1,4 @@
-"""The data that flows through every journey.
+"""Data types shared by recording, training, evaluation and deployment.
 
 | type        | fields                                                                        |
 |-------------|-------------------------------------------------------------------------------|
@@ -7,7 +7,7 @@
 | Episode     | images {camera: (t, h, w, 3)}, state (t, s), action (t, a), time (t,) [s], …  |
 | Example     | images {camera: (h, w, 3)}, prompt, target: text or action chunk (h, a), …    |
 
-numpy at the edges; torch only inside the model. State and action units are named by the embodiment.
+Arrays are numpy; torch is used only inside the model. The embodiment defines the units of states and actions.
 """
 
 from __future__ import annotations
@@ -25,39 +25,46 @@ from vla.embodiment import Embodiment
 
 @dataclass(frozen=True)
 class Observation:
-    """What the robot saw and felt at `time` [s], the moment of capture."""
+    """The robot's sensor readings, captured at `time` [s].
+
+    Attributes:
+        images: RGB image of each camera.
+        state: Proprioceptive state, in the units of the embodiment.
+        instruction: The task.
+        time: Time of capture [s].
+    """
 
     images: Mapping[str, UInt8[np.ndarray, "_h _w 3"]]
     state: Float[np.ndarray, "s"]
     instruction: str
     time: float
     past: tuple[Mapping[str, UInt8[np.ndarray, "_h _w 3"]], ...] = ()
-    """Earlier images, oldest first, for a policy that is shown some (`vla.policies.history`): as many as that wants,
-    each by camera, and empty where there was none yet."""
+    """Earlier images by camera, oldest first, for a policy with a history (`vla.policies.history`); a mapping is empty
+    where no image exists yet."""
     captured: Mapping[str, float] = field(default_factory=dict)
-    """When each camera captured its image [s], where that is known."""
+    """Capture time of each camera's image [s], if known."""
 
 
 @dataclass(frozen=True)
 class ActionChunk:
-    """Actions for the times `start + i * dt` [s]."""
+    """An action chunk: row i of `actions` is the action at the time `start + i * dt` [s]."""
 
     actions: Float[np.ndarray, "h a"]
     start: float
     dt: float
     points: Float[np.ndarray, "p 2"] | None = None
-    """Where the policy says that what the instruction names is, as `Episode.points`."""
+    """The policy's predicted image positions of the objects in the instruction, as `Episode.points`."""
 
     def at(self, time: float) -> Float[np.ndarray, "a"] | None:
-        """The action in force at `time` [s]; None before the chunk starts and after it ends."""
-        # Half a microsecond of slack keeps `start + i * dt` in its own step after rounding.
+        """The action at `time` [s]; None before the chunk starts and after it ends."""
+        # A tolerance of half a microsecond keeps `start + i * dt` in step i after rounding.
         index = int(np.floor((time - self.start) / self.dt + 5e-7 / self.dt))
         return self.actions[index] if 0 <= index < len(self.actions) else None
 
 
 @dataclass(frozen=True)
 class Span:
-    """A sub-task: what the steps from `start` to before `stop` of an episode do."""
+    """A sub-task: the instruction for the steps from `start` (inclusive) to `stop` (exclusive) of an episode."""
 
     start: int
     stop: int
@@ -65,18 +72,18 @@ class Span:
 
 
 def instructions_at(spans: Sequence[Span], step: int) -> tuple[str, ...]:
-    """The instructions of the sub-tasks that cover a step, each once."""
+    """The distinct instructions of the sub-tasks that include a step."""
     return tuple(dict.fromkeys(span.instruction for span in spans if span.start <= step < span.stop))
 
 
 def one_after_another(instructions: Iterable[str]) -> str:
-    """The instruction to do these in order, each said once: "open the drawer, then take the cup"."""
+    """Joins distinct instructions into one, in order: "open the drawer, then take the cup"."""
     return ", then ".join(dict.fromkeys(filter(None, instructions)))
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One recorded episode: step t holds the observation and the action taken from it."""
+    """A recorded episode: step t has an observation and the action taken after it."""
 
     images: Mapping[str, UInt8[np.ndarray, "t _h _w 3"]]
     state: Float[np.ndarray, "t s"]
@@ -85,38 +92,38 @@ class Episode:
     instruction: str
     embodiment: Embodiment
     success: bool | None
-    """Whether it did what the instruction says; None where nobody has said."""
+    """Whether the task was completed; None: unknown."""
     info: Mapping[str, Any] = field(default_factory=dict)
-    """What the recorder was told beside: seed, task, provenance (JSON values)."""
+    """Metadata of the recorder: seed, task, provenance (JSON values)."""
     chunks: Float[np.ndarray, "t k a"] | None = None
-    """The chunk in force at each step, where a policy was recorded: row 0 is the action at that step."""
+    """The action chunk of the policy at each step, if recorded: row 0 is the action at that step."""
     points: Float[np.ndarray, "t p 2"] | None = None
-    """Where what the instruction names is in the images, one camera after the other: x, y as fractions of width and
-    height. Outside [0, 1) it is not in the image, NaN where nobody knows."""
+    """Image positions of the objects in the instruction, camera by camera: x, y as fractions of width and height.
+    Outside [0, 1): not in the image; NaN: unknown."""
     paraphrases: tuple[str, ...] = ()
-    """Other ways to say `instruction`."""
+    """Alternative wordings of `instruction`."""
     spans: tuple[Span, ...] = ()
-    """Sub-tasks in the order of their starts; they may overlap and leave steps out."""
+    """Sub-tasks in the order of their starts; they may overlap, and need not cover all steps."""
     depth: Mapping[str, UInt16[np.ndarray, "t _h _w"]] = field(default_factory=dict)
-    """Distance along the optical axis [mm] by camera, 0 where unknown; of any of the cameras, in any resolution."""
+    """Distance along the optical axis [mm] by camera, 0: unknown; for any subset of the cameras, in any resolution."""
     extras: Mapping[str, Shaped[np.ndarray, "t ..."]] = field(default_factory=dict)
-    """Any other numbers or truth values a step, by name: rewards, forces, a second clock."""
+    """Other numbers or booleans per step, by name: rewards, forces, a second clock."""
 
     def __len__(self) -> int:
         return len(self.action)
 
 
 def outcome_of(success: bool | None) -> str:
-    """How an episode ended, as people read it: "success", "failure" or "unknown"."""
+    """The outcome of an episode as text: "success", "failure" or "unknown"."""
     return "unknown" if success is None else "success" if success else "failure"
 
 
 @dataclass(frozen=True)
 class Example:
-    """One training example: a text target is VQA, an action target is robot data.
+    """One training example: VQA with a text target, or robot data with an action target.
 
-    `state` is set for robot examples only. `mask` marks the target steps that lie inside the episode
-    (a window that runs past the end is padded with the last action and masked from the loss).
+    `state` is set for robot examples only. `mask` marks the target steps inside the episode: a window beyond the end of
+    the episode is padded with the last action, and the padding is masked from the loss.
     """
 
     images: StoredViews
@@ -125,15 +132,15 @@ class Example:
     state: Float[np.ndarray, "s"] | None = None
     mask: Bool[np.ndarray, "k"] | None = None
     turns: tuple[tuple[str, str], ...] = ()
-    """Further questions and answers on the same images, after the first."""
+    """Further questions and answers about the same images, after the first."""
     conversation: bool = False
-    """Whether later turns see earlier ones. If not, each sees the images and itself, as when asked alone."""
+    """Whether later turns attend to earlier ones. If not, each turn attends only to the images and itself."""
     source: str = ""
     embodiment: str = ""
-    """The name of the robot that it is of; empty where there is only one."""
+    """Name of the robot; empty if there is only one."""
     points: Float[np.ndarray, "p 2"] | None = None
-    """As `Episode.points`, of one step, of the cameras in the order of `images`: said before the action."""
+    """`Episode.points` of one step, with the cameras in the order of `images`: predicted before the action."""
     past: tuple[StoredViews, ...] = ()
     """As `Observation.past`."""
     prefix_length: int = 0
-    """How many of the target's first actions are input (they are under way already), not to be predicted."""
+    """Length of the action prefix: the first actions of the target that are input and not predicted."""

@@ -1,4 +1,4 @@
-"""Components of state and action by themselves: constant, rarely moving, clipped, and states that do not follow."""
+"""Faults of single components: constant, rarely moving or clipped values, and states that do not follow the action."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from vla.datasets.doctor.robust import runs
 from vla.datasets.doctor.timing import share
 
 RARE = 0.02
-"""A component whose bulk, 98 % of its values, spans less than this share of its range moves rarely."""
+"""A component rarely moves if 98 % of its values span less than this share of its range."""
 DEAD = 0.01
-"""A state that spans less than this share of what its action does has not followed it."""
+"""A state has not followed its action if its range is less than this share of the action's range."""
 CLIPPED = 0.03
-"""The share of the moving steps at exactly one extreme value from which on a component is clipped."""
+"""Share of the moving steps at exactly one extreme value above which a component is clipped."""
 DISTINCT = 20
-"""A component of fewer different values is a switch, which is always at an extreme."""
+"""A component with fewer distinct values is a switch, which is always at an extreme."""
 
 
 def check_components(data: Recording) -> list[Finding]:
+    """Finds constant, rarely moving and clipped components, and states that do not follow their actions."""
     found = []
     everything = tuple(data.numbers.tolist())
-    keep = Advice("keep it if the robot is to have it; a component that never moves is of no harm in training")
+    keep = Advice("keep it if the robot has it; a component that never moves does no harm in training")
     for kind, values, names in (("state", data.state, data.body.state), ("action", data.action, data.body.action)):
         ranges = np.ptp(values, axis=0)
         if still := [name for name, width in zip(names, ranges, strict=True) if width == 0]:
@@ -32,10 +33,10 @@ def check_components(data: Recording) -> list[Finding]:
         bulk = np.subtract(*np.quantile(values, [0.99, 0.01], axis=0))
         for i in np.flatnonzero((ranges > 0) & (bulk < RARE * ranges)).tolist():
             odd = np.abs(values[:, i] - np.median(values[:, i])) > 0.5 * ranges[i]
-            places = data.by_episode(np.flatnonzero(odd))
-            text = f"{kind} {names[i]} hardly moves in 98 % of the steps, and goes far in {len(places)} episodes"
-            fix = Advice("see whether these moves are real")
-            found.append(Finding("rarely-moves", text, tuple(places), fix, "hint", names[i]))
+            steps = data.by_episode(np.flatnonzero(odd))
+            text = f"{kind} {names[i]} hardly moves in 98 % of the steps, but moves far in {len(steps)} episodes"
+            fix = Advice("check whether these motions are real")
+            found.append(Finding("rarely-moves", text, tuple(steps), fix, "hint", names[i]))
     return found + _dead(data) + _clipped(data)
 
 
@@ -46,7 +47,7 @@ def _dead(data: Recording) -> list[Finding]:
             continue
         if data.action_scale[i] > 0 and np.ptp(data.state[:, at]) < DEAD * np.ptp(data.action[:, i]):
             name = data.body.state[at]
-            text = f"state {name} stands still while its action moves: a motor or an encoder that is not connected"
+            text = f"state {name} is constant while its action moves: a motor or an encoder is not connected"
             fix = Advice("repair the joint and record again")
             found.append(Finding("dead-joint", text, tuple(data.numbers.tolist()), fix, subject=name))
     return found
@@ -57,45 +58,43 @@ def _clipped(data: Recording) -> list[Finding]:
     moving = data.speed > 0
     moving = np.append(moving, False) | np.insert(moving, 0, False)
     body = data.body
-    # Grippers rest at their ends, and a part of a unit quaternion is often 1.
-    turned = [(list(r.state), list(r.action)) for r in body.rotations if not r.turn]
+    # Grippers rest at their limits, and a component of a unit quaternion is often 1.
+    rotations = [(list(r.state), list(r.action)) for r in body.rotations if not r.turn]
     grippers = np.flatnonzero(body.is_gripper).tolist()
-    left_out = (
-        {body.measured_by[i] for i in grippers} | {i for state, _ in turned for i in state},
-        {*grippers} | {i for _, action in turned for i in action},
-    )
-    for kind, values, names, leave in (
-        ("state", data.state, body.state, left_out[0]),
-        ("action", data.action, body.action, left_out[1]),
+    excluded_states = {body.measured_by[i] for i in grippers} | {i for state, _ in rotations for i in state}
+    excluded_actions = {*grippers} | {i for _, action in rotations for i in action}
+    for kind, values, names, excluded in (
+        ("state", data.state, body.state, excluded_states),
+        ("action", data.action, body.action, excluded_actions),
     ):
-        for i in (i for i in range(len(names)) if i not in leave):
-            for value, at in clipped_steps(values[:, i], moving):
-                places = data.by_episode(np.flatnonzero(at))
+        for i in (i for i in range(len(names)) if i not in excluded):
+            for value, mask in clipped_steps(values[:, i], moving):
+                ranges_by_episode = data.by_episode(np.flatnonzero(mask))
                 side = "largest" if value > np.median(values[:, i]) else "smallest"
                 text = (
                     f"{kind} {names[i]} is exactly {value:.4g}, its {side} value, in "
-                    f"{share(int(at.sum()), int(moving.sum()))} of the steps in which the robot moves: it was clipped"
+                    f"{share(int(mask.sum()), int(moving.sum()))} of the steps in which the robot moves: it was clipped"
                 )
                 steps = {
-                    number: tuple((s, e) for s, e in runs(_mask(ranges)).tolist()) for number, ranges in places.items()
+                    number: tuple((s, e) for s, e in runs(_mask(ranges)).tolist())
+                    for number, ranges in ranges_by_episode.items()
                 }
-                fix = Advice("record with wider limits, or take it as the limit that it is")
-                found.append(Finding("clipped", text, tuple(places), fix, "hint", names[i], steps))
+                fix = Advice("record with wider limits, or keep it if this is the actual limit")
+                found.append(Finding("clipped", text, tuple(ranges_by_episode), fix, "hint", names[i], steps))
     return found
 
 
 def clipped_steps(
     values: Float[np.ndarray, "n"], moving: Bool[np.ndarray, "n"]
 ) -> list[tuple[float, Bool[np.ndarray, "n"]]]:
-    """Where a component lies exactly at its largest or smallest value more often than at a value of its own accord,
-    in steps that move."""
+    """The extreme values of a component at which it is clipped, and the moving steps with each of them."""
     if len(np.unique(values[:: max(1, len(values) // 10_000)])) < DISTINCT:
         return []
     found = []
     for extreme in (values.min(), values.max()):
-        at = (values == extreme) & moving
-        if at.sum() > CLIPPED * moving.sum() and at.sum() >= 3:
-            found.append((float(extreme), at))
+        mask = (values == extreme) & moving
+        if mask.sum() > CLIPPED * moving.sum() and mask.sum() >= 3:
+            found.append((float(extreme), mask))
     return found
 
 

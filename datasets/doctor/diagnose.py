@@ -1,4 +1,4 @@
-"""`vla data doctor`: every detector on a store, and what they found as text, JSON and a page."""
+"""`vla data doctor`: runs all detectors on a store, and reports the findings as text, JSON and a page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vla.datasets.episode_selection import episodes_of, named
 from vla.datasets.episodes import EpisodeStore
 from vla.errors import InputError
 
-OF_NUMBERS = (
+CHECKS = (
     check_idle,
     check_timing,
     check_skipped,
@@ -36,24 +36,30 @@ OF_NUMBERS = (
     check_components,
     check_outliers,
 )
-SHOWN = 4
-"""Episodes whose steps are printed."""
+MAX_EPISODES = 4
+"""Maximum number of episodes whose steps are printed."""
 
 
 def doctor(
     path: str, *, episodes: str | None = None, images: bool = True, html: str | None = None, json: str | None = None
 ) -> None:
-    """Prints what is wrong with the episodes of the store at `path` (`episodes`: with these of them), where, and the
-    command that repairs it. `images=False` leaves the cameras out, which takes seconds at a thousand episodes.
+    """Prints the faults of a store's episodes, their steps, and the commands that repair them.
 
-    With `html`, also writes a page with pictures to that file, and with `json` the findings as data; either may be
-    there already. Raises InputError when there is no readable store at `path`, and for an empty one.
+    Args:
+        path: The store.
+        episodes: Indices and ranges of the episodes to check: "3,7,9:12"; None: all.
+        images: Whether to check camera images; without them the check takes seconds for a thousand episodes.
+        html: File for a page with pictures; replaced if it exists.
+        json: File for the findings as JSON; replaced if it exists.
+
+    Raises:
+        InputError: There is no readable store at `path`, or it is empty.
     """
     with EpisodeStore.open(path) as store:
         if not len(store):
-            raise InputError(f"{path} has no episodes to look at: record some first")
-        chosen = range(len(store)) if episodes is None else episodes_of(episodes, len(store))
-        diagnosis = diagnose(store, chosen, images)
+            raise InputError(f"{path} has no episodes to check: record some first")
+        selected = range(len(store)) if episodes is None else episodes_of(episodes, len(store))
+        diagnosis = diagnose(store, selected, images)
         lengths = {index: store.records[index].length for index in range(len(store))}
         fixes = Fixes(path, lengths, store.embodiment.cameras, store.embodiment.action)
         print("\n".join(describe(path, diagnosis, fixes)))
@@ -69,9 +75,9 @@ def doctor(
 
 
 def diagnose(store: EpisodeStore, episodes: Sequence[int], images: bool = True) -> Diagnosis:
-    """Every detector on these episodes, with a bar while images are decoded."""
+    """Runs all detectors on these episodes, with a progress bar while images are decoded."""
     data = Recording.of(store, episodes)
-    findings = [finding for check in OF_NUMBERS for finding in check(data)]
+    findings = [finding for check in CHECKS for finding in check(data)]
     scans = []
     cameras = store.embodiment.cameras if images else ()
     total = len(cameras) * len(data)
@@ -96,22 +102,22 @@ def _scan(store: EpisodeStore, data: Recording, camera: str, advance: Any, fits:
 
 
 def describe(path: str, diagnosis: Diagnosis, fixes: Fixes) -> Iterator[str]:
-    """The lines that are printed."""
+    """The printed lines of the report."""
     data, findings = diagnosis.data, diagnosis.findings
     faults = sum(finding.level == "fault" for finding in findings)
     found = ", ".join((counted(faults, "fault"), counted(len(findings) - faults, "hint"))) if findings else "nothing"
-    looked = f"{counted(len(data), 'episode')}, {counted(len(data.time), 'step')}"
+    checked = f"{counted(len(data), 'episode')}, {counted(len(data.time), 'step')}"
     cameras = counted(len(diagnosis.scans), "camera")
-    yield f"{path}: {looked}, {cameras}: {found} found"
+    yield f"{path}: {checked}, {cameras}: {found} found"
     for finding in findings:
         yield f"  {finding.level} {finding.check}: {finding.text}"
         if len(finding.episodes) < len(data):
             yield f"    in {named(finding.episodes)}"
         if finding.steps:
-            yield f"    steps {steps_text(finding.steps, SHOWN)}"
+            yield f"    steps {steps_text(finding.steps, MAX_EPISODES)}"
         yield f"    {fixes.of(finding)}"
     if (command := fixes.together(findings)) is not None:
-        yield f"  all that can be left out or cut, in one: {command}"
+        yield f"  one command for all removals and cuts: {command}"
 
 
 def to_dict(path: str, diagnosis: Diagnosis, fixes: Fixes) -> dict[str, Any]:

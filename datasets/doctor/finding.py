@@ -1,4 +1,4 @@
-"""What a detector found, and what would repair it."""
+"""The findings of detectors, and their remedies."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from vla.datasets.doctor.frames import CameraScan
 from vla.datasets.doctor.recording import Recording
 
 Steps = Mapping[int, tuple[tuple[int, int], ...]]
-"""Ranges of steps, without their ends, by episode."""
+"""Ranges of steps, start (inclusive) and stop (exclusive), by episode."""
 
 
 @dataclass(frozen=True)
 class Drop:
-    """Leave the episodes of the finding out."""
+    """Remove the episodes of the finding."""
 
 
 @dataclass(frozen=True)
 class Trim:
-    """Cut idle beginnings and ends down to so many seconds [s]."""
+    """Shorten idle beginnings and ends to `seconds` [s]."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Leave the steps of the finding out."""
+    """Remove the steps of the finding."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,14 @@ class AddToAction:
 
 @dataclass(frozen=True)
 class DropCamera:
+    """Remove a camera."""
+
     camera: str
 
 
 @dataclass(frozen=True)
 class FixImages:
-    """`option` is "bgr" (exchange red and blue) or "upside_down" (turn by half a turn)."""
+    """Apply `option` to the images of a camera: "bgr" (swap red and blue) or "upside_down" (rotate by 180 degrees)."""
 
     option: str
     camera: str
@@ -59,7 +61,7 @@ class FixImages:
 
 @dataclass(frozen=True)
 class Advice:
-    """Words, where no command can repair it."""
+    """A text, if no command can repair the fault."""
 
     text: str
 
@@ -69,10 +71,17 @@ Remedy = Drop | Trim | Cut | ShiftActions | AddToAction | DropCamera | FixImages
 
 @dataclass(frozen=True)
 class Finding:
-    """A fault, or a hint: what a person should look at, which may be as it should be.
+    """A fault, or a hint that a person should check and that may be correct data.
 
-    `episodes` are numbers in the store, `steps` where in them, if it is somewhere. `subject` is the component or camera
-    that it is about, `values` the figures by which it was found.
+    Attributes:
+        check: Name of the check.
+        text: Description.
+        episodes: Indices of the affected episodes in the store.
+        remedy: How to repair it.
+        level: "fault" or "hint".
+        subject: The affected component or camera.
+        steps: Affected steps, if only some are.
+        values: Measured values.
     """
 
     check: str
@@ -87,7 +96,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found in a recording, faults first, and the figures of the cameras that were looked at."""
+    """The findings in a recording, faults first, and the statistics of the checked cameras."""
 
     data: Recording
     findings: tuple[Finding, ...]

@@ -1,4 +1,4 @@
-"""The command that repairs a finding, as it is typed."""
+"""The command lines that repair findings."""
 
 from __future__ import annotations
 
@@ -22,13 +22,20 @@ from vla.datasets.doctor.finding import (
 
 
 class Fixes:
-    """Commands for findings in the store at `path`, of episodes of these lengths and with these cameras."""
+    """Commands for findings in a store.
+
+    Args:
+        path: The store.
+        lengths: Number of steps of each episode.
+        cameras: Names of the cameras.
+        actions: Names of the action components.
+    """
 
     def __init__(self, path: str, lengths: Mapping[int, int], cameras: Sequence[str], actions: Sequence[str]) -> None:
         self._path, self._lengths, self._cameras, self._actions = path, lengths, cameras, actions
 
     def of(self, finding: Finding) -> str:
-        """The command, or advice where there is none."""
+        """The command that repairs a finding, or the advice if there is none."""
         remedy = finding.remedy
         if isinstance(remedy, Advice):
             return remedy.text
@@ -38,19 +45,19 @@ class Fixes:
         if isinstance(remedy, FixImages):
             return self._edit(finding.episodes, shlex.quote(f"{remedy.option}=[{remedy.camera}]"))
         options = self.filter_options([finding])
-        return self._filter(options) if options else "it is so in all episodes: record again"
+        return self._filter(options) if options else "all episodes are affected: record again"
 
     def together(self, findings: Sequence[Finding]) -> str | None:
-        """One command for all faults that `filter` repairs; None where that is no more than one."""
+        """One command for all faults that `vla data filter` repairs; None if there is only one or none."""
         faults = [finding for finding in findings if finding.level == "fault"]
         options = self.filter_options(faults)
-        alone = [finding for finding in faults if self.filter_options([finding])]
-        return self._filter(options) if options and len(alone) > 1 else None
+        repairable = [finding for finding in faults if self.filter_options([finding])]
+        return self._filter(options) if options and len(repairable) > 1 else None
 
     def filter_options(self, findings: Sequence[Finding]) -> dict[str, str]:
-        """Options of `vla data filter`; none where no episode would be left."""
+        """The options of `vla data filter` that repair the findings; empty if no episode would be left."""
         dropped: set[int] = set()
-        gone: list[str] = []
+        dropped_cameras: list[str] = []
         cut: dict[int, list[tuple[int, int]]] = {}
         options: dict[str, str] = {}
         for finding in findings:
@@ -58,9 +65,9 @@ class Fixes:
                 case Drop() if len(finding.episodes) < len(self._lengths):
                     dropped |= set(finding.episodes)
                 case Drop() if finding.subject in self._cameras:
-                    gone.append(finding.subject)
+                    dropped_cameras.append(finding.subject)
                 case DropCamera(camera):
-                    gone.append(camera)
+                    dropped_cameras.append(camera)
                 case Trim(seconds):
                     options["trim"] = f"{min(seconds, float(options.get('trim', seconds))):g}"
                 case Cut():
@@ -70,20 +77,21 @@ class Fixes:
                     options["action_shift"] = str(steps)
         if dropped and len(dropped) < len(self._lengths):
             options["drop"] = numbers_text(sorted(dropped))
-        if gone and set(gone) != set(self._cameras):
-            options["drop_cameras"] = f"[{','.join(dict.fromkeys(gone))}]"
-        if kept := self._kept({episode: ranges for episode, ranges in cut.items() if episode not in dropped}):
-            options["steps"] = "{" + ", ".join(f'{episode}: "{text}"' for episode, text in kept.items()) + "}"
+        if dropped_cameras and set(dropped_cameras) != set(self._cameras):
+            options["drop_cameras"] = f"[{','.join(dict.fromkeys(dropped_cameras))}]"
+        cut = {episode: ranges for episode, ranges in cut.items() if episode not in dropped}
+        if remaining := self._remaining_steps(cut):
+            options["steps"] = "{" + ", ".join(f'{episode}: "{text}"' for episode, text in remaining.items()) + "}"
         return options
 
-    def _kept(self, cut: Mapping[int, Sequence[tuple[int, int]]]) -> dict[int, str]:
-        """The steps that are left of each episode."""
-        found = {}
+    def _remaining_steps(self, cut: Mapping[int, Sequence[tuple[int, int]]]) -> dict[int, str]:
+        """The remaining steps of each episode, as text."""
+        remaining = {}
         for episode, ranges in cut.items():
-            gone = {step for start, stop in ranges for step in range(start, stop)}
-            if left := [step for step in range(self._lengths[episode]) if step not in gone]:
-                found[episode] = numbers_text(left)
-        return found
+            removed = {step for start, stop in ranges for step in range(start, stop)}
+            if left := [step for step in range(self._lengths[episode]) if step not in removed]:
+                remaining[episode] = numbers_text(left)
+        return remaining
 
     def _filter(self, options: Mapping[str, str]) -> str:
         out = shlex.quote(f"out={_clean(self._path)}")
@@ -95,40 +103,39 @@ class Fixes:
         return f"vla data edit {shlex.quote(self._path)} episodes={':' if every else numbers_text(episodes)} {change}"
 
     def _component(self, name: str) -> str:
-        """The name as Hydra's grammar takes it for a key, or else its number."""
+        """The component's name without unit, or its index if the name is not unique or not a valid key for Hydra."""
         bare = name.partition(" [")[0]
-        alone = [each.partition(" [")[0] for each in self._actions].count(bare) == 1
-        return bare if alone and re.fullmatch(r"[A-Za-z_][\w./-]*", bare) else str(self._actions.index(name))
+        unique = [action.partition(" [")[0] for action in self._actions].count(bare) == 1
+        return bare if unique and re.fullmatch(r"[A-Za-z_][\w./-]*", bare) else str(self._actions.index(name))
 
 
 def numbers_text(numbers: Sequence[int]) -> str:
-    """Rising numbers as options take them: 3,7,9:12."""
-    parts: list[str] = []
+    """Sorted numbers in the format of options: 3,7,9:12."""
+    items: list[str] = []
     start = 0
     for i in range(1, len(numbers) + 1):
         if i == len(numbers) or numbers[i] != numbers[i - 1] + 1:
             first, last = numbers[start], numbers[i - 1]
-            parts.append(str(first) if first == last else f"{first}:{last + 1}")
+            items.append(str(first) if first == last else f"{first}:{last + 1}")
             start = i
-    return ",".join(parts)
+    return ",".join(items)
 
 
-def steps_text(steps: Steps, most: int) -> str:
-    """ "episode 3: 10:20, 44; …", of so many episodes at most."""
-    shown = list(steps.items())[:most]
+def steps_text(steps: Steps, max_episodes: int) -> str:
+    """The steps as text, "3: 10:20, 44; …", for up to `max_episodes` episodes."""
     texts = [
         f"{episode}: {', '.join(f'{a}:{b}' if b > a + 1 else str(a) for a, b in ranges[:5])}"
         + (", …" if len(ranges) > 5 else "")
-        for episode, ranges in shown
+        for episode, ranges in list(steps.items())[:max_episodes]
     ]
-    return "; ".join(texts) + ("; …" if len(steps) > most else "")
+    return "; ".join(texts) + ("; …" if len(steps) > max_episodes else "")
 
 
 def _clean(path: str) -> str:
-    """A place for the repaired store that is not taken."""
+    """An unused path for the repaired store."""
     stem = path.rstrip("/").removesuffix(".zarr")
-    number, place = 1, Path(f"{stem}-clean.zarr")
-    while place.exists():
+    number, candidate = 1, Path(f"{stem}-clean.zarr")
+    while candidate.exists():
         number += 1
-        place = Path(f"{stem}-clean-{number}.zarr")
-    return str(place)
+        candidate = Path(f"{stem}-clean-{number}.zarr")
+    return str(candidate)

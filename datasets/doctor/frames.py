@@ -1,4 +1,4 @@
-"""One pass over a camera's images: the few figures of each frame that the detectors need, and small pictures."""
+"""One pass over a camera's images: statistics of each frame for the detectors, and thumbnails."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from vla.datasets.doctor.recording import Recording
 from vla.datasets.episodes import EpisodeStore
 
 SIDE = 96
-"""The longer side of the small pictures [px]."""
+"""Longer side of the thumbnails [px]."""
 SHOTS = 12
-"""Small pictures of each episode, spread over it."""
+"""Thumbnails per episode, evenly distributed."""
 BLOCK = 64
-"""Frames that are held at once."""
+"""Frames in memory at a time."""
 DARK = 8.0
-"""Added to grey levels before ratios are taken, so that noise in the dark is no change of exposure."""
+"""Added to grey levels before computing ratios, so that noise in dark images is not a change of exposure."""
 
 
 @dataclass(frozen=True)
 class CameraScan:
-    """A camera's images over all n steps of a `Recording`; m is n - 1, figures across episodes are 0 or False.
+    """Statistics of a camera's images over all n steps of a `Recording`; m is n - 1.
 
-    Grey levels are from 0 to 255, of a grid of pixels over the image.
+    Differences between episodes are 0 or False. Grey levels are from 0 to 255, sampled on a grid of pixels.
     """
 
     camera: str
@@ -35,11 +35,11 @@ class CameraScan:
     change: Float[np.ndarray, "m"]
     """Mean absolute difference to the next frame [grey levels]."""
     gain: Float[np.ndarray, "m"]
-    """Logarithm of how much brighter the next frame is, in most pixels."""
+    """Logarithm of the brightness ratio of the next frame to this one, median over the pixels."""
     level: Float[np.ndarray, "n"]
     """Mean brightness [grey levels]."""
     contrast: Float[np.ndarray, "n"]
-    """From the 1 % darkest to the 1 % brightest pixel [grey levels]."""
+    """Range from the 1 % to the 99 % quantile of the pixels [grey levels]."""
     color: Float[np.ndarray, "e 3"]
     """Mean red, green and blue of each episode."""
 
@@ -47,8 +47,15 @@ class CameraScan:
 def scan_camera(
     store: EpisodeStore, data: Recording, camera: str, advance: Callable[[], object], shots: Shots | None = None
 ) -> CameraScan:
-    """Decodes every frame of the camera once; `advance` is called after each episode. `shots` is given the small
-    pictures of each episode."""
+    """Computes the statistics of a camera, decoding every frame once.
+
+    Args:
+        store: The store.
+        data: The episodes.
+        camera: Name of the camera.
+        advance: Called after each episode.
+        shots: Called with the thumbnails of each episode.
+    """
     count = len(data.time)
     same, change, gain = np.zeros(count, bool), np.zeros(count), np.zeros(count)
     level, contrast, color = np.zeros(count), np.zeros(count), np.zeros((len(data), 3))
@@ -85,22 +92,22 @@ def scan_camera(
 
 
 Shots = Callable[[int, "UInt8[np.ndarray, 'k h w 3']", "np.ndarray"], object]
-"""Is given the number of an episode in the recording, its small pictures, and their steps in the recording."""
+"""Called with the index of an episode in the recording, its thumbnails, and their steps in the recording."""
 
 
 def grey_levels(images: UInt8[np.ndarray, "t h w 3"]) -> Float[np.ndarray, "t h w"]:
-    """The mean of the three colours; channel by channel, as numpy is slow at sums of three."""
+    """The mean of the three channels, added one by one because numpy is slow for sums over a short axis."""
     red, green, blue = (images[..., i].astype(np.float32) for i in range(3))
     return (red + green + blue) / np.float32(3)
 
 
 def shot_steps(length: int) -> np.ndarray:
-    """Steps spread over an episode of that length."""
+    """Up to `SHOTS` evenly distributed steps of an episode of this length."""
     return np.unique(np.linspace(0, length - 1, min(SHOTS, length)).round().astype(int))
 
 
 def small(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "a b 3"]:
-    """The image with a longer side of `SIDE`, as the mean of its pixels."""
+    """A thumbnail whose longer side is `SIDE`, by averaging pixels."""
     height, width = image.shape[:2]
     scale = SIDE / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -108,7 +115,7 @@ def small(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "a b 3"]:
 
 
 def read_shots(store: EpisodeStore, data: Recording, camera: str, episode: int) -> tuple[np.ndarray, np.ndarray]:
-    """The small pictures of an episode, and their steps in the recording."""
+    """The thumbnails of an episode, and their steps in the recording."""
     steps = shot_steps(int(data.lengths[episode]))
     offset = store.records.frames(int(data.numbers[episode])).start
     return np.stack([small(frame) for frame in store.frames(camera, offset + steps)]), steps + data.bounds[episode]

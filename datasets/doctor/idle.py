@@ -1,4 +1,4 @@
-"""Steps in which nothing moves: at the beginning, at the end, and in between."""
+"""Idle steps: at the beginning, at the end, and pauses in between."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from vla.datasets.doctor.recording import Recording
 from vla.datasets.doctor.robust import runs
 
 STILL = 0.02
-"""A component is still while it stays within this share of what it spans in the store."""
+"""A component is still while it stays within this share of its range in the store."""
 IDLE_SECONDS = 1.0
-"""An idle end this long is reported: within a second an operator has reacted to the start signal."""
+"""Minimum duration of a reported idle end: an operator reacts to the start signal within a second."""
 KEPT_SECONDS = 0.3
-"""What the command that is proposed leaves of an idle end."""
+"""Time that the proposed command keeps of an idle end."""
 PAUSE_SECONDS = 1.8
-"""A pause this long is reported."""
+"""Minimum duration of a reported pause."""
 
 
 def check_idle(data: Recording) -> list[Finding]:
-    """Idle beginnings and ends of `IDLE_SECONDS`, pauses of `PAUSE_SECONDS`, and episodes without any motion.
+    """Finds idle beginnings and ends, pauses, and episodes without any motion.
 
-    A policy that imitates idle steps learns to wait, and may never begin (Zhao et al. 2023, ACT, and OpenVLA's
-    preparation of LIBERO leave such steps out).
+    A policy that imitates idle steps learns to wait, and may never start (Zhao et al. 2023, ACT, and OpenVLA's
+    preparation of LIBERO remove such steps).
     """
     values, least = still_values(data), round(IDLE_SECONDS * data.hz)
     begins, ends, pauses, dead = {}, {}, {}, []
@@ -45,7 +45,7 @@ def check_idle(data: Recording) -> list[Finding]:
     for check, steps, remedy, words in (
         ("idle-start", begins, Trim(KEPT_SECONDS), "begin with"),
         ("idle-end", ends, Trim(KEPT_SECONDS), "end with"),
-        ("pause", pauses, Cut(), "stand still in between for"),
+        ("pause", pauses, Cut(), "pause in between for"),
     ):
         if steps:
             longest = max(stop - start for ranges in steps.values() for start, stop in ranges) / data.hz
@@ -67,29 +67,34 @@ def check_idle(data: Recording) -> list[Finding]:
 
 
 def still_values(data: Recording) -> Float[np.ndarray, "n k"]:
-    """What has to stay where it is for a step to be idle, in units of what is still: state and action as positions,
-    other actions as what they add up to."""
+    """The signals that are constant in idle steps: states, position actions, and magnitudes of other actions.
+
+    They are scaled so that a change of up to 1 counts as still.
+    """
     scale = np.where(data.state_scale > 0, data.state_scale, np.inf)
-    parts = [data.state / scale]
+    columns = [data.state / scale]
     is_position = data.body.is_position_action
     scale = np.where(data.action_scale > 0, data.action_scale, np.inf)
-    parts.append((data.action / scale)[:, is_position])
-    # Deltas, velocities and forces of an idle step are next to nothing; a span of theirs is mostly motion.
-    parts.append(np.abs((data.action / scale)[:, ~is_position]))
-    return np.concatenate(parts, axis=1) / STILL
+    columns.append((data.action / scale)[:, is_position])
+    # Deltas, velocities and forces are almost zero in idle steps, compared with their range.
+    columns.append(np.abs((data.action / scale)[:, ~is_position]))
+    return np.concatenate(columns, axis=1) / STILL
 
 
 def idle_ends(values: Float[np.ndarray, "t k"]) -> tuple[int, int]:
-    """How many steps at the beginning, and at the end, no column leaves a range of 1; all where none ever does."""
+    """The numbers of steps at the beginning and at the end in which every column stays within a range of 1.
+
+    For an episode without motion they are (number of steps, 0).
+    """
     begin, end = (_still_prefix(rows) for rows in (values, values[::-1]))
     return (len(values), 0) if begin == len(values) else (begin, end)
 
 
 def idle_pauses(values: Float[np.ndarray, "t k"], least: int) -> list[tuple[int, int]]:
-    """The ranges of at least `least` steps in which no column leaves a range of 1 within `least` steps."""
+    """The ranges of steps in which every column stays within a range of 1 in each window of `least` steps."""
     if len(values) < least or least < 2:
         return []
-    # Of an even window, scipy's filter begins size // 2 steps before its place.
+    # scipy's filter with an even window starts size // 2 steps before the index.
     top = maximum_filter1d(values, least, axis=0, mode="nearest")
     bottom = minimum_filter1d(values, least, axis=0, mode="nearest")
     still = (top - bottom <= 1).all(axis=1)[least // 2 : len(values) - (least - 1) // 2]

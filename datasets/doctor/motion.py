@@ -1,4 +1,4 @@
-"""How smoothly the robot moves: jerky episodes, spikes, and a state that stands while the robot moves."""
+"""Faults of motion: jerky episodes, spikes, and states that are not updated."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ from vla.datasets.doctor.recording import Recording
 from vla.datasets.doctor.robust import MAD_TO_SIGMA, center, core_spread, runs
 
 JERKY = 2.5
-"""How many times as jerky as most an episode is reported from."""
+"""Minimum ratio of a reported episode's jerk to the usual jerk."""
 CLEAR = 4.5
-"""Robust standard deviations from the other episodes."""
+"""Minimum distance from the other episodes, in robust standard deviations."""
 ROUGH = 0.5
-"""The jerk of a jerky episode is at least this: of white noise it is 3, of a smooth motion a tenth or less."""
+"""Minimum jerk of a reported episode: white noise has 3, a smooth motion 0.1 or less."""
 ENOUGH = 8
-"""Moving steps that an episode must have for it to be called jerky."""
+"""Minimum number of moving steps for measuring the jerk of an episode."""
 MOVING = 0.1
-"""A step moves at this share of the speed that one in ten exceeds."""
+"""Speed of a moving step, as a share of the 90 % quantile of the speed."""
 SPIKE = 0.3
-"""A value that leaves the line of its neighbours by this share of its component's span, and is back at once."""
+"""Minimum deviation of a spike from the line between its neighbours, as a share of the component's range."""
 SPIKE_TO_STEP = 2.0
-"""... and by so many times what the neighbours themselves differ."""
+"""Minimum deviation of a spike, relative to the difference of its neighbours."""
 SPIKE_TO_NOISE = 10.0
-"""... and by so many robust standard deviations of all steps."""
+"""Minimum deviation of a spike, in robust standard deviations of all steps."""
 STALE_SECONDS = 0.25
-"""How long the state may stay the same number for number while the action moves on, at least three steps."""
+"""Minimum duration of a reported constant state, at least three steps."""
 STALE_MOTION = 0.1
-"""... by this share of what it spans."""
+"""Minimum motion of the action during a constant state, as a share of its range."""
 
 
 def check_motion(data: Recording) -> list[Finding]:
+    """Finds jerky episodes, spikes, jumps of wrapped angles, and states that are not updated."""
     found = []
     for kind, values, names, scale in _signals(data):
         found += _jerky(data, kind, values / scale)
@@ -40,17 +41,16 @@ def check_motion(data: Recording) -> list[Finding]:
 
 
 def _signals(data: Recording) -> list[tuple[str, np.ndarray, tuple[str, ...], np.ndarray]]:
-    """The states that actions command, and the actions that are positions; other states may be velocities, and
-    forces, which jump by nature, and so do grippers."""
+    """The commanded states and the position actions, without grippers: velocities, forces and grippers may jump."""
     body = data.body
     commanded = {at for i, at in enumerate(body.measured_by) if at is not None and not body.is_gripper[i]}
-    moving = np.array([at for at in sorted(commanded) if data.state_scale[at] > 0], int)
-    acting = np.flatnonzero((data.action_scale > 0) & body.is_position_action & ~body.is_gripper)
-    chosen = [
-        ("state", data.state[:, moving], tuple(body.state[i] for i in moving), data.state_scale[moving]),
-        ("action", data.action[:, acting], tuple(body.action[i] for i in acting), data.action_scale[acting]),
+    states = np.array([at for at in sorted(commanded) if data.state_scale[at] > 0], int)
+    actions = np.flatnonzero((data.action_scale > 0) & body.is_position_action & ~body.is_gripper)
+    signals = [
+        ("state", data.state[:, states], tuple(body.state[i] for i in states), data.state_scale[states]),
+        ("action", data.action[:, actions], tuple(body.action[i] for i in actions), data.action_scale[actions]),
     ]
-    return [each for each in chosen if each[1].shape[1]]
+    return [signal for signal in signals if signal[1].shape[1]]
 
 
 def _jerky(data: Recording, kind: str, values: Float[np.ndarray, "n k"]) -> list[Finding]:
@@ -70,9 +70,11 @@ def _jerky(data: Recording, kind: str, values: Float[np.ndarray, "n k"]) -> list
 
 
 def jerk(values: Float[np.ndarray, "t k"]) -> float:
-    """The change of acceleration a step over the speed, both in the median of the steps that move: has no unit, is the
-    same at any speed and size of the motion (cf. Hogan and Sternad 2009 on measures of smoothness), and a single start
-    or stop does not move it; NaN for a short episode or one that stands."""
+    """A dimensionless jerk: the median change of acceleration per step over the median speed, of moving steps.
+
+    It does not depend on the speed and size of the motion (cf. Hogan and Sternad 2009 on measures of smoothness), or on
+    a single start or stop. NaN for a short or motionless episode.
+    """
     speed = np.linalg.norm(np.diff(values, axis=0), axis=1)
     if len(speed) < 3 or not speed.any():
         return float("nan")
@@ -86,45 +88,52 @@ def jerk(values: Float[np.ndarray, "t k"]) -> float:
 def _spikes(
     data: Recording, kind: str, values: Float[np.ndarray, "n k"], names: tuple[str, ...], scale: Float[np.ndarray, "k"]
 ) -> list[Finding]:
-    whole = data.inside[1:] & data.inside[:-1] if len(values) > 2 else np.zeros(0, bool)
-    if not whole.any():
+    valid = data.inside[1:] & data.inside[:-1] if len(values) > 2 else np.zeros(0, bool)
+    if not valid.any():
         return []
-    spikes, flips = single_steps(values, scale, whole)
+    spikes, flips = single_steps(values, scale, valid)
     found = []
     if spikes.any():
         steps = data.by_episode(np.flatnonzero(spikes.any(axis=1)) + 1)
-        which = [names[i] for i in np.flatnonzero(spikes.any(axis=0))]
+        affected = [names[i] for i in np.flatnonzero(spikes.any(axis=0))]
         text = (
-            f"{kind} {', '.join(which)} leaves its path for a single step and is back at the next, at "
+            f"{kind} {', '.join(affected)} has spikes of a single step, at "
             f"{spikes.any(axis=1).sum()} steps of {len(steps)} episodes"
         )
-        found.append(Finding("spike", text, tuple(steps), Drop(), subject=which[0], steps=steps))
+        found.append(Finding("spike", text, tuple(steps), Drop(), subject=affected[0], steps=steps))
     if flips.any():
-        which = [names[i] for i in np.flatnonzero(flips.any(axis=0))]
-        text = f"{kind} {', '.join(which)} jumps to its opposite: an angle or a quaternion that is not known to be one"
+        affected = [names[i] for i in np.flatnonzero(flips.any(axis=0))]
+        text = f"{kind} {', '.join(affected)} jumps to its opposite: an undeclared angle or quaternion"
         steps = data.by_episode(np.flatnonzero(flips.any(axis=1)) + 1)
-        fix = Advice("convert again and say what the rotation is; differences of it are wrong across such a jump")
-        found.append(Finding("wraps", text, tuple(steps), fix, "hint", which[0], steps))
+        fix = Advice("convert again and declare the rotation; differences across such a jump are wrong")
+        found.append(Finding("wraps", text, tuple(steps), fix, "hint", affected[0], steps))
     return found
 
 
 def single_steps(
-    values: Float[np.ndarray, "n k"], scale: Float[np.ndarray, "k"], whole: Bool[np.ndarray, "i"]
+    values: Float[np.ndarray, "n k"], scale: Float[np.ndarray, "k"], valid: Bool[np.ndarray, "i"]
 ) -> tuple[Bool[np.ndarray, "i k"], Bool[np.ndarray, "i k"]]:
-    """Of each inner step, whether its value leaves the line of its neighbours, which `whole` says are of its episode,
-    by far; and whether it does so by a change of its sign alone, as an angle at half a turn and a quaternion do."""
+    """Spikes of a single step.
+
+    Args:
+        values: The signals.
+        scale: Range of each signal.
+        valid: Whether an inner step and its neighbours belong to the same episode.
+
+    Returns:
+        Whether each inner value is a spike; and whether it only differs by its sign, as a wrapped angle or quaternion.
+    """
     middle = (values[2:] + values[:-2]) / 2
-    apart, across = np.abs(values[1:-1] - middle), np.abs(values[2:] - values[:-2])
-    noise = MAD_TO_SIGMA * np.median(apart[whole], axis=0)
-    far = (
-        whole[:, None] & (apart > np.maximum(SPIKE * scale, SPIKE_TO_NOISE * noise)) & (apart > SPIKE_TO_STEP * across)
-    )
-    opposite = np.abs(values[1:-1] + middle) < 0.02 * apart
+    deviation, step = np.abs(values[1:-1] - middle), np.abs(values[2:] - values[:-2])
+    noise = MAD_TO_SIGMA * np.median(deviation[valid], axis=0)
+    limit = np.maximum(SPIKE * scale, SPIKE_TO_NOISE * noise)
+    far = valid[:, None] & (deviation > limit) & (deviation > SPIKE_TO_STEP * step)
+    opposite = np.abs(values[1:-1] + middle) < 0.02 * deviation
     return far & ~opposite, far & opposite
 
 
 def _stale(data: Recording) -> list[Finding]:
-    """A state that was not read: the same to the last digit, while the action, in position, moves on."""
+    """States that were not read: bit-identical values while a position action moves."""
     acting = data.body.is_position_action & (data.action_scale > 0)
     if not acting.any():
         return []
@@ -135,10 +144,10 @@ def _stale(data: Recording) -> list[Finding]:
     for start, stop in runs(same).tolist():
         moved = np.ptp(action[start:stop], axis=0).max()
         if stop - start >= least and moved > STALE_MOTION:
-            episode, at = data.place(start)
+            episode, first = data.locate(start)
             number = int(data.numbers[episode])
-            steps[number] = (*steps.get(number, ()), (at + 1, at + 1 + stop - start))
+            steps[number] = (*steps.get(number, ()), (first + 1, first + 1 + stop - start))
     if not steps:
         return []
-    text = f"in {len(steps)} episodes the state stays the same, to the bit, while the action moves: it was not read"
+    text = f"in {len(steps)} episodes the state is bit-identical while the action moves: it was not read"
     return [Finding("stale-state", text, tuple(steps), Drop(), steps=steps)]

@@ -1,4 +1,4 @@
-"""Episodes unlike the others: in length, in where they go, or not unlike another at all."""
+"""Outlier episodes by length or values, and duplicate episodes."""
 
 from __future__ import annotations
 
@@ -9,57 +9,58 @@ from vla.datasets.doctor.recording import Recording
 from vla.datasets.doctor.robust import far_out
 
 ENOUGH = 10
-"""Episodes from which on one can be told from the others."""
+"""Minimum number of episodes for finding outliers."""
 MOST = 0.05
-"""Where more than this share is unlike the others, the others are no norm: as in a store of two tasks."""
-BEYOND = 3.0
-"""A value this many times the range of 90 % of all values beyond it is far out."""
+"""Maximum share of outliers: a larger share indicates, for example, a store of two tasks."""
+FAR = 3.0
+"""Minimum distance of outlier values from the range of 90 % of all values, in multiples of that range."""
 TIMES = 4.0
-"""How many times longer or shorter than the median an episode must be, at least: tries that fail are part of data."""
+"""Minimum ratio of an outlier's length to the median, or of the median to it: failed attempts are valid data."""
 
 
 def check_outliers(data: Recording) -> list[Finding]:
-    found = _twice(data)
+    """Finds duplicate episodes, and outliers by length and by values."""
+    found = _duplicates(data)
     if len(data) < ENOUGH:
         return found
     logs = np.log(data.lengths)
     away = logs - np.median(logs)
     odd_lengths = far_out(logs) & (np.abs(away) > np.log(TIMES))
-    for odd, words in ((odd_lengths & (away < 0), "shorter"), (odd_lengths & (away > 0), "longer")):
+    for odd, comparison in ((odd_lengths & (away < 0), "shorter"), (odd_lengths & (away > 0), "longer")):
         if 0 < odd.sum() <= MOST * len(data):
             seconds = float(np.median(data.lengths[odd])) / data.hz
             text = (
-                f"{odd.sum()} episodes are far {words} than the others: {seconds:.3g} s, "
+                f"{odd.sum()} episodes are far {comparison} than the others: {seconds:.3g} s, "
                 f"the median is {np.median(data.lengths) / data.hz:.3g} s"
             )
             episodes = tuple(data.numbers[odd].tolist())
             found.append(Finding("outlier-length", text, episodes, Drop(), values={"seconds": seconds}))
     for kind, values, names in (("state", data.state, data.body.state), ("action", data.action, data.body.action)):
         low, high = np.quantile(values, [0.05, 0.95], axis=0)
-        margin = BEYOND * (high - low)
-        # Where nearly all values are one, a gripper that seldom closes would be far out.
+        margin = FAR * (high - low)
+        # If almost all values are equal, a gripper that rarely closes is not an outlier.
         wide = margin > 0.03 * np.ptp(values, axis=0)
         far = ((values < low - margin) | (values > high + margin)) & wide
         for i in np.flatnonzero(far.any(axis=0)).tolist():
-            places = data.by_episode(np.flatnonzero(far[:, i]))
-            if len(places) > MOST * len(data):
+            steps = data.by_episode(np.flatnonzero(far[:, i]))
+            if len(steps) > MOST * len(data):
                 continue
-            text = f"{kind} {names[i]} goes far beyond the others in {len(places)} episodes"
-            found.append(Finding("outlier-values", text, tuple(places), Drop(), subject=names[i], steps=places))
+            text = f"{kind} {names[i]} is far outside the usual range in {len(steps)} episodes"
+            found.append(Finding("outlier-values", text, tuple(steps), Drop(), subject=names[i], steps=steps))
     return found
 
 
-def _twice(data: Recording) -> list[Finding]:
-    """Episodes whose states and actions are those of one before, to the bit."""
+def _duplicates(data: Recording) -> list[Finding]:
+    """Episodes whose states and actions are bit-identical to those of an earlier one."""
     first: dict[bytes, int] = {}
-    again: dict[int, int] = {}
-    for number, part in zip(data.numbers.tolist(), data.slices(), strict=True):
-        key = data.state[part].tobytes() + data.action[part].tobytes()
-        if part.stop - part.start > 2 and key in first:
-            again[number] = first[key]
+    duplicates: dict[int, int] = {}
+    for number, rows in zip(data.numbers.tolist(), data.slices(), strict=True):
+        key = data.state[rows].tobytes() + data.action[rows].tobytes()
+        if rows.stop - rows.start > 2 and key in first:
+            duplicates[number] = first[key]
         first.setdefault(key, number)
-    if not again:
+    if not duplicates:
         return []
-    pairs = ", ".join(f"{a} of {b}" for a, b in list(again.items())[:5])
-    text = f"{len(again)} episodes are copies of others: {pairs}"
-    return [Finding("duplicate", text, tuple(again), Drop())]
+    pairs = ", ".join(f"{a} of {b}" for a, b in list(duplicates.items())[:5])
+    text = f"{len(duplicates)} episodes are copies of others: {pairs}"
+    return [Finding("duplicate", text, tuple(duplicates), Drop())]

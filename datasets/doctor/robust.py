@@ -1,8 +1,8 @@
-"""Statistics that a few bad episodes do not move.
+"""Statistics that are robust against a minority of bad episodes.
 
-The median and the median absolute deviation stay near those of the good data while less than half are bad (Huber and
-Ronchetti, Robust Statistics, 2009, sec. 5.1), but both drift when many are bad in the same way, as after a camera was
-moved. What is taken from the shortest half of the values does not, up to nearly half.
+The median and the median absolute deviation (MAD) are robust while less than half of the data are bad (Huber and
+Ronchetti, Robust Statistics, 2009, sec. 5.1), but both are biased if many are bad in the same way, as after a camera
+was moved. Statistics of the shortest half of the values are not biased by almost half of bad values.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 MAD_TO_SIGMA = 1.4826
-"""The standard deviation of a normal distribution over its median absolute deviation."""
+"""Ratio of the standard deviation to the median absolute deviation for a normal distribution."""
 
 
 def spread(values: Float[np.ndarray, "n"]) -> float:
-    """The standard deviation of the bulk: the MAD, scaled."""
+    """A robust standard deviation: the scaled MAD."""
     return MAD_TO_SIGMA * float(np.median(np.abs(values - np.median(values))))
 
 
 def core_spread(values: Float[np.ndarray, "n"]) -> float:
-    """The standard deviation of the bulk by the width of the shortest half: also where nearly half of the values are
-    shifted aside, where the MAD grows with the shift. Of few values it is enlarged, as of few it is small by accident
-    (Rousseeuw and Leroy 1987, sec. 5.1: by 5 / (n - 1))."""
+    """A robust standard deviation from the width of the shortest half of the values.
+
+    It is unbiased even if almost half of the values are shifted, unlike the MAD. For few values it is corrected by the
+    factor 1 + 5 / (n - 1) (Rousseeuw and Leroy 1987, sec. 5.1).
+    """
     ordered = np.sort(values)
     half = len(values) // 2 + 1
     width = float((ordered[half - 1 :] - ordered[: len(values) - half + 1]).min())
@@ -30,8 +32,10 @@ def core_spread(values: Float[np.ndarray, "n"]) -> float:
 
 
 def center(values: Float[np.ndarray, "n"]) -> float:
-    """The mean of the shortest half of the values: near the mode, also where up to half are shifted aside (the shorth;
-    Andrews et al. 1972)."""
+    """The mean of the shortest half of the values (the shorth, Andrews et al. 1972).
+
+    It is close to the mode even if up to half of the values are shifted.
+    """
     ordered = np.sort(values)
     half = len(values) // 2 + 1
     start = int((ordered[half - 1 :] - ordered[: len(values) - half + 1]).argmin())
@@ -44,14 +48,13 @@ def centers(values: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "c"]:
 
 
 def far_out(values: Float[np.ndarray, "n"], fences: float = 3.0) -> Bool[np.ndarray, "n"]:
-    """Which values lie `fences` times the interquartile range beyond the quartiles: "far out" in a box plot at 3
-    (Tukey 1977, sec. 2D). Of equal values none is."""
+    """Which values are more than `fences` interquartile ranges outside the quartiles (Tukey 1977, sec. 2D)."""
     low, high = np.quantile(values, [0.25, 0.75])
     margin = fences * (high - low)
     return (values < low - margin) | (values > high + margin)
 
 
 def runs(mask: Bool[np.ndarray, "n"]) -> Int[np.ndarray, "r 2"]:
-    """Where the mask is true for a while: the first and the one after the last of each run."""
+    """The runs of true values: start (inclusive) and stop (exclusive) of each."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
     return edges.reshape(-1, 2)

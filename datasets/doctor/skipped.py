@@ -1,4 +1,4 @@
-"""Dropped frames behind regular timestamps: steps in which the robot goes as far as in two."""
+"""Dropped frames with regular timestamps: steps in which the robot moves as far as in two."""
 
 from __future__ import annotations
 
@@ -9,70 +9,72 @@ from vla.datasets.doctor.finding import Drop, Finding
 from vla.datasets.doctor.recording import Recording
 from vla.datasets.doctor.robust import MAD_TO_SIGMA
 
-LIKELIER = 8.0
-"""How much likelier, as a logarithm, two steps must be than one."""
-ALIKE = 0.4
-"""The share of what is left over that the further step may leave unexplained."""
+LOG_LIKELIHOOD_RATIO = 8.0
+"""Minimum log-likelihood ratio of two steps to one."""
+UNEXPLAINED = 0.4
+"""Maximum share of the residual that the additional step leaves unexplained."""
 NOTABLE = 0.002
-"""The share of all steps from which on it is reported: sudden contacts look alike, and are five times as rare."""
+"""Minimum share of all steps that is reported: sudden contacts look similar, and are five times as rare."""
 EVERYWHERE = 0.1
-"""The share of episodes from which on it is taken to be so in all: in slow motion a missing frame cannot be seen."""
+"""Share of episodes above which all are assumed to be affected: a missing frame in slow motion is undetectable."""
 
 
 def check_skipped(data: Recording) -> list[Finding]:
-    """Frames that are missing though the timestamps are regular, as a converter writes them from a frame count."""
+    """Finds missing frames despite regular timestamps, such as those computed from a frame count by a converter."""
     steps = np.diff(data.time)[data.inside]
     if len(steps) < 100 or np.ptp(steps) > 0.01 / data.hz:
-        return []  # a clock that is read shows it itself
-    likelier = double_steps(data)
-    found = np.flatnonzero(likelier > LIKELIER)
+        return []  # measured timestamps show gaps directly
+    ratios = double_steps(data)
+    found = np.flatnonzero(ratios > LOG_LIKELIHOOD_RATIO)
     if len(found) < max(NOTABLE * len(steps), 3):
         return []
-    places = data.by_episode(found, length=2)
-    everywhere = len(places) > EVERYWHERE * len(data)
+    steps_by_episode = data.by_episode(found, length=2)
+    everywhere = len(steps_by_episode) > EVERYWHERE * len(data)
     text = (
-        f"at {len(found)} steps of {len(places)} episodes the robot goes as far as in two: frames are missing, and the "
-        "timestamps, which are regular, were made up"
-        + ("; it is likely so in all episodes, as in slow motion it cannot be seen" if everywhere else "")
+        f"at {len(found)} steps of {len(steps_by_episode)} episodes the robot moves as far as in two: frames are "
+        "missing, and the regular timestamps were not measured"
+        + ("; probably all episodes are affected, because it is undetectable in slow motion" if everywhere else "")
     )
-    episodes = data.numbers.tolist() if everywhere else places
-    return [Finding("dropped-frames", text, tuple(episodes), Drop(), steps=places, values={"seen": float(len(found))})]
+    episodes = tuple(data.numbers.tolist() if everywhere else steps_by_episode)
+    values = {"seen": float(len(found))}
+    return [Finding("dropped-frames", text, episodes, Drop(), steps=steps_by_episode, values=values)]
 
 
 def double_steps(data: Recording) -> Float[np.ndarray, "m"]:
-    """How much likelier each step is one of two than of one, as a logarithm; -inf where a neighbour is missing.
+    """The log-likelihood ratio of each step being two steps to being one; -inf if a neighbour is missing.
 
-    The change of the state is predicted from the changes before and after it, and from how far the action is from the
-    state. What is left over has a spread in the store; the likelihoods of it are compared with and without one further
-    step of the neighbours' size.
+    The change of the state is predicted by linear regression from the changes before and after it, and from the
+    difference between action and state. The ratio compares the likelihood of the residual with and without an
+    additional step of the size of its neighbours.
     """
     moving = data.state_scale > 0
     change = np.diff(data.state[:, moving], axis=0) / data.state_scale[moving]
-    whole = data.inside.copy()
-    whole[1:] &= data.inside[:-1]
-    whole[:-1] &= data.inside[1:]
-    whole[[0, -1]] = False
+    complete = data.inside.copy()
+    complete[1:] &= data.inside[:-1]
+    complete[:-1] &= data.inside[1:]
+    complete[[0, -1]] = False
     out = np.full(len(change), -np.inf)
-    at = np.flatnonzero(whole)
-    if len(at) < 10 * change.shape[1]:
+    indices = np.flatnonzero(complete)
+    if len(indices) < 10 * change.shape[1]:
         return out
-    before, after = change[at - 1], change[at + 1]
-    reach = _reach(data)[at]
-    known = np.concatenate([before, after, reach, np.ones((len(at), 1))], axis=1)
-    weights, *_ = np.linalg.lstsq(known, change[at], rcond=None)
-    left = change[at] - known @ weights
-    sigma = MAD_TO_SIGMA * np.median(np.abs(left), axis=0) + 1e-6
-    more = (before + after) / 2
-    # Heavy tails: a residual beyond three deviations in a component counts as three.
-    gain = np.clip(left / sigma, -3, 3) * np.clip(more / sigma, -3, 3) - 0.5 * np.clip(more / sigma, -3, 3) ** 2
-    # What is left over must be that step, not just large.
-    missed = ((left - more) ** 2).sum(axis=1) < ALIKE * (left**2).sum(axis=1)
-    out[at] = np.where(missed, gain.sum(axis=1), -np.inf)
+    before, after = change[indices - 1], change[indices + 1]
+    errors = _tracking_error(data)[indices]
+    features = np.concatenate([before, after, errors, np.ones((len(indices), 1))], axis=1)
+    weights, *_ = np.linalg.lstsq(features, change[indices], rcond=None)
+    residual = change[indices] - features @ weights
+    sigma = MAD_TO_SIGMA * np.median(np.abs(residual), axis=0) + 1e-6
+    extra = (before + after) / 2
+    # Heavy tails: residuals are clipped at three deviations per component.
+    z, extra_z = np.clip(residual / sigma, -3, 3), np.clip(extra / sigma, -3, 3)
+    gain = z * extra_z - 0.5 * extra_z**2
+    # The residual must be similar to the additional step, not just large.
+    missed = ((residual - extra) ** 2).sum(axis=1) < UNEXPLAINED * (residual**2).sum(axis=1)
+    out[indices] = np.where(missed, gain.sum(axis=1), -np.inf)
     return out
 
 
-def _reach(data: Recording) -> Float[np.ndarray, "m k"]:
-    """How far each position action is from the state that measures it, before each step."""
+def _tracking_error(data: Recording) -> Float[np.ndarray, "m k"]:
+    """The difference between each position action and its measured state, before each step; scaled."""
     body = data.body
     pairs = [(i, at) for i, at in enumerate(body.measured_by) if at is not None and data.state_scale[at] > 0]
     if not pairs:

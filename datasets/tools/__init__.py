@@ -1,0 +1,1 @@
+"""Commands of `vla data` that inspect, copy and change stores."""

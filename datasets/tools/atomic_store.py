@@ -1,7 +1,7 @@
-"""Stores that appear whole or not at all, and changed stores that take the place of the old one in one step.
+"""Atomic creation and replacement of stores.
 
-Both are built in a hidden folder beside their place, `.NAME.partial`. A process that is killed leaves only that
-folder, and the next one that works on NAME removes it.
+Both build the store in a hidden folder next to it, `.NAME.partial`. A killed process leaves only that folder, and the
+next process that creates or replaces NAME removes it.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from vla.datasets.episodes import EpisodeStore
 from vla.errors import InputError
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
-"""Of Linux's <fcntl.h> and <stdio.h>."""
+"""Constants of Linux's <fcntl.h> and <stdio.h>."""
 
 
 @contextmanager
-def appearing(out: str) -> Iterator[Path]:
-    """A path to build a folder at, which becomes `out` when the block ends without an exception.
+def atomic_create(out: str) -> Iterator[Path]:
+    """Yields a temporary path for a folder, which becomes `out` when the block ends without an exception.
 
-    Raises InputError when something is at `out` already, or another process is making it.
+    Raises:
+        InputError: `out` exists already, or another process is creating it.
     """
     path = local(out)
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise InputError(f"{out} exists: choose another folder, or remove it first")
-    with _workshop(path) as new:
+    with _temporary_folder(path) as new:
         yield new
         try:
             new.rename(path)
@@ -39,30 +40,33 @@ def appearing(out: str) -> Iterator[Path]:
 
 
 @contextmanager
-def changing(path: str) -> Iterator[tuple[EpisodeStore, Path]]:
-    """The store at `path`, locked, and a path to build its successor at, which takes its place when the block ends.
+def atomic_replace_store(path: str) -> Iterator[tuple[EpisodeStore, Path]]:
+    """Yields the locked store at `path`, and a temporary path for its replacement.
 
-    An exception leaves the old store as it is. Who has it open for reading must open it again afterwards.
-    Raises InputError when there is no store at `path` or another process writes to it.
+    The replacement takes effect when the block ends without an exception. Processes that have the store open for
+    reading must reopen it.
+
+    Raises:
+        InputError: There is no store at `path`, or another process is writing to it.
     """
-    place = local(path)
-    _recover(place)
-    with EpisodeStore.open(place, "a") as old, _workshop(place) as new:
+    folder = local(path)
+    _recover(folder)
+    with EpisodeStore.open(folder, "a") as old, _temporary_folder(folder) as new:
         yield old, new
-        _exchange(new, place)
+        _exchange(new, folder)
 
 
 def local(path: str) -> Path:
-    """Raises InputError when `path` is no folder of this machine."""
+    """The resolved local path. Raises InputError if `path` is not on this machine."""
     if "://" in path:
-        place = path.rpartition("@")[2].partition("?")[0]  # what is left out may be credentials
-        raise InputError(f"{place}: only a folder on this machine can be made or replaced whole; copy it from there")
-    # A link is followed: the folder behind it is what is replaced.
+        location = path.rpartition("@")[2].partition("?")[0]  # the rest may contain credentials
+        raise InputError(f"{location}: only a local folder can be created or replaced atomically; copy it from there")
+    # For a link, the target folder is replaced.
     return Path(path).resolve()
 
 
 @contextmanager
-def _workshop(path: Path) -> Iterator[Path]:
+def _temporary_folder(path: Path) -> Iterator[Path]:
     folder = path.with_name(f".{path.name}.partial")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,42 +89,42 @@ def _lock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise InputError(f"another process is making {path}: wait for it") from None
+        raise InputError(f"another process is creating {path}: wait for it") from None
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Swaps two folders: in one step on Linux, elsewhere in two, between which the old one is at `_aside(old)`."""
+    """Swaps two folders: atomically on Linux, otherwise in two steps, between which the old one is a backup."""
     if _renameat2(new, old):
         return
-    aside = _set_aside(old)
+    backup = _move_to_backup(old)
     try:
         new.rename(old)
     except OSError:
-        aside.rename(old)
+        backup.rename(old)
         raise
-    aside.rename(new)
+    backup.rename(new)
 
 
 def _renameat2(new: Path, old: Path) -> bool:
-    """Whether the kernel and the file system could swap the two."""
+    """Swaps two folders atomically; returns whether the kernel and the file system support it."""
     function = getattr(ctypes.CDLL(None), "renameat2", None)
     if function is None:
         return False
     return bool(function(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(old), RENAME_EXCHANGE) == 0)
 
 
-def _aside(path: Path) -> Path:
+def _backup(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
 
 
-def _set_aside(path: Path) -> Path:
-    return path.rename(_aside(path))
+def _move_to_backup(path: Path) -> Path:
+    return path.rename(_backup(path))
 
 
 def _recover(path: Path) -> None:
-    """Finishes a swap in two steps that was cut off."""
-    aside = _aside(path)
-    if aside.exists() and path.exists():
-        shutil.rmtree(aside)
-    elif aside.exists():
-        aside.rename(path)
+    """Completes or reverts an interrupted swap in two steps."""
+    backup = _backup(path)
+    if backup.exists() and path.exists():
+        shutil.rmtree(backup)
+    elif backup.exists():
+        backup.rename(path)

@@ -1,4 +1,4 @@
-"""The plots of a store's page, each an `<svg>` element."""
+"""The plots of a store's page, as `<svg>` elements."""
 
 from __future__ import annotations
 
@@ -21,21 +21,23 @@ BINS = 40
 
 
 def lengths_chart(records: Sequence[EpisodeRecord]) -> str:
-    """How many episodes have how many steps, by outcome."""
-    lengths = {won: [record.length for record in records if record.success is won] for won in (True, False, None)}
+    """A histogram of episode lengths, by outcome."""
+    lengths = {
+        outcome: [record.length for record in records if record.success is outcome] for outcome in (True, False, None)
+    }
     low, high = min(record.length for record in records), max(record.length for record in records)
     edges = np.linspace(low - 0.5, high + 0.5, min(BINS, high - low + 1) + 1)
 
     def paint(axes: Axes) -> None:
         colors = {True: GOOD, False: BAD, None: GREY}
-        named = {outcome_of(won): (lengths[won], color) for won, color in colors.items()}
-        shown = {name: values for name, values in named.items() if values[0]}
+        series = {outcome_of(outcome): (lengths[outcome], color) for outcome, color in colors.items()}
+        series = {name: values for name, values in series.items() if values[0]}
         axes.hist(
-            [values for values, _ in shown.values()],
+            [values for values, _ in series.values()],
             bins=edges.tolist(),
             stacked=True,
-            color=[color for _, color in shown.values()],
-            label=list(shown),
+            color=[color for _, color in series.values()],
+            label=list(series),
         )
         axes.legend(frameon=False, labelcolor=GREY, fontsize=9)
         style(axes, "episodes by length", "steps")
@@ -44,7 +46,7 @@ def lengths_chart(records: Sequence[EpisodeRecord]) -> str:
 
 
 def steps_chart(timing: Timing, control_hz: float) -> str:
-    """How many steps took how long, on a logarithmic scale, beside the control period."""
+    """A histogram of the times between steps, on a logarithmic scale, with the control period."""
     steps, period = 1000 * timing.steps, 1000 / control_hz
     span = max(float(np.abs(steps - period).max()), 0.1 * period)
 
@@ -60,17 +62,19 @@ def steps_chart(timing: Timing, control_hz: float) -> str:
 
 
 def component_chart(name: str, found: Sequence[Component]) -> str:
-    """The distribution of a component, of its state and of its action, with the quantiles that training maps to
-    -1 and 1. What lies far out is left out, so that the rest can be seen."""
+    """Histograms of the state and action of a component, with the quantiles that training maps to -1 and 1.
+
+    Outliers are outside the plotted range.
+    """
     title, _, unit = name.partition(" [")
-    views = [_view(component) for component in found]
-    edges = np.linspace(min(low for low, _ in views), max(high for _, high in views), BINS + 1)
+    ranges = [_plot_range(component) for component in found]
+    edges = np.linspace(min(low for low, _ in ranges), max(high for _, high in ranges), BINS + 1)
 
     def paint(axes: Axes) -> None:
         for component in found:
             color = KIND_COLORS[component.kind]
-            look = {"alpha": 0.5} if component.kind == "state" else {"histtype": "step", "linewidth": 1.4}
-            axes.hist(component.values, bins=edges.tolist(), color=color, **look)
+            line_style = {"alpha": 0.5} if component.kind == "state" else {"histtype": "step", "linewidth": 1.4}
+            axes.hist(component.values, bins=edges.tolist(), color=color, **line_style)
             for quantile in (component.q01, component.q99):
                 axes.axvline(quantile, color=color, linestyle="--", linewidth=1)
         axes.set_yticks([])
@@ -80,8 +84,8 @@ def component_chart(name: str, found: Sequence[Component]) -> str:
     return svg((3.6, 2.0), paint)
 
 
-def _view(component: Component) -> tuple[float, float]:
-    """From where to where a component's values are drawn."""
+def _plot_range(component: Component) -> tuple[float, float]:
+    """The plotted range of a component."""
     low, high = float(component.values.min()), float(component.values.max())
     margin = FAR * (component.q99 - component.q01)
     if margin:

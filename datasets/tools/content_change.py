@@ -1,4 +1,4 @@
-"""What `vla data edit` changes in the numbers and images of an episode."""
+"""The changes of actions and images by `vla data edit`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,13 @@ from vla.types import Episode
 
 @dataclass(frozen=True)
 class ContentChange:
-    """`offset` is added to each action; of the cameras of `bgr` red and blue are exchanged, and the images of those of
-    `upside_down` turned by half a turn."""
+    """Changes to an episode.
+
+    Attributes:
+        offset: Added to each action, in the units of the action.
+        bgr: Cameras whose red and blue channels are swapped.
+        upside_down: Cameras whose images are rotated by 180 degrees.
+    """
 
     offset: Float[np.ndarray, "a"]
     bgr: frozenset[str]
@@ -28,8 +33,11 @@ class ContentChange:
     def of(
         cls, body: Embodiment, action_offset: Mapping[str | int, float], bgr: Sequence[str], upside_down: Sequence[str]
     ) -> ContentChange:
-        """Components are named with their unit or without it, or by their number. Raises InputError for a component or
-        a camera that is not there, and for an offset of a rotation."""
+        """The changes for an embodiment; components are named with or without their unit, or by their index.
+
+        Raises:
+            InputError: A component or camera does not exist, or an offset applies to a rotation.
+        """
         offset = np.zeros(len(body.action))
         for name, amount in action_offset.items():
             offset[_component(body, str(name))] = amount
@@ -38,7 +46,7 @@ class ContentChange:
         return cls(offset, frozenset(bgr), frozenset(upside_down))
 
     def append(self, target: EpisodeStore, source: EpisodeStore, index: int) -> None:
-        """Adds episode `index` of `source` to `target`, changed."""
+        """Appends the changed episode `index` of `source` to `target`."""
         if self.bgr or self.upside_down:
             target.append(self.changed(source[index]))
             return
@@ -49,6 +57,7 @@ class ContentChange:
         append_cut(target, source, index, np.arange(record.length), rows)
 
     def changed(self, episode: Episode) -> Episode:
+        """The episode with the changes."""
         images, depth = dict(episode.images), dict(episode.depth)
         for camera in self.bgr:
             images[camera] = np.ascontiguousarray(images[camera][..., ::-1])
@@ -58,10 +67,10 @@ class ContentChange:
                 depth[camera] = np.ascontiguousarray(depth[camera][:, ::-1, ::-1])
         points = episode.points
         if points is not None and self.upside_down:
-            parts = np.split(points.copy(), len(episode.embodiment.cameras), axis=1)
-            for camera, part in zip(episode.embodiment.cameras, parts, strict=True):
-                part[...] = 1 - part if camera in self.upside_down else part
-            points = np.concatenate(parts, axis=1)
+            by_camera = np.split(points.copy(), len(episode.embodiment.cameras), axis=1)
+            for camera, values in zip(episode.embodiment.cameras, by_camera, strict=True):
+                values[...] = 1 - values if camera in self.upside_down else values
+            points = np.concatenate(by_camera, axis=1)
         return replace(
             episode,
             images=images,
@@ -73,13 +82,13 @@ class ContentChange:
 
 
 def _component(body: Embodiment, name: str) -> int:
-    bare = [each.partition(" [")[0] for each in body.action]
+    bare = [component.partition(" [")[0] for component in body.action]
     if name in body.action or name in bare:
-        at = (body.action if name in body.action else bare).index(name)
+        index = (body.action if name in body.action else bare).index(name)
     elif name.isdecimal() and int(name) < len(body.action):
-        at = int(name)
+        index = int(name)
     else:
         raise InputError(f"there is no action component {name!r}: there are {', '.join(body.action)}")
-    if any(at in rotation.action for rotation in body.rotations if not rotation.turn):
-        raise InputError(f"{body.action[at]} is part of a rotation, which an offset would not turn")
-    return at
+    if any(index in rotation.action for rotation in body.rotations if not rotation.turn):
+        raise InputError(f"{body.action[index]} is part of a rotation, to which an offset cannot be added")
+    return index

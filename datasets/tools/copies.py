@@ -1,4 +1,4 @@
-"""`vla data merge`, `split` and `filter`: new stores from episodes of others, their images copied as they are coded."""
+"""`vla data merge`, `split` and `filter`: make stores from episodes of other stores, without re-encoding images."""
 
 from __future__ import annotations
 
@@ -18,24 +18,27 @@ from vla.datasets.episode_cut import append_cut
 from vla.datasets.episode_selection import episodes_of, matching, unknown_of
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.store_arrays import PADDED
-from vla.datasets.tools.atomic_store import appearing
+from vla.datasets.tools.atomic_store import atomic_create
 from vla.datasets.tools.cuts import Cuts
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 
 
 def merge(path: str, *, others: Sequence[str], out: str) -> None:
-    """Makes the store `out` of all episodes of the store at `path` and of the `others`, in that order.
+    """Makes the store `out` with all episodes of the store at `path` and of the `others`, in this order.
 
-    Images keep their codec; where the stores differ in it, those of `out` are lossless. Of points and chunks each step
-    has as many rows as in any of the stores. Raises InputError when the embodiments differ, naming the component.
+    Images keep their codec; if the codecs differ, `out` is lossless. The number of points and the chunk length are the
+    maximum over the stores.
+
+    Raises:
+        InputError: The embodiments differ; the message names the component.
     """
     with ExitStack() as stack:
-        stores = [stack.enter_context(EpisodeStore.open(each)) for each in (path, *others)]
+        stores = [stack.enter_context(EpisodeStore.open(location)) for location in (path, *others)]
         for store in stores[1:]:
             _check_fit(stores[0], store)
         codecs = {store.codec for store in stores}
-        new = stack.enter_context(appearing(out))
+        new = stack.enter_context(atomic_create(out))
         provenance = {"merged from": [_origin(store) for store in stores]}
         codec = codecs.pop() if len(codecs) == 1 else DEFAULT
         with EpisodeStore.create(new, stores[0].embodiment, codec, provenance) as target:
@@ -46,28 +49,34 @@ def merge(path: str, *, others: Sequence[str], out: str) -> None:
     print(f"{out}: {counted(count, 'episode')} of {counted(len(stores), 'store')}")
     for store in stores[1:]:
         if store.embodiment.name != stores[0].embodiment.name:
-            print(f"  {store.path} is of {store.embodiment.name}: its robot is {stores[0].embodiment.name} now")
+            print(f"  {store.path}: the robot {store.embodiment.name} is renamed to {stores[0].embodiment.name}")
 
 
 def split(path: str, *, out: str, parts: Mapping[str, float], seed: int = 0) -> None:
-    """Makes the folder `out` of a store for each of the `parts`, {name: share}, of whole episodes drawn by `seed`.
+    """Makes the folder `out` with one store per part, and randomly assigns each episode to a part.
 
-    The parts keep the order of the episodes. Raises InputError unless the shares are positive, sum to 1 and give
-    each part an episode.
+    Each part keeps the order of the episodes.
+
+    Args:
+        path: The source store.
+        out: The new folder.
+        parts: Share of each part, {name: share}.
+        seed: Seed of the assignment.
+
+    Raises:
+        InputError: The shares are not positive, do not sum to 1, or a part would be empty.
     """
     if not parts or any(not name or "/" in name or name.startswith(".") for name in parts):
-        raise InputError(f"parts needs names that folders can have, not {', '.join(map(repr, parts)) or 'none'}")
+        raise InputError(f"the names of parts must be valid folder names, not {', '.join(map(repr, parts)) or 'none'}")
     with EpisodeStore.open(path) as source:
-        chosen = draw_parts(len(source), parts, seed)
-        with appearing(out) as folder:
-            for name, indices in chosen.items():
-                about = {"split": {"part": name, "parts": dict(parts), "seed": seed}, "from": _origin(source)}
-                with _like(source, folder / f"{name}.zarr", about) as target:
+        indices_by_part = draw_parts(len(source), parts, seed)
+        with atomic_create(out) as folder:
+            for name, indices in indices_by_part.items():
+                provenance = {"split": {"part": name, "parts": dict(parts), "seed": seed}, "from": _origin(source)}
+                with _like(source, folder / f"{name}.zarr", provenance) as target:
                     copy_episodes(source, indices, target)
-    print(
-        f"{out}: "
-        + ", ".join(f"{name}.zarr with {counted(len(indices), 'episode')}" for name, indices in chosen.items())
-    )
+    summary = (f"{name}.zarr with {counted(len(indices), 'episode')}" for name, indices in indices_by_part.items())
+    print(f"{out}: {', '.join(summary)}")
 
 
 def filter(
@@ -85,8 +94,25 @@ def filter(
     steps: Mapping[int, str | int] | None = None,
     action_shift: int = 0,
 ) -> None:
-    """Makes the store `out` of the episodes of the store at `path` that fit every condition (`matching`), without
-    those of `drop` ("3,7,9:12") and without `drop_cameras`, each with the steps that `Cuts` leaves."""
+    """Makes the store `out` with the selected episodes, steps and cameras of the store at `path`.
+
+    Args:
+        path: The source store.
+        out: The new store.
+        episodes: A condition of `matching`, as the following four.
+        success: Outcome of the episodes.
+        instruction: Pattern of the instruction.
+        min_steps: Minimum length.
+        max_steps: Maximum length.
+        drop: Episodes to remove: "3,7,9:12".
+        drop_cameras: Cameras to remove.
+        trim: As in `Cuts`, as the following two [s].
+        steps: Steps to keep, by episode.
+        action_shift: Number of steps by which actions are shifted.
+
+    Raises:
+        InputError: No selection is requested, an episode or camera does not exist, or nothing is left.
+    """
     conditions: dict[str, Any] = {
         "episodes": episodes,
         "success": success,
@@ -101,49 +127,52 @@ def filter(
         "steps": None if steps is None else {str(episode): str(text) for episode, text in steps.items()},
         "action_shift": action_shift or None,
     }
-    given = {name: value for name, value in {**conditions, **changes}.items() if value is not None}
-    if not given:
-        raise InputError(f"say what to keep: {', '.join(f'{name}=…' for name in {**conditions, **changes})}")
+    options = {name: value for name, value in {**conditions, **changes}.items() if value is not None}
+    if not options:
+        raise InputError(f"set at least one of {', '.join(f'{name}=…' for name in {**conditions, **changes})}")
     cuts = Cuts(trim, steps, action_shift)
     with EpisodeStore.open(path) as source:
-        kept = matching(source.records, **conditions)
+        selected = matching(source.records, **conditions)
         if drop is not None:
-            gone = set(episodes_of(drop, len(source), "drop"))
-            if not (kept := [index for index in kept if index not in gone]):
+            dropped = set(episodes_of(drop, len(source), "drop"))
+            if not (selected := [index for index in selected if index not in dropped]):
                 raise InputError(f"drop={drop}: no episode would be left")
         body = without_cameras(source.embodiment, drop_cameras)
-        chosen = cuts.of(source, kept) if cuts.anything or drop_cameras else {}
-        about = {"filter": given, "from": _origin(source)}
-        with appearing(out) as new, EpisodeStore.create(new, body, source.codec, about) as target:
-            if chosen:
-                for index, left in tqdm(chosen.items(), desc=f"copy {path}", unit="episode", leave=False):
-                    append_cut(target, source, index, left, cuts.rows(source, index, left))
+        steps_by_episode = cuts.of(source, selected) if cuts.active or drop_cameras else {}
+        provenance = {"filter": options, "from": _origin(source)}
+        with atomic_create(out) as new, EpisodeStore.create(new, body, source.codec, provenance) as target:
+            if steps_by_episode:
+                for index, rows in tqdm(steps_by_episode.items(), desc=f"copy {path}", unit="episode", leave=False):
+                    append_cut(target, source, index, rows, cuts.rows(source, index, rows))
             else:
-                copy_episodes(source, kept, target)
-            steps_left, steps_before = target.total_frames, sum(source.records[index].length for index in kept)
-        print(f"{out}: {len(kept)} of {counted(len(source), 'episode')} of {path}")
+                copy_episodes(source, selected, target)
+            steps_left, steps_before = target.total_frames, sum(source.records[index].length for index in selected)
+        print(f"{out}: {len(selected)} of {counted(len(source), 'episode')} of {path}")
         if steps_left < steps_before:
-            print(f"  {counted(steps_before - steps_left, 'step')} of theirs cut off, {steps_left} left")
+            print(f"  {counted(steps_before - steps_left, 'step')} of theirs removed, {steps_left} left")
         if isinstance(success, bool) and (unknown := unknown_of(source.records, range(len(source)))):
-            print(f"  left out: {counted(len(unknown), 'episode')} of unknown success; success=unknown takes those")
+            print(f"  without {counted(len(unknown), 'episode')} of unknown success; success=unknown selects those")
 
 
 def without_cameras(body: Embodiment, cameras: Sequence[str]) -> Embodiment:
-    """Raises InputError for a camera that is not there."""
+    """The embodiment without these cameras. Raises InputError if one does not exist."""
     if unknown := set(cameras) - set(body.cameras):
         raise InputError(f"there is no camera {min(unknown)!r}: there are {', '.join(body.cameras) or 'none'}")
     return replace(body, cameras=tuple(camera for camera in body.cameras if camera not in cameras))
 
 
 def copy_episodes(source: EpisodeStore, indices: Iterable[int], target: EpisodeStore) -> None:
-    """Appends episodes of `source` to `target`, with a bar."""
+    """Appends episodes of `source` to `target`, with a progress bar."""
     for index in tqdm(list(indices), desc=f"copy {source.path}", unit="episode", leave=False):
         target.append_from(source, index)
 
 
 def draw_parts(count: int, parts: Mapping[str, float], seed: int) -> dict[str, list[int]]:
-    """The indices of each part of `count` episodes: drawn at random, each in one part, the sizes within one of the
-    shares. Raises InputError as `split` does, and for a negative seed."""
+    """Randomly assigns the indices of `count` episodes to parts, whose sizes differ by at most 1 from their shares.
+
+    Raises:
+        InputError: As `split`, or the seed is negative.
+    """
     shares = np.array([float(share) for share in parts.values()])
     if not (np.all(shares > 0) and math.isclose(shares.sum(), 1, abs_tol=1e-6)):
         raise InputError(f"the shares of the parts must be positive and sum to 1, not {dict(parts)}")
@@ -166,7 +195,7 @@ def _origin(store: EpisodeStore) -> dict[str, Any]:
 
 
 def _check_fit(first: EpisodeStore, other: EpisodeStore) -> None:
-    """Raises InputError when the episodes of the two cannot lie in one store."""
+    """Raises InputError if the stores cannot be merged."""
     try:
         first.embodiment.union([other.embodiment])
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Which steps of an episode `vla data filter` keeps, and what stands in them."""
+"""The steps of an episode that `vla data filter` keeps, and their new values."""
 
 from __future__ import annotations
 
@@ -17,8 +17,13 @@ from vla.errors import InputError
 
 @dataclass(frozen=True)
 class Cuts:
-    """`trim` [s] is what is left of idle beginnings and ends, `steps` names the steps of some episodes that are kept,
-    and each step takes the action of `action_shift` steps later."""
+    """Cuts of episodes.
+
+    Attributes:
+        trim: Time to keep of idle beginnings and ends [s]; None: all of it.
+        steps: Steps to keep, by episode: "10:80".
+        action_shift: Each step takes the action of this many steps later.
+    """
 
     trim: float | None = None
     steps: Mapping[int, str | int] | None = None
@@ -29,44 +34,46 @@ class Cuts:
             raise InputError(f"trim={self.trim:g}: the seconds that are left of an idle end are 0 or more")
 
     @property
-    def anything(self) -> bool:
+    def active(self) -> bool:
+        """Whether anything is cut or shifted."""
         return self.trim is not None or bool(self.steps) or self.action_shift != 0
 
-    def of(self, store: EpisodeStore, chosen: Sequence[int]) -> dict[int, Int[np.ndarray, "k"]]:
-        """The steps that are kept of each of the chosen episodes.
+    def of(self, store: EpisodeStore, episodes: Sequence[int]) -> dict[int, Int[np.ndarray, "k"]]:
+        """The indices of the remaining steps of each episode.
 
-        Raises InputError for a step or an episode that is not there, and where nothing would be left of one.
+        Raises:
+            InputError: A step or an episode does not exist, or no step of an episode would be left.
         """
         if unknown := [episode for episode in self.steps or {} if not 0 <= episode < len(store)]:
             raise InputError(f"steps={{{unknown[0]}: …}}: there are {len(store)} episodes, from 0 on")
         data = None if self.trim is None else Recording.of(store, range(len(store)))
         still = None if data is None else still_values(data)
-        found = {}
-        for episode in chosen:
+        remaining = {}
+        for episode in episodes:
             length = store.records[episode].length
-            kept = np.ones(length, bool)
+            mask = np.ones(length, bool)
             if data is not None and still is not None and self.trim is not None:
-                least = max(1, round(self.trim * data.hz))  # the last still step is the one from which it moves
+                margin = max(1, round(self.trim * data.hz))  # motion starts from the last idle step
                 begin, end = idle_ends(still[data.bounds[episode] : data.bounds[episode + 1]])
-                if begin < length:  # one without any motion is left to `drop`
-                    kept[: max(0, begin - least)] = False
-                    kept[length - max(0, end - least) :] = False
+                if begin < length:  # an episode without any motion is unchanged
+                    mask[: max(0, begin - margin)] = False
+                    mask[length - max(0, end - margin) :] = False
             if self.steps and episode in self.steps:
-                named = np.zeros(length, bool)
-                named[_steps_of(str(self.steps[episode]), episode, length)] = True
-                kept &= named
+                selected = np.zeros(length, bool)
+                selected[_steps_of(str(self.steps[episode]), episode, length)] = True
+                mask &= selected
             if self.action_shift:
-                kept[length - max(0, self.action_shift) :] = False
-                kept[: max(0, -self.action_shift)] = False
-            if not kept.any():
+                mask[length - max(0, self.action_shift) :] = False
+                mask[: max(0, -self.action_shift)] = False
+            if not mask.any():
                 raise InputError(f"nothing would be left of episode {episode}, of {length} steps: leave it out (drop=)")
-            found[episode] = np.flatnonzero(kept)
-        return found
+            remaining[episode] = np.flatnonzero(mask)
+        return remaining
 
     def rows(
         self, store: EpisodeStore, episode: int, steps: Int[np.ndarray, "k"]
     ) -> dict[str, Shaped[np.ndarray, "t ..."]]:
-        """What stands in the place of the episode's numbers: the shifted actions, and time without the cuts within."""
+        """The new values of the episode: shifted actions, and times without the gaps of inner cuts."""
         record = store.records[episode]
         rows = {"time": closed_up(np.asarray(store.time[record.frames]), steps)}
         if self.action_shift:
@@ -77,12 +84,12 @@ class Cuts:
 
 
 def closed_up(time: Float[np.ndarray, "t"], steps: Int[np.ndarray, "k"]) -> Float[np.ndarray, "t"]:
-    """Times [s] in which a step that follows a cut comes as soon as the step that was cut off would have."""
-    gone = np.zeros(len(time))
+    """Times [s] without the gaps of cuts: the step after a cut gets the time of the first removed step."""
+    removed = np.zeros(len(time))
     for before, after in zip(steps[:-1].tolist(), steps[1:].tolist(), strict=True):
         if after > before + 1:
-            gone[after:] += time[after] - time[before + 1]
-    return time - gone
+            removed[after:] += time[after] - time[before + 1]
+    return time - removed
 
 
 def _steps_of(text: str, episode: int, length: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""`vla data derive`: a new store whose states and actions are computed from those of another."""
+"""`vla data derive`: makes a store with end-effector actions, by forward kinematics of the joints of another store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vla.common.kinematic_chain import Tool, ToolKinematics, chain_joints, extra
 from vla.common.rotations import components_of
 from vla.common.statistics import check_finite
 from vla.datasets.episodes import EpisodeStore
-from vla.datasets.tools.atomic_store import appearing
+from vla.datasets.tools.atomic_store import atomic_create
 from vla.embodiment import Embodiment, Rotation
 from vla.errors import InputError
 from vla.kinematics.joint_map import match_joints
@@ -22,12 +22,12 @@ from vla.kinematics.tool_pose import ToolPose, component_names
 
 END_EFFECTOR = "ee"
 ROTATIONS = {"6d": "rotation_6d", "quaternion": "quaternion_wxyz"}
-"""Short names of representations, beside those of `vla.embodiment`."""
-PARTS = {
+"""Short names of representations, in addition to those of `vla.common.rotations`."""
+COMPONENT_NAMES = {
     "rotation_6d": tuple(f"rotation_6d_{i}" for i in range(1, 7)),
     "axis_angle": tuple(f"axis_angle_{axis} [rad]" for axis in "xyz"),
-    "quaternion_wxyz": tuple(f"quaternion_{part}" for part in "wxyz"),
-    "quaternion_xyzw": tuple(f"quaternion_{part}" for part in "xyzw"),
+    "quaternion_wxyz": tuple(f"quaternion_{name}" for name in "wxyz"),
+    "quaternion_xyzw": tuple(f"quaternion_{name}" for name in "xyzw"),
 }
 
 
@@ -43,16 +43,25 @@ def derive(
     units: str | None = None,
     keep_joints: bool = True,
 ) -> None:
-    """Makes the store `out` of the store at `path`, with end-effector actions (`actions` "ee").
+    """Makes a store with end-effector actions from the store at `path`, without re-encoding images.
 
-    The state gains the pose of each `tool` (a site or a body of `model`, `vla.envs.robot_models`), by forward
-    kinematics of the measured joints. The action is the pose that the commanded joints put it at, absolute, and what
-    does not move it (the gripper) as it was. Without `keep_joints` the state loses the joints, so that a policy can
-    drive other arms too. `rotation` is the representation; `joints` and `units` as in `vla.kinematics.joint_map`.
-    Images are copied as they are coded.
+    The pose of each tool at the measured joints is added to the state. The action is the absolute pose of each tool at
+    the commanded joints, followed by the components that do not move a tool, such as the gripper, unchanged.
 
-    Raises InputError, before anything is written, for what is named and not there, and for components that are not
-    joints in known units.
+    Args:
+        path: The source store.
+        out: The new store.
+        actions: "ee".
+        model: The kinematic model (`vla.envs.robot_models`).
+        tool: Site or body of the model, or several.
+        rotation: Representation of rotations.
+        joints: Component of each joint (`vla.kinematics.joint_map`).
+        units: Unit of components whose name has none.
+        keep_joints: Whether the state keeps the joints; without them a policy can run on other arms.
+
+    Raises:
+        InputError: A tool, joint or component does not exist, or a component is not a joint with a known unit. Nothing
+            is written.
     """
     if actions != END_EFFECTOR:
         raise InputError(f"actions={actions}: vla data derive makes end-effector actions, actions={END_EFFECTOR}")
@@ -63,24 +72,24 @@ def derive(
         if not len(source):
             raise InputError(f"{path} holds no episodes")
         if not source.declares_actions:
-            raise InputError(f"{path} does not declare what its actions are: vla data migrate {path}")
-        about = tool_kinematics(source.embodiment, model, frames, representation, joints, units)
-        derived = _Derived(source.embodiment, about, representation, keep_joints)
+            raise InputError(f"{path} does not declare its action modes: vla data migrate {path}")
+        kinematics = tool_kinematics(source.embodiment, model, frames, representation, joints, units)
+        derived = _Derived(source.embodiment, kinematics, representation, keep_joints)
         episodes = range(len(source))
-        # Twice, so that a store of any size fits: the range of the poses stands in its head.
-        found = (derived.rows(source, index)[1] for index in tqdm(episodes, desc="kinematics", leave=False))
-        body = derived.within([(action.min(axis=0), action.max(axis=0)) for action in found])
+        # Two passes with constant memory: the metadata of the store needs the range of the poses first.
+        computed = (derived.rows(source, index)[1] for index in tqdm(episodes, desc="kinematics", leave=False))
+        body = derived.with_limits([(action.min(axis=0), action.max(axis=0)) for action in computed])
         provenance = {**source.provenance, "derived": {"actions": actions, "model": model, "tool": list(frames)}}
-        with appearing(out) as new, EpisodeStore.create(new, body, source.codec, provenance) as target:
+        with atomic_create(out) as new, EpisodeStore.create(new, body, source.codec, provenance) as target:
             for index in tqdm(episodes, desc=f"copy {path}", unit="episode", leave=False):
                 state, action = derived.rows(source, index)
                 _append(target, source, index, {"state": state, "action": action})
         chunks = any("chunks" in record.streams for record in source.records)
     print(f"{out}: {len(episodes)} episodes with the pose of {', '.join(frames)} as {representation}, by {model}")
-    print("joints: " + ", ".join(f"{joint.component} is {joint.joint}" for joint in about.joints))
-    print(f"actions as they were: {', '.join(derived.kept) or 'none'}")
+    print("joints: " + ", ".join(f"{joint.component} is {joint.joint}" for joint in kinematics.joints))
+    print(f"unchanged action components: {', '.join(derived.passed) or 'none'}")
     if chunks:
-        print("recorded chunks are left out: they are of the joints")
+        print("recorded action chunks are omitted, because they are joint targets")
 
 
 def tool_kinematics(
@@ -91,18 +100,20 @@ def tool_kinematics(
     joints: Mapping[str, Any] | None,
     units: str | None,
 ) -> ToolKinematics:
+    """The kinematics of the tools `frames` of a model, with the joints of `body` (`vla.kinematics.joint_map`)."""
     from vla.envs.robot_models import load_robot_model
 
     if not frames or len(set(frames)) < len(frames):
-        raise InputError("tool names one frame of the model, or several different ones")
+        raise InputError("tool must be one frame of the model, or several different ones")
     mjcf = extract_chain(load_robot_model(model), frames)
     unit = "deg" if representation.endswith("_deg") else "rad"
-    parts = PARTS.get(representation, tuple(f"{representation}_{i} [{unit}]" for i in range(1, 4)))
+    default = tuple(f"{representation}_{i} [{unit}]" for i in range(1, 4))
+    rotation = COMPONENT_NAMES.get(representation, default)
     tools = tuple(
         Tool(
             frame,
             component_names(frame, ("x [m]", "y [m]", "z [m]"), len(frames) == 1),
-            component_names(frame, parts, len(frames) == 1),
+            component_names(frame, rotation, len(frames) == 1),
         )
         for frame in frames
     )
@@ -110,9 +121,11 @@ def tool_kinematics(
 
 
 def _append(target: EpisodeStore, source: EpisodeStore, index: int, rows: Mapping[str, np.ndarray]) -> None:
-    """Adds episode `index` of `source` with other `rows`: its images as they are coded, and without recorded chunks,
-    which are of the other actions. Raises InputError when the episode is damaged."""
-    # An episode of another embodiment is nothing that a store's own methods copy.
+    """Appends episode `index` of `source` with new `rows`, without re-encoding its images.
+
+    Recorded chunks are omitted, because they have the old actions. Raises InputError if the episode is damaged.
+    """
+    # The store's own copy methods require the same embodiment.
     record = source.records[index]
     streams = tuple(name for name in record.streams if name != "chunks")
     content = source.stored(index) | {kind: [np.asarray(values, "<f8")] for kind, values in rows.items()}
@@ -122,24 +135,27 @@ def _append(target: EpisodeStore, source: EpisodeStore, index: int, rows: Mappin
 
 
 class _Derived:
-    """The embodiment with tool poses, and its states and actions."""
+    """The embodiment with tool poses, and its states and actions.
 
-    def __init__(self, body: Embodiment, about: ToolKinematics, representation: str, keep_joints: bool) -> None:
+    `passed` names the action components that are passed through unchanged.
+    """
+
+    def __init__(self, body: Embodiment, kinematics: ToolKinematics, representation: str, keep_joints: bool) -> None:
         from vla.kinematics.arm import ArmKinematics
 
-        self._arm = ArmKinematics(body, about)
-        moved = {joint.component for joint in about.joints}
-        pose = tuple(name for tool in about.tools for name in (*tool.position, *tool.rotation))
-        if taken := set(pose) & {*body.state, *body.action}:
-            raise InputError(f"embodiment {body.name} has a component {min(taken)} already")
-        self.kept = tuple(name for name in body.action if name not in moved)
-        self._at = [body.action.index(name) for name in self.kept]
-        measuring = {body.measured_by[body.action.index(name)] for name in moved}
-        self._seen = [i for i in range(len(body.state)) if keep_joints or i not in measuring]
-        state, action = (*(body.state[i] for i in self._seen), *pose), (*pose, *self.kept)
+        self._arm = ArmKinematics(body, kinematics)
+        joints = {joint.component for joint in kinematics.joints}
+        pose = tuple(name for tool in kinematics.tools for name in (*tool.position, *tool.rotation))
+        if duplicates := set(pose) & {*body.state, *body.action}:
+            raise InputError(f"embodiment {body.name} has a component {min(duplicates)} already")
+        self.passed = tuple(name for name in body.action if name not in joints)
+        self._action_indices = [body.action.index(name) for name in self.passed]
+        measuring = {body.measured_by[body.action.index(name)] for name in joints}
+        self._state_indices = [i for i in range(len(body.state)) if keep_joints or i not in measuring]
+        state, action = (*(body.state[i] for i in self._state_indices), *pose), (*pose, *self.passed)
 
-        def of(values: Sequence[Any], pose_value: Any) -> tuple[Any, ...]:
-            return (*[pose_value] * len(pose), *(values[i] for i in self._at))
+        def extend(values: Sequence[Any], pose_value: Any) -> tuple[Any, ...]:
+            return (*[pose_value] * len(pose), *(values[i] for i in self._action_indices))
 
         rotations = [
             Rotation(
@@ -147,50 +163,50 @@ class _Derived:
                 representation,
                 tuple(state.index(name) for name in tool.rotation),
             )
-            for tool in about.tools
+            for tool in kinematics.tools
         ]
         for rotation in body.rotations:
-            if {body.action[i] for i in rotation.action} <= set(self.kept):
-                kept = tuple(action.index(body.action[i]) for i in rotation.action)
-                seen = tuple(state.index(body.state[i]) for i in rotation.state)
-                rotations.append(replace(rotation, action=kept, state=seen))
+            if {body.action[i] for i in rotation.action} <= set(self.passed):
+                action_indices = tuple(action.index(body.action[i]) for i in rotation.action)
+                state_indices = tuple(state.index(body.state[i]) for i in rotation.state)
+                rotations.append(replace(rotation, action=action_indices, state=state_indices))
         self._body = Embodiment(
             name=body.name,
             cameras=body.cameras,
             state=state,
             action=action,
-            action_low=of(body.action_low, 0.0),
-            action_high=of(body.action_high, 0.0),
+            action_low=extend(body.action_low, 0.0),
+            action_high=extend(body.action_high, 0.0),
             control_hz=body.control_hz,
-            action_mode=of(body.action_mode, "absolute"),
-            action_state=(*pose, *(body.action_state[i] for i in self._at)),
-            action_turn=of(body.action_turn, 0.0),
-            grippers=tuple(name for name in body.grippers if name in self.kept),
+            action_mode=extend(body.action_mode, "absolute"),
+            action_state=(*pose, *(body.action_state[i] for i in self._action_indices)),
+            action_turn=extend(body.action_turn, 0.0),
+            grippers=tuple(name for name in body.grippers if name in self.passed),
             rotations=tuple(rotations),
-            kinematics=about,
+            kinematics=kinematics,
         )
-        self._poses = [ToolPose.of(self._body, tool) for tool in about.tools]
+        self._poses = [ToolPose.of(self._body, tool) for tool in kinematics.tools]
 
     def rows(self, source: EpisodeStore, index: int) -> tuple[Float[np.ndarray, "t s"], Float[np.ndarray, "t a"]]:
-        """State and action of an episode. Raises InputError for values that are not finite."""
+        """States and actions of an episode. Raises InputError for values that are not finite."""
         frames = source.records[index].frames
         state, action = (np.asarray(source.rows(kind)[frames]) for kind in ("state", "action"))
         for kind, values in (("state", state), ("action", action)):
             check_finite(values, getattr(source.embodiment, kind), f"{kind} of episode {index} of {source.path}")
         measured, commanded = self._arm.measured(state), self._arm.commanded(action)
         states = np.empty((len(state), len(self._body.state)))
-        states[:, : len(self._seen)] = state[:, self._seen]
+        states[:, : len(self._state_indices)] = state[:, self._state_indices]
         actions = np.empty((len(action), len(self._body.action)))
-        actions[:, len(actions[0]) - len(self._at) :] = action[:, self._at]
+        actions[:, len(actions[0]) - len(self._action_indices) :] = action[:, self._action_indices]
         for i, pose in enumerate(self._poses):
             pose.write_state(states, measured[:, i])
             pose.write_actions(actions, commanded[:, i], measured[0, i])
         return states, actions
 
-    def within(self, ranges: Sequence[tuple[Float[np.ndarray, "a"], Float[np.ndarray, "a"]]]) -> Embodiment:
-        """The embodiment with the extremes of the poses as limits; what was there keeps its own."""
+    def with_limits(self, ranges: Sequence[tuple[Float[np.ndarray, "a"], Float[np.ndarray, "a"]]]) -> Embodiment:
+        """The embodiment with the extremes of the poses as their limits; other components keep their limits."""
         low, high = np.min([low for low, _ in ranges], axis=0), np.max([high for _, high in ranges], axis=0)
-        poses = len(low) - len(self.kept)
+        poses = len(low) - len(self.passed)
         return replace(
             self._body,
             action_low=(*low[:poses].tolist(), *self._body.action_low[poses:]),

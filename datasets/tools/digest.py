@@ -1,4 +1,4 @@
-"""What is worth knowing of a store of episodes, in numbers: for the summary to read and for the page."""
+"""Statistics of a store of episodes, for the printed summary and the page."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from vla.datasets.episodes import EpisodeStore
 from vla.embodiment import Embodiment
 
 FAR = 3.0
-"""An outlier lies this many times the range of 98 % of the values beyond that range."""
+"""Distance of outliers from the range of 98 % of the values, in multiples of that range."""
 LATE = 1.5
-"""A time step is late from this many control periods on: a frame is missing."""
+"""Length of a time step [control periods] above which a frame is missing."""
 DRIFT = 0.05
-"""How far the median rate may lie from the control rate, as a share of it."""
-LOOKED_AT = 100
-"""Episodes of which an image is looked at, at most."""
+"""Largest relative deviation of the median rate from the control rate."""
+CHECKED_EPISODES = 100
+"""Maximum number of episodes from which an image is checked."""
 BLANK, BLACK = 8, 16
-"""An image whose values span less shows nothing, and is black below that."""
+"""An image is blank if its values span less than the first, and black if they are also below the second."""
 
 
 @dataclass(frozen=True)
 class Component:
-    """A component of state or action over all steps. `outliers` counts values by episode."""
+    """A component of state or action over all steps. `outliers` is the number of outliers in each episode."""
 
     kind: str
     name: str
@@ -39,7 +39,7 @@ class Component:
 
 @dataclass(frozen=True)
 class Timing:
-    """Time between the steps of one episode, over all episodes [s]. `late` counts steps by episode."""
+    """Times between consecutive steps of all episodes [s]. `late` is the number of late steps in each episode."""
 
     steps: Float[np.ndarray, "n"]
     median: float
@@ -47,12 +47,12 @@ class Timing:
     worst_episode: int
     late: dict[int, int]
     backwards: tuple[int, ...]
-    """Episodes in which time does not grow."""
+    """Episodes in which time does not increase."""
 
 
 @dataclass(frozen=True)
 class Stream:
-    """An array on disk: a row's shape, and bytes in all and a step."""
+    """An array on disk: shape of a row, total bytes, and bytes per step."""
 
     name: str
     row: tuple[int, ...]
@@ -62,7 +62,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Instruction:
-    """In how many episodes, and successful ones, an instruction is that of the episode or of a sub-task."""
+    """An instruction, with the number of episodes that have it as an instruction or as that of a sub-task."""
 
     text: str
     episodes: int
@@ -71,7 +71,7 @@ class Instruction:
 
     @property
     def rate(self) -> float | None:
-        """The share of successes among the episodes whose outcome is known."""
+        """The share of successes among the episodes with a known outcome."""
         return success_rate(self.episodes, self.successes, self.unknown)
 
 
@@ -80,7 +80,7 @@ def components(store: EpisodeStore) -> Iterator[Component]:
     for kind, statistics in store.statistics().items():
         values = np.asarray(getattr(store, kind)[:])
         margin = FAR * (statistics.q99 - statistics.q01)
-        # Where 98 % of the values are one, as of a gripper that rarely opens, no distance from it is far.
+        # If 98 % of the values are equal, as for a gripper that rarely opens, there are no outliers.
         far = ((values < statistics.q01 - margin) | (values > statistics.q99 + margin)) & (margin > 0)
         for i, name in enumerate(getattr(store.embodiment, kind)):
             yield Component(
@@ -94,27 +94,25 @@ def components(store: EpisodeStore) -> Iterator[Component]:
 
 
 def meanings(body: Embodiment) -> list[str]:
-    """What each action component is: its mode, what measures it, and whether it is a gripper, an angle that wraps or
-    part of a rotation."""
-    turned = {i: rotation.representation for rotation in body.rotations for i in rotation.action}
-    found = []
+    """The meaning of each action component: mode, state that measures it, gripper, rotation, wrapping."""
+    rotated = {i: rotation.representation for rotation in body.rotations for i in rotation.action}
+    meanings = []
     for i, (name, mode) in enumerate(zip(body.action, body.action_mode, strict=True)):
-        parts = [mode]
+        properties = [mode]
         measured = body.action_state[i]
-        parts.append("not measured" if measured is None else f"of state {measured}" if measured != name else "")
-        parts.append("gripper" if name in body.grippers else "")
-        parts.append(f"rotation {turned[i]}" if i in turned else "")
-        parts.append(f"wraps after {body.action_turn[i]:.4g}" if body.action_turn[i] else "")
-        found.append(", ".join(filter(None, parts)))
-    return found
+        properties.append("not measured" if measured is None else f"of state {measured}" if measured != name else "")
+        properties.append("gripper" if name in body.grippers else "")
+        properties.append(f"rotation {rotated[i]}" if i in rotated else "")
+        properties.append(f"wraps after {body.action_turn[i]:.4g}" if body.action_turn[i] else "")
+        meanings.append(", ".join(filter(None, properties)))
+    return meanings
 
 
 def blank_cameras(store: EpisodeStore) -> dict[str, str]:
-    """What cameras that show nothing are, "black" or "of one colour", from one image in each of up to `LOOKED_AT`
-    episodes."""
+    """Blank cameras, "black" or "of one colour", by the middle image of up to `CHECKED_EPISODES` episodes."""
     ends = store.records.ends
-    chosen = np.unique(np.linspace(0, len(ends) - 1, min(len(ends), LOOKED_AT)).astype(int))
-    middles = (np.where(chosen, ends[chosen - 1], 0) + ends[chosen]) // 2
+    checked = np.unique(np.linspace(0, len(ends) - 1, min(len(ends), CHECKED_EPISODES)).astype(int))
+    middles = (np.where(checked, ends[checked - 1], 0) + ends[checked]) // 2
     found = {}
     for camera in store.embodiment.cameras:
         images = store.frames(camera, middles).reshape(len(middles), -1, 3)
@@ -124,7 +122,7 @@ def blank_cameras(store: EpisodeStore) -> dict[str, str]:
 
 
 def timing(store: EpisodeStore) -> Timing | None:
-    """None where no episode has two steps."""
+    """The timing of the steps; None if no episode has two steps."""
     times = np.asarray(store.time[:])
     lengths = np.array([record.length for record in store.records], int)
     inside = np.ones(max(len(times) - 1, 0), bool)
@@ -145,12 +143,12 @@ def timing(store: EpisodeStore) -> Timing | None:
 
 
 def streams(store: EpisodeStore) -> list[Stream]:
-    """Images first, the index last, with all that is none of frames."""
+    """The arrays of the store: images first, then other arrays; all other files are the last one, "index"."""
     sizes: Counter[str] = Counter()
-    there = store.streams
+    names = store.streams
     for name, size in store.folder.sizes().items():
         array = name.rpartition("/c/")[0] or name.removesuffix("/zarr.json")
-        sizes[array if array in there else "index"] += size
+        sizes[array if array in names else "index"] += size
     images = sorted(name for name in store.streams if name.startswith("images/"))
     order = [*images, *sorted(store.streams - set(images)), "index"]
     frames = max(store.total_frames, 1)
@@ -158,7 +156,7 @@ def streams(store: EpisodeStore) -> list[Stream]:
 
 
 def instructions(store: EpisodeStore) -> list[Instruction]:
-    """Those of episodes and of their sub-tasks, the most frequent first."""
+    """The instructions of episodes and sub-tasks, the most frequent first."""
     counts: Counter[str] = Counter()
     successes: Counter[str] = Counter()
     unknown: Counter[str] = Counter()
@@ -171,44 +169,45 @@ def instructions(store: EpisodeStore) -> list[Instruction]:
 
 
 def success_rate(episodes: int, successes: int, unknown: int) -> float | None:
-    """The share of `successes` among the `episodes` whose outcome is known; None where none is."""
+    """The share of `successes` among the `episodes` with a known outcome; None if there are none."""
     return successes / (episodes - unknown) if episodes > unknown else None
 
 
-def remarks(store: EpisodeStore, found: Sequence[Component], times: Timing | None) -> list[str]:
-    """What a person should look at before training on the store: a sentence each."""
-    said = []
-    for component in found:
+def remarks(store: EpisodeStore, components: Sequence[Component], times: Timing | None) -> list[str]:
+    """Problems that should be checked before training on the store, one sentence each."""
+    found = []
+    for component in components:
         if component.outliers:
             count = sum(component.outliers.values())
-            said.append(f"{component.kind} {component.name}: {count} outliers in {named(component.outliers)}")
+            found.append(f"{component.kind} {component.name}: {count} outliers in {named(component.outliers)}")
     if times is not None:
-        rate, wanted = (1 / times.median if times.median > 0 else np.inf), store.embodiment.control_hz
-        if abs(rate - wanted) > DRIFT * wanted:
-            said.append(f"steps come at {rate:.4g} Hz, not at the control rate of {wanted:g} Hz")
+        rate, declared = (1 / times.median if times.median > 0 else np.inf), store.embodiment.control_hz
+        if abs(rate - declared) > DRIFT * declared:
+            found.append(f"the rate of the steps is {rate:.4g} Hz, not the control rate of {declared:g} Hz")
         if times.late:
-            said.append(f"{sum(times.late.values())} steps are late: frames are missing in {named(times.late)}")
+            found.append(f"{sum(times.late.values())} steps are late: frames are missing in {named(times.late)}")
         if times.backwards:
-            said.append(f"time does not grow in {named(times.backwards)}")
+            found.append(f"time does not increase in {named(times.backwards)}")
     if len(store):
-        where = "every episode" if len(store) <= LOOKED_AT else f"each of {LOOKED_AT} episodes that were looked at"
-        said += [f"camera {camera} is {look} in {where}" for camera, look in blank_cameras(store).items()]
+        many = len(store) > CHECKED_EPISODES
+        scope = f"each of {CHECKED_EPISODES} checked episodes" if many else "every episode"
+        found += [f"camera {camera} is {kind} in {scope}" for camera, kind in blank_cameras(store).items()]
     lengths = np.array([record.length for record in store.records])
     if len(lengths):
         low, high = np.quantile(lengths, [0.25, 0.75])
         margin = FAR * max(high - low, 1)
         if short := np.flatnonzero(lengths < low - margin).tolist():
-            said.append(f"much shorter than the others: {named(short)}")
+            found.append(f"much shorter than the others: {named(short)}")
         if long := np.flatnonzero(lengths > high + margin).tolist():
-            said.append(f"much longer than the others: {named(long)}")
-    return said
+            found.append(f"much longer than the others: {named(long)}")
+    return found
 
 
 def _by_episode(store: EpisodeStore, steps: np.ndarray) -> dict[int, int]:
-    """How many of the steps lie in each episode."""
+    """The number of the steps in each episode."""
     starts = np.array([record.offset for record in store.records], int)
-    found = np.searchsorted(starts, steps, side="right") - 1
-    return dict(zip(*(part.tolist() for part in np.unique(found, return_counts=True)), strict=True))
+    episodes, counts = np.unique(np.searchsorted(starts, steps, side="right") - 1, return_counts=True)
+    return dict(zip(episodes.tolist(), counts.tolist(), strict=True))
 
 
 def _row(store: EpisodeStore, name: str) -> tuple[int, ...]:

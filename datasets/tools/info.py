@@ -1,4 +1,4 @@
-"""`vla data info`: a summary of a store, to read."""
+"""`vla data info`: prints a summary of a store."""
 
 from __future__ import annotations
 
@@ -30,17 +30,21 @@ from vla.datasets.vqa import FORMAT as VQA_FORMAT
 from vla.datasets.vqa import VqaStore
 from vla.embodiment import Embodiment
 
-SHOWN = 10
-"""Instructions that are listed."""
+MAX_INSTRUCTIONS = 10
+"""Maximum number of listed instructions."""
 
 
 def info(path: str, *, html: str | None = None) -> None:
-    """Prints what the store at `path` holds, of episodes or of visual questions; hardly an image is decoded for it.
+    """Prints a summary of a store of episodes or of visual questions; decodes only a few images.
 
-    With `html`, also writes one page with plots and pictures to that file, which may be there already. Raises
-    InputError when there is no readable store at `path`, and for a page on an empty one.
+    Args:
+        path: The store.
+        html: File for a page with plots and images; replaced if it exists.
+
+    Raises:
+        InputError: There is no readable store, or a page is requested for an empty store.
     """
-    # matplotlib takes a second to import.
+    # Pages are imported only if needed: matplotlib takes a second to import.
     if format_of(path) == VQA_FORMAT:
         questions = VqaStore(path)
         print("\n".join(describe_vqa(questions)))
@@ -58,7 +62,7 @@ def info(path: str, *, html: str | None = None) -> None:
 
 
 def describe(store: EpisodeStore) -> Iterator[str]:
-    """The summary's lines."""
+    """The lines of the summary."""
     summary, count = store.summary, len(store)
     yield f"{store.path}: {counted(count, 'episode')} of {summary.embodiment}, {_outcomes(summary)}"
     lengths = [record.length for record in store.records] or [0]
@@ -80,7 +84,7 @@ def describe(store: EpisodeStore) -> Iterator[str]:
 
 
 def _outcomes(summary: StoreSummary) -> str:
-    """How many succeeded, and of how many nobody knows."""
+    """The number of successful episodes, and of those with an unknown outcome."""
     rate = success_rate(summary.episodes, summary.successes, summary.unknown)
     if summary.episodes and rate is None:
         return "success unknown"
@@ -97,7 +101,7 @@ def _timing(found: Timing) -> Iterator[str]:
 
 
 def _labels(store: EpisodeStore) -> Iterator[str]:
-    """What is beside state, action and images; silent on what is not there."""
+    """The optional data of the store: sub-tasks, paraphrases and additional arrays."""
     spans = [len(record.spans) for record in store.records if record.spans]
     phrased = [len(record.paraphrases) for record in store.records if record.paraphrases]
     if spans:
@@ -106,8 +110,8 @@ def _labels(store: EpisodeStore) -> Iterator[str]:
         yield f"  {counted(sum(phrased), 'paraphrase')} in {counted(len(phrased), 'episode')}"
     for name in sorted(store.streams):
         if not name.startswith("images/") and name not in ("state", "action", "time"):
-            having = sum(name in record.streams for record in store.records)
-            yield f"  {name} in {counted(having, 'episode')}"
+            count = sum(name in record.streams for record in store.records)
+            yield f"  {name} in {counted(count, 'episode')}"
 
 
 def _provenance(provenance: Mapping[str, Any]) -> Iterator[str]:
@@ -127,9 +131,9 @@ def _sizes(store: EpisodeStore) -> Iterator[str]:
 
 def _instructions(found: list[Instruction]) -> Iterator[str]:
     yield f"  {counted(len(found), 'instruction')}{'; successful:' if found else ''}"
-    for instruction in found[:SHOWN]:
+    for instruction in found[:MAX_INSTRUCTIONS]:
         yield f"    {instruction.episodes:6} x {instruction.text} ({_share(instruction.rate)})"
-    if rest := found[SHOWN:]:
+    if rest := found[MAX_INSTRUCTIONS:]:
         count, successes, unknown = (sum(getattr(i, key) for i in rest) for key in ("episodes", "successes", "unknown"))
         yield f"    {count:6} x {len(rest)} others ({_share(success_rate(count, successes, unknown))})"
 
@@ -139,15 +143,15 @@ def _share(rate: float | None) -> str:
 
 
 def _components(found: Iterable[Component], body: Embodiment) -> Iterator[str]:
-    """A line each: quantiles, extremes, how many values are outliers, and what an action means."""
-    said = dict(zip(body.action, meanings(body), strict=True))
+    """One line per component: quantiles, extremes, number of outliers, and the meaning of an action."""
+    meaning_of = dict(zip(body.action, meanings(body), strict=True))
     yield f"  {'':28}{'1 %':>11}{'99 %':>11}{'min':>11}{'max':>11}  outliers; what an action is"
     for component in found:
         numbers = (component.q01, component.q99, component.values.min(), component.values.max())
         row = "".join(f" {_number(float(number)):>10}" for number in numbers)
-        far = f"{sum(component.outliers.values())} ({named(component.outliers)})" if component.outliers else "-"
-        meaning = f"; {said[component.name]}" if component.kind == "action" else ""
-        yield f"  {f'{component.kind} {component.name}':28}{row}  {far}{meaning}"
+        outliers = f"{sum(component.outliers.values())} ({named(component.outliers)})" if component.outliers else "-"
+        meaning = f"; {meaning_of[component.name]}" if component.kind == "action" else ""
+        yield f"  {f'{component.kind} {component.name}':28}{row}  {outliers}{meaning}"
 
 
 def _number(value: float) -> str:
@@ -155,6 +159,6 @@ def _number(value: float) -> str:
 
 
 def short(value: Any) -> str:
-    """JSON values on one line."""
+    """A JSON value as text on one line, truncated to 100 characters."""
     text = ", ".join(f"{k}: {short(v)}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
     return text if len(text) < 100 else f"{text[:97]}..."

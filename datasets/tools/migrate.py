@@ -1,4 +1,4 @@
-"""Stores of before actions said what they are: what the numbers show, or the user says, is written into them."""
+"""`vla data migrate`: adds action modes to stores of older versions, inferred from the data or set by the user."""
 
 from __future__ import annotations
 
@@ -16,16 +16,24 @@ def migrate(
     grippers: Sequence[str] | None = None,
     rotations: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
-    """Writes into the store what its actions are, and prints the evidence; a store that says it stays as it is.
+    """Declares the action modes of a store and prints the evidence; replaces one file atomically.
 
-    The options are those of `infer_actions`; with any of them what the store says is replaced. The change is one file
-    that is replaced. Raises InputError, before anything is written, where the numbers do not tell and nothing is said.
+    A store that already declares them is unchanged if no option is set.
+
+    Args:
+        path: The store.
+        actions: Action modes, as in `infer_actions`.
+        grippers: Gripper components, as in `infer_actions`.
+        rotations: Rotations, as in `infer_actions`.
+
+    Raises:
+        InputError: The action modes cannot be inferred from the data and are not set. Nothing is written.
     """
-    given: dict[str, Any] = {"actions": actions, "grippers": grippers, "rotations": rotations}
-    choices = {name: value for name, value in given.items() if value is not None}
+    options: dict[str, Any] = {"actions": actions, "grippers": grippers, "rotations": rotations}
+    choices = {name: value for name, value in options.items() if value is not None}
     with EpisodeStore.open(path, "a") as store:
         if store.declares_actions and not choices:
-            print(f"{path}: says already what its actions are; actions=… replaces it")
+            print(f"{path}: already declares its action modes; actions=… replaces them")
             return
         episodes = ((store.state[record.frames], store.action[record.frames]) for record in store.records)
         embodiment, evidence = infer_actions(store.embodiment, episodes, **choices)

@@ -1,4 +1,4 @@
-"""Which kind of store lies at a path."""
+"""The kind of a store: episodes or visual questions."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from vla.errors import InputError
 
 
 def format_of(path: str) -> str:
-    """The format that the store at `path` says it has, "" where it says none.
+    """The format that the store at `path` declares, "" if it declares none.
 
-    Raises InputError when there is no store at `path`, or its metadata cannot be read.
+    Raises:
+        InputError: There is no store at `path`, or its metadata cannot be read.
     """
     folder = open_folder(path)
     if not folder.exists("zarr.json"):

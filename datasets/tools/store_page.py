@@ -1,4 +1,4 @@
-"""The page on a store of episodes that `vla data info html=FILE` writes."""
+"""The page of a store of episodes: `vla data info html=FILE`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vla.common.html_page import amount, bar, image_uri, percent, section, spread, tile, write_page
+from vla.common.html_page import bar, format_bytes, image_uri, percent, sample_evenly, section, tile, write_page
 from vla.common.plural import counted
 from vla.datasets.episode_index import EpisodeRecord, StoreSummary
 from vla.datasets.episodes import EpisodeStore
@@ -29,21 +29,21 @@ from vla.errors import InputError
 from vla.types import outcome_of
 
 EPISODES = 12
-"""Episodes that are shown in pictures."""
+"""Number of episodes with pictures."""
 INSTRUCTIONS = 15
+"""Maximum number of listed instructions."""
 PICTURE = 240
-"""Width and height [px] that a picture has at most."""
+"""Maximum width and height of a picture [px]."""
 
 
 def write_store_page(store: EpisodeStore, file: str) -> Path:
-    """Writes the page to `file`, in the place of what is there. Raises InputError for a store without episodes,
-    and when the file cannot be written."""
+    """Writes or replaces the page `file`. Raises InputError if the store is empty or the file cannot be written."""
     if not len(store):
         raise InputError(f"{store.path} has no episodes to draw: record some first")
     found, times = list(components(store)), timing(store)
     sections = [
         _head(store),
-        section("What stands out", _remarks(remarks(store, found, times))),
+        section("Remarks", _remarks(remarks(store, found, times))),
         section("Episodes", _episodes(store)),
         section("Success by instruction", _instructions(store)),
         section("Length and time", _curves([lengths_chart(store.records), *_steps(times, store)])),
@@ -63,7 +63,7 @@ def _head(store: EpisodeStore) -> str:
         tile("hours", f"{summary.seconds / 3600:.2f}", f"{summary.frames} steps at {store.embodiment.control_hz:g} Hz"),
         tile("successful", percent(rate) or "unknown", _outcomes(summary)),
         tile("cameras", f"{len(summary.images)}", cameras.removeprefix("<br>")),
-        tile("size", amount(size), f"images as {store.codec}"),
+        tile("size", format_bytes(size), f"images as {store.codec}"),
     )
     name = store.path.rstrip("/").rpartition("/")[2]
     return (
@@ -78,24 +78,23 @@ def _outcomes(summary: StoreSummary) -> str:
     return ", ".join(filter(None, (known, unknown)))
 
 
-def _remarks(said: Sequence[str]) -> str:
-    if not said:
-        return "<p>Nothing: no outliers, no missing frames, no episode of odd length.</p>"
-    return "<ul>" + "".join(f'<li class="bad">{escape(remark)}</li>' for remark in said) + "</ul>"
+def _remarks(remarks: Sequence[str]) -> str:
+    if not remarks:
+        return "<p>Nothing: no outliers, no missing frames, no episode of unusual length.</p>"
+    return "<ul>" + "".join(f'<li class="bad">{escape(remark)}</li>' for remark in remarks) + "</ul>"
 
 
 def _episodes(store: EpisodeStore) -> str:
-    chosen = shown(store.records)
-    figures = "".join(_episode(store, index) for index in chosen)
+    figures = "".join(_episode(store, index) for index in shown(store.records))
     return f'<div class="strips">{figures}</div><p class="soft">First, middle and last frame of each camera.</p>'
 
 
 def shown(records: Sequence[EpisodeRecord]) -> list[int]:
-    """The episodes in pictures: from all over the store, up to half of them failures."""
+    """The episodes with pictures: evenly distributed over the store, up to half of them failures."""
     failures = [index for index, record in enumerate(records) if record.success is False]
     others = [index for index, record in enumerate(records) if record.success is not False]
-    few = min(len(failures), max(EPISODES // 2, EPISODES - len(others)))
-    return sorted([*spread(failures, few), *spread(others, min(len(others), EPISODES - few))])
+    count = min(len(failures), max(EPISODES // 2, EPISODES - len(others)))
+    return sorted([*sample_evenly(failures, count), *sample_evenly(others, min(len(others), EPISODES - count))])
 
 
 def _episode(store: EpisodeStore, index: int) -> str:
@@ -116,18 +115,18 @@ def _episode(store: EpisodeStore, index: int) -> str:
 
 
 def _instructions(store: EpisodeStore) -> str:
-    found = sorted(instructions(store), key=lambda each: (each.rate is None, each.rate))
+    found = sorted(instructions(store), key=lambda instruction: (instruction.rate is None, instruction.rate))
     rows = [
-        bar(each.text, each.rate or 0.0, "unknown" if each.rate is None else _counts(each), "wide")
-        for each in found[:INSTRUCTIONS]
+        bar(item.text, item.rate or 0.0, "unknown" if item.rate is None else _counts(item), "wide")
+        for item in found[:INSTRUCTIONS]
     ]
-    left = f"The {INSTRUCTIONS} least successful of {len(found)}." if len(found) > INSTRUCTIONS else ""
-    return f'<div class="bars wide">{"".join(rows)}</div><p class="soft">{left}</p>'
+    note = f"The {INSTRUCTIONS} least successful of {len(found)}." if len(found) > INSTRUCTIONS else ""
+    return f'<div class="bars wide">{"".join(rows)}</div><p class="soft">{note}</p>'
 
 
-def _counts(each: Instruction) -> str:
-    unknown = f", {each.unknown} unknown" if each.unknown else ""
-    return f"{each.successes} of {each.episodes - each.unknown}{unknown}"
+def _counts(instruction: Instruction) -> str:
+    unknown = f", {instruction.unknown} unknown" if instruction.unknown else ""
+    return f"{instruction.successes} of {instruction.episodes - instruction.unknown}{unknown}"
 
 
 def _steps(times: Timing | None, store: EpisodeStore) -> list[str]:
@@ -157,8 +156,8 @@ def _numbers(component: Component) -> str:
     values = (component.values.min(), component.q01, component.q99, component.values.max())
     cells = "".join(f"<span>{value:.3g}</span>" for value in values)
     count = sum(component.outliers.values())
-    far = f'<span class="bad far">{count} outliers</span>' if count else ""
-    return f"<span>{component.kind}</span>{cells}{far}"
+    outliers = f'<span class="bad far">{count} outliers</span>' if count else ""
+    return f"<span>{component.kind}</span>{cells}{outliers}"
 
 
 def _facts(store: EpisodeStore) -> str:
@@ -170,7 +169,7 @@ def _facts(store: EpisodeStore) -> str:
 def _streams(store: EpisodeStore) -> str:
     head = "".join(f"<th>{name}</th>" for name in ("size", "bytes a step", "array", "a row"))
     rows = "".join(
-        f"<tr><td>{amount(stream.size)}</td><td>{stream.per_frame:.0f}</td><td>{escape(stream.name)}</td>"
+        f"<tr><td>{format_bytes(stream.size)}</td><td>{stream.per_frame:.0f}</td><td>{escape(stream.name)}</td>"
         f"<td>{' × '.join(map(str, stream.row)) or '–'}</td></tr>"
         for stream in streams(store)
     )

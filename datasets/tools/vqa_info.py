@@ -11,7 +11,7 @@ SPLITS: tuple[Split, ...] = ("train", "held-out")
 
 
 def describe_vqa(store: VqaStore) -> Iterator[str]:
-    """The lines of a summary to read: items, images, splits, sources, and the questions of each kind."""
+    """The lines of a summary: items, images, splits, sources, and the number of questions of each kind."""
     kinds = {split: Counter(question.kind for question in store.questions(split)) for split in SPLITS}
     total = kinds["train"] + kinds["held-out"]
     yield f"{store.path}: {len(store)} items with {total.total()} questions"

@@ -1,4 +1,4 @@
-"""The page on a store of visual questions that `vla data info html=FILE` writes."""
+"""The page of a store of visual questions: `vla data info html=FILE`."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ from collections import Counter
 from html import escape
 from pathlib import Path
 
-from vla.common.html_page import amount, bar, image_uri, section, spread, tile, write_page
+from vla.common.html_page import bar, format_bytes, image_uri, sample_evenly, section, tile, write_page
 from vla.datasets.questions import Question
 from vla.datasets.vqa import VqaItem, VqaStore
 from vla.errors import InputError
 
 ITEMS, QUESTIONS = 20, 3
-"""Items that are shown, and questions of each."""
+"""Maximum number of items, and of questions per item."""
 PICTURE = 320
-"""Width and height [px] that a picture has at most."""
+"""Maximum width and height of a picture [px]."""
 
 
 def write_vqa_page(store: VqaStore, file: str) -> Path:
-    """Writes the page to `file`, in the place of what is there. Raises InputError for a store without items, and when
-    the file cannot be written."""
+    """Writes or replaces the page `file`. Raises InputError if the store is empty or the file cannot be written."""
     if not len(store):
         raise InputError(f"{store.path} has no items to show: add some first")
     kinds = Counter(question.kind for question in store.questions())
-    items = "".join(_item(store[index]) for index in spread(range(len(store)), min(ITEMS, len(store))))
+    items = "".join(_item(store[index]) for index in sample_evenly(range(len(store)), min(ITEMS, len(store))))
     sections = [
         _head(store, kinds),
         section("Items", f'<div class="samples">{items}</div>'),
@@ -43,7 +42,7 @@ def _head(store: VqaStore, kinds: Counter[str]) -> str:
             f"{len(store.cameras)}",
             f"{escape(', '.join(store.cameras))}<br>{'up to ' * store.smaller}{store.width}×{store.height}",
         ),
-        tile("size", amount(size), f"images as {store.codec}"),
+        tile("size", format_bytes(size), f"images as {store.codec}"),
     )
     name = store.path.rstrip("/").rpartition("/")[2]
     return f'<h1>{escape(name)}</h1>\n<p class="lead">Visual questions</p>\n<div class="tiles">{"".join(tiles)}</div>'
@@ -56,12 +55,12 @@ def _bars(counts: Counter[str]) -> str:
 
 
 def _item(item: VqaItem) -> str:
-    """The item's first picture, and questions about it, of as many kinds as there is room for."""
+    """The item's first image, with one question about it of each kind, up to `QUESTIONS`."""
     camera = next(iter(item.images), "")
     picture = camera and f'<img src="{image_uri(item.images[camera], ".jpeg", PICTURE)}" alt="{escape(camera)}">'
-    about = [question for question in item.questions if question.camera == camera] or item.questions
-    asked = list({question.kind: question for question in about}.values())[:QUESTIONS]
-    lines = "".join(map(_question, asked))
+    candidates = [question for question in item.questions if question.camera == camera] or item.questions
+    questions = list({question.kind: question for question in candidates}.values())[:QUESTIONS]
+    lines = "".join(map(_question, questions))
     return f'<figure class="card"><div class="picture">{picture}</div><figcaption>{lines}</figcaption></figure>'
 
 

@@ -1,16 +1,15 @@
-"""From the arguments of a command, as they were typed, to overrides in Hydra's grammar.
+"""Converts the arguments of a command into overrides in Hydra's grammar.
 
-| option                  | value                                                                                     |
-|-------------------------|-------------------------------------------------------------------------------------------|
-| a path (`PATHS`)        | as typed: spaces, quotes, brackets, commas, `=`, `#` and `$` are part of it; with -m       |
-|                         | Hydra's grammar, where it can read the value, so that a comma is a sweep                   |
-| free text (`TEXTS`)     | as typed; quotes around the whole are left out                                            |
-| every other one         | Hydra's grammar                                                                           |
+| option              | value                                                                                         |
+|---------------------|-----------------------------------------------------------------------------------------------|
+| path (`PATHS`)      | literal text: spaces, quotes, brackets, commas, `=`, `#` and `$` are part of the path. With -m |
+|                     | a value that Hydra's grammar accepts is parsed, so that a comma defines a sweep               |
+| free text (`TEXTS`) | literal text; enclosing quotes are removed                                                    |
+| any other           | Hydra's grammar                                                                               |
 
-A mapping's keys may be quoted, for characters that have a meaning: `{"joint[0]": delta}`.
-
-`null` is no value, and `${KEY}` the value of another option, in all of them. A path that may be a list or a mapping of
-paths has Hydra's grammar where the value stands in brackets.
+For every option, `null` means no value and `${KEY}` is the value of another option. Keys of a mapping may be quoted to
+include special characters: `{"joint[0]": delta}`. A path option that accepts a list or a mapping of paths uses Hydra's
+grammar when the value is in brackets.
 """
 
 from __future__ import annotations
@@ -44,22 +43,29 @@ PATHS = (
     *("backbone", "backbone.vision", "backbone.language"),
     *("regression_gates.*.data", "*.files", "preference.images", "reward.images", "grpo.reward"),
 )
-"""Options whose value is a path or holds one (`policy=lerobot:FOLDER`), in whatever command."""
+"""Options of any command whose value is a path or contains one (`policy=lerobot:FOLDER`)."""
 TEXTS = ("instruction", "leader_id", "robot.id", "repo", "prompt", "cameras.*", "embodiment", "host")
-"""Options whose value is free text, in whatever command; `Command.verbatim` names further ones of a command."""
+"""Options of any command whose value is free text; `Command.verbatim` adds those of a single command."""
 LISTS = ("merge", "others", "*.files")
 MAPPINGS = ("data", "vqa", "backbone")
 
-# What Hydra calls an override: KEY=VALUE, +KEY=VALUE, ++KEY=VALUE or ~KEY.
+# A Hydra override: KEY=VALUE, +KEY=VALUE, ++KEY=VALUE or ~KEY.
 OVERRIDE = re.compile(r"(\+{0,2})([A-Za-z_][\w.@:/-]*)=|~[A-Za-z_][\w.@:/]*(=|\Z)")
 QUOTED_KEY = re.compile(r"""(?<=[{,])(\s*)(["'])((?:(?!\2).)*)\2(?=\s*:)""")
-"""A key of a mapping in quotes, which Hydra's grammar has not: it has backslashes."""
+"""A quoted key of a mapping; Hydra's grammar supports only backslash escapes in keys."""
 INTERPOLATION = re.compile(r"(\\*)\$\{(?!\w[\w.:,/-]*\})")
-"""`${` that opens no reference to an option or a resolver, behind its backslashes."""
+"""`${` that does not start a reference to an option or a resolver, with the backslashes before it."""
 
 
 def parse(name: str, arguments: Sequence[str]) -> tuple[list[str], frozenset[str]]:
-    """Splits a command's arguments into Hydra overrides and the flags among help, multirun and cfg."""
+    """Splits the arguments of a command into Hydra overrides and flags.
+
+    Returns:
+        The overrides, and those of the flags "help", "multirun" and "cfg" that are set.
+
+    Raises:
+        InputError: An argument cannot be parsed.
+    """
     flags = {"-h": "help", "--help": "help", "-m": "multirun", "--multirun": "multirun", "--cfg": "cfg"}
     found = {flags[argument] for argument in arguments if argument in flags}
     overrides: list[str] = []
@@ -72,12 +78,12 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[list[str], frozenset[str
                 raise InputError(f"{argument} needs a value; see `vla {name} --help`")
             overrides.append(_grammatical(name, override, "multirun" in found))
         elif argument.startswith("-"):
-            raise InputError(f"unknown flag {argument}; `vla {name} --help` lists what there is")
-        elif (free := _free_positional(name, overrides)) and not _is_override(name, argument):
-            if free.startswith("*"):
+            raise InputError(f"unknown flag {argument}; `vla {name} --help` lists the options")
+        elif (option := _next_positional(name, overrides)) and not _is_override(name, argument):
+            if option.startswith("*"):
                 others.append(quoted(argument))
             else:
-                overrides.append(f"{free}={quoted(argument)}")
+                overrides.append(f"{option}={quoted(argument)}")
         elif OVERRIDE.match(argument):
             overrides.append(_grammatical(name, argument, "multirun" in found))
         else:
@@ -88,51 +94,53 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[list[str], frozenset[str
 
 
 def quoted(text: str) -> str:
-    """Text as Hydra's grammar quotes it: a backslash is doubled only where a quote follows. `$` is itself, except in a
-    reference (`${KEY}`)."""
+    """Quotes text for Hydra's grammar.
+
+    A backslash is doubled only before a quote, and `$` is escaped unless it starts a reference (`${KEY}`).
+    """
     text = INTERPOLATION.sub(lambda m: m[1] * 2 + r"\${", text)
     escaped = re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + m[2].replace("'", r"\'"), text)
     return f"'{escaped}'"
 
 
 def is_path(key: str) -> bool:
-    """Whether the option of that dotted name is a path, or a list or a mapping of paths."""
+    """Whether the option with this dotted name is a path, or a list or a mapping of paths."""
     return any(fnmatchcase(key, pattern) for pattern in PATHS)
 
 
 @cache
 def keys_of(name: str) -> frozenset[str]:
-    """The top-level options of a command, from the text of its file in configs/."""
+    """The top-level options of a command, read from its file in configs/."""
     text = (files("vla.configs") / f"{name}.yaml").read_text()
     return frozenset(re.findall(r"^(?:  - )?(\w+):", text, re.MULTILINE)) - {"defaults"}
 
 
 def _is_override(name: str, argument: str) -> bool:
-    """Whether an argument is an override and no path with `=` in it, where a path may stand without its key."""
+    """Whether an argument is an override rather than a positional path that contains `=`."""
     match = OVERRIDE.match(argument)
     if not match or match[2] is None:
         return bool(match)
     key = re.split(r"[.@:/]", match[2])[0]
-    named = bool(match[1]) or key in keys_of(name) or key == "hydra"
-    return named or not ("/" in argument or Path(argument).exists())
+    known = bool(match[1]) or key in keys_of(name) or key == "hydra"
+    return known or not ("/" in argument or Path(argument).exists())
 
 
-def _free_positional(name: str, overrides: Sequence[str]) -> str | None:
+def _next_positional(name: str, overrides: Sequence[str]) -> str | None:
     """The first positional option of a command that is not set yet."""
-    given = {override.partition("=")[0] for override in overrides}
-    return next((option for option in COMMANDS[name].positional if option not in given), None)
+    assigned = {override.partition("=")[0] for override in overrides}
+    return next((option for option in COMMANDS[name].positional if option not in assigned), None)
 
 
 def _grammatical(name: str, override: str, multirun: bool) -> str:
-    """The override, its value quoted where it is a path or text as typed."""
+    """The override in Hydra's grammar: the value of a path or of free text is quoted."""
     key, _, value = override.partition("=")
     plain = key.lstrip("+")
     if value in ("null", "") or key.startswith("~"):
         return override
     if plain in COMMANDS[name].verbatim or any(fnmatchcase(plain, pattern) for pattern in TEXTS):
-        already = re.fullmatch(r"""'[^'\\]*'|"[^"\\]*\"""", value)
-        return override if already else f"{key}={quoted(value)}"
-    if (name, plain) == ("data", "images"):  # whether they are looked at, not where they are
+        is_quoted = re.fullmatch(r"""'[^'\\]*'|"[^"\\]*\"""", value)
+        return override if is_quoted else f"{key}={quoted(value)}"
+    if (name, plain) == ("data", "images"):  # a boolean here, a folder in other commands
         return override
     if not (is_path(plain) or (plain == "task" and ".yaml" in value)) or _is_collection(plain, value):
         return f"{key}={QUOTED_KEY.sub(_unquoted_key, value)}" if value.startswith("{") else override
@@ -144,7 +152,7 @@ def _unquoted_key(match: re.Match[str]) -> str:
 
 
 def _is_collection(key: str, value: str) -> bool:
-    """Whether a value is a list or a mapping of paths, where the option may be one."""
+    """Whether a value is a list or a mapping of paths and the option accepts one."""
     ends = value[0] + value[-1]
     kinds = (("[]", LISTS), ("{}", MAPPINGS))
     return any(ends == brackets and any(fnmatchcase(key, p) for p in patterns) for brackets, patterns in kinds)

@@ -1,4 +1,4 @@
-"""`vla benchmark BENCHMARK`: a model's answers to a vision-language benchmark, and their scores."""
+"""`vla benchmark BENCHMARK`: runs a vision-language benchmark and scores the model's answers."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ from pathlib import Path
 
 
 def benchmark(*, benchmark: str, data: str, policy: str, limit: int | None, out: str) -> None:
-    """Asks the backbone of `policy` (`vla.evaluation.vlm.answerer.open_answerer`) the official prompts of the
-    benchmark.
+    """Runs the official prompts of a benchmark on the backbone of a policy, and prints and stores the scores.
 
-    `data` is a folder with its official files and images, `limit` the number of questions (None: all). Into
-    `out`/`benchmark` go answers.jsonl, as they come, and scores.json; the same command again goes on where it was cut
-    off, and asks anew where the weights, the preprocessing or the questions are others since. Prints the scores with
-    95 % bootstrap intervals and a table of categories. Raises InputError for files that are not the benchmark's, and
-    for a folder with the answers of another policy.
+    Answers are appended to `out`/`benchmark`/answers.jsonl as they are generated; the scores, with 95 % bootstrap
+    intervals and a table of categories, are written to scores.json. Running the same command again resumes an
+    interrupted run; it starts over if the weights, the preprocessing or the questions have changed.
+
+    Args:
+        benchmark: Name of the benchmark.
+        data: Folder with its official files and images.
+        policy: Model, as `vla.evaluation.vlm.answerer.open_answerer` accepts it.
+        limit: Number of questions; None: all.
+        out: Output folder.
+
+    Raises:
+        InputError: The files are not those of the benchmark, or the output folder has answers of another policy.
     """
     from vla.commands.score import table
     from vla.common.atomic import write_json

@@ -1,8 +1,8 @@
-"""What is wrong with the options of a command as far as it shows at once: names, and paths where nothing is.
+"""Fast checks of the options of a command: unknown names and paths that do not exist.
 
-Each function takes the options of one command as plain values, and raises InputError. It returns overrides for what
-follows from other options (the task of a simulated robot from the policy's). None imports what takes time (torch,
-MuJoCo), so that a mistake is answered in a second, not after the imports of its command.
+Each function takes the options of one command as plain values and raises InputError for invalid ones. It returns
+overrides for options that follow from others, such as the task of a simulated robot from that of the policy. None
+imports slow modules (torch, MuJoCo), so that an invalid option is reported within a second.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ Overrides = list[str]
 
 
 def record(*, task: str, codec: str, robot: Mapping[str, Any] | None, **_: Any) -> Overrides:
+    """Checks codec, task and robot."""
     from vla.datasets.codecs import codec as known_codec
 
     known_codec(codec)
@@ -47,6 +48,7 @@ def train(
     stages: Mapping[str, Any],
     **_: Any,
 ) -> None:
+    """Checks training options, stores and backbone."""
     from vla.training.train_config import make_train_config
 
     make_train_config(plan)
@@ -54,7 +56,7 @@ def train(
         known = tasks()
         if task not in known:
             raise InputError(f"there is no task {task!r}{suggestion(task, known)}; and no store {data}")
-        raise InputError(f"there is no store {data}: `vla record task={task}` makes it, data= names another")
+        raise InputError(f"there is no store {data}: `vla record task={task}` makes it, or set data= to another store")
     if not stages:
         check_stores(data)
     for name, path in vqa.items():
@@ -65,10 +67,12 @@ def train(
 
 
 def train_tokenizer(*, data: str | Mapping[str, str], **_: Any) -> None:
+    """Checks the stores."""
     check_stores(data)
 
 
 def evaluate(*, policy: str, task: str | None, phrasing: str, vqa: str | None, **_: Any) -> None:
+    """Checks policy, task, phrasing and the store of questions."""
     from vla.envs.instructions import check_phrasing
     from vla.policies.load import REMOTE as SERVERS
     from vla.policies.load import check_policy, tasks_trained_on
@@ -85,6 +89,7 @@ def evaluate(*, policy: str, task: str | None, phrasing: str, vqa: str | None, *
 
 
 def deploy(*, policy: str, robot: Mapping[str, Any], **_: Any) -> Overrides:
+    """Checks policy and robot; returns the task of a simulated robot."""
     from vla.policies.load import check_policy, tasks_trained_on
 
     check_policy(policy)
@@ -96,7 +101,7 @@ def deploy(*, policy: str, robot: Mapping[str, Any], **_: Any) -> Overrides:
             print(f"robot.task=pick: {error}", flush=True)
             return "pick"
         if len(found) > 1:
-            raise InputError(f"{policy} was trained on {', '.join(found)}: say which, robot.task={found[0]}")
+            raise InputError(f"{policy} was trained on {', '.join(found)}: choose one, such as robot.task={found[0]}")
         print(f"robot.task={found[0]}: {policy} was trained on it" if policy != "hold" else f"robot.task={found[0]}")
         return found[0]
 
@@ -104,6 +109,7 @@ def deploy(*, policy: str, robot: Mapping[str, Any], **_: Any) -> Overrides:
 
 
 def serve(*, policy: str, host: str, port: int, key_file: str | None, max_clients: int, max_mb: int, **_: Any) -> None:
+    """Checks address and policy."""
     from vla.commands.serve import check_address
     from vla.policies.load import check_policy
 
@@ -112,33 +118,38 @@ def serve(*, policy: str, host: str, port: int, key_file: str | None, max_client
 
 
 def robot(*, action: str, pose: Mapping[str, float] | None, robot: Mapping[str, Any], **_: Any) -> Overrides:
+    """Checks action, pose and robot."""
     if action not in ("status", "clear", "relax", "home"):
         raise unknown("action", action, ("status", "clear", "relax", "home"))
     if pose is not None and action != "home":
-        raise InputError(f"pose= is for home, not for {action}")
+        raise InputError(f"pose= applies to home only, not to {action}")
     return _robot(robot, lambda: "pick")
 
 
 def push(*, policy: str, **_: Any) -> None:
+    """Checks the folder of the checkpoint."""
     if not Path(policy).is_dir():
         raise InputError(f"there is no folder {policy}{_near(policy)}")
 
 
 def benchmark(*, benchmark: str, data: str, policy: str, **_: Any) -> None:
+    """Checks benchmark, data and model."""
     from vla.evaluation.vlm.scoring.registry import benchmark as known
 
     known(benchmark)
     if not Path(data).exists():
-        raise InputError(f"data={data}: nothing is there{_near(data)}")
+        raise InputError(f"data={data} does not exist{_near(data)}")
     check_answerer(policy)
 
 
 def probe(*, policy: str, **_: Any) -> None:
+    """Checks the model, and that this machine can render scenes."""
     check_answerer(policy)
     _check_rendering()
 
 
 def play(*, task: str, **_: Any) -> None:
+    """Checks the task, and that this machine can render it."""
     check_task(task)
     _check_rendering()
 
@@ -147,12 +158,14 @@ so101_sim = play
 
 
 def view(*, task: str | None, **_: Any) -> None:
+    """Checks the task, if one is set, and that this machine can render it."""
     if task is not None:
         check_task(task)
         _check_rendering()
 
 
 def demo(*, plan: Mapping[str, Any], **_: Any) -> None:
+    """Checks training options, and that this machine can render."""
     from vla.training.train_config import make_train_config
 
     make_train_config(plan)
@@ -160,7 +173,7 @@ def demo(*, plan: Mapping[str, Any], **_: Any) -> None:
 
 
 def check_task(name: str, *more: str) -> None:
-    """Raises InputError for a task that is none of ours, of `more`, of a suite, or of a file."""
+    """Raises InputError unless the task is a built-in task, one of `more`, a task of a suite, or a file."""
     from vla.envs.make import is_task
     from vla.envs.suites.config import suites
 
@@ -170,31 +183,31 @@ def check_task(name: str, *more: str) -> None:
 
 
 def tasks() -> list[str]:
-    """The names of our tasks."""
+    """The names of the tasks, also of other packages."""
     from vla.envs import task_names
 
     return list(task_names())
 
 
 def check_stores(data: str | Mapping[str, str] | None) -> None:
-    """`check_store` of each store of demonstrations."""
+    """Applies `check_store` to each store of demonstrations."""
     for path in () if data is None else (data,) if isinstance(data, str) else data.values():
         check_store(path, "`vla record` makes one")
 
 
 def check_store(path: str, cure: str) -> None:
-    """Raises InputError where no store can be at a path of this machine, saying what there is or the cure."""
+    """Raises InputError if a local path cannot be a store; `cure` is part of the message."""
     if REMOTE.match(path):
         return
     if not (folder := Path(path)).exists():
         raise InputError(f"there is no store {path}{_near(path)}: {cure}")
     if (folder / "meta" / "info.json").is_file():
         command = shlex.join(["vla", "convert", path, f"outputs/{folder.resolve().name.partition('.')[0]}.zarr"])
-        raise InputError(f"{path} is a LeRobotDataset: `{command}` makes a store of it")
+        raise InputError(f"{path} is a LeRobotDataset: `{command}` converts it into a store")
 
 
 def check_backbone(name: str) -> None:
-    """Raises InputError for a backbone that is no folder, no family, and cannot be a hub's."""
+    """Raises InputError for a backbone that is not a folder or a family and cannot be an id on the hub."""
     from vla.models.backbones.catalog import CATALOG
 
     known = [*(row.name for row in CATALOG if row.role == "backbone"), "scratch"]
@@ -202,11 +215,11 @@ def check_backbone(name: str) -> None:
         return
     if Path(name).exists() or not re.fullmatch(HUB_NAME, name) or Path(name).parent.is_dir():
         near = suggestion(name, known) or _near(name)
-        raise InputError(f"no backbone {name!r}{near}: give a checkpoint's folder, a hub's id, or of `vla models` one")
+        raise InputError(f"no backbone {name!r}{near}: use a checkpoint folder, a hub id, or a family of `vla models`")
 
 
 def check_answerer(name: str) -> None:
-    """Raises InputError for what `vla.evaluation.vlm.answerer.open_answerer` cannot open."""
+    """Raises InputError for a model that `vla.evaluation.vlm.answerer.open_answerer` cannot open."""
     if name.startswith(HOSTED):
         from vla.evaluation.vlm.answerer import open_hosted
 
@@ -216,14 +229,14 @@ def check_answerer(name: str) -> None:
 
 
 def _near(path: str) -> str:
-    """What lies beside where nothing is, and is called alike."""
+    """A suggestion: the file in the same folder whose name is most similar to that of the missing path."""
     folder = Path(path).parent
-    beside = [one.name for one in folder.iterdir()] if folder.is_dir() else []
-    return suggestion(Path(path).name, beside)
+    names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    return suggestion(Path(path).name, names)
 
 
 def _robot(robot: Mapping[str, Any], default: Callable[[], str]) -> Overrides:
-    """Of a simulated one its task, which is the default where it is null; of another its port is there."""
+    """Checks the port of a real robot, or the task of a simulated one; `default` gives the task if it is null."""
     if "task" not in robot:
         check_port(robot)
         return []
@@ -234,10 +247,10 @@ def _robot(robot: Mapping[str, Any], default: Callable[[], str]) -> Overrides:
 
 
 def check_port(robot: Mapping[str, Any]) -> None:
-    """Raises InputError where nothing is at the serial port of a robot."""
+    """Raises InputError if the serial port of a robot does not exist."""
     for name, options in (("robot", robot), ("robot.options", robot.get("options") or {})):
         if (port := options.get("port")) is not None and not Path(port).exists():
-            raise InputError(f"{name}.port={port}: nothing is there; `vla doctor` lists the serial ports")
+            raise InputError(f"{name}.port={port} does not exist; `vla doctor` lists the serial ports")
 
 
 def _check_rendering() -> None:

@@ -1,7 +1,7 @@
-"""One command line: `vla COMMAND [KEY=VALUE ...]`.
+"""The command line: `vla COMMAND [KEY=VALUE ...]`.
 
 Each command is a function with explicit keyword arguments; its options are the keys of its file in configs/.
-Nothing heavy is imported before a command runs, so `vla --help` answers at once.
+No slow module is imported before a command runs, so `vla --help` is fast.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from vla.errors import Failure, InputError, unknown
 __all__ = ["COMMANDS", "Command", "main", "parse"]
 
 USAGE = "usage: vla COMMAND [KEY=VALUE ...]     vla COMMAND --help"
-OF_THE_SYSTEM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG)
-"""Errors of files that say what the machine refuses: no fault of ours."""
+SYSTEM_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG)
+"""File errors that are reported in one line without a traceback: the operating system refuses an operation."""
 
 
 def overview() -> str:
-    """What `vla --help` prints."""
+    """The text that `vla --help` prints."""
     width = max(map(len, COMMANDS)) + 2
     lines = [f"  {name:{width}}{command.summary}" for name, command in COMMANDS.items()]
     return "\n".join((USAGE, "", *lines, "", "`vla COMMAND --help` shows a command's options and examples."))
 
 
 def help_of(name: str) -> str:
-    """What `vla NAME --help` prints: purpose, examples, and the options with their defaults."""
+    """The text that `vla NAME --help` prints: purpose, examples, and the options with their defaults."""
     command = COMMANDS[name]
     options = (files("vla.configs") / f"{name}.yaml").read_text()
-    free = (f"[{o[1:].upper()} ...]" if o.startswith("*") else o.upper() for o in command.positional)
-    head = " ".join(("usage: vla", name, *free, "[KEY=VALUE ...]"))
+    positional = (f"[{o[1:].upper()} ...]" if o.startswith("*") else o.upper() for o in command.positional)
+    head = " ".join(("usage: vla", name, *positional, "[KEY=VALUE ...]"))
     return "\n".join(
         (
-            f"{head}\n\n{command.about}\n\nExamples:",
+            f"{head}\n\n{command.description}\n\nExamples:",
             *(f"  {example}" for example in command.examples),
             "\nOptions (also --KEY VALUE):",
             *(f"  {line}".rstrip() for line in options.splitlines()),
@@ -53,17 +53,17 @@ def help_of(name: str) -> str:
 
 
 def execute(name: str, arguments: Sequence[str]) -> None:
-    """Runs one command, or every run of a sweep: in order, or where options of Hydra's own say."""
+    """Runs one command, or every run of a sweep: in order, or by a Hydra launcher if Hydra options are set."""
     overrides, flags = parse(name, [_current(name, argument) for argument in arguments])
     if "help" in flags:
         print(help_of(name))
         return
     from vla.commands import options  # Hydra takes a third of a second to import.
 
-    where = [override for override in overrides if override.startswith(("hydra/", "hydra."))]
-    if where and "multirun" not in flags:
-        raise InputError(f"{where[0]} is of the runs of a sweep: add -m")
-    overrides = [override for override in overrides if override not in where]
+    hydra_overrides = [override for override in overrides if override.startswith(("hydra/", "hydra."))]
+    if hydra_overrides and "multirun" not in flags:
+        raise InputError(f"{hydra_overrides[0]} applies to the runs of a sweep: add -m")
+    overrides = [override for override in overrides if override not in hydra_overrides]
     runs = options.sweep(name, overrides) if "multirun" in flags else [overrides]
     configs = [options.compose(name, run) for run in runs]
     options.check_outputs_differ(configs)
@@ -75,15 +75,15 @@ def execute(name: str, arguments: Sequence[str]) -> None:
 
         for config in configs:
             options.check_known(name, config)
-        more = [getattr(checks, check)(**options.values_of(config)) or [] for config in configs]
-        runs = [[*run, *following] for run, following in zip(runs, more, strict=True)]
-        configs = [options.compose(name, run) for run in runs] if any(more) else configs
+        derived = [getattr(checks, check)(**options.values_of(config)) or [] for config in configs]
+        runs = [[*run, *extra] for run, extra in zip(runs, derived, strict=True)]
+        configs = [options.compose(name, run) for run in runs] if any(derived) else configs
     module, _, function = COMMANDS[name].function.partition(":")
     target = getattr(import_module(module), function)
-    if where:
+    if hydra_overrides:
         from vla.commands.launch import launch
 
-        launch(name, runs, where, target)
+        launch(name, runs, hydra_overrides, target)
         return
     for number, (run, config) in enumerate(zip(runs, configs, strict=True), start=1):
         if len(runs) > 1:
@@ -101,8 +101,12 @@ def _current(name: str, argument: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The `vla` command. Exit code: 0 done, 1 failed, 2 bad input (one line on stderr), 130 interrupted; `vla deploy`
-    has more (`vla.errors.EXIT_CODES`)."""
+    """Runs the `vla` command.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 invalid input (one line on stderr), 130 interrupted; `vla deploy` has more
+        (`vla.errors.EXIT_CODES`).
+    """
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         if name in ("-h", "--help"):
@@ -115,11 +119,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             raise unknown("command", name, COMMANDS)
         sys.stdout.flush()
-    except BrokenPipeError:  # who read the output, as `head` does, has had enough
+    except BrokenPipeError:  # the reader of the output closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (InputError, Failure, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in OF_THE_SYSTEM:
+        if isinstance(error, OSError) and error.errno not in SYSTEM_ERRORS:
             raise
         print(f"vla{f' {name}' if name in COMMANDS else ''}: {' '.join(str(error).split())}", file=sys.stderr)
         return error.code if isinstance(error, Failure) else 2

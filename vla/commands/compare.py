@@ -1,4 +1,4 @@
-"""`vla compare A B`: two evaluations on the same scenes, paired by seed."""
+"""`vla compare A B`: compares two evaluations on the same scenes, paired by seed."""
 
 from __future__ import annotations
 
@@ -18,38 +18,39 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SAME = ("task", "phrasing", "axes", "randomize")
-"""What both must have in common; policies, seeds and `n_action_steps` may differ: only the seeds of both are compared."""
+"""Settings that must be equal; policies, seeds and `n_action_steps` may differ. Only common seeds are compared."""
 MEASURES = ("seconds", "jerk", "collisions", "limit_hits", "clamped")
-Place = tuple[str, str, float | str, int]
+TrialKey = tuple[str, str, float | str, int]
+"""Group, execution mode, delay ([s] or "measured") and seed."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One folder of `vla eval`, its results without the crashes; a delay that was measured is "measured"."""
+    """The results of one `vla eval`, without crashed episodes; a measured inference delay is named "measured"."""
 
     name: str
     settings: Mapping[str, Any]
-    results: Mapping[Place, Result]
+    results: Mapping[TrialKey, Result]
 
     @classmethod
     def read(cls, folder: str) -> Evaluation:
-        """Raises InputError when `folder` holds no evaluation, or one that cannot be held against another."""
+        """Reads an evaluation. Raises InputError if `folder` has none, or one that cannot be compared."""
         path = Path(folder) / "eval.json"
         if not path.is_file():
             raise InputError(f"{folder} holds no eval.json: run vla eval out={folder} first")
         report = read_json_object(path)
         if "by_task" in report:
-            raise InputError(f"{folder} holds several tasks: compare the folders in it, one by one")
+            raise InputError(f"{folder} holds several tasks: compare its subfolders one by one")
         if not {"stopped_after", "measured", "policy", "results", *SAME} <= report.keys():
             raise InputError(f"{path} was written by an older version, or is damaged: run that evaluation again")
         if report["stopped_after"]:
             raise InputError(f"{folder} was stopped early, which biases its rate: finish it with stop=null")
-        results: dict[Place, Result] = {}
+        results: dict[TrialKey, Result] = {}
         with reading_file(path, "the report of an evaluation"):
             listed = [Result(**values) for values in report["results"]]
         for result in listed:
             delay = "measured" if result.delay and result.delay == report["measured"] else result.delay
-            # Without a delay all others are the same.
+            # Without a delay all other execution modes are the same.
             execution = result.execution if delay or result.execution == AVERAGED else "naive"
             if not result.crash:
                 results[result.group, execution, delay, result.seed] = result
@@ -57,10 +58,17 @@ class Evaluation:
 
 
 def compare(*, a: str, b: str, out: str) -> None:
-    """Prints how `b` does against `a` in each group, and writes `out/compare.json` and `out/compare.png`.
+    """Prints the comparison of two evaluations, and writes `out/compare.json` and `out/compare.png`.
 
-    Both rates have Wilson's interval, the difference Newcombe's, and p is McNemar's, exact. Raises InputError when the
-    evaluations are not of the same scenes, or share no trial.
+    Rates have Wilson's interval, their difference Newcombe's, and p is McNemar's exact p.
+
+    Args:
+        a: Folder of the first evaluation.
+        b: Folder of the second evaluation.
+        out: Output folder.
+
+    Raises:
+        InputError: The evaluations are not of the same scenes, or have no trial in common.
     """
     first, second = Evaluation.read(a), Evaluation.read(b)
     rows = table(first, second)
@@ -73,23 +81,24 @@ def compare(*, a: str, b: str, out: str) -> None:
 
 
 def table(first: Evaluation, second: Evaluation) -> list[dict[str, Any]]:
-    """A row for each group, execution and delay that both have; the difference is the second's rate minus the first's.
+    """One row for each common group, execution mode and delay; the difference is the second rate minus the first.
 
-    Raises InputError when there is none, or settings or instructions differ.
+    Raises:
+        InputError: The evaluations have no trial in common, or their settings or instructions differ.
     """
     if different := [k for k in SAME if first.settings[k] != second.settings[k]]:
-        said = "; ".join(f"{k}: {first.settings[k]!r} and {second.settings[k]!r}" for k in different)
-        raise InputError(f"{first.name} and {second.name} are not of the same scenes: {said}")
+        details = "; ".join(f"{k}: {first.settings[k]!r} and {second.settings[k]!r}" for k in different)
+        raise InputError(f"{first.name} and {second.name} are not of the same scenes: {details}")
     groups: dict[Any, list[tuple[Result, Result]]] = {}
-    for place, one in first.results.items():
-        if (other := second.results.get(place)) is not None:
-            groups.setdefault(place[:3], []).append((one, other))
-            if one.instruction != other.instruction:
-                said = f"{one.instruction!r} and {other.instruction!r}"
-                raise InputError(f"seed {one.seed} is another scene in each: {said}")
+    for key, result in first.results.items():
+        if (other := second.results.get(key)) is not None:
+            groups.setdefault(key[:3], []).append((result, other))
+            if result.instruction != other.instruction:
+                details = f"{result.instruction!r} and {other.instruction!r}"
+                raise InputError(f"seed {result.seed} is a different scene in each: {details}")
     if not groups:
         raise InputError(f"{first.name} and {second.name} have no seed in common: evaluate both on the same seeds=")
-    return [_row(*place, *zip(*pairs, strict=True)) for place, pairs in groups.items()]
+    return [_row(*key, *zip(*pairs, strict=True)) for key, pairs in groups.items()]
 
 
 def _row(group: str, execution: str, delay: float | str, a: Sequence[Result], b: Sequence[Result]) -> dict[str, Any]:
@@ -102,21 +111,23 @@ def _row(group: str, execution: str, delay: float | str, a: Sequence[Result], b:
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    slow = [f"{row['execution']} {one:g} s" for one in dict.fromkeys((row["a"]["delay"], row["b"]["delay"])) if one]
-    if not slow and row["execution"] == AVERAGED:
-        slow = [AVERAGED]
-    return ", ".join((row["group"], *slow))
+    delays = dict.fromkeys((row["a"]["delay"], row["b"]["delay"]))
+    labels = [f"{row['execution']} {delay:g} s" for delay in delays if delay]
+    if not labels and row["execution"] == AVERAGED:
+        labels = [AVERAGED]
+    return ", ".join((row["group"], *labels))
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    def told(name: str) -> str:
+    def rate_text(name: str) -> str:
         low, high = row[name]["success_ci95"]
         return f"{row[name]['success_rate']:.3f} [{low:.3f}, {high:.3f}]"
 
     low, high = row["difference_ci95"]
     verdict = {"better": "b is better", "worse": "a is better"}.get(row["verdict"], row["verdict"])
     return (
-        f"{_name(row)}: a {told('a')}, b {told('b')}, b - a {row['difference']:+.3f} [{low:+.3f}, {high:+.3f}], "
+        f"{_name(row)}: a {rate_text('a')}, b {rate_text('b')}, "
+        f"b - a {row['difference']:+.3f} [{low:+.3f}, {high:+.3f}], "
         f"p {row['p']:.2g} in {row['pairs']} pairs (b alone {row['won']}, a alone {row['lost']}): {verdict}"
     )
 

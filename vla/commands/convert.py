@@ -1,4 +1,4 @@
-"""`vla convert`: episodes and questions of other formats into our stores, and episodes into a LeRobotDataset."""
+"""`vla convert`: converts episodes and questions of other formats into stores, and episodes into a LeRobotDataset."""
 
 from __future__ import annotations
 
@@ -42,62 +42,63 @@ def convert(
     images: str | None,
     size: int | None,
 ) -> None:
-    """Writes what is at `src` to `dst`, reads it back, and says how much it was and what was left out.
+    """Converts `src` to `dst`, verifies the result by reading it back, and prints a summary and the skipped episodes.
 
-    A store goes on after its last episode when the same command is given again. With `skip`, episodes that cannot be
-    read or stored are left out and listed. `workers` processes each convert a part of the episodes into a store beside
-    `dst`, which are put together at the end; over several machines, the same is done with one `episodes=FIRST:END` and
-    DST for each (`-m` and a Hydra launcher, `configs/convert.yaml`) and `vla data merge`.
+    Running the same command again continues a store after its last episode. With `skip`, episodes that cannot be read
+    or stored are skipped and listed. Each of the `workers` processes converts a part of the episodes into a store next
+    to `dst`; the parts are merged at the end. On several machines, use one `episodes=FIRST:END` and DST per job (`-m`
+    and a Hydra launcher, see `configs/convert.yaml`) and `vla data merge`.
 
-    Raises InputError when the source or an option cannot be used, before anything is written, or names the episode that
-    cannot be read or written; the episodes before it stay in a store, and of a LeRobotDataset nothing does.
+    Raises:
+        InputError: The source or an option cannot be used (nothing is written), or an episode cannot be read or
+            written. In the second case a store keeps the episodes before it; a LeRobotDataset is removed.
     """
     dst = dst.rstrip("/") or dst
     if to not in ("auto", *TARGETS):
         raise InputError(f"to={to}: choose auto, {' or '.join(TARGETS)}")
     target = to if to != "auto" else "vla" if dst.endswith(".zarr") else "lerobot"
     if target == "lerobot" and "://" in dst:
-        raise InputError("a LeRobotDataset is written into a folder of this machine: give one as DST, and copy it")
+        raise InputError("a LeRobotDataset is written to a local folder: set DST to a local folder, then copy it")
     if workers < 1:
-        raise InputError(f"workers={workers}: give 1 or more")
+        raise InputError(f"workers={workers}: must be 1 or more")
     from vla.datasets.format_registry import FORMATS, find_format
 
-    several = {"state": state, "action": action, "cameras": cameras}
-    lists = {key: [value] if isinstance(value, str) else value for key, value in several.items()}
-    images_as = {"bgr": bgr or None, "flip": flip or None}
-    options = {"fps": fps, "instruction": instruction, **lists, "rename": rename, **images_as}
+    names = {"state": state, "action": action, "cameras": cameras}
+    lists = {key: [value] if isinstance(value, str) else value for key, value in names.items()}
+    image_options = {"bgr": bgr or None, "flip": flip or None}
+    options = {"fps": fps, "instruction": instruction, **lists, "rename": rename, **image_options}
     options = {key: value for key, value in options.items() if value is not None}
     name = find_format(src, format)
-    stated = {"actions": actions, "grippers": grippers, "rotations": rotations}
-    stated = {key: value for key, value in stated.items() if value is not None}
-    of_episodes = {
+    action_options = {"actions": actions, "grippers": grippers, "rotations": rotations}
+    action_options = {key: value for key, value in action_options.items() if value is not None}
+    episode_options = {
         **options,
-        **stated,
+        **action_options,
         "episodes": episodes,
         "skip": skip or None,
         "workers": None if workers == 1 else workers,
     }
     if name not in FORMATS:
-        _refuse({**of_episodes, "use_videos": use_videos}, f"a set of questions ({name})")
+        _refuse({**episode_options, "use_videos": use_videos}, f"a set of questions ({name})")
         _import_questions(src, dst, to, name, images, size, codec)
         return
     _refuse({"images": images, "size": size}, f"episodes ({name})")
     if target == "vla":
-        _refuse({"use_videos": use_videos}, "a store of ours")
+        _refuse({"use_videos": use_videos}, "a zarr store")
     else:
-        _refuse({"codec": codec, "workers": of_episodes["workers"]}, "a LeRobotDataset")
-    # A lone number on the command line arrives as one.
-    request = Request(src, name, options, None if episodes is None else str(episodes), skip, stated)
+        _refuse({"codec": codec, "workers": episode_options["workers"]}, "a LeRobotDataset")
+    # A single number on the command line is parsed as an int.
+    request = Request(src, name, options, None if episodes is None else str(episodes), skip, action_options)
     selection = _select(request, dst)
     selection.report()
     _convert(selection, target, dst, codec, workers, use_videos)
 
 
-def _refuse(options: Mapping[str, Any], what: str) -> None:
-    """Raises InputError for an option that was given and does nothing."""
+def _refuse(options: Mapping[str, Any], target: str) -> None:
+    """Raises InputError for an option that is set but does not apply to the target."""
     for key, value in options.items():
         if value is not None:
-            raise InputError(f"{key} is no option for {what}: leave it out")
+            raise InputError(f"{key} is no option for {target}: leave it out")
 
 
 def _import_questions(
@@ -106,27 +107,27 @@ def _import_questions(
     from vla.datasets.formats.vqa_import import import_vqa
 
     if to == "lerobot":
-        raise InputError(f"{src} holds questions ({name}), of which LeRobot keeps none")
-    given: dict[str, Any] = {"images": None if images is None else Path(images), "size": size, "codec": codec}
-    import_vqa(Path(src), Path(dst), name, **{key: value for key, value in given.items() if value is not None})
+        raise InputError(f"{src} holds questions ({name}), which a LeRobotDataset cannot store")
+    options: dict[str, Any] = {"images": None if images is None else Path(images), "size": size, "codec": codec}
+    import_vqa(Path(src), Path(dst), name, **{key: value for key, value in options.items() if value is not None})
 
 
 def _select(request: Request, dst: str) -> Selection:
-    """Raises InputError with the whole command where the user must choose."""
+    """Raises InputError with a complete example command if the user must choose an option."""
     from vla.datasets.formats.columns import MissingChoice
 
     try:
         return Selection(request)
     except MissingChoice as error:
         episodes = {"episodes": request.episodes} if request.episodes else {}
-        chosen = {
+        options = {
             **request.options,
             **request.actions,
             **error.options,
             **episodes,
             **({"skip": "true"} if request.skip else {}),
         }
-        command = full_command(request.src, dst, chosen)
+        command = full_command(request.src, dst, options)
         raise InputError(f"{error.message}: choose it, for example: {command}") from error
 
 
@@ -144,13 +145,13 @@ def _convert(
 
 
 def _to_store(selection: Selection, dst: str, codec: str | None, workers: int) -> Written:
-    """Raises InputError where every episode was skipped."""
+    """Raises InputError if every episode was skipped."""
     from vla.datasets.codecs import DEFAULT
     from vla.datasets.conversion.parallel import parts_folder, to_store_in_parts
     from vla.datasets.conversion.to_store import to_store
 
     codec = codec or DEFAULT
-    # What several processes have begun is gone on with.
+    # A conversion that several processes started is continued in parts.
     in_parts = workers > 1 or ("://" not in dst and parts_folder(dst).is_dir())
     written = to_store_in_parts(selection, dst, codec, workers) if in_parts else to_store(selection, dst, codec)
     if len(written.skipped) == len(selection):
@@ -160,28 +161,28 @@ def _to_store(selection: Selection, dst: str, codec: str | None, workers: int) -
 
 def _print_done(selection: Selection, dst: str, written: Written, seconds: float) -> None:
     if not written.episodes:
-        there = len(selection) - len(written.skipped)
-        print(f"{dst}: all {counted(there, 'episode')} are there already")
+        count = len(selection) - len(written.skipped)
+        print(f"{dst}: all {counted(count, 'episode')} are there already")
     else:
-        # A part of a source has no size of its own.
+        # The size of a part of the source is unknown.
         before = _size(selection.src) if len(selection) == len(selection.source) else 0
         sizes = " -> ".join(f"{size / 1e6:.1f} MB" for size in (before, _size(dst)) if size)
         error = sum(written.errors) / max(1, len(written.errors))
         amount = f"{counted(written.episodes, 'episode')}, {counted(written.steps, 'step')}"
-        parts = [
+        remarks = [
             f"{dst}: {amount} written in {seconds:.1f} s",
             *([sizes] if sizes else []),
             f"read back: numbers equal, pixels within {error:.2f} of 255 in the mean" if error else "read back equal",
         ]
-        print("; ".join(parts))
+        print("; ".join(remarks))
     if written.without_instruction:
-        of = f"{written.without_instruction} of {counted(written.episodes, 'episode')}"
-        print(f"  no instruction is stated in {of}: instruction='…' gives one, or `vla data edit` in a store")
+        missing = f"{written.without_instruction} of {counted(written.episodes, 'episode')}"
+        print(f"  {missing} have no instruction: set it by instruction='…', or by `vla data edit` in a store")
     print_skipped(written.skipped)
 
 
 def _size(location: str) -> int:
-    """Bytes of a file or folder; 0 for what is elsewhere."""
+    """Bytes of a local file or folder; 0 for other locations."""
     path = Path(location)
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())

@@ -1,4 +1,4 @@
-"""`vla data`: what a store holds, whether it is sound, and stores made from stores."""
+"""`vla data`: inspects, checks and edits stores, and makes new stores from existing ones."""
 
 from __future__ import annotations
 
@@ -18,35 +18,41 @@ from vla.errors import InputError
 
 
 def data(*, action: str, path: str, **options: object) -> None:
-    """Does one of `ACTIONS` to the store at `path`; options that are None are not given.
+    """Applies one of `ACTIONS` to the store at `path`; options that are None are not set.
 
-    Raises InputError, before anything is written, for an unknown action, and for an option that it does not take,
-    that is of another type, or that is missing.
+    Raises:
+        InputError: The action is unknown, or an option does not apply to it, is missing or has the wrong type. Nothing
+            is written in this case.
     """
     if action not in ACTIONS:
         raise InputError(f"vla data can {', '.join(ACTIONS)}, not {action!r}")
     function = ACTIONS[action]
     parameters = inspect.signature(function).parameters
-    given = {name: value for name, value in options.items() if value is not None}
-    for name, value in given.items():
+    arguments = {name: value for name, value in options.items() if value is not None}
+    for name, value in arguments.items():
         if name not in parameters:
             owners = " and ".join(known for known in ACTIONS if name in inspect.signature(ACTIONS[known]).parameters)
             value = " ".join(map(str, value)) if name == "others" and isinstance(value, list) else value
             raise InputError(f"vla data {action} cannot use {name}={value}: it belongs to vla data {owners}")
-        kind, words = TYPES[name]
+        kind, expected = TYPES[name]
         if not _is(value, kind):
-            raise InputError(f"{name}={value}: {name} takes {words}")
-    needed = [name for name, parameter in list(parameters.items())[1:] if parameter.default is parameter.empty]
-    if missing := [name for name in needed if name not in given]:
-        raise InputError(f"vla data {action}: say {', '.join(f'{name}=…' for name in missing)}; see vla data --help")
-    function(path, **given)
+            raise InputError(f"{name}={value}: {name} takes {expected}")
+    required = [name for name, parameter in list(parameters.items())[1:] if parameter.default is parameter.empty]
+    if missing := [name for name in required if name not in arguments]:
+        raise InputError(f"vla data {action} needs {', '.join(f'{name}=…' for name in missing)}; see vla data --help")
+    function(path, **arguments)
 
 
 def check(path: str, *, repair: bool = False) -> None:
-    """Reads every episode and compares it with its checksum. Raises InputError that lists the damaged ones.
+    """Reads every episode and compares it with its checksum.
 
-    With `repair`, what lies beyond the last whole episode is removed, half-written files are, and so is the lock that
-    a killed writer left in an object store.
+    Args:
+        path: The store.
+        repair: Removes data after the last complete episode, partially written files, and the lock that a killed
+            writer left in an object store.
+
+    Raises:
+        InputError: Episodes are damaged; the message lists them.
     """
     from tqdm import tqdm
 
@@ -59,9 +65,9 @@ def check(path: str, *, repair: bool = False) -> None:
                 damaged.append(str(error))
         if repair:
             removed = store.trim()
-            print(f"{path}: removed {removed} steps of an episode that was never finished")
+            print(f"{path}: removed {removed} steps of an unfinished episode")
         elif left := store.unfinished_frames:
-            print(f"{path}: {left} steps of an episode that was never finished; repair=true removes them")
+            print(f"{path}: {left} steps of an unfinished episode; repair=true removes them")
         count = len(store)
     if damaged:
         raise InputError(f"{len(damaged)} of {counted(count, 'episode')} of {path} damaged: {'; '.join(damaged)}")
@@ -117,16 +123,16 @@ TYPES: dict[str, tuple[Any, str]] = {
     "images": (bool, "true or false"),
     "json": (str, "a file"),
 }
-"""The type of each option, and how it is written."""
+"""The type of each option, and a description of its values."""
 
 
 def _is(value: object, kind: Any) -> bool:
-    """Whether the value is of the type, and what it holds of those that the type names."""
+    """Whether the value has the type, including the types of its elements."""
     inner = get_args(kind)
     if get_origin(kind) is dict:
         return isinstance(value, dict) and all(_is(k, inner[0]) and _is(v, inner[1]) for k, v in value.items())
     if get_origin(kind) is list:
-        return isinstance(value, list) and all(_is(each, inner[0]) for each in value)
+        return isinstance(value, list) and all(_is(element, inner[0]) for element in value)
     if get_origin(kind) is Literal:
         return isinstance(value, bool | str) and value in inner
     types = (int, float) if kind is float else kind

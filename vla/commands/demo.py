@@ -1,4 +1,4 @@
-"""`vla demo`: the main job end to end. Record, co-train, evaluate, report; a rerun goes on where one stopped."""
+"""`vla demo`: records, co-trains, evaluates and reports, end to end; a rerun continues an interrupted run."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ from vla.types import Episode, Example
 AGAIN = "remove the folder, and run it again"
 TASK = "pick"
 EVALUATION_SEEDS = 1_000_000
-"""The first seed of the evaluation: far from those of the demonstrations."""
-SHOWN = 12
+"""The first seed of the evaluation, distinct from the seeds of the demonstrations."""
+EPISODES_PER_OUTCOME = 12
 """Episodes of each outcome in the Rerun file."""
 
 
@@ -66,7 +66,7 @@ def demo(
     mixture: Mapping[str, float],
     plan: Mapping[str, Any],
 ) -> None:
-    """Fills the folder `out`. Raises InputError when it holds a demo with other settings."""
+    """Runs all phases into the folder `out`. Raises InputError if it holds a demo with other settings."""
     settings = {k: v for k, v in locals().items() if k not in ("out", "workers")}
     progress = Progress(Path(out), json.loads(json.dumps(settings, default=dict)))
     folder = progress.folder
@@ -89,7 +89,7 @@ def demo(
             horizon=horizon,
             turns=turns,
             heldout_questions=questions // 4,
-            predict={"gripper [rad]": "relative"},  # as its published figures were measured
+            predict={"gripper [rad]": "relative"},  # the setting of the published results
             plan={**plan, "seed": seed},
         ),
     )
@@ -105,7 +105,7 @@ def demo(
 
 
 class Progress:
-    """Which phases are done and how long each took, kept in `folder/progress.json`."""
+    """Which phases are done and how long each took, stored in `folder/progress.json`."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder, self._path, self._settings = folder, folder / "progress.json", settings
@@ -130,11 +130,12 @@ class Progress:
 
     @property
     def minutes(self) -> dict[str, float]:
-        taken = {name: phase["minutes"] for name, phase in self._phases.items()}
-        return taken | {"total": sum(taken.values())}
+        """The duration of each phase, and their sum as "total"."""
+        durations = {name: phase["minutes"] for name, phase in self._phases.items()}
+        return durations | {"total": sum(durations.values())}
 
     def run(self, name: str, work: Callable[[], Any]) -> None:
-        """Does the phase unless it is done; the time of an interrupted attempt counts too."""
+        """Runs the phase unless it is done; the time of an interrupted attempt is added."""
         phase = self._phases.setdefault(name, {"done": False, "minutes": 0.0})
         if phase["done"]:
             tqdm.write(f"{name}: done before, in {phase['minutes']:.1f} minutes")
@@ -142,7 +143,7 @@ class Progress:
         start, before = time.monotonic(), phase["minutes"]
         try:
             outcome = work()
-            # Training that SIGTERM stopped returns, and is not done.
+            # Training that was stopped by SIGTERM returns without being finished.
             if getattr(outcome, "finished", True) is False:
                 raise SystemExit(0)
             phase["done"] = True
@@ -155,7 +156,7 @@ class Progress:
 
 
 def import_easy_vqa(path: Path) -> None:
-    """The training images of easy-vqa as a store, for a source with real files."""
+    """Imports the training images of easy-vqa into a store, unless it exists."""
     if path.exists():
         return
     items = list(read_easy_vqa("train"))
@@ -173,7 +174,7 @@ def evaluate(
     parallel: int,
     n_action_steps: int,
 ) -> None:
-    """Rolls out into `rollouts.zarr`, answers held-out questions, and writes `evaluation.json`."""
+    """Records rollouts in `rollouts.zarr`, answers held-out questions, and writes `evaluation.json`."""
     shutil.rmtree(folder / "rollouts.zarr", ignore_errors=True)
     policy = VlaPolicy(model)
     trials = trials_for(range(EVALUATION_SEEDS, EVALUATION_SEEDS + evaluations), swap=True)
@@ -188,21 +189,21 @@ def evaluate(
         )
     accuracy = {}
     for name, path in stores.items():
-        asked = heldout_by_kind(VqaStore(path), questions)
-        accuracy[name] = vqa_accuracy(model, asked)
+        heldout = heldout_by_kind(VqaStore(path), questions)
+        accuracy[name] = vqa_accuracy(model, heldout)
     write_json(folder / "evaluation.json", {"results": [asdict(r) for r in results], "vqa": accuracy})
 
 
 def report(model: VLA, folder: Path, scenes: str, minutes: Mapping[str, float], from_scratch: bool) -> dict[str, Any]:
-    """Writes summary.json, rollouts.rrd, the films, the training curve and report.html."""
+    """Writes summary.json, rollouts.rrd, the videos, the training curve and report.html; returns the summary."""
     with reading(folder / "evaluation.json", AGAIN):
         evaluation = json.loads((folder / "evaluation.json").read_text())
         results = [Result(**r) for r in evaluation["results"]]
         questions, real = (evaluation["vqa"][name] for name in ("scenes", "easy_vqa"))
-    found = checkpoint.latest(folder / "train")
-    assert found is not None
-    with reading(found / "training.json", AGAIN):
-        history = json.loads((found / "training.json").read_text())["evaluations"]
+    latest = checkpoint.latest(folder / "train")
+    assert latest is not None
+    with reading(latest / "training.json", AGAIN):
+        history = json.loads((latest / "training.json").read_text())["evaluations"]
     losses = read_losses(folder / "train")
     numbers = summarize(results)
     summary = {
@@ -218,9 +219,9 @@ def report(model: VLA, folder: Path, scenes: str, minutes: Mapping[str, float], 
     }
     write_json(folder / "summary.json", summary)
     with EpisodeStore.open(folder / "rollouts.zarr") as store:
-        chosen = _chosen(store)
-        replay((store[i] for i in sorted(chosen)), save=folder / "rollouts.rrd")
-        videos = _films(folder, [store[i] for i in chosen])
+        selected = _selected_episodes(store)
+        replay((store[i] for i in sorted(selected)), save=folder / "rollouts.rrd")
+        videos = _videos(folder, [store[i] for i in selected])
     training_curve(losses, history, folder / "training.png")
     reference = files("vla") / "assets" / "nano" / "from_scratch.json"
     write_report(
@@ -237,21 +238,21 @@ def report(model: VLA, folder: Path, scenes: str, minutes: Mapping[str, float], 
     return summary
 
 
-def _chosen(store: EpisodeStore) -> list[int]:
-    """Indices of the first failures and successes under the instruction that belongs to the seed."""
+def _selected_episodes(store: EpisodeStore) -> list[int]:
+    """Indices of the first failures and successes under the original instruction of the seed."""
     named = [i for i, r in enumerate(store.records) if r.info["group"] == "named"]
-    outcomes = ([i for i in named if store.records[i].success is wanted] for wanted in (False, True))
-    return [i for outcome in outcomes for i in outcome[:SHOWN]]
+    outcomes = ([i for i in named if store.records[i].success is success] for success in (False, True))
+    return [i for outcome in outcomes for i in outcome[:EPISODES_PER_OUTCOME]]
 
 
-def _films(folder: Path, episodes: Sequence[Episode]) -> dict[str, Path]:
-    films = {}
-    for name, wanted in (("success", True), ("failure", False)):
-        episode = next((e for e in episodes if e.success is wanted), None)
+def _videos(folder: Path, episodes: Sequence[Episode]) -> dict[str, Path]:
+    videos = {}
+    for name, success in (("success", True), ("failure", False)):
+        episode = next((e for e in episodes if e.success is success), None)
         if episode is not None:
-            films[name] = folder / f"{name}.mp4"
-            write_video(films[name], compose(episode), episode.embodiment.control_hz)
-    return films
+            videos[name] = folder / f"{name}.mp4"
+            write_video(videos[name], compose(episode), episode.embodiment.control_hz)
+    return videos
 
 
 def _samples(model: VLA, scenes: str) -> list[Sample]:
@@ -265,6 +266,6 @@ def _samples(model: VLA, scenes: str) -> list[Sample]:
 
 
 def _view(example: Example) -> Any:
-    """The image that the question is about: the one it names, else the first."""
+    """The image of the camera that the question names, else the first."""
     named = [camera for camera in example.images if f"{camera} view" in example.prompt]
     return example.images[named[0] if named else next(iter(example.images))]

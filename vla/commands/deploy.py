@@ -1,4 +1,4 @@
-"""`vla deploy`: a policy on a robot, or on a simulated one in wall-clock time."""
+"""`vla deploy`: runs a policy on a robot, or on a simulated robot in wall-clock time."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from vla.control.stats import ControlStats
 
-STORE, RRD, NUMBERS, LOOK = "episodes.zarr", "episode.rrd", "deploy.json", "cameras.png"
+STORE, RRD, METRICS, CAMERAS = "episodes.zarr", "episode.rrd", "deploy.json", "cameras.png"
 
 
 def deploy(
@@ -68,38 +68,54 @@ def deploy(
     codec: str | None,
     kinematics: Mapping[str, Any],
 ) -> None:
-    """Runs the loop for `seconds` [s], then writes numbers, page, episode and Rerun file into the folder `out`.
+    """Runs the control loop, then writes metrics, report, episode and Rerun file into the folder `out`.
 
-    The enter key, a signal (`vla.control.stop.SIGNALS`), an operator who is gone, the file `stop_file` and a button of
-    `stop_gamepad` stop the arm. With `dry_run` nothing is sent to it, and what would be is shown (`view`) but not
-    recorded; without `record` there is no episode. A new store's images are coded as `codec` (`vla.datasets.codecs`;
-    None: the default). A policy that outputs tool poses drives joints by `kinematics` (`vla.control.adapt`). The
-    embodiments are compared, and the policy is tried, before the robot is connected. `confirm` waits for enter before
-    anything moves; None: of a real arm, where there is a terminal. A policy server may be `lost` for so long [s].
+    The enter key, a signal (`vla.control.stop.SIGNALS`), a disconnected operator terminal, the file `stop_file` and any
+    button of `stop_gamepad` stop the arm. The embodiments are compared, and the policy runs one test inference, before
+    the robot is connected.
 
-    Raises InputError where the embodiments differ, for options that do not fit one another or the policy, for a policy
-    that cannot be loaded, and for a store of another embodiment or codec; Failure, with EXIT_CODES, where the run ended
-    otherwise than planned, or the robot does not connect.
+    Args:
+        robot: The robot.
+        policy: Checkpoint, server or scripted policy.
+        instruction: Task of the policy; None: that of the simulated scene.
+        seconds: Duration of the run [s].
+        loop: Fields of `LoopConfig`.
+        lost: Time for which the connection to a policy server may be interrupted [s].
+        stop_file: File whose existence stops the arm.
+        stop_gamepad: Joystick device whose buttons stop the arm.
+        confirm: Waits for enter before anything moves; None: for a real arm, if there is a terminal.
+        dry_run: Sends no command to the robot and records nothing.
+        view: Shows the run in Rerun.
+        status_port: Port of the status page; None: no page.
+        out: Output folder.
+        record: Stores the run as an episode.
+        codec: Image codec of a new store (`vla.datasets.codecs`); None: the default.
+        kinematics: Conversion of tool poses to joints (`vla.control.adapt`).
+
+    Raises:
+        InputError: The embodiments differ, options do not fit each other or the policy, the policy cannot be loaded,
+            or the store has another embodiment or codec.
+        Failure: The run did not end as planned, or the robot does not connect; with a code of EXIT_CODES.
     """
-    told = instruction or getattr(robot, "instruction", None)
-    if not told:
-        raise InputError("say what to do: instruction='pick up the red cube'")
+    task = instruction or getattr(robot, "instruction", None)
+    if not task:
+        raise InputError("set the instruction: instruction='pick up the red cube'")
     if seconds <= 0 or lost <= 0:
         raise InputError(f"seconds and lost must be above 0, not {seconds:g} and {lost:g}")
     record = record and not dry_run
     if codec is not None:
         known_codec(codec)
         if not record:
-            raise InputError("codec= is of the episode, which is not stored with record=false or dry_run=true")
+            raise InputError("codec= applies to the episode, which is not stored with record=false or dry_run=true")
     config, body, folder = loop_config(loop, policy, lost), robot.embodiment, Path(out)
     steps_of(body.control_hz, config.hz)
-    moved: Robot = robot
+    target: Robot = robot
     if dry_run:
         if config.end != "hold":
             raise InputError(f"loop.end={config.end} moves the arm: leave it out with dry_run=true")
-        # An arm that is told nothing does not stay behind.
-        moved, config = DryRun(robot), replace(config, stall=float("inf"), move_to_start=False, end="hold")
-        print("dry_run: nothing is sent to the robot, also no motion to the demonstrations' start")
+        # An arm that receives no commands cannot stall.
+        target, config = DryRun(robot), replace(config, stall=float("inf"), move_to_start=False, end="hold")
+        print("dry_run: nothing is sent to the robot, and it does not move to the start of the demonstrations")
     with ExitStack() as stack:
         stop = EmergencyStop([operator, *stop_sources(stop_file, stop_gamepad, stack)])
         sizes = dict(image_sizes(robot))
@@ -107,12 +123,12 @@ def deploy(
             partial(_load, policy, body, sizes, robot.limits.velocity, dict(kinematics), config.execution)
         )
         stack.callback(inference.close)
-        config, data = _fitting(config, inference.info, policy)
+        config, data = _adjust_to_policy(config, inference.info, policy)
         store = _store(folder, robot, codec, stack) if record else None
-        stack.enter_context(moved)
-        _look(moved, told, data, folder, confirm)
+        stack.enter_context(target)
+        _confirm_start(target, task, data, folder, confirm)
         recording = _recording(store, robot, folder, view, dry_run, stack)
-        recording.start(told, policy=policy, robot=type(robot).__name__)
+        recording.start(task, policy=policy, robot=type(robot).__name__)
         events = EventLog()
         status = Status(events)
         if (address := stack.enter_context(status_page(status, status_port))) is not None:
@@ -125,18 +141,26 @@ def deploy(
         def finished() -> str | None:
             return MET if getattr(robot, "success", False) else None
 
-        run = ControlLoop(
-            moved, inference, config, stop=stop, watch=watch, connect=False, data=data, finished=finished, events=events
+        control = ControlLoop(
+            target,
+            inference,
+            config,
+            stop=stop,
+            watch=watch,
+            connect=False,
+            data=data,
+            finished=finished,
+            events=events,
         )
         try:
             with status:
-                stats = run.run(told, seconds)
+                stats = control.run(task, seconds)
         finally:
-            # Only a simulated robot knows.
+            # Only a simulated robot measures success.
             recording.finish(getattr(robot, "success", None))
-    report = _report(stats, robot, policy, told, recording)
+    report = _report(stats, robot, policy, task, recording)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / NUMBERS, report)
+    write_json(folder / METRICS, report)
     written = control_page(folder, report, recording.trace, body)
     print(_text(report))
     print(f"open {written}, or: vla view {folder / STORE}" if record else f"open {written}")
@@ -145,38 +169,39 @@ def deploy(
 
 
 def loop_config(loop: Mapping[str, Any], policy: str, lost: float) -> LoopConfig:
-    """The options `loop` for this policy: a server may be `lost` for so long [s]; answers of "hold" are no chunks."""
+    """The loop configuration for a policy.
+
+    For a server the inference timeout is at least `lost` [s]; "hold" has no limit on invalid action chunks.
+    """
     config = LoopConfig(**loop)
     if policy.startswith(REMOTE):
         return replace(config, inference_timeout_s=max(config.inference_timeout_s, lost))
     return replace(config, invalid=None) if policy == "hold" else config
 
 
-def _fitting(config: LoopConfig, about: PolicyInfo, policy: str) -> tuple[LoopConfig, DataSummary]:
-    """The loop as the policy allows it, and what is known of its data, with a line for each thing that is not so."""
-    if config.execution in PREFIXED and not about.takes_prefix:
-        print(
-            f"loop.execution=chunked: chunks of {policy} cannot begin with given actions, as {config.execution} needs"
-        )
+def _adjust_to_policy(config: LoopConfig, info: PolicyInfo, policy: str) -> tuple[LoopConfig, DataSummary]:
+    """Adapts the loop to the policy, printing each change, and returns it with the summary of the policy's data."""
+    if config.execution in PREFIXED and not info.takes_prefix:
+        print(f"loop.execution=chunked: {policy} does not take an action prefix, which {config.execution} needs")
         config = replace(config, execution="chunked")
-    if about.data.start is None:
+    if info.data.start is None:
         if config.end == "home":
-            raise InputError(f"loop.end=home: {policy} does not say where its demonstrations begin: choose hold")
-        print(f"{policy} does not say where its demonstrations begin: the arm starts where it stands")
-    return config, about.data
+            raise InputError(f"loop.end=home: {policy} has no start pose of its demonstrations: choose hold")
+        print(f"{policy} has no start pose of its demonstrations: the arm starts at its present pose")
+    return config, info.data
 
 
-def _look(robot: Robot, instruction: str, data: DataSummary, folder: Path, confirm: bool | None) -> None:
-    """The cameras' first images beside the training data's, and the operator's consent where that is wanted."""
-    wanted = confirm if confirm is not None else not hasattr(robot, "success") and sys.stdin.isatty()
+def _confirm_start(robot: Robot, instruction: str, data: DataSummary, folder: Path, confirm: bool | None) -> None:
+    """Writes the first camera images next to those of the training data, and waits for enter if required."""
+    required = confirm if confirm is not None else not hasattr(robot, "success") and sys.stdin.isatty()
     path = None
     if data.start is not None and data.start.images and robot.embodiment.cameras:
-        path = folder / LOOK
+        path = folder / CAMERAS
         cameras_beside_training(path, robot.observe(instruction), data.start.images)
-        print(f"the cameras beside the training data: {path}", flush=True)
-    if wanted and sys.stdin.isatty() and in_background(sys.stdin.fileno()):
-        raise InputError("in the background no key begins the run: bring it to the foreground, or add confirm=false")
-    if wanted:
+        print(f"camera images next to those of the training data: {path}", flush=True)
+    if required and sys.stdin.isatty() and in_background(sys.stdin.fileno()):
+        raise InputError("a background process cannot read keys: bring it to the foreground, or add confirm=false")
+    if required:
         print("enter: begin     anything else: end", flush=True)
         if sys.stdin.readline().strip():
             raise Failure("not begun", EXIT_CODES["stopped"])
@@ -196,7 +221,7 @@ def _load(
     if takes_prefix(loaded):
         check_execution(loaded, execution)
     if unsized := [camera for camera in body.cameras if camera not in sizes]:
-        print(f"the policy is not tried before it runs: no size is configured of {', '.join(unsized)}", flush=True)
+        print(f"no test inference: no image size is configured for {', '.join(unsized)}", flush=True)
     probe(loaded, body, sizes, execution)
     return loaded
 
@@ -215,7 +240,7 @@ def _store(folder: Path, robot: Robot, codec: str | None, stack: ExitStack) -> E
 def _recording(
     store: EpisodeStore | None, robot: Robot, folder: Path, view: bool, dry_run: bool, stack: ExitStack
 ) -> Recording:
-    """Writes into the store, if there is one, and to Rerun; of a dry run to its viewer alone."""
+    """A recording into the store, if there is one, and Rerun; for a dry run into Rerun's viewer only."""
     recorders: list[Recorder] = [] if store is None else [ZarrRecorder(store, robot.embodiment)]
     if view or not dry_run:
         recorders.append(_rerun(stream := _stream(folder, view), robot))
@@ -226,7 +251,7 @@ def _recording(
 
 
 def _stream(folder: Path, view: bool) -> rr.RecordingStream:
-    """Rerun's viewer, or a file for it, which has its name when it is whole."""
+    """A stream to Rerun's viewer, or to a temporary file that `_close` renames once it is complete."""
     import rerun as rr
 
     from vla.recording.rerun_recorder import file_stream
@@ -244,7 +269,7 @@ def _stream(folder: Path, view: bool) -> rr.RecordingStream:
 def _close(stream: rr.RecordingStream, folder: Path, failed: list[str]) -> None:
     try:
         stream.flush(timeout_sec=60.0)
-    except RuntimeError as error:  # all that Rerun says of a full disk; it does not go on then
+    except RuntimeError as error:  # what Rerun raises if the disk is full; the stream is unusable then
         failed.append(f"{RRD}: {explain_full_disk(error) or error}")
         _unfinished(folder).unlink(missing_ok=True)
         return

@@ -1,4 +1,4 @@
-"""What this machine has and what it lacks, with the way to get it."""
+"""`vla doctor`: checks what this machine provides, and how to install what is missing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vla.errors import InputError
 PACKAGES = ("torch", "transformers", "gymnasium", "mujoco", "lerobot", "hydra-core", "zarr", "rerun-sdk", "datasets")
 DISK_GB = 5
 
-# Run in a process of its own: a broken GL driver may end the process instead of raising.
+# Run in a separate process: a broken GL driver may end the process instead of raising.
 RENDER = """
 from vla.common.mujoco_gl import mujoco
 model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><light pos='0 0 3'/><geom size='1'/></worldbody></mujoco>")
@@ -31,7 +31,15 @@ with mujoco.Renderer(model, 64, 64) as renderer:
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at. `fix` says how to get it; `needed` is whether the demo cannot run without it."""
+    """The result of one check.
+
+    Attributes:
+        name: What was checked.
+        ok: Whether it is present.
+        found: What was found.
+        fix: How to install or repair it.
+        needed: Whether the demo needs it.
+    """
 
     name: str
     ok: bool
@@ -45,7 +53,7 @@ class Check:
 
 
 def doctor() -> None:
-    """Prints every check. Raises SystemExit(1) when something is missing that the demo needs."""
+    """Prints every check. Raises SystemExit(1) if something that the demo needs is missing."""
     missing = False
     for check in checks():
         print(check, flush=True)
@@ -56,7 +64,7 @@ def doctor() -> None:
 
 
 def checks() -> Iterator[Check]:
-    """Every check, quick ones first."""
+    """Runs every check, fast ones first."""
     yield python()
     yield packages()
     yield disk()
@@ -69,11 +77,13 @@ def checks() -> Iterator[Check]:
 
 
 def python() -> Check:
+    """The version of Python."""
     found = ".".join(map(str, sys.version_info[:3]))
     return Check("python", sys.version_info >= (3, 12), found, "install Python 3.12 or newer", True)
 
 
 def packages(names: tuple[str, ...] = PACKAGES) -> Check:
+    """The versions of required packages."""
     found, absent = [], []
     for name in names:
         try:
@@ -84,6 +94,7 @@ def packages(names: tuple[str, ...] = PACKAGES) -> Check:
 
 
 def disk(folder: str = ".") -> Check:
+    """Free disk space at `folder`."""
     free = shutil.disk_usage(folder).free / 1e9
     return Check(
         "disk", free >= DISK_GB, f"{free:.0f} GB free", f"free {DISK_GB} GB for recordings and checkpoints", True
@@ -95,31 +106,32 @@ def ports(patterns: tuple[str, ...] = ("/dev/ttyACM*", "/dev/ttyUSB*", "/dev/tty
     found = sorted(path for pattern in patterns for path in glob.glob(pattern))
     closed = [path for path in found if not os.access(path, os.R_OK | os.W_OK)]
     if closed:
-        fix = "for the right to open it: sudo usermod -aG dialout $USER, then log in again"
+        fix = "to get permission: sudo usermod -aG dialout $USER, then log in again"
         return Check("ports", False, f"no permission for {', '.join(closed)}", fix)
     fix = "connect the arm's USB cable and power; only a real arm needs this"
     return Check("ports", bool(found), ", ".join(found) or "no serial port", fix)
 
 
 def cameras(pattern: str = "/dev/v4l/by-id/*-index0") -> Check:
-    """Cameras by the names that stay theirs; those of /dev/video may change at each start of the machine."""
+    """Cameras by persistent names; numbers of /dev/video may change when the machine restarts."""
     found = sorted(glob.glob(pattern))
-    fix = "connect the cameras; name them so in robot.cameras, since /dev/video0 may be another one tomorrow"
-    return Check("cameras", bool(found), ", ".join(found) or "no camera by a name of its own", fix)
+    fix = "connect the cameras; use these names in robot.cameras, since /dev/video0 may change after a restart"
+    return Check("cameras", bool(found), ", ".join(found) or "no camera with a persistent name", fix)
 
 
 def priority() -> Check:
-    """Whether the control loop may go before other programs."""
-    from vla.common.thread_priority import first_of_threads
+    """Whether the control loop may run with real-time priority."""
+    from vla.common.thread_priority import realtime_priority
 
-    with first_of_threads() as first:
+    with realtime_priority() as granted:
         fix = (
             "add the line `$USER - rtprio 20` to /etc/security/limits.conf, then log in again; only a real arm needs it"
         )
-        return Check("priority", first, "real-time" if first else "no right to real-time priority", fix)
+        return Check("priority", granted, "real-time" if granted else "no permission for real-time priority", fix)
 
 
 def display() -> Check:
+    """Whether there is a screen for viewers."""
     found = os.environ.get("WAYLAND_DISPLAY") or os.environ.get("DISPLAY") or ""
     ok = bool(found) or sys.platform == "darwin"
     fix = "use `vla view PATH --save x.rrd` and open the file with `rerun x.rrd` on a machine with a screen"
@@ -149,6 +161,7 @@ def rendering(timeout: float = 60.0) -> Check:
 
 
 def gpu() -> Check:
+    """The CUDA device, if there is one."""
     try:
         import torch
     except ImportError:

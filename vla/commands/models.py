@@ -1,4 +1,4 @@
-"""`vla models`: the families of vision-language models, and what is known of each."""
+"""`vla models`: lists the families of vision-language models."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from vla.models.backbones.catalog import Family
 
 
 def models(*, family: str | None) -> None:
-    """Prints the table of all families, or what is known of one. Raises InputError for a family that there is not."""
+    """Prints the table of all families, or the details of one. Raises InputError for an unknown family."""
     print(one(catalog.family(family)) if family else table(catalog.CATALOG))
 
 
 def table(rows: Sequence[Family]) -> str:
-    """A line for each family under its columns."""
+    """The table as text, with one line per family."""
     head = ("family", "role", "connector", "checkpoint", "equal to the original", "verified by", "finetune freezes")
     lines = [
         head,
@@ -23,11 +23,11 @@ def table(rows: Sequence[Family]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
     text = "\n".join(line.rstrip() for line in padded)
-    return f"{text}\n\n`vla models family=NAME` tells more; a local folder in the place of a checkpoint works the same."
+    return f"{text}\n\n`vla models family=NAME` shows details; a local folder can replace the id of a checkpoint."
 
 
 def one(row: Family) -> str:
-    """Everything about one family, its configuration too."""
+    """The details of one family, with its configuration."""
     fields = {
         "family": f"{row.name} ({row.title})",
         "role": row.role,

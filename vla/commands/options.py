@@ -1,6 +1,7 @@
-"""The options of a command: Hydra composes them, and every mistake becomes one line that names it.
+"""Composes the options of a command with Hydra; every invalid option becomes a one-line error that names it.
 
-Hydra ends here. A command receives its top-level keys as keyword arguments, swap points already built.
+No module below this one uses Hydra: a command receives its top-level keys as keyword arguments, with each `_target_`
+already instantiated.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ CONFIGS = "vla.configs"
 def compose(command: str, overrides: Sequence[str]) -> DictConfig:
     """The options of `command`: its file in configs/ with `overrides` (Hydra's grammar) applied.
 
-    Raises InputError that names the override which does not parse, fit or exist, or the option still to be given.
+    Raises:
+        InputError: An override cannot be parsed, has the wrong type or is unknown, or a required option is not set.
     """
     _store_plugins(overrides)
     with hydra.initialize_config_module(CONFIGS, version_base="1.3"):
@@ -47,7 +49,7 @@ def compose(command: str, overrides: Sequence[str]) -> DictConfig:
         _check_types(defaults, config, overrides)
         config = OmegaConf.create(_expanded(OmegaConf.to_container(config)))
         if missing := sorted(OmegaConf.missing_keys(config)):
-            raise InputError(f"say {', '.join(f'{key}=…' for key in missing)}; see `vla {command} --help`")
+            raise InputError(f"set {', '.join(f'{key}=…' for key in missing)}; see `vla {command} --help`")
         OmegaConf.to_container(config, resolve=True)
     except OverrideParseException as error:
         raise _unreadable(error) from error
@@ -77,7 +79,7 @@ def _store_plugins(overrides: Sequence[str]) -> None:
 
 
 def sweep(command: str, overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of every run in the product of the values given as KEY=A,B,C."""
+    """The overrides of each run: the Cartesian product of the values KEY=A,B,C."""
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except OverrideParseException as error:
@@ -86,27 +88,28 @@ def sweep(command: str, overrides: Sequence[str]) -> list[list[str]]:
 
 
 def check_known(command: str, config: DictConfig) -> None:
-    """Raises InputError for an option (+KEY=VALUE) that the command's file in configs/ does not have."""
+    """Raises InputError for an option (+KEY=VALUE) that is not in the command's file in configs/."""
     known = keys_of(command)
     for key in sorted(map(str, config.keys() - known)):
         raise InputError(f"there is no option {key!r}{suggestion(key, known)}; see `vla {command} --help`")
 
 
 def check_outputs_differ(configs: Sequence[DictConfig]) -> None:
-    """Raises InputError when two runs of a sweep would write to the same place."""
+    """Raises InputError if two runs of a sweep would write to the same output."""
     for out, count in Counter(str(config.out) for config in configs if config.get("out")).items():
         if count > 1:
-            better = Path(out).with_stem(f"{Path(out).stem}-${{seed}}")
-            raise InputError(f"{count} runs would all write {out}: name it by what differs, e.g. 'out={better}'")
+            example = Path(out).with_stem(f"{Path(out).stem}-${{seed}}")
+            raise InputError(f"{count} runs would all write {out}: name it by what differs, e.g. 'out={example}'")
 
 
 def bind(function: Callable[..., Any], config: DictConfig) -> Callable[[], Any]:
-    """`function` with the options as its keyword arguments: plain Python values, each `_target_` built.
+    """Binds the options to the keyword arguments of `function`, as plain Python values with each `_target_` built.
 
-    Raises InputError for an option that `function` does not take and for a `_target_` that cannot be built.
+    Raises:
+        InputError: `function` does not take an option, a value has the wrong type, or a `_target_` cannot be built.
     """
     try:
-        # Only what is to be built goes through Hydra, which would take a `${` in plain text for a reference.
+        # Hydra instantiates only values with a `_target_`: in plain text it would resolve `${` as a reference.
         values = {
             key: instantiate(current_targets(value), _convert_="all") if _builds(value) else value
             for key, value in values_of(config).items()
@@ -118,7 +121,7 @@ def bind(function: Callable[..., Any], config: DictConfig) -> Callable[[], Any]:
             raise InputError(_one_line(error)) from error
         raise
     parameters = inspect.signature(function).parameters
-    if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         for name in values.keys() - parameters.keys():
             raise InputError(f"there is no option {name!r}{suggestion(name, parameters)}")
     try:
@@ -139,7 +142,7 @@ KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 def _check_value(name: str, value: Any, annotation: str) -> None:
-    """Raises InputError for a value that is of none of the kinds that a parameter's annotation names."""
+    """Raises InputError for a value that does not match the annotation of its parameter."""
     kinds = _either(annotation)
     if not any(_is_of(value, kind) for kind in kinds):
         expected = " or ".join(_EXPECTED.get(kind.partition("[")[0], kind) for kind in kinds)
@@ -155,30 +158,31 @@ _EXPECTED = {
 
 
 def _either(annotation: str) -> list[str]:
-    """The parts of `A | B`, but not those within brackets."""
+    """The alternatives of `A | B`, ignoring `|` within brackets."""
     return re.split(r" \| (?![^\[]*\])", annotation)
 
 
 def _is_of(value: Any, kind: str, inside: bool = False) -> bool:
-    """Whether a value is of a kind as an annotation writes it: true of kinds that are not among `_EXPECTED`.
+    """Whether a value matches one alternative of an annotation; true for kinds that are not in `_EXPECTED`.
 
-    `inside` a list or mapping, text that looks like a number or a switch is text.
+    With `inside` (a list or mapping), a number or a boolean is accepted as text.
     """
-    name, _, parts = kind.rstrip("]").partition("[")
+    name, _, inner = kind.rstrip("]").partition("[")
     if kind in KINDS:
         accepted, _ = KINDS[kind]
         if inside and kind == "str":
             return not isinstance(value, list | tuple | Mapping)
         return isinstance(value, accepted) and (not isinstance(value, bool) or kind == "bool")
     if name == "Sequence":
-        return isinstance(value, list | tuple) and all(_is_of(one, parts, True) for one in value)
+        return isinstance(value, list | tuple) and all(_is_of(element, inner, True) for element in value)
     if name == "Mapping":
-        return isinstance(value, Mapping) and all(_is_of(one, parts.partition(", ")[2], True) for one in value.values())
+        value_kind = inner.partition(", ")[2]
+        return isinstance(value, Mapping) and all(_is_of(element, value_kind, True) for element in value.values())
     return value is None if kind == "None" else True
 
 
 def values_of(config: DictConfig) -> dict[str, Any]:
-    """The options as plain values, nothing built of them."""
+    """The options as plain values, without instantiating any `_target_`."""
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
@@ -190,7 +194,7 @@ def as_text(config: DictConfig) -> str:
 
 
 def _check_types(defaults: DictConfig, config: DictConfig, overrides: Sequence[str]) -> None:
-    """A number or a switch stays one: OmegaConf by itself takes any value for an untyped key."""
+    """Raises InputError if an override changes the type of an option; OmegaConf allows any value for untyped keys."""
     plan = {f"plan.{field.name}": field.default for field in fields(TrainConfig)}
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
@@ -211,11 +215,11 @@ def _check_types(defaults: DictConfig, config: DictConfig, overrides: Sequence[s
 
 
 def _expanded(value: Any, key: str = "") -> Any:
-    """The values with the home folder for a ~ at the beginning of a path (`vla.commands.arguments.PATHS`)."""
+    """The values with ~ at the start of a path (`vla.commands.arguments.PATHS`) replaced by the home folder."""
     if isinstance(value, Mapping):
-        return {name: _expanded(one, f"{key}.{name}".lstrip(".")) for name, one in value.items()}
+        return {name: _expanded(element, f"{key}.{name}".lstrip(".")) for name, element in value.items()}
     if isinstance(value, list):
-        return [_expanded(one, key) for one in value]
+        return [_expanded(element, key) for element in value]
     if isinstance(value, str) and is_path(key):
         return re.sub(r"^(lerobot:)?(~[^/]*)", lambda m: (m[1] or "") + os.path.expanduser(m[2]), value)
     return value
@@ -232,7 +236,7 @@ def _explain(command: str, defaults: DictConfig, error: Exception) -> str:
 
 
 def _no_choice(message: str) -> str:
-    """What is wrong with the choice of a file of a group of configs/: `head=flo`."""
+    """The error message for an unknown file of a group of configs/, such as `head=flo`."""
     found = re.search(
         r"Could not find '([\w-]+)/(.+)'\s+Available options in '[^']+':\s+(.+?)\s*Config search", message, re.S
     )
@@ -247,7 +251,7 @@ def _unreadable(error: OverrideParseException) -> InputError:
 
 
 def _builds(value: Any) -> bool:
-    """Whether a `_target_` is in it."""
+    """Whether the value contains a `_target_`."""
     if isinstance(value, Mapping):
         return "_target_" in value or any(map(_builds, value.values()))
     return isinstance(value, list) and any(map(_builds, value))
@@ -262,5 +266,5 @@ def _keys(values: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _one_line(error: Exception) -> str:
-    """Hydra's message without its pointers to keys and manuals."""
+    """Hydra's message on one line, without its references to keys and manuals."""
     return " ".join(re.split(r"\n *(?:full_key: |See )", str(error))[0].split())

@@ -1,4 +1,4 @@
-"""`vla play`: a simulated arm moved by hand, its episodes recorded."""
+"""`vla play`: teleoperation of a simulated arm, with recording."""
 
 from __future__ import annotations
 
@@ -29,14 +29,23 @@ HEADLESS = "use device=script script=FILE (vla play --help)"
 
 
 def play(*, task: str, seed: int, device: str, joystick: str, script: str | None, out: str) -> None:
-    """Moves the arm by `device` in the scenes of `seed` and those after it, and appends episodes to the store `out`.
+    """Teleoperates the arm in simulated scenes, and appends the episodes to a store.
 
-    An episode ends when the task is met, or is saved as it is; there is no limit of steps. It begins with the first
-    movement: until then the scene stands still. What is discarded, in which the arm did not move, or under way at the
-    end, leaves nothing. Scenes are drawn as `vla record` draws them, held-out pairs left out.
+    An episode starts with the first movement and ends when the task succeeds or the operator saves it; there is no
+    limit of steps. Nothing is stored of an episode that is discarded, in which the arm did not move, or that is
+    unfinished when the session ends. Scenes are sampled as in `vla record`, without the held-out pairs.
 
-    Raises InputError for a script that keeps no episode, for an unknown task, one without a single SO-101, a device
-    that is not there, no screen, and a store of another embodiment, before anything is written.
+    Args:
+        task: A task with one SO-101.
+        seed: Seed of the first scene; the following scenes have the following seeds.
+        device: Input device, or "script".
+        joystick: Joystick device of the gamepad.
+        script: File with one command per step, for device "script".
+        out: The store.
+
+    Raises:
+        InputError: The task, the device or the screen is not available, the store has another embodiment (nothing is
+            written in these cases), or a script saves no episode.
     """
     if seed < 0:
         raise InputError(f"the seed must be 0 or more, not {seed}")
@@ -57,12 +66,12 @@ def play(*, task: str, seed: int, device: str, joystick: str, script: str | None
             print(gamepad.HELP if device == "gamepad" else keyboard.HELP)
         store = stack.enter_context(EpisodeStore.open(out, "a") if begun else EpisodeStore.create(out, env.embodiment))
         before = len(store)
-        held = {record.info.get("seed") for record in store.records if record.info.get("task") == task}
-        desk = _Desk(env, teleop, fingertip_solver(), ZarrRecorder(store, env.embodiment), window)
-        for scene in (s for s in count(seed) if s not in held):
+        recorded = {record.info.get("seed") for record in store.records if record.info.get("task") == task}
+        session = _PlaySession(env, teleop, fingertip_solver(), ZarrRecorder(store, env.embodiment), window)
+        for scene in (s for s in count(seed) if s not in recorded):
             event = Event.DISCARD
             while event is Event.DISCARD:
-                event = desk.episode(task=task, seed=scene, policy=device)
+                event = session.episode(task=task, seed=scene, policy=device)
             if event is Event.QUIT:
                 break
         print_episode_count(out, store, before)
@@ -71,8 +80,8 @@ def play(*, task: str, seed: int, device: str, joystick: str, script: str | None
 
 
 @dataclass
-class _Desk:
-    """Where the operator sits: the arm, what moves it, who records it, and the window on it, if there is one."""
+class _PlaySession:
+    """The arm, its input device and recorder, and the window, if there is one."""
 
     env: SO101Env
     teleop: Teleop
@@ -80,33 +89,35 @@ class _Desk:
     recorder: Recorder
     window: Window | None
 
-    def episode(self, *, seed: int, **info: Any) -> Event:
-        """Plays the scene of `seed` until the task is met or the operator decides; kept if and only if SAVE, which an
-        episode without motion turns into DISCARD."""
+    def episode(self, *, seed: int, **metadata: Any) -> Event:
+        """Runs one scene until the task succeeds or the operator ends it, and stores it if the returned event is SAVE.
+
+        SAVE of an episode without motion becomes DISCARD.
+        """
         env, hz = self.env, self.env.embodiment.control_hz
-        seen, told = env.reset(seed=seed)
-        joints = env.scene.data.qpos[env.scene.arms[0].joints]  # a view: where they are from now on
+        observation, info = env.reset(seed=seed)
+        joints = env.scene.data.qpos[env.scene.arms[0].joints]  # a view, which follows the simulation
         jogging = CartesianJog(self.solver, env.embodiment, joints, _show)
         motion, steps, due = Motion(), 0, time.monotonic()
         motion.add(joints, joints)
-        print(f"scene {seed}: {told['instruction']}", flush=True)
-        self.recorder.start(told["instruction"], seed=seed, **info)
+        print(f"scene {seed}: {info['instruction']}", flush=True)
+        self.recorder.start(info["instruction"], seed=seed, **metadata)
         while True:
-            if self.window is not None and not self.window.show(told["instruction"]):
+            if self.window is not None and not self.window.show(info["instruction"]):
                 return self._end(Event.QUIT, False, motion)
             jog = self.teleop.read()
             if jog.event:
                 return self._end(jog.event, False, motion)
             if steps or jog.moves:
                 action = jogging.act(jog, joints)
-                self.recorder.step(to_observation(seen, steps / hz), action, points=told["points"])
-                seen, _, met, _, told = env.step(action)
+                self.recorder.step(to_observation(observation, steps / hz), action, points=info["points"])
+                observation, _, met, _, info = env.step(action)
                 motion.add(joints, action)
                 steps += 1
                 if met:
                     return self._end(Event.SAVE, True, motion)
             if self.window is not None:
-                # Deadlines are absolute, so that errors do not add up; a step that came late does not hurry the next.
+                # Deadlines are absolute, so that errors do not accumulate; a late step does not shorten the next.
                 due = max(due + 1 / hz, time.monotonic())
                 time.sleep(max(0.0, due - time.monotonic()))
 

@@ -1,4 +1,4 @@
-"""`vla push`: a checkpoint to the hub, and before that, what would go there."""
+"""`vla push`: uploads a checkpoint to the hub, after listing its files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from vla.models.hub import FILES, HUB_NAME, LEROBOT_FILES, card, checkpoint_of, 
 
 
 def push(*, policy: str, repo: str, license: str, private: bool, dry_run: bool) -> None:
-    """Uploads a checkpoint with its model card to the hub's `repo`; with `dry_run` prints both and uploads nothing.
+    """Uploads a checkpoint with its model card to `repo` on the hub; with `dry_run` only prints both.
 
-    What resumes a training stays here. Raises InputError when `policy` is no checkpoint, `repo` no name, or the hub
-    refuses.
+    The state for resuming training is not uploaded.
+
+    Raises:
+        InputError: `policy` is not a checkpoint, `repo` is not a valid name, or the hub rejects the upload.
     """
     if not re.fullmatch(HUB_NAME, repo):
         raise InputError(f"repo is written user/model, not {repo!r}")

@@ -1,4 +1,4 @@
-"""`vla record`: demonstrations of a scripted expert or of an operator, or scenes with questions, into a store."""
+"""`vla record`: records demonstrations of a scripted expert or an operator, or scenes with questions, into a store."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from vla.robots.robot import Robot
 
 PERTURBED = 0.5
-"""The share of episodes that start from a random pose, in place of the arm's resting pose."""
-NOISE_MEMORY = 0.7
-"""How much of the noise on an action carries over to the next."""
-QUIET = 0.2
+"""The share of episodes that start from a random pose instead of the arm's resting pose."""
+NOISE_CORRELATION = 0.7
+"""The correlation of the noise on consecutive actions."""
+NOISE_FREE = 0.2
 """The share of episodes without noise."""
 
 
@@ -43,24 +43,32 @@ def record(
     robot: Robot | None = None,
     **operated: Any,
 ) -> None:
-    """Records until the store `out` holds `episodes` successes of the expert, or as many scenes (task "scenes").
+    """Records until the store holds the requested number of successful episodes or scenes.
 
-    A new store's images are coded as `codec` (`vla.datasets.codecs`); `questions` says what is asked of scenes
-    (`vla.commands.record_scenes`).
+    Scripted demonstrations exclude the pairs of colour and shape that evaluation holds out (`vla.envs.axes`). The store
+    of an interrupted run is continued with the missing seeds.
 
-    With a `robot` they are an operator's, as `operated` says (`vla.commands.record_robot`), and `task` counts for
-    nothing.
+    Args:
+        task: Task of the scripted expert, or "scenes"; ignored with a robot.
+        episodes: Number of episodes, or of scenes, in the complete store.
+        out: The store.
+        codec: Image codec of a new store (`vla.datasets.codecs`).
+        seed: Seed of the first scene.
+        noise: Standard deviation of the noise on executed actions [rad, or the action's unit].
+        randomize: Varies light, colours, cameras and textures.
+        workers: Number of processes.
+        questions: Kind of the questions about scenes (`vla.commands.record_scenes`).
+        robot: A robot that an operator moves instead of the expert.
+        **operated: Options of `vla.commands.record_robot.record_robot`.
 
-    Demonstrations leave out the pairs of colour and shape that evaluation holds out (`vla.envs.axes`).
-
-    A store that a cut-off run left is continued with the seeds that it lacks. Raises InputError for an unknown
-    task, a negative seed and a store of something else, before anything is written.
+    Raises:
+        InputError: The task is unknown, the seed is negative, or the store holds other data. Nothing is written.
     """
     if robot is not None:
         from vla.commands.record_robot import record_robot
 
         if out == f"outputs/{task}.zarr":
-            raise InputError("say where the demonstrations go: out=outputs/NAME.zarr")
+            raise InputError("set the store for the demonstrations: out=outputs/NAME.zarr")
         record_robot(robot=robot, episodes=episodes, out=out, codec=codec, **operated)
         return
     if seed < 0:
@@ -85,9 +93,9 @@ def record_demonstrations(
     *,
     holdout: bool = False,
 ) -> None:
-    """See `record`. Failed attempts are left out, and the next seed is tried.
+    """Records demonstrations of a scripted expert (see `record`); failed attempts are skipped.
 
-    Without `holdout` scenes are of all pairs of colour and shape, as those that the demo is measured on.
+    With `holdout`, scenes exclude the held-out pairs of colour and shape. The demo records all pairs.
     """
     from vla.datasets.episodes import EpisodeStore
     from vla.datasets.open_folder import open_folder
@@ -99,25 +107,25 @@ def record_demonstrations(
     env = make_env(task, randomize=randomize)
     embodiment = env.unwrapped.embodiment  # type: ignore[attr-defined]
     env.close()
-    begun = open_folder(out).exists("")
-    store = EpisodeStore.open(out, "a") if begun else EpisodeStore.create(out, embodiment, codec)
+    resumed = open_folder(out).exists("")
+    store = EpisodeStore.open(out, "a") if resumed else EpisodeStore.create(out, embodiment, codec)
     before = len(store)
     with store, remove_empty_on_error(out, store):
         store.embodiment.check(embodiment)
         if others := {str(r.info.get("task")) for r in store.records} - {task}:
             raise InputError(f"{out} holds episodes of {', '.join(sorted(others))}: record {task} into another folder")
-        following = max((int(r.info["seed"]) + 1 for r in store.records), default=seed)
-        if begun:
-            _tell_continued(store, out, codec, noise, seed, following)
-        following = max(following, seed)
+        next_seed = max((int(r.info["seed"]) + 1 for r in store.records), default=seed)
+        if resumed:
+            _print_differences(store, out, codec, noise, seed, next_seed)
+        next_seed = max(next_seed, seed)
         with (
             ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool,
             tqdm(total=episodes, initial=len(store), desc=f"record {task}", unit="episode") as bar,
         ):
-            chunks = ([s, s + 8] for s in count(following, 8))
+            seed_ranges = ([s, s + 8] for s in count(next_seed, 8))
             while len(store) < episodes:
-                ahead = list(islice(chunks, 4 * workers))
-                jobs = zip(*([task, *c, noise, randomize, holdout] for c in ahead), strict=True)
+                batch = list(islice(seed_ranges, 4 * workers))
+                jobs = zip(*([task, *seeds, noise, randomize, holdout] for seeds in batch), strict=True)
                 for found in pool.map(_demonstrations, *jobs):
                     for episode in found[: episodes - len(store)]:
                         store.append(episode)
@@ -125,14 +133,14 @@ def record_demonstrations(
         print_episode_count(out, store, before)
 
 
-def _tell_continued(store: EpisodeStore, out: str, codec: str, noise: float, seed: int, following: int) -> None:
-    """Prints what is asked for and differs from what the store holds; a new store would be made of it."""
+def _print_differences(store: EpisodeStore, out: str, codec: str, noise: float, seed: int, next_seed: int) -> None:
+    """Prints the options that differ from the settings with which the store was recorded."""
     before = {float(r.info.get("noise", 0.0)) for r in store.records} - {0.0}
-    told = [f"its images stay {store.codec}, not {codec}"] * (codec != store.codec)
-    told += [f"noise {', '.join(f'{one:g}' for one in sorted(before))} -> {noise:g}"] * bool(before - {noise})
-    told += [f"seed {seed} -> {following}, the first that it lacks"] * (len(store) > 0 and 0 < seed < following)
-    if told:
-        print(f"{out} goes on: {'; '.join(told)}", flush=True)
+    lines = [f"its images stay {store.codec}, not {codec}"] * (codec != store.codec)
+    lines += [f"noise {', '.join(f'{value:g}' for value in sorted(before))} -> {noise:g}"] * bool(before - {noise})
+    lines += [f"seed {seed} -> {next_seed}, the first missing one"] * (len(store) > 0 and 0 < seed < next_seed)
+    if lines:
+        print(f"{out} is continued: {'; '.join(lines)}", flush=True)
 
 
 def _demonstrations(task: str, first: int, end: int, noise: float, randomize: bool, holdout: bool) -> list[Episode]:
@@ -153,17 +161,25 @@ def _successes(env: gymnasium.Env, task: str, seeds: range, noise: float) -> Ite
 
 
 def demonstrate(env: gymnasium.Env, task: str, seed: int, noise: float) -> Episode:
-    """One attempt of the expert at the episode of `seed`.
+    """Runs the expert on one episode.
 
-    `noise` [rad, or the action's own unit] is the standard deviation of what is added to the executed action,
-    correlated in time; the recorded action is the clean one, so the data shows how to come back (DART, Laskey et al.
-    2017).
+    The executed action has noise that is correlated in time; the recorded action is the clean one, so that the data
+    shows recovery (DART, Laskey et al. 2017).
+
+    Args:
+        env: The environment.
+        task: Name of the task, stored with the episode.
+        seed: Seed of the scene and of the noise.
+        noise: Standard deviation of the noise [rad, or the action's unit].
+
+    Returns:
+        The episode, successful or not.
     """
     from vla.envs.scripted_expert import expert_of
     from vla.envs.so101 import to_observation
 
     rng = np.random.default_rng([seed, 23])
-    perturb, quiet = rng.random() < PERTURBED, rng.random() < QUIET
+    perturb, noise_free = rng.random() < PERTURBED, rng.random() < NOISE_FREE
     values, info = env.reset(seed=seed, options={"perturb": bool(perturb)})
     expert, embodiment = expert_of(env), env.unwrapped.embodiment  # type: ignore[attr-defined]
     observations: list[Observation] = []
@@ -176,8 +192,8 @@ def demonstrate(env: gymnasium.Env, task: str, seed: int, noise: float) -> Episo
         if "points" in info:
             points.append(info["points"])
         actions.append(expert.act())
-        fresh = rng.normal(size=len(disturbance)) * (0.0 if quiet else noise)
-        disturbance = NOISE_MEMORY * disturbance + (1 - NOISE_MEMORY**2) ** 0.5 * fresh
+        innovation = rng.normal(size=len(disturbance)) * (0.0 if noise_free else noise)
+        disturbance = NOISE_CORRELATION * disturbance + (1 - NOISE_CORRELATION**2) ** 0.5 * innovation
         values, _, terminated, truncated, info = env.step(actions[-1] + disturbance)
         done = terminated or truncated
     return Episode(
@@ -192,7 +208,7 @@ def demonstrate(env: gymnasium.Env, task: str, seed: int, noise: float) -> Episo
         info={
             "task": task,
             "seed": seed,
-            "noise": 0.0 if quiet else noise,
+            "noise": 0.0 if noise_free else noise,
             "perturb": bool(perturb),
             "policy": "expert",
         },

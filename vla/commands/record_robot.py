@@ -1,4 +1,4 @@
-"""`vla record robot=…`: demonstrations of an operator, on an arm in wall-clock time."""
+"""`vla record robot=…`: records demonstrations of an operator on an arm, in wall-clock time."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ from vla.robots.teleoperators.terminal import Terminal
 if TYPE_CHECKING:
     from vla.kinematics.solver import KinematicSolver
 
-TIME = "done"
-AGAIN = (Event.DISCARD.value, Event.NEXT.value)
-DECIDED = (Event.QUIT.value, TIME, MET, Event.SAVE.value, *AGAIN)
-"""Reasons that are the operator's, or as planned."""
+TIMEOUT = "done"
+RETRY = (Event.DISCARD.value, Event.NEXT.value)
+EXPECTED = (Event.QUIT.value, TIMEOUT, MET, Event.SAVE.value, *RETRY)
+"""Reasons for the end of a run that are planned or decided by the operator."""
 HELPS = {"gamepad": gamepad.HELP, "keyboard": keyboard.HELP}
 KEYS = "enter: begin; end and keep     backspace, r: discard, and again     q, ctrl-C: stop the arm, and end"
 
@@ -64,53 +64,72 @@ def record_robot(
     out: str,
     codec: str,
 ) -> None:
-    """Records until the store `out` holds `episodes` of `instruction`, or the operator stops.
+    """Records until the store holds the requested episodes of the instruction, or the operator quits.
 
-    Before each there is a pause, in which the arm follows the operator and the scene is reset: until enter, and at
-    most `pause` [s]; a script has none, its episodes begin with their first movement. An episode that enter ends, or
-    that meets a simulated task, is a success, and discarded if the arm has not moved in it; one that lasts
-    `seconds` is kept too. One that a stop or a fault ends is kept if and only if `keep_unfinished`. The control loop's
-    guard stands between the operator and the motors, and the arm holds after each.
+    Before each episode is a pause in which the arm follows the operator and the scene is reset; scripted episodes have
+    none and start with their first movement. An episode that the operator ends with enter, or in which a simulated task
+    succeeds, is stored as a success; it is discarded if the arm did not move. An episode that reaches its time limit is
+    stored as well. The control loop's safety filter limits the operator's commands, and the arm holds its pose after
+    each episode.
 
-    Raises InputError, before anything moves, for options that do not fit, a device that is not there, and a store of
-    another embodiment; and for a script that keeps no episode. Raises Failure, with EXIT_CODES, where a robot does not
-    connect, and where a fault or a stop other than the operator's quitting ended the session.
+    Args:
+        robot: The arm.
+        teleop: Input device: leader, gamepad, keyboard or script.
+        instruction: Task of the episodes; None: that of the simulated scene.
+        episodes: Number of episodes of the instruction in the complete store.
+        seconds: Time limit of an episode [s].
+        pause: Longest pause before an episode [s]; None: until enter.
+        keep_unfinished: Stores an episode that a stop or a fault ends.
+        leader_port: Serial port of the leader arm.
+        leader_id: Name of the leader's calibration.
+        leader_calibration_dir: Folder of the leader's calibration; None: that of LeRobot.
+        joystick: Joystick device of the gamepad.
+        script: File with one command per step.
+        stop_file: File whose existence stops the arm.
+        stop_gamepad: Joystick device whose buttons stop the arm.
+        out: The store.
+        codec: Image codec of a new store.
+
+    Raises:
+        InputError: Options do not fit each other, a device is not available, or the store has another embodiment
+            (nothing moves in these cases), or a script saves no episode.
+        Failure: The robot does not connect, or a fault or a stop ended the session; with a code of EXIT_CODES.
     """
     if episodes < 1 or seconds <= 0 or (pause is not None and pause < 0):
         raise InputError(f"episodes and seconds must be above 0, pause 0 or more: {episodes}, {seconds}, {pause}")
     if teleop == "script" and pause:
         raise InputError(f"pause={pause:g}: a script has no pause, its episodes begin with their first movement")
     if not instruction and not hasattr(robot, "instruction"):
-        raise InputError("say what is demonstrated: instruction='pick up the red cube'")
+        raise InputError("set the demonstrated task: instruction='pick up the red cube'")
     body = robot.embodiment
     config = LoopConfig(
         hz=rate_for(body.control_hz), execution="chunked", n_action_steps=1, max_observation_age_s=LASTS
     )
     with ExitStack() as stack:
-        begun = open_folder(out).exists("")
-        if begun:
+        resumed = open_folder(out).exists("")
+        if resumed:
             EpisodeStore.open(out).embodiment.check(body)
         device, solver = _device(teleop, robot, joystick, script, stack, leader_port, leader_id, leader_calibration_dir)
         terminal = stack.enter_context(Terminal(device.press if isinstance(device, Keyboard) else None))
         if teleop in ("leader", "keyboard") and not terminal.is_open and (teleop == "keyboard" or pause is None):
-            raise InputError(f"teleop={teleop} needs a terminal for its keys; a leader can do with pause=SECONDS")
-        store = stack.enter_context(EpisodeStore.open(out, "a") if begun else EpisodeStore.create(out, body, codec))
+            raise InputError(f"teleop={teleop} needs a terminal for its keys; a leader needs none with pause=SECONDS")
+        store = stack.enter_context(EpisodeStore.open(out, "a") if resumed else EpisodeStore.create(out, body, codec))
         stop = EmergencyStop(stop_sources(stop_file, stop_gamepad, stack))
         stack.enter_context(stop.signals())
         stack.enter_context(robot)
         print(*(help for name, help in HELPS.items() if name == teleop), KEYS, sep="\n")
-        desk = _Desk(robot, Operator(device, body, solver, _show), terminal, stop, config, store)
+        session = _RecordingSession(robot, Operator(device, body, solver, _show), terminal, stop, config, store)
         before = len(store)
         reason = ""
         try:
             wait = 0.0 if teleop == "script" else inf if pause is None else pause
-            reason = desk.session(teleop, instruction, episodes, seconds, wait, keep_unfinished)
+            reason = session.run(teleop, instruction, episodes, seconds, wait, keep_unfinished)
         finally:
             print_episode_count(out, store, before)
         if teleop == "script" and reason == Event.QUIT.value:
             check_script_saved(out, store, before)
-        if desk.ended is not None and reason and reason not in DECIDED:
-            raise Failure(f"the session ended: {reason}", EXIT_CODES[desk.ended])
+        if session.outcome is not None and reason and reason not in EXPECTED:
+            raise Failure(f"the session ended: {reason}", EXIT_CODES[session.outcome])
 
 
 def _device(
@@ -123,22 +142,22 @@ def _device(
     id: str,
     calibration_dir: str | None,
 ) -> tuple[Teleop, KinematicSolver | None]:
-    """What the operator holds, and the arm's kinematics for what moves the fingertips."""
+    """The input device, and the arm's inverse kinematics for devices that move the fingertips."""
     if teleop not in ("leader", *DEVICES):
         raise unknown("teleop", teleop, ("leader", *DEVICES))
     joints = tuple(f"{joint} [rad]" for joint in JOINTS)
     if robot.embodiment.action != joints or robot.embodiment.state != joints:
-        raise InputError(f"teleoperation is of one SO-101; the arm {robot.embodiment.name} is another")
+        raise InputError(f"teleoperation supports one SO-101, not the arm {robot.embodiment.name}")
     if teleop != "leader":
         return open_device(teleop, joystick, script, stack), fingertip_solver()
     if port is None:
-        raise InputError("teleop=leader needs leader_port=…, its serial port: `vla doctor` lists those that there are")
+        raise InputError("teleop=leader needs leader_port=…, its serial port: `vla doctor` lists the serial ports")
     return stack.enter_context(Leader(port, id, calibration_dir)), None
 
 
 @dataclass
-class _Desk:
-    """Where the operator sits."""
+class _RecordingSession:
+    """The arm, its operator and the store of one recording session."""
 
     robot: Robot
     operator: Operator
@@ -146,45 +165,43 @@ class _Desk:
     stop: EmergencyStop
     config: LoopConfig
     store: EpisodeStore
-    ended: Outcome | None = None
-    """How the last run did."""
+    outcome: Outcome | None = None
+    """The outcome of the last run."""
 
-    def session(
-        self, teleop: str, instruction: str | None, episodes: int, seconds: float, pause: float, keep: bool
-    ) -> str:
-        """Why it ended: empty where all episodes are there."""
-        scene, number = len(self.store), self._held(instruction)
+    def run(self, teleop: str, instruction: str | None, episodes: int, seconds: float, pause: float, keep: bool) -> str:
+        """Records the missing episodes; returns the reason for an early end, "" if all episodes are recorded."""
+        scene, number = len(self.store), self._count(instruction)
         while number < episodes:
-            self._lay(scene)
-            told = instruction or str(getattr(self.robot, "instruction", ""))
-            print(f"episode {number + 1} of {episodes}: {told}{'; enter begins' * bool(pause)}", flush=True)
-            reason = self._run(told, pause, None).reason if pause else TIME
-            if reason in AGAIN:
+            self._reset_scene(scene)
+            task = instruction or str(getattr(self.robot, "instruction", ""))
+            print(f"episode {number + 1} of {episodes}: {task}{'; enter begins' * bool(pause)}", flush=True)
+            reason = self._run(task, pause, None).reason if pause else TIMEOUT
+            if reason in RETRY:
                 continue
-            if reason in (TIME, Event.SAVE.value):
-                self._lay(scene)
+            if reason in (TIMEOUT, Event.SAVE.value):
+                self._reset_scene(scene)
                 print("  recording", flush=True)
-                reason, kept = self._episode(told, seconds, keep, teleop=teleop, scene=scene)
-                scene += kept or reason == Event.NEXT.value
-                number += kept
-            if reason not in (TIME, MET, Event.SAVE.value, *AGAIN):
+                reason, stored = self._episode(task, seconds, keep, teleop=teleop, scene=scene)
+                scene += stored or reason == Event.NEXT.value
+                number += stored
+            if reason not in (TIMEOUT, MET, Event.SAVE.value, *RETRY):
                 print(f"ended: {reason}")
                 return reason
         return ""
 
-    def _held(self, instruction: str | None) -> int:
+    def _count(self, instruction: str | None) -> int:
         return sum(instruction in (None, record.instruction) for record in self.store.records)
 
-    def _lay(self, scene: int) -> None:
-        """A simulated scene is laid here; a real one by the operator."""
+    def _reset_scene(self, scene: int) -> None:
+        """Resets a simulated scene; a real one is reset by the operator."""
         if reset_scene := getattr(self.robot, "reset_scene", None):
             reset_scene(scene)
 
-    def _episode(self, told: str, seconds: float, keep: bool, **info: object) -> tuple[str, bool]:
-        """Why it ended, and whether it was kept."""
+    def _episode(self, instruction: str, seconds: float, keep: bool, **info: object) -> tuple[str, bool]:
+        """Records one episode; returns the reason for its end, and whether it was stored."""
         recording = Recording([ZarrRecorder(self.store, self.robot.embodiment)], len(self.robot.embodiment.action))
         task = {"task": self.robot.task} if hasattr(self.robot, "task") else {}
-        recording.start(told, robot=type(self.robot).__name__, policy="operator", **task, **info)
+        recording.start(instruction, robot=type(self.robot).__name__, policy="operator", **task, **info)
         before, success, motion = len(self.store), False, Motion()
 
         def watch(tick: Tick) -> None:
@@ -192,38 +209,39 @@ class _Desk:
             recording(tick)
 
         try:
-            stats = self._run(told, seconds, watch)
-            decided = stats.reason in (MET, Event.SAVE.value)
-            success = decided and motion.moved
-            keep = success or stats.reason == TIME or (keep and not decided and stats.reason not in AGAIN)
+            stats = self._run(instruction, seconds, watch)
+            saved = stats.reason in (MET, Event.SAVE.value)
+            success = saved and motion.moved
+            keep = success or stats.reason == TIMEOUT or (keep and not saved and stats.reason not in RETRY)
         finally:
             recording.finish(success, keep)
         if recording.failed:
             raise InputError(f"the episode is not stored: {'; '.join(recording.failed)}")
-        kept = len(self.store) > before
-        how = f"{'kept' if kept else 'discarded'}: {recording.steps} steps, {stats.missed} missed deadlines"
-        _show(UNMOVED if decided and not success else how)
-        return stats.reason, kept
+        stored = len(self.store) > before
+        result = f"{'kept' if stored else 'discarded'}: {recording.steps} steps, {stats.missed} missed deadlines"
+        _show(UNMOVED if saved and not success else result)
+        return stats.reason, stored
 
-    def _run(self, told: str, seconds: float, watch: Callable[[Tick], None] | None) -> ControlStats:
-        """The arm follows the operator, until something is decided or the time is over; then it holds."""
+    def _run(self, instruction: str, seconds: float, watch: Callable[[Tick], None] | None) -> ControlStats:
+        """Lets the arm follow the operator until an event or the time limit; then the arm holds its pose."""
 
-        def said() -> str | None:
+        def operator_event() -> str | None:
             event = self.terminal.poll()
             return event.value if event else self.operator.end_reason
 
         def met() -> str | None:
             return MET if watch is not None and getattr(self.robot, "success", False) else None
 
-        if self.terminal.poll() is Event.QUIT:  # other keys from before do not count
+        if self.terminal.poll() is Event.QUIT:  # other keys that were pressed earlier are ignored
             self.stop.trip(Event.QUIT.value)
         inference = ThreadInference(self.operator)
         try:
-            stop, events = EmergencyStop([self.stop.poll, said, met]), EventLog((NO_PRIORITY,) if self.ended else ())
+            stop = EmergencyStop([self.stop.poll, operator_event, met])
+            events = EventLog((NO_PRIORITY,) if self.outcome else ())
             loop = ControlLoop(self.robot, inference, self.config, stop=stop, watch=watch, connect=False, events=events)
             with Status(events, line=False):
-                stats = loop.run(told, seconds)
-            self.ended = stats.outcome
+                stats = loop.run(instruction, seconds)
+            self.outcome = stats.outcome
             return stats
         finally:
             inference.close()

@@ -1,4 +1,4 @@
-"""`vla record task=scenes`: random scenes with questions from the simulator's truth, into a VQA store."""
+"""`vla record task=scenes`: records random scenes, with questions from the simulator's ground truth, into a store."""
 
 from __future__ import annotations
 
@@ -23,27 +23,36 @@ from vla.evaluation.vlm.answerer import HOSTED, open_hosted
 
 FRONT_KINDS = (*["point", "identify"] * 3, "existence", "color", "shape", "count", "relation", "relation")
 FRONT_QUESTIONS, WRIST_QUESTIONS = 18, 4
-ASKED = ("short", "instruct", "all")
+QUESTION_SETS = ("short", "instruct", "all")
 BLOCK = 128
-"""Scenes a task of a worker, and a committed batch of the store."""
+"""Scenes of one task of a worker, which are committed to the store together."""
 
 
 def record_scenes(
-    out: str, scenes: int, seed: int, randomize: bool, workers: int, codec: str = "zstd", asked: str = "short"
+    out: str, scenes: int, seed: int, randomize: bool, workers: int, codec: str = "zstd", question_set: str = "short"
 ) -> VqaStore:
-    """Fills `out` up to `scenes` scenes, seeds from `seed` on; what a cut-off run wrote is kept and continued.
+    """Adds scenes to a store until it holds `scenes`, continuing an interrupted run.
 
-    `asked` is "short" (`vla.datasets.questions`), "instruct" (`vla.datasets.instructions`), both as "all", or a hosted
-    model that writes instruction data: `hosted:FAMILY`, `hosted:MODEL@URL`.
-    Raises InputError when `out` exists and is no VQA store, and where there is no such `asked`.
+    Args:
+        out: The store.
+        scenes: Number of scenes in the complete store.
+        seed: Seed of the first scene.
+        randomize: Varies light, colours, cameras and textures.
+        workers: Number of processes.
+        codec: Image codec of a new store.
+        question_set: "short" (`vla.datasets.questions`), "instruct" (`vla.datasets.instructions`), "all" (both), or a
+            hosted model that writes instruction data: `hosted:FAMILY`, `hosted:MODEL@URL`.
+
+    Raises:
+        InputError: `out` is not a VQA store, or `question_set` is unknown.
     """
     if scenes < 1 or workers < 1:
         raise InputError(f"scenes and workers must be at least 1, not {scenes} and {workers}")
     hosted = None
-    if asked.startswith(HOSTED):
-        hosted = open_hosted(asked.removeprefix(HOSTED))
-    elif asked not in ASKED:
-        raise InputError(f"questions are {', '.join(ASKED)} or hosted:MODEL, not {asked!r}")
+    if question_set.startswith(HOSTED):
+        hosted = open_hosted(question_set.removeprefix(HOSTED))
+    elif question_set not in QUESTION_SETS:
+        raise InputError(f"questions are {', '.join(QUESTION_SETS)} or hosted:MODEL, not {question_set!r}")
     from vla.envs.scene import CAMERAS
 
     store = VqaStore(out) if open_folder(out).exists("") else VqaStore.create(out, CAMERAS, 96, 96, codec)
@@ -52,40 +61,40 @@ def record_scenes(
         ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool,
         tqdm(total=scenes, initial=len(store), desc="scenes", unit="scene") as bar,
     ):
-        for samples in pool.map(_sampled, blocks, [randomize] * len(blocks), [asked] * len(blocks)):
+        for samples in pool.map(_sampled, blocks, [randomize] * len(blocks), [question_set] * len(blocks)):
             items = [item for item, _ in samples]
             if hosted is not None:
-                wrote = hosted_instructions([scene for _, scene in samples], hosted)
-                pairs = zip(items, wrote, strict=True)
-                items = [replace(item, questions=qs, source=f"scenes, {asked}") for item, qs in pairs]
+                generated = hosted_instructions([scene for _, scene in samples], hosted)
+                pairs = zip(items, generated, strict=True)
+                items = [replace(item, questions=qs, source=f"scenes, {question_set}") for item, qs in pairs]
             store.append(items)
             bar.update(len(items))
     print(f"{out}: {len(store)} scenes; vla data info {shlex.quote(out)}", flush=True)
     return store
 
 
-def sample_items(seeds: tuple[int, ...], randomize: bool, asked: str = "short") -> list[VqaItem]:
-    """One item a seed; the same seed gives the same item, in whatever process."""
-    return [item for item, _ in _sampled(seeds, randomize, asked)]
+def sample_items(seeds: tuple[int, ...], randomize: bool, question_set: str = "short") -> list[VqaItem]:
+    """One item per seed; the same seed gives the same item in any process."""
+    return [item for item, _ in _sampled(seeds, randomize, question_set)]
 
 
-def _sampled(seeds: tuple[int, ...], randomize: bool, asked: str) -> list[tuple[VqaItem, Scene]]:
+def _sampled(seeds: tuple[int, ...], randomize: bool, question_set: str) -> list[tuple[VqaItem, Scene]]:
     from vla.envs.random_scene import SceneSampler
 
     sampler = SceneSampler(randomize=randomize)
     try:
         samples = [(seed, *sampler.sample(seed)) for seed in seeds]
-        return [(_item(seed, images, scene, asked), scene) for seed, images, scene in samples]
+        return [(_item(seed, images, scene, question_set), scene) for seed, images, scene in samples]
     finally:
         sampler.close()
 
 
-def _item(seed: int, images: dict[str, UInt8[np.ndarray, "h w 3"]], scene: Scene, asked: str) -> VqaItem:
-    made: list[Question] = []
-    if asked in ("short", "all"):
+def _item(seed: int, images: dict[str, UInt8[np.ndarray, "h w 3"]], scene: Scene, question_set: str) -> VqaItem:
+    generated: list[Question] = []
+    if question_set in ("short", "all"):
         rng = np.random.default_rng([seed, 11])
-        made = questions(scene, rng, FRONT_KINDS, FRONT_QUESTIONS)
-        made += questions(scene, rng, ("point", "existence"), WRIST_QUESTIONS, camera="wrist")
-    if asked in ("instruct", "all"):
-        made += instructions(scene, np.random.default_rng([seed, 12]))
-    return VqaItem(images, tuple(made), "scenes")
+        generated = questions(scene, rng, FRONT_KINDS, FRONT_QUESTIONS)
+        generated += questions(scene, rng, ("point", "existence"), WRIST_QUESTIONS, camera="wrist")
+    if question_set in ("instruct", "all"):
+        generated += instructions(scene, np.random.default_rng([seed, 12]))
+    return VqaItem(images, tuple(generated), "scenes")

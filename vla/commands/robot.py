@@ -1,4 +1,4 @@
-"""`vla robot`: what an operator does to an arm between runs."""
+"""`vla robot`: servo status, error reset, torque off and homing of an arm."""
 
 from __future__ import annotations
 
@@ -26,22 +26,24 @@ if TYPE_CHECKING:
     from vla.robots.lerobot_adapter.servos import Servo
 
 SPEED = 0.25
-"""Of the robot's limit of velocity."""
+"""Homing speed, as a share of the robot's velocity limit."""
 SETTLE = 0.5
-"""[s] at the pose, in which the arm is watched."""
+"""How long the arm is monitored at the pose [s]."""
 
 
 def robot(*, action: str, robot: Robot, pose: Mapping[str, float] | None) -> None:
-    """Does `action`: status, clear, relax or home.
+    """Runs one of the actions status, clear, relax and home.
 
-    Raises InputError for a robot without Feetech servos (but for home), a port that cannot be opened, and a pose
-    outside the limits; Failure where a servo is not well in the end, or the arm does not reach the pose.
+    Raises:
+        InputError: The robot has no Feetech servos (except for home), its port cannot be opened, or the pose is outside
+            the limits.
+        Failure: A servo reports an error, or the arm does not reach the pose.
     """
     if action == "home":
         _home(robot, pose)
         return
     if not isinstance(robot, LeRobotRobot):
-        raise InputError(f"{action} is for robots with Feetech servos, such as robot=so101")
+        raise InputError(f"{action} needs a robot with Feetech servos, such as robot=so101")
     with robot.servos() as servos:
         {"status": _status, "clear": _clear, "relax": _relax}[action](servos)
 
@@ -80,8 +82,8 @@ def _relax(servos: list[Servo]) -> None:
     from vla.robots.lerobot_adapter.servo_service import relax
 
     print("torque goes off: the arm falls", flush=True)
-    if kept := relax(servos):
-        raise Failure("; ".join(kept))
+    if errors := relax(servos):
+        raise Failure("; ".join(errors))
 
 
 def _home(robot: Robot, pose: Mapping[str, float] | None) -> None:
@@ -103,7 +105,7 @@ def _home(robot: Robot, pose: Mapping[str, float] | None) -> None:
 
 
 def _region(body: Embodiment, goal: Float[np.ndarray, "a"]) -> StartRegion:
-    """The goal alone; anywhere in components for which it is NaN."""
+    """The region that contains only the goal; unbounded in components where the goal is NaN."""
     low, high, median = (np.full(len(body.state), value) for value in (-np.inf, np.inf, 0.0))
     for i, at in enumerate(body.measured_by):
         if at is not None and not np.isnan(goal[i]):
@@ -112,12 +114,19 @@ def _region(body: Embodiment, goal: Float[np.ndarray, "a"]) -> StartRegion:
 
 
 def goal_of(robot: Robot, pose: Mapping[str, float] | None) -> Float[np.ndarray, "a"]:
-    """The pose as an action, NaN where a component stays. Raises InputError for joints that the robot does not have,
-    values outside its limits, and where there is no pose for it."""
+    """The pose as an action, with NaN for components that do not move.
+
+    Args:
+        robot: The robot.
+        pose: Target of each joint, in the units of the embodiment; None: the resting pose of a SO-101.
+
+    Raises:
+        InputError: The robot lacks a joint of the pose, a value is outside its limits, or it has no resting pose.
+    """
     body = robot.embodiment
     low, high = np.array(body.action_low), np.array(body.action_high)
     if pose is None:
-        return np.clip(_waiting(body), low, high)
+        return np.clip(_resting_pose(body), low, high)
     joints = {name.split(" [")[0].removesuffix(".pos"): at for at, name in enumerate(body.action)}
     goal = np.full(len(joints), np.nan)
     for joint, value in pose.items():
@@ -130,8 +139,8 @@ def goal_of(robot: Robot, pose: Mapping[str, float] | None) -> Float[np.ndarray,
     return goal
 
 
-def _waiting(body: Embodiment) -> Float[np.ndarray, "6"]:
-    """The pose in which the simulated arm waits, in the units of a SO-101's embodiment."""
+def _resting_pose(body: Embodiment) -> Float[np.ndarray, "6"]:
+    """The resting pose of the simulated arm, in the units of a SO-101's embodiment."""
     from vla.envs.arm import JOINTS, arm_spec
     from vla.envs.ik import ArmIK
     from vla.envs.so101 import home_joints
@@ -142,4 +151,4 @@ def _waiting(body: Embodiment) -> Float[np.ndarray, "6"]:
         return joints
     if body.action == keys:
         return joints * np.array(scale) + np.array(offset)
-    raise InputError(f"there is no pose for {body.name}: say where each joint goes, pose='{{joint: value}}'")
+    raise InputError(f"there is no default pose for {body.name}: set each joint, pose='{{joint: value}}'")

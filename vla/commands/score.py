@@ -1,4 +1,4 @@
-"""`vla score BENCHMARK`: the scores of answers that are there already."""
+"""`vla score BENCHMARK`: scores existing answers to a benchmark."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ from vla.evaluation.vlm.scoring.registry import benchmark as known
 
 
 def score(*, benchmark: str, predictions: str, references: str, json: str | None) -> None:
-    """Prints the scores of the result file `predictions` with 95 % bootstrap intervals, and a table of categories.
+    """Prints the scores of a result file with 95 % bootstrap intervals, and a table of categories.
 
-    `references` is the official file, or folder; `json` a file that gets the same figures. Raises InputError for
-    an unknown benchmark, for files that are not its, and for answers that do not fit the questions.
+    Args:
+        benchmark: Name of the benchmark.
+        predictions: The result file.
+        references: The official file or folder with questions and answers.
+        json: File for the scores; None: no file.
+
+    Raises:
+        InputError: The benchmark is unknown, the files are not its own, or the answers do not match the questions.
     """
     bench = known(benchmark)
     questions = bench.entries(Path(references))

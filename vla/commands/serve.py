@@ -1,4 +1,4 @@
-"""`vla serve`: a checkpoint for robots elsewhere."""
+"""`vla serve`: serves a policy to robots over the network."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from vla.serving.server import DRAIN, PolicyServer, check_host
 
 
 def check_address(host: str, port: int, key_file: str | None, max_clients: int, max_mb: int) -> str:
-    """The key that robots send. Raises InputError for options that do not fit."""
+    """The API key that clients send. Raises InputError for invalid options, and if the address requires a key."""
     if not 0 <= port < 65536 or max_clients < 1 or max_mb < 1:
         raise InputError(
-            f"port={port} max_clients={max_clients} max_mb={max_mb}: a port below 65536, the others from 1"
+            f"port={port} max_clients={max_clients} max_mb={max_mb}: a port is below 65536, the others are 1 or more"
         )
     key = api_key(key_file)
     check_host(host, key)
@@ -39,9 +39,23 @@ def serve(
     max_mb: int,
     instruction: str | None = None,
 ) -> None:
-    """Serves until SIGTERM or SIGINT; a robot that sends no instruction is asked for `instruction`.
+    """Serves a policy until SIGTERM or SIGINT.
 
-    Raises InputError for options that do not fit, and for an address in use.
+    Args:
+        policy: The checkpoint.
+        embodiment: Name of the robot; None if the checkpoint has only one.
+        host: Address to listen at.
+        port: Port; 0: any free port.
+        key_file: File with the API key; None: the environment variable VLA_API_KEY.
+        cameras: Key of each camera's image in a message.
+        state: Keys whose concatenated values are the state; none: "state".
+        prompt: Key of the instruction.
+        max_clients: Number of simultaneous clients.
+        max_mb: Size of the largest message [MiB].
+        instruction: Instruction for clients that send none.
+
+    Raises:
+        InputError: Options are invalid, or the address is in use.
     """
     key = check_address(host, port, key_file, max_clients, max_mb)
     loaded = load_realtime(policy, embodiment or "")
@@ -65,13 +79,13 @@ def serve(
         async with server.listen(host, port) as bound:
             print(f"serving {policy} for {spec.name} at ws://{host}:{bound}", flush=True)
             await stop.wait()
-            print("answering what waits", flush=True)
+            print("answering pending requests", flush=True)
         return server.stuck
 
     try:
         stuck = asyncio.run(run())
     except OSError as error:
         raise InputError(f"cannot listen at host={host} port={port}: {error.strerror or error}") from error
-    if stuck:  # a thread that never returns would keep the process from ending
-        print(f"the policy did not answer within {DRAIN:g} s: ended without it", flush=True)
+    if stuck:  # a thread that never returns would prevent the process from ending
+        print(f"the policy did not answer within {DRAIN:g} s: stopped without its answer", flush=True)
         os._exit(1)

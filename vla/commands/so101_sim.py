@@ -1,4 +1,4 @@
-"""`vla so101-sim`: a simulated SO-101 on a serial port, for LeRobot's own driver and tools."""
+"""`vla so101-sim`: emulates a SO-101 on a serial port, for LeRobot's driver and tools."""
 
 from __future__ import annotations
 
@@ -27,19 +27,25 @@ FAULTS = "mute ID | overload ID | blind CAMERA | corrupt P | drop P | slow SECON
 def so101_sim(
     *, task: str, seed: int, out: str, calibrated: bool, image_size: int, camera_port: int, fps: float, log: str | None
 ) -> None:
-    """Runs the arm in the scene of `seed` until ctrl-C or SIGTERM; lines on the standard input bring faults (FAULTS).
+    """Runs the emulated arm until ctrl-C or SIGTERM; lines on the standard input inject faults (FAULTS).
 
-    The folder `out` gets `port`, a link to the pseudo-terminal, and so101.json, LeRobot's calibration. Without
-    `calibrated` the servos are as from the factory, and no file is written.
+    Args:
+        task: A task with one SO-101, whose scene is simulated.
+        seed: Seed of the scene.
+        out: Folder for `port`, a link to the pseudo-terminal, and so101.json, LeRobot's calibration.
+        calibrated: Whether the servos are calibrated; if not, they have factory settings and no file is written.
+        image_size: Side of the camera images [pixels].
+        camera_port: Port of the cameras; 0: no cameras.
+        fps: Rate of the cameras [Hz].
+        log: File for each write of goal positions (`Bus.log`), complete when this function returns; None: no file.
 
-    `log` is a file that gets each write of goal positions, as `Bus.log` says; it is whole once this has returned.
-
-    Raises InputError for an unknown task, one without a single SO-101, and a camera port that is taken.
+    Raises:
+        InputError: The task is unknown or does not have exactly one SO-101, or the camera port is in use.
     """
     if fps <= 0:
         raise InputError(f"fps must be above 0, not {fps}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # Drawing and encoding pictures must not keep the servos from answering for Python's usual 5 ms.
+    # Rendering and encoding images must not delay the servos' answers by Python's default of 5 ms.
     sys.setswitchinterval(2e-4)
     with ExitStack() as stack:
         env = make_env(task, image_size=image_size, images=False).unwrapped
@@ -60,7 +66,7 @@ def so101_sim(
         print(f"scene {seed}: {info['instruction']}")
         print(connection(folder, env.scene.cameras, image_size, camera_port, fps))
         print(f"faults, one a line: {FAULTS}\nctrl-C ends", flush=True)
-        # Collecting garbage, Python would go through all that is imported, while a driver waits 34 ms for an answer.
+        # Garbage collection would traverse all imported modules, while a driver waits for an answer for 34 ms at most.
         gc.collect()
         gc.freeze()
         try:
@@ -71,11 +77,11 @@ def so101_sim(
                     print(error, flush=True)
             threading.Event().wait()
         except KeyboardInterrupt:
-            print(f"ended; {port.skipped:.2f} s of simulation left out for want of time")
+            print(f"ended; {port.skipped:.2f} s of simulation skipped because the machine was too slow")
 
 
 def connection(folder: Path, cameras: tuple[str, ...], size: int, camera_port: int, fps: float) -> str:
-    """The arguments by which LeRobot's tools find the arm."""
+    """The arguments for LeRobot's tools that select the emulated arm."""
     lines = [
         "--robot.type=so101_follower",
         f"--robot.port={folder.absolute() / 'port'}",
@@ -83,17 +89,17 @@ def connection(folder: Path, cameras: tuple[str, ...], size: int, camera_port: i
         f"--robot.calibration_dir={folder.absolute()}",
     ]
     if camera_port:
-        each = (
+        entries = (
             f"{name}: {{type: zmq, server_address: 127.0.0.1, port: {camera_port}, camera_name: {name}, "
             f"width: {size}, height: {size}, fps: {fps:.0f}}}"
             for name in cameras
         )
-        lines.append(f'--robot.cameras="{{{", ".join(each)}}}"')
+        lines.append(f'--robot.cameras="{{{", ".join(entries)}}}"')
     return " \\\n".join(lines)
 
 
 def obey(port: ServoPort, line: str, cameras: CameraStream | None = None) -> None:
-    """Brings the fault that a line names. Raises InputError for a line that names none."""
+    """Injects the fault that a line names. Raises InputError for an unknown fault."""
     faults, words = port.bus.faults, line.split()
     known = cameras.arm.scene.cameras if cameras else ()
     match words:

@@ -1,4 +1,4 @@
-"""`vla train-tokenizer`: a FAST tokenizer of the actions in stores."""
+"""`vla train-tokenizer`: trains a FAST tokenizer on the actions of stores."""
 
 from __future__ import annotations
 
@@ -21,10 +21,20 @@ REPORTED_EPISODES = 50
 def train_tokenizer(
     *, data: str | Mapping[str, str], out: str, horizon: int | float | str | None, vocab: int, scale: float
 ) -> FastTokenizer:
-    """Trains on every chunk of the training episodes of `data`, normalised as `vla train` does; writes it to `out`.
+    """Trains a tokenizer on every action chunk of the training episodes, normalised as in `vla train`.
 
-    The held-out episodes then tell how well it does. Raises InputError, before anything is written, when `out` is
-    there already, a store cannot be used, or the actions need more tokens than `vocab`.
+    Prints the number of tokens and the error on held-out episodes.
+
+    Args:
+        data: Store of demonstrations, or several by name.
+        out: Folder for the tokenizer; must not exist.
+        horizon: Length of a chunk, in steps or as text in seconds.
+        vocab: Size of the vocabulary.
+        scale: Factor of the frequency coefficients before rounding.
+
+    Raises:
+        InputError: `out` exists, a store cannot be used, or the actions need more tokens than `vocab`. Nothing is
+            written.
     """
     folder = Path(out)
     if folder.exists():
@@ -37,30 +47,30 @@ def train_tokenizer(
     sources = [(d, robots[d.store.embodiment.name]) for d in demonstrations]
 
     def chunks() -> Iterator[Float[np.ndarray, "_b h _a"]]:
-        for one, robot in sources:
-            yield from one.chunks(robot, one.train_episodes)
+        for dataset, robot in sources:
+            yield from dataset.chunks(robot, dataset.train_episodes)
 
     tokenizer = FastTokenizer.train(chunks, vocab, scale)
     with atomic_replace(folder) as partial:
         partial.mkdir()
         tokenizer.save(partial)
     print(f"{folder}: {tokenizer.vocab_size} tokens")
-    for one, robot in sources:
-        _report(tokenizer, one, robot)
+    for dataset, robot in sources:
+        _report(tokenizer, dataset, robot)
     return tokenizer
 
 
-def _report(tokenizer: FastTokenizer, one: Demonstrations, robot: RobotSpec) -> None:
-    """How many tokens and what error chunks have that it was not trained on; of a lone episode, that one's."""
-    episodes = (one.heldout_episodes or one.train_episodes)[:REPORTED_EPISODES]
+def _report(tokenizer: FastTokenizer, dataset: Demonstrations, robot: RobotSpec) -> None:
+    """Prints the number of tokens and the error of held-out chunks, or of training chunks if none is held out."""
+    episodes = (dataset.heldout_episodes or dataset.train_episodes)[:REPORTED_EPISODES]
     lengths, errors = [], []
-    for chunk in (chunk for some in one.chunks(robot, episodes) for chunk in some):
+    for chunk in (chunk for block in dataset.chunks(robot, episodes) for chunk in block):
         tokens = tokenizer.encode(chunk)
         decoded = tokenizer.decode(tokens, *chunk.shape)
         lengths.append(len(tokens))
         errors.append(np.inf if decoded is None else np.abs(decoded - chunk).max())
     count, mean = robot.action_tokens, float(np.mean(lengths))
     print(
-        f"{one.store.path}: {mean:.1f} tokens for the {count} values of a chunk ({count / mean:.1f} times fewer); "
-        f"off by {np.max(errors):.3f} at most, where -1 to 1 is the range of the data"
+        f"{dataset.store.path}: {mean:.1f} tokens for the {count} values of a chunk ({count / mean:.1f} times fewer); "
+        f"largest error {np.max(errors):.3f}, where the range of the data is -1 to 1"
     )

@@ -1,4 +1,4 @@
-"""`vla view`: episodes in Rerun, of our stores and of any format that we read; or a scene of a task."""
+"""`vla view`: shows episodes of any readable format in Rerun, or a scene of a task in MuJoCo's viewer."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from vla.datasets.format_registry import open_episodes
 from vla.errors import InputError
 
 STORES = ("rollouts.zarr", "demos.zarr")
-"""The stores of a run's folder, the one to show first."""
-ABREAST = 4
-"""Episodes that can stand side by side."""
+"""The stores in the folder of a run, in order of preference."""
+MAX_SIDE_BY_SIDE = 4
+"""Episodes that can be shown side by side."""
 
 
 def view(
@@ -24,15 +24,23 @@ def view(
     task: str | None = None,
     seed: int = 0,
 ) -> None:
-    """Shows episodes of a store, of a run's folder that holds one, or of any format that `vla convert` reads, in the
-    viewer or as the file `save` (.rrd). With `task`, in place of a path, the scene of `seed` in MuJoCo's viewer, or as
-    the picture `save` (.png), which without a screen is outputs/TASK-SEED.png.
+    """Shows episodes in Rerun, or a scene of a task in MuJoCo's viewer; or saves them to a file.
 
-    `episodes` is FIRST:END with END left out; either may be missing. Raises InputError, before anything is written,
-    when there is nothing to show, no such episode, too many for `side_by_side`, or no screen for the viewer.
+    Args:
+        path: A store, the folder of a run that contains one, or any format that `vla convert` reads.
+        episodes: FIRST:END without END; both ends are optional. None: the first episodes.
+        side_by_side: Shows the episodes next to each other.
+        save: File instead of the viewer: .rrd for episodes, .png for a scene.
+        task: A task whose scene is shown, instead of `path`. Without a screen the default of `save` is
+            outputs/TASK-SEED.png.
+        seed: Seed of the scene.
+
+    Raises:
+        InputError: There is nothing to show, an episode does not exist, too many are requested side by side, or there
+            is no screen. Nothing is written.
     """
     if (path is None) == (task is None):
-        raise InputError("say what to view: path=STORE, or task=TASK seed=0")
+        raise InputError("set either path=STORE, or task=TASK seed=0")
     if task is not None:
         from vla.envs.viewer import look
 
@@ -47,32 +55,39 @@ def _replay(path: str, episodes: str | int | None, side_by_side: bool, save: str
 
     path = path if "://" in path else str(find_store(Path(path)))
     source = open_episodes(path)
-    # A lone number on the command line arrives as one.
-    chosen = choose(None if episodes is None else str(episodes), len(source))
-    if side_by_side and len(chosen) > ABREAST:
-        raise InputError(f"{len(chosen)} episodes are too many side by side: choose up to {ABREAST}, episodes=0:3")
+    # A single number on the command line is parsed as an int.
+    selected = choose(None if episodes is None else str(episodes), len(source))
+    if side_by_side and len(selected) > MAX_SIDE_BY_SIDE:
+        raise InputError(
+            f"{len(selected)} episodes are too many side by side: choose up to {MAX_SIDE_BY_SIDE}, episodes=0:3"
+        )
     if save is None and not has_screen():
-        raise InputError("there is no screen for the viewer: write a file with --save x.rrd, and open it elsewhere")
-    shown = f"episodes {chosen.start} to {chosen.stop - 1} of {len(source)}" if len(source) > 1 else "its one episode"
+        raise InputError(
+            "there is no screen for the viewer: write a file with --save x.rrd, and open it on another machine"
+        )
+    shown = (
+        f"episodes {selected.start} to {selected.stop - 1} of {len(source)}" if len(source) > 1 else "its one episode"
+    )
     print(f"{path}: {shown}")
-    if episodes is None and len(chosen) < len(source):
-        print(f"  the others: --episodes {chosen.stop}:{min(chosen.stop + FEW, len(source))}")
-    names = [f"episode {index}" for index in chosen] if side_by_side else []
-    replay((source[index] for index in chosen), save, names)
+    if episodes is None and len(selected) < len(source):
+        print(f"  the others: --episodes {selected.stop}:{min(selected.stop + FEW, len(source))}")
+    names = [f"episode {index}" for index in selected] if side_by_side else []
+    replay((source[index] for index in selected), save, names)
     if save is not None:
         print(f"wrote {save} ({Path(save).stat().st_size / 1e6:.1f} MB); open it with: rerun {save}")
 
 
 def find_store(path: Path) -> Path:
-    """`path` itself, or the store in it that comes first in `STORES`; says so where there are several.
+    """The preferred store in the folder `path` (`STORES`), or `path` itself; prints a line if there are several.
 
-    Raises InputError when `path` is a folder of stores of other names.
+    Raises:
+        InputError: `path` is a folder of stores with other names.
     """
     found = [path / name for name in STORES if (path / name).is_dir()]
     if not found:
         others = ", ".join(str(other) for other in sorted(path.glob("*.zarr")))
         if others:
-            raise InputError(f"{path} holds neither {' nor '.join(STORES)}: give one of {others}")
+            raise InputError(f"{path} holds neither {' nor '.join(STORES)}: choose one of {others}")
         return path
     if len(found) > 1:
         print(f"{path} holds {', '.join(store.name for store in found)}; showing {found[0].name}")

@@ -1,1 +1,1 @@
-"""What every layer above uses: files, pictures, HTML, plots, statistics. Nothing here knows a robot or a model."""
+"""Utilities for all other packages: files, images, HTML, plots, statistics. Independent of robots and models."""

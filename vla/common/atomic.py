@@ -1,4 +1,4 @@
-"""Files and folders that are replaced in one step: readers find the old content or the new, never a part."""
+"""Atomic replacement of files and folders: readers see the old content or the new, never a part."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 
 @contextmanager
 def atomic_replace(path: Path) -> Iterator[Path]:
-    """Yields a path in the same folder to write at, which replaces `path` when the block ends without an exception.
+    """Yields a temporary path in the same folder, which replaces `path` when the block ends without an exception.
 
-    What an earlier process left at the yielded path is removed first, and so is what an exception leaves there. The
-    suffix is that of `path`. A folder can only replace one that does not exist or is empty.
+    The temporary path has the suffix of `path`. Remains of an earlier process or of an exception are removed. A folder
+    can only replace an empty folder, or one that does not exist.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")

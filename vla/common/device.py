@@ -1,4 +1,4 @@
-"""Where models compute."""
+"""The device on which models run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def accelerator() -> torch.device:
-    """The machine's GPU, or its processor where it has none; ranks of a training ask `vla.training.distributed`."""
+    """The GPU, or the CPU if there is none; for ranks of distributed training see `vla.training.distributed`."""
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""A self-contained HTML page for a person to look at: nothing in it comes from elsewhere."""
+"""Self-contained HTML pages: styles, images and videos are embedded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MEDIA = {".mp4": "video/mp4", ".gif": "image/gif", ".png": "image/png", ".jpeg":
 
 
 def write_page(path: Path, title: str, sections: Sequence[str]) -> Path:
-    """Writes the sections, which are HTML, to the file `path`, and returns it. Raises InputError when it cannot."""
+    """Writes a page with the given HTML sections, and returns its path. Raises InputError if it cannot be written."""
     style = (files("vla") / "assets" / "report.css").read_text(encoding="utf-8")
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -39,47 +39,52 @@ def write_page(path: Path, title: str, sections: Sequence[str]) -> Path:
 
 
 def section(title: str, body: str) -> str:
+    """A section with a heading; both arguments are HTML."""
     return f"<section>\n<h2>{title}</h2>\n{body}\n</section>"
 
 
 def tile(name: str, value: str, below: str, beside: str = "") -> str:
-    """A number to see first, with its name above it and a line below."""
+    """A tile with a headline number, its name above and a line below; all arguments are HTML."""
     return f'<div class="tile card"><span>{name}</span><b>{value}</b><span>{below}</span>{beside}</div>'
 
 
 def percent(value: float | None) -> str:
+    """A share in percent, "" for None."""
     return "" if value is None else f"{100 * value:.0f}\N{NO-BREAK SPACE}%"
 
 
-def amount(size: int) -> str:
-    """So many bytes, in a unit that fits."""
+def format_bytes(size: int) -> str:
+    """A number of bytes with a suitable unit."""
     scale, unit = next((scale, unit) for scale, unit in UNITS if size >= scale or scale == 1)
     return f"{size / scale:.3g}\N{NO-BREAK SPACE}{unit}"
 
 
-def bar(name: str, share: float, text: str, look: str = "") -> str:
-    """A bar as long as `share` of the whole; `name` is text, the others are HTML."""
+def bar(name: str, share: float, text: str, style: str = "") -> str:
+    """A horizontal bar of relative length `share`; `name` is plain text, `text` is HTML, `style` a CSS class."""
     width = f"{100 * share:.1f}%"
-    return f'<div class="bar {look}"><span>{escape(name)}</span><i><u style="width:{width}"></u></i><b>{text}</b></div>'
+    content = f'<span>{escape(name)}</span><i><u style="width:{width}"></u></i><b>{text}</b>'
+    return f'<div class="bar {style}">{content}</div>'
 
 
-def spread(indices: Sequence[int], count: int) -> list[int]:
-    """So many of the indices, from all over them."""
-    return [indices[at] for at in np.linspace(0, len(indices) - 1, count).round().astype(int)] if count else []
+def sample_evenly(indices: Sequence[int], count: int) -> list[int]:
+    """`count` of the indices, evenly distributed, with the first and the last."""
+    return [indices[i] for i in np.linspace(0, len(indices) - 1, count).round().astype(int)] if count else []
 
 
 def file_uri(path: Path) -> str:
+    """The content of a file with a suffix of `MEDIA`, as a data URI."""
     return data_uri(path.read_bytes(), path.suffix)
 
 
-def image_uri(image: UInt8[np.ndarray, "h w 3"], suffix: str = ".png", at_most: int | None = None) -> str:
-    """The image as a file of a kind in `MEDIA` inside the page, made as small as `at_most` [px] where it is larger."""
+def image_uri(image: UInt8[np.ndarray, "h w 3"], suffix: str = ".png", max_size: int | None = None) -> str:
+    """The image as a data URI, encoded by `suffix` (of `MEDIA`), reduced to at most `max_size` pixels per side."""
     picture, buffer = Image.fromarray(image), io.BytesIO()
-    if at_most is not None:
-        picture.thumbnail((at_most, at_most))
+    if max_size is not None:
+        picture.thumbnail((max_size, max_size))
     picture.save(buffer, suffix[1:], quality=88)
     return data_uri(buffer.getvalue(), suffix)
 
 
 def data_uri(content: bytes, suffix: str) -> str:
+    """Content of the type of `suffix` (of `MEDIA`) as a data URI."""
     return f"data:{MEDIA[suffix]};base64,{base64.b64encode(content).decode()}"

@@ -1,4 +1,4 @@
-"""What can be said of success rates: intervals, also under peeking, and the comparison of two policies."""
+"""Statistics of success rates: confidence intervals, sequential tests, and paired comparisons of two policies."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ def wilson(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
     spread = z * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
     scale = 1 + z * z / trials
     low, high = (centre - spread) / scale, (centre + spread) / scale
-    # At the ends rounding may leave the interval a hair short of the rate itself.
+    # At the ends, rounding may exclude the rate itself.
     return max(0.0, min(low, rate)), min(1.0, max(high, rate))
 
 
 def always_valid(successes: int, trials: int, alpha: float = 0.05) -> tuple[float, float]:
-    """A confidence sequence: with probability 1 - alpha it holds the rate after every number of trials at once.
+    """A confidence sequence: with probability 1 - alpha it contains the rate after every number of trials.
 
-    So one may look after each trial and stop when it suits. The rates that a gambler cannot refute: betting against
-    the rate p with the Beta(1/2, 1/2) mixture of all fixed bets, wealth is M(p) = B(s + 1/2, n - s + 1/2) /
-    (B(1/2, 1/2) p^s (1 - p)^(n - s)), a martingale from 1 if p is the rate, and by Ville's inequality it ever reaches
-    1 / alpha with probability alpha at most (Robbins 1970; Waudby-Smith and Ramdas 2024, section 4).
+    The interval therefore stays valid if it is checked after each trial. It consists of the rates p that a betting test
+    does not reject: the wealth of the Beta(1/2, 1/2) mixture of fixed bets is M(p) = B(s + 1/2, n - s + 1/2) /
+    (B(1/2, 1/2) p^s (1 - p)^(n - s)), a martingale that starts at 1 if p is the true rate, and by Ville's inequality it
+    ever reaches 1 / alpha with probability at most alpha (Robbins 1970; Waudby-Smith and Ramdas 2024, section 4).
     """
     rate = successes / trials if trials else 0.5
 
     def excess(p: float) -> float:
         return _log_wealth(successes, trials, p) + math.log(alpha)
 
-    # Wealth is convex in p, and least at the observed rate.
+    # Wealth is convex in p with its minimum at the observed rate.
     low = float(brentq(excess, 1e-300, rate)) if successes else 0.0
     high = float(brentq(excess, rate, 1 - 1e-16)) if successes < trials else 1.0
     return low, high
@@ -50,7 +50,7 @@ def _log_wealth(successes: int, trials: int, rate: float) -> float:
 
 
 def decided_after(outcomes: Sequence[bool], rate: float, alpha: float = 0.05) -> int | None:
-    """After how many of the outcomes `always_valid` first leaves `rate` out; None where it never does."""
+    """The number of outcomes after which `always_valid` first excludes `rate`; None if it never does."""
     successes = 0
     for trials, outcome in enumerate(outcomes, start=1):
         successes += outcome
@@ -60,15 +60,15 @@ def decided_after(outcomes: Sequence[bool], rate: float, alpha: float = 0.05) ->
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """The exact two-sided p-value of McNemar's test (1947), from the pairs in which one of two succeeded."""
+    """The exact two-sided p-value of McNemar's test (1947), from the numbers of pairs in which only one succeeded."""
     pairs = only_first + only_second
     return min(1.0, 2 * sum(math.comb(pairs, k) for k in range(min(only_first, only_second) + 1)) / 2**pairs)
 
 
 def paired_difference(both: int, only_first: int, only_second: int, neither: int) -> tuple[float, float]:
-    """A 95 % interval of the first rate minus the second's, of paired outcomes (Newcombe 1998, method 10).
+    """A 95 % interval of the first rate minus the second, for paired outcomes (Newcombe 1998, method 10).
 
-    Wilson's intervals squared and added, with the correlation of the pairs; (-1, 1) without pairs.
+    Combines Wilson's intervals with the correlation of the pairs; (-1, 1) without pairs.
     """
     n = both + only_first + only_second + neither
     if n == 0:
@@ -81,9 +81,9 @@ def paired_difference(both: int, only_first: int, only_second: int, neither: int
         product = max(product - n / 2, 0.0)
     phi = product / math.sqrt(margins) if margins else 0.0
 
-    def reach(one: float, other: float) -> float:
-        return math.sqrt(max(one**2 - 2 * phi * one * other + other**2, 0.0))
+    def margin(a: float, b: float) -> float:
+        return math.sqrt(max(a**2 - 2 * phi * a * b + b**2, 0.0))
 
-    down = reach(first - low1, high2 - second)
-    up = reach(high1 - first, second - low2)
+    down = margin(first - low1, high2 - second)
+    up = margin(high1 - first, second - low2)
     return max(-1.0, first - second - down), min(1.0, first - second + up)

@@ -1,4 +1,4 @@
-"""Which joints move a robot's tools, and how: a model that is small enough to travel with data and checkpoints."""
+"""Minimal kinematic models of a robot's tools, stored with data and checkpoints."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ if TYPE_CHECKING:
     import mujoco
 
 MOVING = {"mjJNT_HINGE": "hinge", "mjJNT_SLIDE": "slide"}
-SHOWN = 60
-"""Names that an error lists at most."""
+MAX_LISTED = 60
+"""Maximum number of names in an error message."""
 
 
 @dataclass(frozen=True)
 class ArmJoint:
-    """A joint of the model is at `offset + scale * value` [rad, of a slide m] where the action component `component`,
-    and what measures it, has `value`."""
+    """Conversion of an action component to a joint of the model.
+
+    The joint is at `offset + scale * value` [rad, for a slide m] for a `value` of the action component `component`, or
+    of the state component that measures it.
+    """
 
     component: str
     joint: str
@@ -30,9 +33,12 @@ class ArmJoint:
 
 @dataclass(frozen=True)
 class Tool:
-    """A frame of the model (a site or a body) and the action components that are its pose.
+    """A frame of the model (a site or a body), and the action components of its pose.
 
-    `position` are x, y and z [m] in the model's world, `rotation` the components of its rotation.
+    Attributes:
+        frame: Name of the frame.
+        position: Components of x, y and z [m] in the world frame of the model.
+        rotation: Components of the rotation.
     """
 
     frame: str
@@ -42,43 +48,50 @@ class Tool:
 
 @dataclass(frozen=True)
 class ToolKinematics:
-    """How a robot's joints place its tools. `mjcf` has nothing but the joints between the world and the tools."""
+    """The kinematics of a robot's tools."""
 
     model: str
-    """The file or name that it was taken from."""
+    """The file or name of the original model."""
     mjcf: str
+    """A model with only the joints between the world and the tools."""
     tools: tuple[Tool, ...]
     joints: tuple[ArmJoint, ...]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ToolKinematics:
-        """What `dataclasses.asdict` gave, also after JSON."""
+        """The inverse of `dataclasses.asdict`, also for JSON values."""
         tools = (Tool(t["frame"], tuple(t["position"]), tuple(t["rotation"])) for t in values["tools"])
         joints = (ArmJoint(**joint) for joint in values["joints"])
         return cls(values["model"], values["mjcf"], tuple(tools), tuple(joints))
 
 
 def extract_chain(model: mujoco.MjModel, frames: Sequence[str]) -> str:
-    """MJCF of the joints that move `frames` (sites or bodies, by name), each frame a site of its name.
+    """Extracts the joints that move the given frames as MJCF, with each frame as a site of the same name.
 
-    Numbers are written in full, so that poses are those of `model`. Raises InputError for a frame that is not there,
-    listing those that are, for one that no joint moves, and for a joint on the way that is not a hinge or a slide or
-    has no name.
+    Numbers have full precision, so that poses equal those of `model`.
+
+    Args:
+        model: The complete model.
+        frames: Names of sites or bodies.
+
+    Raises:
+        InputError: A frame does not exist or is not moved by a joint, or a joint of the chain is not a hinge or a slide
+            or has no name.
     """
     ends = {frame: _frame(model, frame) for frame in frames}
-    kept = {0}
+    retained = {0}
     for frame, (body, _, _) in ends.items():
         ancestors = list(_ancestors(model, body))
         if not any(model.body_jntnum[ancestor] for ancestor in ancestors):
             raise InputError(f"no joint moves {frame}: name the tool of the arm")
-        kept.update(ancestors)
+        retained.update(ancestors)
     root = ElementTree.Element("mujoco", model="kinematics")
     ElementTree.SubElement(root, "compiler", angle="radian")
     elements = {0: ElementTree.SubElement(root, "worldbody")}
-    for body in sorted(kept - {0}):
+    for body in sorted(retained - {0}):
         element = ElementTree.SubElement(elements[int(model.body_parentid[body])], "body")
         element.attrib |= {"pos": _numbers(model.body_pos[body]), "quat": _numbers(model.body_quat[body])}
-        # Masses do not count here, but MuJoCo wants some for what moves.
+        # Masses have no effect, but MuJoCo requires them for moving bodies.
         ElementTree.SubElement(element, "inertial", pos="0 0 0", mass="1", diaginertia="1 1 1")
         first = int(model.body_jntadr[body])
         for joint in range(first, first + int(model.body_jntnum[body])):
@@ -90,12 +103,12 @@ def extract_chain(model: mujoco.MjModel, frames: Sequence[str]) -> str:
 
 
 def chain_joints(mjcf: str) -> tuple[str, ...]:
-    """The joints of what `extract_chain` gave, from the world on."""
+    """The joint names of an extracted chain, starting at the world."""
     return tuple(joint.attrib["name"] for joint in ElementTree.fromstring(mjcf).iter("joint"))
 
 
 def _frame(model: mujoco.MjModel, name: str) -> tuple[int, Any, Any]:
-    """The body that a site or body of this name is fixed to, and its position and quaternion (w, x, y, z) there."""
+    """The body of a frame, and the position and quaternion (w, x, y, z) of the frame in that body."""
     import mujoco
 
     site = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_SITE, name)
@@ -138,5 +151,5 @@ def _numbers(values: Any) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     known = [name for name in names if name]
-    more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
-    return (", ".join(known[:SHOWN]) or "(none)") + more
+    more = f" and {len(known) - MAX_LISTED} more" if len(known) > MAX_LISTED else ""
+    return (", ".join(known[:MAX_LISTED]) or "(none)") + more

@@ -1,4 +1,4 @@
-"""msgpack with numpy arrays, as openpi's policy server and its clients send them. No pickle, nothing is executed.
+"""msgpack with numpy arrays, in the format of openpi's policy server and clients. It does not use pickle.
 
 An array is a map `{b"__ndarray__": True, b"data": bytes, b"dtype": dtype.str, b"shape": shape}`, a numpy scalar
 `{b"__npgeneric__": True, b"data": value, b"dtype": dtype.str}`.
@@ -16,7 +16,7 @@ import numpy as np
 
 from vla.errors import InputError
 
-# Kinds V, O and c are no part of the protocol; a time or a record has no place in an observation.
+# Kinds V, O and c are not part of the protocol; observations contain neither times nor records.
 DTYPE = re.compile(r"[<>|=]?(?:[biuf]\d{1,2}|[SU]\d{1,5})")
 MAX_DIMS, MAX_SIDE, MAX_CONTAINERS, MAX_ITEMS, MAX_TEXT = 8, 2**31 - 1, 1024, 256, 65536
 ARRAY, SCALAR = (
@@ -26,7 +26,7 @@ ARRAY, SCALAR = (
 
 
 def pack(value: Any) -> bytes:
-    """`value` (maps, lists, text, numbers, numpy arrays and scalars) as msgpack. Raises InputError for what is not."""
+    """Encodes maps, lists, text, numbers, numpy arrays and scalars. Raises InputError for other types."""
     try:
         return msgpack.packb(value, default=_encode)
     except (TypeError, ValueError, OverflowError) as error:
@@ -34,9 +34,12 @@ def pack(value: Any) -> bytes:
 
 
 def unpack(data: bytes) -> Any:
-    """What `pack` made; arrays are read-only views of `data`.
+    """Decodes a message of `pack`; arrays are read-only views of `data`.
 
-    Raises InputError for anything else. Lengths are held against limits and against `data` before memory is taken.
+    Lengths are checked against limits and against `data` before memory is allocated.
+
+    Raises:
+        InputError: The message is invalid.
     """
     found = 0
 
@@ -60,7 +63,7 @@ def unpack(data: bytes) -> Any:
         )
     except InputError:
         raise
-    except Exception as error:  # msgpack's own kinds share no base, and numpy's constructors have theirs
+    except Exception as error:  # the exceptions of msgpack and numpy have no common base class
         raise InputError(f"not a message of this protocol: {error or type(error).__name__}") from error
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Spread:
-    """Percentiles and the maximum of durations [s]; 0 where there were none."""
+    """Percentiles and the maximum of durations [s]; 0 if there are none."""
 
     p50: float
     p99: float
@@ -18,6 +18,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
+        """The percentiles of `values` [s]."""
         if not len(values):
             return cls(0.0, 0.0, 0.0)
         p50, p99 = np.percentile(values, (50, 99))

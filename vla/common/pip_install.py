@@ -1,4 +1,4 @@
-"""How a package gets to where this Python finds it."""
+"""The command that installs a package into the environment of this Python."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 
 
 def install_command(*arguments: str) -> str:
-    """A shell command, with what `pip install` is to be given.
+    """The shell command equivalent to `pip install` with these arguments.
 
-    uv's environments have no pip, and the pip on the path is another Python's: then it is uv, the one that the Makefile
-    fetched where there is no other.
+    Environments of uv have no pip, and the pip on the path belongs to another Python. In this case the command uses uv,
+    if necessary the one that the Makefile downloaded.
     """
     python = shlex.quote(sys.executable)
-    given = shlex.join(arguments)
+    quoted = shlex.join(arguments)
     if find_spec("pip") is not None:
-        return f"{python} -m pip install {given}"
-    own = Path(sys.prefix).parent / ".uv" / "bin" / "uv"
-    uv = "uv" if shutil.which("uv") or not own.is_file() else shlex.quote(str(own))
-    return f"{uv} pip install {given} --python {python}"
+        return f"{python} -m pip install {quoted}"
+    downloaded = Path(sys.prefix).parent / ".uv" / "bin" / "uv"
+    uv = "uv" if shutil.which("uv") or not downloaded.is_file() else shlex.quote(str(downloaded))
+    return f"{uv} pip install {quoted} --python {python}"

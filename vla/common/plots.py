@@ -1,4 +1,4 @@
-"""The training curve: what a run logged, drawn as one picture for a file and as panels for a page."""
+"""Plots of training runs: as one image file, or as panels of a page."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 Points = Sequence[tuple[int, float]]
 
-# Okabe and Ito's colours: told apart by most colour-blind readers, and visible on white and on black.
+# Okabe and Ito's colours: distinguishable with most colour vision deficiencies, and visible on white and black.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#808890"
-"""Axes and labels, readable on light and dark."""
+"""Colour of axes and labels, readable on light and dark backgrounds."""
 SMOOTH = 0.03
-"""The share of a loss curve that its running mean spans."""
+"""Width of a loss curve's running mean, as a share of the curve."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One set of axes: bold `lines`, and `faint` ones behind, each named by what its colour stands for."""
+    """One set of axes, with bold `lines` over `faint` ones; names of lines are keys of `colors`."""
 
     title: str
     lines: Mapping[str, Points]
@@ -44,7 +44,7 @@ class Panel:
 
 
 def read_losses(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """(step, loss) of each source, from the TensorBoard files of a training run; empty where it has none."""
+    """(step, loss) of each source, from the TensorBoard files of a training run; empty if it has none."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
@@ -56,12 +56,14 @@ def read_losses(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def panels(losses: Mapping[str, Points], history: Sequence[Mapping[str, float]]) -> list[Panel]:
-    """Loss a source, held-out action error and held-out accuracy over steps; what was not measured is left out.
+    """Panels of the loss by source, held-out action error and held-out accuracy; those without data are omitted.
 
-    `history` has a row an evaluation: step, action_error (a share of the range) and `<store>/<kind>`, the accuracy in
-    each kind of question; other keys are left alone. Accuracy is drawn for each store, as the mean over its kinds.
+    Args:
+        losses: (step, loss) of each source.
+        history: One row per evaluation: step, action_error (as a share of the range) and `<store>/<kind>`, the accuracy
+            for each kind of question; other keys are ignored. Accuracy is averaged over the kinds of each store.
     """
-    found = []
+    result = []
     losses = {name: points for name, points in losses.items() if points}
     kinds = sorted({key for row in history for key in row if "/" in key})
     faint = [(key.partition("/")[0], _series(history, key)) for key in kinds]
@@ -70,16 +72,16 @@ def panels(losses: Mapping[str, Points], history: Sequence[Mapping[str, float]])
     colors = dict(zip(dict.fromkeys(("robot", *losses, *accuracy)), cycle(COLORS), strict=False))
     if losses:
         smooth = {name: running_mean(points) for name, points in losses.items()}
-        found.append(Panel("training loss", smooth, colors, list(losses.items()), log=True))
+        result.append(Panel("training loss", smooth, colors, list(losses.items()), log=True))
     if error := _series(history, "action_error"):
-        found.append(Panel("held-out action error, of the range", {"robot": error}, colors, low=0.0))
+        result.append(Panel("held-out action error, of the range", {"robot": error}, colors, low=0.0))
     if accuracy:
-        found.append(Panel("held-out VQA accuracy", accuracy, colors, faint, low=0.0, high=1.02))
-    return found
+        result.append(Panel("held-out VQA accuracy", accuracy, colors, faint, low=0.0, high=1.02))
+    return result
 
 
 def training_curve(losses: Mapping[str, Points], history: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Writes the panels side by side to the PNG file `path`. Raises InputError when there is nothing to draw."""
+    """Writes the panels side by side to the PNG file `path`. Raises InputError if there are none."""
     found = panels(losses, history)
     if not found:
         raise InputError(f"there is nothing to draw in {path}: the run logged neither a loss nor an evaluation")
@@ -87,7 +89,7 @@ def training_curve(losses: Mapping[str, Points], history: Sequence[Mapping[str, 
 
 
 def png(path: Path, size: tuple[float, float], *paint: Callable[[Axes], None]) -> None:
-    """Writes what each of `paint` draws, side by side on a figure of that size [inch], to the PNG file `path`."""
+    """Writes a PNG file with a figure of this size [inch]; each `paint` function draws one of its axes."""
 
     def save(figure: Figure, axes: Sequence[Axes]) -> None:
         for axis, work in zip(axes, paint, strict=True):
@@ -99,13 +101,13 @@ def png(path: Path, size: tuple[float, float], *paint: Callable[[Axes], None]) -
 
 
 def svg(size: tuple[float, float], paint: Callable[[Axes], None]) -> str:
-    """What `paint` draws on axes of that size [inch], as an `<svg>` element, its text left to the page's font."""
+    """Axes of this size [inch], drawn by `paint`, as an `<svg>` element; its text uses the page's font."""
     buffer = io.StringIO()
 
     def save(figure: Figure, axes: Sequence[Axes]) -> None:
         paint(axes[0])
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
 
     _with_axes(1, size, save)
     text = buffer.getvalue()
@@ -113,6 +115,7 @@ def svg(size: tuple[float, float], paint: Callable[[Axes], None]) -> str:
 
 
 def draw(axes: Axes, panel: Panel) -> None:
+    """Draws a panel."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
     for name, points in panel.faint:
@@ -136,7 +139,7 @@ def draw(axes: Axes, panel: Panel) -> None:
 
 
 def style(axes: Axes, title: str, x: str) -> None:
-    """The look of all plots: grey, two spines, a light grid."""
+    """Applies the common style of plots: grey, two spines, a light grid."""
     axes.set_title(title, loc="left", color=GREY, fontsize=11)
     axes.set_xlabel(x, color=GREY)
     axes.grid(color=GREY, alpha=0.2, linewidth=0.6)
@@ -147,7 +150,7 @@ def style(axes: Axes, title: str, x: str) -> None:
 
 
 def running_mean(points: Points) -> list[tuple[int, float]]:
-    """A centred running mean, over fewer points towards the ends."""
+    """A centred running mean, with a smaller window at the ends."""
     steps, values = zip(*points, strict=True)
     half = int(len(values) * SMOOTH / 2)
     sums = np.concatenate([[0.0], np.cumsum(values)])
@@ -168,11 +171,11 @@ def _mean(series: Sequence[Points]) -> list[tuple[int, float]]:
 
 
 def _with_axes(count: int, size: tuple[float, float], use: Callable[[Figure, Sequence[Axes]], None]) -> None:
-    """Gives `use` a figure [inch] and its fresh axes; nothing is left in matplotlib's global state."""
+    """Calls `use` with a new figure of this size [inch] and its axes, without changing matplotlib's global state."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    # Text stays text, and the ids that matplotlib makes up are the same in every run.
+    # Text is not converted to paths, and matplotlib's ids are the same in every run.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vla", "font.family": "sans-serif"}):
         figure = Figure(size, layout="constrained")
         use(figure, figure.subplots(1, count, squeeze=False)[0])

@@ -1,8 +1,8 @@
-"""Numbers in sentences."""
+"""Counts with singular and plural nouns."""
 
 from __future__ import annotations
 
 
-def counted(count: int, thing: str) -> str:
-    """ "1 episode", "3 episodes"; `thing` is the singular of a noun whose plural ends in s."""
-    return f"{count} {thing}{'' if count == 1 else 's'}"
+def counted(count: int, noun: str) -> str:
+    """A count with a noun, "1 episode" or "3 episodes"; `noun` is singular and has a plural in s."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""How MuJoCo draws without a window: the environment variable MUJOCO_GL, and what it asks of the machine."""
+"""Off-screen rendering of MuJoCo: the environment variable MUJOCO_GL and its requirements."""
 
 from __future__ import annotations
 
@@ -22,51 +22,55 @@ OFF = ("disable", "disabled", "off", "false", "0")
 
 
 def backend() -> str:
-    """The value of MUJOCO_GL as MuJoCo reads it; on Linux egl where it is not set."""
+    """The value of MUJOCO_GL as MuJoCo reads it; default on Linux: egl."""
     return os.environ.get("MUJOCO_GL", "").lower().strip() or ("egl" if sys.platform == "linux" else "")
 
 
 def check_rendering() -> None:
-    """Raises InputError, which names MUJOCO_GL and what to set, where it asks for what is not here. In no time."""
+    """Raises InputError if this machine lacks the requirements of MUJOCO_GL; fast, as nothing is rendered."""
     name = backend()
     if sys.platform != "linux":
         return
     if name in OFF:
-        raise _error("MuJoCo draws nothing", "unset it")
+        raise _error("this disables rendering", "unset it")
     if name not in (*LIBRARIES, *WINDOW):
-        raise _error("there is no such way to draw", f"set it to {' or '.join(LIBRARIES)}")
+        raise _error("there is no such backend", f"set it to {' or '.join(LIBRARIES)}")
     if name in WINDOW:
         if not _has_window():
-            raise _error("there is no screen that a window could open on", "set MUJOCO_GL=egl")
+            raise _error("there is no screen for a window", "set MUJOCO_GL=egl")
         return
     libraries, install = LIBRARIES[name]
     if not any(map(_loads, libraries)):
-        other = next(one for one in LIBRARIES if one != name)
+        other = next(library for library in LIBRARIES if library != name)
         raise _error(f"{libraries[0]} is not on this machine", f"{install}; or set MUJOCO_GL={other}")
     if os.environ.get("PYOPENGL_PLATFORM", name) != name:
-        raise _error(f"PYOPENGL_PLATFORM={os.environ['PYOPENGL_PLATFORM']} is another", "unset that one")
+        raise _error(f"PYOPENGL_PLATFORM={os.environ['PYOPENGL_PLATFORM']} differs", "unset PYOPENGL_PLATFORM")
 
 
 def make_renderer(model: mujoco.MjModel, height: int, width: int) -> mujoco.Renderer:
-    """MuJoCo's renderer of images of that size. Raises InputError as `check_rendering`, and where the driver fails."""
+    """MuJoCo's renderer for images of this size [pixels].
+
+    Raises:
+        InputError: As `check_rendering`, or the driver fails.
+    """
     check_rendering()
-    # What is half made complains once more when it is freed.
-    complain, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    # A partially constructed renderer raises again when it is freed.
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     reason = ""
     try:
         import mujoco
 
         return mujoco.Renderer(model, height, width)
-    except Exception as error:  # of MuJoCo, PyOpenGL or the driver: there is no common kind
+    except Exception as error:  # exceptions of MuJoCo, PyOpenGL and the driver have no common base class
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
     finally:
-        sys.unraisablehook = complain
-    raise _error(f"the driver fails: {reason}", "`vla doctor` says what there is")
+        sys.unraisablehook = hook
+    raise _error(f"the driver fails: {reason}", "`vla doctor` checks this machine")
 
 
-def _error(why: str, cure: str) -> InputError:
-    given = f"MUJOCO_GL={os.environ['MUJOCO_GL']}" if os.environ.get("MUJOCO_GL") else f"MUJOCO_GL is {backend()}"
-    return InputError(f"cannot draw images: {given}, but {why}: {cure}")
+def _error(reason: str, cure: str) -> InputError:
+    setting = f"MUJOCO_GL={os.environ['MUJOCO_GL']}" if os.environ.get("MUJOCO_GL") else f"MUJOCO_GL is {backend()}"
+    return InputError(f"cannot render images: {setting}, but {reason}: {cure}")
 
 
 def _loads(library: str) -> bool:
@@ -78,7 +82,7 @@ def _loads(library: str) -> bool:
 
 
 def _has_window() -> bool:
-    """Whether GLFW, which MuJoCo opens windows with, finds a screen."""
+    """Whether GLFW, which MuJoCo uses for windows, finds a screen."""
     if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         return False
     import glfw

@@ -1,4 +1,4 @@
-"""What a benchmark returns, and how it is shown."""
+"""The results of a benchmark, as text and JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Target:
-    """A figure to reach. `at_most` says that smaller is better."""
+    """A measured value with its target. With `at_most` the target is an upper bound, otherwise a lower bound."""
 
     name: str
     value: float
@@ -22,26 +22,29 @@ class Target:
 
     @property
     def met(self) -> bool:
+        """Whether the value reaches the target."""
         return self.value <= self.target if self.at_most else self.value >= self.target
 
 
 @dataclass(frozen=True)
 class Table:
-    """Measurements of one run on one machine, and the targets they are held against. Rows of the same columns that
-    stand together are shown as one table."""
+    """Measurements of one run on one machine, with targets. Consecutive rows with the same columns form one table."""
 
     rows: Sequence[Mapping[str, Any]]
     targets: Sequence[Target]
 
     @property
     def device(self) -> str:
+        """The machine: device name and number of CPU cores."""
         return f"{device_name()}, {os.cpu_count()} cores"
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
         targets = [{k: v for k, v in asdict(t).items() if k != "at_most"} | {"met": t.met} for t in self.targets]
         return {"device": self.device, "rows": [dict(row) for row in self.rows], "targets": targets}
 
     def to_text(self) -> str:
+        """The tables, and a line for each target."""
         lines = [line for columns, rows in groupby(self.rows, list) for line in _lines(columns, list(rows))]
         for target in self.targets:
             sign, verdict = ("<=", ">=")[not target.at_most], "met" if target.met else "NOT MET"
@@ -50,7 +53,7 @@ class Table:
 
 
 def device_name() -> str:
-    """The GPU's name, where there is one, and the processor's, as well as this system tells it."""
+    """The names of the GPU, if there is one, and of the CPU, as far as the operating system provides it."""
     return f"{_gpu()}cpu: {_processor()}"
 
 

@@ -1,4 +1,4 @@
-"""Decoded pictures as RGB pixels: upright, on white, and with their grey values scaled."""
+"""Conversion of decoded images to RGB: orientation, transparency, and grey values of more than 8 bits."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ if TYPE_CHECKING:
     from PIL import Image
 
 BIT_DEPTHS = (8, 10, 12, 14, 16, 24, 32)
-"""The depths that cameras and scanners count grey values in."""
+"""Bit depths of grey values that cameras and scanners use."""
 
 
 def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels of an opened picture, as a person sees it in a viewer.
+    """The pixels of an image as an image viewer shows them.
 
     - The EXIF orientation is applied.
-    - What is transparent shows white, as on a page; `Image.convert("RGB")` shows what lies under it, mostly black.
-    - Grey values of more than 8 bits are scaled to 8; `Image.convert("RGB")` clips them at 255. Files do not say how
-      many of their 16 bits are used: it is taken to be the least of `BIT_DEPTHS` that holds the largest value, so that
-      a 12-bit scan is not almost black. Real numbers up to 1 are shares of white.
-    - Of an animation it is the first frame.
+    - Transparent pixels become white; `Image.convert("RGB")` would show the hidden values, mostly black.
+    - Grey values of more than 8 bits are scaled to 8; `Image.convert("RGB")` would clip them at 255. Files do not
+      declare how many of their 16 bits are used, so the smallest of `BIT_DEPTHS` that fits the largest value is
+      assumed. Floating-point values up to 1 are shares of white.
+    - For an animation, the first frame is returned.
 
-    Raises whatever Pillow raises over a damaged file, or one in a color space that it cannot convert.
+    Raises Pillow's exceptions for a damaged file, or for a colour space that it cannot convert.
     """
     from PIL import Image
 
@@ -46,13 +46,13 @@ def _upright(image: Image.Image) -> Image.Image:
 
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # metadata that cannot be read states no orientation
+    except Exception:  # unreadable metadata is treated as no orientation
         return image
 
 
 def _eight_bits(values: Num[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
-    sound = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    peak = sound.max(initial=0.0)
-    whole = not np.issubdtype(values.dtype, np.floating)
-    white = 1.0 if peak <= 1 and not whole else next(2.0**bits - 1 for bits in BIT_DEPTHS if peak < 2.0**bits)
-    return np.rint(sound.clip(0, white) * (255 / white)).astype(np.uint8)
+    finite = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    peak = finite.max(initial=0.0)
+    integers = not np.issubdtype(values.dtype, np.floating)
+    white = 1.0 if peak <= 1 and not integers else next(2.0**bits - 1 for bits in BIT_DEPTHS if peak < 2.0**bits)
+    return np.rint(finite.clip(0, white) * (255 / white)).astype(np.uint8)

@@ -1,8 +1,7 @@
-"""Rotations in the representations that datasets and robots use.
+"""Conversion between the representations of rotations that datasets and robots use.
 
-Six dimensions are the first two columns of the matrix, one after the other (Zhou et al. 2019, arXiv 1812.07035,
-sec. 4): a continuous representation, which a network can be trained on; any six numbers that are not in line give a
-rotation.
+The 6D representation consists of the first two columns of the rotation matrix, concatenated (Zhou et al. 2019, arXiv
+1812.07035, sec. 4). It is continuous, and any two linearly independent vectors define a rotation.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ if TYPE_CHECKING:
 
 TINY = 1e-9
 ROTATIONS = {"quaternion_xyzw": 4, "quaternion_wxyz": 4, "axis_angle": 3, "rotation_6d": 6}
-"""Components of each representation, beside Euler angles: `euler_` and three axes as scipy names them, in lower case
-about fixed axes, in capitals about the body's own; in radians, or with `_deg` in degrees."""
+"""Number of components of each representation, except Euler angles. Those are named `euler_` and three axes as in
+scipy: lower case for extrinsic, upper case for intrinsic rotations; in radians, or in degrees with `_deg`."""
 EULER = re.compile("euler_([xyz]{3}|[XYZ]{3})(_deg)?")
 
 
 def components_of(representation: str) -> int:
-    """How many numbers a rotation has in this representation. Raises InputError for one that is unknown."""
+    """The number of components of a representation. Raises InputError if it is unknown."""
     if EULER.fullmatch(representation):
         return 3
     if representation not in ROTATIONS:
@@ -35,7 +34,7 @@ def components_of(representation: str) -> int:
 
 
 def decode(values: Float[np.ndarray, "*t n"], representation: str) -> Spatial:
-    """The rotations, in one flat row."""
+    """Decodes rotations into a flat sequence."""
     from scipy.spatial.transform import Rotation as Spatial
 
     flat: Float[np.ndarray, "_t _n"] = np.asarray(values, np.float64).reshape(-1, components_of(representation))
@@ -48,18 +47,18 @@ def decode(values: Float[np.ndarray, "*t n"], representation: str) -> Spatial:
         return Spatial.from_matrix(_orthonormal(flat))
     if representation == "quaternion_wxyz":
         flat = np.roll(flat, -1, axis=1)
-    # A quaternion of zeros, which some datasets are padded with, is no rotation at all.
+    # Some datasets use zero quaternions as padding: treated as the identity.
     is_zero = np.linalg.norm(flat, axis=1, keepdims=True) <= TINY
     return Spatial.from_quat(np.where(is_zero, [[0.0, 0.0, 0.0, 1.0]], flat))
 
 
 def encode(rotations: Spatial, representation: str) -> Float[np.ndarray, "t n"]:
-    """A row of numbers for each rotation; quaternions with a scalar part that is not negative."""
+    """Encodes each rotation as a row; quaternions have a non-negative scalar part."""
     if representation.startswith("euler_"):
         import warnings
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # gimbal lock: any of the angles that give the rotation will do
+            warnings.simplefilter("ignore")  # gimbal lock: any solution is valid
             axes, degrees = _euler(representation)
             return rotations.as_euler(axes, degrees=degrees)
     if representation == "axis_angle":
@@ -79,18 +78,19 @@ def convert(values: Float[np.ndarray, "*t n"], source: str, target: str) -> Floa
 
 
 def _euler(representation: str) -> tuple[str, bool]:
-    """scipy's name of the axes, and whether the angles are in degrees."""
+    """The axes as scipy names them, and whether the angles are in degrees."""
     return representation.removeprefix("euler_").removesuffix("_deg"), representation.endswith("_deg")
 
 
 def _orthonormal(values: Float[np.ndarray, "t 6"]) -> Float[np.ndarray, "t 3 3"]:
-    """The matrices by Gram-Schmidt; what is in line or zero is completed by the axis that is farthest from it."""
+    """Matrices by Gram-Schmidt; zero or parallel vectors are replaced by the most orthogonal axis."""
     first, second = values[:, :3], values[:, 3:]
     x = _unit(first, np.broadcast_to([1.0, 0.0, 0.0], first.shape))
-    spare = np.eye(3)[np.abs(x).argmin(axis=1)]
+    fallback = np.eye(3)[np.abs(x).argmin(axis=1)]
     y = second - (x * second).sum(1, keepdims=True) * x
-    y = np.where(np.linalg.norm(y, axis=1, keepdims=True) > TINY, y, spare - (x * spare).sum(1, keepdims=True) * x)
-    y = _unit(y, spare)
+    orthogonal = fallback - (x * fallback).sum(1, keepdims=True) * x
+    y = np.where(np.linalg.norm(y, axis=1, keepdims=True) > TINY, y, orthogonal)
+    y = _unit(y, fallback)
     return np.stack([x, y, np.cross(x, y)], axis=2)
 
 

@@ -1,4 +1,4 @@
-"""What is truly in a rendered scene: the source of questions, answers and points."""
+"""The ground truth of a rendered scene, from which questions, answers and points are generated."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 POINT_SCALE = 100
-"""Points in an image are whole numbers below this: percent of its width and height."""
+"""Image points are integers below this value: percent of width and height."""
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object. `position` is (x, y, z) [m] in the robot's base frame: x forward, y left, z up.
+    """One object of a scene.
 
-    `centers` maps each camera to the object's centre in that image as fractions (x right, y down) of
-    its width and height, and has no entry for a camera that does not see enough of the object.
+    Attributes:
+        color: Name of the colour.
+        shape: Name of the shape.
+        position: (x, y, z) [m] in the robot's base frame: x forward, y left, z up.
+        centers: The object's centre in each camera image, as fractions (x right, y down) of width and height; without
+            the cameras in which too little of the object is visible.
     """
 
     color: str
@@ -24,15 +28,19 @@ class SceneObject:
 
     @property
     def name(self) -> str:
+        """Colour and shape."""
         return f"{self.color} {self.shape}"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The objects on the table, and where the gripper's fingertips show in each camera that sees them.
+    """The objects on the table, and the gripper.
 
-    `ambiguous` names, for a camera, the objects whose visibility there is neither clear nor ruled out;
-    no question about its view may depend on them.
+    Attributes:
+        objects: The objects.
+        gripper: Image position of the fingertips, in each camera in which they are visible.
+        ambiguous: For each camera, the objects that are only partly visible; no question about this view may depend on
+            them.
     """
 
     objects: tuple[SceneObject, ...]

@@ -7,5 +7,5 @@ import sys
 
 
 def has_screen() -> bool:
-    """Whether a window can open; only Linux and its like can do without one."""
+    """Whether a window can open; always true on macOS and Windows."""
     return sys.platform in ("darwin", "win32") or bool(os.environ.get("WAYLAND_DISPLAY") or os.environ.get("DISPLAY"))

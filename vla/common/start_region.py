@@ -1,4 +1,4 @@
-"""Where the demonstrations that a policy learned from begin."""
+"""The start region of a policy's demonstrations."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ from vla.errors import InputError
 
 QUANTILES = (0.05, 0.5, 0.95)
 SIDE, QUALITY = 192, 85
-"""Of the small images [pixels], and of their JPEG."""
+"""Size [pixels] and JPEG quality of the thumbnails."""
 
 
 @dataclass(frozen=True)
 class StartRegion:
-    """The first states of the demonstrations: 5 %, 50 % and 95 % quantiles of each component, in its unit.
+    """The distribution of the first states of demonstrations.
 
-    `images` is the first image of a demonstration of each camera, a small JPEG in base64, for people to compare.
+    Attributes:
+        low: 5 % quantile of each state component, in its unit.
+        median: Median of each component.
+        high: 95 % quantile of each component.
+        images: First image of one demonstration from each camera, a small JPEG in base64, for visual comparison.
     """
 
     low: tuple[float, ...]
@@ -36,13 +40,13 @@ class StartRegion:
 
     @classmethod
     def of(cls, states: Sequence[Float[np.ndarray, "s"]], images: Mapping[str, str]) -> StartRegion:
-        """The region of these first states, of which there is at least one."""
+        """The region of these first states, at least one."""
         low, median, high = (tuple(map(float, row)) for row in np.quantile(np.stack(states), QUANTILES, axis=0))
         return cls(low, median, high, images)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> StartRegion:
-        """What `to_dict` gave."""
+        """The inverse of `to_dict`."""
         low, median, high = (tuple(map(float, values[name])) for name in ("low", "median", "high"))
         return cls(low, median, high, dict(values.get("images", {})))
 
@@ -51,7 +55,7 @@ class StartRegion:
         return asdict(self)
 
     def scaled(self, factors: Float[np.ndarray, "s"]) -> StartRegion:
-        """The region in other units: each component times its factor, which is above 0."""
+        """The region in other units: each component multiplied by its positive factor."""
         low, median, high = (tuple((np.array(row) * factors).tolist()) for row in (self.low, self.median, self.high))
         return StartRegion(low, median, high, self.images)
 

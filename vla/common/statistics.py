@@ -1,6 +1,6 @@
-"""Per-component statistics of states and actions: what normalisation needs, saved with the weights.
+"""Statistics of state and action components for normalisation, saved with the weights.
 
-Quantiles are exact, at any number of rows and in constant memory: a radix select reads the rows four times.
+Quantiles are exact and use constant memory for any number of rows: a radix select reads the rows four times.
 """
 
 from __future__ import annotations
@@ -17,22 +17,19 @@ from jaxtyping import Float, Int, UInt64
 from vla.errors import InputError
 
 LEVELS = (1, 5, 25, 50, 75, 95, 99)
-"""Percent."""
+"""Levels of the quantiles [%]."""
 DIGIT_BITS = 16
-"""Of a value's 64 bits, those that one reading settles."""
+"""Bits of a 64-bit value that one pass over the rows determines."""
 BLOCK_ROWS = 1 << 17
-"""Rows that are held at once."""
+"""Rows in memory at a time."""
 
 Blocks = Callable[[], Iterable[Float[np.ndarray, "_n c"]]]
-"""Gives the rows, block by block, each time it is called: the same rows every time."""
+"""Returns an iterator over the rows in blocks, with the same rows at every call."""
 
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Statistics of `count` values of each of c components, in the components' units.
-
-    `quantiles` are the exact ones at `LEVELS`; `q01` and `q99` are among them.
-    """
+    """Statistics of c components over `count` rows, in the components' units; `quantiles` are at `LEVELS`."""
 
     quantiles: Float[np.ndarray, "l c"]
     min: Float[np.ndarray, "c"]
@@ -43,32 +40,35 @@ class Statistics:
 
     @classmethod
     def of(cls, values: Float[np.ndarray, "n c"]) -> Statistics:
-        """Statistics over the rows. Raises InputError when there are none or a value is not finite."""
+        """Statistics over the rows. Raises InputError if there are none or a value is not finite."""
         return cls.over(lambda: (values,))
 
     @classmethod
     def over(cls, blocks: Blocks) -> Statistics:
-        """Statistics over the rows of all blocks, held `BLOCK_ROWS` at a time.
+        """Statistics over the rows of all blocks, with `BLOCK_ROWS` in memory at a time.
 
-        Those of several stores are those of one after the other: quantiles of parts say nothing exact of the whole.
-        Raises InputError when there are no rows or a value is not finite.
+        For several stores, `blocks` must iterate over all of them: exact quantiles cannot be computed from those of the
+        individual stores.
+
+        Raises:
+            InputError: There are no rows, or a value is not finite.
         """
         count, low, high, mean, std = _moments(_sized(blocks()))
-        # Linear between the two values next to the place of each quantile, as numpy.quantile.
-        places = [divmod((count - 1) * percent, 100) for percent in LEVELS]
-        ranks = np.array([rank for whole, _ in places for rank in (whole, min(whole + 1, count - 1))])
+        # Linear interpolation between the two values next to each quantile, as numpy.quantile.
+        positions = [divmod((count - 1) * percent, 100) for percent in LEVELS]
+        ranks = np.array([rank for index, _ in positions for rank in (index, min(index + 1, count - 1))])
         values = _select(blocks, ranks, len(low))
-        hundredths = np.array([part for _, part in places])[:, None]
+        hundredths = np.array([remainder for _, remainder in positions])[:, None]
         quantiles = values[::2] + (values[1::2] - values[::2]) * (hundredths / 100)
-        # The mean of equal values may round to just outside them.
+        # Rounding may move the mean of equal values outside their range.
         return cls(quantiles, low, high, np.clip(mean, low, high), std, count)
 
     @classmethod
     def merged(cls, parts: Sequence[Statistics]) -> Statistics:
-        """Statistics of the data of all `parts`, where these themselves are no longer at hand.
+        """Statistics of the union of several data sets, from their statistics alone.
 
-        Count, extremes, mean and deviation are exact. Quantiles are those of the sum of the parts' distributions, each
-        taken to be linear between its known quantiles: exact at those of a part alone, near the truth in between.
+        Count, extremes, mean and standard deviation are exact. Quantiles are approximate: they are those of the mixture
+        of the distributions, each assumed to be linear between its known quantiles.
         """
         counts = np.array([part.count for part in parts], np.float64)
         means = np.stack([part.mean for part in parts])
@@ -83,10 +83,12 @@ class Statistics:
 
     @property
     def q01(self) -> Float[np.ndarray, "c"]:
+        """The 1 % quantile."""
         return self.quantiles[LEVELS.index(1)]
 
     @property
     def q99(self) -> Float[np.ndarray, "c"]:
+        """The 99 % quantile."""
         return self.quantiles[LEVELS.index(99)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,21 +97,21 @@ class Statistics:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Statistics:
-        """What `to_dict` gave."""
+        """The inverse of `to_dict`."""
         arrays: dict[str, Any] = {k: np.asarray(v, np.float64) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**arrays)
 
     def hash(self) -> str:
         """SHA-256, in hex, of the count, the quantiles and the extremes.
 
-        These do not depend on the order of the rows or of the additions: equal data have equal hashes on every machine.
+        These do not depend on the order of rows or additions, so equal data have equal hashes on every machine.
         """
         exact = {name: value for name, value in self.to_dict().items() if name not in ("mean", "std")}
         return hashlib.sha256(json.dumps(exact, sort_keys=True).encode()).hexdigest()
 
 
 def check_finite(values: Float[np.ndarray, "n c"], names: Sequence[str], where: str) -> None:
-    """Raises InputError naming `where`, the step and the component of the first value that is not finite."""
+    """Raises InputError if a value is not finite; names `where`, the step and the component."""
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         step, component = (int(i) for i in bad[0])
@@ -117,11 +119,11 @@ def check_finite(values: Float[np.ndarray, "n c"], names: Sequence[str], where: 
 
 
 def _mixed_quantiles(knots: Sequence[Float[np.ndarray, "k"]], counts: Float[np.ndarray, "p"]) -> Float[np.ndarray, "l"]:
-    """Quantiles of a mixture of distributions, each linear between its `knots`, at 0, `LEVELS` and 100 %."""
+    """Quantiles of a mixture of distributions, each linear between its `knots` at 0, `LEVELS` and 100 %."""
     shares = np.array([0, *LEVELS, 100]) / 100
     levels = np.array(LEVELS) / 100 * counts.sum()
     low, high = np.repeat(min(k[0] for k in knots), len(levels)), np.repeat(max(k[-1] for k in knots), len(levels))
-    for _ in range(64):  # a bisection ends at neighbouring floats
+    for _ in range(64):  # bisection down to neighbouring floats
         middle = low + (high - low) / 2
         below = np.zeros(len(levels))
         for known, count in zip(knots, counts, strict=True):
@@ -133,28 +135,28 @@ def _mixed_quantiles(knots: Sequence[Float[np.ndarray, "k"]], counts: Float[np.n
 def _share_below(
     values: Float[np.ndarray, "l"], knots: Float[np.ndarray, "k"], shares: Float[np.ndarray, "k"]
 ) -> Float[np.ndarray, "l"]:
-    """The share of a distribution that is no larger than each value; several equal knots are a step."""
+    """The cumulative distribution at each value; several equal knots are a step."""
     after = np.searchsorted(knots, values, side="right")
-    inside = np.clip(after, 1, len(knots) - 1)
-    left, right = knots[inside - 1], knots[inside]
-    part = np.where(right > left, (values - left) / np.where(right > left, right - left, 1.0), 1.0)
-    share = shares[inside - 1] + np.clip(part, 0, 1) * (shares[inside] - shares[inside - 1])
+    index = np.clip(after, 1, len(knots) - 1)
+    left, right = knots[index - 1], knots[index]
+    fraction = np.where(right > left, (values - left) / np.where(right > left, right - left, 1.0), 1.0)
+    share = shares[index - 1] + np.clip(fraction, 0, 1) * (shares[index] - shares[index - 1])
     return np.where(after == 0, 0.0, np.where(after == len(knots), 1.0, share))
 
 
 def _sized(blocks: Iterable[Float[np.ndarray, "_n c"]]) -> Iterator[Float[np.ndarray, "_n c"]]:
-    """The same rows in blocks of `BLOCK_ROWS`: short blocks are joined, long ones are cut."""
-    held: list[np.ndarray] = []
+    """The rows in blocks of about `BLOCK_ROWS`: short blocks are joined, long ones are split."""
+    pending: list[np.ndarray] = []
     rows = 0
     for block in blocks:
         for start in range(0, len(block), BLOCK_ROWS):
-            held.append(np.asarray(block[start : start + BLOCK_ROWS], np.float64))
-            rows += len(held[-1])
+            pending.append(np.asarray(block[start : start + BLOCK_ROWS], np.float64))
+            rows += len(pending[-1])
             if rows >= BLOCK_ROWS:
-                yield np.concatenate(held)
-                held, rows = [], 0
-    if held:
-        yield np.concatenate(held)
+                yield np.concatenate(pending)
+                pending, rows = [], 0
+    if pending:
+        yield np.concatenate(pending)
 
 
 def _moments(
@@ -171,9 +173,9 @@ def _moments(
             low, high, mean, squares = block.min(axis=0), block.max(axis=0), block_mean, block_squares
         else:
             low, high = np.minimum(low, block.min(axis=0)), np.maximum(high, block.max(axis=0))
-            apart = block_mean - mean
-            mean = mean + apart * (len(block) / total)
-            squares = squares + block_squares + apart**2 * (count * len(block) / total)
+            delta = block_mean - mean
+            mean = mean + delta * (len(block) / total)
+            squares = squares + block_squares + delta**2 * (count * len(block) / total)
         count = total
     if count == 0:
         raise InputError("no values to compute statistics of: record at least one episode first")
@@ -183,38 +185,38 @@ def _moments(
 def _select(blocks: Blocks, ranks: Int[np.ndarray, "r"], components: int) -> Float[np.ndarray, "r c"]:
     """The values of these ranks in each sorted component, by radix select.
 
-    Each reading counts the next digit among the values that agree with a rank's value so far, and so settles it.
+    Each pass determines the next digit of each value, by a histogram over the values with the same preceding digits.
     """
     known = np.zeros((len(ranks), components), np.uint64)
-    left = np.repeat(ranks[:, None], components, axis=1)
+    remaining = np.repeat(ranks[:, None], components, axis=1)
     for shift in range(64 - DIGIT_BITS, -1, -DIGIT_BITS):
-        wanted = [np.unique(known[:, i]) for i in range(components)]
-        counts = [np.zeros((len(w), 1 << DIGIT_BITS), np.int64) for w in wanted]
+        prefixes = [np.unique(known[:, i]) for i in range(components)]
+        counts = [np.zeros((len(p), 1 << DIGIT_BITS), np.int64) for p in prefixes]
         for block in _sized(blocks()):
             for i in range(components):
                 keys = _sortable(block[:, i]) >> np.uint64(shift)
-                for row, prefix in zip(counts[i], wanted[i], strict=True):
+                for row, prefix in zip(counts[i], prefixes[i], strict=True):
                     row += _digit_counts(keys, prefix, first=shift == 64 - DIGIT_BITS)
         for i in range(components):
             below = counts[i].cumsum(axis=1)
             for r in range(len(ranks)):
-                row = below[np.searchsorted(wanted[i], known[r, i])]
-                digit = int(np.searchsorted(row, left[r, i], side="right"))
-                left[r, i] -= row[digit - 1] if digit else 0
+                row = below[np.searchsorted(prefixes[i], known[r, i])]
+                digit = int(np.searchsorted(row, remaining[r, i], side="right"))
+                remaining[r, i] -= row[digit - 1] if digit else 0
                 known[r, i] = (known[r, i] << np.uint64(DIGIT_BITS)) | np.uint64(digit)
     return _unsortable(known)
 
 
 def _digit_counts(keys: UInt64[np.ndarray, "n"], prefix: np.uint64, first: bool) -> Int[np.ndarray, "d"]:
-    """How often each last digit comes among the keys that begin with `prefix`; of all keys for the first digit."""
-    chosen = keys if first else keys[keys >> np.uint64(DIGIT_BITS) == prefix]
-    digits = (chosen & np.uint64((1 << DIGIT_BITS) - 1)).astype(np.int64)
+    """Histogram of the last digit of the keys that start with `prefix`, or of all keys for the first digit."""
+    matching = keys if first else keys[keys >> np.uint64(DIGIT_BITS) == prefix]
+    digits = (matching & np.uint64((1 << DIGIT_BITS) - 1)).astype(np.int64)
     return np.bincount(digits, minlength=1 << DIGIT_BITS)
 
 
 def _sortable(values: Float[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
-    """Whole numbers in the order of the values (the bits of a float, which are so but for the sign)."""
-    bits = (np.ascontiguousarray(values) + 0.0).view(np.uint64)  # adding 0 makes -0 of the data 0
+    """Unsigned integers with the same order as the values: the bits of the floats, adjusted for the sign."""
+    bits = (np.ascontiguousarray(values) + 0.0).view(np.uint64)  # adding 0 converts -0 to 0
     return np.where(bits >> np.uint64(63), ~bits, bits | np.uint64(1 << 63))
 
 

@@ -1,4 +1,4 @@
-"""Images that stay coded until they are needed: a batch decodes its own together, each straight to its place."""
+"""References to encoded images, which are decoded together when a batch needs them."""
 
 from __future__ import annotations
 
@@ -14,20 +14,26 @@ Image = UInt8[np.ndarray, "_h _w 3"]
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """Coded images of one shape, by number."""
+    """Encoded images of one shape, by index."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Height, width [pixels] and 3."""
+        ...
 
     def for_each(self, indices: Int[np.ndarray, "n"], use: Callable[[int, Image], None]) -> None:
-        """Decodes the images at `indices` and calls `use` with the place of each among them and the image itself,
-        which is not to be kept; in several threads, where there are many."""
+        """Decodes images, in several threads if there are many.
+
+        Args:
+            indices: Indices of the images.
+            use: Called with the position in `indices` and the image, whose memory is reused after the call.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class StoredImage:
-    """Image `index` of `source`, or its upper left part of height and width `size` [pixels]."""
+    """Image `index` of `source`, or its upper left region of height and width `size` [pixels]."""
 
     source: ImageSource
     index: int
@@ -39,20 +45,20 @@ class StoredImage:
         return self.source.shape if self.size is None else (*self.size, 3)
 
     def of(self, decoded: Image) -> Image:
-        """The image, of what is decoded at `index`."""
+        """The region of this image in the decoded image `index`."""
         return decoded[: self.shape[0], : self.shape[1]]
 
     def decoded(self) -> Image:
-        """The image as an array of its own."""
-        found: list[Image] = []
-        self.source.for_each(np.array([self.index]), lambda _, image: found.append(self.of(image).copy()))
-        return found[0]
+        """The image as a new array."""
+        images: list[Image] = []
+        self.source.for_each(np.array([self.index]), lambda _, image: images.append(self.of(image).copy()))
+        return images[0]
 
 
 Views = Mapping[str, Image]
 """Images by camera, of any sizes."""
 StoredViews = Mapping[str, Image | StoredImage]
-"""The same, of which some or all are not decoded yet."""
+"""Images by camera, some or all of them encoded."""
 
 
 def decoded(images: StoredViews) -> dict[str, Image]:

@@ -1,4 +1,4 @@
-"""The terminal that a process reads keys from."""
+"""Terminal input of a process."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 
 
 def in_background(terminal: int) -> bool:
-    """Whether the process is not in the foreground of the terminal of this descriptor, so that reading suspends it."""
+    """Whether the process runs in the background of this terminal (a file descriptor), where reading suspends it."""
     try:
         return os.tcgetpgrp(terminal) != os.getpgrp()
-    except OSError:  # it controls no processes, or is gone, which reading tells
+    except OSError:  # not a controlling terminal, or closed, which the next read reports
         return False

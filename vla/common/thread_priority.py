@@ -9,10 +9,13 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def first_of_threads() -> Iterator[bool]:
-    """This thread goes before all others (Linux SCHED_FIFO), where the system lets it; those it starts do not.
+def realtime_priority() -> Iterator[bool]:
+    """Gives this thread real-time priority in the block (Linux SCHED_FIFO), if the system permits it.
 
-    Yields whether it does.
+    Threads that it starts do not inherit the priority.
+
+    Yields:
+        Whether the priority was granted.
     """
     if sys.platform != "linux":
         yield False

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
-from vla.common.thread_priority import first_of_threads
+from vla.common.thread_priority import realtime_priority
 from vla.control.events import EventLog
 
 NO_PRIORITY = "the loop has no real-time priority, other programs may delay it: `vla doctor` explains how to set it up"
@@ -42,14 +42,14 @@ class WallClock:
 
     @contextmanager
     def priority(self, events: EventLog) -> Iterator[None]:
-        """Runs the block with real-time priority (`first_of_threads`), or adds a warning to `events` without it.
+        """Runs the block with real-time priority (`realtime_priority`), or adds a warning to `events` without it.
 
         Existing objects are frozen, so that garbage collection does not scan them: with torch imported, 0.1 s.
         """
         gc.collect()
         gc.freeze()
         try:
-            with first_of_threads() as first:
+            with realtime_priority() as first:
                 if not first:
                     events.add(0.0, NO_PRIORITY, warning=True)
                 yield

@@ -1,0 +1,1 @@
+"""Kinematics of arms: joints, tool poses, and arithmetic on actions."""

@@ -1,6 +1,6 @@
-"""Differences, interpolation and means of actions: angles go the shorter way round, rotations turn about one axis.
+"""Differences, interpolation and means of actions, with the shorter arc for angles and slerp for rotations.
 
-Components that are neither are plain numbers, and cost no more than that.
+Other components are treated as plain numbers, without additional cost.
 """
 
 from __future__ import annotations
@@ -14,49 +14,48 @@ from vla.embodiment import Embodiment, Rotation
 def difference(
     body: Embodiment, goal: Float[np.ndarray, "*t a"], start: Float[np.ndarray, "*t a"]
 ) -> Float[np.ndarray, "*t a"]:
-    """`goal - start`, in angles that wrap by no more than half a turn."""
-    apart = goal - start
+    """`goal - start`; for angles that wrap, the difference of at most half a turn."""
+    delta = goal - start
     turn = body.action_period
     if np.isinf(turn).all():
-        return apart
+        return delta
     wraps = np.isfinite(turn)
     safe = np.where(wraps, turn, 1.0)
-    return np.where(wraps, apart - safe * np.round(apart / safe), apart)
+    return np.where(wraps, delta - safe * np.round(delta / safe), delta)
 
 
 def interpolate(
     body: Embodiment, start: Float[np.ndarray, "a"], goal: Float[np.ndarray, "a"], share: float
 ) -> Float[np.ndarray, "a"]:
-    """What lies `share` of the way from `start` to `goal`: the goal itself at 1."""
+    """Interpolates from `start` (share 0) to `goal` (share 1)."""
     if share == 1:
         return goal
-    between = wrapped(body, start + share * difference(body, goal, start))
+    result = wrapped(body, start + share * difference(body, goal, start))
     for rotation in _absolute(body):
-        at = list(rotation.action)
-        there = _mean(rotation, np.stack([start[at], goal[at]]), np.array([1 - share, share]))
-        between[at] = there
-    return between
+        indices = list(rotation.action)
+        result[indices] = _mean(rotation, np.stack([start[indices], goal[indices]]), np.array([1 - share, share]))
+    return result
 
 
 def average(
     body: Embodiment, actions: Float[np.ndarray, "n a"], weights: Float[np.ndarray, "n"]
 ) -> Float[np.ndarray, "a"]:
-    """The weighted mean. Rotations have that of their matrices (chordal, Hartley et al. 2013, sec. 5.3)."""
+    """The weighted mean; for rotations the chordal mean (Hartley et al. 2013, sec. 5.3)."""
     if np.isinf(body.action_period).all():
         mean = np.average(actions, axis=0, weights=weights)
     else:
-        apart = np.average(
+        delta = np.average(
             difference(body, actions, np.broadcast_to(actions[0], actions.shape)), axis=0, weights=weights
         )
-        mean = wrapped(body, actions[0] + apart)
+        mean = wrapped(body, actions[0] + delta)
     for rotation in _absolute(body):
-        at = list(rotation.action)
-        mean[at] = _mean(rotation, actions[:, at], weights)
+        indices = list(rotation.action)
+        mean[indices] = _mean(rotation, actions[:, indices], weights)
     return mean
 
 
 def unwrapped(body: Embodiment, actions: Float[np.ndarray, "t a"]) -> Float[np.ndarray, "t a"]:
-    """The same path without jumps of whole turns, to be differentiated."""
+    """The same trajectory without jumps by full turns, suitable for differentiation."""
     if len(actions) == 0 or np.isinf(body.action_period).all():
         return actions
     steps = difference(body, actions[1:], actions[:-1])
@@ -64,7 +63,7 @@ def unwrapped(body: Embodiment, actions: Float[np.ndarray, "t a"]) -> Float[np.n
 
 
 def wrapped(body: Embodiment, actions: Float[np.ndarray, "*t a"]) -> Float[np.ndarray, "*t a"]:
-    """Angles that wrap within one turn: about zero, or from zero on where the robot's are never negative."""
+    """The actions with wrapping angles in [-turn / 2, turn / 2], or [0, turn] if the lower limit is not negative."""
     turn = body.action_period
     wraps = np.isfinite(turn)
     if not wraps.any():
@@ -93,7 +92,7 @@ def _mean(
     else:
         mean = Spatial.concatenate([rotations.mean(weights)])
     out: Float[np.ndarray, "k"] = encode(mean, rotation.representation)[0]
-    # q and -q are one rotation: keep to the side of the first.
+    # q and -q are the same rotation: use the sign of the first.
     if rotation.representation.startswith("quaternion") and out @ values[0] < 0:
         out = -out
     return out

@@ -1,4 +1,4 @@
-"""An embodiment's joints and the poses of its tools."""
+"""Forward and inverse kinematics between an embodiment's joint components and its tool poses."""
 
 from __future__ import annotations
 
@@ -12,39 +12,40 @@ from vla.kinematics.solver import KinematicSolver
 
 
 class ArmKinematics:
-    """Between the components of `body` that are joints, in their units, and tool poses (t, 7), by `about`.
+    """Converts between the joint components of `body`, in their units, and tool poses (t, 7).
 
-    Raises InputError when the body lacks a joint of it.
+    Raises:
+        InputError: The body lacks a joint of `kinematics`.
     """
 
-    def __init__(self, body: Embodiment, about: ToolKinematics) -> None:
-        components = [joint.component for joint in about.joints]
+    def __init__(self, body: Embodiment, kinematics: ToolKinematics) -> None:
+        components = [joint.component for joint in kinematics.joints]
         if lacking := [name for name in components if name not in body.action]:
             raise InputError(
                 f"the joint {lacking[0]} moves the tool, and {body.name} has no such action: {', '.join(body.action)}; "
-                "name its own model and joints: kinematics.model=…"
+                "set the model and joints of this arm: kinematics.model=…"
             )
         self.at = [body.action.index(name) for name in components]
-        self._solver = KinematicSolver(about.mjcf, [tool.frame for tool in about.tools])
-        order = [joint.joint for joint in about.joints]
+        self._solver = KinematicSolver(kinematics.mjcf, [tool.frame for tool in kinematics.tools])
+        order = [joint.joint for joint in kinematics.joints]
         if order != list(self._solver.joints):
             raise InputError(f"the joints {', '.join(order)} are not those of the model: {self._solver.joints}")
         measured = [body.measured_by[i] for i in self.at]
-        for name, at in zip(components, measured, strict=True):
-            if at is None:
-                raise InputError(f"no state component measures {name}: the pose of the tool is not known")
-        self._measured = [at for at in measured if at is not None]
-        self._scale = np.array([joint.scale for joint in about.joints])
-        self._offset = np.array([joint.offset for joint in about.joints])
+        for name, index in zip(components, measured, strict=True):
+            if index is None:
+                raise InputError(f"no state component measures {name}: the pose of the tool is unknown")
+        self._measured = [index for index in measured if index is not None]
+        self._scale = np.array([joint.scale for joint in kinematics.joints])
+        self._offset = np.array([joint.offset for joint in kinematics.joints])
         ends = np.stack([self._joints(np.array(end)[self.at]) for end in (body.action_low, body.action_high)])
         self._low, self._high = ends.min(axis=0), ends.max(axis=0)
 
     def measured(self, state: Float[np.ndarray, "n s"]) -> Float[np.ndarray, "n t 7"]:
-        """The tools' poses in these states."""
+        """The tool poses at the measured joints."""
         return self._forward(state[:, self._measured])
 
     def commanded(self, action: Float[np.ndarray, "n a"]) -> Float[np.ndarray, "n t 7"]:
-        """The poses to which these joint targets bring the tools."""
+        """The tool poses at the joint targets."""
         return self._forward(action[:, self.at])
 
     def _forward(self, values: Float[np.ndarray, "n j"]) -> Float[np.ndarray, "n t 7"]:
@@ -57,10 +58,16 @@ class ArmKinematics:
         step: Float[np.ndarray, "j"],
         first: Float[np.ndarray, "j"] | None = None,
     ) -> Float[np.ndarray, "n j"]:
-        """Joint targets that take the tools through `poses`, one after another, from joints at `start`.
+        """Joint targets that move the tools through `poses`, within the limits of the body.
 
-        All in the body's units, within its limits, and no joint by more than `step` from one target to the next, or by
-        `first` from `start` to the first.
+        Args:
+            poses: Consecutive tool poses.
+            start: Joints at the start, in the body's units.
+            step: Largest change of each joint between consecutive targets.
+            first: Largest change from `start` to the first target; None: `step`.
+
+        Returns:
+            One row of targets per pose, in the body's units.
         """
         joints, targets = self._joints(start), []
         reach = np.abs((step if first is None else first) * self._scale)

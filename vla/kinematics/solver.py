@@ -1,9 +1,9 @@
 """Forward and inverse kinematics of a chain of joints, by MuJoCo and mink.
 
-A pose is a row of seven: x, y, z [m] and the quaternion w, x, y, z, in the model's world.
+A pose has seven values: x, y, z [m] and the quaternion w, x, y, z, in the world frame of the model.
 
-Inverse kinematics is a sequence of quadratic programs on the tool's Jacobian (Zakka, mink 1.2, `FrameTask`): the
-position counts, the orientation as far as the joints allow both, damped where the arm is near a singularity.
+Inverse kinematics solves a sequence of quadratic programs on the tool's Jacobian (Zakka, mink 1.2, `FrameTask`).
+Position has priority over orientation, and the solution is damped near singularities.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from jaxtyping import Float
 from vla.common.mujoco_gl import mujoco
 
 POSITION_COST, ORIENTATION_COST = 1.0, 0.02
-"""Of 1 m and of 1 rad."""
+"""Cost of an error of 1 m and of 1 rad."""
 START_DAMPING, LEAST_DAMPING = 1e-5, 1e-10
 EASE, TIGHTEN = 10.0, 10.0
 NEGLIGIBLE = 1e-6
 ITERATIONS, REFINEMENTS = 30, 8
 TOLERANCE = 1e-8
-"""[rad, m] of a joint's last movement."""
+"""Largest joint step at convergence [rad, m]."""
 CLOSE, ALIGNED = 1e-7, 1e-5
-"""[m] and [rad] from which a position and an orientation are the target's."""
+"""Errors [m] and [rad] below which a position and an orientation count as reached."""
 RESTARTS = 20
 
 
 class _Box(mink.Limit):
-    """Bounds of the joints, which hold for a whole solution and not for each of its iterations."""
+    """Joint bounds for the complete solution rather than for a single iteration."""
 
     low: Float[np.ndarray, "j"]
     high: Float[np.ndarray, "j"]
@@ -43,10 +43,13 @@ class _Box(mink.Limit):
 
 
 class KinematicSolver:
-    """Of the joints in MJCF that `vla.common.kinematic_chain.extract_chain` gave, for its tools `frames`, in their
-    order.
+    """Forward and inverse kinematics of one chain; joints are in the order of the chain.
 
-    Joints are in the order of the chain. Owns scratch data: one thread at a time may use it.
+    Not thread-safe: it contains working memory.
+
+    Args:
+        mjcf: Model from `vla.common.kinematic_chain.extract_chain`.
+        frames: Names of the tools, which define the order of poses.
     """
 
     def __init__(self, mjcf: str, frames: Sequence[str]) -> None:
@@ -60,7 +63,7 @@ class KinematicSolver:
         self._tasks = [mink.FrameTask(frame, "site", POSITION_COST, 0.0) for frame in frames]
 
     def forward(self, joints: Float[np.ndarray, "j"]) -> Float[np.ndarray, "t 7"]:
-        """The tools' poses with these joints [rad, m]."""
+        """The tool poses at these joints [rad, m]."""
         data = self._configuration.data
         data.qpos[:] = joints
         mujoco.mj_kinematics(self._configuration.model, data)
@@ -80,35 +83,43 @@ class KinematicSolver:
         high: Float[np.ndarray, "j"] | None = None,
         search: bool = True,
     ) -> Float[np.ndarray, "j"]:
-        """The joints, no more than `step` from `joints` and between `low` and `high` (default: the model's ranges),
-        that bring the tools nearest to `poses`: to their positions, and of what allows those, to their orientations.
+        """The joints that bring the tools closest to `poses`, first in position, then in orientation.
 
-        It is the solution on the way from `joints`. Where that way ends in a local minimum, `search` tries other
-        starts, unless `step` bounds it; without it a path has no jumps.
+        The solution is found by descent from `joints`.
+
+        Args:
+            poses: Target pose of each tool.
+            joints: Joints at the start [rad, m].
+            step: Largest change of each joint.
+            low: Lower limits of the joints; None: those of the model.
+            high: Upper limits of the joints; None: those of the model.
+            search: Tries other starts if the descent ends in a local minimum and `step` is infinite. Without it, a
+                trajectory has no jumps.
         """
         low, high = self.low if low is None else low, self.high if high is None else high
         start = np.clip(joints, low, high)
         self._box.low, self._box.high = np.maximum(low, start - step), np.minimum(high, start + step)
         for task, pose in zip(self._tasks, poses, strict=True):
             task.set_target(mink.SE3(np.roll(pose, 4)))
-        best, found = self._descend(start)
+        best, solution = self._descend(start)
         if search and np.isinf(step).all():
-            starts = np.random.default_rng(0)
+            rng = np.random.default_rng(0)
             ends = np.where(np.isfinite(low), low, -np.pi), np.where(np.isfinite(high), high, np.pi)
             for _ in range(RESTARTS):
                 if best == (0.0, 0.0):
                     break
-                best, found = min((best, found), self._descend(starts.uniform(*ends)), key=lambda each: each[0])
-        return found
+                candidates = (best, solution), self._descend(rng.uniform(*ends))
+                best, solution = min(candidates, key=lambda candidate: candidate[0])
+        return solution
 
     def _descend(self, start: Float[np.ndarray, "j"]) -> tuple[tuple[float, float], Float[np.ndarray, "j"]]:
-        """How far from position [m] and orientation [rad] the solution from `start` remains, 0 for met, and it."""
+        """The remaining errors of position [m] and orientation [rad], 0 if reached, and the solution from `start`."""
         self._configuration.update(start)
         self._minimize(ORIENTATION_COST, ITERATIONS)
         errors, joints = self._errors(), self._configuration.q.copy()
         if errors[0]:
-            # Where both cannot be met the least squares lie in between, and the position comes first. One that is out
-            # of reach is left there: to come nearer the arm would swing for nothing.
+            # If both cannot be reached, the least-squares solution compromises: refine the position alone. The result
+            # is used only if it reaches the position, otherwise the arm would swing without need.
             self._minimize(0.0, REFINEMENTS)
             if not (refined := self._errors())[0]:
                 return refined, self._configuration.q.copy()
@@ -116,14 +127,14 @@ class KinematicSolver:
 
     def _errors(self) -> tuple[float, float]:
         errors = [task.compute_error(self._configuration) for task in self._tasks]
-        apart = max(float(np.linalg.norm(error[:3])) for error in errors)
-        turned = max(float(np.linalg.norm(error[3:])) for error in errors)
-        return apart if apart > CLOSE else 0.0, turned if turned > ALIGNED else 0.0
+        distance = max(float(np.linalg.norm(error[:3])) for error in errors)
+        angle = max(float(np.linalg.norm(error[3:])) for error in errors)
+        return distance if distance > CLOSE else 0.0, angle if angle > ALIGNED else 0.0
 
     def _minimize(self, orientation_cost: float, iterations: int) -> None:
-        """Levenberg and Marquardt's method: a step that does not bring the tools nearer is tried again, shorter.
+        """Minimises the errors by the Levenberg-Marquardt method: a step that does not reduce the cost is shortened.
 
-        Without that, joints jump to and fro where the arm is stretched out or cannot turn the tool as it should.
+        Without this, joints oscillate if the arm is stretched out or cannot reach the orientation.
         """
         for task in self._tasks:
             task.set_orientation_cost(orientation_cost)

@@ -12,7 +12,6 @@ from collections import deque
 from pathlib import Path
 from types import TracebackType
 
-from vla.common.thread_priority import first_of_threads
 from vla.errors import InputError
 from vla.robots.feetech_emulator.arm import ServoArm
 from vla.robots.feetech_emulator.bus import Bus
@@ -103,7 +102,7 @@ class ServoPort:
 
     def _run(self) -> None:
         try:
-            with first_of_threads():  # real servos are not delayed by other programs either
+            with realtime_priority():  # real servos are not delayed by other programs either
                 self._loop()
         except BaseException as error:
             self._failure = error
