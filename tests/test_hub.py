@@ -55,7 +55,7 @@ def test_a_card_tells_the_scores_of_the_checkpoint_itself(make_model: Make, tmp_
 def test_a_model_without_a_robot_has_a_card_too(make_model: Make, tmp_path: Path) -> None:
     make_model(robot=False).save_pretrained(tmp_path / "vlm")
     text = (tmp_path / "vlm" / "README.md").read_text()
-    assert "image-text-to-text" in text and "drives no robot" in text and "VlaPolicy" not in text
+    assert "image-text-to-text" in text and "drives no robot" in text and "load_policy" not in text
 
 
 def test_names_that_lead_nowhere(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ import json
 import re
 import struct
 from collections.abc import Mapping
+from importlib.metadata import version
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from vla import __version__
 from vla.common.images import sides
 from vla.errors import InputError, reading
 
@@ -136,7 +136,7 @@ def card(folder: Path, license: str = "other") -> str:
         facts["action head"] = ", ".join([head["kind"], *(f"{k} {v}" for k, v in head.items() if k != "kind")])
     sections = [
         "---\n" + "\n".join(front) + "\n---",
-        f"# A {'vision-language-action policy' if robots else 'vision-language model'}, trained with vla {__version__}",
+        f"# A {'vision-language-action policy' if robots else 'vision-language model'}, trained with vla {version('vla')}",
         "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in facts.items()),
         *drives,
         *scores,
@@ -182,7 +182,7 @@ def _scores(folder: Path) -> list[str]:
 def _loading(drives: bool) -> str:
     lines = ["from vla.models.vla import VLA", "", 'model = VLA.from_pretrained("user/model")  # or a folder']
     if drives:
-        lines += ["", "from vla.policies.vla import VlaPolicy", "", "policy = VlaPolicy(model)"]
+        lines += ["", "import vla", "", 'policy = vla.load_policy("hub:user/model")']
     text = "## Load it\n\n```python\n" + "\n".join(lines) + "\n```"
     if not drives:
         return text

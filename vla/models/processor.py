@@ -2,8 +2,8 @@
 
 A row is a conversation in the `ChatFormat`; for nano `<bos> image… image… prompt <answer> target <eos> [prompt …]`.
 Token ids after the text vocabulary are the head's; the last one is the action query token. An action target starts with
-the image coordinates of the objects in the prompt, if the data contain them (as MolmoAct and embodied chain-of-thought
-reason before they act). The head's target of the actions follows.
+the image coordinates of the objects in the prompt, if the data contain them (as in MolmoAct and embodied
+chain-of-thought); the head's target follows.
 """
 
 from __future__ import annotations
@@ -349,7 +349,7 @@ class Processor:
 
     @classmethod
     def load(cls, folder: Path) -> Processor:
-        """Reads what `save` wrote, also by earlier versions."""
+        """Reads a saved processor, also of earlier versions."""
         values = current_keys(json.loads((folder / "processor.json").read_text()), PROCESSOR)
         if "robot" in values:  # earlier versions had one robot, and a hash of the actions only
             robot = values.pop("robot")

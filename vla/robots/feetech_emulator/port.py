@@ -12,6 +12,7 @@ from collections import deque
 from pathlib import Path
 from types import TracebackType
 
+from vla.common.thread_priority import realtime_priority
 from vla.errors import InputError
 from vla.robots.feetech_emulator.arm import ServoArm
 from vla.robots.feetech_emulator.bus import Bus
