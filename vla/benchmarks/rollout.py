@@ -141,8 +141,8 @@ def _ours(folder: Path, frames: str, turn: int) -> tuple[float, float, float]:
             start_times[seed] = time.perf_counter()
             yield Trial(seed)
 
-    with ResultStore(folder / f"{frames}-{turn}", {}, body) as ledger:
-        for result in run_in_workers(job, trials(), WORKERS, ledger):
+    with ResultStore(folder / f"{frames}-{turn}", {}, body) as store:
+        for result in run_in_workers(job, trials(), WORKERS, store):
             if result.crash:
                 raise RuntimeError(result.crash)
             ended.append((time.perf_counter(), result))

@@ -349,7 +349,6 @@ class Processor:
 
     @classmethod
     def load(cls, folder: Path) -> Processor:
-        """Reads a saved processor, also of earlier versions."""
         values = current_keys(json.loads((folder / "processor.json").read_text()), PROCESSOR)
         if "robot" in values:  # earlier versions had one robot, and a hash of the actions only
             robot = values.pop("robot")

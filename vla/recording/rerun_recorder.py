@@ -237,8 +237,8 @@ def _layout(root: str, embodiment: Embodiment, narrow: bool) -> rrb.Vertical:
     outcome = rrb.StateTimelineView(origin=origin("outcome"), name="outcome")
     if narrow:
         return rrb.Vertical(words, rrb.Horizontal(*cameras), rrb.Grid(*plots), outcome, row_shares=[2, 3, 6, 1])
-    seen = rrb.Vertical(words, *cameras, row_shares=[1, *(2 for _ in cameras)])
-    return rrb.Vertical(rrb.Horizontal(seen, rrb.Grid(*plots), column_shares=[1, 2]), outcome, row_shares=[8, 1])
+    images = rrb.Vertical(words, *cameras, row_shares=[1, *(2 for _ in cameras)])
+    return rrb.Vertical(rrb.Horizontal(images, rrb.Grid(*plots), column_shares=[1, 2]), outcome, row_shares=[8, 1])
 
 
 def _as_jpeg(image: UInt8[np.ndarray, "h w 3"]) -> rr.EncodedImage:

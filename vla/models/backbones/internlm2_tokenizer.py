@@ -29,8 +29,8 @@ def load(own: Path) -> PreTrainedTokenizerFast:
     if proto.trainer_spec.model_type != BPE_MODEL:
         raise InputError(f"{own / 'tokenizer.model'} is no BPE model of SentencePiece")
     file = own / "tokenizer_config.json"
-    said = json.loads(file.read_text()) if file.is_file() else {}
-    added = {int(number): AddedToken(**token) for number, token in (said.get("added_tokens_decoder") or {}).items()}
+    config = json.loads(file.read_text()) if file.is_file() else {}
+    added = {int(number): AddedToken(**token) for number, token in (config.get("added_tokens_decoder") or {}).items()}
     scores = [(piece.piece, piece.score) for piece in proto.pieces]
     scores[:3] = [(piece, 0.0) for piece in (UNKNOWN, BEGIN, END)]
     # Some of what was added has the place of a piece that was left free for it.

@@ -122,15 +122,15 @@ def _unread(
 ) -> list[str]:
     """What of a released configuration transformers' classes do not have."""
     # What config.json does not say is as in the released class.
-    told = {"ps_version": "v1", "select_layer": -1, "pad2square": False, "template": None, **released}
+    config = {"ps_version": "v1", "select_layer": -1, "pad2square": False, "template": None, **released}
     wrong = [f"it has no {name}" for name in VISION if name not in vision]
     wrong += [f"its language model has no {name}" for name in SHAPE if name not in language]
     for name, value in (("ps_version", "v2"), ("select_layer", -1), ("pad2square", False)):
-        if told[name] != value:
-            wrong.append(f"{name} is {told[name]}, not {value}")
-    if told["template"] not in INTERNVL_TEMPLATES:
-        wrong.append(f"template is {told['template']}, not one of {', '.join(INTERNVL_TEMPLATES)}")
-    if told.get("dynamic_image_size") and not told.get("use_thumbnail"):
+        if config[name] != value:
+            wrong.append(f"{name} is {config[name]}, not {value}")
+    if config["template"] not in INTERNVL_TEMPLATES:
+        wrong.append(f"template is {config['template']}, not one of {', '.join(INTERNVL_TEMPLATES)}")
+    if config.get("dynamic_image_size") and not config.get("use_thumbnail"):
         wrong.append("images are cut into tiles without the whole (use_thumbnail)")
     if vision.get("qk_normalization") and vision.get("layer_norm_eps") != NORM_EPS:
         wrong.append(f"layer_norm_eps is {vision.get('layer_norm_eps')}, not {NORM_EPS}")

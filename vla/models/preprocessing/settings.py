@@ -76,11 +76,11 @@ def _view(framing: Framing, height: int, width: int) -> View:
 
 
 @lru_cache(maxsize=4096)
-def _among(told: Preprocessing, images: int) -> Preprocessing:
+def _among(preprocessing: Preprocessing, images: int) -> Preprocessing:
     if images < 2:
-        return told
-    framing = told.framing.among(images) if isinstance(told.framing, Tiles) else told.framing
-    return Preprocessing(framing, told.markup.among(images))
+        return preprocessing
+    framing = preprocessing.framing.among(images) if isinstance(preprocessing.framing, Tiles) else preprocessing.framing
+    return Preprocessing(framing, preprocessing.markup.among(images))
 
 
 @lru_cache(maxsize=4096)

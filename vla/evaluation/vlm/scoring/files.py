@@ -91,8 +91,8 @@ def by_id[T](path: Path, pairs: list[tuple[str, T]]) -> dict[str, T]:
 def name(row: Entry) -> str | None:
     """The id of a row; 1.0, which pandas writes for 1 in a column with missing values, is the same as 1."""
     found = next((row[key] for key in IDS if row.get(key) is not None), None)
-    is_whole = isinstance(found, float) and found.is_integer()
-    return None if found is None else str(int(found) if is_whole else found)
+    is_integer = isinstance(found, float) and found.is_integer()
+    return None if found is None else str(int(found) if is_integer else found)
 
 
 def rows(path: Path) -> list[Entry]:
