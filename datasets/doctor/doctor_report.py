@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vla.common.html_page import image_uri, sample_evenly, section, tile, write_page
-from vla.common.plots import COLORS, GREY, style, svg
+from vla.common.plots import COLORS, legend, style, svg
 from vla.datasets.doctor.finding import Diagnosis, Finding
 from vla.datasets.doctor.fixes import Fixes, numbers_text, steps_text
 from vla.datasets.doctor.recording import Recording
@@ -154,7 +154,7 @@ def _curves(data: Recording, finding: Finding) -> str:
                 axes.plot(values[rows], line, color=color, linewidth=1.2, label=f"{kind} {name}")
             for start, stop in finding.steps.get(number, ()):
                 axes.axvspan(start - 0.5, stop - 0.5, color=COLORS[1], alpha=0.15, linewidth=0)
-            axes.legend(frameon=False, labelcolor=GREY, fontsize=7)
+            legend(axes)
             style(axes, title, "step")
 
         charts.append(f'<figure class="card">{svg((4.6, 2.5), paint)}</figure>')

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vla.common.plots import COLORS, GREY, style, svg
+from vla.common.plots import COLORS, GREY, legend, style, svg
 from vla.datasets.episode_index import EpisodeRecord
 from vla.datasets.tools.digest import FAR, Component, Timing
 from vla.types import outcome_of
@@ -29,6 +29,8 @@ def lengths_chart(records: Sequence[EpisodeRecord]) -> str:
     edges = np.linspace(low - 0.5, high + 0.5, min(BINS, high - low + 1) + 1)
 
     def paint(axes: Axes) -> None:
+        from matplotlib.ticker import MaxNLocator
+
         colors = {True: GOOD, False: BAD, None: GREY}
         series = {outcome_of(outcome): (lengths[outcome], color) for outcome, color in colors.items()}
         series = {name: values for name, values in series.items() if values[0]}
@@ -39,7 +41,8 @@ def lengths_chart(records: Sequence[EpisodeRecord]) -> str:
             color=[color for _, color in series.values()],
             label=list(series),
         )
-        axes.legend(frameon=False, labelcolor=GREY, fontsize=9)
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        legend(axes)
         style(axes, "episodes by length", "steps")
 
     return svg((4.6, 2.5), paint)
@@ -55,7 +58,7 @@ def steps_chart(timing: Timing, control_hz: float) -> str:
         axes.axvline(period, color=GREY, linestyle="--", linewidth=1, label=f"{control_hz:g} Hz")
         axes.set_yscale("log")
         axes.set_ylim(bottom=0.7)
-        axes.legend(frameon=False, labelcolor=GREY, fontsize=9)
+        legend(axes)
         style(axes, "time between steps", "ms")
 
     return svg((4.6, 2.5), paint)

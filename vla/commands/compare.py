@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla.common.atomic import write_json
-from vla.common.plots import COLORS, png, style
+from vla.common.plots import COLORS, legend, png, style
 from vla.datasets.source_files import read_json_object, reading_file
 from vla.errors import InputError
 from vla.evaluation.rollouts.summary import paired, rate
@@ -142,5 +142,5 @@ def _paint(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
             axes.plot(100 * row[name]["success_rate"], y, "o", color=color, label=label)
     axes.set_yticks(range(len(rows)), [_name(row) for row in reversed(rows)])
     axes.set_xlim(-2, 102)
-    axes.legend(frameon=False, fontsize=9)
+    legend(axes)
     style(axes, "success, 95 % interval", "%")

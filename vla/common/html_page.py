@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +17,8 @@ from PIL import Image
 from vla.common.atomic import atomic_replace
 from vla.errors import InputError
 
+NUMBER = re.compile(r"\s*|–|[-+−]?[\d.,]+(e[-+]?\d+)?([ \N{NO-BREAK SPACE}]?(%|ms|s))?( *(\[|–|&).*)?")
+"""Content of a cell that is a number, perhaps with a unit and an interval, or empty."""
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
 MEDIA = {".mp4": "video/mp4", ".gif": "image/gif", ".png": "image/png", ".jpeg": "image/jpeg"}
 
@@ -46,6 +49,24 @@ def section(title: str, body: str) -> str:
 def tile(name: str, value: str, below: str, beside: str = "") -> str:
     """A tile with a headline number, its name above and a line below; all arguments are HTML."""
     return f'<div class="tile card"><span>{name}</span><b>{value}</b><span>{below}</span>{beside}</div>'
+
+
+def html_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; columns of numbers are aligned to the right.
+
+    Args:
+        head: The titles of the columns, as HTML.
+        rows: The cells of each row, as HTML.
+    """
+    cells = [list(row) for row in rows]
+    numeric = [all(NUMBER.fullmatch(row[i]) for row in cells) for i in range(len(head))]
+    looks = [' class="number"' if is_number and cells else "" for is_number in numeric]
+
+    def line(tag: str, row: Sequence[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}{look}>{cell}</{tag}>" for look, cell in zip(looks, row, strict=True)) + "</tr>"
+
+    body = "".join(line("td", row) for row in cells)
+    return f'<div class="table"><table><thead>{line("th", head)}</thead><tbody>{body}</tbody></table></div>'
 
 
 def percent(value: float | None) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -135,7 +135,7 @@ def draw(axes: Axes, panel: Panel) -> None:
     axes.set_ylim(panel.low, panel.high)
     style(axes, panel.title, "step")
     if len(panel.lines) > 1:
-        axes.legend(frameon=False, labelcolor=GREY, fontsize=9)
+        legend(axes)
 
 
 def style(axes: Axes, title: str, x: str) -> None:
@@ -147,6 +147,12 @@ def style(axes: Axes, title: str, x: str) -> None:
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(GREY)
+
+
+def legend(axes: Axes) -> None:
+    """Adds a legend to the right of the title, where it covers no data."""
+    position: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.0, "ncols": 4}
+    axes.legend(frameon=False, labelcolor=GREY, fontsize=9, handlelength=1.2, columnspacing=1.0, **position)
 
 
 def running_mean(points: Points) -> list[tuple[int, float]]:
@@ -176,6 +182,7 @@ def _with_axes(count: int, size: tuple[float, float], use: Callable[[Figure, Seq
     from matplotlib.figure import Figure
 
     # Text is not converted to paths, and matplotlib's ids are the same in every run.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vla", "font.family": "sans-serif"}):
+    settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "vla", "font.family": "sans-serif"}
+    with matplotlib.rc_context(settings | {"axes.formatter.useoffset": False}):
         figure = Figure(size, layout="constrained")
         use(figure, figure.subplots(1, count, squeeze=False)[0])

@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vla.common.html_page import percent, section, tile, write_page
-from vla.common.plots import COLORS, GREY, style, svg
+from vla.common.html_page import html_table, percent, section, tile, write_page
+from vla.common.plots import COLORS, GREY, legend, style, svg
 from vla.control.recording import Trace
 from vla.embodiment import Embodiment
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+MIN_SPAN = 0.02
+"""Smallest vertical span of a plot, as a fraction of the component's range."""
+
 
 def control_page(folder: Path, report: Mapping[str, Any], trace: Trace, body: Embodiment) -> Path:
     """Writes `folder/report.html`; `report` holds the values of deploy.json."""
-    title = f"{report['policy']} on {report['robot']}: {report['instruction']}"
+    title = f"{report['policy']} on {body.name}: {report['instruction']}"
     head = f"<header><h1>Deployment</h1><p>{escape(title)}</p><p>Ended: {escape(report['reason'])}.</p></header>"
     sections = [head, _tiles(report), section("Times", _times(report))]
     if report["cameras"]:
@@ -57,37 +60,23 @@ def _tiles(report: Mapping[str, Any]) -> str:
 
 
 def _times(report: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><td>{name}</td>"
-        + "".join(f"<td>{_ms(report[name][key])}</td>" for key in ("p50", "p99", "max"))
-        + "</tr>"
-        for name in ("observe", "infer", "command", "jitter")
-    )
-    return _table("<th></th><th>median</th><th>99 %</th><th>max</th>", rows)
+    names = ("observe", "infer", "command", "jitter")
+    rows = [(name, *(_ms(report[name][key]) for key in ("p50", "p99", "max"))) for name in names]
+    return html_table(("", "median", "99 %", "max"), rows)
 
 
 def _cameras(cameras: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><td>{escape(name)}</td>"
-        + "".join(f"<td>{_ms(one['age'][key])}</td>" for key in ("p50", "p99", "max"))
-        + f"<td>{one['repeated']}</td><td>{one['dropped']}</td></tr>"
-        for name, one in cameras.items()
-    )
-    head = "<th></th><th>age, median</th><th>99 %</th><th>max</th><th>repeated</th><th>dropped</th>"
-    return _table(head, rows)
+    rows = [
+        (escape(name), *(_ms(c["age"][key]) for key in ("p50", "p99", "max")), str(c["repeated"]), str(c["dropped"]))
+        for name, c in cameras.items()
+    ]
+    return html_table(("", "age, median", "99 %", "max", "repeated", "dropped"), rows)
 
 
 def _events(report: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><td>{one['time']:.2f}\N{NO-BREAK SPACE}s</td><td>{one['count']}</td><td>{escape(one['what'])}</td></tr>"
-        for one in report["events"]
-    )
+    rows = [(f"{e['time']:.2f}\N{NO-BREAK SPACE}s", str(e["count"]), escape(e["what"])) for e in report["events"]]
     more = report["events_left_out"]
-    return _table("<th>from</th><th>count</th><th>event</th>", rows) + (f"<p>{more} more</p>" if more else "")
-
-
-def _table(head: str, rows: str) -> str:
-    return f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return html_table(("from", "count", "event"), rows) + (f"<p>{more} more</p>" if more else "")
 
 
 def _ms(seconds: float) -> str:
@@ -101,11 +90,15 @@ def _joint(axes: Axes, trace: Trace, body: Embodiment, at: int) -> None:
         axes.axvline(moment - trace.time[0], color=GREY, alpha=0.25, linewidth=0.6)
     name, measured_at = body.action[at], body.measured_by[at]
     if measured_at is not None:
-        axes.plot(time, trace.state[:, measured_at], color=COLORS[1], linewidth=1.2, label="measured")
-    axes.plot(time, trace.sent[:, at], color=COLORS[0], linewidth=1.2, label="told")
+        axes.plot(time, trace.state[:, measured_at], color=COLORS[1], linewidth=2.4, alpha=0.8, label="measured")
+    axes.plot(time, trace.sent[:, at], color=COLORS[0], linewidth=1.2, linestyle=(0, (4, 2)), label="commanded")
+    low, high = axes.get_ylim()
+    least = MIN_SPAN * (body.action_high[at] - body.action_low[at])
+    if high - low < least:  # an arm that stands still: noise is not drawn as motion
+        axes.set_ylim((low + high - least) / 2, (low + high + least) / 2)
     style(axes, name, "time [s]")
     if at == 0:
-        axes.legend(frameon=False, labelcolor=GREY, fontsize=9)
+        legend(axes)
 
 
 def _late(axes: Axes, trace: Trace) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vla.common.atomic import write_json
-from vla.common.html_page import section, write_page
+from vla.common.html_page import html_table, section, write_page
 from vla.common.plots import COLORS, GREY, style, svg
 from vla.common.stored_image import decoded
 from vla.datasets.questions import KINDS
@@ -108,12 +108,11 @@ class StageReport:
 
     def _table(self, probe: str) -> str:
         scores = {name: stage["probes"].get(probe, {"scores": {}})["scores"] for name, stage in self.stages.items()}
-        head = "".join(f"<th>{escape(name)}</th>" for name in ("score", *scores))
-        rows = ""
-        for label in dict.fromkeys(label for one in scores.values() for label in one):
-            cells = "".join(f"<td>{_cell(one[label]) if label in one else ''}</td>" for one in scores.values())
-            rows += f"<tr><td>{escape(label)}</td>{cells}</tr>"
-        return f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        rows = [
+            (escape(label), *(_cell(one[label]) if label in one else "" for one in scores.values()))
+            for label in dict.fromkeys(label for one in scores.values() for label in one)
+        ]
+        return html_table(("score", *map(escape, scores)), rows)
 
     def _paint(self, axes: Axes) -> None:
         """The main score of each probe, with its interval, over the stages."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from vla.common.html_page import bar, file_uri, image_uri, percent, section, tile, write_page
+from vla.common.html_page import bar, file_uri, html_table, image_uri, percent, section, tile, write_page
 from vla.common.plots import draw, panels, svg
 from vla.evaluation.rollouts.trial import Key, Result
 from vla.evaluation.vlm.vqa import POINT_TOLERANCE, parse_point, score
@@ -205,15 +205,11 @@ def episodes(results: Sequence[Result], indices: Mapping[Key, int] | None = None
 
 def _table(results: Sequence[Result], indices: Mapping[Key, int] | None) -> str:
     names = ("seed", "group", "instruction", "outcome", "steps", *(("episode",) if indices is not None else ()))
-    head = "".join(f"<th>{name}</th>" for name in names)
-    rows = "".join(
-        f"<tr><td>{r.seed}</td><td>{escape(r.kind)}</td>"
-        f"<td>{escape(r.instruction)}</td><td>{_outcome(r)}</td><td>{r.length}</td>"
-        + (f"<td>{indices.get(r.key, '')}</td>" if indices is not None else "")
-        + "</tr>"
-        for r in results
-    )
-    return f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    rows = []
+    for result in results:
+        row = [str(result.seed), escape(result.kind), escape(result.instruction), _outcome(result), str(result.length)]
+        rows.append(row if indices is None else [*row, str(indices.get(result.key, ""))])
+    return html_table(names, rows)
 
 
 def _outcome(result: Result) -> str:

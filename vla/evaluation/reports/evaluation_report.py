@@ -10,8 +10,8 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vla.common.html_page import bar, percent, section, tile, write_page
-from vla.common.plots import COLORS, GREY, png, style, svg
+from vla.common.html_page import bar, html_table, percent, section, tile, write_page
+from vla.common.plots import COLORS, legend, png, style, svg
 from vla.common.plural import counted
 from vla.datasets.episodes import EpisodeStore
 from vla.evaluation.reports.demo_report import clip, episodes
@@ -102,14 +102,18 @@ def _axes(report: Mapping[str, Any]) -> str:
         axes.set_xlim(-2, 102)
         style(axes, "success, 95 % interval", "%")
 
-    cells = "".join(
-        f"<tr><td>{escape(row['axis'])}</td><td>{percent(row['success_rate'])}</td>"
-        f"<td>{100 * row['difference']:+.0f} [{100 * row['difference_ci95'][0]:+.0f}, "
-        f"{100 * row['difference_ci95'][1]:+.0f}]</td><td>{row['p']:.2g}</td><td>{row['verdict']}</td></tr>"
+    cells = [
+        (
+            escape(row["axis"]),
+            percent(row["success_rate"]),
+            f"{100 * row['difference']:+.0f} [{100 * row['difference_ci95'][0]:+.0f}, "
+            f"{100 * row['difference_ci95'][1]:+.0f}]",
+            f"{row['p']:.2g}",
+            row["verdict"],
+        )
         for row in report["by_axis"]
-    )
-    head = "".join(f"<th>{name}</th>" for name in ("axis", "success", "difference", "p", ""))
-    table = f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table></div>'
+    ]
+    table = html_table(("axis", "success", "difference [points]", "p", ""), cells)
     return f'<figure class="card">{svg((5.5, 0.7 + 0.35 * len(rows)), paint)}</figure>{table}'
 
 
@@ -123,7 +127,7 @@ def _paint_latency(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.fill_between(delays, low, high, color=color, alpha=0.12, linewidth=0)
         axes.plot(delays, [100 * row["success_rate"] for row in selected], "o-", color=color, label=name)
     axes.set_ylim(-2, 102)
-    axes.legend(frameon=False, labelcolor=GREY, fontsize=9)
+    legend(axes)
     style(axes, "success [%], 95 % interval", "delay [s]")
 
 

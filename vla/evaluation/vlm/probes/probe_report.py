@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vla.common.html_page import image_uri, section, write_page
+from vla.common.html_page import html_table, image_uri, section, write_page
 from vla.common.plots import COLORS, GREY, style, svg
 from vla.evaluation.vlm.probes.counting import points
 from vla.evaluation.vlm.probes.detail import TASKS
@@ -33,14 +33,11 @@ def write_probe_page(file: Path, policy: str, found: Mapping[str, ProbeResult]) 
 
 
 def _probe(name: str, found: ProbeResult) -> str:
-    # The third column of a table is the wide one.
-    rows = "".join(
-        f"<tr><td></td><td></td><td>{label}</td><td>{score['value']:.3f}</td>"
-        f"<td>{score['ci95'][0]:.3f} – {score['ci95'][1]:.3f}</td><td>{_blank(found, label)}</td></tr>"
+    rows = [
+        (label, f"{score['value']:.3f}", f"{score['ci95'][0]:.3f} – {score['ci95'][1]:.3f}", _blank(found, label))
         for label, score in found.report["scores"].items()
-    )
-    head = "".join(f"<th>{text}</th>" for text in ("", "", "score", "value", "95 % interval", "blank"))
-    table = f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    ]
+    table = html_table(("score", "value", "95 % interval", "blank"), rows)
     cases = "".join(map(_case, found.worst))
     body = table + _plots(found) + (f'<h3>Worst</h3><div class="samples">{cases}</div>' if cases else "")
     return section(name, body)
