@@ -13,7 +13,7 @@ from test_original_families import FAMILIES as ORIGINALS
 
 from vla.commands import cli
 from vla.errors import InputError
-from vla.models.backbones.catalog import CATALOG, CHECKS, Family, family
+from vla.models.backbones.catalog import CATALOG, CHECKS, PARAMETERS, Family, family
 from vla.models.backbones.hosted import Hosted, Price
 from vla.models.chat import ChatFormat
 from vla.models.preprocessing.markup import Markup
@@ -95,5 +95,15 @@ def test_unknown_family_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_table_needs_no_heavy_import() -> None:
-    code = "import sys, vla.commands.table.models as m; m.models(family=None); sys.exit('torch' in sys.modules)"
+    code = "import sys, vla.commands.models as m; m.models(family=None); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_sizes_and_memory_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    sized = {row.name for row in CATALOG if row.role != "hosted" and row.name != "composed"}
+    assert PARAMETERS.keys() == sized
+    assert cli.main(["models"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("paligemma ")]
+    assert "2.9 B" in line and "5.8 GB" in line
+    assert cli.main(["models", "paligemma"]) == 0
+    assert "5.8 GB to run in bf16; 58 GB to train all weights" in capsys.readouterr().out

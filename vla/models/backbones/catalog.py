@@ -39,6 +39,37 @@ CHECKS = ("preprocessing", "prompt", "logits")
 """What can be compared with a family's original: image preprocessing, prompt tokens and logits."""
 
 
+PARAMETERS = {
+    "nano": 1.9e6,
+    "smollm2-dinov2": 0.16e9,
+    "llava-1": 7.1e9,
+    "llava-1.5": 7.1e9,
+    "blip-2": 3.7e9,
+    "minigpt-4": 7.8e9,
+    "idefics": 8.9e9,
+    "openflamingo": 8.1e9,
+    "internvl-1.5": 25.5e9,
+    "internvl-2.5": 2.2e9,
+    "internvl-3": 0.94e9,
+    "llama-3.2-vision": 10.7e9,
+    "pixtral": 12.7e9,
+    "qwen2-vl": 2.2e9,
+    "qwen2.5-vl": 3.8e9,
+    "paligemma": 2.9e9,
+    "paligemma-2": 3.0e9,
+    "smolvlm2": 0.51e9,
+    "qwen-vl": 9.6e9,
+    "qwen-vl-chat": 9.6e9,
+    "molmo": 8.0e9,
+    "molmoe": 7.2e9,
+    "clip": 0.43e9,
+    "align": 0.17e9,
+    "siglip": 0.88e9,
+    "siglip2": 0.38e9,
+}
+"""Parameters of the checkpoint that each family names, as published."""
+
+
 @dataclass(frozen=True)
 class Family:
     """A family of the catalog.
