@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-mujoco lint type bench gpu lock clean
+.PHONY: help demo test test-all test-mujoco lint type docs wheel bench gpu lock clean
 
 BIN := .venv/bin
 READY := .venv/.installed
@@ -39,6 +39,13 @@ lint: $(READY)  ## ruff: rules and format
 type: $(READY)  ## mypy
 	$(BIN)/mypy
 
+docs: $(READY)  ## the documentation site -> site/index.html; fails on a broken link
+	$(UV) pip install --quiet --python $(BIN)/python --group docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+wheel: $(READY)  ## the wheel -> dist/
+	$(BIN)/python -m build --wheel
+
 bench: $(READY)  ## timings of the parts that must be fast
 	$(BIN)/vla bench env
 
@@ -51,7 +58,7 @@ lock: | $(filter .uv/bin/uv,$(UV))  ## pin what pyproject.toml asks for
 		--no-header --no-annotate -o requirements.lock
 
 clean:  ## remove caches and builds (not outputs/, not .venv)
-	rm -rf build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist site *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find vla envs policies datasets configs tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml requirements.lock | $(filter .uv/bin/uv,$(UV))
