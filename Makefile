@@ -3,6 +3,8 @@
 
 BIN := .venv/bin
 READY := .venv/.installed
+# Of a new environment; without it, any later one.
+PYTHON ?= 3.12
 # All but lmms-eval, whose own pins disagree with ours.
 EXTRAS := easy-vqa so101-nexus metaworld aloha fetch slurm trl smollm2-dinov2
 # Trust the certificates that the system trusts, as pip does.
@@ -62,7 +64,7 @@ clean:  ## remove caches and builds (not outputs/, not .venv)
 	find vla envs policies datasets configs tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml requirements.lock | $(filter .uv/bin/uv,$(UV))
-	@test -x $(BIN)/python || PATH="$(PYTHONS)$$PATH" $(UV) venv --quiet --python 3.12 .venv \
+	@test -x $(BIN)/python || PATH="$(PYTHONS)$$PATH" $(UV) venv --quiet --python $(PYTHON) .venv \
 		|| PATH="$(PYTHONS)$$PATH" $(UV) venv --quiet --python '>=3.12' .venv
 	$(UV) pip install --quiet --python $(BIN)/python -r requirements.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .

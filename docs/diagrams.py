@@ -103,12 +103,10 @@ def control_loop() -> str:
     def at(step: float) -> float:
         return left + unit * step
 
-    def cells(row: str, start: int, first: int, last: int, fill: str, edge: str = LINE, dash: str = "") -> list[str]:
+    def cells(row: str, start: int, first: int, last: int, fill: str, dash: str = "") -> list[str]:
         style = f' stroke-dasharray="{dash}"' if dash else ""
-        return [
-            f'<rect x="{at(start + i):g}" y="{top[row]}" width="{unit}" height="28" fill="{fill}" stroke="{edge}"{style}/>'
-            for i in range(first, last)
-        ]
+        rest = f'y="{top[row]}" width="{unit}" height="28" fill="{fill}" stroke="{LINE}"{style}'
+        return [f'<rect x="{at(start + i):g}" {rest}/>' for i in range(first, last)]
 
     def label(row: str, content: str, detail: str = "") -> list[str]:
         y = top[row] + (12 if detail else 19)
@@ -125,9 +123,8 @@ def control_loop() -> str:
 
     parts = [text(at(12), 24, "Real-time chunking: loop.execution=rtc", size=15, bold=True)]
     for step in (0, delay, between, between + delay):
-        parts.append(
-            f'<path d="M{at(step):g},44 V{top["executed"] + 34}" stroke="{LINE}" stroke-width="0.8" stroke-dasharray="2 4"/>'
-        )
+        line = f"M{at(step):g},44 V{top['executed'] + 34}"
+        parts.append(f'<path d="{line}" stroke="{LINE}" stroke-width="0.8" stroke-dasharray="2 4"/>')
     parts += label("observation", "Observation")
     for number, step in enumerate((0, between, 2 * between), start=1):
         parts += [

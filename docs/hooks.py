@@ -12,8 +12,11 @@ PACKAGE = ROOT / "build" / "docs" / "vla"
 MARKER = "<!-- commands -->"
 
 
-def on_pre_build(config: Any) -> None:
-    """Copies the package. griffe skips folders without `__init__.py`, which datasets/ must not have."""
+def on_startup(command: str, dirty: bool) -> None:
+    """Copies the package. griffe skips folders without `__init__.py`, which datasets/ must not have.
+
+    It runs before the configuration is read: mkdocstrings ignores search paths that do not exist then.
+    """
     shutil.rmtree(PACKAGE, ignore_errors=True)
     shutil.copytree(ROOT / "vla", PACKAGE, ignore=shutil.ignore_patterns("__pycache__", "assets", "*.yaml"))
     for folder in (PACKAGE / "datasets", PACKAGE / "datasets" / "formats"):

@@ -75,7 +75,8 @@ def open_source(
     Args:
         fps: steps a second (Push-T: 10). Default: what the time stamps of the first episode say.
         instruction: what all episodes do; the format has no words.
-        state, action: names of the arrays that are it, in order. Default: as above.
+        state: names of the arrays of the state, in order. Default: as above.
+        action: names of the arrays of the action, in order. Default: as above.
         cameras: names of the cameras to take. Default: all.
 
     Raises:

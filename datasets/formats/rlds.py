@@ -93,7 +93,8 @@ def open_source(
     Args:
         fps: steps a second. Default: what CONTROL_HZ has for the data set's name.
         instruction: what all episodes do. Default: what each says.
-        state, action: names of the features that are it, in order. Default: as above.
+        state: names of the features of the state, in order. Default: as above.
+        action: names of the features of the action, in order. Default: as above.
         cameras: names of the cameras to take. Default: all.
 
     Raises:
