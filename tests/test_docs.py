@@ -178,6 +178,31 @@ def test_an_unknown_option_is_found() -> None:
         check_key("deploy", "loop.ttl")
 
 
+def missing_references(text: str) -> list[str]:
+    """Files and modules of the project that inline code names and that do not exist."""
+    files = re.findall(r"`((?:vla|envs|policies|datasets|configs|tests|docs)/[\w./*-]*(?:/|\.\w+))`", text)
+    made = ("docs/results/gpu.json",)  # by `make gpu`
+    missing = [f for f in files if "NAME" not in f and f not in made and not list(ROOT.glob(f.rstrip("/")))]
+    for name in re.findall(r"`(vla(?:\.\w+)+)[`(]", text):
+        parts = name.split(".")
+        path = ROOT / "/".join(parts)
+        inside = path.parent.with_suffix(".py"), path.parent / "__init__.py"
+        defined = any(f.exists() and re.search(rf"\b{parts[-1]}\b", f.read_text()) for f in inside)
+        if not (path.is_dir() or path.with_suffix(".py").exists() or defined):
+            missing.append(name)
+    return missing
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_named_files_and_modules_exist(page: Path) -> None:
+    assert missing_references(page.read_text()) == []
+
+
+def test_a_missing_reference_is_found() -> None:
+    text = "`vla/types.py` `vla/vlm/backbone.py` `vla.types.Observation` `vla.types.Nothing` `vla.models.vla.VLA(`"
+    assert missing_references(text) == ["vla/vlm/backbone.py", "vla.types.Nothing"]
+
+
 def test_diagrams_are_those_of_the_script() -> None:
     script = load("diagrams")
     for name, drawn in (("data-flow", script.data_flow()), ("control-loop", script.control_loop())):
