@@ -5,17 +5,22 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import textwrap
 import unicodedata
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from conftest import TOY
 
 from vla.commands import cli
 from vla.errors import InputError
+from vla.policies.policy import Policy
+from vla.types import Observation
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -201,6 +206,18 @@ def test_named_files_and_modules_exist(page: Path) -> None:
 def test_a_missing_reference_is_found() -> None:
     text = "`vla/types.py` `vla/vlm/backbone.py` `vla.types.Observation` `vla.types.Nothing` `vla.models.vla.VLA(`"
     assert missing_references(text) == ["vla/vlm/backbone.py", "vla.types.Nothing"]
+
+
+def test_the_example_of_a_policy_works() -> None:
+    code = re.search(r" {4}```python\n(.*?) {4}```", (DOCS / "extending.md").read_text(), re.DOTALL)
+    assert code is not None
+    names: dict[str, Any] = {}
+    exec(textwrap.dedent(code[1]), names)
+    policy = names["WavePolicy"](TOY)
+    seen = Observation({}, np.zeros(2), "lift it", 1.0)
+    chunk, continued = policy.predict(seen), policy.predict(seen, prefix=np.ones((2, 3)))
+    assert isinstance(policy, Policy) and chunk.actions.shape == (10, 3) and chunk.start == 1.0
+    assert (continued.actions[:2] == 1).all() and (continued.actions[2:] == chunk.actions[2:]).all()
 
 
 def test_diagrams_are_those_of_the_script() -> None:
