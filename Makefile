@@ -1,8 +1,10 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-mujoco lint type bench gpu lock clean
+.PHONY: help demo test test-all test-mujoco lint type docs wheel bench gpu lock clean
 
 BIN := .venv/bin
 READY := .venv/.installed
+# Of a new environment; without it, any later one.
+PYTHON ?= 3.12
 # All but lmms-eval, whose own pins disagree with ours.
 EXTRAS := easy-vqa so101-nexus metaworld aloha fetch slurm trl smollm2-dinov2
 # Trust the certificates that the system trusts, as pip does.
@@ -39,6 +41,13 @@ lint: $(READY)  ## ruff: rules and format
 type: $(READY)  ## mypy
 	$(BIN)/mypy
 
+docs: $(READY)  ## the documentation site -> site/index.html; fails on a broken link
+	$(UV) pip install --quiet --python $(BIN)/python --group docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+wheel: $(READY)  ## the wheel -> dist/
+	$(BIN)/python -m build --wheel
+
 bench: $(READY)  ## timings of the parts that must be fast
 	$(BIN)/vla bench env
 
@@ -51,11 +60,11 @@ lock: | $(filter .uv/bin/uv,$(UV))  ## pin what pyproject.toml asks for
 		--no-header --no-annotate -o requirements.lock
 
 clean:  ## remove caches and builds (not outputs/, not .venv)
-	rm -rf build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist site *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find vla envs policies datasets configs tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml requirements.lock | $(filter .uv/bin/uv,$(UV))
-	@test -x $(BIN)/python || PATH="$(PYTHONS)$$PATH" $(UV) venv --quiet --python 3.12 .venv \
+	@test -x $(BIN)/python || PATH="$(PYTHONS)$$PATH" $(UV) venv --quiet --python $(PYTHON) .venv \
 		|| PATH="$(PYTHONS)$$PATH" $(UV) venv --quiet --python '>=3.12' .venv
 	$(UV) pip install --quiet --python $(BIN)/python -r requirements.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
