@@ -274,13 +274,9 @@ COMMANDS = {
     "completion": Command(
         "print a script by which the shell completes commands and options",
         "vla.commands.completion:completion",
-        "Prints a script for bash, zsh or fish. To use it in every new shell, append its output to the shell's\n"
-        "start-up file.",
-        (
-            "vla completion bash >> ~/.bashrc",
-            "vla completion zsh >> ~/.zshrc",
-            "vla completion fish > ~/.config/fish/completions/vla.fish",
-        ),
+        "Prints a script for bash, zsh or fish. For every new shell, append its output to ~/.bashrc or ~/.zshrc, or\n"
+        "write it to ~/.config/fish/completions/vla.fish.",
+        ("vla completion bash", "vla completion zsh", "vla completion fish"),
         positional=("shell",),
     ),
     "bench": Command(

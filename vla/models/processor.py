@@ -111,7 +111,7 @@ class Processor:
         if robots:
             self.head = build_head(head, Vocabulary(tokenizer, self.text_vocab, self.robots, self.pad, self.eos))
         # The action query token follows the head's tokens.
-        self.action_query_token = self.text_vocab + (self.head.rows if self.head else 0)
+        self.action_query_token = self.text_vocab + (self.head.vocab_size if self.head else 0)
         self.points, self.has_points = self.encoder.points, self.encoder.has_points
         self._reported: set[tuple[str, tuple[str, ...]]] = set()
         """Robots and their missing cameras that have been reported."""

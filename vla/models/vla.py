@@ -59,13 +59,13 @@ class VLA(nn.Module):
             return
         num_ordinal_tokens = torch.arange(head.num_ordinal_tokens) + self.text_vocab
         if backbone.vocab_size == self.text_vocab:
-            backbone.add_token_embeddings(head.rows + 1)
+            backbone.add_token_embeddings(head.vocab_size + 1)
             if head.num_ordinal_tokens:
                 smooth_token_embeddings(backbone, num_ordinal_tokens)
-        elif backbone.vocab_size != self.text_vocab + head.rows + 1:
+        elif backbone.vocab_size != self.text_vocab + head.vocab_size + 1:
             raise InputError(
                 f"the backbone has {backbone.vocab_size} token embeddings: not the tokenizer's {self.text_vocab}, "
-                f"with or without {head.rows} action tokens"
+                f"with or without {head.vocab_size} action tokens"
             )
         if head.num_ordinal_tokens:
             self._gaussian_label_smoothing("actions", num_ordinal_tokens, smoothing)

@@ -115,7 +115,7 @@ class Head(Protocol):
 
     settings: Mapping[str, Any]
     """"kind" and the arguments with which `build_head` builds the same head."""
-    rows: int
+    vocab_size: int
     """Number of vocabulary entries that it needs, without the action query token that follows them."""
     num_ordinal_tokens: int
     """How many of these, from the first, are ordinal values."""

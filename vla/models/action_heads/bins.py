@@ -38,7 +38,7 @@ class BinsHead(ParallelHead):
         """See `Head.decode`."""
         known = self.encode_prefix(context)
         count, width, cached, accepted = context.robot.action_tokens, context.robot.action_dim, 0, known.shape[1]
-        tokens = F.pad(known, (0, count - accepted), value=self.text + self.rows // 2)
+        tokens = F.pad(known, (0, count - accepted), value=self.text + self.vocab_size // 2)
         values, drafted = (tokens - self.text).float(), accepted
         # In a batch every row would wait for the row with the fewest accepted tokens, and wide passes are slower.
         ahead = self.draft_length if len(tokens) == 1 else 1
@@ -51,7 +51,7 @@ class BinsHead(ParallelHead):
                 ..., self.text : self.action_query_token
             ]
             values[:, accepted:end] = median_bins(logits.float())
-            predicted = self.text + values[:, accepted:end].round().long().clamp(0, self.rows - 1)
+            predicted = self.text + values[:, accepted:end].round().long().clamp(0, self.vocab_size - 1)
             matching = (predicted == tokens[:, accepted:end]).all(0).cumprod(0).sum()
             tokens[:, accepted:end] = predicted
             # The first token after the matching ones was conditioned on accepted tokens only; later ones were not.

@@ -37,13 +37,17 @@ class FastHead:
             raise InputError("the head fast needs a tokenizer of actions (vla train-tokenizer)")
         self.settings: Mapping[str, Any] = {"kind": "fast", "tokenizer": tokenizer}
         self.fast = _from_json(tokenizer)
-        self.rows = self.fast.vocab_size
+        self.vocab_size = self.fast.vocab_size
         # How many coefficients each token encodes: its characters. Unknown for the published tokenizer.
         ours = (tokenizer["bpe"].get("decoder") or {}).get("type") == "Fuse"
-        words = [self.fast.bpe.id_to_token(i) for i in range(self.rows)]
+        words = [self.fast.bpe.id_to_token(i) for i in range(self.vocab_size)]
         self._sizes = torch.tensor([len(word) for word in words]) if ours else None
         self.num_action_positions = vocabulary.horizon * vocabulary.action_dim + 1
-        self.text, self.action_query_token, self.eos = vocabulary.text, vocabulary.text + self.rows, vocabulary.eos
+        self.text, self.action_query_token, self.eos = (
+            vocabulary.text,
+            vocabulary.text + self.vocab_size,
+            vocabulary.eos,
+        )
 
     def target(
         self,

@@ -87,8 +87,8 @@ class FlowMatchingHead:
             settings |= {"tokens": tokens} | ({"tokenizer": tokenizer} if tokens == "fast" else {})
         self.settings: Mapping[str, Any] = settings
         head = self._tokens
-        self.rows, self.num_ordinal_tokens, self.num_action_positions = (
-            (head.rows, head.num_ordinal_tokens, head.num_action_positions) if head else (0, 0, 0)
+        self.vocab_size, self.num_ordinal_tokens, self.num_action_positions = (
+            (head.vocab_size, head.num_ordinal_tokens, head.num_action_positions) if head else (0, 0, 0)
         )
         self.conditions_on_prefix = head is not None and head.conditions_on_prefix
 

@@ -32,7 +32,7 @@ class RegressionHead:
     """
 
     settings: Mapping[str, Any] = {"kind": "l1"}
-    rows, num_ordinal_tokens, conditions_on_prefix, reads_cache = 0, 0, True, False
+    vocab_size, num_ordinal_tokens, conditions_on_prefix, reads_cache = 0, 0, True, False
 
     def __init__(self, vocabulary: Vocabulary, bidirectional: bool = False) -> None:
         self.bidirectional = bidirectional

@@ -36,9 +36,13 @@ class ParallelHead:
         if bidirectional:
             self.settings = {**self.settings, "bidirectional": True}
         self.bins = vocabulary.robots[0].bins
-        self.rows = self.num_ordinal_tokens = self.bins.vocab_size
+        self.vocab_size = self.num_ordinal_tokens = self.bins.vocab_size
         self.num_action_positions, self._widest = vocabulary.horizon * vocabulary.action_dim, vocabulary.action_dim
-        self.text, self.action_query_token, self.eos = vocabulary.text, vocabulary.text + self.rows, vocabulary.eos
+        self.text, self.action_query_token, self.eos = (
+            vocabulary.text,
+            vocabulary.text + self.vocab_size,
+            vocabulary.eos,
+        )
 
     def target(
         self,

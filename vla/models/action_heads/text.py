@@ -24,7 +24,7 @@ class TextHead:
     """
 
     settings: Mapping[str, Any] = {"kind": "text"}
-    rows, num_ordinal_tokens, num_action_positions, conditions_on_prefix, bidirectional, continuous = (
+    vocab_size, num_ordinal_tokens, num_action_positions, conditions_on_prefix, bidirectional, continuous = (
         0,
         0,
         1,
