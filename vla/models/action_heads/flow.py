@@ -169,12 +169,8 @@ class FlowMatchingHead:
 
     def decode(self, context: DecodeContext) -> Chunks:
         """Chunks from fixed noise, so that a policy does not jump between equally good modes."""
-        robot, count, module, device = (
-            context.robot,
-            len(context.conditioning),
-            cast(FlowHead, context.module),
-            context.conditioning.device,
-        )
+        robot, module = context.robot, cast(FlowHead, context.module)
+        count, device = len(context.conditioning), context.conditioning.device
         mask = (torch.arange(module.action_dim, device=device) < robot.action_dim).expand(count, robot.horizon, -1)
         drawn = torch.randn(mask.shape[1:], device="cpu", generator=torch.Generator().manual_seed(0))
         noise = drawn.to(device).expand(mask.shape)
@@ -186,22 +182,17 @@ class FlowMatchingHead:
         action_prefix = None if context.action_prefix is None else padded(context.action_prefix)
         cached, before, conditioning = keys_values(context.decoding.cache), context.decoding.mask, context.conditioning
         start = self._start(context.decoding.next_position())
-        if context.previous_chunk_leftover is None or not context.vjp:
-            guide = (
-                None
-                if context.previous_chunk_leftover is None
-                else RTCGuidance(padded(context.previous_chunk_leftover), False)
-            )
+        leftover = context.previous_chunk_leftover
+        if leftover is None or not context.vjp:
+            guide = None if leftover is None else RTCGuidance(padded(leftover), False)
             chunks = module.sample(cached, before, mask, conditioning, action_prefix, noise, guide, start)
             return finite(chunks[..., : robot.action_dim])
         with torch.inference_mode(False):
             # Inference tensors cannot have gradients; copies made outside inference mode can.
             cached = [(keys.clone(), values.clone()) for keys, values in cached]
             action_prefix = None if context.action_prefix is None else padded(context.action_prefix)
-            guide, fresh = (
-                RTCGuidance(padded(context.previous_chunk_leftover), True),
-                [x.clone() for x in (before, mask, conditioning, noise)],
-            )
+            guide = RTCGuidance(padded(leftover), True)
+            fresh = [x.clone() for x in (before, mask, conditioning, noise)]
             start = None if start is None else start.clone()
             chunks = module.sample(cached, fresh[0], fresh[1], fresh[2], action_prefix, fresh[3], guide, start)
             return finite(chunks[..., : robot.action_dim])
