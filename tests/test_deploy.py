@@ -69,13 +69,15 @@ def test_a_flow_is_guided_by_the_rest_of_the_old_chunk() -> None:
     class Guided(Scripted):
         guides = True
 
-        def predict_batch(self, observations: Any, *, prefix: Any, beyond: Any, vjp: bool) -> list[ActionChunk | None]:
-            (rows,) = np.concatenate([prefix, 10 * beyond], axis=1)
+        def predict_batch(
+            self, observations: Any, *, prefix: Any, previous_chunk_leftover: Any, vjp: bool
+        ) -> list[ActionChunk | None]:
+            (rows,) = np.concatenate([prefix, 10 * previous_chunk_leftover], axis=1)
             return [ActionChunk(rows, observations[0].time, 0.1 if vjp else 0.2)]
 
     check_execution(Guided(), "guided-vjp")
     asked = request("pick it up", prefix=np.array([[0.1, 0.2]]))
-    said = answer(Guided(), replace(asked, beyond=np.array([[0.3, 0.4]]), vjp=True), 0.0)
+    said = answer(Guided(), replace(asked, previous_chunk_leftover=np.array([[0.3, 0.4]]), vjp=True), 0.0)
     assert said.chunk is not None and said.chunk.dt == 0.1
     np.testing.assert_allclose(said.chunk.actions, [[0.1, 0.2], [3.0, 4.0]])
 
