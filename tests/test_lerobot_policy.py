@@ -110,8 +110,8 @@ def test_it_is_deployed_in_chunks_without_prefixes(
     assert cli.main(["deploy", *arguments]) == 0
     report = json.loads((tmp_path / "out" / "deploy.json").read_text())
     assert report["chunks"] > 1 and report["invalid"] == 0
-    assert "loop.execution=chunked: " in capfd.readouterr().out
-    with pytest.raises(InputError, match="execution rtc gives prefixes"):
+    assert "loop.execution=chunked: chunks of" in capfd.readouterr().out
+    with pytest.raises(InputError, match="execution rtc needs action prefixes"):
         check_execution(load_lerobot(str(folder))(make_env("pick")), "rtc")
 
 
