@@ -161,9 +161,9 @@ def test_stages_go_on_from_each_other_with_the_encoder_frozen_after_the_first(
     [
         ({"contrastive": {}, "plan": {"steps": 1, "batch_size": 99, "optimizer": "adamw"}}, "questions=instruct"),
         ({"contrastive": {"noise": 1.0}}, "noise is a share"),
-        ({"contrastive": {}, "plan": {"steps": 1, "batch_size": 4}}, "optimizer=adamw alone"),
+        ({"contrastive": {}, "plan": {"steps": 1, "batch_size": 4}}, "only plan.optimizer=adamw"),
         ({"contrastive": {"depth": 3}}, "takes .* not depth"),
-        ({"stages": {"align": {"plans": {}}}}, "stage align says plans: there is no such option"),
+        ({"stages": {"align": {"plans": {}}}}, "stage align has plans: vla train has no such option"),
     ],
 )
 def test_what_does_not_fit_is_refused(

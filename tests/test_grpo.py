@@ -154,7 +154,7 @@ def test_truth_is_f1_of_objects_or_whether_the_answer_is_right() -> None:
 
 
 def test_options_that_do_not_fit_are_refused(store: VqaStore, make_model: Callable[..., VLA], tmp_path: Path) -> None:
-    for wrong, message in (({"group": 1}, "2 answers or more"), ({"reward": str(tmp_path)}, "no reward model")):
+    for wrong, message in (({"group": 1}, "2 answers or more"), ({"reward": str(tmp_path)}, "is not a reward model")):
         with pytest.raises(InputError, match=message):
             train_grpo(make_model(robot=False), {"vqa": store}, plan(), tmp_path / "run", nothing, **wrong)  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()

@@ -126,9 +126,9 @@ def test_a_damaged_checkpoint_is_named(make_model: Models, tmp_path: Path, file:
 
 def test_other_options_are_reported(make_model: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(make_model(), mixture(), plan(steps=1, lr=1e-3), tmp_path)
-    assert "goes on" not in capsys.readouterr().out
+    assert "resumes from" not in capsys.readouterr().out
     train(make_model(), mixture(), plan(steps=2, lr=5e-4, accumulate=2, ema=0.9), tmp_path)
-    line = next(line for line in capsys.readouterr().out.splitlines() if "goes on" in line)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "resumes from" in line)
     assert line.startswith(f"{tmp_path} resumes from step 1 of 2, with ")
     for change in ("plan.lr 0.001 -> 0.0005", "plan.steps 1 -> 2", "plan.accumulate 1 -> 2", "plan.ema 0.999 -> 0.9"):
         assert change in line

@@ -247,7 +247,7 @@ def test_what_does_not_fit_is_refused(references: Mapping[str, Path], tmp_path: 
         ([yes, {"question_id": 2}], "row 1 has no answer"),
         ([yes, {"answer": "no"}], "row 1 has no question_id"),
         ([{"answer": "no"}], "1 answers without ids to 2 questions"),
-        ("[1, 2]", "cannot read|no list of objects"),
+        ("[1, 2]", "cannot read|not a list of objects"),
         ("", "nothing to score"),
         ("{", "cannot read"),
     ):

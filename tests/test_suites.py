@@ -121,7 +121,7 @@ def test_to_draw_changes_nothing_in_the_physics(file: Path, reacher: SuiteEnv) -
         ("success_reward: -0.1", "", "set either success"),
         ("Reacher-v5", "Reachers-v5", "Reachers"),
         ("Reacher-v5", "no_such_module:Reacher-v5", "no_such_module"),
-        ("  elbow [N m]: [-0.5, 0.5]\n", "", "names 1 actions"),
+        ("  elbow [N m]: [-0.5, 0.5]\n", "", "config has 1 actions"),
         ("[-0.5, 0.5]", "[-0.5]", r"limits of elbow \[N m\]"),
         ("qpos[joint0]", "joint0", "neither"),
         ("qpos[joint0]", "angles[0]", "no 'angles'"),
@@ -155,7 +155,7 @@ def test_a_name_that_is_nothing_and_what_a_suite_lacks(file: Path, reacher: Suit
             make_env(name)
     with pytest.raises(InputError, match="axes"):
         make_env(str(file), axes=("light",))
-    with pytest.raises(InputError, match="one task to a scene"):
+    with pytest.raises(InputError, match="one instruction per scene"):
         reacher.reset(seed=0, options={"swap": True})
     with pytest.raises(InputError, match="no scripted expert"):
         expert_of(reacher)
