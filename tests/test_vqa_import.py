@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vla.datasets.format_registry import detect_vqa
 from vla.datasets.formats import vqa_import
 from vla.datasets.formats.vqa_import import import_vqa
 from vla.datasets.formats.vqa_index import VqaIndex
@@ -197,6 +196,7 @@ def test_an_interrupted_import_goes_on(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from vla.datasets.format_registry import detect_vqa as detect
 from vla.datasets.formats import vqa_import
 from vla.datasets.vqa import VqaStore
 

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -72,6 +72,7 @@ class VqaSource:
     entries: Callable[[], Iterator[VqaEntry | Rejected]]
 
 
+@runtime_checkable
 class VqaFormat(Protocol):
     """A module that reads one format."""
 
