@@ -196,7 +196,7 @@ def test_an_interrupted_import_goes_on(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from vla.datasets.format_registry import detect_vqa as detect
+from vla.datasets.format_registry import detect_vqa
 from vla.datasets.formats import vqa_import
 from vla.datasets.vqa import VqaStore
 
