@@ -251,7 +251,7 @@ BAD = [
     (["rename", "a.zarr", "cameras={top: front}"], "no camera 'top'"),
     (["rename", "a.zarr", "cameras={wrist: front}"], "the same name"),
     (["rename", "a.zarr", "cameras={wrist: a/b}"], "cannot be called 'a/b'"),
-    (["rename", "a.zarr", "instructions={fly: walk}"], "no episode says 'fly'"),
+    (["rename", "a.zarr", "instructions={fly: walk}"], "no episode has the instruction 'fly'"),
 ]
 
 

@@ -98,7 +98,7 @@ def test_dry_run_tells_files_and_card_and_sends_nothing(
 
 def test_wrong_names_are_told(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, reason in (
-        ([f"policy={run_folder}"], "say repo=…"),
+        ([f"policy={run_folder}"], "set repo=…"),
         ([f"policy={run_folder}", "repo=alone"], "user/model"),
         (["policy=nowhere", "repo=a/b"], "no folder nowhere"),
         ([f"policy={run_folder.parent}", "repo=a/b"], "config.json is missing"),
