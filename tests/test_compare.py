@@ -98,7 +98,7 @@ def test_other_scenes_are_refused_and_nothing_is_written(write: Write, tmp_path:
     report = json.loads((Path(base) / "eval.json").read_text())
     report["results"][3]["instruction"] = "stay"
     (tmp_path / "task/eval.json").write_text(json.dumps(report))
-    with pytest.raises(InputError, match="seed 3 is another scene"):
+    with pytest.raises(InputError, match="seed 3 is a different scene"):
         compare(a=base, b=str(tmp_path / "task"), out=out)
     for missing in ("task", "policy", "results"):
         damaged = {key: value for key, value in report.items() if key != missing}

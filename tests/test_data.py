@@ -95,7 +95,7 @@ def test_info_flags_what_stands_out(tmp_path: Path, make_episode: Make) -> None:
         "! state lift [rad]: 2 outliers in episode 2",
         "! action turn [rad]: 1 outliers in episode 1",
         "! 2 steps are late: frames are missing in episodes 3, 4",
-        "! time does not grow in episode 4",
+        "! time does not increase in episode 4",
         "! much shorter than the others: episode 8",
     ]
     assert "longest 400 ms (episode 3)" in "\n".join(lines)
@@ -105,7 +105,7 @@ def test_info_compares_the_rate_with_the_control_rate(tmp_path: Path, make_episo
     episode = make_episode(steps=20)
     with EpisodeStore.create(tmp_path / "store", episode.embodiment) as store:
         store.append(replace(episode, time=np.arange(20) / 8.0))
-    assert "! steps come at 8 Hz, not at the control rate of 10 Hz" in info(tmp_path / "store")
+    assert "! the rate of the steps is 8 Hz, not the control rate of 10 Hz" in info(tmp_path / "store")
 
 
 def test_info_of_an_empty_store(tmp_path: Path, make_episode: Make) -> None:
@@ -172,8 +172,8 @@ def test_repair_removes_what_a_killed_writer_left(path: Path, capsys: pytest.Cap
         (["data", "info", "x", "repair=true"], "belongs to vla data check"),
         (["data", "info"], "path="),
         (["data", "info", "a", "b"], "cannot use others=b: it belongs to vla data merge"),
-        (["data", "merge", "a", "b"], "say out="),
-        (["data", "merge", "a", "out=c"], "say others="),
+        (["data", "merge", "a", "b"], "needs out="),
+        (["data", "merge", "a", "out=c"], "needs others="),
         (["data", "delete", "a", "out=c", "episodes=1"], "vla data delete cannot use out=c"),
         (["data", "filter", "a", "out=c", "success=maybe"], "success takes true, false or unknown"),
         (["data", "filter", "a", "out=c", "min_steps=1.5"], "min_steps takes a whole number"),

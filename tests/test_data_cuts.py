@@ -72,7 +72,7 @@ def test_steps_are_cut_and_images_stay_as_they_are_coded(
     path, episodes = build(codec)
     out = tmp_path / "b.zarr"
     assert run("filter", path, f"out={out}", "drop=0", "steps={1: '2:6,9:', 2: 4}") == 0
-    assert "2 of 3 episodes" in (text := capsys.readouterr().out) and "16 steps of theirs cut off, 8 left" in text
+    assert "2 of 3 episodes" in (text := capsys.readouterr().out) and "16 steps of theirs removed, 8 left" in text
     source, target = EpisodeStore.open(path), EpisodeStore.open(out)
     for ours, theirs in zip(target, (cut(episodes[1], [2, 3, 4, 5, 9, 10, 11]), cut(episodes[2], [4])), strict=True):
         assert_equal(ours, theirs)

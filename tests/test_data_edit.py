@@ -250,8 +250,8 @@ BAD = [
     (["rename", "a.zarr"], "set at least one of embodiment="),
     (["rename", "a.zarr", "cameras={top: front}"], "no camera 'top'"),
     (["rename", "a.zarr", "cameras={wrist: front}"], "the same name"),
-    (["rename", "a.zarr", "cameras={wrist: a/b}"], "cannot be called 'a/b'"),
-    (["rename", "a.zarr", "instructions={fly: walk}"], "no episode says 'fly'"),
+    (["rename", "a.zarr", "cameras={wrist: a/b}"], "not a valid camera name"),
+    (["rename", "a.zarr", "instructions={fly: walk}"], "no episode has the instruction 'fly'"),
 ]
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recordings import HZ, arm, changed, record, scaled
 
-from vla.datasets.doctor.diagnose import OF_NUMBERS
+from vla.datasets.doctor.diagnose import CHECKS
 from vla.datasets.doctor.finding import AddToAction, Drop, Finding, ShiftActions, Trim
 from vla.datasets.doctor.idle import idle_ends, idle_pauses
 from vla.datasets.doctor.motion import jerk
@@ -27,7 +27,7 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def findings(data: Recording) -> list[Finding]:
-    return [finding for check in OF_NUMBERS for finding in check(data)]
+    return [finding for check in CHECKS for finding in check(data)]
 
 
 def found(data: Recording) -> dict[str, set[int]]:

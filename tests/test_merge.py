@@ -60,7 +60,7 @@ def test_merged_points_stay_those_of_their_camera_and_thing(make_episode: Make, 
         np.testing.assert_array_equal(np.asarray(store[3].points), merged[1].points)
     with (
         EpisodeStore.open(tmp_path / "one.zarr", "a") as store,
-        pytest.raises(InputError, match="4 points, of 2 things in 2 cameras, are more than the 2"),
+        pytest.raises(InputError, match="do not fit into 2 points"),
     ):
         store.append(two)
 

@@ -122,7 +122,7 @@ def test_a_simulated_robot_stands_in_the_scene_of_the_policys_task(
     capsys.readouterr()
     assert following("deploy", f"policy={policy()}") == ["robot.task='pick'"]
     assert "robot.task=pick: " in capsys.readouterr().out
-    with pytest.raises(InputError, match="say which, robot.task=pick"):
+    with pytest.raises(InputError, match="choose one, such as robot.task=pick"):
         following("deploy", f"policy={policy('pick', 'place')}")
     real = ["robot=so101", "robot.port=/dev/null"]
     assert following("deploy", f"policy={policy('stack')}", *real) == []

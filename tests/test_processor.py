@@ -237,9 +237,7 @@ def test_a_model_that_says_no_points_passes_over_them(processor: Processor) -> N
     assert with_points == without
 
 
-@pytest.mark.parametrize(
-    ("count", "message"), [(3, "3 points are not as many of each"), (4, "4 points, of 2 things in 2 cameras")]
-)
+@pytest.mark.parametrize(("count", "message"), [(3, "cannot divide 3 points"), (4, "objects in 2 cameras")])
 def test_points_that_the_model_cannot_say_are_refused(make_model: Models, count: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_model(points=2).processor.batch([robot_example(points=np.zeros((count, 2)))])

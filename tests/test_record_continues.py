@@ -55,7 +55,7 @@ def test_what_differs_is_said_and_where_the_result_is(
     assert f"{out}: 2 new episodes, 2 in all; vla data info '{out}'\n" == shown and demonstrated[0] == 5
     assert run(out, "episodes=2", "codec=raw", "noise=0.1", "seed=3") == 0
     shown = capsys.readouterr().out
-    assert "its images stay zstd, not raw; noise 0.03 -> 0.1; seed 3 -> 14, the first that it lacks" in shown
+    assert "its images stay zstd, not raw; noise 0.03 -> 0.1; seed 3 -> 14, the first missing one" in shown
     assert "0 new episodes, 2 in all" in shown
     demonstrated.clear()
     assert run(out, "episodes=3", "seed=1000") == 0 and demonstrated[0] == 1000

@@ -75,4 +75,4 @@ def test_what_cannot_be_leaves_nothing(
 
 def test_without_data_the_option_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train-tokenizer"]) == 2
-    assert "say data=…" in capsys.readouterr().err
+    assert "set data=…" in capsys.readouterr().err

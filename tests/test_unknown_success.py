@@ -81,7 +81,7 @@ def test_filter_takes_what_is_known(make_episode: Make, tmp_path: Path, capsys: 
     for wanted, seeds in (("true", [1]), ("false", [2]), ("unknown", [0, 3])):
         out = tmp_path / f"{wanted}.zarr"
         shown = told(capsys, "data", "filter", path, f"out={out}", f"success={wanted}")
-        assert ("left out: 2 episodes of unknown success" in shown) == (wanted != "unknown")
+        assert ("without 2 episodes of unknown success" in shown) == (wanted != "unknown")
         assert [episode.info["seed"] for episode in EpisodeStore.open(out)] == seeds
     none = store_of(tmp_path / "b.zarr", make_episode, None)
     error = told(capsys, "data", "filter", none, f"out={tmp_path / 'x'}", "success=true", code=2)
