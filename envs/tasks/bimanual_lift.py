@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import override
+
 import numpy as np
 from jaxtyping import Float
 
@@ -33,21 +35,26 @@ class BimanualLift(Task):
         "heldout": ("use both arms to lift the {bar}", "hold the {bar} at both ends and lift it"),
     }
 
+    @override
     def layout(self, rng: np.random.Generator) -> Layout:
         colors = rng.permutation(list(COLORS))
         spots = [(x + rng.uniform(-0.006, 0.006), rng.uniform(-0.015, 0.015)) for x in (0.18, 0.265)]
         placed = zip(colors, spots, strict=False)
         return Layout(tuple(ObjectSpec(str(c), "bar", x, y, rng.uniform(-0.08, 0.08)) for c, (x, y) in placed))
 
+    @override
     def move_outside(self, layout: Layout, named: tuple[int, ...], rng: np.random.Generator) -> Layout:
         return shifted(layout, 0.0, 0.035 * rng.choice([-1, 1]))
 
+    @override
     def occupied(self, layout: Layout) -> list[Span]:
         return [(o.x, o.y + dy) for o in layout.objects for dy in np.linspace(-0.12, 0.12, 5).tolist()]
 
+    @override
     def words(self, scene: TableScene, target: int, goal: int) -> dict[str, tuple[str, ...]]:
         return {"bar": (scene.objects[target].name,)}
 
+    @override
     def points(self, scene: TableScene, target: int, goal: int) -> list[Float[np.ndarray, "3"]]:
         return [self._end(scene, target, side)[0] for side in (1, -1)]
 
@@ -62,12 +69,14 @@ class BimanualLift(Task):
         touches = contacts(scene, scene.object_geom(target), arm) > 0
         return touches and bool(scene.data.qpos[arm.joints][5] < SHUT)
 
+    @override
     def done(self, scene: TableScene, target: int, goal: int) -> bool:
         ends = [self._end(scene, target, side)[0][2] for side in (1, -1)]
         return bool(min(ends) + BELOW - SIZES["bar"][2] > LIFTED) and all(
             self._holds(scene, target, arm) for arm in scene.arms
         )
 
+    @override
     def plan(self, scene: TableScene, target: int, goal: int) -> tuple[Command, ...]:
         arms, tips = scene.arms, [tip_of(scene, arm) for arm in scene.arms]
         hands = [(arm, *self._end(scene, target, side)) for arm, side in zip(arms, (1, -1), strict=True)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import override
+
 import numpy as np
 from jaxtyping import Float
 
@@ -28,6 +30,7 @@ class _Drawer(Task):
     OPENING: tuple[float, float]
     AHEAD: float
 
+    @override
     def layout(self, rng: np.random.Generator) -> Layout:
         colors = rng.permutation(list(COLORS))
         x, y = float(rng.uniform(0.290, 0.302)), float(rng.uniform(-0.012, 0.012))
@@ -35,23 +38,29 @@ class _Drawer(Task):
         placed = zip(colors, (y + 0.058, y - 0.058), openings, strict=False)
         return Layout(fixtures=tuple(FixtureSpec("drawer", str(c), x, side, float(o)) for c, side, o in placed))
 
+    @override
     def move_outside(self, layout: Layout, named: tuple[int, ...], rng: np.random.Generator) -> Layout:
         return shifted(layout, 0.0, 0.035 * rng.choice([-1, 1]))
 
+    @override
     def occupied(self, layout: Layout) -> list[Span]:
         # From the handle of the open drawer to the back of the case.
         return [(f.x + dx, f.y) for f in layout.fixtures for dx in (-0.11, -0.06, 0.0, 0.045, 0.09)]
 
+    @override
     def choices(self, layout: Layout) -> tuple[int, int]:
         return len(layout.fixtures), 1
 
+    @override
     def words(self, scene: TableScene, target: int, goal: int) -> dict[str, tuple[str, ...]]:
         return {"drawer": (scene.fixtures[target].name,)}
 
+    @override
     def points(self, scene: TableScene, target: int, goal: int) -> list[Float[np.ndarray, "3"]]:
         handle, out = scene.fixture_position(target), scene.fixture_travel(target)
         return [handle, handle + (out - (DRAWER_TRAVEL if self.AHEAD < 0 else 0.0), 0, 0)]
 
+    @override
     def plan(self, scene: TableScene, target: int, goal: int) -> Command:
         handle, yaw = scene.fixture_position(target), -np.pi / 2
         if contacts(scene, scene.fixture_geom(target)) < 2:
@@ -79,6 +88,7 @@ class DrawerOpen(_Drawer):
         "heldout": ("could you pull the {drawer} out", "the {drawer} should be open"),
     }
 
+    @override
     def done(self, scene: TableScene, target: int, goal: int) -> bool:
         return scene.fixture_travel(target) > 0.75 * DRAWER_TRAVEL
 
@@ -98,5 +108,6 @@ class DrawerClose(_Drawer):
         "heldout": ("could you push the {drawer} in", "the {drawer} should be closed"),
     }
 
+    @override
     def done(self, scene: TableScene, target: int, goal: int) -> bool:
         return scene.fixture_travel(target) < 0.1 * DRAWER_TRAVEL

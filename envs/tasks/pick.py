@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import override
+
 import numpy as np
 
 from vla.envs.objects import Layout
@@ -42,14 +44,18 @@ class Pick(Task):
     }
     outside = (((0.105, 0.15), (0.10, 0.15)), ((0.105, 0.15), (-0.15, -0.10)), ((0.313, 0.335), (-0.10, 0.10)))
 
+    @override
     def layout(self, rng: np.random.Generator) -> Layout:
         return Layout(distinct_objects(rng, scatter(rng, int(rng.integers(3, 6)), (0.16, 0.31), (-0.145, 0.145))))
 
+    @override
     def words(self, scene: TableScene, target: int, goal: int) -> dict[str, tuple[str, ...]]:
         return {"object": (scene.objects[target].name,)}
 
+    @override
     def done(self, scene: TableScene, target: int, goal: int) -> bool:
         return bool(scene.object_position(target)[2] - scene.objects[target].half_extents[2] >= LIFT_HEIGHT)
 
+    @override
     def plan(self, scene: TableScene, target: int, goal: int) -> Command:
         return lift(scene, target)

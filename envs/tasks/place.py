@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import override
+
 import numpy as np
 
 from vla.envs.objects import COLORS, Layout
@@ -34,16 +36,20 @@ class Place(Task):
     }
     outside = (((0.307, 0.335), (-0.08, 0.08)),)
 
+    @override
     def layout(self, rng: np.random.Generator) -> Layout:
         objects = distinct_objects(rng, scatter(rng, 3, (0.165, 0.30), (-0.064, 0.064)))
         return Layout(objects, goals(rng, "bowl", x=(0.19, 0.25), y=(0.170, 0.182)))
 
+    @override
     def words(self, scene: TableScene, target: int, goal: int) -> dict[str, tuple[str, ...]]:
         return {"object": (scene.objects[target].name,), "goal": goal_names(scene.goals[goal])}
 
+    @override
     def done(self, scene: TableScene, target: int, goal: int) -> bool:
         return in_bowl(scene, target, scene.goals[goal])
 
+    @override
     def plan(self, scene: TableScene, target: int, goal: int) -> Command:
         bowl = scene.goals[goal]
         return drop_in(scene, target, np.array([bowl.x, bowl.y]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import override
+
 import numpy as np
 from jaxtyping import Float
 
@@ -33,28 +35,35 @@ class Press(Task):
         "heldout": ("could you press down the {button}", "the {button}, press it"),
     }
 
+    @override
     def layout(self, rng: np.random.Generator) -> Layout:
         colors = rng.permutation(list(COLORS))
         spots = [(rng.uniform(0.185, 0.235), y + rng.uniform(-0.015, 0.015)) for y in (0.09, 0.0, -0.09)]
         placed = zip(colors, spots, strict=False)
         return Layout(fixtures=tuple(FixtureSpec("button", str(c), float(x), float(y)) for c, (x, y) in placed))
 
+    @override
     def move_outside(self, layout: Layout, named: tuple[int, ...], rng: np.random.Generator) -> Layout:
         return shifted(layout, 0.055, 0.0)
 
+    @override
     def choices(self, layout: Layout) -> tuple[int, int]:
         return len(layout.fixtures), 1
 
+    @override
     def words(self, scene: TableScene, target: int, goal: int) -> dict[str, tuple[str, ...]]:
         return {"button": (scene.fixtures[target].name,)}
 
+    @override
     def points(self, scene: TableScene, target: int, goal: int) -> list[Float[np.ndarray, "3"]]:
         cap = scene.fixture_position(target)
         return [cap, cap - (0, 0, BUTTON_TRAVEL + scene.fixture_travel(target))]
 
+    @override
     def done(self, scene: TableScene, target: int, goal: int) -> bool:
         return scene.fixture_travel(target) < -PRESSED
 
+    @override
     def plan(self, scene: TableScene, target: int, goal: int) -> Command:
         button, tip = scene.fixtures[target], tip_of(scene)
         yaw = radial_yaw(np.array([button.x, button.y]))

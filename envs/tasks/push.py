@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import override
 
 import numpy as np
 from jaxtyping import Float
@@ -40,26 +41,31 @@ class Push(Task):
         ),
     }
 
+    @override
     def layout(self, rng: np.random.Generator) -> Layout:
         # Each object has its own lane, so that a straight push does not hit another object.
         lanes = rng.permutation([0.18, 0.235, 0.29]) + rng.uniform(-0.005, 0.005, 3)
         objects = distinct_objects(rng, [(float(x), float(rng.uniform(-0.05, 0.05))) for x in lanes])
         return Layout(objects, goals(rng, "zone", x=(0.232, 0.238), y=(0.176, 0.186)))
 
+    @override
     def move_outside(self, layout: Layout, named: tuple[int, ...], rng: np.random.Generator) -> Layout:
         objects = list(layout.objects)
         for index in named:
             objects[index] = replace(objects[index], y=float(rng.uniform(0.06, 0.085) * rng.choice([-1, 1])))
         return replace(layout, objects=tuple(objects))
 
+    @override
     def words(self, scene: TableScene, target: int, goal: int) -> dict[str, tuple[str, ...]]:
         return {"object": (scene.objects[target].name,), "goal": goal_names(scene.goals[goal])}
 
+    @override
     def done(self, scene: TableScene, target: int, goal: int) -> bool:
         zone, (x, y, z) = scene.goals[goal], scene.object_position(target)
         inside = abs(x - zone.x) < ZONE_SIZE[0] and abs(y - zone.y) < ZONE_SIZE[1]
         return bool(inside and z < 0.04)
 
+    @override
     def plan(self, scene: TableScene, target: int, goal: int) -> Command:
         """Move behind the object with closed jaws, and push it along its lane."""
         zone, position = scene.goals[goal], scene.object_position(target)[:2]

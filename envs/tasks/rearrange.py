@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from itertools import pairwise, permutations
+from typing import override
 
 import numpy as np
 from jaxtyping import Float
@@ -30,12 +31,15 @@ class Rearrangement(Task):
     def moves(self, scene: TableScene, target: int, goal: int) -> list[Move]:
         """The moves in order of execution."""
 
+    @override
     def done(self, scene: TableScene, target: int, goal: int) -> bool:
         return all(settled(scene, move) for move in self.moves(scene, target, goal))
 
+    @override
     def plan(self, scene: TableScene, target: int, goal: int) -> Command:
         return carry_out(scene, self.moves(scene, target, goal))
 
+    @override
     def points(self, scene: TableScene, target: int, goal: int) -> list[Float[np.ndarray, "3"]]:
         moves = self.moves(scene, target, goal)
         move = next((move for move in moves if not settled(scene, move)), moves[-1])
@@ -60,15 +64,18 @@ class Stack(Rearrangement):
     }
     outside = (((0.29, 0.32), (-0.10, 0.10)),)
 
+    @override
     def layout(self, rng: np.random.Generator) -> Layout:
         return Layout(distinct_objects(rng, scatter(rng, 3, (0.165, 0.27), (-0.10, 0.10), 0.085), ("cube",)))
 
+    @override
     def choices(self, layout: Layout) -> tuple[int, int]:
         return 3, 2
 
     def _base(self, target: int, goal: int) -> int:
         return (target + 1 + goal) % 3
 
+    @override
     def words(self, scene: TableScene, target: int, goal: int) -> dict[str, tuple[str, ...]]:
         base = scene.objects[self._base(target, goal)]
         return {"object": (scene.objects[target].name,), "base": (base.name,)}
@@ -98,23 +105,29 @@ class Order(Rearrangement):
     DEPTH, GAP = 0.04, 0.045
     """The maximum depth of a row, and the minimum distance between the centres of its cubes [m]."""
 
+    @override
     def layout(self, rng: np.random.Generator) -> Layout:
         # A column on the right is not a row in any order.
         spots = [(x + rng.uniform(-0.006, 0.006), -0.12 + rng.uniform(-0.006, 0.006)) for x in (0.165, 0.235, 0.30)]
         return Layout(distinct_objects(rng, spots, ("cube",)))
 
+    @override
     def move_outside(self, layout: Layout, named: tuple[int, ...], rng: np.random.Generator) -> Layout:
         return shifted(layout, 0.0, 0.02)
 
+    @override
     def occupied(self, layout: Layout) -> list[Span]:
         return [*super().occupied(layout), *((self.ROW_X, y) for y in self.ROW_Y)]
 
+    @override
     def choices(self, layout: Layout) -> tuple[int, int]:
         return len(ORDERS), 1
 
+    @override
     def named(self, layout: Layout, target: int, goal: int) -> tuple[int, ...]:
         return ORDERS[target][:1]
 
+    @override
     def words(self, scene: TableScene, target: int, goal: int) -> dict[str, tuple[str, ...]]:
         return {"colors": (", ".join(scene.objects[i].color for i in ORDERS[target]),)}
 
@@ -124,6 +137,7 @@ class Order(Rearrangement):
         ]
         return [Move(i, np.array(spot), within=self.WITHIN) for i, spot in zip(ORDERS[target], spots, strict=True)]
 
+    @override
     def done(self, scene: TableScene, target: int, goal: int) -> bool:
         row = np.stack([scene.object_position(i) for i in ORDERS[target]])
         apart = all(left[1] - right[1] > self.GAP for left, right in pairwise(row))
@@ -150,6 +164,7 @@ class Sort(Rearrangement):
     }
     outside = (((0.307, 0.335), (-0.09, 0.09)),)
 
+    @override
     def layout(self, rng: np.random.Generator) -> Layout:
         colors, shapes = rng.permutation(list(COLORS))[:2], rng.permutation(self.furniture.shapes)[:2]
         group = [0, 1, int(rng.integers(2))]
@@ -158,12 +173,15 @@ class Sort(Rearrangement):
         objects = tuple(turned(rng, str(colors[g]), str(shapes[g]), *spot) for g, spot in placed)
         return Layout(objects, goals(rng, "bowl", x=(0.19, 0.25), y=(0.170, 0.182)))
 
+    @override
     def choices(self, layout: Layout) -> tuple[int, int]:
         return 2, 1
 
+    @override
     def named(self, layout: Layout, target: int, goal: int) -> tuple[int, ...]:
         return tuple(i for i, o in enumerate(layout.objects) if o.color == layout.objects[0].color)
 
+    @override
     def words(self, scene: TableScene, target: int, goal: int) -> dict[str, tuple[str, ...]]:
         first, second = (scene.objects[i].color for i in (0, 1))
         bowl, other = (goal_names(scene.goals[i]) for i in (target, 1 - target))
@@ -176,6 +194,7 @@ class Sort(Rearrangement):
     def moves(self, scene: TableScene, target: int, goal: int) -> list[Move]:
         return [move_into(scene, i, self._bowl(scene, i, target)) for i in range(len(scene.objects))]
 
+    @override
     def wrong(self, scene: TableScene, target: int, goal: int) -> bool:
         return any(in_bowl(scene, i, self._bowl(scene, i, 1 - target)) for i in range(len(scene.objects)))
 
@@ -197,6 +216,7 @@ class Count(Rearrangement):
     }
     outside = (((0.307, 0.335), (-0.12, 0.12)),)
 
+    @override
     def layout(self, rng: np.random.Generator) -> Layout:
         many, few = (str(shape) for shape in rng.permutation(self.furniture.shapes)[:2])
         side = int(rng.choice([-1, 1]))
@@ -207,12 +227,15 @@ class Count(Rearrangement):
         color, x, y = str(rng.choice(list(COLORS))), rng.uniform(0.19, 0.25), rng.uniform(0.170, 0.182)
         return Layout(objects, (GoalSpec("bowl", color, "left" if side > 0 else "right", float(x), side * float(y)),))
 
+    @override
     def choices(self, layout: Layout) -> tuple[int, int]:
         return 2, 1
 
+    @override
     def named(self, layout: Layout, target: int, goal: int) -> tuple[int, ...]:
         return 0, 1, 2
 
+    @override
     def words(self, scene: TableScene, target: int, goal: int) -> dict[str, tuple[str, ...]]:
         shape = scene.objects[0].shape
         return {"count": (f"one {shape}" if target == 0 else f"two {PLURALS[shape]}",)}
@@ -223,11 +246,13 @@ class Count(Rearrangement):
         first = sorted(range(3), key=lambda i: (not in_bowl(scene, i, bowl), not grasped(scene, i), i))
         return [move_into(scene, i, bowl) for i in first[: target + 1]]
 
+    @override
     def done(self, scene: TableScene, target: int, goal: int) -> bool:
         return sum(in_bowl(scene, i, scene.goals[0]) for i in range(3)) == target + 1 and not self.wrong(
             scene, target, goal
         )
 
+    @override
     def wrong(self, scene: TableScene, target: int, goal: int) -> bool:
         inside = [in_bowl(scene, i, scene.goals[0]) for i in range(4)]
         return sum(inside[:3]) > target + 1 or inside[3]
