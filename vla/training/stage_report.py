@@ -144,7 +144,6 @@ def _cell(score: Mapping[str, Any]) -> str:
 
 def held_out(answerer: Answerer, stores: Mapping[str, str]) -> ProbeResult:
     """The accuracy of held-out short questions, computed as in training, with an interval."""
-
     units: list[Unit] = []
     for path in stores.values():
         for kind, examples in heldout_by_kind(VqaStore(path), QUESTIONS, KINDS).items():

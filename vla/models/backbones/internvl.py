@@ -94,7 +94,7 @@ def convert(own: Path, folder: Path) -> None:
 
 
 def config_of(released: Mapping[str, Any], image: int) -> InternVLConfig:
-    """transformers' configuration for a released one; `image` is the token of an image. `template`, which says how its
+    """Transformers' configuration for a released one; `image` is the token of an image. `template`, which says how its
     conversations are written, is kept.
 
     Raises InputError for settings that transformers' classes do not have.

@@ -46,7 +46,7 @@ WIDEST = max(len(task.levels) for task in TASKS.values())
 
 
 def entries(n: int, seed: int) -> dict[str, Entry]:
-    """n questions per task, with its levels in turn and both answers equally often at each level."""
+    """N questions per task, with its levels in turn and both answers equally often at each level."""
     found: dict[str, Entry] = {}
     for number, (name, task) in enumerate(TASKS.items()):
         for i in range(n):
