@@ -165,10 +165,10 @@ def test_joints_without_a_unit_or_of_another_kind_are_refused(tmp_path: Path) ->
     normalised = in_degrees(moving(0), "{}.pos")
     source = store_of(tmp_path / "a.zarr", normalised)
     asked = {"out": str(tmp_path / "b.zarr"), "actions": "ee", "model": "so101", "tool": "gripperframe"}
-    with pytest.raises(InputError, match="shoulder_pan.pos names no unit: units=rad or units=deg"):
+    with pytest.raises(InputError, match="shoulder_pan.pos has no unit: set units=rad or units=deg"):
         make(source, **asked)
     steps = replace(so101_body(), action_mode=("delta",) * 6)
-    with pytest.raises(InputError, match=r"shoulder_pan \[rad\] is a delta"):
+    with pytest.raises(InputError, match=r"shoulder_pan \[rad\] has the action mode delta"):
         make(store_of(tmp_path / "c.zarr", replace(moving(0), embodiment=steps)), **asked)
     with pytest.raises(InputError, match="actions=joints"):
         make(source, **asked | {"actions": "joints"})
