@@ -65,7 +65,7 @@ def test_images_of_the_cameras_own_shape(vision: str, connector: dict[str, Any])
 
 
 def test_an_encoder_that_cannot_see_a_size_says_so() -> None:
-    with pytest.raises(InputError, match="ViTModel cannot see"):
+    with pytest.raises(InputError, match="ViTModel does not take images"):
         composed({"model_type": "vit", **VIT}, LLAMA, {"kind": "linear"}, (4, 48))
 
 

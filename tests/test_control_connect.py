@@ -156,7 +156,7 @@ def test_a_wrong_port_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
         make(port, tmp_path).__enter__()
     assert main(["deploy", "policy=hold", "robot=so101", "robot.port=/dev/none", "instruction=wait"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("vla deploy: robot.port=/dev/none: ") and len(error.splitlines()) == 1
+    assert error.startswith("vla deploy: robot.port=/dev/none does not exist; ") and len(error.splitlines()) == 1
 
 
 def base(modes: tuple[str, ...]) -> LeRobotRobot:

@@ -94,6 +94,7 @@ class Bench:
 
     def run(self) -> str:
         config = LoopConfig(
+            invalid=None,
             inference_timeout_s=0.15 if self.fault == "silent" else 2.0,
             first_inference_timeout_s=0.7,
             stall_seconds=0.1,
