@@ -261,7 +261,7 @@ def test_the_page_shows_what_was_found(diagnose: Callable[..., tuple[Path, dict[
 
     _, told = diagnose(both, f"html={tmp_path / 'new' / 'a.html'}")
     page = (tmp_path / "new" / "a.html").read_text()
-    for words in ("offset: lift [rad]", "camera moved: front", "episodes 4,9:11", "vla data filter", "exchanged"):
+    for words in ("offset: lift [rad]", "camera moved: front", "episodes 4,9:11", "vla data filter", "swapped"):
         assert words in page, words
     assert page.count("data:image/jpeg") >= 8 and page.count("<svg") == 2
     assert told["findings"][0]["fix"] in page.replace("&#x27;", "'")

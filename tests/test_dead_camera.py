@@ -42,7 +42,7 @@ def test_a_camera_killed_in_mid_run_ends_it_and_is_named(
                 obey(port, "blind wrist", stream)
 
         with connected(robot), caplog.at_level(logging.ERROR):
-            config = LoopConfig(hz=hz, camera_timeout=1.0)
+            config = LoopConfig(hz=hz, camera_timeout=1.0, invalid=None)
             loop = ControlLoop(robot, inference, config, stop=EmergencyStop(), watch=kill, connect=False)
             stats = loop.run("wait", 30.0)
         inference.close()

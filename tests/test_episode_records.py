@@ -182,7 +182,7 @@ def test_a_layout_that_is_off_by_a_frame_is_noticed_where_it_is_read(path: Path)
 
 def test_lost_records_are_not_taken_for_a_shorter_store(path: Path) -> None:
     (path / "episodes" / "c" / "2").unlink()
-    with pytest.raises(InputError, match=f"{COUNT} episodes were committed, and only {2 * TEXTS_PER_CHUNK} records"):
+    with pytest.raises(InputError, match=f"{COUNT} episodes were committed, but only {2 * TEXTS_PER_CHUNK} records"):
         index_at(path)
 
 

@@ -351,7 +351,7 @@ def bad_episodes(make: Make) -> dict[str, Episode]:
             images={c: np.zeros((5, 4, 4, 3), np.uint8) for c in good.images}
         ),
         "chunks are": make(horizon=5),
-        "points are": make(points=np.zeros((5, 3, 2))),
+        "cannot divide 3 points": make(points=np.zeros((5, 3, 2))),
         "without steps": make(steps=0),
         "JSON": make(info={"policy": object()}),
     }

@@ -130,7 +130,7 @@ def test_robomimic(tmp_path: Path) -> None:
 def test_robomimic_without_images_or_known_keys(tmp_path: Path) -> None:
     data = {"obs/flat": np.ones((3, 2)), "obs/angle": np.zeros((3, 1)), "actions": np.ones((3, 1))}
     path = write_robomimic(tmp_path / "low_dim.hdf5", {"demo_0": data, "demo_1": data}, env_args=None)
-    with pytest.raises(InputError, match=r"low_dim.hdf5 does not say .* give fps"):
+    with pytest.raises(InputError, match=r"low_dim.hdf5 does not state .* give fps"):
         hdf5.open_source(path)
     source = hdf5.open_source(path, fps=10.0, instruction="go")
     assert source.embodiment.cameras == ()

@@ -95,7 +95,7 @@ def test_seconds_are_steps_at_each_rate(make_model: Models, capsys: pytest.Captu
         "plan.history of slow: 0.33 s is 3 steps, 0.3 s",
         "plan.history of fast: 0.33 s is 16 steps, 0.32 s",
     ]
-    with pytest.raises(InputError, match="there is no robot"):
+    with pytest.raises(InputError, match="plan.history needs a robot"):
         with_history([], [0.5])
     for wrong in ((0.0,), (-1.0,), (float("inf"),), (float("nan"),)):
         with pytest.raises(InputError, match="plan.history is a list of seconds above 0"):

@@ -184,7 +184,7 @@ def test_a_server_keeps_the_frames_of_each_client() -> None:
         assert one.infer(frames_sent(11, 0.9))["actions"][0].tolist() == [-1, 10]
         one.infer(frames_sent(12, 1.0, **{"vla/past": past, "vla/reset": True}))
         assert one.infer(frames_sent(13, 1.2))["actions"][0].tolist() == [-1, 12]
-        with pytest.raises(RuntimeError, match="vla/past: a list of 2 maps"):
+        with pytest.raises(RuntimeError, match="vla/past: this policy takes a list of 2 maps"):
             one.infer(frames_sent(11, 0.8, **{"vla/past": past[:1]}))
         for more in ({}, {"vla/past": past}):
             with pytest.raises(RuntimeError, match="vla/reset is true or false"), PlainClient(url) as robot:
@@ -211,6 +211,6 @@ def test_a_remote_policy_is_shown_what_the_loop_saw() -> None:
 def test_a_policy_without_a_history_takes_no_past_frames() -> None:
     with served(Mark()) as url, PlainClient(url) as robot:
         assert robot.metadata["history"] == [] and "vla/past" not in robot.metadata["extras"]
-        with pytest.raises(RuntimeError, match="vla/past: a list of 0 maps"):
+        with pytest.raises(RuntimeError, match="vla/past: this policy takes a list of 0 maps"):
             robot.infer(message() | {"vla/past": [{}]})
     assert history_of(Mark()) == ()

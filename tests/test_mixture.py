@@ -138,7 +138,7 @@ def test_rows_come_from_their_source_and_carry_its_name() -> None:
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"a": 1.0, "d": 1.0}, r"weighs \['d'\]"),
+        ({"a": 1.0, "d": 1.0}, r"weights for \['d'\]"),
         ({"a": 0.0}, "no source with a positive weight"),
         ({}, "no source with a positive weight"),
         ({"empty": 1.0}, "source empty of the mixture has no examples"),
