@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 NOTEBOOK = EXAMPLES / "first_policy.ipynb"
 FEW = ("--episodes", "4", "--steps", "2", "--batch-size", "4")
+LONG = pytest.mark.timeout(900)
+"""Of examples that train: on a machine with other work their imports alone take minutes."""
 TINY = 'OUT = Path("out")\nEPISODES, STEPS, BATCH_SIZE, SEEDS = 4, 2, 4, range(1000, 1001)'
 
 
@@ -56,6 +58,8 @@ def test_a_store_is_recorded_and_looked_at(tmp_path: Path) -> None:
     assert again == said
 
 
+@pytest.mark.slow
+@LONG
 def test_a_policy_is_trained_and_served(tmp_path: Path) -> None:
     said = example("train_a_policy", *FEW, "--out", "out", folder=tmp_path)
     assert "held-out action error" in said and "6 actions, 0.1 s apart" in said
@@ -63,6 +67,7 @@ def test_a_policy_is_trained_and_served(tmp_path: Path) -> None:
     assert answers.count("6 actions, the first [") == 2
 
 
+@LONG
 def test_an_action_head_is_added(tmp_path: Path) -> None:
     assert "6 actions of 6 components" in example("add_an_action_head", *FEW, "--out", "out", folder=tmp_path)
     head = json.loads((tmp_path / "out/steps-head/best/processor.json").read_text())["head"]
@@ -95,6 +100,7 @@ def test_two_policies_are_compared(tmp_path: Path) -> None:
     assert "noisy: success" in example("evaluate_and_compare", "--episodes", "1", folder=tmp_path)
 
 
+@LONG
 def test_a_released_backbone_is_fine_tuned(tmp_path: Path) -> None:
     said = example("fine_tune_a_released_backbone", *FEW, "--out", "out", folder=tmp_path)
     assert "6 actions of 6 components" in said
@@ -112,6 +118,7 @@ def test_the_notebook_is_saved_with_its_results() -> None:
 
 
 @pytest.mark.slow
+@LONG
 def test_the_notebook_runs(tmp_path: Path) -> None:
     tiny = notebook()
     (parameters,) = (cell for cell in code_cells(tiny) if "parameters" in cell["metadata"].get("tags", []))
