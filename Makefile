@@ -61,7 +61,7 @@ lock: | $(filter .uv/bin/uv,$(UV))  ## pin what pyproject.toml asks for
 
 clean:  ## remove caches and builds (not outputs/, not .venv)
 	rm -rf build dist site *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find vla envs policies datasets configs tests -name __pycache__ -prune -exec rm -rf {} +
+	find vla envs policies datasets configs tests examples -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml requirements.lock | $(filter .uv/bin/uv,$(UV))
 	@test -x $(BIN)/python || PATH="$(PYTHONS)$$PATH" $(UV) venv --quiet --python $(PYTHON) .venv \

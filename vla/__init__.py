@@ -22,12 +22,25 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import gymnasium
 
     from vla.datasets.episodes import EpisodeStore
+    from vla.envs.tasks.task import Task
+    from vla.models.action_heads.action_head import Head
     from vla.policies.loaded import LoadedPolicy
+    from vla.robots.robot import Robot
 
-__all__ = ["__version__", "load_policy", "make_env", "open_store"]
+__all__ = [
+    "__version__",
+    "load_policy",
+    "make_env",
+    "open_store",
+    "register_action_head",
+    "register_robot",
+    "register_task",
+]
 
 __version__ = "0.2.0"
 
@@ -76,6 +89,48 @@ def open_store(path: str | Path, mode: str = "r") -> EpisodeStore:
     from vla.datasets.episodes import EpisodeStore
 
     return EpisodeStore.open(path, mode)  # type: ignore[arg-type]
+
+
+def register_task(task: type[Task]) -> None:
+    """Adds a task to this process, under its `name`: `make_env`, the commands and `gymnasium.make` then know it.
+
+    A package adds one to every process by an entry point of the group "vla.tasks"; so do the two functions below with
+    "vla.action_heads" and "vla.robots".
+
+    Raises:
+        InputError: the class is not at the top level of a module.
+    """
+    from vla.common.plugins import TASKS, register
+    from vla.envs import register_envs
+
+    register(TASKS, task.name, task)
+    register_envs()
+
+
+def register_action_head(name: str, head: Callable[..., Head]) -> None:
+    """Adds an action head to this process: `head=NAME` in `vla train`, and in the checkpoints that it writes.
+
+    Args:
+        name: what it is selected by, and the "kind" in its `settings`.
+        head: a class or function that makes a head of a `Vocabulary` and of its options.
+
+    Raises:
+        InputError: `head` is not at the top level of a module.
+    """
+    from vla.common.plugins import HEADS, register
+
+    register(HEADS, name, head)
+
+
+def register_robot(name: str, robot: Callable[..., Robot]) -> None:
+    """Adds a robot to this process: `robot=NAME` in the commands, its arguments as `robot.KEY=VALUE`.
+
+    Raises:
+        InputError: `robot` is not at the top level of a module.
+    """
+    from vla.common.plugins import ROBOTS, register
+
+    register(ROBOTS, name, robot)
 
 
 GYMNASIUM = "gymnasium.envs.registration"

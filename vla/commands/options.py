@@ -45,7 +45,7 @@ def compose(command: str, overrides: Sequence[str]) -> DictConfig:
         defaults = hydra.compose(command)
     try:
         with hydra.initialize_config_module(CONFIGS, version_base="1.3"):
-            config = hydra.compose(command, list(overrides))
+            config = hydra.compose(command, [part for override in overrides for part in _replacing(override)])
         _check_types(defaults, config, overrides)
         config = OmegaConf.create(_expanded(OmegaConf.to_container(config)))
         if missing := sorted(OmegaConf.missing_keys(config)):
@@ -76,6 +76,12 @@ def _store_plugins(overrides: Sequence[str]) -> None:
         else:
             options = {"_target_": installed(plugins)[name].value.replace(":", "."), **options}
         ConfigStore.instance().store(name, options, group)
+
+
+def _replacing(override: str) -> list[str]:
+    """`KEY={_target_: CLASS, ...}` as Hydra has it: the default choice of KEY is left out, with its options."""
+    key, _, value = override.partition("=")
+    return [f"~{key}", f"+{override}"] if re.match(r"\s*\{\s*_target_\s*:", value) else [override]
 
 
 def sweep(command: str, overrides: Sequence[str]) -> list[list[str]]:

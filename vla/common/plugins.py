@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -13,10 +14,33 @@ TASKS, HEADS, ROBOTS = "vla.tasks", "vla.action_heads", "vla.robots"
 vocabulary and settings, a robot's what makes a `Robot` of its options."""
 
 
+_REGISTERED: dict[str, dict[str, EntryPoint]] = {}
+"""What `register` added, by group and name."""
+
+
 @cache
 def installed(group: str) -> dict[str, EntryPoint]:
-    """The entry points of a group, by name; nothing of them is imported."""
-    return {point.name: point for point in entry_points(group=group)}
+    """The entry points of a group, by name, with what is registered; nothing of them is imported."""
+    return {point.name: point for point in entry_points(group=group)} | _REGISTERED.get(group, {})
+
+
+def register(group: str, name: str, plugin: Callable[..., Any]) -> None:
+    """Adds a plug-in to this process, as an entry point of an installed package would.
+
+    Args:
+        group: one of `TASKS`, `HEADS` and `ROBOTS`.
+        name: what it is selected by; a registered name replaces an installed one.
+        plugin: a class or function at the top level of its module. A module that registers when it is imported also
+            does so in the worker processes that the module's script starts.
+
+    Raises:
+        InputError: `plugin` is defined inside a function, where no other process could import it.
+    """
+    if "<" in plugin.__qualname__:
+        raise InputError(f"{name}: define {plugin.__qualname__} at the top level of a module")
+    point = EntryPoint(name, f"{plugin.__module__}:{plugin.__qualname__}", group)
+    _REGISTERED.setdefault(group, {})[name] = point
+    installed.cache_clear()
 
 
 def load_plugin(group: str, name: str) -> Any:

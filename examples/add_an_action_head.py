@@ -1,0 +1,97 @@
+"""Adds an action head: one query token for each step of the chunk, and a Huber loss on its action.
+
+    python examples/add_an_action_head.py
+
+Recipe: write a class by the protocol `Head` of `vla.models.action_heads.action_head`. It has two parts:
+
+- `target` and `decode` say which tokens stand for a chunk, in training and at inference. Text tokens end at
+  `vocabulary.text`; the head's own `rows` follow, and after them the query token.
+- `continuous` (None for a head of tokens only) learns numbers from the hidden states, with a torch module.
+
+Here it is registered for this process. A package adds it to every command by its pyproject.toml, after which
+`vla train head=steps head.delta=0.5` works, and checkpoints with the head load wherever the package is installed:
+
+    [project.entry-points."vla.action_heads"]
+    steps = "my_package.steps_head:StepsHead"
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from load_and_look_at_a_store import record
+from torch import nn
+from train_a_policy import train_policy
+
+import vla
+from vla.models.action_heads.action_head import Target, finite
+from vla.models.batch import IGNORE
+
+
+class StepsHead:
+    """Predicts each step's action with a linear layer on the hidden state of one query token."""
+
+    rows, num_ordinal_tokens = 0, 0  # no token of its own but the query token
+    conditions_on_prefix = True  # the tokens do not hold committed actions: the model is given them as numbers
+    bidirectional = True  # the query tokens of a chunk attend to each other
+    reads_cache = False  # the loss needs hidden states only, not keys and values
+
+    def __init__(self, vocabulary, delta=1.0):
+        self.settings = {"kind": "steps", "delta": delta}  # saved in the checkpoint
+        self.delta, self.horizon, self.action_dim = delta, vocabulary.horizon, vocabulary.action_dim
+        self.num_action_positions = vocabulary.horizon
+        self.query, self.eos = vocabulary.text, vocabulary.eos
+
+    @property
+    def continuous(self):
+        return self
+
+    def target(self, robot, actions, valid_mask, prefix_length, rng):
+        """No token has a label; the steps after the prefix are learned as numbers."""
+        learned = valid_mask.copy()
+        learned[:prefix_length] = False
+        return Target([self.query] * self.horizon + [self.eos], [IGNORE] * (self.horizon + 1), learned)
+
+    def action_positions(self, order, width):
+        return order
+
+    def module(self, backbone, conditioning):
+        return nn.Sequential(nn.LayerNorm(backbone.hidden_size), nn.Linear(backbone.hidden_size, self.action_dim))
+
+    def loss(self, module, batch, hidden, conditioning, cached):
+        """The Huber loss of each normalised action component in `batch.continuous_mask`."""
+        predicted = module(hidden[batch.input_ids == self.query]).unflatten(0, (len(hidden), self.horizon)).float()
+        loss = nn.functional.huber_loss(predicted, batch.actions, reduction="none", delta=self.delta)
+        return loss[batch.continuous_mask]
+
+    def decode(self, context):
+        rows, device = len(context.conditioning), context.conditioning.device
+        hidden = context.decode_tokens(torch.full((rows, self.horizon), self.query, device=device), 0)
+        return finite(context.module(hidden)[..., : context.robot.action_dim])
+
+
+vla.register_action_head("steps", StepsHead)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--episodes", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--out", type=Path, default=Path("outputs/examples"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    store = record(options.out / "demonstrations.zarr", options.episodes)
+    run = train_policy(store, options.out / "steps-head", options.steps, options.batch_size, head="steps")
+
+    env = vla.make_env("pick")
+    observation, _ = env.reset(seed=1000)
+    chunk = vla.load_policy(run).predict(observation)
+    env.close()
+    print(f"the head predicts {chunk.actions.shape[0]} actions of {chunk.actions.shape[1]} components")
+
+
+if __name__ == "__main__":
+    main()
