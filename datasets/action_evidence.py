@@ -71,6 +71,7 @@ class Steps:
 
     @classmethod
     def of(cls, episodes: Sequence[tuple[Float[np.ndarray, "_t s"], Float[np.ndarray, "_t a"]]], hz: float) -> Steps:
+        """The steps of episodes, as (state, action) arrays, at a rate of `hz` [Hz]."""
         actions, states, one, two = [], [], [], []
         for state, action in episodes:
             last = len(action) - 1

@@ -39,6 +39,7 @@ class EpisodeRecord:
 
     @property
     def frames(self) -> slice:
+        """The range of the episode's frames in the store's arrays."""
         return slice(self.offset, self.offset + self.length)
 
     @classmethod

@@ -142,6 +142,7 @@ class EpisodeStore:
 
     @property
     def path(self) -> str:
+        """The store's local path or URL."""
         return str(self.folder)
 
     @property

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, override, runtime_checkable
 
 import zarr
 from zarr.abc.store import Store
@@ -32,7 +32,9 @@ class File(Protocol):
     """A file that is read in ranges. It stays readable with its old content if it is replaced or removed meanwhile."""
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """The size of the file in bytes."""
+        ...
 
     def ranges(self, starts: Sequence[int], ends: Sequence[int]) -> Sequence[Buffer]:
         """The bytes of each range, from its start to before its end."""
@@ -43,7 +45,9 @@ class File(Protocol):
 class Folder(Protocol):
     """Files by name ("images/front/c/0/0/0/0"). `str(folder)` never contains a credential."""
 
-    def exists(self, name: str) -> bool: ...
+    def exists(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+        ...
 
     def open(self, name: str) -> File:
         """Opens a file for reading. Raises FileNotFoundError."""
@@ -103,6 +107,7 @@ class LocalFolder:
         return str(self.path)
 
     def exists(self, name: str) -> bool:
+        """Whether there is a file or folder of this name."""
         return os.path.exists(self.path / name)  # also False without permission to look
 
     def open(self, name: str) -> MappedFile:
@@ -118,6 +123,7 @@ class LocalFolder:
         return file.ranges([0], [file.size])[0]
 
     def write(self, name: str, content: bytes) -> None:
+        """Writes a temporary file and renames it to `name`. Raises OSError with the file's path."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -129,6 +135,7 @@ class LocalFolder:
             raise OSError(error.errno, error.strerror, str(path)) from error
 
     def publish(self, files: Mapping[str, bytes]) -> None:
+        """Writes the files to a temporary folder and renames it. Raises InputError also if it lies inside a store."""
         if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
             raise InputError(f"{self} exists: choose another folder, or remove it first")
         enclosing = [parent for parent in self.path.absolute().parents if (parent / "zarr.json").is_file()]
@@ -145,17 +152,21 @@ class LocalFolder:
             shutil.rmtree(unfinished.path, ignore_errors=True)
 
     def stage(self, inside: str) -> Staging:
+        """Creates a temporary folder within `inside`, whose files `take` can rename."""
         return Staging(Path(mkdtemp(f".{os.getpid()}.partial", "staged.", self.path / inside)))
 
     def take(self, staging: Staging, name: str) -> None:
+        """Renames a staged file to `name`."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         staging.file(name).replace(path)
 
     def remove(self, name: str) -> None:
+        """Removes the folder `name` with its files, if it exists."""
         shutil.rmtree(self.path / name, ignore_errors=True)
 
     def sizes(self) -> dict[str, int]:
+        """The size in bytes of each file, by its path relative to the folder."""
         sizes = {}
         for file in self.path.rglob("*"):
             with suppress(FileNotFoundError):  # a writer renames finished files
@@ -184,6 +195,7 @@ class LocalFolder:
         return release
 
     def zarr(self) -> Store:
+        """The folder as a zarr `LocalStore`; from then on `open` detects that the folder was replaced."""
         self._inode = self.path.stat().st_ino
         return LocalStore(self.path)
 
@@ -192,8 +204,10 @@ class Staging(LocalFolder):
     """Staged files for another folder, all in one directory: creating and removing directories is slow."""
 
     def file(self, name: str) -> Path:
+        """The path of a staged file; slashes of its name become dots."""
         return self.path / name.replace("/", ".")
 
+    @override
     def open(self, name: str) -> MappedFile:
         return MappedFile(self.file(name))
 
@@ -208,6 +222,7 @@ class MappedFile:
             self._data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b"")
 
     def ranges(self, starts: Sequence[int], ends: Sequence[int]) -> list[memoryview]:
+        """The bytes of each range, as views of the mapped memory without a copy."""
         return [self._data[start:end] for start, end in zip(starts, ends, strict=True)]
 
 

@@ -23,7 +23,9 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def example(self, index: int, rng: np.random.Generator) -> Example: ...
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        """The example at `index`."""
+        ...
 
 
 DRAWS_PER_BLOCK = 1024
@@ -51,6 +53,7 @@ class Conversations:
         return len(self._items)
 
     def example(self, index: int, rng: np.random.Generator) -> Example:
+        """A conversation about item `index`, with up to `turns` questions drawn by `rng`."""
         images, source = self._store.stored(self._items[index])
         stored = self._store.item_questions(self._items[index])
         questions = tuple(q for q in stored if self._kinds is None or q.kind in self._kinds)

@@ -58,12 +58,15 @@ class ObjectFolder:
         return True
 
     def open(self, name: str) -> RemoteFile:
+        """Opens an object for reading in ranges. Raises FileNotFoundError."""
         return RemoteFile(self._store, name)
 
     def read(self, name: str) -> Buffer:
+        """The full content of an object. Raises FileNotFoundError."""
         return memoryview(obstore.get(self._store, name).bytes())
 
     def write(self, name: str, content: bytes) -> None:
+        """Uploads an object, which appears when the upload ends."""
         obstore.put(self._store, name, content)
 
     def stage(self, inside: str) -> Staging:
@@ -71,6 +74,7 @@ class ObjectFolder:
         return Staging(Path(mkdtemp(f".{os.getpid()}.partial", "vla-staged.")))
 
     def take(self, staging: Staging, name: str) -> None:
+        """Uploads a staged file as `name`, then removes the local file."""
         obstore.put(self._store, name, staging.file(name))
         staging.file(name).unlink()
 
@@ -93,9 +97,11 @@ class ObjectFolder:
         return InputError(f"cannot reach {self}: {str(error).splitlines()[0]}")
 
     def remove(self, name: str) -> None:
+        """Deletes all objects under `name`."""
         obstore.delete(self._store, [path for path in self.sizes() if path.startswith(f"{name}/")])
 
     def sizes(self) -> dict[str, int]:
+        """The size in bytes of each object, by its path relative to the folder."""
         return {item["path"]: item["size"] for page in obstore.list(self._store) for item in page}
 
     def lock(self, force: bool = False) -> Callable[[], None]:
@@ -119,6 +125,7 @@ class ObjectFolder:
         return release
 
     def zarr(self) -> Store:
+        """The folder as a zarr `ObjectStore`."""
         from zarr.storage import ObjectStore as ZarrObjectStore
 
         return ZarrObjectStore(self._store)

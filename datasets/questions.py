@@ -11,9 +11,8 @@
 | identify  | what is at 34 61?                                  | a color and a shape                     |
 
 A question is generated only if its answer is certain: neither objects of doubtful visibility (`Scene.ambiguous`) nor,
-if the question names no view, objects that only the other camera shows may change the answer. Left and right refer to
-the image. Closer and farther must hold both along the robot's x axis and in distance from its base, since the words
-can mean either.
+if the question names no view, objects that only the other camera shows may change it. Left and right refer to the
+image. Closer and farther must hold in both senses: along the robot's x axis, and in distance from its base.
 """
 
 from __future__ import annotations
@@ -111,7 +110,6 @@ POINT = (
     "what is the position of the {n}?",
     "show me the {n}",
 )
-
 IDENTIFY = (
     "what is at {p}?",
     "what object is at {p}?",
@@ -152,6 +150,7 @@ class Query:
     shape: str | None = None
 
     def matches(self, thing: SceneObject) -> bool:
+        """Whether the object has the color and the shape."""
         return self.color in (None, thing.color) and self.shape in (None, thing.shape)
 
     def noun(self, rng: np.random.Generator) -> str:
@@ -160,6 +159,7 @@ class Query:
         return f"{self.color} {head}" if self.color else head
 
     def plural(self, rng: np.random.Generator) -> str:
+        """A plural noun phrase without its article."""
         head = self.shape or _pick(rng, ("object", "thing"))
         head += "es" if head.endswith(("s", "x", "ch", "sh")) else "s"
         return f"{self.color} {head}" if self.color else head
@@ -178,6 +178,7 @@ class View:
 
     @classmethod
     def of(cls, scene: Scene, camera: str) -> View:
+        """The view of `camera` in a scene."""
         visible, unsure = [], []
         for thing in scene.objects:
             elsewhere = thing.centers or any(thing.name in names for names in scene.ambiguous.values())

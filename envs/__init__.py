@@ -1,5 +1,6 @@
-"""Gymnasium environments on MuJoCo. They are registered when Gymnasium is imported after `vla`, without loading
-MuJoCo or a model.
+"""Gymnasium environments on MuJoCo, registered when Gymnasium is imported after `vla`.
+
+The registration loads neither MuJoCo nor a model.
 
 >>> import gymnasium
 >>> env = gymnasium.make("vla/SO101-Pick-v1")

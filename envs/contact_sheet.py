@@ -1,4 +1,4 @@
-"""A contact sheet of the tasks: python -m vla.envs.contact_sheet docs/tasks.png"""
+"""A contact sheet of the tasks: `python -m vla.envs.contact_sheet docs/tasks.png`."""
 
 from __future__ import annotations
 

@@ -66,14 +66,17 @@ class ObjectSpec:
 
     @property
     def kind(self) -> str:
+        """The kind of thing: its shape."""
         return self.shape
 
     @property
     def name(self) -> str:
+        """The name in instructions, such as "red cube"."""
         return f"{self.color} {self.shape}"
 
     @property
     def half_extents(self) -> Float[np.ndarray, "3"]:
+        """Half the extents along the object's axes [m]."""
         # A mesh cannot be rescaled after compilation.
         return np.asarray(SIZES[self.shape]) * (1.0 if self.shape == "cone" else self.scale)
 
@@ -101,6 +104,7 @@ class FixtureSpec:
 
     @property
     def name(self) -> str:
+        """The name in instructions, such as "red button"."""
         return f"{self.color} {self.kind}"
 
 

@@ -212,6 +212,7 @@ def to_fingers(closing: Float[np.ndarray, "2"]) -> Float[np.ndarray, "2"]:
 
 
 def direction(yaw: float) -> Float[np.ndarray, "2"]:
+    """The horizontal unit vector at an angle [rad] from the x axis."""
     return np.array([np.cos(yaw), np.sin(yaw)])
 
 

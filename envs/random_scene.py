@@ -22,6 +22,8 @@ AWAY = 9.0
 
 
 class SceneSample(NamedTuple):
+    """The images of a scene by camera, and its ground truth."""
+
     images: dict[str, UInt8[np.ndarray, "h w 3"]]
     scene: Scene
 
@@ -87,6 +89,7 @@ class SceneSampler:
         return labels == np.array(geoms, dtype=int).reshape(-1, 1, 1)
 
     def close(self) -> None:
+        """Frees the renderer."""
         self._scene.close()
 
 

@@ -42,6 +42,7 @@ class Arm(NamedTuple):
 
     @property
     def joints(self) -> slice:
+        """The arm's range in the positions of all joints."""
         return slice(self.first, self.first + len(JOINTS))
 
 
@@ -161,6 +162,7 @@ class TableScene:
         return self.data.xpos[self.object_bodies[index]].copy()
 
     def object_geom(self, index: int) -> int:
+        """The index of the geom that shows object `index`."""
         return self.slot_geoms[index][self.objects[index].shape]
 
     def render(self, camera: str) -> UInt8[np.ndarray, "h w 3"]:
@@ -188,6 +190,7 @@ class TableScene:
         return self._renderer
 
     def close(self) -> None:
+        """Frees the renderer; it is created again when an image is rendered."""
         if self._free_renderer is not None:
             self._free_renderer()
         self._renderer = self._free_renderer = None

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, override
 
 import gymnasium as gym
 import numpy as np
@@ -105,6 +105,7 @@ class SO101Env(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
             instruction=spaces.Text(MAX_LENGTH, charset=CHARACTERS),
         )
 
+    @override
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -157,6 +158,7 @@ class SO101Env(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
                 joints += rng.uniform(-0.06, 0.06, 6)
             self.scene.data.qpos[arm.joints] = self.scene.data.ctrl[arm.joints] = joints
 
+    @override
     def step(self, action: Float[np.ndarray, "a"]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         action = np.asarray(action, dtype=np.float64)
         self.embodiment.check_action(action)
@@ -226,6 +228,7 @@ class SO101Env(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
         """The front camera's image."""
         return self.scene.render("front")
 
+    @override
     def close(self) -> None:
         self.scene.close()
 

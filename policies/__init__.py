@@ -1,0 +1,1 @@
+"""Policies, which map an observation to an action chunk, and loading them by name."""

@@ -1,4 +1,4 @@
-"""The project's words: identifiers that the glossary replaces, and phrases that plain technical English does without."""
+"""The project's words: identifiers that the glossary replaces, and phrases that plain technical English avoids."""
 
 from __future__ import annotations
 

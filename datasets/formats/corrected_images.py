@@ -67,6 +67,7 @@ class CorrectedSource:
 
     @property
     def embodiment(self) -> Embodiment:
+        """The embodiment of the source."""
         return self._source.embodiment
 
     def __len__(self) -> int:

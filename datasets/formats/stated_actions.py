@@ -24,7 +24,9 @@ DECODED = 32
 class HasNumbers(Protocol):
     """A source that reads an episode's state and action without its images."""
 
-    def numbers(self, index: int) -> Numbers: ...
+    def numbers(self, index: int) -> Numbers:
+        """The state and action of episode `index`."""
+        ...
 
 
 class StatedActions:
@@ -35,6 +37,7 @@ class StatedActions:
 
     @property
     def embodiment(self) -> Embodiment:
+        """The embodiment of the source, with the stated action modes."""
         return self._embodiment
 
     @property
@@ -49,6 +52,7 @@ class StatedActions:
         return replace(self._source[index], embodiment=self._embodiment)
 
     def faults(self) -> Mapping[int, str]:
+        """The faults of the source by episode; empty if its format cannot list them."""
         return self._source.faults() if isinstance(self._source, NamesFaults) else {}
 
 

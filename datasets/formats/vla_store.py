@@ -48,6 +48,7 @@ class StoreSource:
 
     @property
     def embodiment(self) -> Embodiment:
+        """The embodiment of the store."""
         return self._store.embodiment
 
     @cached_property

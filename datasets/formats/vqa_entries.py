@@ -76,9 +76,13 @@ class VqaSource:
 class VqaFormat(Protocol):
     """A module that reads one format."""
 
-    def detect(self, path: Path) -> bool: ...
+    def detect(self, path: Path) -> bool:
+        """Whether the path is of this format; a cheap check."""
+        ...
 
-    def open_entries(self, path: Path, images: Path | None) -> VqaSource: ...
+    def open_entries(self, path: Path, images: Path | None) -> VqaSource:
+        """Opens the entries; `images` is the folder of images. Raises InputError if the index cannot be read."""
+        ...
 
 
 def attempt(name: str, make: Callable[[], VqaEntry]) -> VqaEntry | Rejected:

@@ -100,6 +100,7 @@ def _split(name: str) -> tuple[dict[str, Any], str, str] | None:
 
 
 def is_suite(name: str) -> bool:
+    """Whether the name is that of a third-party environment. Raises InputError if it names a missing file."""
     return _split(name) is not None
 
 

@@ -17,7 +17,7 @@ import string
 from collections.abc import Callable, Mapping
 from operator import attrgetter
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, override
 
 import gymnasium as gym
 import numpy as np
@@ -72,10 +72,12 @@ class SuiteEnv(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
 
     @property
     def model(self) -> mujoco.MjModel:
+        """The MuJoCo model of the environment, which may change at a reset."""
         return attrgetter(self.config.model)(self.inner.unwrapped)
 
     @property
     def data(self) -> mujoco.MjData:
+        """The MuJoCo data of the environment."""
         return attrgetter(self.config.data)(self.inner.unwrapped)
 
     def reset(
@@ -93,6 +95,7 @@ class SuiteEnv(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
         self._instruction = str(np.random.default_rng(self._seed).choice(phrasings))
         return self._observe(), self._info(info, False)
 
+    @override
     def step(self, action: Float[np.ndarray, "a"]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         action = np.asarray(action, dtype=np.float64)
         self.embodiment.check_action(action)
@@ -140,6 +143,7 @@ class SuiteEnv(gym.Env[dict[str, Any], Float[np.ndarray, "a"]]):
             self._renderer.close()
         self._renderer = None
 
+    @override
     def close(self) -> None:
         self._free()
         self.inner.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, override
 
 import gymnasium as gym
 import numpy as np
@@ -39,6 +39,7 @@ class LiberoEnv(gym.Env[dict[str, Any], Float[np.ndarray, "7"]]):
         self.action_space = spaces.Box(-1, 1, (7,), np.float32)
         self.observation_space = spaces.Dict()
 
+    @override
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         before = np.random.get_state()
@@ -49,10 +50,12 @@ class LiberoEnv(gym.Env[dict[str, Any], Float[np.ndarray, "7"]]):
             np.random.set_state(before)
         return observation, {"instruction": self.control.language_instruction}
 
+    @override
     def step(self, action: Float[np.ndarray, "7"]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         observation, reward, _, _ = self.control.step(action)
         return observation, float(reward), False, False, {"success": self.control.check_success()}
 
+    @override
     def close(self) -> None:
         self.control.close()
 

@@ -50,6 +50,7 @@ class ModelRenderer:
         return images
 
     def close(self) -> None:
+        """Frees the renderers."""
         self._free()
 
 

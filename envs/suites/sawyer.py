@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, override
 
 import gymnasium as gym
 import numpy as np
@@ -21,6 +21,7 @@ from metaworld.sawyer_xyz_env import SawyerXYZEnv
 class Seeded(gym.Wrapper[Any, Any, Any, Any]):
     """Makes scenes depend on the seed only."""
 
+    @override
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if seed is not None:
             self.unwrapped.seed(seed)  # type: ignore[attr-defined]

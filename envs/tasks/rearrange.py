@@ -80,6 +80,7 @@ class Stack(Rearrangement):
         base = scene.objects[self._base(target, goal)]
         return {"object": (scene.objects[target].name,), "base": (base.name,)}
 
+    @override
     def moves(self, scene: TableScene, target: int, goal: int) -> list[Move]:
         base = self._base(target, goal)
         halves = scene.objects[target].half_extents[2] + scene.objects[base].half_extents[2]
@@ -131,6 +132,7 @@ class Order(Rearrangement):
     def words(self, scene: TableScene, target: int, goal: int) -> dict[str, tuple[str, ...]]:
         return {"colors": (", ".join(scene.objects[i].color for i in ORDERS[target]),)}
 
+    @override
     def moves(self, scene: TableScene, target: int, goal: int) -> list[Move]:
         spots = [
             (self.ROW_X, y, scene.objects[i].half_extents[2]) for i, y in zip(ORDERS[target], self.ROW_Y, strict=True)
@@ -191,6 +193,7 @@ class Sort(Rearrangement):
         same = scene.objects[index].color == scene.objects[0].color
         return scene.goals[target if same else 1 - target]
 
+    @override
     def moves(self, scene: TableScene, target: int, goal: int) -> list[Move]:
         return [move_into(scene, i, self._bowl(scene, i, target)) for i in range(len(scene.objects))]
 
@@ -240,6 +243,7 @@ class Count(Rearrangement):
         shape = scene.objects[0].shape
         return {"count": (f"one {shape}" if target == 0 else f"two {PLURALS[shape]}",)}
 
+    @override
     def moves(self, scene: TableScene, target: int, goal: int) -> list[Move]:
         # Objects in the bowl first, then the grasped one, so that the selection is stable between steps.
         bowl = scene.goals[0]

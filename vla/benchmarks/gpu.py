@@ -1,6 +1,6 @@
-"""`vla bench gpu`: all GPU checks in a limited time: the tests marked `gpu`, and inference and training at the sizes of
-published models, with random weights.
+"""`vla bench gpu`: all GPU checks in a limited time.
 
+The parts are the tests marked `gpu`, and inference and training at the sizes of published models, with random weights.
 Each part runs in a separate process within the remaining time. A part that fails or exceeds the time is reported as
 such; the figures of the other parts remain.
 """

@@ -1,6 +1,6 @@
-"""`vla bench inference`: the latency of an action chunk by part, compared with a roofline bound, transformers'
-`generate`, and LeRobot's policies of the same sizes.
+"""`vla bench inference`: the latency of an action chunk by part, compared with a bound and with other libraries.
 
+The other libraries are transformers (`generate`) and LeRobot (its policies of the same sizes).
 The bound is the sum, over the linear layers and convolutions of a part, of max(weight bytes / bandwidth,
 operations / peak rate) (roofline, Williams et al. 2009); attention scores and other operations are not counted.
 Bandwidth and peak rate are those of NVIDIA's data sheets on CUDA, and measured on a CPU.

@@ -47,6 +47,7 @@ class Trace:
 
     @property
     def state(self) -> Float[np.ndarray, "t s"]:
+        """The states at the times of `recent`."""
         return np.array([state for _, state, _ in self._recent])
 
     @property

@@ -243,6 +243,7 @@ def answer(model: Any, store: str, questions: int) -> dict[str, float]:
 
 
 def headline(report: Mapping[str, Any], folder: Path) -> str:
+    """The lines that the command prints: rates with their intervals, and the path of the report."""
     lines = []
     if report["success_rate"] is not None:
         low, high = report["success_ci95"]

@@ -134,9 +134,10 @@ def card(folder: Path, license: str = "other") -> str:
     }
     if robots:
         facts["action head"] = ", ".join([head["kind"], *(f"{k} {v}" for k, v in head.items() if k != "kind")])
+    category = "vision-language-action policy" if robots else "vision-language model"
     sections = [
         "---\n" + "\n".join(front) + "\n---",
-        f"# A {'vision-language-action policy' if robots else 'vision-language model'}, trained with vla {version('vla')}",
+        f"# A {category}, trained with vla {version('vla')}",
         "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in facts.items()),
         *drives,
         *scores,

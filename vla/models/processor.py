@@ -64,8 +64,7 @@ class Processor:
         chat: format of the backbone's conversations.
         image, pad: ids of the image and the padding token; by default from the tokenizer.
         text_vocab: number of text tokens; by default the size of the tokenizer.
-        tiles: maximum number of tiles of a question's image; None for the backbone's default. The spec of a robot
-            defines those of its cameras.
+        tiles: maximum number of tiles of a question's image (None: the backbone's); `RobotSpec` has the cameras'.
         images: preprocessing of images.
 
     Raises:
@@ -349,6 +348,7 @@ class Processor:
 
     @classmethod
     def load(cls, folder: Path) -> Processor:
+        """Loads a processor from the files that `save` writes, also those of earlier versions."""
         values = current_keys(json.loads((folder / "processor.json").read_text()), PROCESSOR)
         if "robot" in values:  # earlier versions had one robot, and a hash of the actions only
             robot = values.pop("robot")

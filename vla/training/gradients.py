@@ -1,5 +1,6 @@
-"""Gradient norms of the sources of a mixture, and the cosines between their gradients (as in PCGrad: Yu et al. 2020,
-arXiv 2001.06782, sec. 2.2).
+"""Gradient norms of the sources of a mixture, and the cosines between their gradients.
+
+The cosines are those of PCGrad (Yu et al. 2020, arXiv 2001.06782, sec. 2.2).
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Muon: orthogonalised momentum (Jordan et al. 2024), with updates scaled to AdamW's size (Moonlight, Liu et al. 2025,
-arXiv 2502.16982, sec. 2.2).
+"""Muon: orthogonalised momentum (Jordan et al. 2024).
+
+Updates are scaled to AdamW's size (Moonlight, Liu et al. 2025, arXiv 2502.16982, sec. 2.2).
 """
 
 from __future__ import annotations

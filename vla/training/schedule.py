@@ -8,7 +8,9 @@ from vla.training.train_config import TrainConfig
 
 
 def learning_rate(plan: TrainConfig, step: int) -> float:
-    """Linear warm-up to `plan.lr` over `plan.warmup` steps, then `plan.schedule`, which ends at `plan.floor` of it:
+    """The learning rate at a step: linear warm-up to `plan.lr` over `plan.warmup` steps, then `plan.schedule`.
+
+    The schedule ends at `plan.floor` times `plan.lr`:
 
     | cosine   | half a cosine                                                                         |
     | linear   | linear decay                                                                          |

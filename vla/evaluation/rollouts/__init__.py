@@ -1,0 +1,1 @@
+"""Rollouts of policies in simulated environments, and the statistics of their results."""

@@ -65,6 +65,7 @@ class EpisodeRunner:
     trial: Trial
 
     def start(self, trial: Trial) -> None:
+        """Resets the environment, the policy and the queue, and starts the recording."""
         self.trial = trial
         values, info = self.env.reset(seed=trial.seed, options=dict(trial.options))
         self.instruction: str = info["instruction"]
@@ -92,6 +93,7 @@ class EpisodeRunner:
             self.recorder.start(self.instruction, seed=trial.seed, group=trial.group, **timing, **repeats)
 
     def abort(self) -> None:
+        """Discards the recording of the current episode."""
         if self.recorder is not None:
             self.recorder.abort()
 
@@ -107,6 +109,7 @@ class EpisodeRunner:
 
     @property
     def wants_chunk(self) -> bool:
+        """Whether an action chunk is to be requested before the next step."""
         return self._queue.due(self._now)
 
     def request(self) -> Request:
@@ -115,6 +118,7 @@ class EpisodeRunner:
         return self._request
 
     def take(self, chunk: ActionChunk | None) -> None:
+        """Takes the chunk of the last request, which arrives after the delay; None is an invalid prediction."""
         self.invalid += chunk is None
         self._pending = self.length + self._delay_steps, Answer(self._request, chunk, self._now, self._now)
 

@@ -59,9 +59,11 @@ class ResultStore:
         self._store.close()
 
     def missing(self, trials: Sequence[Trial]) -> list[Trial]:
+        """The trials without a result, and those that crashed."""
         return [trial for trial in trials if (done := self.results.get(trial.key)) is None or done.crash]
 
     def stream_images(self) -> ImageStream:
+        """A receiver for the images of a new episode, which writes them to the store."""
         return self._store.stream_images()
 
     def append(self, episode: Episode, images: ImageStream | None = None) -> None:
@@ -71,6 +73,7 @@ class ResultStore:
             self._recorded.add(key)
 
     def note(self, result: Result) -> None:
+        """Adds a result, and appends it to results.jsonl."""
         self.results[result.key] = result
         self._lines.write(json.dumps(asdict(result)) + "\n")
         self._lines.flush()

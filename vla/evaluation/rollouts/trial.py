@@ -78,6 +78,7 @@ class Result:
 
 
 def crashed(trial: Trial, traceback: str) -> Result:
+    """The result of a trial that raised an exception with this traceback."""
     return Result(trial.seed, trial.group, "", False, False, 0, 0, delay=trial.delay, execution=trial.execution,
                   crash=traceback)  # fmt: skip
 

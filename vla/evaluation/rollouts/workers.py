@@ -181,12 +181,15 @@ class HeldImages:
 
     @property
     def frames(self) -> dict[str, UInt8[np.ndarray, "t _h _w 3"]]:
+        """The images by camera, stacked over the steps."""
         return {camera: np.stack([images[camera] for images in self._images]) for camera in self._images[0]}
 
     def add(self, images: Mapping[str, UInt8[np.ndarray, "_h _w 3"]]) -> None:
+        """Appends copies of the images of one step."""
         self._images.append({camera: image.copy() for camera, image in images.items()})
 
     def abort(self) -> None:
+        """Drops all images."""
         self._images.clear()
 
 
@@ -197,6 +200,7 @@ class Outbox:
         self.embodiment, self._connection = embodiment, connection
 
     def stream_images(self) -> HeldImages:
+        """A receiver for the images of a new episode, which holds them in memory."""
         return HeldImages()
 
     def append(self, episode: Episode, images: HeldImages) -> None:

@@ -1,0 +1,1 @@
+"""Evaluation of vision-language models: benchmarks, probes, and the scoring of answers."""

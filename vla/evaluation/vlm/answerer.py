@@ -28,6 +28,8 @@ PIXELS = 24_000_000
 
 @runtime_checkable
 class Answerer(Protocol):
+    """A model that answers questions about images."""
+
     def __call__(self, questions: Sequence[str], images: Sequence[Views], tokens: int, role: str) -> list[str]:
         """Answers each question about its images.
 
@@ -47,6 +49,7 @@ class BackboneAnswerer:
         self.model = model
 
     def __call__(self, questions: Sequence[str], images: Sequence[Views], tokens: int, role: str) -> list[str]:
+        """Answers each question about its images, in batches of up to `ROWS` questions."""
         answers = []
         for rows in self._groups(questions, images):
             batch = self.model.processor.question_prompt([q for q, _ in rows], [views for _, views in rows])
@@ -98,6 +101,7 @@ class HostedAnswerer:
         self.hosted = hosted
 
     def __call__(self, questions: Sequence[str], images: Sequence[Views], tokens: int, role: str) -> list[str]:
+        """Answers each question about its images, with `role` as the system prompt."""
         self.hosted.max_tokens = tokens
         found = self.hosted.answer(questions, [list(views.values()) for views in images], role)
         return [answer.text for answer in found]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, override
 
 import numpy as np
 from lmms_eval.api.model import lmms
@@ -71,9 +71,11 @@ class Harnessed(lmms):
         text = "\n".join(part["text"] for part in parts if part["type"] == "text")
         return text, {str(i): image for i, image in enumerate(images)}
 
+    @override
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         raise NotImplementedError("answers are generated, not ranked: use the generative variant of the task")
 
+    @override
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         raise NotImplementedError("multi-round questions are not supported: use a task with one round")
 

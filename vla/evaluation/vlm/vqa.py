@@ -47,6 +47,7 @@ def parse_point(text: str) -> tuple[float, float] | None:
 
 
 def normalize_answer(text: str) -> str:
+    """The text in lower case, without punctuation and articles, and with number words as digits."""
     words = text.lower().translate(_STRIP).split()
     # "A" alone is the letter of an option, not an article.
     words = [word for word in words if word not in _ARTICLES] or words

@@ -1,0 +1,1 @@
+"""Action heads, which represent, learn and decode action chunks on a backbone."""

@@ -102,7 +102,7 @@ class ContinuousHead(Protocol):
         conditioning: Float[Tensor, "b n"],
         cached: Cached | None,
     ) -> Float[Tensor, "k"]:
-        """Loss of each of the k values selected by `batch.continuous_mask`, row by row; every row belongs to a robot."""
+        """Loss of each of the k values selected by `batch.continuous_mask`, row by row; each row belongs to a robot."""
         ...
 
 

@@ -20,8 +20,8 @@ class BinsHead(ParallelHead):
 
     A value is the median of its distribution over bins, and the next token is conditioned on the bin that contains it.
     Decoding is Jacobi decoding (Santilli et al. 2023, arXiv 2305.10427; for actions Song et al. 2025, arXiv
-    2503.02310): every pass reads the next `draft_length` tokens of a draft. The draft is first the previous action, then
-    the prediction of the last pass. The bins equal those of one token a pass, up to rounding.
+    2503.02310): every pass reads the next `draft_length` tokens of a draft. The draft is first the previous action,
+    then the prediction of the last pass. The bins equal those of one token a pass, up to rounding.
     """
 
     settings: Mapping[str, Any] = {"kind": "bins"}

@@ -1,0 +1,1 @@
+"""Action tokenizers, which encode action chunks as tokens."""

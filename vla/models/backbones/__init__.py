@@ -1,0 +1,1 @@
+"""Backbones: vision-language models of several families, with one interface."""

@@ -75,10 +75,15 @@ NAMES: Names = (
 
 
 def convert(own: Path, folder: Path) -> None:
-    """Writes into `folder` what `vla.models.backbones.families.load` takes, of a folder `own` with the released files: weights as
-    safetensors, and a tokenizer.json, InternLM2's tokenizer.model or Qwen2's vocabulary.
+    """Converts the released files in `own` to a folder that `vla.models.backbones.families.load` reads.
 
-    Raises InputError for settings that transformers' classes do not have, and when a weight is missing.
+    Args:
+        own: The released files: weights as safetensors, and a tokenizer.json, InternLM2's tokenizer.model or Qwen2's
+            vocabulary.
+        folder: The folder to write to.
+
+    Raises:
+        InputError: for settings that transformers' classes do not have, and when a weight is missing.
     """
     released = released_config(own, model_type="internvl_chat")
     tokenizer: Any = _tokenizer(own)
@@ -94,10 +99,14 @@ def convert(own: Path, folder: Path) -> None:
 
 
 def config_of(released: Mapping[str, Any], image: int) -> InternVLConfig:
-    """Transformers' configuration for a released one; `image` is the token of an image. `template`, which says how its
-    conversations are written, is kept.
+    """Transformers' configuration for a released one, with its `template`, the name of the chat template.
 
-    Raises InputError for settings that transformers' classes do not have.
+    Args:
+        released: The released configuration.
+        image: The id of the image token.
+
+    Raises:
+        InputError: for settings that transformers' classes do not have.
     """
     vision, language = released.get("vision_config") or {}, released.get("llm_config") or {}
     kind = str(next(iter(language.get("architectures") or ()), None))

@@ -100,7 +100,7 @@ def unsplit(weight: Tensor) -> Sequence[Tensor]:
 
 @dataclass(frozen=True)
 class Rule:
-    """Renames weights that match `pattern` to `targets` (`\\1` is the first group), after `split` into as many."""
+    r"""Renames weights that match `pattern` to `targets` (`\1` is the first group), after `split` into as many."""
 
     pattern: str
     targets: tuple[str, ...]

@@ -1,0 +1,1 @@
+"""Accelerated inference: fused weights, static KV caches and CUDA graphs."""

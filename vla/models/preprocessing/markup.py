@@ -13,8 +13,10 @@ Part = str | int
 
 @dataclass(frozen=True)
 class Markup:
-    """An image is `begin`, its image tokens, and `end`; `{number}` in `begin` is its number among the row's images.
-    `several` precedes each of several images of a row.
+    """An image is `begin`, its image tokens, and `end`.
+
+    `{number}` in `begin` is the image's number among those of the row. `several` precedes each of several images of a
+    row.
 
     Each frame has `tokens` image tokens, or with `shared` all frames of an image together. With `cell` there is one
     token for each cell of `cell` x `cell` pixels of the first frame, and `between` separates the rows. The tokens of

@@ -33,9 +33,10 @@ def _longest(height: int, width: int, longest: int) -> Sides:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Stretched over the grid of up to `most` tiles whose aspect ratio is nearest; of more than one, the whole image
-    comes last (InternVL 1.5, section 3.3). With `shared` the images of a row have `most` tiles in all, each an equal
-    part of them (InternVL 2.5, section 2.2).
+    """The image is stretched over the grid of up to `most` tiles with the nearest aspect ratio.
+
+    If there are several tiles, the full image follows as one more (InternVL 1.5, section 3.3). With `shared` the images
+    of a row have `most` tiles in total, each an equal share of them (InternVL 2.5, section 2.2).
     """
 
     kind: ClassVar[str] = "tiles"

@@ -1,5 +1,6 @@
-"""A reward model: a backbone with a scalar head, trained on pairs of answers (LLaVA-RLHF: Sun et al. 2023, arXiv
-2309.14525), optionally with the simulator's facts in the prompt.
+"""A reward model: a backbone with a scalar head, trained on pairs of answers.
+
+It follows LLaVA-RLHF (Sun et al. 2023, arXiv 2309.14525). The prompt optionally has the simulator's facts.
 """
 
 from __future__ import annotations

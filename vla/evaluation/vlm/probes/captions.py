@@ -27,6 +27,7 @@ QUESTION = "describe the image"
 
 
 def entries(n: int, seed: int) -> dict[str, Entry]:
+    """The images of n random scenes, with the names of their visible and possibly visible objects."""
     with studio() as camera:
         pictures = [camera.sample(number) for number in islice(numbers(seed), n)]
     found: dict[str, Entry] = {}
@@ -45,7 +46,7 @@ def entries(n: int, seed: int) -> dict[str, Entry]:
 
 
 def attributed(caption: str) -> list[str]:
-    """ "<color> <object>" for each object of a caption with a color up to two words before it."""
+    """The objects of a caption with a color up to two words before them, as "<color> <object>"."""
     words = re.findall(r"[a-z]+|[.,;]", caption.lower())
     found = []
     for index, word in enumerate(words):

@@ -106,6 +106,7 @@ DRAW = {"text_px": _text, "color_step": _color, "size_percent": _size}
 
 
 def right(entry: Entry, prediction: str) -> bool:
+    """Whether a prediction is correct by the rule of its task."""
     if entry["task"] == "text_px":
         return re.sub(r"[^a-z]", "", prediction.lower()) == entry["answer"].lower()
     if entry["task"] == "color_step":

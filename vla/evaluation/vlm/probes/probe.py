@@ -22,6 +22,8 @@ WORST = 8
 
 @dataclass(frozen=True)
 class Case:
+    """A question with the model's prediction and the correct answer."""
+
     image: UInt8[np.ndarray, "h w 3"]
     question: str
     prediction: str
@@ -46,6 +48,7 @@ class ProbeResult:
 
     @property
     def main(self) -> tuple[str, float]:
+        """The name and the value of the main score."""
         name = next(iter(self.report["scores"]))
         return name, float(self.report["scores"][name]["value"])
 
@@ -104,6 +107,7 @@ class Probe:
 
 
 def blank(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    """A gray image of the same size."""
     return np.full_like(image, 128)
 
 

@@ -18,7 +18,11 @@ from vla.evaluation.vlm.probes.spatial import SPATIAL
 
 @runtime_checkable
 class Run(Protocol):
-    def __call__(self, answerer: Answerer, n: int, seed: int, baseline: bool = True) -> ProbeResult: ...
+    """A function that runs a probe."""
+
+    def __call__(self, answerer: Answerer, n: int, seed: int, baseline: bool = True) -> ProbeResult:
+        """Runs the probe on n scenes of a seed; `baseline` adds the scores with blank images."""
+        ...
 
 
 GAP = "modality-gap"

@@ -57,6 +57,7 @@ def numbers(seed: int) -> Iterator[int]:
 
 @contextmanager
 def studio() -> Iterator[Studio]:
+    """Opens a `Studio`, and frees its renderer on exit."""
     sampler = SceneSampler(SIZE, slots=SLOTS)
     try:
         yield Studio(sampler)

@@ -26,6 +26,7 @@ def is_empty(answer: str) -> bool:
 
 
 def declines(answer: str) -> bool:
+    """Whether the answer begins as a refusal."""
     return bool(DECLINES.match(_words(answer)))
 
 

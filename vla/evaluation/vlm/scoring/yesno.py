@@ -27,7 +27,7 @@ def is_yes(prediction: str) -> bool:
 
 
 def yes_or_no(prediction: str) -> str:
-    """ "yes" or "no" by POPE's rule; empty text for an empty answer, which POPE counts as yes."""
+    """Reads "yes" or "no" by POPE's rule; empty text for an empty answer, which POPE counts as yes."""
     if not is_yes(prediction):
         return "no"
     return "yes" if answered(prediction) or re.search(r"\byes\b", prediction, re.IGNORECASE) else ""
