@@ -16,7 +16,7 @@ from vla.datasets.questions import Question
 from vla.datasets.vqa import CONVERSATION, VqaItem, VqaStore
 from vla.errors import InputError
 from vla.models.vla import VLA
-from vla.training.contrastive.encoder import LARGEST, STARTS, PairEncoder, tokens
+from vla.training.contrastive.encoder import MAX_LOG_SCALE, STARTS, PairEncoder, tokens
 from vla.training.contrastive.train import train_contrastive
 from vla.training.contrastive.zero_shot import recall, zero_shot
 from vla.training.run import train
@@ -91,7 +91,7 @@ def test_where_each_loss_starts_and_where_clip_is_clamped(make_model: Callable[.
     with torch.no_grad():
         starts["clip"].log_scale.fill_(9.0)
     starts["clip"].clamp()
-    assert starts["clip"].log_scale.item() == pytest.approx(LARGEST) == math.log(100)
+    assert starts["clip"].log_scale.item() == pytest.approx(MAX_LOG_SCALE) == math.log(100)
     with pytest.raises(InputError, match="clip, align, siglip, not dino"):
         PairEncoder(vision, 99, "dino")
 
@@ -159,7 +159,10 @@ def test_stages_go_on_from_each_other_with_the_encoder_frozen_after_the_first(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"contrastive": {}, "plan": {"steps": 1, "batch_size": 99, "optimizer": "adamw"}}, "questions=instruct"),
+        (
+            {"contrastive": {}, "plan": {"steps": 1, "batch_size": 99, "optimizer": "adamw", "augment": 0.1}},
+            "questions=instruct",
+        ),
         ({"contrastive": {"noise": 1.0}}, "noise is a share"),
         ({"contrastive": {}, "plan": {"steps": 1, "batch_size": 4}}, "only plan.optimizer=adamw"),
         ({"contrastive": {"depth": 3}}, "takes .* not depth"),

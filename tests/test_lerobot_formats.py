@@ -318,7 +318,7 @@ def test_images_too_small_for_video_are_refused(make_episode: Callable[..., Epis
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"extras": {"force": np.full(5, np.inf)}}, "force holds values that are not finite"),
+        ({"extras": {"force": np.full(5, np.inf)}}, "force has values that are not finite"),
         ({"extras": {"force": np.zeros(5), "torque": np.zeros(5)}}, "torque, which the first episode does not have"),
     ],
 )
@@ -339,7 +339,7 @@ def test_episode_that_does_not_fit_is_refused(
 def test_nothing_is_overwritten_and_rates_are_whole(make_episode: Callable[..., Episode], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="exists"):
         LeRobotWriter(tmp_path, make_episode().embodiment, {})
-    with pytest.raises(InputError, match=r"whole frames a second, not 12\.5"):
+    with pytest.raises(InputError, match=r"integer frame rates, not 12\.5"):
         LeRobotWriter(tmp_path / "x", replace(make_episode().embodiment, control_hz=12.5), {})
 
 

@@ -315,7 +315,7 @@ def test_adding_actions_leaves_the_language_as_it_was(make_model: Models) -> Non
 def test_a_backbone_with_other_rows_is_refused(make_model: Models) -> None:
     vlm = make_model(robot=False)
     vlm.backbone.add_token_embeddings(7)
-    with pytest.raises(InputError, match="rows"):
+    with pytest.raises(InputError, match="token embeddings"):
         VLA(vlm.backbone, make_model().processor)
 
 

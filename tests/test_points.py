@@ -21,7 +21,7 @@ def test_a_point_stays_that_of_its_camera_and_thing(
     points = np.array([[CAMERAS.index(camera), thing] for camera in cameras for thing in range(things)], float)
     points = np.stack([points] * steps) if steps else points
     if things > room:
-        with pytest.raises(InputError, match="more than"):
+        with pytest.raises(InputError, match="do not fit into"):
             arrange_points(points, cameras, wanted, 3 * room)
         return
     arranged = arrange_points(points, cameras, wanted, 3 * room)

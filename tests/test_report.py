@@ -117,7 +117,7 @@ def test_the_numbers_are_there(tmp_path: Path) -> None:
 
 def test_failures_come_first_and_successes_are_folded(tmp_path: Path) -> None:
     page = write(tmp_path)
-    rows = re.findall(r"<tr><td>(\d+)</td><td>(\w+)</td>", page.source)
+    rows = re.findall(r'<tr><td class="number">(\d+)</td><td>(\w+)</td>', page.source)
     assert rows == [("2", "named"), ("1", "named"), ("3", "swapped")]
     assert "failure , wrong object" in page.text
     assert "1 of 3 episodes failed" in page.text

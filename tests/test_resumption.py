@@ -130,7 +130,7 @@ def test_other_options_are_reported(make_model: Models, tmp_path: Path, capsys: 
     train(make_model(), mixture(), plan(steps=2, lr=5e-4, accumulate=2, ema=0.9), tmp_path)
     line = next(line for line in capsys.readouterr().out.splitlines() if "resumes from" in line)
     assert line.startswith(f"{tmp_path} resumes from step 1 of 2, with ")
-    for change in ("plan.lr 0.001 -> 0.0005", "plan.steps 1 -> 2", "plan.accumulate 1 -> 2", "plan.ema 0.999 -> 0.9"):
+    for change in ("plan.lr 0.001 -> 0.0005", "plan.steps 1 -> 2", "plan.accumulate 1 -> 2", "plan.ema 0.995 -> 0.9"):
         assert change in line
     train(make_model(), mixture(), plan(steps=3, lr=5e-4, accumulate=2, ema=0.9), tmp_path)
     assert "with plan.steps 2 -> 3\n" in capsys.readouterr().out

@@ -178,7 +178,7 @@ def test_how_actions_are_predicted_and_ranges_taken(make_episode: Callable[..., 
 
 def test_stores_are_weighed_by_name(make_episode: Callable[..., Episode], tmp_path: Path) -> None:
     data = stores(make_episode, tmp_path)
-    with pytest.raises(InputError, match=r"weighs \['third'\], its sources are \['first', 'second', 'wide'\]"):
+    with pytest.raises(InputError, match=r"weights for \['third'\], but its sources are \['first', 'second', 'wide'\]"):
         train(**options(data, tmp_path / "a", mixture={"third": 1.0, "robot": 1.0}))
     with pytest.raises(InputError, match="first names a store in data and one in vqa"):
         train(**options(data, tmp_path / "a", vqa={"first": data["first"]}))

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vla.datasets.format_registry import detect_vqa
 from vla.datasets.formats import vqa_import
 from vla.datasets.formats.vqa_import import import_vqa
 from vla.datasets.formats.vqa_index import VqaIndex
@@ -196,7 +197,6 @@ def test_an_interrupted_import_goes_on(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from vla.datasets.format_registry import detect_vqa
 from vla.datasets.formats import vqa_import
 from vla.datasets.vqa import VqaStore
 
@@ -263,7 +263,7 @@ def test_bad_input_leaves_nothing(pictures: Path) -> None:
     src, dst = write(pictures, MANY), pictures / "out.zarr"
     wrong: list[tuple[str, dict[str, Any]]] = [
         ("tensorflow is not known: the VQA formats are llava", {"format": "tensorflow"}),
-        ("holds no VQA set", {"src": pictures / "absent"}),
+        ("cannot be detected", {"src": pictures / "absent"}),
         ("absent is missing", {"src": pictures / "absent", "format": "llava"}),
         ("no image folder", {"images": pictures / "absent"}),
         ("size must be 1 px or more", {"size": 0}),

@@ -83,7 +83,7 @@ def test_what_has_no_counterpart_is_rejected(tmp_path: Path) -> None:
 def test_a_split_without_annotations_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, QUESTIONS, None, "test-dev2015")
     assert detect(path)
-    with pytest.raises(InputError, match=r"no v2_mscoco_test-dev2015_annotations\.json .* give the train or the val"):
+    with pytest.raises(InputError, match=r"no v2_mscoco_test-dev2015_annotations\.json .* use the train or the val"):
         open_entries(path, None)
 
 
