@@ -48,11 +48,9 @@ class StepsHead:
     def continuous(self):
         return self
 
-    def target(self, robot, actions, valid_mask, prefix_length, rng):
+    def target(self, chunk):
         """No token has a label; the steps after the prefix are learned as numbers."""
-        learned = valid_mask.copy()
-        learned[:prefix_length] = False
-        return Target([self.query] * self.horizon + [self.eos], [IGNORE] * (self.horizon + 1), learned)
+        return Target([self.query] * self.horizon + [self.eos], [IGNORE] * (self.horizon + 1), chunk.learned)
 
     def action_positions(self, order, width):
         return order

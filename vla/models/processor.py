@@ -28,7 +28,7 @@ from vla.common.scene_objects import POINT_SCALE
 from vla.common.stored_image import StoredViews
 from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.models.action_heads.action_head import Head, Vocabulary
+from vla.models.action_heads.action_head import ChunkTarget, Head, Vocabulary
 from vla.models.action_heads.build import build_head, stored_settings
 from vla.models.action_heads.parallel import ParallelHead
 from vla.models.action_tokenizers.bins import UniformBins
@@ -278,7 +278,7 @@ class Processor:
         row.prompt_length = len(row.ids)
         inside = np.ones(len(row.actions), bool) if example.mask is None else example.mask
         assert self.head is not None
-        target = self.head.target(robot, row.actions, inside, example.prefix_length, rng)
+        target = self.head.target(ChunkTarget(robot, row.actions, inside, example.prefix_length, rng))
         row.add(target.inputs, target.labels)
         row.continuous_mask = target.continuous_mask
 

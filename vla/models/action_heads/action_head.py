@@ -39,6 +39,30 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
+class ChunkTarget:
+    """An action chunk to be learned.
+
+    Attributes:
+        robot: The robot of the chunk.
+        actions: The normalised actions.
+        valid_mask: The steps within the episode; the others have no loss.
+        prefix_length: Length of the action prefix.
+        rng: Generator of training noise; None for a deterministic target.
+    """
+
+    robot: RobotSpec
+    actions: Float[np.ndarray, "h a"]
+    valid_mask: Bool[np.ndarray, "h"]
+    prefix_length: int = 0
+    rng: np.random.Generator | None = None
+
+    @property
+    def learned(self) -> Bool[np.ndarray, "h"]:
+        """The valid steps after the action prefix."""
+        return self.valid_mask & (np.arange(len(self.actions)) >= self.prefix_length)
+
+
+@dataclass(frozen=True)
 class Target:
     """What a head adds to a training row: tokens with labels, and a mask of the steps with a continuous loss."""
 
@@ -132,21 +156,8 @@ class Head(Protocol):
         """The continuous part of the head; None for a head of tokens only."""
         ...
 
-    def target(
-        self,
-        robot: RobotSpec,
-        actions: Float[np.ndarray, "h a"],
-        valid_mask: Bool[np.ndarray, "h"],
-        prefix_length: int,
-        rng: np.random.Generator | None,
-    ) -> Target:
-        """The training target of a normalised chunk.
-
-        Args:
-            inside: steps within the episode; the others have no loss.
-            given: length of the action prefix.
-            rng: generator of training noise; None for a deterministic target.
-        """
+    def target(self, chunk: ChunkTarget) -> Target:
+        """The training target of an action chunk."""
         ...
 
     def action_positions(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:

@@ -8,16 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from vla.errors import InputError
-from vla.models.action_heads.action_head import Chunks, DecodeContext, Target, Vocabulary
+from vla.models.action_heads.action_head import Chunks, ChunkTarget, DecodeContext, Target, Vocabulary
 from vla.models.action_heads.autoregressive import generate_constrained
 from vla.models.action_tokenizers.fast import FastTokenizer
 from vla.models.batch import IGNORE
-from vla.models.robot_spec import RobotSpec
 
 
 class FastHead:
@@ -49,20 +48,13 @@ class FastHead:
             vocabulary.eos,
         )
 
-    def target(
-        self,
-        robot: RobotSpec,
-        actions: Float[np.ndarray, "h a"],
-        valid_mask: Bool[np.ndarray, "h"],
-        prefix_length: int,
-        rng: np.random.Generator | None,
-    ) -> Target:
+    def target(self, chunk: ChunkTarget) -> Target:
         """See `Head.target`."""
-        ids = (self.text + self.fast.encode(actions)).tolist()
+        ids = (self.text + self.fast.encode(chunk.actions)).tolist()
         return Target([self.action_query_token, *ids, self.eos], [IGNORE, *ids, self.eos])
 
     def action_positions(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
-        """See `Head.places`."""
+        """See `Head.action_positions`."""
         return order.clamp(max=self.num_action_positions - 1)
 
     def decode(self, context: DecodeContext) -> Chunks:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from vla.errors import InputError
@@ -19,6 +19,7 @@ from vla.models.action_heads.action_expert import ActionExpert, ActionExpertShap
 from vla.models.action_heads.action_head import (
     Cached,
     Chunks,
+    ChunkTarget,
     ContinuousHead,
     DecodeContext,
     Target,
@@ -32,7 +33,6 @@ from vla.models.action_heads.fast import FastHead
 from vla.models.action_heads.flow_matching import FlowHead, sample_time
 from vla.models.action_heads.rtc_guidance import RTCGuidance
 from vla.models.batch import Batch
-from vla.models.robot_spec import RobotSpec
 
 REPEATS = 4
 """Samples of time and noise per row: they share one pass of the backbone, and the expert is cheap."""
@@ -97,27 +97,16 @@ class FlowMatchingHead:
         """See `Head.continuous`."""
         return self
 
-    def target(
-        self,
-        robot: RobotSpec,
-        actions: Float[np.ndarray, "h a"],
-        valid_mask: Bool[np.ndarray, "h"],
-        prefix_length: int,
-        rng: np.random.Generator | None,
-    ) -> Target:
+    def target(self, chunk: ChunkTarget) -> Target:
         """The token target, if any, and a continuous loss on every step in the episode.
 
         The action prefix has a loss too, except with `rtc_training`.
         """
-        tokens = (
-            Target([], [])
-            if self._tokens is None
-            else self._tokens.target(robot, actions, valid_mask, prefix_length, rng)
-        )
-        return Target(tokens.inputs, tokens.labels, valid_mask)
+        tokens = Target([], []) if self._tokens is None else self._tokens.target(chunk)
+        return Target(tokens.inputs, tokens.labels, chunk.valid_mask)
 
     def action_positions(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
-        """See `Head.places`."""
+        """See `Head.action_positions`."""
         return order if self._tokens is None else self._tokens.action_positions(order, width)
 
     def module(self, backbone: Any, conditioning: int) -> FlowHead:

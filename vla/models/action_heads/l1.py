@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from vla.models.action_heads.action_head import (
     Cached,
     Chunks,
+    ChunkTarget,
     ContinuousHead,
     DecodeContext,
     Target,
@@ -21,7 +21,6 @@ from vla.models.action_heads.action_head import (
 )
 from vla.models.action_heads.l1_regression import L1Head
 from vla.models.batch import IGNORE, Batch
-from vla.models.robot_spec import RobotSpec
 
 
 class RegressionHead:
@@ -47,20 +46,13 @@ class RegressionHead:
         """See `Head.continuous`."""
         return self
 
-    def target(
-        self,
-        robot: RobotSpec,
-        actions: Float[np.ndarray, "h a"],
-        valid_mask: Bool[np.ndarray, "h"],
-        prefix_length: int,
-        rng: np.random.Generator | None,
-    ) -> Target:
+    def target(self, chunk: ChunkTarget) -> Target:
         """See `Head.target`."""
         inputs = [self.action_query_token] * self.num_action_positions + [self.eos]
-        return Target(inputs, [IGNORE] * len(inputs), valid_mask & (np.arange(len(actions)) >= prefix_length))
+        return Target(inputs, [IGNORE] * len(inputs), chunk.learned)
 
     def action_positions(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
-        """See `Head.places`."""
+        """See `Head.action_positions`."""
         return order
 
     def module(self, backbone: Any, conditioning: int) -> L1Head:

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from vla.models.action_heads.action_head import Chunks, DecodeContext, Target, Vocabulary
+from vla.models.action_heads.action_head import Chunks, ChunkTarget, DecodeContext, Target, Vocabulary
 from vla.models.action_heads.decoding import median_bins
 from vla.models.batch import IGNORE
-from vla.models.robot_spec import RobotSpec
 
 
 class ParallelHead:
@@ -44,20 +43,13 @@ class ParallelHead:
             vocabulary.eos,
         )
 
-    def target(
-        self,
-        robot: RobotSpec,
-        actions: Float[np.ndarray, "h a"],
-        valid_mask: Bool[np.ndarray, "h"],
-        prefix_length: int,
-        rng: np.random.Generator | None,
-    ) -> Target:
+    def target(self, chunk: ChunkTarget) -> Target:
         """See `Head.target`."""
-        ids = (self.text + self.bins.encode(actions)).tolist()
-        wanted = np.repeat(valid_mask & (np.arange(len(actions)) >= prefix_length), robot.action_dim)
+        ids = (self.text + self.bins.encode(chunk.actions)).tolist()
+        wanted = np.repeat(chunk.learned, chunk.robot.action_dim)
         # A query token predicts its own value, so the labels are shifted by one position.
         labels = np.where(wanted, ids, IGNORE).tolist()
-        return Target([*self._inputs(ids, prefix_length * robot.action_dim), self.eos], [IGNORE, *labels])
+        return Target([*self._inputs(ids, chunk.prefix_length * chunk.robot.action_dim), self.eos], [IGNORE, *labels])
 
     def _inputs(self, ids: list[int], known: int) -> list[int]:
         return [*ids[:known], *[self.action_query_token] * (len(ids) - known)]

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from vla.models.action_heads.action_head import Chunks, DecodeContext, Target, Vocabulary
+from vla.models.action_heads.action_head import Chunks, ChunkTarget, DecodeContext, Target, Vocabulary
 from vla.models.action_heads.autoregressive import generate_constrained
 from vla.models.action_tokenizers.integers import IntegerText, allowed_tokens, digit_tokens, mask_digits
 from vla.models.batch import IGNORE
-from vla.models.robot_spec import RobotSpec
 
 
 class TextHead:
@@ -39,22 +38,15 @@ class TextHead:
         self._allowed = torch.from_numpy(allowed_tokens(self.tokenizer))
         self._digits = digit_tokens(self.tokenizer)
 
-    def target(
-        self,
-        robot: RobotSpec,
-        actions: Float[np.ndarray, "h a"],
-        valid_mask: Bool[np.ndarray, "h"],
-        prefix_length: int,
-        rng: np.random.Generator | None,
-    ) -> Target:
+    def target(self, chunk: ChunkTarget) -> Target:
         """See `Head.target`."""
-        words = self._words(actions)
-        wanted = np.repeat(valid_mask & (np.arange(len(actions)) >= prefix_length), robot.action_dim)
+        words = self._words(chunk.actions)
+        wanted = np.repeat(chunk.learned, chunk.robot.action_dim)
         ids = np.concatenate(words)
         labels = np.where(np.repeat(wanted, [len(word) for word in words]), ids, IGNORE)
-        known = sum(map(len, words[: prefix_length * robot.action_dim]))
-        if rng is not None:  # the action prefix is never masked
-            ids[known:] = mask_digits(ids[known:], self._digits, self.pad, rng)
+        known = sum(map(len, words[: chunk.prefix_length * chunk.robot.action_dim]))
+        if chunk.rng is not None:  # the action prefix is never masked
+            ids[known:] = mask_digits(ids[known:], self._digits, self.pad, chunk.rng)
         return Target([self.action_query_token, *ids.tolist(), self.eos], [IGNORE, *labels.tolist(), self.eos])
 
     def _words(self, actions: Float[np.ndarray, "h a"]) -> Sequence[Int[np.ndarray, "_n"]]:
@@ -63,7 +55,7 @@ class TextHead:
         return [np.array(self.tokenizer.encode(f" {word}", add_special_tokens=False).ids) for word in words]
 
     def action_positions(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
-        """See `Head.places`."""
+        """See `Head.action_positions`."""
         return torch.zeros_like(order)
 
     def decode(self, context: DecodeContext) -> Chunks:
