@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-mujoco lint type docs wheel bench gpu lock clean
+.PHONY: help demo test test-all test-mujoco lint type docs docs-pictures wheel bench gpu lock clean
 
 BIN := .venv/bin
 READY := .venv/.installed
@@ -44,6 +44,10 @@ type: $(READY)  ## mypy
 docs: $(READY)  ## the documentation site -> site/index.html; fails on a broken link
 	$(UV) pip install --quiet --python $(BIN)/python --group docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+docs-pictures: $(READY)  ## the pictures of the tasks and the diagrams in docs/
+	$(BIN)/python -m vla.envs.contact_sheet docs/tasks.png
+	$(BIN)/python docs/diagrams.py
 
 wheel: $(READY)  ## the wheel -> dist/
 	$(BIN)/python -m build --wheel

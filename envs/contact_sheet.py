@@ -13,20 +13,22 @@ from vla.envs.make import make_env
 from vla.envs.scripted_expert import ScriptedExpert
 from vla.envs.tasks import TASKS
 
-SIZE, COLUMNS, CAPTION = 224, 4, 34
+SIZE, COLUMNS, CAPTION = 224, 4, 50
 PROGRESS = 0.6
 """The fraction of the expert's episode at which the image is taken."""
 
 
 def sheet(seed: int = 3) -> Image.Image:
-    """The front camera's image of each task during the expert's episode, with the instruction below."""
+    """The front camera's image of each task during the expert's episode, with its name and the instruction below."""
     rows = -(-len(TASKS) // COLUMNS)
     page = Image.new("RGB", (COLUMNS * SIZE, rows * (SIZE + CAPTION)), "white")
     for number, task in enumerate(TASKS):
         x, y = number % COLUMNS * SIZE, number // COLUMNS * (SIZE + CAPTION)
         picture, instruction = _picture(task, seed)
         page.paste(picture, (x, y))
-        ImageDraw.Draw(page).text((x + 4, y + SIZE + 3), fill(instruction, 40), "black", font_size=11)
+        draw = ImageDraw.Draw(page)
+        draw.text((x + 4, y + SIZE + 3), task, "black", font_size=12, stroke_width=0.3)
+        draw.text((x + 4, y + SIZE + 18), fill(instruction, 40), "dimgray", font_size=11)
     return page
 
 
