@@ -62,7 +62,7 @@ class Centre(Task):
 
     def points(self, scene: TableScene, target: int, goal: int) -> list[np.ndarray]:
         """Where the cube is and where it goes: the policy learns to point at both before it acts."""
-        return [scene.object_position(target), self._move(scene, target).place]
+        return [scene.object_position(target), self._move(scene, target).position]
 
     def _move(self, scene: TableScene, target: int) -> Move:
         return Move(target, np.array([*MIDDLE, scene.objects[target].half_extents[2]]))

@@ -5,7 +5,7 @@
 Recipe: write a class by the protocol `Head` of `vla.models.action_heads.action_head`. It has two parts:
 
 - `target` and `decode` say which tokens stand for a chunk, in training and at inference. Text tokens end at
-  `vocabulary.text`; the head's own `rows` follow, and after them the query token.
+  `vocabulary.text`; the head's own `vocab_size` tokens follow, and after them the query token.
 - `continuous` (None for a head of tokens only) learns numbers from the hidden states, with a torch module.
 
 Here it is registered for this process. A package adds it to every command by its pyproject.toml, after which
@@ -33,7 +33,7 @@ from vla.models.batch import IGNORE
 class StepsHead:
     """Predicts each step's action with a linear layer on the hidden state of one query token."""
 
-    rows, num_ordinal_tokens = 0, 0  # no token of its own but the query token
+    vocab_size, num_ordinal_tokens = 0, 0  # no token of its own but the query token
     conditions_on_prefix = True  # the tokens do not hold committed actions: the model is given them as numbers
     bidirectional = True  # the query tokens of a chunk attend to each other
     reads_cache = False  # the loss needs hidden states only, not keys and values

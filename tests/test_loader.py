@@ -163,7 +163,7 @@ from vla.models.vla import VLA
 from vla.training.loop import TrainConfig, train
 
 mixture = Mixture({"robot": Windows(EpisodeStore.open("demos"), 4)}, {"robot": 1.0}, 0)
-plan = TrainConfig(steps=10**6, batch_size=4, loader_workers=2, evaluate_every=3)
+plan = TrainConfig(steps=10**6, batch_size=4, loader_workers=2, evaluate_every=3, augment=0)
 try:
     outcome = train(VLA.load("model"), mixture, plan, Path("run"), lambda model: print("evaluated", flush=True) or {})
     print("stopped at", outcome.step)

@@ -81,7 +81,8 @@ def _store_plugins(overrides: Sequence[str]) -> None:
 def _replacing(override: str) -> list[str]:
     """`KEY={_target_: CLASS, ...}` as Hydra has it: the default choice of KEY is left out, with its options."""
     key, _, value = override.partition("=")
-    return [f"~{key}", f"+{override}"] if re.match(r"\s*\{\s*_target_\s*:", value) else [override]
+    replaces = key.isidentifier() and re.match(r"\s*\{\s*_target_\s*:", value)
+    return [f"~{key}", f"+{override}"] if replaces else [override]
 
 
 def sweep(command: str, overrides: Sequence[str]) -> list[list[str]]:
