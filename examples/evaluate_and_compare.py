@@ -43,7 +43,7 @@ class NoisyExpert:
 
 def evaluate(name: str, seeds: range) -> list[Result]:
     """One result a seed: the same seed is the same scene and instruction for every policy."""
-    # New instructions, and images only when the policy is asked.
+    # New instructions, and images only at inference steps.
     make_env = partial(vla.make_env, "pick", image_size=96, phrasing="heldout", images=False)
     policy_for = NoisyExpert if name == "noisy" else load_policy(name)  # makes the policy of an environment
     return rollout(make_env, policy_for, trials_for(seeds, swap=False), parallel=4, n_action_steps=4)

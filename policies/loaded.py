@@ -1,4 +1,4 @@
-"""Policies for use from Python: loaded by name, asked with the observations that environments return."""
+"""Policies for use from Python: loaded by name, called with the observations that environments return."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from test_run import options, stores
 
 from vla.commands import cli
+from vla.commands.arguments import parse
 from vla.commands.options import bind, compose
 from vla.common.renamed_keys import WEIGHTS, current_override, current_targets, current_weight
 from vla.evaluation.rollouts.result_store import check_folder
@@ -111,3 +112,9 @@ def test_a_run_of_an_earlier_version_goes_on(make_episode: type[Episode], tmp_pa
     assert all((VLA.load(run).state_dict()[name] == tensor).all() for name, tensor in before.items())
     assert all(current_weight(earlier_weight(name)) == name for name in before)
     assert train(**options(data, tmp_path / "a", head=head, plan=plan | {"steps": 2})).step == 2
+
+
+def test_an_earlier_value_and_path_are_taken_in_every_form(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["eval", "--frames", "asked", "--cfg"]) == 0
+    assert "render: on_inference" in capsys.readouterr().out
+    assert parse("train", ["retain.docvqa.data=a dir"]) == (["regression_gates.docvqa.data='a dir'"], frozenset())

@@ -66,7 +66,8 @@ def load_policy(name: str | Path, env: gymnasium.Env[Any, Any] | None = None) ->
     Args:
         name: the folder of a training run or of a checkpoint, "hub:user/model", "lerobot:FOLDER", "ws://HOST:PORT"
             of `vla serve`, or "expert" or "hold".
-        env: the environment to act in; needed by scripted policies and where a checkpoint drives several robots.
+        env: the environment to act in; needed by scripted policies, by those of LeRobot, and where a checkpoint drives
+            several robots.
 
     Raises:
         InputError: there is no such policy, or it needs an environment.

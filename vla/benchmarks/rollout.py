@@ -83,7 +83,7 @@ def bench_rollout() -> Table:
         contestants: dict[str, Callable[[int], tuple[float, float, float]]] = {
             "lerobot, SyncVectorEnv": lerobot(folder / "policy", closing, use_async=False),
             "lerobot, AsyncVectorEnv": lerobot(folder / "policy", closing, use_async=True),
-            "vla eval": partial(_ours, folder, "asked"),
+            "vla eval": partial(_ours, folder, "on_inference"),
             "vla eval render=all": partial(_ours, folder, "all"),
         }
         rates: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}

@@ -15,6 +15,7 @@ grammar when the value is in brackets.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from functools import cache
@@ -22,6 +23,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from vla.commands.table import COMMANDS
+from vla.common.renamed_keys import current_override
 from vla.errors import InputError
 
 PATHS = (
@@ -133,6 +135,9 @@ def _next_positional(name: str, overrides: Sequence[str]) -> str | None:
 
 def _grammatical(name: str, override: str, multirun: bool) -> str:
     """The override in Hydra's grammar: the value of a path or of free text is quoted."""
+    override, warning = current_override(name, override)
+    if warning:
+        print(f"vla {name}: {warning}: the earlier name will be removed", file=sys.stderr)
     key, _, value = override.partition("=")
     plain = key.lstrip("+")
     if value in ("null", "") or key.startswith("~"):

@@ -17,7 +17,6 @@ from vla import __version__
 from vla.commands.arguments import parse
 from vla.commands.table import COMMANDS, Command
 from vla.common.full_disk import explaining_full_disk
-from vla.common.renamed_keys import current_override
 from vla.errors import Failure, InputError, unknown
 
 __all__ = ["COMMANDS", "Command", "main", "parse"]
@@ -54,7 +53,7 @@ def help_of(name: str) -> str:
 
 def execute(name: str, arguments: Sequence[str]) -> None:
     """Runs one command, or every run of a sweep: in order, or by a Hydra launcher if Hydra options are set."""
-    overrides, flags = parse(name, [_current(name, argument) for argument in arguments])
+    overrides, flags = parse(name, arguments)
     if "help" in flags:
         print(help_of(name))
         return
@@ -89,15 +88,6 @@ def execute(name: str, arguments: Sequence[str]) -> None:
         if len(runs) > 1:
             print(f"[{number}/{len(runs)}] {' '.join(run)}", flush=True)
         options.bind(target, config)()
-
-
-def _current(name: str, argument: str) -> str:
-    """The argument with the present names of options; one of an earlier version is reported."""
-    dashes = "--" if argument.startswith("--") else ""
-    current, warning = current_override(name, argument.removeprefix(dashes))
-    if warning:
-        print(f"vla {name}: {warning}: the earlier name will be removed", file=sys.stderr)
-    return dashes + current
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

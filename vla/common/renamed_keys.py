@@ -33,14 +33,18 @@ TARGETS = {
     "vla.control.limits.Limits": "vla.robots.limits.Limits",
 }
 """Classes and functions that `_target_` names in a user's own configuration."""
-PROCESSOR = {"state_as": "state_encoding"}
+PROCESSOR = {"state_as": OPTIONS["train"]["state_as"]}
 """Of a checkpoint's processor.json."""
-HEAD = {"insulate": "knowledge_insulation", "continues": "rtc_training"}
+HEAD = {
+    old.removeprefix("head."): new.removeprefix("head.")
+    for old, new in OPTIONS["train"].items()
+    if old.startswith("head.")
+}
 """Of an action head's settings."""
-EVALUATION = {"execute": "n_action_steps", "guard": "safety_filter"}
+EVALUATION = OPTIONS["eval"]
 """Of an evaluation's settings.json."""
-RUN = {option: new for renamed in (OPTIONS["train"], OPTIONS["demo"]) for option, new in renamed.items()}
-"""Dotted, of what a training run or a demo notes of its settings."""
+RUN = OPTIONS["train"]
+"""Dotted, of the settings that a training run notes."""
 WEIGHTS = (
     ("slots.", "action_position_embedding."),
     ("situation.", "conditioning_mlp."),
@@ -56,6 +60,14 @@ def current_keys(values: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[
     return {renamed.get(key, key): value for key, value in values.items()}
 
 
+def current_key(key: str, renamed: Mapping[str, str]) -> str:
+    """The present name of a dotted key, or of one below a renamed key."""
+    for old, new in renamed.items():
+        if key == old or key.startswith(f"{old}."):
+            return new + key.removeprefix(old)
+    return key
+
+
 def current_weight(name: str) -> str:
     """The present name of a tensor of a checkpoint."""
     for old, new in WEIGHTS:
@@ -69,18 +81,15 @@ def current_override(command: str, override: str) -> tuple[str, str]:
 
     Keys inside a mapping, such as `head={kind: flow, insulate: true}`, are renamed too.
     """
-    signs, key, value = re.fullmatch(r"([+~]*)([^=]*)(=?.*)", override, re.DOTALL).groups()  # type: ignore[union-attr]
-    changed: dict[str, str] = {}
-    for old, new in OPTIONS.get(command, {}).items():
-        if key == old or key.startswith(f"{old}."):
-            key = new + key.removeprefix(old)
-            changed[old] = new
-        elif old.startswith(f"{key}.") and value.startswith("={"):
-            inner = (name.removeprefix(f"{key}.") for name in (old, new))
-            before = value
-            old_key, new_key = inner
-            value = re.sub(rf"(?<=[{{,])(\s*){old_key}(?=\s*:)", rf"\1{new_key}", value)
-            changed |= {old: new} if value != before else {}
+    signs, typed, value = re.fullmatch(r"([+~]*)([^=]*)(=?.*)", override, re.DOTALL).groups()  # type: ignore[union-attr]
+    renamed_options = OPTIONS.get(command, {})
+    key = current_key(typed, renamed_options)
+    changed = {} if key == typed else {typed: key}
+    for old, new in renamed_options.items():
+        if old.startswith(f"{key}.") and value.startswith("={"):
+            old_key, new_key = (name.removeprefix(f"{key}.") for name in (old, new))
+            value, count = re.subn(rf"(?<=[{{,])(\s*){old_key}(?=\s*:)", rf"\1{new_key}", value)
+            changed |= {old: new} if count else {}
     renamed = VALUES.get((command, key), {})
     if value[1:] in renamed:
         changed[f"{key}{value}"] = f"{key}={renamed[value[1:]]}"

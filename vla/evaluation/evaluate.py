@@ -85,7 +85,7 @@ def evaluate(
         workers: Processes.
         n_action_steps: The execution horizon.
         safety_filter: Whether commands pass the safety filter.
-        frames: "all": images are rendered at every step; "asked": only for predictions.
+        render: "all": images are rendered at every step; "on_inference": only for predictions.
         stop: A success rate; evaluation stops once the measured rate differs from it significantly.
         vqa: A question store to evaluate the policy's model on.
         questions: Questions of each kind.

@@ -49,9 +49,9 @@ class Batch:
         state: the normalised state; zero where a row has none, and in components that its robot does not have.
         points: `point_features` of the row's points; zero where there are none.
         actions: the normalised chunk.
-        regressed: values of the chunk with a continuous loss.
-        given: length of the action prefix in the chunk.
-        prefix: number of tokens before the chunk.
+        continuous_mask: values of the chunk with a continuous loss.
+        prefix_length: length of the action prefix in the chunk.
+        prompt_length: number of tokens before the chunk.
         seed: seed of the row's random numbers in training; -1 for torch's global generator.
         source: source of each row.
     """

@@ -203,7 +203,7 @@ class VLA(nn.Module):
         Points are decoded greedily, one coordinate after the other, and then the head decodes the actions.
 
         Args:
-            given: the normalised action prefix, k actions.
+            action_prefix: the normalised action prefix, k actions.
             previous_chunk_leftover, vjp: as in `DecodeContext`.
 
         Returns:

@@ -8,7 +8,7 @@
 | components/<name>/state        | the component's measured value                                         |
 | components/<name>/action       | the action executed                                                    |
 | components/<name>/predicted/<i> | the policy's chunks, each drawn once, at the times it was meant for   |
-| instruction                    | what was asked, and how it ended                                       |
+| instruction                    | the instruction, and how it ended                                       |
 | outcome                        | success, failure or unknown, as a coloured bar over the whole timeline |
 
 Everything is on the timeline `time` [s]; episodes follow one another with a short gap. Where several are shown side

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from vla.common.renamed_keys import HEAD, current_keys
 from vla.models.action_heads.build import check_head
 from vla.models.action_heads.fast import to_json
 from vla.models.action_tokenizers.fast import FastTokenizer
@@ -30,7 +31,7 @@ def head_settings(
     Raises:
         InputError: the head or the tokenizer does not exist.
     """
-    settings: dict[str, Any] = {"kind": head} if isinstance(head, str) else dict(head)
+    settings: dict[str, Any] = {"kind": head} if isinstance(head, str) else current_keys(head, HEAD)
     check_head(settings.get("kind"))
     needs_fast = bool(settings.get("knowledge_insulation")) and settings.get("tokens", "fast") == "fast"
     if (settings["kind"] == "fast" or needs_fast) and robots:

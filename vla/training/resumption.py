@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vla.common.renamed_keys import RUN
+from vla.common.renamed_keys import RUN, current_key
 from vla.errors import InputError
 from vla.training.train_config import TrainConfig
 
@@ -49,7 +49,7 @@ def changes(checkpoint: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) 
     Raises:
         InputError: a setting differs that must not change within a run.
     """
-    before, after = {_current(key): value for key, value in _flat(saved)}, dict(_flat(now))
+    before, after = {current_key(key, RUN): value for key, value in _flat(saved)}, dict(_flat(now))
     if not before:
         return []
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
@@ -70,11 +70,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _current(key: str) -> str:
-    """The present name of a dotted key that an earlier version wrote."""
-    for old, new in RUN.items():
-        if key == old or key.startswith(f"{old}."):
-            return new + key.removeprefix(old)
-    return key

@@ -76,9 +76,10 @@ class DecodeContext:
     """The inputs for decoding action chunks: rows of one robot whose prompts are in the KV cache of `decoding`.
 
     Attributes:
-        told: conditioning values of each row.
-        ask: embeds further tokens, given the index of the first within the chunk, and returns their hidden states.
-        given: the normalised action prefix, if any.
+        conditioning: conditioning values of each row.
+        decode_tokens: embeds further tokens, from the index of the first within the chunk, and returns their hidden
+            states.
+        action_prefix: the normalised action prefix, if any.
         previous_chunk_leftover: the previous chunk's normalised actions after the prefix. Only flow heads use them
             (`vla.models.action_heads.rtc_guidance`).
         vjp: whether guidance uses the exact Jacobian.

@@ -23,7 +23,7 @@ def generate_constrained(
     """Greedy decoding with a logits mask: the tokens of each row, without `end`.
 
     Args:
-        blank: action query token, which starts the sequence.
+        action_query_token: starts the sequence.
         known: forced first tokens of each row.
         allowed: ids of the tokens that may be generated, besides `end`.
         limit: maximum number of tokens; with `sizes`, the exact sum of the generated tokens' sizes.

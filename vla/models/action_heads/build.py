@@ -47,7 +47,7 @@ def build_head(settings: Mapping[str, Any], vocabulary: Vocabulary) -> Head:
     Raises:
         InputError: for an unknown kind or unknown arguments.
     """
-    arguments = current_keys(settings, HEAD)
+    arguments = dict(settings)
     kind = arguments.pop("kind", None)
     check_head(kind)
     make: Callable[..., Head] = HEADS.get(kind) or load_plugin(PLUGINS, kind)

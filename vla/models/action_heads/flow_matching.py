@@ -144,9 +144,9 @@ class FlowHead(nn.Module):
         """Samples normalised chunks, 0 where `mask` is False.
 
         Args:
-            given: the action prefix, k actions (real-time chunking). At each step it is set to its value at that
+            action_prefix: the first k actions (real-time chunking). At each step they are set to their values at that
                 time, t noise + (1 - t) actions, or to t = 0 with `rtc_training`, so that the other actions continue
-                it. The returned chunks contain it unchanged.
+                them. The returned chunks contain them unchanged.
             noise: initial noise; sampled by default.
             guide: guidance of the actions after the prefix.
         """

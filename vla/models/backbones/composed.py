@@ -83,7 +83,7 @@ class ComposedVLM(nn.Module):
         return int(self.language.config.vocab_size)
 
     def freezable_modules(self) -> dict[str, nn.Module]:
-        """See `Backbone.parts`."""
+        """See `Backbone.freezable_modules`."""
         return {"vision": self.vision.model, "connector": self.connector, "language": self.language}
 
     def add_token_embeddings(self, count: int) -> None:
@@ -131,7 +131,7 @@ class ComposedVLM(nn.Module):
         vision: Any | None = None,
         segments: Int[Tensor, "b l"] | None = None,
     ) -> tuple[Float[Tensor, "b l d"], Any]:
-        """See `Backbone.hidden`."""
+        """See `Backbone.forward`."""
         return run_decoder(self.language.base_model, embeds, attention_mask, cache, segments), cache
 
     def new_cache(self) -> DynamicCache:

@@ -90,7 +90,7 @@ class CrossAttentionVLM(nn.Module):
         return len(self.language.get_input_embeddings().weight)
 
     def freezable_modules(self) -> dict[str, nn.Module]:
-        """See `Backbone.parts`."""
+        """See `Backbone.freezable_modules`."""
         connector = nn.ModuleList([self.connector, self.blocks])
         return {"vision": self.vision, "connector": connector, "language": self.language}
 
@@ -109,7 +109,7 @@ class CrossAttentionVLM(nn.Module):
         image_mask: Bool[Tensor, "b k"],
         layout: ImageLayout | None = None,
     ) -> Vision | None:
-        """See `Backbone.see`."""
+        """See `Backbone.encode_images`."""
         if not image_mask.any():
             return None
         features = self.vision(pixel_values[image_mask]).flatten(1, 2)
@@ -132,7 +132,7 @@ class CrossAttentionVLM(nn.Module):
         vision: Vision | None = None,
         segments: Int[Tensor, "b l"] | None = None,
     ) -> tuple[Float[Tensor, "b l d"], ImageTokenCache | None]:
-        """See `Backbone.hidden`. Images are only possible in the first tokens of a cache.
+        """See `Backbone.forward`. Images are only possible in the first tokens of a cache.
 
         Raises:
             InputError: for segments with a language model without position ids (ALiBi: MPT, BLOOM).

@@ -16,7 +16,7 @@ class Idefics(CrossAttending):
     """Idefics: each token attends to the latest image before it, if any."""
 
     def freezable_modules(self) -> dict[str, nn.Module]:
-        """See `Backbone.parts`."""
+        """See `Backbone.freezable_modules`."""
         model = self.model.model
         resampler = [model.perceiver_resampler] if self.model.config.use_resampler else []
         return {
@@ -56,7 +56,7 @@ class Idefics(CrossAttending):
         image_mask: Bool[Tensor, "b k"],
         layout: ImageLayout | None = None,
     ) -> Vision | None:
-        """See `Backbone.see`."""
+        """See `Backbone.encode_images`."""
         if not image_mask.any():
             return None
         model = self.model.model
@@ -74,7 +74,7 @@ class Idefics(CrossAttending):
         vision: Vision | None = None,
         segments: Int[Tensor, "b l"] | None = None,
     ) -> tuple[Float[Tensor, "b l d"], ImageTokenCache | None]:
-        """See `Backbone.hidden`. Images are only possible in the first tokens of a cache."""
+        """See `Backbone.forward`. Images are only possible in the first tokens of a cache."""
         length = embeds.shape[1]
         image_tokens = image_token_mask(vision, cache, attention_mask, length)
         features = None if vision is None else vision.features

@@ -40,7 +40,7 @@ class Mllama(CrossAttending):
         return super().config | {"head_rows": self.head_rows}
 
     def freezable_modules(self) -> dict[str, nn.Module]:
-        """See `Backbone.parts`."""
+        """See `Backbone.freezable_modules`."""
         model = self.model.model
         text = model.language_model
         crossing = set(text.cross_attention_layers)
@@ -73,7 +73,7 @@ class Mllama(CrossAttending):
         image_mask: Bool[Tensor, "b k"],
         layout: ImageLayout | None = None,
     ) -> Vision | None:
-        """See `Backbone.see`."""
+        """See `Backbone.encode_images`."""
         if not image_mask.any():
             return None
         model = self.model.model
@@ -109,7 +109,7 @@ class Mllama(CrossAttending):
         vision: Vision | None = None,
         segments: Int[Tensor, "b l"] | None = None,
     ) -> tuple[Float[Tensor, "b l d"], ImageTokenCache | None]:
-        """See `Backbone.hidden`. Images are only possible in the first tokens of a cache, whose layers store them."""
+        """See `Backbone.forward`. Images are only possible in the first tokens of a cache, whose layers store them."""
         length = embeds.shape[1]
         first = attention_mask.shape[1] == length
         image_tokens = image_token_mask(vision, cache, attention_mask, length)

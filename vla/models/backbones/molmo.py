@@ -140,7 +140,7 @@ class Molmo(OwnFamily):
         image_mask: Bool[Tensor, "b k"],
         layout: ImageLayout | None = None,
     ) -> Vision | None:
-        """See `Backbone.see`. Without a `layout` or crops, an image is assumed to fill its frame."""
+        """See `Backbone.encode_images`. Without a `layout` or crops, an image is assumed to fill its frame."""
         if not image_mask.any():
             return None
         features = self.vision(pixel_values[image_mask])

@@ -51,7 +51,7 @@ class OwnFamily(HFBackbone):
         return super().config | {"vision": self.vision_config}
 
     def freezable_modules(self) -> dict[str, nn.Module]:
-        """See `Backbone.parts`."""
+        """See `Backbone.freezable_modules`."""
         return {"vision": self.vision, "connector": self.connector, "language": self.model}
 
     def encode_images(
@@ -60,7 +60,7 @@ class OwnFamily(HFBackbone):
         image_mask: Bool[Tensor, "b k"],
         layout: ImageLayout | None = None,
     ) -> Vision | None:
-        """See `Backbone.see`."""
+        """See `Backbone.encode_images`."""
         if not image_mask.any():
             return None
         features = self.connector(self.vision(pixel_values[image_mask])).flatten(0, 1)
@@ -89,7 +89,7 @@ class OwnFamily(HFBackbone):
         vision: Vision | None = None,
         segments: Int[Tensor, "b l"] | None = None,
     ) -> tuple[Float[Tensor, "b l d"], ImageTokenCache | None]:
-        """See `Backbone.hidden`."""
+        """See `Backbone.forward`."""
         return run_decoder(self.model.model, embeds, attention_mask, cache, segments), cache
 
 

@@ -69,7 +69,7 @@ class TokenFamily(HFBackbone):
         return int(side), int(side)
 
     def freezable_modules(self) -> dict[str, nn.Module]:
-        """See `Backbone.parts`."""
+        """See `Backbone.freezable_modules`."""
         layout = LAYOUTS[self.family]
         connector = [_at(self.model, path) for path in layout.connector]
         vision = _at(self.model, layout.vision)
@@ -85,7 +85,7 @@ class TokenFamily(HFBackbone):
         image_mask: Bool[Tensor, "b k"],
         layout: ImageLayout | None = None,
     ) -> Vision | None:
-        """See `Backbone.see`."""
+        """See `Backbone.encode_images`."""
         if not image_mask.any():
             return None
         sizes = None
@@ -115,7 +115,7 @@ class TokenFamily(HFBackbone):
         vision: Vision | None = None,
         segments: Int[Tensor, "b l"] | None = None,
     ) -> tuple[Float[Tensor, "b l d"], ImageTokenCache | None]:
-        """See `Backbone.hidden`. Segments are only possible in the first tokens of a cache."""
+        """See `Backbone.forward`. Segments are only possible in the first tokens of a cache."""
         length = embeds.shape[1]
         prefix = self.family == "paligemma"
         if prefix and cache is None and (segments is None or not segments.any()):

@@ -65,7 +65,7 @@ class FusedBackbone(nn.Module):
         image_mask: Bool[Tensor, "b k"],
         layout: ImageLayout | None = None,
     ) -> Any:
-        """See `Backbone.see`. Uses a CUDA graph where no image is missing and each image fills its frame."""
+        """See `Backbone.encode_images`. Uses a CUDA graph where no image is missing and each image fills its frame."""
         pixels = pixel_values.to(self.dtype)
         fills = True
         if layout is not None and getattr(self.plain, "family", "") in NATIVE:
@@ -104,7 +104,7 @@ class FusedBackbone(nn.Module):
         vision: Any | None = None,
         segments: Int[Tensor, "b l"] | None = None,
     ) -> tuple[Float[Tensor, "b l d"], StaticCache]:
-        """See `Backbone.hidden`. Without a cache the tokens are a prompt; later tokens may be `TOGETHER`.
+        """See `Backbone.forward`. Without a cache the tokens are a prompt; later tokens may be `TOGETHER`.
 
         Raises:
             InputError: for other segments.
