@@ -1,4 +1,4 @@
-"""Numbers of an episode that is under way, in memory that does not grow with it."""
+"""Numbers of an episode in progress, in memory that does not grow with it."""
 
 from __future__ import annotations
 
