@@ -43,6 +43,7 @@ import numpy as np
 from jaxtyping import Float, Shaped, UInt8, UInt16
 
 from vla.datasets.formats.columns import concatenate, control_rate, extremes, natural_order
+from vla.datasets.formats.hdf5_check import unreadable
 from vla.datasets.formats.hdf5_kind import (
     BASE,
     KINDS,
@@ -130,18 +131,19 @@ class Hdf5Source:
     def __init__(self, path: Path, files: Sequence[Path], choice: Choice) -> None:
         self._instruction, self._skip = choice.instruction, choice.skip
         self._faults: dict[int, str] = {}
+        self._unreadable = unreadable(files)
         self._outlines: dict[int, _Outline] = {}
         self._episodes: list[tuple[Path, str]] = []
         moves = False
         for file in files:
             names = ["/"]
-            with self._recording_faults(len(self._episodes)), _open(file) as opened:
+            with self._recording_faults(len(self._episodes)), self._open(file) as opened:
                 names = episode_groups(opened, file)
                 moves |= any(BASE in opened[name] and bool(np.any(opened[name][BASE][()])) for name in names)
             self._episodes += [(file, name) for name in names]
         self._stated_kind: Kind | None = next((kind for kind in KINDS if kind == choice.layout), None)
         for index, (file, name) in enumerate(self._episodes):
-            with self._recording_faults(index), _open(file) as opened:
+            with self._recording_faults(index), self._open(file) as opened:
                 if index in self._faults:
                     continue
                 group = opened[name]
@@ -193,7 +195,7 @@ class Hdf5Source:
     def __getitem__(self, index: int) -> Episode:
         """Episode `index`. Raises InputError that names the file and the dataset if it is damaged."""
         path, name = self._episodes[index]
-        with _open(path) as file:
+        with self._open(path) as file:
             group, layout = file[name], self._layout
             steps = layout.check(group, _where(path, name))
             state, action = self._numbers(group, steps)
@@ -213,7 +215,7 @@ class Hdf5Source:
     def numbers(self, index: int) -> tuple[Float[np.ndarray, "t s"], Float[np.ndarray, "t a"]]:
         """State and action of an episode. Raises InputError as `__getitem__` does."""
         path, name = self._episodes[index]
-        with _open(path) as file:
+        with self._open(path) as file:
             return self._numbers(file[name], self._layout.check(file[name], _where(path, name)))
 
     def _numbers(self, group: h5py.Group, steps: int) -> tuple[Float[np.ndarray, "t s"], Float[np.ndarray, "t a"]]:
@@ -246,6 +248,16 @@ class Hdf5Source:
         return self._faults
 
     @contextmanager
+    def _open(self, path: Path) -> Iterator[h5py.File]:
+        import h5py
+
+        check_file(path)
+        if path in self._unreadable:
+            raise InputError(self._unreadable[path])
+        with reading_file(path, "HDF5"), h5py.File(path, "r") as file:
+            yield file
+
+    @contextmanager
     def _recording_faults(self, index: int) -> Iterator[None]:
         """Records an InputError as the fault of episode `index` if such episodes are to be skipped."""
         try:
@@ -259,7 +271,7 @@ class Hdf5Source:
         """The actions of all episodes, checked against the first one's layout. Records successes and instructions."""
         for path, members in itertools.groupby(enumerate(self._episodes), key=lambda member: member[1][0]):
             first, *others = ((index, name) for index, (_, name) in members)
-            with self._recording_faults(first[0]), _open(path) as file:
+            with self._recording_faults(first[0]), self._open(path) as file:
                 for index, name in (first, *others):
                     with self._recording_faults(index):
                         yield self._examine(file, path, index, name)
@@ -313,15 +325,6 @@ def _starts_as_hdf5(path: Path) -> bool:
 
 def _where(path: Path, name: str) -> str:
     return f"{path} {name}".removesuffix(" /")
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[h5py.File]:
-    import h5py
-
-    check_file(path)
-    with reading_file(path, "HDF5"), h5py.File(path, "r") as file:
-        yield file
 
 
 def _masks(file: h5py.File, name: str) -> list[str]:
