@@ -257,22 +257,22 @@ class EpisodeStore:
         self._write_embodiment(embodiment)
 
     def append_from(
-        self, other: EpisodeStore, index: int, cameras: Mapping[str, str] | None = None, **changes: Any
+        self, other: EpisodeStore, index: int, embodiment: Embodiment | None = None, **changes: Any
     ) -> None:
         """Adds episode `index` of `other`. Images of the same codec are copied without decoding.
 
         Args:
             other: the store to copy from.
             index: the episode's index in `other`.
-            cameras: new names for cameras of `other`, {old: new}.
+            embodiment: that of `other` with new names; cameras are in the same order.
             **changes: new values for fields in `EDITABLE`.
 
         Raises:
             InputError: the episode is damaged or does not fit this store.
         """
         self._check_writable()
-        names = {camera: (cameras or {}).get(camera, camera) for camera in other.embodiment.cameras}
-        body = replace(other.embodiment, cameras=tuple(names.values()))
+        body = embodiment or other.embodiment
+        names = dict(zip(other.embodiment.cameras, body.cameras, strict=True))
         self.embodiment.union([body])
         record = other.records[index].edited(changes)
         moved = {f"{kind}/{old}": f"{kind}/{new}" for old, new in names.items() for kind in ("images", "depth")}

@@ -230,12 +230,30 @@ def test_rename_of_robot_and_cameras_keeps_the_pictures(build: Callable[..., Pat
         np.testing.assert_array_equal(ours.images["wrist"], theirs.images["front"])
 
 
+def test_rename_of_components_adds_a_missing_unit(build: Callable[..., Path]) -> None:
+    path, other = build(), EpisodeStore.open(build("other"))
+    body, episode = other.embodiment, other[0]
+    full, *rest = body.state
+    assert (bare := full.removesuffix(" [rad]")) != full
+    assert run("rename", path, f"components={{'{full}': {bare}}}") == 0
+    store = EpisodeStore.open(path)
+    assert store.embodiment.state == (bare, *rest)
+    assert store.embodiment.action == tuple(bare if name == full else name for name in body.action)
+    np.testing.assert_array_equal(store[0].state, episode.state)
+    with pytest.raises(InputError, match=r"if lift is in that unit too, name it: vla data rename STORE"):
+        store.embodiment.union([body])
+    assert run("rename", path, f"components={{{bare}: '{full}'}}") == 0
+    assert EpisodeStore.open(path).embodiment == body
+
+
 BAD = [
     (["filter", "a.zarr", "out=b.zarr", "success=true", "max_steps=3"], "none of 6 episodes fits"),
     (["filter", "a.zarr", "out=b.zarr"], "set at least one of episodes="),
     (["filter", "a.zarr", "out=a.zarr", "success=true"], "exists"),
     (["filter", "a.zarr", "out=s3://bucket/b.zarr", "success=true"], "only a local folder can be created"),
     (["merge", "a.zarr", "nowhere.zarr", "out=c.zarr"], "no episode store at nowhere.zarr"),
+    (["rename", "a.zarr", "components={elbow: 'elbow [rad]'}"], "there is no component 'elbow'"),
+    (["rename", "a.zarr", "components={'lift [rad]': 'turn [rad]'}"], "two components would have the same name"),
     (["split", "a.zarr", "out=d", "parts={train: 0.5, test: 0.4}"], "sum to 1"),
     (["split", "a.zarr", "out=d", "parts={train: 1.5, test: -0.5}"], "positive"),
     (["split", "a.zarr", "out=d", "parts={train: 0.99, test: 0.01}"], "test: 0.01 of 6 episodes is none"),

@@ -92,6 +92,25 @@ def write_v21(root: Path, cameras: Mapping[str, Iterable[int]]) -> Path:
     return root
 
 
+@pytest.mark.parametrize(("unit", "count"), [("ms", 1e3), ("ns", 1e9)])
+def test_timestamps_in_another_unit_are_read_as_seconds(tmp_path: Path, unit: str, count: float) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    root = write_v21(tmp_path / "toy", {"ego": range(3)})
+    expected = [lerobot_v21.open_source(root)[index] for index in range(3)]
+    for path in root.rglob("episode_*.parquet"):
+        table = pq.read_table(path)
+        times = np.rint(np.arange(STEPS) / FPS * count).astype(np.int64)
+        column = table.schema.get_field_index("timestamp")
+        pq.write_table(table.set_column(column, "timestamp", pa.array(times)), path)
+    source = lerobot_v21.open_source(root)
+    for index in range(3):
+        np.testing.assert_allclose(source[index].time, np.arange(STEPS) / FPS, atol=1e-3)
+        np.testing.assert_array_equal(source[index].images["ego"], expected[index].images["ego"])
+    assert f"the timestamps of 3 episodes are in {unit}" in source.provenance["remarks"]
+
+
 @pytest.fixture(scope="module")
 def v21_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_v21(tmp_path_factory.mktemp("v21") / "toy", {"ego": range(3), "side": [2]})

@@ -148,8 +148,8 @@ def test_an_episode_is_copied_without_another_loss(tmp_path: Path, make_episode:
     names = {"front": "top", "wrist": "hand"}
     robot = replace(first.embodiment, cameras=("top", "hand"), name="other")
     with EpisodeStore.create(tmp_path / "b", robot, codec) as second:
-        second.append_from(first, 1, cameras=names, instruction="raise the hoop", success=True)
-        second.append_from(first, 0, cameras=names)
+        second.append_from(first, 1, robot, instruction="raise the hoop", success=True)
+        second.append_from(first, 0, robot)
     copied, original = EpisodeStore.open(tmp_path / "b")[0], first[1]
     for old, new in names.items():
         np.testing.assert_array_equal(copied.images[new], original.images[old])

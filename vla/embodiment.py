@@ -219,7 +219,10 @@ class Embodiment:
         union = self
         for other in others:
             union, other = union._with_rotations_of(other), other._with_rotations_of(union)
-            union.check(other, fewer_cameras)
+            try:
+                union.check(other, fewer_cameras)
+            except InputError as error:
+                raise InputError(f"{error}{_unit_advice(union, other)}") from error
             low, high = map(min, union.action_low, other.action_low), map(max, union.action_high, other.action_high)
             union = replace(union, action_low=tuple(low), action_high=tuple(high))
         return union
@@ -268,6 +271,18 @@ class Embodiment:
             fields["action_mode"] = tuple(ABSOLUTE if name in values["state"] else "delta" for name in values["action"])
             fields["grippers"] = tuple(name for name in values["action"] if "gripper" in name)
         return cls(**fields)
+
+
+def _unit_advice(one: Embodiment, other: Embodiment) -> str:
+    """Advice for data of one robot if only units are missing in one of them; otherwise empty."""
+    pairs = [*zip(one.state, other.state, strict=False), *zip(one.action, other.action, strict=False)]
+    differing = {mine: theirs for mine, theirs in pairs if mine != theirs}
+    if not differing or any(mine.split(" [")[0] != theirs.split(" [")[0] for mine, theirs in differing.items()):
+        return ""
+    bare, full = min(next(iter(differing.items())), next(iter(differing.items()))[::-1], key=lambda pair: len(pair[0]))
+    if "[" in bare:
+        return ""
+    return f"; if {bare} is in that unit too, name it: vla data rename STORE 'components={{{bare}: {full!r}}}'"
 
 
 def declares_actions(values: Mapping[str, Any]) -> bool:

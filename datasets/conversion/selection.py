@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -146,7 +147,7 @@ class Selection:
         try:
             return self.source[self.indices[position]]
         except InputError as error:
-            if "episode" in str(error):
+            if re.search(rf"\bepisode {self.indices[position]}\b", str(error)):
                 raise
             raise InputError(f"{self.name(position)} cannot be read: {error}") from error
         except Exception as error:  # third-party libraries raise almost any exception on damaged files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,8 @@ from vla.common.plural import counted
 from vla.errors import InputError
 from vla.types import Span, one_after_another
 
+TIME_UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+"""Time units per second."""
 COARSE = 0.5
 """Maximum spacing of float32 time stamps, in steps, for them to be usable as times."""
 
@@ -73,6 +76,19 @@ def control_rate(fps: float | None, stated: Any, source: str) -> float:
     if not 0 < rate < float("inf"):
         raise InputError(f"{source}: {rate} is not a number of steps a second: give fps, above 0")
     return rate
+
+
+def median_step(stamps: Shaped[np.ndarray, "t *_"]) -> float:
+    """The median difference of successive time stamps; 0 without finite ones."""
+    steps = np.diff(stamps.astype(np.float64), axis=0)
+    return float(np.median(steps[np.isfinite(steps)])) if np.isfinite(steps).any() else 0.0
+
+
+def time_unit(stamps: Shaped[np.ndarray, "t *_"], rate: float) -> str:
+    """The unit (of `TIME_UNITS`) in which the median step of the time stamps is closest to 1 / `rate` [s]."""
+    if (step := median_step(stamps)) <= 0:
+        return "s"
+    return min(TIME_UNITS, key=lambda unit: abs(math.log(TIME_UNITS[unit] / step / rate)))
 
 
 def are_coarse(stamps: Float[np.ndarray, "t"], rate: float) -> bool:

@@ -13,7 +13,6 @@ Source: Chi et al., "Diffusion Policy: Visuomotor Policy Learning via Action Dif
 
 from __future__ import annotations
 
-import math
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -25,13 +24,16 @@ from jaxtyping import Float, Shaped, UInt8
 
 from vla.datasets.formats.blosc_chunks import check_chunks
 from vla.datasets.formats.columns import (
+    TIME_UNITS,
     are_coarse,
     coarse_remark,
     component_names,
     concatenate,
     control_rate,
     extremes,
+    median_step,
     select,
+    time_unit,
 )
 from vla.datasets.formats.image_columns import FrameArray, camera_of_depth, depth_mm
 from vla.datasets.source_files import check_fetched, check_file, is_lfs_pointer, read_json
@@ -45,8 +47,6 @@ if TYPE_CHECKING:
 ENDS = ("meta/episode_ends/.zarray", "meta/episode_ends/zarr.json")
 ACTIONS = ("action", "actions")
 STATES = ("state", "agent_pos")
-UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
-"""Time units per second."""
 NOT_STATE = ("_vel", "_start_pose", "_end_pose")
 
 
@@ -227,7 +227,7 @@ class DiffusionPolicySource:
 
     def _stamps(self, index: int) -> Float[np.ndarray, "t"]:
         """The time stamps of an episode [s]."""
-        return self._rows("timestamp", index).astype(np.float64).ravel() / UNITS[self._unit]
+        return self._rows("timestamp", index).astype(np.float64).ravel() / TIME_UNITS[self._unit]
 
     def _frames(self, camera: str, index: int) -> UInt8[np.ndarray, "t h w 3"]:
         return self._frame_arrays[camera].frames(self._rows(camera, index), f"{self._path}: data/{camera}")
@@ -255,22 +255,17 @@ class DiffusionPolicySource:
                 self._faults[index] = str(error)
 
     def _clock(self, fps: float | None) -> tuple[str, float | None]:
-        """The unit of the time stamps (of `UNITS`), and the rate of the first episode's time stamps [Hz].
+        """The unit of the time stamps (of `TIME_UNITS`), and the rate of the first episode's time stamps [Hz].
 
         The unit is the one whose rate is closest to `fps`, or else the first whose rate is at least 1 Hz.
         """
         stamps = self._first_rows("timestamp") if "timestamp" in self._data else None
         if stamps is None or stamps.dtype.kind not in "iuf" or len(stamps) < 2:
             return "s", None
-        steps = np.diff(stamps.astype(np.float64), axis=0)
-        step = float(np.median(steps[np.isfinite(steps)])) if np.isfinite(steps).any() else 0.0
-        if step <= 0:
+        if (step := median_step(stamps)) <= 0:
             return "s", None
-        rates = {unit: round(count / step, 3) for unit, count in UNITS.items()}
-        if fps:
-            unit = min(UNITS, key=lambda unit: abs(math.log(UNITS[unit] / step / fps)))
-        else:
-            unit = next((unit for unit, rate in rates.items() if rate >= 1), "s")
+        rates = {unit: round(count / step, 3) for unit, count in TIME_UNITS.items()}
+        unit = time_unit(stamps, fps) if fps else next((unit for unit, rate in rates.items() if rate >= 1), "s")
         return unit, rates[unit]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -13,7 +14,16 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8, UInt16
 
-from vla.datasets.formats.columns import are_coarse, coarse_remark, concatenate, extremes, instruction_and_spans
+from vla.common.plural import counted
+from vla.datasets.formats.columns import (
+    TIME_UNITS,
+    are_coarse,
+    coarse_remark,
+    concatenate,
+    extremes,
+    instruction_and_spans,
+    time_unit,
+)
 from vla.datasets.formats.image_columns import decode_frames, decode_image
 from vla.datasets.formats.lerobot_features import (
     CHUNKS,
@@ -181,7 +191,7 @@ class LeRobotSource:
         standard = ("timestamp", "task_index", *self._map.state, *self._map.action, *self._map.texts, *added, *inline)
         table = self._files.rows(index, [*standard, *filter(self._is_column, self._map.extras.values())])
         steps = table.num_rows
-        timestamps = self._times(numbers(table["timestamp"], "float64", ()))
+        timestamps = self._times(self._seconds(numbers(table["timestamp"], "float64", ())))
         instruction, spans = self._tasks(numbers(table["task_index"], "int64", ()))
         rows = {TIME: (), POINTS: (-1, 2), CHUNKS: (-1, len(self.embodiment.action))}
         optional = {
@@ -323,6 +333,10 @@ class LeRobotSource:
         fps = float(self._files.info["fps"])
         return np.arange(len(timestamps)) / fps if are_coarse(timestamps, fps) else timestamps
 
+    def _seconds(self, stamps: Float[np.ndarray, "t"]) -> Float[np.ndarray, "t"]:
+        """The timestamps of an episode [s], which some recorders write in another unit."""
+        return stamps / TIME_UNITS[time_unit(stamps, float(self._files.info["fps"]))]
+
     def _frame_times(self, timestamps: Float[np.ndarray, "t"]) -> Float[np.ndarray, "t"]:
         """The times [s] of an episode's frames, relative to its first one.
 
@@ -335,8 +349,9 @@ class LeRobotSource:
     def _time_remarks(self) -> list[str]:
         """Remarks on unusable timestamps (`_times`) and, for videos, on frames assigned in order (`_frame_times`)."""
         visual = (*self._map.cameras.values(), *self._map.depth.values())
-        _, off, coarse = self._clock
-        rate, remarks = self._files.info["fps"], []
+        _, off, coarse, units = self._clock
+        rate = self._files.info["fps"]
+        remarks = [f"the timestamps of {counted(n, 'episode')} are in {unit}" for unit, n in units.items()]
         if coarse:
             remarks.append(coarse_remark(coarse, rate))
         if off > coarse and not all(self._schema[key]["dtype"] == "image" for key in visual):
@@ -347,23 +362,26 @@ class LeRobotSource:
         return remarks
 
     @cached_property
-    def _clock(self) -> tuple[bool, int, int]:
-        """Whether all timestamps are those of LeRobot (step / rate), and two numbers of episodes.
+    def _clock(self) -> tuple[bool, int, int, Counter[str]]:
+        """Whether all timestamps are those of LeRobot (step / rate), and three numbers of episodes.
 
-        The numbers are those of episodes with timestamps that do not match video frames, and among these with unusable
-        timestamps.
+        The numbers are those of episodes with timestamps that do not match video frames, among these with unusable
+        timestamps, and those with timestamps in another unit than seconds, by unit.
         """
+        units: Counter[str] = Counter()
         fps, regular, off, coarse = float(self._files.info["fps"]), TIME not in self._schema, 0, 0
         for table in self._files.columns(("timestamp", "frame_index")):
             steps, times = numbers(table["frame_index"], "int64", ()), numbers(table["timestamp"], "float64", ())
             starts = [0, *(np.flatnonzero(np.diff(steps) <= 0) + 1), len(steps)]
             for start, stop in pairwise(starts):
-                actual = self._times(times[start:stop])
+                units.update({time_unit(times[start:stop], fps)} - {"s"})
+                stamps = self._seconds(times[start:stop])
+                actual = self._times(stamps)
                 expected = (steps[start:stop] / fps).astype(np.float32)
                 regular = regular and np.array_equal(actual.astype(np.float32), expected)
-                is_off = not _are_frames(times[start:stop], fps)
-                off, coarse = off + is_off, coarse + are_coarse(times[start:stop], fps)
-        return regular, off, coarse
+                is_off = not _are_frames(stamps, fps)
+                off, coarse = off + is_off, coarse + are_coarse(stamps, fps)
+        return regular, off, coarse, units
 
 
 def _are_frames(times: Float[np.ndarray, "t"], fps: float) -> bool:

@@ -88,29 +88,31 @@ def rename(
     *,
     embodiment: str | None = None,
     cameras: Mapping[str, str] | None = None,
+    components: Mapping[str, str] | None = None,
     instructions: Mapping[str, str] | None = None,
 ) -> None:
-    """Renames the embodiment, cameras and instructions of the store at `path`.
+    """Renames the embodiment, cameras, components and instructions of the store at `path`.
 
     Args:
         path: The store.
         embodiment: New name of the embodiment.
         cameras: New names of cameras, {old: new}.
+        components: New names, with their units, of state and action components, {old: new}.
         instructions: New texts of instructions, {old: new}, in episodes, paraphrases and sub-tasks.
 
     Raises:
-        InputError: An old name does not exist, or a new name of a camera is in use.
+        InputError: An old name does not exist, or a new name of a camera or component is in use.
     """
-    if not (embodiment or cameras or instructions):
-        raise InputError("set at least one of embodiment=…, cameras={old: new}, instructions={old: new}")
-    if embodiment or cameras:
+    if not (embodiment or cameras or components or instructions):
+        raise InputError("set at least one of embodiment=…, cameras=, components=, instructions={old: new}")
+    if embodiment or cameras or components:
         with atomic_replace_store(path) as (old, new):
-            body = renamed(old.embodiment, embodiment or old.embodiment.name, cameras or {})
+            body = renamed(old.embodiment, embodiment or old.embodiment.name, cameras or {}, components or {})
             changes = reworded(old.records, instructions or {})
             with EpisodeStore.create(new, body, old.codec, old.provenance) as store:
                 for index in tqdm(range(len(old)), desc="copy", unit="episode", leave=False):
-                    store.append_from(old, index, cameras, **changes.get(index, {}))
-        print(f"{path}: {body.name} with cameras {', '.join(body.cameras)}")
+                    store.append_from(old, index, body, **changes.get(index, {}))
+        print(f"{path}: {body.name} with cameras {', '.join(body.cameras)}, state {', '.join(body.state)}")
     else:
         # Instructions are stored only in the index.
         with EpisodeStore.open(path, "a") as store:
@@ -120,16 +122,40 @@ def rename(
         print(f"{path}: changed the instructions of {counted(len(changes), 'episode')}")
 
 
-def renamed(embodiment: Embodiment, robot: str, cameras: Mapping[str, str]) -> Embodiment:
-    """The embodiment with new names. Raises InputError if a camera does not exist, or two have the same name."""
-    if unknown := cameras.keys() - set(embodiment.cameras):
-        raise InputError(f"there is no camera {min(unknown)!r}: there are {', '.join(embodiment.cameras)}")
-    names = tuple(cameras.get(camera, camera) for camera in embodiment.cameras)
+def renamed(
+    embodiment: Embodiment, robot: str, cameras: Mapping[str, str], components: Mapping[str, str]
+) -> Embodiment:
+    """The embodiment with new names.
+
+    Raises:
+        InputError: A camera or component does not exist, or two have the same name.
+    """
+    names = _renamed("camera", embodiment.cameras, cameras)
     if invalid := [name for name in names if not name or "/" in name or name.startswith(("_", "."))]:
         raise InputError(f"{invalid[0]!r} is not a valid camera name, because it cannot name a folder")
-    if len(set(names)) < len(names):
-        raise InputError(f"two cameras would have the same name: {', '.join(names)}")
-    return replace(embodiment, name=robot, cameras=names)
+    body = replace(embodiment, name=robot, cameras=names)
+    if not components:
+        return body
+    if body.kinematics is not None:
+        raise InputError("the kinematics of a store with tool poses has the names of its components: derive it again")
+    known = dict.fromkeys((*body.state, *body.action))
+    _renamed("component", tuple(known), {old: new for old, new in components.items() if old not in known})
+    state, action, grippers = (
+        _renamed("component", part, {old: new for old, new in components.items() if old in part})
+        for part in (body.state, body.action, body.grippers)
+    )
+    measured = tuple(None if name is None else components.get(name, name) for name in body.action_state)
+    return replace(body, state=state, action=action, grippers=grippers, action_state=measured)
+
+
+def _renamed(kind: str, names: Sequence[str], changes: Mapping[str, str]) -> tuple[str, ...]:
+    """The names with changes {old: new}. Raises InputError if one does not exist, or if two become equal."""
+    if unknown := changes.keys() - set(names):
+        raise InputError(f"there is no {kind} {min(unknown)!r}: there are {', '.join(names)}")
+    result = tuple(changes.get(name, name) for name in names)
+    if len(set(result)) < len(result):
+        raise InputError(f"two {kind}s would have the same name: {', '.join(result)}")
+    return result
 
 
 def reworded(records: Sequence[EpisodeRecord], texts: Mapping[str, str]) -> dict[int, dict[str, Any]]:

@@ -101,6 +101,7 @@ TYPES: dict[str, tuple[Any, str]] = {
     "seed": (int, "a whole number"),
     "embodiment": (str, "a name"),
     "cameras": (dict[str, str], "names: 'cameras={old: new}'"),
+    "components": (dict[str, str], "names: 'components={elbow: elbow [rad]}'"),
     "instructions": (dict[str, str], "texts: 'instructions={old words: new words}'"),
     "repair": (bool, "true or false"),
     "actions": ((str, dict), "a mode, or modes by name: 'actions={x: delta, gripper: absolute}'"),
