@@ -99,6 +99,32 @@ def toy_episode(seed: int = 0, steps: int = 5, horizon: int | None = None, **fie
     return Episode(**(values | fields))
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: threads that share their cores with another process wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def pick_demonstrations(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store of three demonstrations of the task pick."""
+    from vla.commands.record import demonstrate
+    from vla.datasets.episodes import EpisodeStore
+    from vla.envs.make import make_env
+
+    path, env = tmp_path_factory.mktemp("pick") / "demonstrations.zarr", make_env("pick")
+    with EpisodeStore.create(path, env.unwrapped.embodiment) as store:  # type: ignore[attr-defined]
+        for seed in range(3):
+            store.append(demonstrate(env, "pick", seed, 0.0))
+    env.close()
+    return str(path)
+
+
 @pytest.fixture(scope="session")
 def make_model() -> Callable[..., VLA]:
     return tiny_model

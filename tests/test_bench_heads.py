@@ -5,27 +5,14 @@ from __future__ import annotations
 import pytest
 
 from vla.benchmarks import heads
-from vla.commands.record import demonstrate
-from vla.datasets.episodes import EpisodeStore
-from vla.envs.make import make_env
 from vla.models.action_heads.bins import BinsHead
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path, env = tmp_path_factory.mktemp("heads") / "demos.zarr", make_env("pick")
-    with EpisodeStore.create(path, env.unwrapped.embodiment) as store:  # type: ignore[attr-defined]
-        for seed in range(3):
-            store.append(demonstrate(env, "pick", seed, 0.0))
-    env.close()
-    return str(path)
-
-
 @pytest.mark.slow  # four trainings, each with rollouts
-def test_every_head_is_measured(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_head_is_measured(pick_demonstrations: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heads, "TIMED", 2)
     chosen = ("parallel", "bins", "l1", "flow head.knowledge_insulation=true head.tokens=bins")
-    table = heads.bench_heads(data, chosen, steps=1, batch_size=2, evaluations=1)
+    table = heads.bench_heads(pick_demonstrations, chosen, steps=1, batch_size=2, evaluations=1)
     assert [row["head"] for row in table.rows] == [
         "parallel",
         "bins",

@@ -11,9 +11,6 @@ from contestant_loops import count, fail
 from vla.benchmarks import train as benchmark
 from vla.benchmarks.train_contestant import Contestant
 from vla.benchmarks.train_shapes import TINY, Shape, ours
-from vla.commands.record import demonstrate
-from vla.datasets.episodes import EpisodeStore
-from vla.envs.make import make_env
 from vla.training.loop import train
 from vla.training.train_config import TrainConfig
 
@@ -35,20 +32,10 @@ def test_a_loop_that_fails_says_why(tmp_path: Path) -> None:
         Contestant(fail, 1, tmp_path / "log")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path, env = tmp_path_factory.mktemp("train") / "demos.zarr", make_env("pick")
-    with EpisodeStore.create(path, env.unwrapped.embodiment) as store:  # type: ignore[attr-defined]
-        for seed in range(2):
-            store.append(demonstrate(env, "pick", seed, 0.0))
-    env.close()
-    return str(path)
-
-
 @pytest.mark.parametrize("shape", TINY, ids=lambda shape: shape.policy)
-def test_every_tiny_shape_trains(shape: Shape, data: str, tmp_path: Path) -> None:
+def test_every_tiny_shape_trains(shape: Shape, pick_demonstrations: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model, mixture = ours(shape, data)
+    model, mixture = ours(shape, pick_demonstrations)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     outcome = train(model, mixture, TrainConfig(1, 2, ema=0.0, optimizer="adamw"), tmp_path / "run")
     assert outcome.finished

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_families
 import torch
+from tiny_families import VISION
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
@@ -17,25 +19,7 @@ from vla.errors import InputError
 from vla.models.backbones.dual import DualEncoder
 from vla.models.backbones.features import feature_map
 
-TEXT = {
-    "vocab_size": 128,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 16,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "image_size": 28,
-    "patch_size": 14,
-}
+TEXT = {k: v for k, v in tiny_families.TEXT.items() if k != "num_key_value_heads"} | {"max_position_embeddings": 16}
 NAFLEX = {**{k: v for k, v in VISION.items() if k != "image_size"}, "num_patches": 4}
 EFFICIENT = {
     "image_size": 32,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vla.datasets.conversion.selection import Selection, nothing_readable
-from vla.datasets.conversion.to_store import Written, naming
+from vla.datasets.conversion.to_store import Written, naming, readable
 from vla.errors import InputError
 from vla.types import Episode
 
@@ -34,23 +34,12 @@ def to_lerobot(selection: Selection, dst: Path, use_videos: bool | None) -> Writ
     if writer.started_anew:
         print(f"{dst}: an earlier, unfinished conversion cannot be resumed, and is restarted")
     try:
-        for position in tqdm(range(len(selection)), desc="convert", unit="episode"):
-            try:
-                episode = selection[position]
-                with naming(selection.name(position)):
-                    writer.check(episode)
-            except InputError as error:
-                if not selection.request.skip:
-                    raise InputError(f"{error}; {selection.advice}") from error
-                reason = selection.reason(position, error)
-                written.skipped.append({"episode": selection.indices[position], "reason": reason})
-                continue
+        positions = tqdm(range(len(selection)), desc="convert", unit="episode")
+        for position, episode in readable(selection, positions, writer.check, written.skip):
             with naming(selection.name(position)):
                 writer.append(episode)
             written_positions.append(position)
-            written.episodes += 1
-            written.steps += len(episode)
-            written.without_instruction += not episode.instruction
+            written.count(episode)
         if not written_positions:
             raise nothing_readable(selection, written.skipped[0]["reason"])
         again = lerobot_v3.open_source(writer.finish(written.skipped))

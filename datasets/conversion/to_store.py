@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,16 @@ class Written:
         """Episodes without an instruction."""
         self.skipped: list[dict[str, Any]] = []
         self.started = time.monotonic()
+
+    def skip(self, episode: int, reason: str) -> None:
+        """Records that an episode of the source is skipped."""
+        self.skipped.append({"episode": episode, "reason": reason})
+
+    def count(self, episode: Episode) -> None:
+        """Counts an episode that was written."""
+        self.episodes += 1
+        self.steps += len(episode)
+        self.without_instruction += not episode.instruction
 
 
 class StoreTarget:
@@ -123,27 +133,46 @@ def to_store(selection: Selection, dst: str, codec: str, quiet: bool = False) ->
     written = Written()
     target = StoreTarget(selection, dst, codec, quiet)
     try:
-        positions = range(target.done, len(selection))
-        shown = {"desc": "convert", "unit": "episode", "initial": target.done, "total": len(selection)}
-        for position in tqdm(positions, disable=quiet, **shown):
-            try:
-                episode = selection[position]
-                with naming(selection.name(position)):
-                    target.check(episode)
-            except InputError as error:
-                if not selection.request.skip:
-                    raise InputError(f"{error}; {selection.advice}") from error
-                target.skip(selection.indices[position], selection.reason(position, error))
-                continue
+        bar = {"desc": "convert", "unit": "episode", "initial": target.done, "total": len(selection)}
+        positions = tqdm(range(target.done, len(selection)), disable=quiet, **bar)
+        for position, episode in readable(selection, positions, target.check, target.skip):
             with naming(selection.name(position)):
                 written.errors.append(target.append(episode))
-            written.episodes += 1
-            written.steps += len(episode)
-            written.without_instruction += not episode.instruction
+            written.count(episode)
     finally:
         target.close()
     written.skipped = target.skipped
     return written
+
+
+def readable(
+    selection: Selection,
+    positions: Iterable[int],
+    check: Callable[[Episode], None],
+    skip: Callable[[int, str], None],
+) -> Iterator[tuple[int, Episode]]:
+    """The episodes at the positions that can be read and stored.
+
+    Args:
+        selection: The selected episodes.
+        positions: Their positions.
+        check: Raises InputError for an episode that cannot be stored.
+        skip: Called with the index in the source of an episode to skip, and the reason.
+
+    Raises:
+        InputError: An episode cannot be read or stored, and is not to be skipped.
+    """
+    for position in positions:
+        try:
+            episode = selection[position]
+            with naming(selection.name(position)):
+                check(episode)
+        except InputError as error:
+            if not selection.request.skip:
+                raise InputError(f"{error}; {selection.advice}") from error
+            skip(selection.indices[position], selection.reason(position, error))
+            continue
+        yield position, episode
 
 
 @contextmanager

@@ -6,6 +6,7 @@ A size of 0 in a global heap, for instance, is a loop without end in C, which no
 from __future__ import annotations
 
 import json
+import os
 import select
 import signal
 import subprocess
@@ -49,7 +50,7 @@ def _walk_in_process(files: Sequence[Path]) -> tuple[int, str]:
             stdin.write(json.dumps([str(file.absolute()) for file in files]).encode())
         finished = 0
         while select.select([process.stdout], [], [], LIMIT_S)[0]:
-            if not (pieces := process.stdout.read1()):
+            if not (pieces := os.read(process.stdout.fileno(), 65536)):
                 break
             finished += pieces.count(b"\n")
         else:
