@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from vla.common.images import Size
 from vla.models.backbone_inputs import ImageInput
 from vla.models.backbones.cache import ImageTokenCache, Vision
 from vla.models.backbones.connectors import build_connector
-from vla.models.backbones.language_backbone import LanguageBackbone
-from vla.models.backbones.precision import without_dtype
-from vla.models.backbones.vision import build_vision
+from vla.models.backbones.language_backbone import BackboneOfParts, Config
 
-Config = Mapping[str, Any]
 MLP: Config = {"kind": "mlp", "norm": True}
 
 
-class ComposedVLM(LanguageBackbone):
+class ComposedVLM(BackboneOfParts):
     """Any vision encoder of transformers, any connector, and any causal LM of transformers.
 
     Learned position embeddings are added to the tokens of a feature map (ConvNeXt, Swin), since a convolutional encoder
     has none, if the connector has one token per cell.
 
     Args:
-        vision, language: transformers configurations as dicts with `model_type`.
-        image_size: side of square images, or height and width [pixels].
         connector: a "kind" of `connectors.KINDS` with its options.
-        mean, std: of pixels, per channel.
+        vision, language, image_size, image_token_id, attention, mean, std: as in `BackboneOfParts`.
     """
 
     def __init__(
@@ -46,25 +40,8 @@ class ComposedVLM(LanguageBackbone):
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.25, 0.25, 0.25),
     ) -> None:
-        super().__init__()
-        self.config: dict[str, Any] = {
-            "family": "composed",
-            "vision": without_dtype(vision),
-            "language": without_dtype(language),
-            "image_size": image_size if isinstance(image_size, int) else list(image_size),
-            "image_token_id": image_token_id,
-            "attention": attention,
-            "connector": dict(connector),
-            "mean": list(mean),
-            "std": list(std),
-        }
-        self.mean, self.std = (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
-        self.vision = build_vision(self.config["vision"])
-        self.language = AutoModelForCausalLM.from_config(
-            _config(self.config["language"]), attn_implementation=attention
-        )
-        self.image_size, self.image_token_id = self.config["image_size"], image_token_id
-        self.hidden_size: int = self.language.config.hidden_size
+        super().__init__("composed", vision, language, image_size, image_token_id, mean, std, attention)
+        self.config["connector"] = dict(connector)
         rows, columns = self.vision.grid(image_size)
         made = build_connector(
             vision_width=self.vision.width, grid=(rows, columns), hidden_size=self.hidden_size, **connector
@@ -77,19 +54,9 @@ class ComposedVLM(LanguageBackbone):
         self.connector = made
         self.register_load_state_dict_pre_hook(_cells_of_the_connector)
 
-    @property
-    def language_model(self) -> Any:
-        """See `LanguageBackbone.language_model`."""
-        return self.language
-
     def freezable_modules(self) -> dict[str, nn.Module]:
         """See `Backbone.freezable_modules`."""
         return {"vision": self.vision.model, "connector": self.connector, "language": self.language}
-
-    def add_token_embeddings(self, count: int) -> None:
-        """See `Backbone.add_token_embeddings`."""
-        super().add_token_embeddings(count)
-        self.config["language"]["vocab_size"] = self.vocab_size
 
     def encode_images(self, images: ImageInput) -> Vision:
         """See `Backbone.encode_images`."""
@@ -117,11 +84,6 @@ def _grid_positions(rows: int, columns: int, size: int) -> Float[Tensor, "n d"]:
     angles = [axis.reshape(-1, 1) * frequencies for axis in (y, x)]
     waves = torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], 1)
     return waves @ torch.randn(waves.shape[1], size) * (2 / waves.shape[1]) ** 0.5
-
-
-def _config(values: Config) -> Any:
-    rest = {k: v for k, v in values.items() if k != "model_type"}
-    return AutoConfig.for_model(values["model_type"], **rest)
 
 
 def _cells_of_the_connector(module: nn.Module, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:

@@ -42,9 +42,7 @@ class DualEncoder(nn.Module):
         if self.family not in PIXELS:
             raise InputError(f"{self.family} is not a dual encoder: choose of {', '.join(PIXELS)}")
         self.config: dict[str, Any] = {"model": dict(model), "pad_token_id": pad_token_id}
-        self.model = AutoModel.from_config(
-            AutoConfig.for_model(self.family, **{k: v for k, v in model.items() if k != "model_type"})
-        )
+        self.model = AutoModel.from_config(AutoConfig.for_model(**model))
         self.pad_token_id = pad_token_id
         self.mean, self.std = PIXELS[self.family]
         vision = self.model.config.vision_config

@@ -6,12 +6,11 @@ With a perceiver resampler and gated blocks it is Flamingo; with a linear layer 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from vla.common.images import Size
 from vla.models.backbone_inputs import DecoderInput, ImageInput
@@ -19,23 +18,18 @@ from vla.models.backbones.cache import ImageTokenCache, Vision, cached_images, r
 from vla.models.backbones.connectors import build_connector
 from vla.models.backbones.cross_attention import CrossAttentionBlocks
 from vla.models.backbones.hf_backbone import by_row
-from vla.models.backbones.language_backbone import LanguageBackbone
-from vla.models.backbones.precision import without_dtype
-from vla.models.backbones.vision import VisionEncoder
+from vla.models.backbones.language_backbone import BackboneOfParts, Config
 from vla.models.masks import run_decoder
 
-Config = Mapping[str, Any]
 
-
-class CrossAttentionVLM(LanguageBackbone):
+class CrossAttentionVLM(BackboneOfParts):
     """A language model with cross-attention to images; tokens after an `image_token_id` attend to its image.
 
     Before training its logits equal those of the language model exactly.
 
     Args:
-        vision, language: transformers configurations as dicts with `model_type` (see `VisionEncoder`).
         connector, blocks: a "kind" and its options (see `build_connector`, `CrossAttentionBlocks`).
-        weights: the language model; random by default.
+        vision, language, image_size, image_token_id, mean, std, attention, weights: as in `BackboneOfParts`.
     """
 
     tokens_per_image = 1
@@ -53,28 +47,8 @@ class CrossAttentionVLM(LanguageBackbone):
         attention: str | None = None,
         weights: PreTrainedModel | None = None,
     ) -> None:
-        super().__init__()
-        self.config: dict[str, Any] = {
-            "family": "flamingo",
-            "vision": without_dtype(vision),
-            "language": without_dtype(language),
-            "image_size": image_size if isinstance(image_size, int) else list(image_size),
-            "image_token_id": image_token_id,
-            "connector": dict(connector),
-            "blocks": dict(blocks),
-            "mean": list(mean),
-            "std": list(std),
-            "attention": attention,
-        }
-        self.image_size, self.image_token_id = self.config["image_size"], image_token_id
-        self.mean, self.std = tuple(mean), tuple(std)
-        self.vision = VisionEncoder(self.config["vision"])
-        if weights is None:
-            rest = {k: v for k, v in self.config["language"].items() if k != "model_type"}
-            config = AutoConfig.for_model(language["model_type"], **rest)
-            weights = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
-        self.language: Any = weights
-        self.hidden_size: int = self.language.config.hidden_size
+        super().__init__("flamingo", vision, language, image_size, image_token_id, mean, std, attention, weights)
+        self.config |= {"connector": dict(connector), "blocks": dict(blocks)}
         # Flamingo's image features have the encoder's width, an adapter's the decoder's.
         width = self.vision.width if blocks.get("kind", "flamingo") == "flamingo" else self.hidden_size
         self.connector = build_connector(
@@ -82,20 +56,10 @@ class CrossAttentionVLM(LanguageBackbone):
         )
         self.blocks = CrossAttentionBlocks(self.language, width, **blocks)
 
-    @property
-    def language_model(self) -> Any:
-        """See `LanguageBackbone.language_model`."""
-        return self.language
-
     def freezable_modules(self) -> dict[str, nn.Module]:
         """See `Backbone.freezable_modules`."""
         connector = nn.ModuleList([self.connector, self.blocks])
         return {"vision": self.vision, "connector": connector, "language": self.language}
-
-    def add_token_embeddings(self, count: int) -> None:
-        """See `Backbone.add_token_embeddings`."""
-        super().add_token_embeddings(count)
-        self.config["language"]["vocab_size"] = self.vocab_size
 
     def encode_images(self, images: ImageInput) -> Vision:
         """See `Backbone.encode_images`."""

@@ -48,9 +48,9 @@ class HFBackbone(LanguageBackbone):
     ) -> None:
         super().__init__()
         if weights is None:
-            rest = {k: v for k, v in model.items() if k != "model_type"}
-            config = AutoConfig.for_model(model["model_type"], **rest)
-            weights = AutoModelForImageTextToText.from_config(config, attn_implementation=attention)
+            weights = AutoModelForImageTextToText.from_config(
+                AutoConfig.for_model(**model), attn_implementation=attention
+            )
         self.model: Any = weights
         self.family = family_of(weights.config)
         self.image_token_id, self.image_size = image_token_id, image_size

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from vla.common.images import Size
 from vla.models.backbone_inputs import DecoderInput
 from vla.models.backbones.cache import ImageTokenCache, Vision, record_image_tokens
+from vla.models.backbones.precision import without_dtype
+from vla.models.backbones.vision import VisionEncoder
 from vla.models.masks import run_decoder
+
+Config = Mapping[str, Any]
 
 
 class LanguageBackbone(nn.Module, ABC):
@@ -84,3 +91,58 @@ class LanguageBackbone(nn.Module, ABC):
         """See `Backbone.vocab_weights`."""
         model = self.language_model
         return model.get_input_embeddings().weight, model.get_output_embeddings().weight
+
+
+class BackboneOfParts(LanguageBackbone):
+    """The vision encoder and the language model of a backbone that was not released as one.
+
+    Args:
+        family: name in `build.FAMILIES`.
+        vision, language: transformers configurations as dicts with `model_type` (see `VisionEncoder`).
+        image_size: side of square images, or height and width [pixels].
+        mean, std: of pixels, per channel.
+        attention: attention implementation of the language model (sdpa, eager …); None for transformers' default.
+        weights: the language model; random by default.
+    """
+
+    def __init__(
+        self,
+        family: str,
+        vision: Config,
+        language: Config,
+        image_size: Size,
+        image_token_id: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        attention: str | None,
+        weights: PreTrainedModel | None = None,
+    ) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {
+            "family": family,
+            "vision": without_dtype(vision),
+            "language": without_dtype(language),
+            "image_size": image_size if isinstance(image_size, int) else list(image_size),
+            "image_token_id": image_token_id,
+            "mean": list(mean),
+            "std": list(std),
+            "attention": attention,
+        }
+        self.image_size, self.image_token_id = self.config["image_size"], image_token_id
+        self.mean, self.std = (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+        self.vision = VisionEncoder(self.config["vision"])
+        if weights is None:
+            config = AutoConfig.for_model(**self.config["language"])
+            weights = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+        self.language: Any = weights
+        self.hidden_size: int = self.language.config.hidden_size
+
+    @property
+    def language_model(self) -> Any:
+        """See `LanguageBackbone.language_model`."""
+        return self.language
+
+    def add_token_embeddings(self, count: int) -> None:
+        """See `Backbone.add_token_embeddings`."""
+        super().add_token_embeddings(count)
+        self.config["language"]["vocab_size"] = self.vocab_size

@@ -37,7 +37,7 @@ class OwnFamily(HFBackbone):
 
     def __init__(self, model: Mapping[str, Any], vision: Mapping[str, Any], **kwargs: Any) -> None:
         self.vision_config = dict(vision)  # needed by `image_grid` before nn.Module.__init__
-        config = AutoConfig.for_model(model["model_type"], **{k: v for k, v in model.items() if k != "model_type"})
+        config = AutoConfig.for_model(**model)
         config.dtype = torch.get_default_dtype()
         weights = AutoModelForCausalLM.from_config(config, attn_implementation=kwargs.get("attention"))
         super().__init__(model, weights=weights, **kwargs)
