@@ -12,13 +12,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from vla.errors import InputError
 from vla.models.backbones.features import feature_map, patches
 
-HALF = (0.5, 0.5, 0.5)
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-PIXELS = {"clip": (CLIP_MEAN, CLIP_STD), "align": (HALF, HALF), "siglip": (HALF, HALF), "siglip2": (HALF, HALF)}
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+PIXELS = {
+    "clip": (tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD)),
+    **dict.fromkeys(("align", "siglip", "siglip2"), HALF),
+}
 """Mean and standard deviation of the pixels (0 to 1) by family (transformers' `model_type`)."""
 
 SIGLIP_SCALE, SIGLIP_BIAS = math.log(10.0), -10.0

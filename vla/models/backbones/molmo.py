@@ -12,7 +12,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerFast
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from vla.errors import InputError
 from vla.models.backbone_inputs import ImageInput
@@ -177,16 +176,10 @@ def load(
         raise InputError(f"the tokenizer of {folder} has no {', '.join(absent)}: it is not Molmo's")
     arguments = arguments_of(config, released)
 
-    def make() -> Molmo:
-        return Molmo(
-            image_token_id=marks["im_patch"],
-            image_size=image_size or arguments["vision"]["image_size"],
-            mean=OPENAI_CLIP_MEAN,
-            std=OPENAI_CLIP_STD,
-            **arguments,
-        )
-
-    return filled(make, our_weights(released, arguments["model"]), dtype), tokenizer
+    weights = our_weights(released, arguments["model"])
+    size = image_size or arguments["vision"]["image_size"]
+    arguments |= {"image_token_id": marks["im_patch"], "image_size": size}
+    return filled(Molmo, arguments, weights, dtype), tokenizer
 
 
 def arguments_of(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:

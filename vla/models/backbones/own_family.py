@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.initialization import no_init_weights
 from transformers.modeling_utils import local_torch_dtype
 
@@ -106,14 +107,19 @@ def released_weights(folder: str | Path) -> dict[str, Tensor]:
     return weights
 
 
-def filled[M: OwnFamily](make: Callable[[], M], weights: Mapping[str, Tensor], dtype: torch.dtype) -> M:
-    """The backbone from `make`, in `dtype`, with these weights.
+def filled[M: OwnFamily](
+    family: Callable[..., M], arguments: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype
+) -> M:
+    """A backbone in `dtype` with these weights, which normalises pixels as CLIP does.
+
+    Args:
+        arguments: of `family`, without `mean` and `std`.
 
     Raises:
         InputError: when weights are missing, unexpected or of another shape.
     """
     with local_torch_dtype(dtype), no_init_weights():
-        backbone = make()
+        backbone = family(mean=OPENAI_CLIP_MEAN, std=OPENAI_CLIP_STD, **arguments)
     try:
         backbone.load_state_dict(weights)
     except RuntimeError as error:
