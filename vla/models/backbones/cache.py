@@ -80,20 +80,17 @@ def record_image_tokens(image_tokens: Bool[Tensor, "b l"], vision: Vision | None
         vision.image_tokens = image_tokens
 
 
-def image_token_mask(inputs: DecoderInput) -> Bool[Tensor, "b m"]:
-    """Mask of the image tokens among the cached tokens and the new ones."""
-    return _recorded("image_tokens", torch.zeros_like(inputs.attention_mask), inputs)
-
-
 def cached_images(
     inputs: DecoderInput, features: Shaped[Tensor, "_p ..."] | None
 ) -> tuple[Bool[Tensor, "b m"], Shaped[Tensor, "b ..."] | None]:
-    """`image_token_mask`, and the image features for cross-attention, both of which the cache records.
+    """Mask of the image tokens among the cached and the new tokens, and their features for cross-attention.
+
+    The cache records both.
 
     Args:
         features: those of a prompt; later tokens have the cached ones.
     """
-    image_tokens, cache = image_token_mask(inputs), inputs.cache
+    image_tokens, cache = _recorded("image_tokens", torch.zeros_like(inputs.attention_mask), inputs), inputs.cache
     if inputs.continues:
         features = cache.features
     if cache is not None:

@@ -21,7 +21,7 @@ Config = Mapping[str, Any]
 
 
 class LanguageBackbone(nn.Module, ABC):
-    """A `Backbone` whose image features replace the image tokens, and are then tokens of a causal decoder."""
+    """A `Backbone` with a causal language model; by default image features replace the image tokens, in order."""
 
     image_token_id: int
 
