@@ -10,7 +10,7 @@ from transformers import AutoModel, CLIPVisionModel, InternVLConfig, InternVLMod
 
 from vla.errors import InputError
 from vla.models.backbones.connectors import KINDS, build_connector
-from vla.models.backbones.vision import build_vision
+from vla.models.backbones.vision import VisionEncoder
 
 SMALL: dict[str, dict[str, Any]] = {
     "linear": {},
@@ -91,7 +91,7 @@ def test_wrong_connectors_are_named(kind: str, options: dict[str, Any], named: s
 @torch.no_grad()
 def test_features_of_any_encoder_lie_where_the_image_is(name: str) -> None:
     values, (size, side, width) = ENCODERS[name]
-    encoder = build_vision({"model_type": name.split()[0], **values}).eval()
+    encoder = VisionEncoder({"model_type": name.split()[0], **values}).eval()
     assert (encoder.width, encoder.grid(size)) == (width, (side, side))
     pixels = torch.randn(2, 3, size, size)
     pixels[1] = pixels[0]
@@ -105,17 +105,17 @@ def test_features_of_any_encoder_lie_where_the_image_is(name: str) -> None:
 @torch.no_grad()
 def test_a_layer_can_be_chosen() -> None:
     config = {"model_type": "clip_vision_model", **WIDE}
-    encoder, pixels = build_vision({**config, "layer": -1}).eval(), torch.randn(1, 3, 28, 28)
+    encoder, pixels = VisionEncoder({**config, "layer": -1}).eval(), torch.randn(1, 3, 28, 28)
     model: CLIPVisionModel = encoder.model
     torch.testing.assert_close(encoder(pixels).flatten(1, 2), model(pixels).last_hidden_state[:, 1:])
-    before = build_vision(config).eval()
+    before = VisionEncoder(config).eval()
     before.load_state_dict(encoder.state_dict())
     hidden = model(pixels, output_hidden_states=True).hidden_states[-2]
     torch.testing.assert_close(before(pixels).flatten(1, 2), hidden[:, 1:])
 
 
 def test_weights_load_under_the_names_of_transformers() -> None:
-    encoder = build_vision({"model_type": "dinov2", **VIT})
+    encoder = VisionEncoder({"model_type": "dinov2", **VIT})
     other = AutoModel.from_config(encoder.model.config)
     encoder.load_state_dict(other.state_dict())
     assert torch.equal(encoder.model.embeddings.cls_token, other.embeddings.cls_token)
@@ -124,4 +124,4 @@ def test_weights_load_under_the_names_of_transformers() -> None:
 
 def test_an_unknown_encoder_is_named() -> None:
     with pytest.raises(InputError, match="eye"):
-        build_vision({"model_type": "eye"})
+        VisionEncoder({"model_type": "eye"})

@@ -12,6 +12,7 @@ from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 from transformers.models.mllama.modeling_mllama import MllamaCrossAttentionDecoderLayer
 
 from vla.errors import InputError
+from vla.models.backbone_inputs import DecoderInput, ImageInput
 from vla.models.backbones.cross_attention import AdapterBlock, FlamingoBlock, latest_image, latest_run
 from vla.models.backbones.flamingo import CrossAttentionVLM
 
@@ -76,8 +77,10 @@ def test_tokens_before_an_image_do_not_see_it() -> None:
     pixels = torch.randn(1, 2, 3, 28, 28)
 
     def hidden(pixels: torch.Tensor) -> torch.Tensor:
-        vision = backbone.encode_images(pixels, torch.ones(1, 2, dtype=torch.bool))
-        return backbone.forward(backbone.embed(ids, vision), torch.ones_like(ids, dtype=torch.bool), None, vision)[0][0]
+        vision = backbone.encode_images(ImageInput(pixels, torch.ones(1, 2, dtype=torch.bool)))
+        return backbone.forward(
+            DecoderInput(backbone.embed(ids, vision), torch.ones_like(ids, dtype=torch.bool), vision=vision)
+        )[0][0]
 
     before = hidden(pixels)
     for image, first in ((0, 2), (1, 5)):

@@ -23,6 +23,7 @@ from vla.errors import InputError
 from vla.models.action_heads.action_expert import ActionExpert, ActionExpertShape, frequencies
 from vla.models.action_heads.decoder_shape import expert_shape
 from vla.models.action_heads.decoding import keys_values
+from vla.models.backbone_inputs import DecoderInput
 from vla.models.backbones.backbone import Backbone
 from vla.models.backbones.build import build
 from vla.models.vla import VLA
@@ -97,9 +98,9 @@ def test_an_expert_with_the_decoders_weights_goes_on_as_the_decoder_does(name: s
     embeds, vision = embed(backbone, rows)
     with torch.no_grad():
         prompt, mask = embeds[:, : rows.prompt], rows.mask[:, : rows.prompt]
-        _, cache = backbone.forward(prompt, mask, backbone.new_cache(), vision)
+        _, cache = backbone.forward(DecoderInput(prompt, mask, backbone.new_cache(), vision))
         prefix, start = [(k.clone(), v.clone()) for k, v in keys_values(cache)], backbone.next_position(mask, cache)
-        expected, _ = backbone.forward(embeds[:, rows.prompt :], rows.mask, cache, vision)
+        expected, _ = backbone.forward(DecoderInput(embeds[:, rows.prompt :], rows.mask, cache, vision))
         count = expected.shape[1]
         tokens = embeds[:, rows.prompt :]
         seen = torch.ones(tokens.shape[:2], dtype=torch.bool)
@@ -145,7 +146,7 @@ def test_pi0s_expert_is_lerobots() -> None:
     # pi0's suffix: the state, and actions which see each other.
     suffix, blocks = torch.randn(3, 6, 24), torch.tensor([0, 1, 1, 1, 1, 1])
     with torch.no_grad():
-        _, cache = backbone.forward(prompt, mask, backbone.new_cache(), vision)
+        _, cache = backbone.forward(DecoderInput(prompt, mask, backbone.new_cache(), vision))
         seen, start = torch.ones(3, 6, dtype=torch.bool), backbone.next_position(mask, cache)
         found = expert(suffix, seen, blocks, keys_values(cache), mask, start)
         expected = lerobot_joint(prefix_model, suffix_model, prompt, suffix, mask, blocks)

@@ -15,6 +15,7 @@ from transformers import Blip2Config, LlamaConfig, PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vla.errors import InputError
+from vla.models.backbone_inputs import DecoderInput, ImageInput
 from vla.models.backbones.build import build
 from vla.models.backbones.cache import grid_steps
 from vla.models.backbones.families import load
@@ -85,15 +86,15 @@ def test_answers_as_transformers_does(name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         answer = reference.generate(**inputs, do_sample=False, max_new_tokens=8)[:, -8:]
         expected = reference(**inputs).logits[:, -1]
-        vision = backbone.encode_images(pixels[:, None], torch.ones(2, 1, dtype=torch.bool))
-        hidden, cache = backbone.forward(backbone.embed(ids, vision), mask, backbone.new_cache(), vision)
+        vision = backbone.encode_images(ImageInput(pixels[:, None], torch.ones(2, 1, dtype=torch.bool)))
+        hidden, cache = backbone.forward(DecoderInput(backbone.embed(ids, vision), mask, backbone.new_cache(), vision))
         logits = backbone.logits(hidden[:, -1])
         torch.testing.assert_close(logits[:, : expected.shape[1]], expected, atol=1e-5, rtol=1e-5)
         tokens = []
         for _ in range(8):
             tokens.append(logits.argmax(-1, keepdim=True))
             mask = torch.nn.functional.pad(mask, (0, 1), value=True)
-            hidden, cache = backbone.forward(backbone.embed_tokens(tokens[-1]), mask, cache, vision)
+            hidden, cache = backbone.forward(DecoderInput(backbone.embed_tokens(tokens[-1]), mask, cache, vision))
             logits = backbone.logits(hidden[:, -1])
     assert torch.equal(torch.cat(tokens, 1), answer)
     assert len(answer.unique()) > 2, "an answer that is always one token shows nothing"
@@ -136,8 +137,8 @@ def test_a_prefix_lm_trains_as_transformers_does(name: str, tmp_path: Path) -> N
             position_ids=torch.arange(1, 12)[None],
             attention_mask=torch.ones_like(ids),
         ).logits
-        vision = backbone.encode_images(pixels[None], torch.ones(1, 1, dtype=torch.bool))
-        hidden, _ = backbone.forward(backbone.embed(ids, vision), ids > 0, None, vision, answer)
+        vision = backbone.encode_images(ImageInput(pixels[None], torch.ones(1, 1, dtype=torch.bool)))
+        hidden, _ = backbone.forward(DecoderInput(backbone.embed(ids, vision), ids > 0, vision=vision, segments=answer))
     torch.testing.assert_close(backbone.logits(hidden), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -172,8 +173,8 @@ def test_flamingo_looks_at_the_latest_image(tmp_path: Path) -> None:
     with torch.no_grad():
         looks = (latest[..., None] == torch.arange(2)).long()
         expected = reference(input_ids=ids, pixel_values=pixels, image_attention_mask=looks).logits
-        vision = backbone.encode_images(pixels, torch.ones(1, 2, dtype=torch.bool))
-        hidden, _ = backbone.forward(backbone.embed(ids, vision), mask, None, vision)
+        vision = backbone.encode_images(ImageInput(pixels, torch.ones(1, 2, dtype=torch.bool)))
+        hidden, _ = backbone.forward(DecoderInput(backbone.embed(ids, vision), mask, vision=vision))
     torch.testing.assert_close(backbone.logits(hidden), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -184,9 +185,9 @@ def test_takes_images_of_another_size_than_the_checkpoint(name: str, size: int, 
     small = load(tmp_path)[0]
     assert (backbone.image_size, small.image_size) == (size, 28)
     longer = 1 if name == "blip-2" else (size // 28) ** 2 if size == 56 else 9 / 4
-    features = backbone.encode_images(torch.randn(1, 1, 3, size, size), torch.tensor([[True]])).features
+    features = backbone.encode_images(ImageInput(torch.randn(1, 1, 3, size, size), torch.tensor([[True]]))).features
     assert len(features) == longer * len(
-        small.encode_images(torch.randn(1, 1, 3, 28, 28), torch.tensor([[True]])).features
+        small.encode_images(ImageInput(torch.randn(1, 1, 3, 28, 28), torch.tensor([[True]]))).features
     )
 
 
@@ -218,7 +219,7 @@ def test_refuses_what_it_cannot_load(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["llava-1.5", "idefics", "mllama"])
 def test_as_many_images_as_places(name: str) -> None:
     backbone = build(config_of(name))
-    vision = backbone.encode_images(torch.randn(1, 1, 3, 28, 28), torch.tensor([[True]]))
+    vision = backbone.encode_images(ImageInput(torch.randn(1, 1, 3, 28, 28), torch.tensor([[True]])))
     with pytest.raises(InputError, match="image tokens"):
         backbone.embed(torch.tensor([[1, 5]]), vision)
     with pytest.raises(InputError, match="image tokens"):

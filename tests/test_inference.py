@@ -13,6 +13,7 @@ from vla.benchmarks.inference_shapes import SHAPES, make, observation
 from vla.benchmarks.train_shapes import TINY
 from vla.errors import InputError
 from vla.models.action_heads.bins import BinsHead
+from vla.models.backbone_inputs import DecoderInput, ImageInput
 from vla.models.backbones.build import build as build_backbone
 from vla.models.engine.backbone import FusedBackbone, decoder_of
 from vla.models.engine.engine import Engine, padded
@@ -134,14 +135,14 @@ def test_backbone_of_other_families(name: str, padding: bool) -> None:
     got: list[list[torch.Tensor]] = []
     with torch.inference_mode():
         for backbone in (plain, fast):
-            vision = backbone.encode_images(pixels, one)
+            vision = backbone.encode_images(ImageInput(pixels, one))
             seen, cache = mask, backbone.new_cache()
-            hidden, cache = backbone.forward(backbone.embed(ids, vision), seen, cache, vision)
+            hidden, cache = backbone.forward(DecoderInput(backbone.embed(ids, vision), seen, cache, vision))
             steps = [hidden[:, -1], backbone.logits(hidden[:, -1])[:, 5:9]]
             for count in (1, 3, 80):  # more than there is room for
                 seen = torch.nn.functional.pad(seen, (0, count), value=True)
                 words = backbone.embed_tokens(torch.arange(20, 20 + count).expand(2, -1))
-                hidden, cache = backbone.forward(words, seen, cache, vision)
+                hidden, cache = backbone.forward(DecoderInput(words, seen, cache, vision))
                 # Keys of tokens that nothing looks at may differ.
                 steps += [hidden, *(torch.where(seen[:, None, :, None], kept.keys, 0) for kept in cache.layers)]
             got.append(steps)

@@ -15,6 +15,7 @@ from tiny_families import MODELS, config_of
 from torch import Tensor
 
 from vla.errors import InputError
+from vla.models.backbone_inputs import DecoderInput
 from vla.models.backbones.build import build
 from vla.models.vla import VLA
 from vla.training.loop import train
@@ -107,7 +108,7 @@ def test_rows_of_a_released_family_are_said_by_the_merged_weights(make_model: Mo
     torch.testing.assert_close(plain.embed_tokens(ids), body.embed_tokens(ids))
     torch.testing.assert_close(plain.logits(hidden), body.logits(hidden), atol=1e-5, rtol=1e-5)
     told = plain.embed_tokens(ids).detach()
-    found, wanted = (b.forward(told, mask, b.new_cache())[0] for b in (plain.eval(), body))
+    found, wanted = (b.forward(DecoderInput(told, mask, b.new_cache()))[0] for b in (plain.eval(), body))
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
 
 
@@ -158,7 +159,7 @@ def test_every_family_is_adapted_whole_and_read_through_its_adapters(name: str) 
     rows = make_rows(body)
     segments = (torch.arange(rows.ids.shape[1]) >= rows.prompt).long().expand(rows.ids.shape)
     embeds, vision = embed(body, rows)
-    hidden, _ = body.forward(embeds, rows.mask, None, vision, segments)
+    hidden, _ = body.forward(DecoderInput(embeds, rows.mask, vision=vision, segments=segments))
     hidden.square().mean().backward()
     unread = [n for n, p in adapters.items() if p.grad is None or not p.grad.any()]
     # The last layers of some encoders are not read at all.

@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 
 from vla.errors import InputError
 from vla.models.action_heads.decoding import median_bins
+from vla.models.backbone_inputs import DecoderInput
 from vla.models.processor import IGNORE, Processor
 from vla.models.vla import VLA
 from vla.policies.vla import VlaPolicy
@@ -55,7 +56,7 @@ def whole_pass(model: VLA, observation: Observation, given: int = 0, **fields: A
     """The bins that one training pass over a row without padding holds for the median, after `given` actions."""
     example = Example(observation.images, observation.instruction, np.zeros((4, 3)), observation.state, **fields)
     batch = model.processor.batch([replace(example, prefix_length=given)])
-    hidden, _ = model.backbone.forward(model._prefix(batch)[0], batch.attention_mask)
+    hidden, _ = model.backbone.forward(DecoderInput(model._prefix(batch)[0], batch.attention_mask))
     asked = torch.nonzero(batch.labels[0] >= model.text_vocab)[:, 0] - 1
     return median_bins(
         model.backbone.logits(hidden[0, asked])[:, model.text_vocab : model.processor.action_query_token]
@@ -101,7 +102,10 @@ def test_padding_on_the_left_does_not_show(model: VLA) -> None:
     together = model.processor.robot_prompt(observations())
     alone = model.processor.robot_prompt(observations()[:1])
     with torch.no_grad():
-        hidden = [model.backbone.forward(model._prefix(b)[0], b.attention_mask)[0][0, -1] for b in (together, alone)]
+        hidden = [
+            model.backbone.forward(DecoderInput(model._prefix(b)[0], b.attention_mask))[0][0, -1]
+            for b in (together, alone)
+        ]
     torch.testing.assert_close(hidden[0], hidden[1], rtol=1e-4, atol=1e-5)
 
 
@@ -271,7 +275,7 @@ def test_without_smoothing_the_loss_is_plain_cross_entropy(make_model: Models) -
     batch = model.processor.batch(examples())
     with torch.no_grad():
         losses, rows, _ = model(batch)
-        hidden, _ = model.backbone.forward(model._prefix(batch)[0], batch.attention_mask)
+        hidden, _ = model.backbone.forward(DecoderInput(model._prefix(batch)[0], batch.attention_mask))
         logits = model.backbone.logits(hidden[:, :-1])
     expected = F.cross_entropy(logits.transpose(1, 2), batch.labels[:, 1:], ignore_index=IGNORE, reduction="none")
     labelled = batch.labels[:, 1:] != IGNORE

@@ -17,8 +17,8 @@ from torch.nn.functional import avg_pool2d, interpolate, layer_norm, pad, silu
 from transformers import PreTrainedTokenizerFast
 
 from vla.errors import InputError
+from vla.models.backbone_inputs import DecoderInput, ImageInput
 from vla.models.backbones import families
-from vla.models.backbones.backbone import ImageLayout
 from vla.models.backbones.build import build
 from vla.models.backbones.molmo import Molmo, load
 from vla.models.batch import Shown, _collate_images, allocate_frames
@@ -265,7 +265,7 @@ def test_a_released_folder_says_what_the_original_says(kind: str, tmp_path: Path
     written = [5, START, *row, *row, END, 6, 7]
     assert backbone.tokens_per_image == 4
     with torch.no_grad():
-        vision = backbone.encode_images(pixels, torch.tensor([[True]]))
+        vision = backbone.encode_images(ImageInput(pixels, torch.tensor([[True]])))
         expected = sight(weights, pixels[0, 0], torch.ones(16))
         assert vision is not None
         torch.testing.assert_close(vision.features, expected, atol=1e-5, rtol=1e-4)
@@ -274,7 +274,7 @@ def test_a_released_folder_says_what_the_original_says(kind: str, tmp_path: Path
         plain = table[written]
         plain[torch.tensor(written) == PATCH_ID] += expected
         torch.testing.assert_close(embeds[0], plain, atol=1e-5, rtol=1e-4)
-        logits = backbone.logits(backbone.forward(embeds, torch.ones(1, len(written)).bool())[0])[0]
+        logits = backbone.logits(backbone.forward(DecoderInput(embeds, torch.ones(1, len(written)).bool()))[0])[0]
         torch.testing.assert_close(logits[:, :ROWS], speech(weights, plain, kind), atol=1e-4, rtol=1e-4)
     assert (logits[:, ROWS:] < -1e30).all()  # rows of the embedding that the head does not have
     assert tokenizer.decode([5, 6]) == "w5 w6"
@@ -335,7 +335,7 @@ def test_an_image_is_read_whole_and_in_crops(size: tuple[int, int], tmp_path: Pa
     frames = torch.cat([whole[None], canvas])
     assert (pixels[1, : len(frames)].permute(0, 3, 1, 2) / 255 - frames).abs().max() <= 1 / 255 + 1e-6
     with torch.no_grad():
-        vision = backbone.encode_images(values.movedim(-1, 2), mask, ImageLayout(content, tiling))
+        vision = backbone.encode_images(ImageInput(values.movedim(-1, 2), mask, content, tiling))
         told = torch.cat([inside, torch.full((1, 144), -1.0)])
         own = values[1, : len(frames)].permute(0, 3, 1, 2)
         features = backbone.connector(backbone.vision(own), told).flatten(0, 1)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, interpolate, layer_norm, silu
 
 from vla.errors import InputError
+from vla.models.backbone_inputs import DecoderInput, ImageInput
 from vla.models.backbones import families
 from vla.models.backbones.build import build
 from vla.models.backbones.own_family import converted
@@ -201,12 +202,14 @@ def test_a_released_folder_says_what_the_original_says(tmp_path: Path) -> None:
     assert (backbone.tokens_per_image, backbone.image_token_id) == (CELLS, START + 2)
     pixels = torch.randn(1, 1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        vision = backbone.encode_images(pixels, torch.tensor([[True]]))
+        vision = backbone.encode_images(ImageInput(pixels, torch.tensor([[True]])))
         expected = sight(weights, pixels[0, 0])
         assert vision is not None
         torch.testing.assert_close(vision.features, expected, atol=1e-5, rtol=1e-4)
         ids = [5, START, *[START + 2] * CELLS, START + 1, 6, 7, 8]
-        hidden, _ = backbone.forward(backbone.embed(torch.tensor([ids]), vision), torch.ones(1, len(ids)).bool())
+        hidden, _ = backbone.forward(
+            DecoderInput(backbone.embed(torch.tensor([ids]), vision), torch.ones(1, len(ids)).bool())
+        )
         embeds = weights["transformer.wte.weight"][ids]
         embeds[2 : 2 + CELLS] = expected
         torch.testing.assert_close(backbone.logits(hidden)[0], speech(weights, embeds), atol=1e-4, rtol=1e-4)
@@ -259,6 +262,8 @@ def test_another_size_and_precision(tmp_path: Path) -> None:
     save(tmp_path, released(), RELEASED)
     backbone, _ = load(tmp_path, image_size=42, dtype=torch.bfloat16)
     assert {weight.dtype for weight in backbone.parameters()} == {torch.bfloat16}
-    vision = backbone.encode_images(torch.zeros(1, 1, 3, 42, 42, dtype=torch.bfloat16), torch.tensor([[True]]))
+    vision = backbone.encode_images(
+        ImageInput(torch.zeros(1, 1, 3, 42, 42, dtype=torch.bfloat16), torch.tensor([[True]]))
+    )
     assert vision is not None and vision.features.shape == (CELLS, OUT)
     assert torch.get_default_dtype() == torch.float32

@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.models.action_heads.decoding import median_bins
+from vla.models.backbone_inputs import DecoderInput
 from vla.models.normalization import Normalizer
 from vla.models.processor import IGNORE, Processor
 from vla.models.robot_spec import RobotSpec
@@ -147,7 +148,7 @@ def test_a_checkpoint_of_several_robots_drives_each(pair: VLA, tmp_path: Path, n
     asked = replace(example, points=chunk.points.astype(np.float64), prefix_length=0, mask=None)
     batch = pair.processor.batch([asked, mixed()[2]])
     with torch.no_grad():
-        hidden, _ = pair.backbone.forward(pair._prefix(batch)[0], batch.attention_mask)
+        hidden, _ = pair.backbone.forward(DecoderInput(pair._prefix(batch)[0], batch.attention_mask))
         places = torch.nonzero(batch.labels[0] >= pair.text_vocab)[:, 0] - 1
         bins = median_bins(
             pair.backbone.logits(hidden[0, places])[:, pair.text_vocab : pair.processor.action_query_token]

@@ -21,6 +21,7 @@ from vla.envs.make import make_env
 from vla.evaluation.rollouts.rollout import rollout
 from vla.evaluation.rollouts.summary import summarize
 from vla.evaluation.rollouts.trial import trials_for
+from vla.models.backbone_inputs import DecoderInput
 from vla.policies.vla import VlaPolicy
 from vla.training.checkpoint_gate import UNITS
 from vla.training.demonstrations import Demonstrations
@@ -111,9 +112,9 @@ def _cost(policy: VlaPolicy, observations: Sequence[Observation]) -> dict[str, A
     counted: list[int] = []
     hidden = backbone.forward
 
-    def counting(embeds: Any, *rest: Any, **named: Any) -> Any:
-        counted.append(embeds.shape[1])
-        return hidden(embeds, *rest, **named)
+    def counting(inputs: DecoderInput) -> Any:
+        counted.append(inputs.length)
+        return hidden(inputs)
 
     prompt_passes = (
         1 + policy.model.processor.robot().point_tokens

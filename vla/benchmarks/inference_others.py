@@ -13,6 +13,7 @@ import torch
 
 from vla.benchmarks.inference_shapes import Shape, observation
 from vla.benchmarks.train_shapes import save_for_lerobot
+from vla.models.backbone_inputs import ImageInput
 from vla.models.vla import VLA
 
 PROMPT = 48
@@ -26,13 +27,13 @@ def generated(model: VLA, tokens: int, dtype: torch.dtype) -> Callable[[], Any]:
     backbone: Any = model.backbone
     if dtype != torch.float32:
         backbone = copy.deepcopy(backbone).to(dtype)
-    language, sample_observation = getattr(backbone, "language", None) or backbone.model, observation(model)
+    language, sample_observation = backbone.language_model, observation(model)
     language.generation_config.pad_token_id = model.processor.pad
 
     @torch.inference_mode()
     def call() -> Any:
         batch = model.processor.robot_prompt([sample_observation]).to(model.device)
-        vision = backbone.encode_images(model.processor.pixels(batch.images).to(dtype), batch.image_mask)
+        vision = backbone.encode_images(ImageInput(model.processor.pixels(batch.images).to(dtype), batch.image_mask))
         embeds, more = backbone.embed(batch.input_ids, vision), {}
         if language.config.model_type == "paligemma":  # bidirectional attention over the prompt
             more["token_type_ids"] = torch.zeros_like(batch.input_ids)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vla.common.result_table import Table, Target
+from vla.models.backbone_inputs import DecoderInput, ImageInput
 from vla.models.backbones.build import build
 from vla.training.blocks import blocks
 from vla.training.lora import inject
@@ -215,9 +216,10 @@ def forward(backbone: Any, rows: int, text: int, labels: int) -> Tensor:
     ids = torch.cat([torch.full((rows, image), backbone.image_token_id), torch.ones(rows, text, dtype=torch.long)], 1)
     segments = (torch.arange(ids.shape[1]) >= ids.shape[1] - labels).long().expand(ids.shape)
     with torch.autocast("cpu", torch.bfloat16):
-        vision = backbone.encode_images(pixels, mask)
+        vision = backbone.encode_images(ImageInput(pixels, mask))
         embeds = backbone.embed(ids, vision)
-        hidden, _ = backbone.forward(embeds, torch.ones_like(ids, dtype=torch.bool), None, vision, segments)
+        valid = torch.ones_like(ids, dtype=torch.bool)
+        hidden, _ = backbone.forward(DecoderInput(embeds, valid, vision=vision, segments=segments))
         logits = backbone.logits(hidden[:, -labels:])
         return nn.functional.log_softmax(logits.float(), -1)[..., 0].mean()
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,6 +13,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from vla.errors import InputError
+from vla.models.backbone_inputs import DecoderInput
 
 TOGETHER = -1
 """Segment of tokens that attend to each other and to all earlier tokens (the query tokens of an action chunk)."""
@@ -85,37 +89,36 @@ def takes_blocks(decoder: Any) -> bool:
     return bool(decoder.config._attn_implementation == "flex_attention")
 
 
+@cache
+def takes_positions(forward: Callable[..., Any]) -> bool:
+    """Whether the `forward` of a decoder of transformers takes position ids; with ALiBi (MPT, BLOOM) it does not."""
+    return "position_ids" in inspect.signature(forward).parameters
+
+
 def mask_and_positions(
-    mask: Bool[Tensor, "b m"],
-    order: Int[Tensor, "b m"],
-    segments: Int[Tensor, "b l"] | None,
-    length: int,
-    dtype: torch.dtype,
-    bidirectional: bool = False,
-    blocks: bool = False,
+    inputs: DecoderInput, order: Int[Tensor, "b m"], bidirectional: bool = False, blocks: bool = False
 ) -> tuple[Tensor | BlockMask, Int[Tensor, "b m"]]:
-    """Mask and positions with which a decoder of transformers processes the last `length` of m tokens.
+    """Mask and positions with which a decoder of transformers processes the last l of m tokens.
 
     The mask is the padding mask (b m) for causal rows, and a full mask (b 1 l m) for rows with segments or a
     `bidirectional` prompt.
 
     Args:
-        mask: valid tokens.
         order: positions without segments.
         blocks: return the full mask as a `block_mask`.
 
     Raises:
         InputError: for segments after cached tokens, except new tokens that are all `TOGETHER`.
     """
-    earlier = mask.shape[1] > length
+    mask, segments, length, dtype = inputs.attention_mask, inputs.segments, inputs.length, inputs.embeds.dtype
     segmented = segments is not None and bool(segments.any())
-    if earlier and segments is not None and bool((segments == TOGETHER).all()):
+    if inputs.continues and segments is not None and bool((segments == TOGETHER).all()):
         if blocks:
             return create_block_mask(lambda b, _, q, k: mask[b, k], len(mask), None, length, mask.shape[1]), order
         return additive(mask[:, None].expand(-1, length, -1), dtype), order
-    if segmented and earlier:
+    if segmented and inputs.continues:
         raise InputError("segments are only possible in the first tokens of a cache: later tokens share one segment")
-    if earlier or not (segmented or bidirectional):
+    if inputs.continues or not (segmented or bidirectional):
         return mask.long(), order
     shared = torch.zeros_like(order) if segments is None else segments
     full: Tensor | BlockMask
@@ -128,29 +131,34 @@ def mask_and_positions(
 
 def run_decoder(
     decoder: Any,
-    embeds: Float[Tensor, "b l d"],
-    mask: Bool[Tensor, "b m"],
-    cache: Any | None,
-    segments: Int[Tensor, "b l"] | None,
+    inputs: DecoderInput,
+    order: Int[Tensor, "b m"] | None = None,
+    offsets: Int[Tensor, "3 b m"] | int = 0,
+    bidirectional: bool = False,
     **extra: Any,
 ) -> Float[Tensor, "b l d"]:
-    """The last hidden states of a causal decoder of transformers for the last l of m tokens; `cache` has the others.
+    """The last hidden states of a causal decoder of transformers.
 
     Args:
+        order: positions without segments, by default `order_of` the mask.
+        offsets: added to the positions.
+        bidirectional: as in `segment_mask`.
         extra: further arguments of the decoder.
 
     Raises:
-        InputError: for segments after cached tokens.
+        InputError: for segments after cached tokens, and with a decoder without position ids.
     """
-    length = embeds.shape[1]
-    blocks = takes_blocks(decoder)
-    attention_mask, positions = mask_and_positions(mask, order_of(mask), segments, length, embeds.dtype, blocks=blocks)
+    order = order_of(inputs.attention_mask) if order is None else order
+    attention_mask, positions = mask_and_positions(inputs, order, bidirectional, takes_blocks(decoder))
+    if takes_positions(type(decoder).forward):
+        extra["position_ids"] = (positions + offsets)[..., -inputs.length :]
+    elif inputs.segments is not None and inputs.segments.any():
+        raise InputError(f"{decoder.config.model_type} takes no position ids: it does not support segments")
     out = decoder(
-        inputs_embeds=embeds,
+        inputs_embeds=inputs.embeds,
         attention_mask=attention_mask,
-        position_ids=positions[:, -length:],
-        past_key_values=cache,
-        use_cache=cache is not None,
+        past_key_values=inputs.cache,
+        use_cache=inputs.cache is not None,
         **extra,
     )
     return out.last_hidden_state

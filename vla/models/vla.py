@@ -25,7 +25,8 @@ from vla.common.scene_objects import POINT_SCALE
 from vla.errors import InputError
 from vla.models.action_heads.action_head import Cached, Chunks, DecodeContext
 from vla.models.action_heads.decoding import Decoding, keys_values
-from vla.models.backbones.backbone import Backbone, ImageLayout
+from vla.models.backbone_inputs import DecoderInput, ImageInput
+from vla.models.backbones.backbone import Backbone
 from vla.models.backbones.build import build
 from vla.models.batch import IGNORE, Batch, point_features
 from vla.models.hub import card, checkpoint_of, fetch, write_config
@@ -119,7 +120,7 @@ class VLA(nn.Module):
         segments = batch.segments
         if self.processor.head is not None and self.processor.head.bidirectional:
             segments = segments.masked_fill(batch.input_ids >= self.text_vocab, TOGETHER)
-        hidden, cache = self.backbone.forward(embeds, batch.attention_mask, cache, vision, segments)
+        hidden, cache = self.backbone.forward(DecoderInput(embeds, batch.attention_mask, cache, vision, segments))
         losses = self._token_losses(batch, hidden)
         if continuous is not None and batch.continuous_mask.any():
             # Only the rows of robots; the cache also holds questions.
@@ -172,7 +173,8 @@ class VLA(nn.Module):
     def encode(self, batch: Batch) -> Float[Tensor, "b l d"]:
         """The last hidden states of a batch that is on the model's device."""
         embeds, vision = self._prefix(batch)
-        return self.backbone.forward(embeds, batch.attention_mask, None, vision, batch.segments)[0]
+        inputs = DecoderInput(embeds, batch.attention_mask, vision=vision, segments=batch.segments)
+        return self.backbone.forward(inputs)[0]
 
     @torch.inference_mode()
     def generate_text(self, batch: Batch, max_tokens: int = 16) -> list[str]:
@@ -294,7 +296,8 @@ class VLA(nn.Module):
     ) -> tuple[Float[Tensor, "b l d"], Any]:
         """The embeddings of a batch's tokens, and the encoded images."""
         pixels = self.processor.pixels(batch.images) if pixels is None else pixels
-        vision = self.backbone.encode_images(pixels, batch.image_mask, ImageLayout(batch.content, batch.tiling))
+        images = ImageInput(pixels, batch.image_mask, batch.content, batch.tiling)
+        vision = self.backbone.encode_images(images) if batch.image_mask.any() else None
         embeds = self.backbone.embed(batch.input_ids, vision)
         action = batch.input_ids >= self.text_vocab
         if not action.any():

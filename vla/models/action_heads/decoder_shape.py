@@ -9,6 +9,7 @@ from transformers import PretrainedConfig
 
 from vla.models.action_heads.action_expert import ActionExpertShape, frequencies
 from vla.models.action_heads.decoding import keys_values
+from vla.models.backbone_inputs import DecoderInput
 
 
 def expert_shape(
@@ -62,6 +63,6 @@ def legacy_shape(backbone: Any, width: int | None) -> ActionExpertShape:
 def _cache_shape(backbone: Any) -> tuple[int, int, int]:
     """Number of layers, heads and components per head that a backbone caches of each token."""
     token = backbone.embed_tokens(torch.zeros(1, 1, dtype=torch.long))
-    _, cache = backbone.forward(token, torch.ones(1, 1, dtype=torch.bool), backbone.new_cache())
+    _, cache = backbone.forward(DecoderInput(token, torch.ones(1, 1, dtype=torch.bool), backbone.new_cache()))
     layers = keys_values(cache)
     return len(layers), layers[0][0].shape[1], layers[0][0].shape[3]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from vla.models.backbone_inputs import DecoderInput
 from vla.models.masks import TOGETHER
 
 KeysValues = list[tuple[Float[Tensor, "b g m e"], Float[Tensor, "b g m e"]]]
@@ -20,7 +21,7 @@ class Decoding:
 
     def __init__(self, backbone: Any, embeds: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"], vision: Any) -> None:
         self.backbone, self.mask, self._vision = backbone, mask, vision
-        self.hidden, self.cache = backbone.forward(embeds, mask, backbone.new_cache(), vision)
+        self.hidden, self.cache = backbone.forward(DecoderInput(embeds, mask, backbone.new_cache(), vision))
 
     def next_logits(self) -> Any:
         """Logits of the next token, (b, v). Index them by row: an engine computes only the selected rows."""
@@ -30,7 +31,8 @@ class Decoding:
         """Appends tokens and returns their hidden states; where `together`, the tokens attend to each other."""
         self.mask = F.pad(self.mask, (0, embeds.shape[1]), value=True)
         blocks = torch.full(embeds.shape[:2], TOGETHER, device=embeds.device) if together else None
-        self.hidden, self.cache = self.backbone.forward(embeds, self.mask, self.cache, self._vision, blocks)
+        inputs = DecoderInput(embeds, self.mask, self.cache, self._vision, blocks)
+        self.hidden, self.cache = self.backbone.forward(inputs)
         return self.hidden
 
     def next_position(self) -> Int[Tensor, "b"]:

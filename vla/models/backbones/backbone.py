@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vla.common.images import Size
-
-
-@dataclass(frozen=True)
-class ImageLayout:
-    """Layout of each frame of a batch (`vla.models.preprocessing`).
-
-    Attributes:
-        content: left, top, width and height [pixels] of the frame's image.
-        tiling: index of the image in its row, and the number of rows and columns of frames that it was cut into.
-    """
-
-    content: Int[Tensor, "b k 4"]
-    tiling: Int[Tensor, "b k 3"]
+from vla.models.backbone_inputs import DecoderInput, ImageInput
 
 
 @runtime_checkable
@@ -30,7 +17,7 @@ class Backbone(Protocol):
 
     In `input_ids` each image is copies of `image_token_id`, `tokens_per_image` of them for an image of `image_size`,
     with the tokens that the family writes around or between them (`<|vision_start|>`, `[IMG_BREAK]`).
-    Shapes: b rows, k frames per row, l new tokens, m tokens including cached ones, d hidden size, v vocabulary size.
+    Shapes: b rows, l new tokens, m tokens including cached ones, d hidden size, v vocabulary size.
     """
 
     config: dict[str, Any]
@@ -52,16 +39,8 @@ class Backbone(Protocol):
         """Number of token embeddings, including unused ones."""
         ...
 
-    def encode_images(
-        self,
-        pixel_values: Float[Tensor, "b k 3 h w"],
-        image_mask: Bool[Tensor, "b k"],
-        layout: ImageLayout | None = None,
-    ) -> Any:
-        """Encodes the frames whose mask is True, in the form that `embed` and `forward` of this family need.
-
-        Without a `layout` each frame is a separate image that fills it.
-        """
+    def encode_images(self, images: ImageInput) -> Any:
+        """Encodes the valid frames, in the form that `embed` and `forward` of this family need."""
         ...
 
     def embed(self, input_ids: Int[Tensor, "b l"], vision: Any | None) -> Float[Tensor, "b l d"]:
@@ -75,24 +54,8 @@ class Backbone(Protocol):
         """Token embeddings of text without images."""
         ...
 
-    def forward(
-        self,
-        embeds: Float[Tensor, "b l d"],
-        attention_mask: Bool[Tensor, "b m"],
-        cache: Any | None = None,
-        vision: Any | None = None,
-        segments: Int[Tensor, "b l"] | None = None,
-    ) -> tuple[Float[Tensor, "b l d"], Any]:
+    def forward(self, inputs: DecoderInput) -> tuple[Float[Tensor, "b l d"], Any]:
         """The last hidden states of the new tokens, and the updated cache.
-
-        A token of segment n > 0 attends to, and continues the positions of, the tokens of segment 0 and its own
-        segment only. Tokens of segment `masks.TOGETHER` attend to each other and to all earlier tokens.
-
-        Args:
-            attention_mask: valid tokens, including the m - l cached ones.
-            vision: the value passed to `embed`.
-            segments: segment of each token. After a cache only `masks.TOGETHER` is possible. In a prefix-LM
-                (PaliGemma) segment 0 has bidirectional attention, so predicted tokens need another segment.
 
         Raises:
             InputError: where a family does not support segments, and in a prefix-LM without segments and cache.

@@ -12,6 +12,9 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from transformers import DynamicCache
 
+from vla.errors import InputError
+from vla.models.backbone_inputs import DecoderInput
+
 
 @dataclass
 class Vision:
@@ -36,7 +39,8 @@ class Vision:
 class ImageTokenCache(DynamicCache):
     """Keys and values of m tokens per row, complete also for layers with a sliding window, so that it can be cropped.
 
-    `image_tokens` is the mask of image tokens, on which positions (M-RoPE) or cross-attention of later tokens depend.
+    `image_tokens` is the mask of image tokens and `steps` their `grid_steps`, on which cross-attention and positions
+    (M-RoPE) of later tokens depend.
     """
 
     image_tokens: Bool[Tensor, "b m"] | None = None
@@ -65,20 +69,41 @@ class ImageTokenCache(DynamicCache):
         return self
 
 
-def image_token_mask(
-    vision: Vision | None, cache: ImageTokenCache | None, mask: Bool[Tensor, "b m"], length: int
-) -> Bool[Tensor, "b m"]:
-    """Mask of the image tokens among the cached tokens and the `length` new ones."""
-    return _recorded("image_tokens", torch.zeros_like(mask), vision, cache, length)
+def record_image_tokens(image_tokens: Bool[Tensor, "b l"], vision: Vision | None) -> None:
+    """Records the mask of image tokens in `vision`. Raises InputError unless their number is that of the images."""
+    expected = 0 if vision is None else vision.tokens
+    if (found := int(image_tokens.sum())) != expected:
+        raise InputError(
+            f"the text has {found} image tokens, but the images have {expected}: write as many as the images have"
+        )
+    if vision is not None:
+        vision.image_tokens = image_tokens
 
 
-def image_steps(
-    vision: Vision | None, cache: ImageTokenCache | None, mask: Bool[Tensor, "b m"], length: int
-) -> Int[Tensor, "b m 4"]:
-    """`grid_steps` of the cached tokens and the `length` new ones."""
+def cached_images(
+    inputs: DecoderInput, features: Shaped[Tensor, "_p ..."] | None
+) -> tuple[Bool[Tensor, "b m"], Shaped[Tensor, "b ..."] | None]:
+    """Mask of the image tokens among the cached and the new tokens, and their features for cross-attention.
+
+    The cache records both.
+
+    Args:
+        features: those of a prompt; later tokens have the cached ones.
+    """
+    image_tokens, cache = _recorded("image_tokens", torch.zeros_like(inputs.attention_mask), inputs), inputs.cache
+    if inputs.continues:
+        features = cache.features
+    if cache is not None:
+        cache.image_tokens, cache.features = image_tokens, features
+    return image_tokens, features
+
+
+def image_steps(inputs: DecoderInput) -> Int[Tensor, "b m 4"]:
+    """`grid_steps` of the cached tokens and the new ones."""
+    mask = inputs.attention_mask
     text = torch.zeros(*mask.shape, 4, dtype=torch.long, device=mask.device)
     text[..., 0] = 1
-    return _recorded("steps", text, vision, cache, length)
+    return _recorded("steps", text, inputs)
 
 
 def grid_steps(image_tokens: Bool[Tensor, "b l"], grids: Sequence[tuple[int, int]]) -> Int[Tensor, "b l 4"]:
@@ -99,11 +124,10 @@ def grid_steps(image_tokens: Bool[Tensor, "b l"], grids: Sequence[tuple[int, int
     return steps
 
 
-def _recorded(
-    name: str, values: Shaped[Tensor, "b m *more"], vision: Vision | None, cache: ImageTokenCache | None, length: int
-) -> Shaped[Tensor, "b m *more"]:
+def _recorded(name: str, values: Shaped[Tensor, "b m *more"], inputs: DecoderInput) -> Shaped[Tensor, "b m *more"]:
     """`values` with the entries that are recorded in the cache, and in `vision` for new tokens."""
-    start, cached, new = values.shape[1] - length, getattr(cache, name, None), getattr(vision, name, None)
+    start = values.shape[1] - inputs.length
+    cached, new = (getattr(source, name, None) for source in (inputs.cache, inputs.vision))
     if start and cached is not None:
         values[:, :start] = cached
     if new is not None and start < new.shape[1]:

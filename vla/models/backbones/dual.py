@@ -12,13 +12,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from vla.errors import InputError
 from vla.models.backbones.features import feature_map, patches
 
-HALF = (0.5, 0.5, 0.5)
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-PIXELS = {"clip": (CLIP_MEAN, CLIP_STD), "align": (HALF, HALF), "siglip": (HALF, HALF), "siglip2": (HALF, HALF)}
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+PIXELS = {
+    "clip": (tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD)),
+    **dict.fromkeys(("align", "siglip", "siglip2"), HALF),
+}
 """Mean and standard deviation of the pixels (0 to 1) by family (transformers' `model_type`)."""
 
 SIGLIP_SCALE, SIGLIP_BIAS = math.log(10.0), -10.0
@@ -42,9 +45,7 @@ class DualEncoder(nn.Module):
         if self.family not in PIXELS:
             raise InputError(f"{self.family} is not a dual encoder: choose of {', '.join(PIXELS)}")
         self.config: dict[str, Any] = {"model": dict(model), "pad_token_id": pad_token_id}
-        self.model = AutoModel.from_config(
-            AutoConfig.for_model(self.family, **{k: v for k, v in model.items() if k != "model_type"})
-        )
+        self.model = AutoModel.from_config(AutoConfig.for_model(**model))
         self.pad_token_id = pad_token_id
         self.mean, self.std = PIXELS[self.family]
         vision = self.model.config.vision_config

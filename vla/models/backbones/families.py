@@ -31,10 +31,6 @@ OWN: dict[str, Callable[..., Any]] = {"qwen": qwen_vl.load, "molmo": molmo.load}
 CLASSES: dict[str, type[HFBackbone]] = {**dict.fromkeys(LAYOUTS, TokenFamily), "idefics": Idefics, "mllama": Mllama}
 NATIVE_SIZE = 448
 """Nominal side of an image [pixels] for backbones that take any size (Qwen): 256 tokens."""
-CLIP = {
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-}
 
 
 def load(

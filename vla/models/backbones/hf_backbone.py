@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
-from vla.errors import InputError
-from vla.models.backbones.cache import ImageTokenCache, Vision
+from vla.models.backbones.cache import Vision, record_image_tokens
+from vla.models.backbones.language_backbone import LanguageBackbone
 from vla.models.backbones.precision import without_dtype
 
 Pixel = Sequence[float]
@@ -24,7 +24,7 @@ def family_of(config: Any) -> str:
     return "pixtral" if pixtral else config.model_type
 
 
-class HFBackbone(nn.Module, ABC):
+class HFBackbone(LanguageBackbone):
     """A vision-language model of transformers as a `Backbone`.
 
     Args:
@@ -48,9 +48,9 @@ class HFBackbone(nn.Module, ABC):
     ) -> None:
         super().__init__()
         if weights is None:
-            rest = {k: v for k, v in model.items() if k != "model_type"}
-            config = AutoConfig.for_model(model["model_type"], **rest)
-            weights = AutoModelForImageTextToText.from_config(config, attn_implementation=attention)
+            weights = AutoModelForImageTextToText.from_config(
+                AutoConfig.for_model(**model), attn_implementation=attention
+            )
         self.model: Any = weights
         self.family = family_of(weights.config)
         self.image_token_id, self.image_size = image_token_id, image_size
@@ -73,50 +73,18 @@ class HFBackbone(nn.Module, ABC):
         return {"family": self.family, "model": without_dtype(self.model.config.to_dict()), **self._rest}
 
     @property
+    def language_model(self) -> Any:
+        """See `LanguageBackbone.language_model`."""
+        return self.model
+
+    @property
     def hidden_size(self) -> int:
         """Width of the hidden states."""
         return int(self.model.config.get_text_config().hidden_size)
 
-    @property
-    def vocab_size(self) -> int:
-        """See `Backbone.vocab_size`."""
-        return len(self.model.get_input_embeddings().weight)
-
     @abstractmethod
     def image_grid(self) -> tuple[int, int]:
         """Rows and columns of the tokens of an image of `image_size`."""
-
-    def embed_tokens(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
-        """See `Backbone.embed_tokens`."""
-        return self.model.get_input_embeddings()(input_ids)
-
-    def next_position(self, attention_mask: Bool[Tensor, "b m"], cache: Any | None = None) -> Int[Tensor, "b"]:
-        """See `Backbone.next_position`."""
-        return attention_mask.sum(1)
-
-    def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
-        """See `Backbone.logits`."""
-        return self.model.get_output_embeddings()(hidden)
-
-    def new_cache(self) -> ImageTokenCache:
-        """See `Backbone.new_cache`."""
-        return ImageTokenCache()
-
-    def crop(self, cache: ImageTokenCache, length: int) -> ImageTokenCache:
-        """See `Backbone.crop`."""
-        return cache.crop_layers(length, cache.layers)
-
-    def fork(self, cache: ImageTokenCache, copies: int) -> ImageTokenCache:
-        """See `Backbone.fork`."""
-        return cache.forked(copies)
-
-    def add_token_embeddings(self, count: int) -> None:
-        """See `Backbone.add_token_embeddings`."""
-        self.model.resize_token_embeddings(self.vocab_size + count, mean_resizing=False)
-
-    def vocab_weights(self) -> tuple[Float[Tensor, "_r d"], Float[Tensor, "_r d"]]:
-        """See `Backbone.vocab_weights`."""
-        return self.model.get_input_embeddings().weight, self.model.get_output_embeddings().weight
 
 
 class CrossAttending(HFBackbone):
@@ -136,17 +104,6 @@ def by_row(encoded: Float[Tensor, "n p d"], image_mask: Bool[Tensor, "b k"]) -> 
     """Arranges image features by row, (b, k, p, d), with zeros for missing images."""
     features = encoded.new_zeros(*image_mask.shape, *encoded.shape[1:])
     return Vision(features.masked_scatter(image_mask[..., None, None], encoded), len(encoded))
-
-
-def record_image_tokens(image_tokens: Bool[Tensor, "b l"], vision: Vision | None) -> None:
-    """Records the mask of image tokens in `vision`. Raises InputError unless their number is that of the images."""
-    expected = 0 if vision is None else vision.tokens
-    if (found := int(image_tokens.sum())) != expected:
-        raise InputError(
-            f"the text has {found} image tokens, but the images have {expected}: write as many as the images have"
-        )
-    if vision is not None:
-        vision.image_tokens = image_tokens
 
 
 def grow(module: nn.Embedding | nn.Linear, count: int, std: float) -> None:

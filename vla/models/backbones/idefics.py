@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from vla.models.backbones.backbone import ImageLayout
-from vla.models.backbones.cache import ImageTokenCache, Vision, image_token_mask
+from vla.models.backbone_inputs import DecoderInput, ImageInput
+from vla.models.backbones.cache import ImageTokenCache, Vision, cached_images
 from vla.models.backbones.hf_backbone import CrossAttending, by_row, grow
 from vla.models.masks import run_decoder
 
@@ -50,46 +52,26 @@ class Idefics(CrossAttending):
             return embedding.weight, head.weight
         return embedding.additional_embedding.weight, head.additional_fc.weight
 
-    def encode_images(
-        self,
-        pixel_values: Float[Tensor, "b k 3 h w"],
-        image_mask: Bool[Tensor, "b k"],
-        layout: ImageLayout | None = None,
-    ) -> Vision | None:
+    def encode_images(self, images: ImageInput) -> Vision:
         """See `Backbone.encode_images`."""
-        if not image_mask.any():
-            return None
         model = self.model.model
         native = self.image_size == self.model.config.vision_config.image_size
-        features = model.vision_model(pixel_values[image_mask], interpolate_pos_encoding=not native).last_hidden_state
+        features = model.vision_model(images.frames, interpolate_pos_encoding=not native).last_hidden_state
         if self.model.config.use_resampler:
             features = model.perceiver_resampler(features)
-        return by_row(features, image_mask)
+        return by_row(features, images.mask)
 
-    def forward(
-        self,
-        embeds: Float[Tensor, "b l d"],
-        attention_mask: Bool[Tensor, "b m"],
-        cache: ImageTokenCache | None = None,
-        vision: Vision | None = None,
-        segments: Int[Tensor, "b l"] | None = None,
-    ) -> tuple[Float[Tensor, "b l d"], ImageTokenCache | None]:
+    def forward(self, inputs: DecoderInput) -> tuple[Float[Tensor, "b l d"], ImageTokenCache | None]:
         """See `Backbone.forward`. Images are only possible in the first tokens of a cache."""
-        length = embeds.shape[1]
-        image_tokens = image_token_mask(vision, cache, attention_mask, length)
-        features = None if vision is None else vision.features
-        if cache is not None and attention_mask.shape[1] > length:
-            features = cache.features
-        if cache is not None:
-            cache.image_tokens, cache.features = image_tokens, features
+        embeds, vision = inputs.embeds, inputs.vision
+        image_tokens, features = cached_images(inputs, None if vision is None else vision.features)
         if features is None:
             features = self._no_image(embeds)
-        latest = image_tokens.long().cumsum(1)[:, -length:, None]
+        latest = image_tokens.long().cumsum(1)[:, -inputs.length :, None]
         visible = latest == torch.arange(1, features.shape[1] + 1, device=latest.device)
-        resampled = self.model.config.use_resampler
-        images = {"perceiver_embeddings" if resampled else "image_encoder_embeddings": features.to(embeds.dtype)}
-        images["image_attention_mask"] = visible.to(embeds.dtype)
-        return run_decoder(self.model.model, embeds, attention_mask, cache, segments, **images), cache
+        name = "perceiver_embeddings" if self.model.config.use_resampler else "image_encoder_embeddings"
+        images: dict[str, Any] = {name: features.to(embeds.dtype), "image_attention_mask": visible.to(embeds.dtype)}
+        return run_decoder(self.decoder, inputs, **images), inputs.cache
 
     def _no_image(self, embeds: Float[Tensor, "b l d"]) -> Float[Tensor, "b 1 1 e"]:
         """A placeholder image for transformers' classes, which require one; no token attends to it."""

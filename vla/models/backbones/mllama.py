@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vla.models.backbones.backbone import ImageLayout
-from vla.models.backbones.cache import ImageTokenCache, Vision, image_token_mask
+from vla.models.backbone_inputs import DecoderInput, ImageInput
+from vla.models.backbones.cache import ImageTokenCache, Vision, cached_images
 from vla.models.backbones.cross_attention import latest_run
 from vla.models.backbones.hf_backbone import CrossAttending, by_row, grow, insert_masked_logits
 from vla.models.masks import additive, run_decoder
@@ -39,10 +39,15 @@ class Mllama(CrossAttending):
         """See `Backbone.config`."""
         return super().config | {"head_rows": self.head_rows}
 
+    @property
+    def decoder(self) -> Any:
+        """See `LanguageBackbone.decoder`."""
+        return self.model.model.language_model
+
     def freezable_modules(self) -> dict[str, nn.Module]:
         """See `Backbone.freezable_modules`."""
         model = self.model.model
-        text = model.language_model
+        text = self.decoder
         crossing = set(text.cross_attention_layers)
         layers = [nn.ModuleList(m for i, m in enumerate(text.layers) if (i in crossing) == c) for c in (False, True)]
         return {
@@ -64,30 +69,23 @@ class Mllama(CrossAttending):
 
     def crop(self, cache: ImageTokenCache, length: int) -> ImageTokenCache:
         """See `Backbone.crop`. The cross-attention layers cache images, so they are not cropped."""
-        crossing = self.model.model.language_model.cross_attention_layers
+        crossing = self.decoder.cross_attention_layers
         return cache.crop_layers(length, [layer for i, layer in enumerate(cache.layers) if i not in crossing])
 
-    def encode_images(
-        self,
-        pixel_values: Float[Tensor, "b k 3 h w"],
-        image_mask: Bool[Tensor, "b k"],
-        layout: ImageLayout | None = None,
-    ) -> Vision | None:
+    def encode_images(self, images: ImageInput) -> Vision:
         """See `Backbone.encode_images`."""
-        if not image_mask.any():
-            return None
         model = self.model.model
-        tiling = layout.tiling if layout is not None else _untiled(image_mask)
-        rows, frames = torch.nonzero(image_mask, as_tuple=True)
-        cut = tiling[rows, frames]
+        tiling = _untiled(images.mask) if images.tiling is None else images.tiling
+        rows, cut = torch.nonzero(images.mask)[:, 0], tiling[images.mask]
         # The image of each frame, and the index of the tile in the image.
-        keys = rows * image_mask.shape[1] + cut[:, 0]
+        keys = rows * images.mask.shape[1] + cut[:, 0]
         _, image, counts = torch.unique_consecutive(keys, return_inverse=True, return_counts=True)
         firsts = counts.cumsum(0) - counts
         tile = torch.arange(len(keys), device=keys.device) - firsts[image]
         max_tiles = model.max_num_tiles
-        tiles = pixel_values.new_zeros(len(counts), 1, max_tiles, *pixel_values.shape[2:])
-        tiles[image, 0, tile] = pixel_values[rows, frames]
+        pixels = images.frames
+        tiles = pixels.new_zeros(len(counts), 1, max_tiles, *pixels.shape[1:])
+        tiles[image, 0, tile] = pixels
         used = torch.arange(max_tiles, device=keys.device) < counts[:, None]
         ratio = _aspect_ratio_ids(max_tiles, cut[firsts, 1:])
         features = model.vision_model(
@@ -95,38 +93,28 @@ class Mllama(CrossAttending):
         ).last_hidden_state
         largest = int(counts.max())
         features = model.multi_modal_projector(features[:, 0, :largest].flatten(1, 2))
-        present = _images_of(tiling[..., 0], image_mask)
+        present = _images_of(tiling[..., 0], images.mask)
         vision = by_row(features, present)
         flags = torch.zeros(*present.shape, largest, dtype=torch.bool, device=present.device)
         vision.used = flags.masked_scatter(present[..., None], used[:, :largest])
         return vision
 
-    def forward(
-        self,
-        embeds: Float[Tensor, "b l d"],
-        attention_mask: Bool[Tensor, "b m"],
-        cache: ImageTokenCache | None = None,
-        vision: Vision | None = None,
-        segments: Int[Tensor, "b l"] | None = None,
-    ) -> tuple[Float[Tensor, "b l d"], ImageTokenCache | None]:
+    def forward(self, inputs: DecoderInput) -> tuple[Float[Tensor, "b l d"], ImageTokenCache | None]:
         """See `Backbone.forward`. Images are only possible in the first tokens of a cache, whose layers store them."""
-        length = embeds.shape[1]
-        first = attention_mask.shape[1] == length
-        image_tokens = image_token_mask(vision, cache, attention_mask, length)
-        states, used = None, None
-        if first and vision is not None:
+        vision, dtype, states = inputs.vision, inputs.embeds.dtype, None
+        if vision is not None and not inputs.continues:
             # The zeros to which tokens before any image attend, after a row's features.
-            states = nn.functional.pad(vision.features.flatten(1, 2), (0, 0, 0, 1)).to(embeds.dtype)
-            used = vision.used
-        elif not first and cache is not None:
-            used = cache.features
-        mask, rows = (None, None) if used is None else self._masks(image_tokens, used, length, embeds.dtype)
-        images = {"cross_attention_states": states, "cross_attention_mask": mask, "full_text_row_masked_out_mask": rows}
-        language = self.model.model.language_model
-        hidden = run_decoder(language, embeds, attention_mask, cache, segments, **images)
-        if cache is not None:
-            cache.image_tokens, cache.features = image_tokens, used
-        return hidden, cache
+            states = nn.functional.pad(vision.features.flatten(1, 2), (0, 0, 0, 1)).to(dtype)
+        image_tokens, used = cached_images(inputs, None if vision is None else vision.used)
+        mask, rows = (None, None) if used is None else self._masks(image_tokens, used, inputs.length, dtype)
+        hidden = run_decoder(
+            self.decoder,
+            inputs,
+            cross_attention_states=states,
+            cross_attention_mask=mask,
+            full_text_row_masked_out_mask=rows,
+        )
+        return hidden, inputs.cache
 
     def _masks(
         self, image_tokens: Bool[Tensor, "b m"], used: Bool[Tensor, "b k t"], length: int, dtype: torch.dtype

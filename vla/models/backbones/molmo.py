@@ -12,10 +12,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerFast
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from vla.errors import InputError
-from vla.models.backbones.backbone import ImageLayout
+from vla.models.backbone_inputs import ImageInput
 from vla.models.backbones.cache import Vision
 from vla.models.backbones.hf_backbone import grow, insert_masked_logits
 from vla.models.backbones.own_family import OwnFamily, Rule, converted, filled, released_config, released_weights
@@ -134,26 +133,21 @@ class Molmo(OwnFamily):
         """The embeddings, to which the image features are added at `image_tokens`."""
         return embeds + torch.zeros_like(embeds).masked_scatter(image_tokens, features)
 
-    def encode_images(
-        self,
-        pixel_values: Float[Tensor, "b k 3 h w"],
-        image_mask: Bool[Tensor, "b k"],
-        layout: ImageLayout | None = None,
-    ) -> Vision | None:
-        """See `Backbone.encode_images`. Without a `layout` or crops, an image is assumed to fill its frame."""
-        if not image_mask.any():
-            return None
-        features = self.vision(pixel_values[image_mask])
-        if layout is None:
+    def encode_images(self, images: ImageInput) -> Vision:
+        """See `Backbone.encode_images`. An image without `content` or crops is assumed to fill its frame."""
+        features = self.vision(images.frames)
+        if images.content is None or images.tiling is None:
             tokens = self.connector(features).flatten(0, 1)
             return Vision(tokens, len(tokens))
-        tiling, patch = layout.tiling[image_mask].tolist(), self.vision_config["patch_size"]
-        images = list(zip(torch.nonzero(image_mask)[:, 0].tolist(), (number for number, _, _ in tiling), strict=True))
-        firsts = [i for i in range(len(images)) if not i or images[i] != images[i - 1]]
-        covered = patch_coverage(layout.content[image_mask], self.image_size, patch).to(features)
+        tiling, patch = images.tiling[images.mask].tolist(), self.vision_config["patch_size"]
+        rows = torch.nonzero(images.mask)[:, 0].tolist()
+        # The row of each frame and the index of its image in the row.
+        keys = [(row, number) for row, (number, _, _) in zip(rows, tiling, strict=True)]
+        firsts = [i for i in range(len(keys)) if not i or keys[i] != keys[i - 1]]
+        covered = patch_coverage(images.content[images.mask], self.image_size, patch).to(features)
         coverage, indices = torch.ones_like(covered), []
         side = self.image_size // patch // POOL
-        for first, end in zip(firsts, [*firsts[1:], len(images)], strict=True):
+        for first, end in zip(firsts, [*firsts[1:], len(keys)], strict=True):
             selected = torch.arange(side**2)
             if end - first > 1:
                 # As in the released model, the padding of each crop is applied to the frame before it, and the last
@@ -182,16 +176,10 @@ def load(
         raise InputError(f"the tokenizer of {folder} has no {', '.join(absent)}: it is not Molmo's")
     arguments = arguments_of(config, released)
 
-    def make() -> Molmo:
-        return Molmo(
-            image_token_id=marks["im_patch"],
-            image_size=image_size or arguments["vision"]["image_size"],
-            mean=OPENAI_CLIP_MEAN,
-            std=OPENAI_CLIP_STD,
-            **arguments,
-        )
-
-    return filled(make, our_weights(released, arguments["model"]), dtype), tokenizer
+    weights = our_weights(released, arguments["model"])
+    size = image_size or arguments["vision"]["image_size"]
+    arguments |= {"image_token_id": marks["im_patch"], "image_size": size}
+    return filled(Molmo, arguments, weights, dtype), tokenizer
 
 
 def arguments_of(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:

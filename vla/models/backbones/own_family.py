@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.initialization import no_init_weights
 from transformers.modeling_utils import local_torch_dtype
 
 from vla.errors import InputError
-from vla.models.backbones.backbone import ImageLayout
-from vla.models.backbones.cache import ImageTokenCache, Vision
-from vla.models.backbones.hf_backbone import HFBackbone, record_image_tokens
-from vla.models.masks import run_decoder
+from vla.models.backbone_inputs import ImageInput
+from vla.models.backbones.cache import Vision
+from vla.models.backbones.hf_backbone import HFBackbone
 
 
 class OwnFamily(HFBackbone):
@@ -39,7 +38,7 @@ class OwnFamily(HFBackbone):
 
     def __init__(self, model: Mapping[str, Any], vision: Mapping[str, Any], **kwargs: Any) -> None:
         self.vision_config = dict(vision)  # needed by `image_grid` before nn.Module.__init__
-        config = AutoConfig.for_model(model["model_type"], **{k: v for k, v in model.items() if k != "model_type"})
+        config = AutoConfig.for_model(**model)
         config.dtype = torch.get_default_dtype()
         weights = AutoModelForCausalLM.from_config(config, attn_implementation=kwargs.get("attention"))
         super().__init__(model, weights=weights, **kwargs)
@@ -54,43 +53,10 @@ class OwnFamily(HFBackbone):
         """See `Backbone.freezable_modules`."""
         return {"vision": self.vision, "connector": self.connector, "language": self.model}
 
-    def encode_images(
-        self,
-        pixel_values: Float[Tensor, "b k 3 h w"],
-        image_mask: Bool[Tensor, "b k"],
-        layout: ImageLayout | None = None,
-    ) -> Vision | None:
+    def encode_images(self, images: ImageInput) -> Vision:
         """See `Backbone.encode_images`."""
-        if not image_mask.any():
-            return None
-        features = self.connector(self.vision(pixel_values[image_mask])).flatten(0, 1)
+        features = self.connector(self.vision(images.frames)).flatten(0, 1)
         return Vision(features, len(features))
-
-    def embed(self, input_ids: Int[Tensor, "b l"], vision: Vision | None) -> Float[Tensor, "b l d"]:
-        """See `Backbone.embed`."""
-        image_tokens = input_ids == self.image_token_id
-        record_image_tokens(image_tokens, vision)
-        embeds = self.embed_tokens(input_ids)
-        if vision is None:
-            return embeds
-        return self.insert_features(embeds, image_tokens[..., None], vision.features.to(embeds.dtype))
-
-    def insert_features(
-        self, embeds: Float[Tensor, "b l d"], image_tokens: Bool[Tensor, "b l 1"], features: Float[Tensor, "t d"]
-    ) -> Float[Tensor, "b l d"]:
-        """The embeddings, with the image features at `image_tokens`, in order."""
-        return embeds.masked_scatter(image_tokens, features)
-
-    def forward(
-        self,
-        embeds: Float[Tensor, "b l d"],
-        attention_mask: Bool[Tensor, "b m"],
-        cache: ImageTokenCache | None = None,
-        vision: Vision | None = None,
-        segments: Int[Tensor, "b l"] | None = None,
-    ) -> tuple[Float[Tensor, "b l d"], ImageTokenCache | None]:
-        """See `Backbone.forward`."""
-        return run_decoder(self.model.model, embeds, attention_mask, cache, segments), cache
 
 
 def unsplit(weight: Tensor) -> Sequence[Tensor]:
@@ -141,14 +107,19 @@ def released_weights(folder: str | Path) -> dict[str, Tensor]:
     return weights
 
 
-def filled[M: OwnFamily](make: Callable[[], M], weights: Mapping[str, Tensor], dtype: torch.dtype) -> M:
-    """The backbone from `make`, in `dtype`, with these weights.
+def filled[M: OwnFamily](
+    family: Callable[..., M], arguments: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype
+) -> M:
+    """A backbone in `dtype` with these weights, which normalises pixels as CLIP does.
+
+    Args:
+        arguments: of `family`, without `mean` and `std`.
 
     Raises:
         InputError: when weights are missing, unexpected or of another shape.
     """
     with local_torch_dtype(dtype), no_init_weights():
-        backbone = make()
+        backbone = family(mean=OPENAI_CLIP_MEAN, std=OPENAI_CLIP_STD, **arguments)
     try:
         backbone.load_state_dict(weights)
     except RuntimeError as error:

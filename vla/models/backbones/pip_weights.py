@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Dinov2Config, Dinov2Model, PreTrainedTokenizerFast
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from vla.common.pip_install import install_command
 from vla.errors import InputError
@@ -28,8 +29,6 @@ DINOV2_CONFIG = {
     "patch_size": 14,
     "use_mask_token": False,
 }
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Mean and standard deviation of DINOv2's pixels."""
 
 
 def smollm2() -> tuple[Any, PreTrainedTokenizerFast]:
@@ -87,8 +86,8 @@ def smollm2_dinov2() -> tuple[ComposedVLM, PreTrainedTokenizerFast]:
         image_size=224,
         image_token_id=tokenizer.get_vocab()["<image>"],
         connector={"kind": "pixel_shuffle", "factor": 4},
-        mean=MEAN,
-        std=STD,
+        mean=IMAGENET_DEFAULT_MEAN,
+        std=IMAGENET_DEFAULT_STD,
     )
     backbone.vision.model.load_state_dict(dinov2_small().state_dict())
     backbone.language.load_state_dict(language.state_dict())

@@ -11,6 +11,14 @@ from typing import Any
 import torch
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_STANDARD_MEAN,
+    IMAGENET_STANDARD_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
 
 from vla.common.images import Size
 from vla.errors import InputError
@@ -25,10 +33,17 @@ from vla.models.preprocessing.released import file_of, frame_of, preprocessor_of
 from vla.models.preprocessing.settings import Preprocessing
 from vla.models.processor import IMAGE, Processor
 
-HALF, IMAGENET = [0.5, 0.5, 0.5], {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+CLIP, HALF, IMAGENET = (
+    {"image_mean": mean, "image_std": std}
+    for mean, std in (
+        (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
+        (IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),
+        (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+    )
+)
 NORMALISED: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("clip", "clip_vision_model"), families.CLIP),
-    **dict.fromkeys(("siglip", "siglip_vision_model", "siglip2", "vit"), {"image_mean": HALF, "image_std": HALF}),
+    **dict.fromkeys(("clip", "clip_vision_model"), CLIP),
+    **dict.fromkeys(("siglip", "siglip_vision_model", "siglip2", "vit"), HALF),
     **dict.fromkeys(("dinov2", "dinov2_with_registers", "convnext", "convnextv2", "swin", "swinv2"), IMAGENET),
 }
 """Pixel mean and standard deviation of vision encoders without a preprocessor file."""

@@ -13,7 +13,6 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from vla.errors import InputError
 from vla.models.backbones.own_family import OwnFamily, Rule, converted, filled, released_config, released_weights
@@ -122,7 +121,6 @@ def load(
         raise InputError(f"{folder} is Qwen without images: its config.json has no 'visual'")
     visual, heads = config["visual"], config["num_attention_heads"]
     weights = converted(released_weights(folder), rules(visual["heads"]))
-    start = visual["image_start_id"]
     language = {
         "model_type": "qwen2",
         "vocab_size": config["vocab_size"],
@@ -136,18 +134,13 @@ def load(
         "max_position_embeddings": config["seq_length"],
     }
     vision = {name: visual[name] for name in ("width", "layers", "heads", "mlp_ratio", "patch_size")}
-
-    def make() -> QwenVL:
-        return QwenVL(
-            language,
-            vision | {"cells": visual.get("n_queries", CELLS)},
-            image_token_id=start + 2,
-            image_size=image_size or visual["image_size"],
-            mean=OPENAI_CLIP_MEAN,
-            std=OPENAI_CLIP_STD,
-        )
-
-    return filled(make, weights, dtype), read_tokenizer(folder)
+    arguments = {
+        "model": language,
+        "vision": vision | {"cells": visual.get("n_queries", CELLS)},
+        "image_token_id": visual["image_start_id"] + 2,
+        "image_size": image_size or visual["image_size"],
+    }
+    return filled(QwenVL, arguments, weights, dtype), read_tokenizer(folder)
 
 
 def rules(heads: int) -> list[Rule]:

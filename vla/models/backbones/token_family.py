@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vla.errors import InputError
-from vla.models.backbones.backbone import ImageLayout
-from vla.models.backbones.cache import ImageTokenCache, Vision, grid_steps, image_steps, image_token_mask
-from vla.models.backbones.hf_backbone import HFBackbone, record_image_tokens
-from vla.models.masks import mask_and_positions, order_of, takes_blocks
+from vla.models.backbone_inputs import DecoderInput, ImageInput
+from vla.models.backbones.cache import ImageTokenCache, Vision, grid_steps, image_steps, record_image_tokens
+from vla.models.backbones.hf_backbone import HFBackbone
+from vla.models.masks import order_of, run_decoder
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,11 @@ class TokenFamily(HFBackbone):
             return 1, int(side) ** 2 + 1  # with the class token
         return int(side), int(side)
 
+    @property
+    def decoder(self) -> Any:
+        """See `LanguageBackbone.decoder`."""
+        return _at(self.model, LAYOUTS[self.family].text)
+
     def freezable_modules(self) -> dict[str, nn.Module]:
         """See `Backbone.freezable_modules`."""
         layout = LAYOUTS[self.family]
@@ -76,23 +81,16 @@ class TokenFamily(HFBackbone):
         return {
             "vision": nn.ModuleList(m for m in vision.children() if m not in connector) if _inside(layout) else vision,
             "connector": nn.ModuleList(nn.ParameterList([m]) if isinstance(m, Tensor) else m for m in connector),
-            "language": nn.ModuleList([_at(self.model, layout.text), self.model.get_output_embeddings()]),
+            "language": nn.ModuleList([self.decoder, self.model.get_output_embeddings()]),
         }
 
-    def encode_images(
-        self,
-        pixel_values: Float[Tensor, "b k 3 h w"],
-        image_mask: Bool[Tensor, "b k"],
-        layout: ImageLayout | None = None,
-    ) -> Vision | None:
+    def encode_images(self, images: ImageInput) -> Vision:
         """See `Backbone.encode_images`."""
-        if not image_mask.any():
-            return None
         sizes = None
-        if self.family in NATIVE and layout is not None:
-            sizes = layout.content[image_mask][:, [3, 2]].tolist()
-        pixels = pixel_values[image_mask]
-        features = self._features(pixels, sizes)
+        if self.family in NATIVE and images.content is not None:
+            sizes = images.content[images.mask][:, [3, 2]].tolist()
+        pixels = images.frames
+        features = self.image_features(pixels, sizes)
         return Vision(features, len(features), grids=self._grids(pixels, sizes))
 
     def embed(self, input_ids: Int[Tensor, "b l"], vision: Vision | None) -> Float[Tensor, "b l d"]:
@@ -107,38 +105,20 @@ class TokenFamily(HFBackbone):
             vision.steps = grid_steps(image_tokens, vision.grids)
         return embeds.masked_scatter(image_tokens.unsqueeze(-1), vision.features.to(embeds.dtype))
 
-    def forward(
-        self,
-        embeds: Float[Tensor, "b l d"],
-        attention_mask: Bool[Tensor, "b m"],
-        cache: ImageTokenCache | None = None,
-        vision: Vision | None = None,
-        segments: Int[Tensor, "b l"] | None = None,
-    ) -> tuple[Float[Tensor, "b l d"], ImageTokenCache | None]:
+    def forward(self, inputs: DecoderInput) -> tuple[Float[Tensor, "b l d"], ImageTokenCache | None]:
         """See `Backbone.forward`. Segments are only possible in the first tokens of a cache."""
-        length = embeds.shape[1]
-        prefix = self.family == "paligemma"
-        if prefix and cache is None and (segments is None or not segments.any()):
+        cache, prefix = inputs.cache, self.family == "paligemma"
+        if prefix and cache is None and (inputs.segments is None or not inputs.segments.any()):
             raise InputError(
                 "PaliGemma's prompt has bidirectional attention: pass segments, 0 for the prompt and 1 for predicted "
                 "tokens; or a cache, if all tokens are a prompt"
             )
-        image_tokens = image_token_mask(vision, cache, attention_mask, length)
-        steps = image_steps(vision, cache, attention_mask, length) if self.family in MROPE else None
-        order, offsets = self._order(attention_mask, steps)
-        decoder = _at(self.model, LAYOUTS[self.family].text)
-        blocks = takes_blocks(decoder)
-        mask, positions = mask_and_positions(attention_mask, order, segments, length, embeds.dtype, prefix, blocks)
-        out = decoder(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=(positions + offsets)[..., -length:],
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
+        steps = image_steps(inputs) if self.family in MROPE else None
+        order, offsets = self._order(inputs.attention_mask, steps)
+        hidden = run_decoder(self.decoder, inputs, order, offsets, bidirectional=prefix)
         if cache is not None:
-            cache.image_tokens, cache.steps = image_tokens, steps
-        return out.last_hidden_state, cache
+            cache.steps = steps
+        return hidden, cache
 
     def next_position(
         self, attention_mask: Bool[Tensor, "b m"], cache: ImageTokenCache | None = None
@@ -169,7 +149,7 @@ class TokenFamily(HFBackbone):
         cell = vision.patch_size * vision.spatial_merge_size
         return [(height // cell, width // cell) for height, width in sizes or [pixels.shape[2:]] * len(pixels)]
 
-    def _features(
+    def image_features(
         self, pixels: Float[Tensor, "n 3 h w"], sizes: Sequence[Sequence[int]] | None = None
     ) -> Float[Tensor, "t d"]:
         """The tokens of all images; `sizes` are height and width of each image in its frame, where they differ."""

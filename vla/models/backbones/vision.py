@@ -73,11 +73,6 @@ class VisionEncoder(nn.Module):
         return found.permute(0, 2, 3, 1)
 
 
-def build_vision(config: Mapping[str, Any]) -> VisionEncoder:
-    """The vision encoder of a configuration, with random weights."""
-    return VisionEncoder(config)
-
-
 def _named_as_in_transformers(module: nn.Module, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Also loads weights without this wrapper's "model." prefix: of the encoder itself, and of earlier versions."""
     for name in [n for n in weights if n.startswith(prefix) and not n.startswith(f"{prefix}model.")]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,15 +12,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vla.errors import InputError
-from vla.models.backbones.backbone import Backbone, ImageLayout
+from vla.models.backbone_inputs import DecoderInput, ImageInput
+from vla.models.backbones.backbone import Backbone
 from vla.models.backbones.cache import Vision
 from vla.models.backbones.composed import ComposedVLM
-from vla.models.backbones.token_family import LAYOUTS, MROPE, NATIVE, TokenFamily
+from vla.models.backbones.token_family import MROPE, NATIVE, TokenFamily
 from vla.models.engine.cache import StaticCache
 from vla.models.engine.decoder import FusedDecoder, can_fuse
 from vla.models.engine.graphs import Graphs
 from vla.models.engine.layers import dtype_of
-from vla.models.masks import TOGETHER
+from vla.models.masks import TOGETHER, order_of
 
 MARGIN = 64
 """Tokens that a new cache can hold after the prompt; it grows when that is exceeded."""
@@ -27,15 +29,9 @@ MARGIN = 64
 
 def decoder_of(backbone: Backbone) -> Any | None:
     """The decoder of a backbone that can be fused; None for any other, which is used unchanged."""
-    if isinstance(backbone, ComposedVLM):
-        found: Any = backbone.language.base_model
-    elif isinstance(backbone, TokenFamily) and backbone.family not in MROPE:
-        found = backbone.model
-        for name in LAYOUTS[backbone.family].text.split("."):
-            found = getattr(found, name)
-    else:
+    if not isinstance(backbone, ComposedVLM | TokenFamily) or backbone.config["family"] in MROPE:
         return None
-    return found if can_fuse(found) else None
+    return backbone.decoder if can_fuse(backbone.decoder) else None
 
 
 class FusedBackbone(nn.Module):
@@ -55,34 +51,19 @@ class FusedBackbone(nn.Module):
         prefix = isinstance(backbone, TokenFamily) and backbone.family == "paligemma"
         self._bidirectional, self._offset = prefix, int(prefix)
         self._cache: StaticCache | None = None
-        language = backbone.language if isinstance(backbone, ComposedVLM) else backbone.model
-        self._out = [language.get_output_embeddings()]  # a module of `plain`
+        self._out = [backbone.language_model.get_output_embeddings()]  # a module of `plain`
         self.hidden_size, self.image_token_id = backbone.hidden_size, backbone.image_token_id
 
-    def encode_images(
-        self,
-        pixel_values: Float[Tensor, "b k 3 h w"],
-        image_mask: Bool[Tensor, "b k"],
-        layout: ImageLayout | None = None,
-    ) -> Any:
+    def encode_images(self, images: ImageInput) -> Any:
         """See `Backbone.encode_images`. Uses a CUDA graph where no image is missing and each image fills its frame."""
-        pixels = pixel_values.to(self.dtype)
-        fills = True
-        if layout is not None and getattr(self.plain, "family", "") in NATIVE:
-            fills = bool((layout.content[..., 2:] == layout.content.new_tensor(pixels.shape[:2:-1])).all())
-        if not pixels.is_cuda or not fills or not bool(image_mask.all()):
-            return self.plain.encode_images(pixels, image_mask, layout)
-        # `plain.see` cannot be captured: it reads the mask on the host.
-        features = self.graphs.run("see", self.features, pixels.flatten(0, 1))
-        return features if isinstance(self.plain, ComposedVLM) else Vision(features, len(features))
-
-    def features(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "..."]:
-        """The tokens of each image, (n, t, d), or of all images, (t, d)."""
-        if not isinstance(self.plain, ComposedVLM):
-            return self.plain._features(images)
-        tokens: Tensor = self.plain.connector(self.plain.vision(images).flatten(1, 2))
-        cells: Any = self.plain.connector.cells
-        return tokens if cells is None else tokens + cells
+        pixels, content, fills = images.pixel_values.to(self.dtype), images.content, True
+        if content is not None and getattr(self.plain, "family", "") in NATIVE:
+            fills = bool((content[..., 2:] == content.new_tensor(pixels.shape[:2:-1])).all())
+        if not pixels.is_cuda or not fills or not bool(images.mask.all()):
+            return self.plain.encode_images(replace(images, pixel_values=pixels))
+        # `plain.encode_images` cannot be captured: it reads the mask on the host.
+        features = self.graphs.run("encode_images", self.plain.image_features, pixels.flatten(0, 1))
+        return Vision(features, len(features))
 
     def embed(self, input_ids: Int[Tensor, "b l"], vision: Any | None) -> Float[Tensor, "b l d"]:
         """See `Backbone.embed`."""
@@ -96,28 +77,21 @@ class FusedBackbone(nn.Module):
         """None: `forward` creates the cache, when the number of rows is known."""
         return None
 
-    def forward(
-        self,
-        embeds: Float[Tensor, "b l d"],
-        attention_mask: Bool[Tensor, "b m"],
-        cache: StaticCache | None = None,
-        vision: Any | None = None,
-        segments: Int[Tensor, "b l"] | None = None,
-    ) -> tuple[Float[Tensor, "b l d"], StaticCache]:
+    def forward(self, inputs: DecoderInput) -> tuple[Float[Tensor, "b l d"], StaticCache]:
         """See `Backbone.forward`. Without a cache the tokens are a prompt; later tokens may be `TOGETHER`.
 
         Raises:
             InputError: for other segments.
         """
-        together = segments is not None and cache is not None and bool((segments == TOGETHER).all())
+        embeds, mask, segments, prompt = inputs.embeds, inputs.attention_mask, inputs.segments, inputs.cache is None
+        together = segments is not None and not prompt and bool((segments == TOGETHER).all())
         if segments is not None and not together:
             raise InputError("an engine decodes rows of one segment: train with the model itself")
-        (rows, count), length = embeds.shape[:2], attention_mask.shape[1]
-        prompt = cache is None
+        rows, length = mask.shape
         cache = self._cache_for(rows, length, prompt)
         if prompt:
-            cache.padded = not bool(attention_mask.all())
-        first, bidirectional = length - count, together or (prompt and self._bidirectional)
+            cache.padded = not bool(mask.all())
+        first, bidirectional = length - inputs.length, together or (prompt and self._bidirectional)
         if not self.decoder.fits(length + self._offset):
             self.graphs.clear()
         key = ("hidden", first, bidirectional)
@@ -125,9 +99,9 @@ class FusedBackbone(nn.Module):
             span = slice(first + self._offset, length + self._offset)
             hidden = self.graphs.run(key, lambda x: self.decoder(x, span, None, cache, first, bidirectional), embeds)
         else:
-            order = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, first:] + self._offset
+            order = order_of(mask)[:, first:] + self._offset
             hidden = self.graphs.run(
-                key, lambda x, *args: self.decoder(x, *args, cache, first, bidirectional), embeds, order, attention_mask
+                key, lambda x, *args: self.decoder(x, *args, cache, first, bidirectional), embeds, order, mask
             )
         cache.length = length
         return hidden.to(embeds.dtype), cache
