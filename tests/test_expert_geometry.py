@@ -20,7 +20,7 @@ from transformers import GemmaConfig
 
 from vla.benchmarks.train_shapes import TINY, save_for_lerobot
 from vla.errors import InputError
-from vla.models.action_heads.action_expert import ActionExpert, ActionExpertShape, frequencies
+from vla.models.action_heads.action_expert import ActionExpert, ActionExpertShape, ExpertContext, frequencies
 from vla.models.action_heads.decoder_shape import expert_shape
 from vla.models.action_heads.decoding import keys_values
 from vla.models.backbones.backbone import Backbone
@@ -98,12 +98,12 @@ def test_an_expert_with_the_decoders_weights_goes_on_as_the_decoder_does(name: s
     with torch.no_grad():
         prompt, mask = embeds[:, : rows.prompt], rows.mask[:, : rows.prompt]
         _, cache = backbone.forward(prompt, mask, backbone.new_cache(), vision)
-        prefix, start = [(k.clone(), v.clone()) for k, v in keys_values(cache)], backbone.next_position(mask, cache)
+        layers, start = [(k.clone(), v.clone()) for k, v in keys_values(cache)], backbone.next_position(mask, cache)
         expected, _ = backbone.forward(embeds[:, rows.prompt :], rows.mask, cache, vision)
         count = expected.shape[1]
         tokens = embeds[:, rows.prompt :]
         seen = torch.ones(tokens.shape[:2], dtype=torch.bool)
-        found = expert(tokens, seen, torch.arange(count), prefix, mask, start)
+        found = expert(tokens, seen, torch.arange(count), ExpertContext(layers, mask, start))
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
 
 
@@ -202,7 +202,7 @@ def test_smolvlas_expert_is_lerobots(mode: str, tmp_path: Path) -> None:
         within = mask[:, None, :] & mask[:, :, None]
         positions = mask.cumsum(1) - 1
         _, cache = their(attention_mask=within, position_ids=positions, inputs_embeds=[prompt, None], use_cache=True)
-        prefix = [(k.clone(), v.clone()) for k, v in keys_values(cache)]
+        layers = [(k.clone(), v.clone()) for k, v in keys_values(cache)]
         start, order = mask.sum(1), torch.arange(5)
         causal = torch.ones(5, 5, dtype=torch.bool).tril().expand(2, -1, -1)
         allowed = torch.cat([mask[:, None].expand(-1, 5, -1), causal], 2)
@@ -213,7 +213,7 @@ def test_smolvlas_expert_is_lerobots(mode: str, tmp_path: Path) -> None:
             inputs_embeds=[None, tokens],
             use_cache=True,
         )
-        found = expert(tokens, torch.ones(2, 5, dtype=torch.bool), order, prefix, mask, start)
+        found = expert(tokens, torch.ones(2, 5, dtype=torch.bool), order, ExpertContext(layers, mask, start))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
