@@ -147,7 +147,7 @@ def test_pi0s_expert_is_lerobots() -> None:
     with torch.no_grad():
         _, cache = backbone.forward(prompt, mask, backbone.new_cache(), vision)
         seen, start = torch.ones(3, 6, dtype=torch.bool), backbone.next_position(mask, cache)
-        found = expert(suffix, seen, blocks, keys_values(cache), mask, start)
+        found = expert(suffix, seen, blocks, ExpertContext(keys_values(cache), mask, start))
         expected = lerobot_joint(prefix_model, suffix_model, prompt, suffix, mask, blocks)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
@@ -231,7 +231,8 @@ def test_a_checkpoint_tells_its_experts_shape_and_one_of_before_keeps_its_own(
     (tmp_path / "processor.json").write_text(json.dumps(values))
     old = VLA.load(tmp_path)
     assert old.continuous_head.expert.shape.activation == "gelu_pytorch_tanh"
-    assert old.processor.head is not None and old.processor.head._start(torch.tensor([3])) is None  # type: ignore[attr-defined]
+    context = ExpertContext([], torch.tensor([[False, True, True]]), start=torch.tensor([3]))
+    assert old.processor.head is not None and old.processor.head._placed(context).start.tolist() == [2]  # type: ignore[attr-defined]
     old.save(tmp_path)
     again = VLA.load(tmp_path)
     assert again.continuous_head.expert.shape == old.continuous_head.expert.shape
