@@ -28,7 +28,7 @@ from vla.control.stop import EmergencyStop
 from vla.control.thread_inference import ThreadInference
 from vla.embodiment import Embodiment
 from vla.robots.limits import Limits
-from vla.types import ActionChunk, Observation
+from vla.types import ActionChunk, Observation, RTCPrefix
 
 JOINTS = ("shoulder [rad]", "elbow [rad]")
 BODY = Embodiment("toy-arm", ("front",), JOINTS, JOINTS, (-2.0, -2.0), (2.0, 2.0), control_hz=10.0)
@@ -72,7 +72,7 @@ class ToyArm:
     def hold(self, last: np.ndarray) -> None:
         self.command(last)
 
-    def relax(self) -> None:
+    def disable_torque(self) -> None:
         """Torque off: this arm stays where it is."""
 
 
@@ -84,11 +84,11 @@ class Wave:
     def reset(self) -> None:
         """Nothing to forget."""
 
-    def predict(self, observation: Observation, *, prefix: np.ndarray | None = None) -> ActionChunk:
+    def predict(self, observation: Observation, *, prefix: RTCPrefix | None = None) -> ActionChunk:
         times = observation.time + 0.1 * np.arange(8)
         actions = np.stack([0.8 * np.sin(2 * times), 0.5 * np.sin(3 * times)], axis=1)
         if prefix is not None:  # the first actions are committed: they are sent while this chunk is computed
-            actions[: len(prefix)] = prefix
+            actions[: len(prefix.committed)] = prefix.committed
         return ActionChunk(actions, observation.time, 0.1)
 
 

@@ -19,7 +19,7 @@ from vla.evaluation.rollouts.rollout import rollout
 from vla.evaluation.rollouts.summary import paired, rate
 from vla.evaluation.rollouts.trial import Result, trials_for
 from vla.policies.load import load_policy
-from vla.types import ActionChunk, Observation
+from vla.types import ActionChunk, Observation, RTCPrefix
 
 
 class NoisyExpert:
@@ -35,7 +35,7 @@ class NoisyExpert:
         self._expert.reset()
         self._rng = np.random.default_rng(0)
 
-    def predict(self, observation: Observation, *, prefix: np.ndarray | None = None) -> ActionChunk:
+    def predict(self, observation: Observation, *, prefix: RTCPrefix | None = None) -> ActionChunk:
         chunk = self._expert.predict(observation)
         noisy = chunk.actions + self._noise * self._rng.normal(size=chunk.actions.shape)
         return ActionChunk(noisy, chunk.start, chunk.dt)

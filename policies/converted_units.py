@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -12,9 +11,9 @@ from jaxtyping import Float
 from vla.embodiment import Embodiment
 from vla.kinematics.joint_map import UNITS, bare, unit_of
 from vla.policies.data_summary import DataSummary, Range, data_of
-from vla.policies.policy import BatchPolicy, Policy, guides, takes_fewer_cameras
-from vla.policies.wrapped import WrappedPolicy
-from vla.types import ActionChunk, Observation
+from vla.policies.policy import BatchPolicy, Policy, takes_fewer_cameras
+from vla.policies.wrapped import BatchWrappedPolicy, WrappedPolicy
+from vla.types import ActionChunk, Observation, RTCPrefix
 
 Factors = Float[np.ndarray, "c"]
 
@@ -57,47 +56,18 @@ class ConvertedPolicy(WrappedPolicy):
         """See `FewerCamerasPolicy`."""
         return takes_fewer_cameras(self.policy)
 
-    def predict(
-        self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
-    ) -> ActionChunk | None:
-        """See `Policy.predict`."""
-        prefix = None if prefix is None else prefix / self._action
-        return self._to_robot(self.policy.predict(self._to_policy(observation), prefix=prefix))
-
-    def _to_policy(self, observation: Observation) -> Observation:
+    def _observation(self, observation: Observation) -> Observation:
         return replace(observation, state=np.asarray(observation.state, np.float64) / self._state)
 
-    def _to_robot(self, chunk: ActionChunk | None) -> ActionChunk | None:
-        return None if chunk is None else replace(chunk, actions=np.asarray(chunk.actions, np.float64) * self._action)
+    def _prefix(self, prefix: RTCPrefix, observation: Observation) -> RTCPrefix:
+        return prefix.map(lambda actions: actions / self._action)
+
+    def _chunk(self, chunk: ActionChunk, observation: Observation, prefix: RTCPrefix | None) -> ActionChunk:
+        return replace(chunk, actions=np.asarray(chunk.actions, np.float64) * self._action)
 
 
-class BatchConvertedPolicy(ConvertedPolicy):
+class BatchConvertedPolicy(BatchWrappedPolicy, ConvertedPolicy):
     """`ConvertedPolicy` for a policy that predicts batches."""
-
-    policy: BatchPolicy  # type: ignore[assignment]
-
-    @property
-    def guides(self) -> bool:
-        """See `GuidedPolicy`."""
-        return guides(self.policy)
-
-    def predict_batch(
-        self,
-        observations: Sequence[Observation],
-        *,
-        prefix: Float[np.ndarray, "b k a"] | None = None,
-        previous_chunk_leftover: Float[np.ndarray, "b m a"] | None = None,
-        vjp: bool = False,
-    ) -> list[ActionChunk | None]:
-        """See `BatchPolicy` and `GuidedPolicy`."""
-        guidance: dict[str, Any] = (
-            {}
-            if previous_chunk_leftover is None
-            else {"previous_chunk_leftover": previous_chunk_leftover / self._action, "vjp": vjp}
-        )
-        prefix = None if prefix is None else prefix / self._action
-        chunks = self.policy.predict_batch([self._to_policy(one) for one in observations], prefix=prefix, **guidance)
-        return [self._to_robot(chunk) for chunk in chunks]
 
 
 def _scaled(ends: Range | None, factors: Factors) -> Range | None:

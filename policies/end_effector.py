@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -15,9 +14,9 @@ from vla.errors import InputError
 from vla.kinematics.arm import ArmKinematics
 from vla.kinematics.joint_map import Named, bare
 from vla.kinematics.tool_pose import ToolPose
-from vla.policies.policy import BatchPolicy, Policy, guides, takes_fewer_cameras
-from vla.policies.wrapped import WrappedPolicy
-from vla.types import ActionChunk, Observation
+from vla.policies.policy import Policy, takes_fewer_cameras
+from vla.policies.wrapped import BatchWrappedPolicy, WrappedPolicy
+from vla.types import ActionChunk, Observation, RTCPrefix
 
 PACE = 0.95
 """Fraction of the velocity limit that joints may use. The rest is a margin for the safety filter, which also limits
@@ -69,16 +68,7 @@ class EndEffectorPolicy(WrappedPolicy):
         if missing := set(range(len(body.action))) - {*self._arm.at, *self._passed.robot}:
             raise InputError(f"{trained.name} has no action for {body.name}'s {body.action[min(missing)]}")
 
-    def predict(
-        self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
-    ) -> ActionChunk | None:
-        """See `Policy.predict`. Prefix and chunk are joint targets."""
-        poses = None if prefix is None else self._to_tools(prefix, observation.state)
-        chunk = self.policy.predict(self._with_tools(observation), prefix=poses)
-        return self._in_joints(chunk, observation, prefix)
-
-    def _with_tools(self, observation: Observation) -> Observation:
-        """The observation with the state in the policy's components."""
+    def _observation(self, observation: Observation) -> Observation:
         state = np.asarray(observation.state, np.float64)
         converted = np.zeros((1, len(self._tools.state)))
         converted[:, self._observed.policy] = self._observed.to_policy(state[None])
@@ -86,6 +76,13 @@ class EndEffectorPolicy(WrappedPolicy):
         for i, pose in enumerate(self._poses):
             pose.write_state(converted, poses[:, i])
         return replace(observation, state=converted[0])
+
+    def _prefix(self, prefix: RTCPrefix, observation: Observation) -> RTCPrefix:
+        state, committed = np.asarray(observation.state, np.float64), prefix.committed
+        leftover = prefix.leftover
+        if leftover is not None:
+            leftover = self._to_tools(leftover, state, committed[-1] if len(committed) else None)
+        return replace(prefix, committed=self._to_tools(committed, state), leftover=leftover)
 
     def _to_tools(
         self,
@@ -102,11 +99,7 @@ class EndEffectorPolicy(WrappedPolicy):
             pose.write_actions(converted, poses[:, i], start[0, i])
         return converted
 
-    def _in_joints(
-        self, chunk: ActionChunk | None, observation: Observation, prefix: Float[np.ndarray, "k a"] | None
-    ) -> ActionChunk | None:
-        if chunk is None:
-            return None
+    def _chunk(self, chunk: ActionChunk, observation: Observation, prefix: RTCPrefix | None) -> ActionChunk:
         predicted, state = np.asarray(chunk.actions, np.float64), np.asarray(observation.state, np.float64)
         self._tools.check_action(predicted)
         measured = self._arm.measured(state[None])[0]
@@ -114,59 +107,15 @@ class EndEffectorPolicy(WrappedPolicy):
         actions = np.empty((len(predicted), len(self.embodiment.action)))
         actions[:, self._passed.robot] = self._passed.to_robot(predicted)
         first, start, first_step = 0, self._arm.present(state), self._first
-        if prefix is not None and len(prefix):
-            first, start, first_step = len(prefix), prefix[-1, self._arm.at], self._step
-            actions[:first] = prefix
+        if prefix is not None and len(prefix.committed):
+            first, start, first_step = len(prefix.committed), prefix.committed[-1, self._arm.at], self._step
+            actions[:first] = prefix.committed
         actions[first:, self._arm.at] = self._arm.follow(poses[first:], start, self._step, first_step)
         return replace(chunk, actions=actions)
 
 
-class BatchEndEffectorPolicy(EndEffectorPolicy):
+class BatchEndEffectorPolicy(BatchWrappedPolicy, EndEffectorPolicy):
     """`EndEffectorPolicy` for a policy that predicts batches."""
-
-    policy: BatchPolicy  # type: ignore[assignment]
-
-    @property
-    def guides(self) -> bool:
-        """See `GuidedPolicy`."""
-        return guides(self.policy)
-
-    def predict_batch(
-        self,
-        observations: Sequence[Observation],
-        *,
-        prefix: Float[np.ndarray, "b k a"] | None = None,
-        previous_chunk_leftover: Float[np.ndarray, "b m a"] | None = None,
-        vjp: bool = False,
-    ) -> list[ActionChunk | None]:
-        """See `BatchPolicy` and `GuidedPolicy`."""
-        states = [np.asarray(observation.state, np.float64) for observation in observations]
-        guidance: dict[str, Any] = {}
-        if previous_chunk_leftover is not None:
-            last = [None if prefix is None else prefix[i, -1] for i in range(len(states))]
-            rest = [self._to_tools(previous_chunk_leftover[i], state, last[i]) for i, state in enumerate(states)]
-            guidance = {"previous_chunk_leftover": np.stack(rest), "vjp": vjp}
-        poses = None
-        if prefix is not None:
-            poses = np.stack([self._to_tools(rows, state) for rows, state in zip(prefix, states, strict=True)])
-        converted = [self._with_tools(observation) for observation in observations]
-        chunks = self.policy.predict_batch(converted, prefix=poses, **guidance)
-        return [
-            self._in_joints(chunk, observation, None if prefix is None else prefix[i])
-            for i, (chunk, observation) in enumerate(zip(chunks, observations, strict=True))
-        ]
-
-
-def by_inverse_kinematics(
-    policy: Policy,
-    body: Embodiment,
-    kinematics: ToolKinematics,
-    velocity: Sequence[float] | None = None,
-    components: Mapping[str, Named] | None = None,
-) -> EndEffectorPolicy:
-    """`EndEffectorPolicy`, or `BatchEndEffectorPolicy` for a policy that predicts batches."""
-    kind = BatchEndEffectorPolicy if isinstance(policy, BatchPolicy) else EndEffectorPolicy
-    return kind(policy, body, kinematics, velocity, components)
 
 
 @dataclass(frozen=True)

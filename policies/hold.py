@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-from jaxtyping import Float
-
 from vla.embodiment import Embodiment
-from vla.types import ActionChunk, Observation
+from vla.types import ActionChunk, Observation, RTCPrefix
 
 
 class HoldPolicy:
@@ -18,8 +15,6 @@ class HoldPolicy:
     def reset(self) -> None:
         """Does nothing: there is no state."""
 
-    def predict(
-        self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
-    ) -> ActionChunk | None:
+    def predict(self, observation: Observation, *, prefix: RTCPrefix | None = None) -> ActionChunk | None:
         """Returns None."""
         return None

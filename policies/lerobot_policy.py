@@ -22,14 +22,13 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.models.hub import fetch
 from vla.policies.data_summary import DataSummary, Range
-from vla.types import ActionChunk, Observation
+from vla.types import ActionChunk, Observation, RTCPrefix
 
 STATE, ACTION, IMAGE, IMAGES = "observation.state", "action", "observation.image", "observation.images."
 CHECKPOINTS = ("pretrained_model", "checkpoints/last/pretrained_model")
@@ -69,9 +68,7 @@ class LeRobotPolicy:
             component.reset()
 
     @torch.inference_mode()
-    def predict(
-        self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
-    ) -> ActionChunk | None:
+    def predict(self, observation: Observation, *, prefix: RTCPrefix | None = None) -> ActionChunk | None:
         """See `Policy.predict`. Raises InputError for a prefix, and for images of another size than in training."""
         if prefix is not None:
             raise InputError("a policy of LeRobot cannot start a chunk with an action prefix")

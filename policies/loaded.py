@@ -14,7 +14,7 @@ from vla.errors import InputError
 from vla.policies.history import FrameHistory, history_of
 from vla.policies.load import LEROBOT, REMOTE, SCRIPTED, load_policy, load_realtime
 from vla.policies.policy import Policy, takes_fewer_cameras
-from vla.types import ActionChunk, Observation
+from vla.types import ActionChunk, Observation, RTCPrefix
 
 ENTRIES = ("images", "state", "instruction")
 """What an observation of an environment must hold; "time" [s] may stand beside them."""
@@ -41,14 +41,14 @@ class LoadedPolicy:
         self,
         observation: Observation | Mapping[str, Any],
         *,
-        prefix: Float[np.ndarray, "k a"] | None = None,
+        prefix: RTCPrefix | Float[np.ndarray, "k a"] | None = None,
     ) -> ActionChunk | None:
         """Predicts the action chunk that starts at an observation.
 
         Args:
             observation: what `env.reset` and `env.step` return: "images" by camera (h, w, 3) uint8, "state" (s,) in
                 the units of `embodiment`, "instruction", and optionally "time" [s].
-            prefix: the first actions of the chunk, where they are already committed (real-time chunking).
+            prefix: as in `Policy.predict`. An array is the committed actions.
 
         Returns:
             The chunk, actions (h, a) in the units of `embodiment`; None where the policy has no valid one.
@@ -56,7 +56,8 @@ class LoadedPolicy:
         Raises:
             InputError: an entry of the observation is missing, or a camera of the robot.
         """
-        return self.policy.predict(self._history.with_past_frames(self._observation(observation)), prefix=prefix)
+        with_history = self._history.with_past_frames(self._observation(observation))
+        return self.policy.predict(with_history, prefix=RTCPrefix.of(prefix))
 
     def _observation(self, observation: Observation | Mapping[str, Any]) -> Observation:
         if isinstance(observation, Observation):

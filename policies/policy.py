@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-from jaxtyping import Float
-
 from vla.embodiment import Embodiment
-from vla.types import ActionChunk, Observation
+from vla.types import ActionChunk, Observation, RTCPrefix
 
 
 @runtime_checkable
@@ -25,14 +22,13 @@ class Policy(Protocol):
         """Starts a new episode."""
         ...
 
-    def predict(
-        self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
-    ) -> ActionChunk | None:
+    def predict(self, observation: Observation, *, prefix: RTCPrefix | None = None) -> ActionChunk | None:
         """Predicts an action chunk.
 
         Args:
             observation: The observation.
-            prefix: The action prefix: the first k actions of the chunk, which are committed already.
+            prefix: The committed actions, with which the chunk begins (real-time chunking), and for a policy that
+                `guides` the leftover of the previous chunk.
 
         Returns:
             The chunk that starts at `observation.time`. None if no valid chunk was produced: the caller then holds the
@@ -46,9 +42,9 @@ class BatchPolicy(Protocol):
     """A policy without memory between chunks, which can serve many robots of its embodiment."""
 
     def predict_batch(
-        self, observations: Sequence[Observation], *, prefix: Float[np.ndarray, "b k a"] | None = None
+        self, observations: Sequence[Observation], *, prefix: RTCPrefix | None = None
     ) -> list[ActionChunk | None]:
-        """`predict` for a batch of observations; all action prefixes have the same length k."""
+        """`predict` for a batch of observations, with the prefix of the batch (`RTCPrefix.stack`)."""
         ...
 
 
@@ -83,7 +79,7 @@ def takes_prefix(policy: Policy) -> bool:
 
 
 @runtime_checkable
-class GuidedPolicy(BatchPolicy, Protocol):
+class GuidedPolicy(Protocol):
     """A policy that may support guidance towards the previous chunk after the prefix (soft mask of RTC)."""
 
     @property
@@ -91,25 +87,7 @@ class GuidedPolicy(BatchPolicy, Protocol):
         """Whether it supports guidance."""
         ...
 
-    def predict_batch(
-        self,
-        observations: Sequence[Observation],
-        *,
-        prefix: Float[np.ndarray, "b k a"] | None = None,
-        previous_chunk_leftover: Float[np.ndarray, "b m a"] | None = None,
-        vjp: bool = False,
-    ) -> list[ActionChunk | None]:
-        """Predicts guided chunks.
 
-        Args:
-            observations: As in `BatchPolicy`.
-            prefix: As in `BatchPolicy`.
-            previous_chunk_leftover: The previous chunk's m actions after the prefix.
-            vjp: As in `vla.models.action_heads.rtc_guidance.RTCGuidance`.
-        """
-        ...
-
-
-def guides(policy: Policy | BatchPolicy) -> bool:
+def guides(policy: Policy) -> bool:
     """Whether the policy supports guidance, which needs a flow head."""
     return isinstance(policy, GuidedPolicy) and policy.guides

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.sync.client import ClientConnection, connect
 
@@ -17,7 +16,7 @@ from vla.common.msgpack_numpy import pack, unpack
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.policies.data_summary import DataSummary
-from vla.types import ActionChunk, Observation
+from vla.types import ActionChunk, Observation, RTCPrefix
 
 KEY_VARIABLE = "VLA_API_KEY"
 BACKOFF = (0.1, 5.0)
@@ -156,33 +155,27 @@ class RemotePolicy:
         """See `HistoryPolicy`; from the server's metadata."""
         return self._history or ()
 
-    def predict(
-        self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
-    ) -> ActionChunk | None:
+    def predict(self, observation: Observation, *, prefix: RTCPrefix | None = None) -> ActionChunk | None:
         """See `Policy.predict`; also None without an answer in time.
 
         Raises:
             InputError: if the server rejects the observation, or now serves another policy.
         """
-        return self._query(observation, {} if prefix is None else {"vla/prefix": prefix})
+        extra: dict[str, Any] = {}
+        if prefix is not None and len(prefix.committed):
+            extra["vla/prefix"] = prefix.committed
+        if prefix is not None and prefix.leftover is not None:
+            extra |= {"vla/beyond": prefix.leftover, "vla/vjp": prefix.guidance_mode == "vjp"}
+        return self._query(observation, extra)
 
     def predict_batch(
-        self,
-        observations: Sequence[Observation],
-        *,
-        prefix: Float[np.ndarray, "b k a"] | None = None,
-        previous_chunk_leftover: Float[np.ndarray, "b m a"] | None = None,
-        vjp: bool = False,
+        self, observations: Sequence[Observation], *, prefix: RTCPrefix | None = None
     ) -> list[ActionChunk | None]:
-        """`predict` for each observation in turn; `previous_chunk_leftover` and `vjp` as in `GuidedPolicy`."""
-        flags = {"vla/vjp": vjp} if previous_chunk_leftover is not None else {}
-        arrays = {
-            key: values
-            for key, values in (("vla/prefix", prefix), ("vla/beyond", previous_chunk_leftover))
-            if values is not None
-        }
-        extras = [{key: values[i] for key, values in arrays.items()} | flags for i in range(len(observations))]
-        return [self._query(observation, extra) for observation, extra in zip(observations, extras, strict=True)]
+        """`predict` for each observation in turn."""
+        return [
+            self.predict(observation, prefix=None if prefix is None else prefix.row(i))
+            for i, observation in enumerate(observations)
+        ]
 
     def _query(self, observation: Observation, extra: dict[str, Any]) -> ActionChunk | None:
         message: dict[str, Any] = {

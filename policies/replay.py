@@ -6,11 +6,10 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from jaxtyping import Float
 
 from vla.datasets.episodes import EpisodeStore
 from vla.errors import InputError
-from vla.types import ActionChunk, Observation
+from vla.types import ActionChunk, Observation, RTCPrefix
 
 
 class ReplayPolicy:
@@ -31,11 +30,11 @@ class ReplayPolicy:
             raise InputError(f"{self._store.path} holds no episode of the seed {seed}")
         self._actions = np.asarray(self._store.action[self._episodes[seed].frames], np.float64)
 
-    def predict(self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None) -> ActionChunk:
+    def predict(self, observation: Observation, *, prefix: RTCPrefix | None = None) -> ActionChunk:
         """See `Policy.predict`; a prefix replaces the recorded actions."""
         step = round(observation.time * self.embodiment.control_hz)
         rows = np.minimum(step + np.arange(self._horizon), len(self._actions) - 1)
         actions = self._actions[rows].copy()
         if prefix is not None:
-            actions[: len(prefix)] = prefix[: len(actions)]
+            actions[: len(prefix.committed)] = prefix.committed[: len(actions)]
         return ActionChunk(actions, observation.time, 1 / self.embodiment.control_hz)

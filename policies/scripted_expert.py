@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium
-import numpy as np
-from jaxtyping import Float
 
 from vla.embodiment import Embodiment
 from vla.envs.scripted_expert import expert_of
-from vla.types import ActionChunk, Observation
+from vla.types import ActionChunk, Observation, RTCPrefix
 
 
 class ScriptedExpertPolicy:
@@ -24,6 +22,6 @@ class ScriptedExpertPolicy:
         """Resets the expert."""
         self._expert.reset()
 
-    def predict(self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None) -> ActionChunk:
+    def predict(self, observation: Observation, *, prefix: RTCPrefix | None = None) -> ActionChunk:
         """See `Policy.predict`; a prefix is ignored."""
         return ActionChunk(self._expert.act()[None], observation.time, 1 / self.embodiment.control_hz)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from vla.models.engine.engine import Engine
 from vla.models.processor import is_like
 from vla.models.vla import VLA
 from vla.policies.data_summary import DataSummary
-from vla.types import ActionChunk, Observation
+from vla.types import ActionChunk, Observation, RTCPrefix
 
 
 class VlaPolicy:
@@ -91,35 +92,30 @@ class VlaPolicy:
         """Does nothing: there is no memory between chunks."""
 
     def predict(
-        self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
+        self, observation: Observation, *, prefix: RTCPrefix | Float[np.ndarray, "k a"] | None = None
     ) -> ActionChunk | None:
-        """See `Policy.predict`; the action prefix is an input and is not decoded."""
-        return self.predict_batch([observation], prefix=None if prefix is None else prefix[None])[0]
+        """See `Policy.predict`; the action prefix is an input and is not decoded. An array is the committed actions."""
+        return self.predict_batch([observation], prefix=RTCPrefix.stack([RTCPrefix.of(prefix)]))[0]
 
     def predict_batch(
-        self,
-        observations: Sequence[Observation],
-        *,
-        prefix: Float[np.ndarray, "b k a"] | None = None,
-        previous_chunk_leftover: Float[np.ndarray, "b m a"] | None = None,
-        vjp: bool = False,
+        self, observations: Sequence[Observation], *, prefix: RTCPrefix | None = None
     ) -> list[ActionChunk | None]:
-        """See `BatchPolicy` and `GuidedPolicy`."""
+        """See `BatchPolicy`."""
         processor = self._model.processor
-        forced = 0 if prefix is None else prefix.shape[1]
+        forced = 0 if prefix is None else prefix.committed.shape[1]
         if forced >= self._robot.horizon:
             raise InputError(f"a prefix of {forced} actions leaves nothing of a chunk of {self._robot.horizon}")
-        committed, rest = (self._normalized(actions, observations) for actions in (prefix, previous_chunk_leftover))
+        normalized = None if prefix is None else prefix.map(partial(self._normalized, observations))
         batch = processor.robot_prompt(observations, self._robot.name)
-        decoded, points = self._decoder.generate_actions(batch, committed, previous_chunk_leftover=rest, vjp=vjp)
+        decoded, points = self._decoder.generate_actions(batch, normalized)
         chunks: list[ActionChunk | None] = []
-        for i, (normalized, observation) in enumerate(zip(decoded, observations, strict=True)):
-            if normalized is None:
+        for i, (decoded_chunk, observation) in enumerate(zip(decoded, observations, strict=True)):
+            if decoded_chunk is None:
                 chunks.append(None)
                 continue
-            actions = self._robot.denormalize_actions(normalized, observation.state)
+            actions = self._robot.denormalize_actions(decoded_chunk, observation.state)
             if prefix is not None:
-                actions[:forced] = prefix[i]
+                actions[:forced] = prefix.committed[i]
             image_points = self._arranged(points[i]) if self._robot.points else None
             chunks.append(ActionChunk(actions, observation.time, 1 / self.embodiment.control_hz, image_points))
         return chunks
@@ -130,9 +126,7 @@ class VlaPolicy:
         return arrange_points(points, trained, cameras, len(points) * len(cameras) // len(trained))
 
     def _normalized(
-        self, actions: Float[np.ndarray, "b k a"] | None, observations: Sequence[Observation]
-    ) -> Float[np.ndarray, "b k a"] | None:
-        if actions is None:
-            return None
+        self, observations: Sequence[Observation], actions: Float[np.ndarray, "b k a"]
+    ) -> Float[np.ndarray, "b k a"]:
         pairs = zip(actions, observations, strict=True)
         return np.stack([self._robot.normalize_actions(row, o.state) for row, o in pairs])

@@ -43,7 +43,7 @@ class FakeRobot:
     corrupt: Callable[[Float[np.ndarray, "s"]], Float[np.ndarray, "_"]] = lambda state: state
     received: list[tuple[float, Float[np.ndarray, "a"]]] = field(default_factory=list)
     held: Float[np.ndarray, "a"] | None = None
-    relaxed = connected = False
+    torque_disabled = connected = False
     first: float = 0.0
 
     def __enter__(self) -> FakeRobot:
@@ -80,9 +80,9 @@ class FakeRobot:
         self._call("hold", 0.001)
         self.held = last.copy()
 
-    def relax(self) -> None:
-        self._call("relax", 0.001)
-        self.relaxed = True
+    def disable_torque(self) -> None:
+        self._call("disable_torque", 0.001)
+        self.torque_disabled = True
 
 
 @dataclass
@@ -126,7 +126,7 @@ def follow_wave(request: Request) -> ActionChunk:
     """Goes on from `prefix`, as a policy that honours it."""
     actions = wave(np.arange(request.start, request.start + HORIZON, dtype=float))
     if request.prefix is not None:
-        actions[: len(request.prefix)] = request.prefix
+        actions[: len(request.prefix.committed)] = request.prefix.committed
     return ActionChunk(actions, request.observation.time, 1 / BODY.control_hz)
 
 

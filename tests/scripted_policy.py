@@ -10,7 +10,7 @@ from control_fakes import BODY
 
 from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.types import ActionChunk, Observation
+from vla.types import ActionChunk, Observation, RTCPrefix
 
 
 class Scripted:
@@ -22,7 +22,7 @@ class Scripted:
     def reset(self) -> None:
         """Nothing is remembered."""
 
-    def predict(self, observation: Observation, *, prefix: np.ndarray | None = None) -> ActionChunk | None:
+    def predict(self, observation: Observation, *, prefix: RTCPrefix | None = None) -> ActionChunk | None:
         words = observation.instruction.split()
         if words[0] == "silent":
             return None
@@ -33,7 +33,7 @@ class Scripted:
         if words[0] == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         seen = float(observation.images["front"].mean())
-        rows = np.array([[seen, len(words)]]) if prefix is None else np.concatenate([prefix, [[seen, 0.0]]])
+        rows = np.array([[seen, len(words)]]) if prefix is None else np.concatenate([prefix.committed, [[seen, 0.0]]])
         return ActionChunk(rows, observation.time, 0.1)
 
 
@@ -46,13 +46,13 @@ class Remembering(Scripted):
 
     history = (0.5, 0.2)
 
-    def predict(self, observation: Observation, *, prefix: np.ndarray | None = None) -> ActionChunk | None:
+    def predict(self, observation: Observation, *, prefix: RTCPrefix | None = None) -> ActionChunk | None:
         moments = (*observation.past, observation.images)
         assert len(moments) == 3
         said = [float(images["front"].mean()) if images else -1.0 for images in moments]
         return ActionChunk(np.array([said]), observation.time, 0.1)
 
     def predict_batch(
-        self, observations: list[Observation], *, prefix: np.ndarray | None = None
+        self, observations: list[Observation], *, prefix: RTCPrefix | None = None
     ) -> list[ActionChunk | None]:
         return [self.predict(observation) for observation in observations]

@@ -10,14 +10,13 @@ from typing import Any
 
 import msgpack
 import numpy as np
-from jaxtyping import Float
 from websockets.sync.client import connect
 
 from vla.embodiment import Embodiment
 from vla.policies.policy import Policy
 from vla.serving.observation import Keys
 from vla.serving.server import PolicyServer
-from vla.types import ActionChunk, Observation
+from vla.types import ActionChunk, Observation, RTCPrefix
 
 ROBOT = Embodiment("arm", ("top",), ("x [m]", "y [m]"), ("x [m]", "y [m]"), (-9.0, -9.0), (9.0, 9.0), 10.0)
 
@@ -34,9 +33,7 @@ class Mark:
     def reset(self) -> None:
         """Nothing is remembered."""
 
-    def predict(
-        self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
-    ) -> ActionChunk | None:
+    def predict(self, observation: Observation, *, prefix: RTCPrefix | None = None) -> ActionChunk | None:
         self.seen.append(float(observation.state[0]))
         self.entered.release()
         assert self.gate.wait(30)
@@ -46,10 +43,10 @@ class Mark:
             raise RuntimeError("broken")
         light = float(np.mean([image.mean() for image in observation.images.values()]))
         rows = np.array([[*observation.state[:2]], [light, len(observation.instruction)]], np.float64)
-        return ActionChunk(rows if prefix is None else np.concatenate([prefix, rows]), observation.time, 0.1)
+        return ActionChunk(rows if prefix is None else np.concatenate([prefix.committed, rows]), observation.time, 0.1)
 
     def predict_batch(self, observations: Any, *, prefix: Any = None) -> list[ActionChunk | None]:
-        return [self.predict(o, prefix=None if prefix is None else prefix[i]) for i, o in enumerate(observations)]
+        return [self.predict(o, prefix=None if prefix is None else prefix.row(i)) for i, o in enumerate(observations)]
 
 
 @contextmanager

@@ -49,33 +49,28 @@ def run(
 @given(delay=st.integers(1, 14), n_action_steps=st.integers(1, 12))
 def test_the_prefix_is_what_is_carried_out(delay: int, n_action_steps: int) -> None:
     requests, done = run("rtc", [delay], n_action_steps)
-    told = [request for request in requests if request.prefix is not None]
-    assert told or len(requests) < 3  # the first answer's delay does not count
-    for request in told:
-        assert request.prefix is not None and len(request.prefix) == delay
-        for ahead, promised in enumerate(request.prefix):
+    continuing = [request for request in requests if request.prefix is not None]
+    assert continuing or len(requests) < 3  # the first answer's delay does not count
+    for request in continuing:
+        assert request.prefix is not None and len(request.prefix.committed) == delay
+        for ahead, promised in enumerate(request.prefix.committed):
             if request.start + ahead in done:
                 np.testing.assert_array_equal(done[request.start + ahead], promised)
 
 
 @settings(max_examples=15)
 @given(delay=st.integers(1, 10), n_action_steps=st.integers(1, 12), execution=st.sampled_from(["guided", "guided-vjp"]))
-def test_a_guided_chunk_is_told_all_that_is_left_of_the_old_one(
-    delay: int, n_action_steps: int, execution: str
-) -> None:
+def test_a_guided_request_has_all_remaining_actions(delay: int, n_action_steps: int, execution: str) -> None:
     requests, _ = run(execution, [delay], n_action_steps)
     for old, new in zip(requests, requests[1:], strict=False):
         left = follow_wave(old).actions[new.start - old.start :]
         if new.prefix is None:
-            assert new.previous_chunk_leftover is None
             continue
-        assert new.vjp == (execution == "guided-vjp")
-        told = (
-            new.prefix
-            if new.previous_chunk_leftover is None
-            else np.concatenate([new.prefix, new.previous_chunk_leftover])
-        )
-        np.testing.assert_array_equal(told[: len(left)], left)
+        remaining = new.prefix.committed
+        if new.prefix.leftover is not None:
+            assert new.prefix.guidance_mode == ("vjp" if execution == "guided-vjp" else "identity")
+            remaining = np.concatenate([remaining, new.prefix.leftover])
+        np.testing.assert_array_equal(remaining[: len(left)], left)
 
 
 def test_a_delay_that_is_known_is_reckoned_with_from_the_second_chunk_on() -> None:
@@ -85,7 +80,7 @@ def test_a_delay_that_is_known_is_reckoned_with_from_the_second_chunk_on() -> No
         assert first.prefix is None
         buffer.take(Answer(first, follow_wave(first), 0.0, 0.0), 0.0)
         second = buffer.request(observation(0.1), HELD, 0.1)
-        assert (0 if second.prefix is None else len(second.prefix)) == count
+        assert (0 if second.prefix is None else len(second.prefix.committed)) == count
 
 
 @settings(max_examples=20)

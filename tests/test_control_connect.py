@@ -59,7 +59,7 @@ def test_a_dry_run_leaves_the_motors_as_they_were(port: ServoPort, tmp_path: Pat
         np.testing.assert_allclose(retried(dry.state)[0], port.arm.joints, atol=0.1)
         dry.command(np.zeros(6))
         dry.hold(np.zeros(6))
-        dry.relax()
+        dry.disable_torque()
         with pytest.raises(RobotFault, match="read-only"):
             robot.command(np.zeros(6))
     assert writable(port) == before

@@ -136,13 +136,13 @@ def test_an_unplugged_cable_is_no_transient_fault(port: ServoPort, robot: LeRobo
         with pytest.raises(RobotFault) as raised:
             call()
         assert not raised.value.transient
-    robot.relax()  # never raises
+    robot.disable_torque()  # never raises
 
 
-def test_relaxing_reaches_every_servo_but_the_mute_one(port: ServoPort, robot: LeRobotRobot) -> None:
+def test_torque_is_disabled_in_every_servo_but_the_mute_one(port: ServoPort, robot: LeRobotRobot) -> None:
     port.bus.servos[1].overload()
     port.bus.faults.mute = {3}
-    robot.relax()
+    robot.disable_torque()
     port.bus.faults.mute = set()
     assert [servo.torque for servo in port.bus.servos] == [False, False, True, False, False, False]
 
@@ -181,7 +181,7 @@ def test_two_arms_are_one_robot(tmp_path: Path) -> None:
         # They hold what they were told: leaving does not let the arms fall.
         assert all(servo.torque for port in (left, right) for servo in port.bus.servos)
         with connected(pair):
-            pair.relax()
+            pair.disable_torque()
             assert not any(servo.torque for port in (left, right) for servo in port.bus.servos)
 
 

@@ -60,9 +60,9 @@ def test_runs_at_its_rate_and_ends_at_rest() -> None:
     assert {tick.source for tick in ticks} == {"chunk", "hold", "brake"}
 
 
-def test_relaxes_at_the_end_if_told_to() -> None:
+def test_torque_is_disabled_at_the_end_if_set() -> None:
     _, robot, _, _ = drive(1.0, end="disable_torque")
-    assert robot.relaxed and robot.held is None
+    assert robot.torque_disabled and robot.held is None
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from ee_stores import in_degrees, moving
-from jaxtyping import Float
 
 from vla.common.start_region import StartRegion
 from vla.control.adapt import adapt
@@ -16,7 +15,7 @@ from vla.errors import InputError
 from vla.policies.converted_units import ConvertedPolicy
 from vla.policies.data_summary import DataSummary
 from vla.policies.policy import BatchPolicy, guides, takes_prefix
-from vla.types import ActionChunk, Observation
+from vla.types import ActionChunk, Observation, RTCPrefix
 
 RADIANS = moving(9, steps=4).embodiment
 DEGREES = in_degrees(moving(9, steps=4)).embodiment
@@ -31,28 +30,20 @@ class Still:
 
     def reset(self) -> None: ...
 
-    def predict(
-        self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
-    ) -> ActionChunk | None:
+    def predict(self, observation: Observation, *, prefix: RTCPrefix | None = None) -> ActionChunk | None:
         rows = np.stack([observation.state, observation.state + self.further])
-        return ActionChunk(rows if prefix is None else np.concatenate([prefix, rows]), observation.time, 0.1)
+        before = () if prefix is None else (prefix.committed,)
+        after = () if prefix is None or prefix.leftover is None else (prefix.leftover,)
+        return ActionChunk(np.concatenate([*before, rows, *after]), observation.time, 0.1)
 
 
 class StillForAll(Still):
     guides = True
 
     def predict_batch(
-        self,
-        observations: list[Observation],
-        *,
-        prefix: Float[np.ndarray, "b k a"] | None = None,
-        previous_chunk_leftover: Float[np.ndarray, "b m a"] | None = None,
-        vjp: bool = False,
+        self, observations: list[Observation], *, prefix: RTCPrefix | None = None
     ) -> list[ActionChunk | None]:
-        rows = [self.predict(one, prefix=None if prefix is None else prefix[i]) for i, one in enumerate(observations)]
-        if previous_chunk_leftover is None:
-            return rows
-        return [row and replace(row, actions=np.concatenate([row.actions, previous_chunk_leftover[0]])) for row in rows]
+        return [self.predict(o, prefix=None if prefix is None else prefix.row(i)) for i, o in enumerate(observations)]
 
 
 @pytest.mark.parametrize(("there", "here"), [(DEGREES, RADIANS), (RADIANS, DEGREES)])
@@ -66,7 +57,7 @@ def test_degrees_drive_a_robot_in_radians_and_back(there: Embodiment, here: Embo
     chunk = policy.predict(seen)
     assert chunk is not None
     np.testing.assert_allclose(chunk.actions, expected, atol=1e-9)
-    (guided,) = policy.predict_batch([seen], prefix=expected[None, :1], previous_chunk_leftover=expected[None, 1:])  # type: ignore[call-arg]
+    (guided,) = policy.predict_batch([seen], prefix=RTCPrefix(expected[None, :1], expected[None, 1:]))
     assert guided is not None
     np.testing.assert_allclose(guided.actions, [expected[0], *expected, expected[1]], atol=1e-9)
     assert not isinstance(adapt(Still(there), here, None, {}), BatchPolicy)

@@ -30,12 +30,12 @@ from vla.envs.make import make_env
 from vla.errors import InputError
 from vla.models.vla import VLA
 from vla.robots.sim import SimRobot
-from vla.types import ActionChunk, Observation
+from vla.types import ActionChunk, Observation, RTCPrefix
 
 
 def request(instruction: str, shade: int = 7, size: int = 4, prefix: np.ndarray | None = None) -> Request:
     image = np.full((size, size, 3), shade, np.uint8)
-    return Request(Observation({"front": image}, np.zeros(2), instruction, 1.5), prefix, 3)
+    return Request(Observation({"front": image}, np.zeros(2), instruction, 1.5), RTCPrefix.of(prefix), 3)
 
 
 def wait(inference: Inference) -> Answer:
@@ -67,19 +67,17 @@ def test_a_policy_elsewhere_says_what_it_would_here(make: Callable[[], Inference
         inference.close()
 
 
-def test_a_flow_is_guided_by_the_rest_of_the_old_chunk() -> None:
+def test_a_flow_is_guided_by_the_leftover_of_the_previous_chunk() -> None:
     class Guided(Scripted):
         guides = True
 
-        def predict_batch(
-            self, observations: Any, *, prefix: Any, previous_chunk_leftover: Any, vjp: bool
-        ) -> list[ActionChunk | None]:
-            (rows,) = np.concatenate([prefix, 10 * previous_chunk_leftover], axis=1)
-            return [ActionChunk(rows, observations[0].time, 0.1 if vjp else 0.2)]
+        def predict_batch(self, observations: Any, *, prefix: Any) -> list[ActionChunk | None]:
+            (rows,) = np.concatenate([prefix.committed, 10 * prefix.leftover], axis=1)
+            return [ActionChunk(rows, observations[0].time, 0.1 if prefix.guidance_mode == "vjp" else 0.2)]
 
     check_execution(Guided(), "guided-vjp")
-    asked = request("pick it up", prefix=np.array([[0.1, 0.2]]))
-    said = answer(Guided(), replace(asked, previous_chunk_leftover=np.array([[0.3, 0.4]]), vjp=True), 0.0)
+    prefix = RTCPrefix(np.array([[0.1, 0.2]]), np.array([[0.3, 0.4]]), "vjp")
+    said = answer(Guided(), replace(request("pick it up"), prefix=prefix), 0.0)
     assert said.chunk is not None and said.chunk.dt == 0.1
     np.testing.assert_allclose(said.chunk.actions, [[0.1, 0.2], [3.0, 4.0]])
 

@@ -20,7 +20,7 @@ from conftest import TOY
 from vla.commands import cli
 from vla.errors import InputError
 from vla.policies.policy import Policy
-from vla.types import Observation
+from vla.types import Observation, RTCPrefix
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -215,7 +215,7 @@ def test_the_example_of_a_policy_works() -> None:
     exec(textwrap.dedent(code[1]), names)
     policy = names["WavePolicy"](TOY)
     seen = Observation({}, np.zeros(2), "lift it", 1.0)
-    chunk, continued = policy.predict(seen), policy.predict(seen, prefix=np.ones((2, 3)))
+    chunk, continued = policy.predict(seen), policy.predict(seen, prefix=RTCPrefix(np.ones((2, 3))))
     assert isinstance(policy, Policy) and chunk.actions.shape == (10, 3) and chunk.start == 1.0
     assert (continued.actions[:2] == 1).all() and (continued.actions[2:] == chunk.actions[2:]).all()
 

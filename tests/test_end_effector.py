@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from arm_models import file_of
 from ee_stores import in_degrees, moving, so101_body, store_of
-from jaxtyping import Float
 
 from vla.control.adapt import adapt, adapted_line
 from vla.control.inference import Request, predict
@@ -22,7 +21,7 @@ from vla.errors import InputError
 from vla.kinematics.tool_pose import ToolPose
 from vla.policies.end_effector import LAG, PACE, BatchEndEffectorPolicy, EndEffectorPolicy
 from vla.policies.policy import BatchPolicy, guides
-from vla.types import ActionChunk, Episode, Observation
+from vla.types import ActionChunk, Episode, Observation, RTCPrefix
 
 HORIZON = 6
 
@@ -33,14 +32,12 @@ class Playing:
     def __init__(self, episode: Episode) -> None:
         self.embodiment, self._episode = episode.embodiment, episode
         self.states: list[np.ndarray] = []
-        self.prefixes: list[np.ndarray | None] = []
+        self.prefixes: list[RTCPrefix | None] = []
 
     def reset(self) -> None:
         self.states, self.prefixes = [], []
 
-    def predict(
-        self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
-    ) -> ActionChunk | None:
+    def predict(self, observation: Observation, *, prefix: RTCPrefix | None = None) -> ActionChunk | None:
         self.states.append(observation.state)
         self.prefixes.append(prefix)
         step = round(observation.time * self.embodiment.control_hz)
@@ -51,15 +48,9 @@ class BatchPlaying(Playing):
     guides = True
 
     def predict_batch(
-        self,
-        observations: Sequence[Observation],
-        *,
-        prefix: Float[np.ndarray, "b k a"] | None = None,
-        previous_chunk_leftover: Float[np.ndarray, "b m a"] | None = None,
-        vjp: bool = False,
+        self, observations: Sequence[Observation], *, prefix: RTCPrefix | None = None
     ) -> list[ActionChunk | None]:
-        self.previous_chunk_leftover = previous_chunk_leftover
-        return [self.predict(o, prefix=None if prefix is None else prefix[i]) for i, o in enumerate(observations)]
+        return [self.predict(o, prefix=None if prefix is None else prefix.row(i)) for i, o in enumerate(observations)]
 
 
 def derived(tmp_path: Path, episode: Episode, **options: Any) -> Episode:
@@ -96,9 +87,9 @@ def test_a_prefix_of_joints_is_one_of_poses_to_the_policy(tmp_path: Path) -> Non
     tools = derived(tmp_path, joints)
     inner = Playing(tools)
     policy = adapt(inner, joints.embodiment, None, {})
-    chunk = policy.predict(seen(joints, 3), prefix=joints.action[3:5])
+    chunk = policy.predict(seen(joints, 3), prefix=RTCPrefix(joints.action[3:5]))
     assert chunk is not None and inner.prefixes[0] is not None
-    np.testing.assert_allclose(inner.prefixes[0], tools.action[3:5], atol=1e-9)
+    np.testing.assert_allclose(inner.prefixes[0].committed, tools.action[3:5], atol=1e-9)
     np.testing.assert_array_equal(chunk.actions[:2], joints.action[3:5])
     np.testing.assert_allclose(chunk.actions, joints.action[3 : 3 + HORIZON], atol=2e-5)
 
@@ -109,13 +100,15 @@ def test_policies_that_take_batches_still_do(tmp_path: Path) -> None:
     inner = BatchPlaying(tools)
     policy = adapt(inner, joints.embodiment, None, {})
     assert isinstance(policy, BatchEndEffectorPolicy) and isinstance(policy, BatchPolicy) and guides(policy)
-    requests = [Request(seen(joints, i), joints.action[i : i + 2], i, joints.action[i + 2 : i + 4]) for i in (1, 7)]
+    requests = [
+        Request(seen(joints, i), RTCPrefix(joints.action[i : i + 2], joints.action[i + 2 : i + 4]), i) for i in (1, 7)
+    ]
     chunks = predict(policy, requests)
     for chunk, step in zip(chunks, (1, 7), strict=True):
         assert chunk is not None
         np.testing.assert_allclose(chunk.actions, joints.action[step : step + HORIZON], atol=2e-5)
-    assert inner.previous_chunk_leftover is not None
-    np.testing.assert_allclose(inner.previous_chunk_leftover[1], tools.action[9:11], atol=1e-9)
+    assert inner.prefixes[1] is not None
+    np.testing.assert_allclose(inner.prefixes[1].leftover, tools.action[9:11], atol=1e-9)
 
 
 @pytest.mark.parametrize("frame", ["base", "tool"])
@@ -161,7 +154,7 @@ def test_a_quick_robot_is_not_pulled_back_to_where_its_joints_are_behind(tmp_pat
     assert chunk is not None
     moved = np.abs(np.diff(np.concatenate([joints.state[:1, :5], chunk.actions[:, :5]]), axis=0)).max(axis=1)
     np.testing.assert_allclose(moved[:3], PACE * 0.3 * np.array([LAG, 1 / 50, 1 / 50]), atol=1e-6)
-    continued = policy.predict(seen(joints, 0), prefix=chunk.actions[:1])
+    continued = policy.predict(seen(joints, 0), prefix=RTCPrefix(chunk.actions[:1]))
     assert continued is not None
     np.testing.assert_allclose(continued.actions[1] - continued.actions[0], chunk.actions[1] - chunk.actions[0])
 

@@ -27,6 +27,7 @@ from vla.models.robot_spec import RobotSpec
 from vla.models.vla import VLA
 from vla.policies.replay import ReplayPolicy
 from vla.policies.vla import VlaPolicy
+from vla.types import RTCPrefix
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +138,7 @@ def test_an_episode_is_replayed_by_its_seed(tmp_path: Path) -> None:
         policy.reset()
         from vla.envs.so101 import to_observation
 
-        chunk = policy.predict(to_observation(values, 0.7), prefix=np.ones((1, 6)))
+        chunk = policy.predict(to_observation(values, 0.7), prefix=RTCPrefix(np.ones((1, 6))))
         expected = store[1].action
         np.testing.assert_array_equal(chunk.actions[1:], expected[[8, 8, 8]])
         np.testing.assert_array_equal(chunk.actions[0], np.ones(6))

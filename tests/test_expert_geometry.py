@@ -20,7 +20,7 @@ from transformers import GemmaConfig
 
 from vla.benchmarks.train_shapes import TINY, save_for_lerobot
 from vla.errors import InputError
-from vla.models.action_heads.action_expert import ActionExpert, ActionExpertShape, frequencies
+from vla.models.action_heads.action_expert import ActionExpert, ActionExpertShape, ExpertContext, frequencies
 from vla.models.action_heads.decoder_shape import expert_shape
 from vla.models.action_heads.decoding import keys_values
 from vla.models.backbone_inputs import DecoderInput
@@ -99,12 +99,12 @@ def test_an_expert_with_the_decoders_weights_goes_on_as_the_decoder_does(name: s
     with torch.no_grad():
         prompt, mask = embeds[:, : rows.prompt], rows.mask[:, : rows.prompt]
         _, cache = backbone.forward(DecoderInput(prompt, mask, backbone.new_cache(), vision))
-        prefix, start = [(k.clone(), v.clone()) for k, v in keys_values(cache)], backbone.next_position(mask, cache)
+        layers, start = [(k.clone(), v.clone()) for k, v in keys_values(cache)], backbone.next_position(mask, cache)
         expected, _ = backbone.forward(DecoderInput(embeds[:, rows.prompt :], rows.mask, cache, vision))
         count = expected.shape[1]
         tokens = embeds[:, rows.prompt :]
         seen = torch.ones(tokens.shape[:2], dtype=torch.bool)
-        found = expert(tokens, seen, torch.arange(count), prefix, mask, start)
+        found = expert(tokens, seen, torch.arange(count), ExpertContext(layers, mask, start))
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
 
 
@@ -148,7 +148,7 @@ def test_pi0s_expert_is_lerobots() -> None:
     with torch.no_grad():
         _, cache = backbone.forward(DecoderInput(prompt, mask, backbone.new_cache(), vision))
         seen, start = torch.ones(3, 6, dtype=torch.bool), backbone.next_position(mask, cache)
-        found = expert(suffix, seen, blocks, keys_values(cache), mask, start)
+        found = expert(suffix, seen, blocks, ExpertContext(keys_values(cache), mask, start))
         expected = lerobot_joint(prefix_model, suffix_model, prompt, suffix, mask, blocks)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
@@ -203,7 +203,7 @@ def test_smolvlas_expert_is_lerobots(mode: str, tmp_path: Path) -> None:
         within = mask[:, None, :] & mask[:, :, None]
         positions = mask.cumsum(1) - 1
         _, cache = their(attention_mask=within, position_ids=positions, inputs_embeds=[prompt, None], use_cache=True)
-        prefix = [(k.clone(), v.clone()) for k, v in keys_values(cache)]
+        layers = [(k.clone(), v.clone()) for k, v in keys_values(cache)]
         start, order = mask.sum(1), torch.arange(5)
         causal = torch.ones(5, 5, dtype=torch.bool).tril().expand(2, -1, -1)
         allowed = torch.cat([mask[:, None].expand(-1, 5, -1), causal], 2)
@@ -214,7 +214,7 @@ def test_smolvlas_expert_is_lerobots(mode: str, tmp_path: Path) -> None:
             inputs_embeds=[None, tokens],
             use_cache=True,
         )
-        found = expert(tokens, torch.ones(2, 5, dtype=torch.bool), order, prefix, mask, start)
+        found = expert(tokens, torch.ones(2, 5, dtype=torch.bool), order, ExpertContext(layers, mask, start))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -232,7 +232,8 @@ def test_a_checkpoint_tells_its_experts_shape_and_one_of_before_keeps_its_own(
     (tmp_path / "processor.json").write_text(json.dumps(values))
     old = VLA.load(tmp_path)
     assert old.continuous_head.expert.shape.activation == "gelu_pytorch_tanh"
-    assert old.processor.head is not None and old.processor.head._start(torch.tensor([3])) is None  # type: ignore[attr-defined]
+    context = ExpertContext([], torch.tensor([[False, True, True]]), start=torch.tensor([3]))
+    assert old.processor.head is not None and old.processor.head._placed(context).start.tolist() == [2]  # type: ignore[attr-defined]
     old.save(tmp_path)
     again = VLA.load(tmp_path)
     assert again.continuous_head.expert.shape == old.continuous_head.expert.shape

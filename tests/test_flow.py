@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +11,16 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from vla.errors import InputError
-from vla.models.action_heads.action_expert import ActionExpert, ActionExpertShape, frequencies, rotary, rotate
-from vla.models.action_heads.flow_matching import EULER_STEPS, FlowHead, KeysValues, sample_time
+from vla.models.action_heads.action_expert import (
+    ActionExpert,
+    ActionExpertShape,
+    ExpertContext,
+    frequencies,
+    rotary,
+    rotate,
+)
+from vla.models.action_heads.flow_matching import EULER_STEPS, FlowHead, sample_time
+from vla.types import RTCPrefix
 
 LAYERS, GROUPS, HEAD, TOKENS = 2, 2, 8, 5
 HORIZON, WIDTH, STATE = 4, 2, 3
@@ -32,27 +41,43 @@ def head(adaptive: bool = False, state: int = 0, layers: int = LAYERS) -> FlowHe
     return model
 
 
-def context(rows: int = 3, tokens: int = TOKENS, layers: int = LAYERS) -> tuple[KeysValues, Tensor]:
+def random_context(
+    rows: int = 3, tokens: int = TOKENS, layers: int = LAYERS, state: Tensor | None = None
+) -> ExpertContext:
     shape = (rows, GROUPS, tokens, HEAD)
-    prefix = [(torch.randn(shape), torch.randn(shape)) for _ in range(layers)]
-    return prefix, torch.ones(rows, tokens, dtype=torch.bool)
+    keys_values = [(torch.randn(shape), torch.randn(shape)) for _ in range(layers)]
+    mask = torch.ones(rows, tokens, dtype=torch.bool)
+    return ExpertContext(keys_values, mask, mask.sum(1), state)
 
 
 def everything(rows: int = 3) -> Tensor:
     return torch.ones(rows, HORIZON, WIDTH, dtype=torch.bool)
 
 
+def sample(
+    model: FlowHead,
+    context: ExpertContext,
+    prefix: RTCPrefix | None = None,
+    noise: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Samples by default complete chunks from random noise, without a prefix."""
+    mask = everything(len(context.mask)) if mask is None else mask
+    noise = torch.randn(mask.shape) if noise is None else noise
+    return model.sample(context, noise, mask, RTCPrefix(noise[:, :0]) if prefix is None else prefix)
+
+
 def seed(number: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(number)
 
 
-def fit(model: FlowHead, batch: Callable[[], tuple[Tensor, KeysValues, Tensor, Tensor | None]], steps: int) -> None:
+def fit(model: FlowHead, batch: Callable[[], tuple[Tensor, ExpertContext]], steps: int) -> None:
     """Trains, and checks that the loss falls."""
     optimizer = torch.optim.AdamW(model.parameters(), 4e-3)
     losses = []
     for _ in range(steps):
-        actions, prefix, mask, state = batch()
-        loss = model.loss(actions, prefix, mask, everything(len(actions)), state).mean()
+        actions, context = batch()
+        loss = model.loss(actions, context, everything(len(actions))).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -61,45 +86,47 @@ def fit(model: FlowHead, batch: Callable[[], tuple[Tensor, KeysValues, Tensor, T
 
 
 @pytest.mark.parametrize("adaptive", [True, False])
-def test_samples_have_the_mean_and_spread_of_what_the_prefix_says(adaptive: bool) -> None:
+def test_samples_have_the_mean_and_standard_deviation_that_the_context_encodes(adaptive: bool) -> None:
     model = head(adaptive, layers=1)
-    told, direction = torch.tensor([0.8, -0.6]), torch.randn(GROUPS, 1, HEAD)
+    means, direction = torch.tensor([0.8, -0.6]), torch.randn(GROUPS, 1, HEAD)
 
-    def situation(which: Tensor) -> tuple[KeysValues, Tensor]:
-        prefix, mask = context(len(which), tokens=2, layers=1)
+    def encoded(which: Tensor) -> ExpertContext:
+        context = random_context(len(which), tokens=2, layers=1)
         value = direction * torch.where(which == 0, 1.0, -1.0)[:, None, None, None]
-        return [(prefix[0][0], value.expand_as(prefix[0][1]))], mask
+        ((keys, values),) = context.keys_values
+        return replace(context, keys_values=[(keys, value.expand_as(values))])
 
-    def batch() -> tuple[Tensor, KeysValues, Tensor, None]:
+    def batch() -> tuple[Tensor, ExpertContext]:
         which = torch.randint(2, (128,))
-        return told[which][:, None, None] + 0.1 * torch.randn(128, HORIZON, WIDTH), *situation(which), None
+        return means[which][:, None, None] + 0.1 * torch.randn(128, HORIZON, WIDTH), encoded(which)
 
     fit(model, batch, 250)
     for which in (0, 1):
-        samples = model.sample(*situation(torch.full((200,), which)), everything(200))
-        torch.testing.assert_close(samples.mean(0), told[which].expand(HORIZON, WIDTH), atol=0.15, rtol=0)
+        samples = sample(model, encoded(torch.full((200,), which)))
+        torch.testing.assert_close(samples.mean(0), means[which].expand(HORIZON, WIDTH), atol=0.15, rtol=0)
         assert samples.std(0).max() < 0.35
 
 
-def test_of_two_ways_each_sample_takes_one_and_a_given_start_decides_which() -> None:
+def test_each_sample_takes_one_of_two_modes_and_an_action_prefix_decides_which() -> None:
     """A chunk is all +1 or all -1 by chance, shifted by the state; a mean of the two would be neither."""
     model = head(state=STATE, layers=1)
-    prefix, prefix_mask = context(128, layers=1)
+    context = random_context(128, layers=1)
 
-    def batch() -> tuple[Tensor, KeysValues, Tensor, Tensor]:
+    def batch() -> tuple[Tensor, ExpertContext]:
         sign, state = torch.randint(2, (128, 1, 1)) * 2.0 - 1, torch.randn(128, STATE)
-        return (sign + 0.3 * state[:, :1, None]).expand(-1, HORIZON, WIDTH), prefix, prefix_mask, state
+        return (sign + 0.3 * state[:, :1, None]).expand(-1, HORIZON, WIDTH), replace(context, state=state)
 
     fit(model, batch, 350)
     state = torch.randn(128, STATE)
-    samples = model.sample(prefix, prefix_mask, everything(128), state) - 0.3 * state[:, :1, None]
+    context = replace(context, state=state)
+    samples = sample(model, context) - 0.3 * state[:, :1, None]
     sides = samples.mean((1, 2)).sign()
     assert 0.25 < (sides > 0).float().mean() < 0.75
     assert ((samples - sides[:, None, None]).abs().mean((1, 2)) < 0.5).float().mean() > 0.85
     for sign in (1.0, -1.0):
-        given = (sign + 0.3 * state[:, :1, None]).expand(-1, 2, WIDTH)
-        samples = model.sample(prefix, prefix_mask, everything(128), state, given)
-        assert torch.equal(samples[:, :2], given)
+        committed = (sign + 0.3 * state[:, :1, None]).expand(-1, 2, WIDTH)
+        samples = sample(model, context, RTCPrefix(committed))
+        assert torch.equal(samples[:, :2], committed)
         assert ((samples - 0.3 * state[:, :1, None])[:, 2:].mean((1, 2)).sign() == sign).float().mean() > 0.75
 
 
@@ -114,12 +141,12 @@ def test_ten_euler_steps_from_noise_to_the_actions(monkeypatch: pytest.MonkeyPat
         return noise - actions
 
     monkeypatch.setattr(model, "forward", exact)
-    prefix, mask = context()
-    torch.testing.assert_close(model.sample(prefix, mask, everything(), noise=noise), actions)
+    context = random_context()
+    torch.testing.assert_close(sample(model, context, noise=noise), actions)
     assert times == pytest.approx([1 - step / EULER_STEPS for step in range(10)])
     times.clear()
-    given = actions[:, :2]
-    assert torch.equal(model.sample(prefix, mask, everything(), action_prefix=given, noise=noise)[:, :2], given)
+    committed = actions[:, :2]
+    assert torch.equal(sample(model, context, RTCPrefix(committed), noise)[:, :2], committed)
     assert len(times) == 10
 
 
@@ -131,71 +158,56 @@ def test_training_times_are_beta() -> None:
     torch.testing.assert_close(below, at**1.5, atol=0.015, rtol=0)
 
 
-@pytest.mark.parametrize(("adaptive", "state"), [(True, 0), (False, STATE)])
-def test_insulation_keeps_the_gradient_from_the_backbone_and_changes_no_loss(adaptive: bool, state: int) -> None:
-    model, (prefix, mask), actions = head(adaptive, state), context(), torch.randn(3, HORIZON, WIDTH)
-    told = torch.randn(3, state) if state else None
-    leaves = [tensor.requires_grad_() for pair in prefix for tensor in pair]
-    drawn = torch.randn_like(actions), sample_time(3)
-
-    def loss(knowledge_insulation: bool) -> Tensor:
-        return model.loss(actions, prefix, mask, everything(), told, knowledge_insulation, drawn)
-
-    open_, closed = loss(False), loss(True)
-    assert torch.equal(open_, closed)
-    closed.sum().backward()
-    assert all(leaf.grad is None for leaf in leaves)
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
-    open_.sum().backward()
-    assert all(leaf.grad is not None and leaf.grad.abs().sum() > 0 for leaf in leaves)
-
-
 @pytest.mark.parametrize("adaptive", [True, False])
-def test_what_the_mask_leaves_out_contributes_nothing(adaptive: bool) -> None:
-    model, (prefix, prefix_mask), actions = head(adaptive), context(), torch.randn(3, HORIZON, WIDTH)
+def test_masked_components_contribute_nothing(adaptive: bool) -> None:
+    model, context, actions = head(adaptive), random_context(), torch.randn(3, HORIZON, WIDTH)
     mask = everything()
-    mask[0, 2:], mask[1, :, 1] = False, False  # past an episode's end; a narrower robot
+    mask[0, 2:], mask[1, :, 1] = False, False  # past an episode's end; a smaller action dimension
     drawn = torch.randn_like(actions), sample_time(3)
-    losses = model.loss(actions, prefix, prefix_mask, mask, drawn=drawn)
+    losses = model.loss(actions, context, mask, drawn)
     assert len(losses) == mask.sum()
-    spoilt = torch.where(mask, actions, torch.nan)
-    assert torch.equal(losses, model.loss(spoilt, prefix, prefix_mask, mask, drawn=drawn))
+    invalid = torch.where(mask, actions, torch.nan)
+    assert torch.equal(losses, model.loss(invalid, context, mask, drawn))
     losses.sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
-    samples = model.sample(prefix, prefix_mask, mask)
+    samples = sample(model, context, mask=mask)
     assert (samples[~mask] == 0).all() and (samples[mask] != 0).all()
-    # The steps before an episode's end see nothing of those after it.
+    # The steps before an episode's end do not attend to those after it.
     noisy, time = torch.randn(3, HORIZON, WIDTH), torch.rand(3, 1).expand(-1, HORIZON)
     other = torch.where(mask, noisy, 9.0)
-    ours, theirs = (model(x, time, prefix, prefix_mask, mask) for x in (noisy, other))
+    ours, theirs = (model(x, time, context, mask) for x in (noisy, other))
     assert torch.equal(ours[mask], theirs[mask])
 
 
-def test_padding_of_the_prefix_changes_nothing() -> None:
-    model, (prefix, mask) = head(), context()
+def test_padding_of_the_context_changes_nothing() -> None:
+    model, context = head(), random_context()
     noisy, time = torch.randn(3, HORIZON, WIDTH), torch.rand(3, 1).expand(-1, HORIZON)
-    plain = model(noisy, time, prefix, mask, everything())
-    padded = [tuple(torch.cat([torch.randn(3, GROUPS, 2, HEAD) * 9, t], 2) for t in pair) for pair in prefix]
-    left = torch.nn.functional.pad(mask, (2, 0), value=False)
-    torch.testing.assert_close(model(noisy, time, padded, left, everything()), plain)  # type: ignore[arg-type]
+    plain = model(noisy, time, context, everything())
+
+    def padded(x: Tensor) -> Tensor:
+        return torch.cat([torch.randn(3, GROUPS, 2, HEAD) * 9, x], 2)
+
+    left = torch.nn.functional.pad(context.mask, (2, 0), value=False)
+    keys_values = [(padded(keys), padded(values)) for keys, values in context.keys_values]
+    context = replace(context, keys_values=keys_values, mask=left)
+    torch.testing.assert_close(model(noisy, time, context, everything()), plain)
 
 
-def test_a_block_does_not_see_those_after_it() -> None:
-    expert, (prefix, mask) = head().expert, context()
+def test_a_block_does_not_attend_to_later_blocks() -> None:
+    expert, context = head().expert, random_context()
     tokens, blocks = torch.randn(3, 4, 24), torch.tensor([0, 1, 1, 1])
     changed = torch.cat([tokens[:, :3], torch.randn(3, 1, 24)], 1)
-    seen = torch.ones(3, 4, dtype=torch.bool)
-    a, b = (expert(x, seen, blocks, prefix, mask, mask.sum(1)) for x in (tokens, changed))
+    visible = torch.ones(3, 4, dtype=torch.bool)
+    a, b = (expert(x, visible, blocks, context) for x in (tokens, changed))
     assert torch.equal(a[:, 0], b[:, 0])
-    assert (a[:, 1] != b[:, 1]).any()  # within a block, each sees all
+    assert (a[:, 1] != b[:, 1]).any()  # within a block, each attends to all
 
 
 def test_adaptive_layers_start_by_adding_nothing() -> None:
     expert = ActionExpert(shape(), adaptive=True)
-    prefix, mask = context()
-    tokens, seen = torch.randn(3, HORIZON, 24), torch.ones(3, HORIZON, dtype=torch.bool)
+    tokens, visible = torch.randn(3, HORIZON, 24), torch.ones(3, HORIZON, dtype=torch.bool)
     blocks, condition = torch.ones(HORIZON, dtype=torch.long), torch.randn(3, HORIZON, 24)
-    hidden = expert(tokens, seen, blocks, prefix, mask, mask.sum(1), condition)
+    hidden = expert(tokens, visible, blocks, random_context(), condition)
     torch.testing.assert_close(hidden, torch.nn.functional.rms_norm(tokens, (24,), eps=1e-6))
 
 
@@ -215,20 +227,20 @@ def test_rotation_is_that_of_the_backbones() -> None:
 
 
 def test_half_precision_samples() -> None:
-    model, (prefix, mask) = head(True, STATE).bfloat16(), context()
-    samples = model.sample(prefix, mask, everything(), torch.randn(3, STATE))
+    model = head(True, STATE).bfloat16()
+    samples = sample(model, random_context(state=torch.randn(3, STATE)))
     assert samples.dtype == torch.float32 and samples.isfinite().all()
 
 
-def test_what_does_not_fit_is_named() -> None:
-    model, (prefix, mask) = head(), context()
+def test_a_context_of_another_shape_is_named() -> None:
+    model, context = head(), random_context()
     with pytest.raises(InputError, match="2 layers, the backbone gave 1"):
-        model.sample(prefix[:1], mask, everything())
+        sample(model, replace(context, keys_values=context.keys_values[:1]))
     with pytest.raises(InputError, match="reads 2 heads of 8, the backbone has 2 of 4"):
-        model.sample([(k[..., :4], v[..., :4]) for k, v in prefix], mask, everything())
+        sample(model, replace(context, keys_values=[(k[..., :4], v[..., :4]) for k, v in context.keys_values]))
     with pytest.raises(InputError, match="no state components"):
-        model.sample(prefix, mask, everything(), torch.randn(3, STATE))
+        sample(model, replace(context, state=torch.randn(3, STATE)))
     with pytest.raises(InputError, match="3 state components"):
-        head(state=STATE).sample(prefix, mask, everything())
+        sample(head(state=STATE), context)
     with pytest.raises(InputError, match="multiple of kv_heads"):
         ActionExpertShape(24, 48, 1, heads=3, kv_heads=2, head_dim=8, frequencies=frequencies(8))

@@ -1,4 +1,4 @@
-"""Every head on the same small backbone: it learns a chunk, keeps what is under way, and never says what it cannot."""
+"""Every head on the same small backbone: it learns a chunk, keeps an action prefix, and decodes only allowed tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vla.models.vla import VLA
 from vla.policies.vla import VlaPolicy
 from vla.training.balance import count, element_weights
 from vla.training.optimizer import Optimizers
-from vla.types import Example, Observation
+from vla.types import Example, Observation, RTCPrefix
 
 Models = Callable[..., VLA]
 
@@ -77,7 +77,7 @@ def observed(example: Example) -> Observation:
 
 @pytest.fixture(scope="module", params=[name for name in HEADS if name != "insulated fast"])
 def learned(request: pytest.FixtureRequest, make_model: Models) -> tuple[str, VLA]:
-    """A model that has learned two demonstrations and a question by heart, with and without actions under way."""
+    """A model overfitted to two demonstrations, with and without an action prefix, and to a question."""
     torch.manual_seed(0)
     model = make_model(smoothing=0.0, points=1, **options(request.param)).train()
     batch = model.processor.batch(
@@ -104,14 +104,14 @@ def test_a_chunk_is_learned_and_said_within_the_representations_error(learned: t
         np.testing.assert_allclose(chunk.points, example.points, atol=0.0051)
 
 
-def test_actions_under_way_are_kept_and_gone_on_from(learned: tuple[str, VLA]) -> None:
+def test_an_action_prefix_is_kept_and_continued(learned: tuple[str, VLA]) -> None:
     name, model = learned
     robot = model.processor.robot()
     for example in demonstrations():
-        prefix = np.asarray(example.target)[:2]
-        chunk = VlaPolicy(model).predict(observed(example), prefix=prefix)
+        committed = np.asarray(example.target)[:2]
+        chunk = VlaPolicy(model).predict(observed(example), prefix=RTCPrefix(committed))
         assert chunk is not None
-        np.testing.assert_array_equal(chunk.actions[:2], prefix)
+        np.testing.assert_array_equal(chunk.actions[:2], committed)
         error = np.abs(chunk.actions - example.target) / (np.subtract(robot.action.high, robot.action.low) / 2)
         assert error.max() < ERROR.get(name, 0.15)
 
@@ -140,11 +140,11 @@ def test_questions_cost_what_they_cost_without_a_robot(learned: tuple[str, VLA])
 def test_a_batch_says_what_its_rows_say(learned: tuple[str, VLA]) -> None:
     _, model = learned
     examples = [replace(e, prompt=e.prompt + " now" * i) for i, e in enumerate(demonstrations())]
-    prefix = np.stack([np.asarray(e.target)[:1] for e in demonstrations()]) * [1.0, 1.0, 0.99]
+    prefix = RTCPrefix(np.stack([np.asarray(e.target)[:1] for e in demonstrations()]) * [1.0, 1.0, 0.99])
     policy = VlaPolicy(model)
     together = policy.predict_batch([observed(e) for e in examples], prefix=prefix)
-    for chunk, example, before in zip(together, examples, prefix, strict=True):
-        alone = policy.predict(observed(example), prefix=before)
+    for i, (chunk, example) in enumerate(zip(together, examples, strict=True)):
+        alone = policy.predict(observed(example), prefix=prefix.row(i))
         assert (chunk is None) == (alone is None)
         if chunk is not None and alone is not None:
             np.testing.assert_allclose(chunk.actions, alone.actions, atol=1e-3)
@@ -169,7 +169,7 @@ def test_words_that_are_no_chunk_hold(make_model: Models, name: str, monkeypatch
     assert VlaPolicy(model).predict(observed(demonstrations()[0])) is None
     favourite = model.processor.tokenizer.token_to_id(
         "<answer>"
-    )  # which may not be said: so the first that may is, without an end
+    )  # which is not allowed: the first allowed token is decoded, without an end
     assert VlaPolicy(model).predict(observed(demonstrations()[0])) is None
 
 
@@ -219,7 +219,7 @@ def test_several_robots_share_a_head(make_model: Models, name: str) -> None:
             torch.testing.assert_close(losses[rows == i], alone, rtol=1e-4, atol=1e-5)
     losses.sum().backward()
     for robot, width in (("toy", 3), ("slim", 1)):
-        chunk = VlaPolicy(model, robot).predict(observed(examples[0]), prefix=np.zeros((1, width)))
+        chunk = VlaPolicy(model, robot).predict(observed(examples[0]), prefix=RTCPrefix(np.zeros((1, width))))
         assert chunk is None or chunk.actions.shape == (4, width)
 
 
@@ -234,18 +234,18 @@ def test_slots_look_at_each_other_where_they_are_to(make_model: Models, head: st
     seen: list[Any] = []
     hidden = model.backbone.forward
     model.backbone.forward = lambda *a: (out := hidden(*a), seen.append(out[0]))[0]  # type: ignore[method-assign]
-    asked = model.processor.robot_prompt([observed(example)])
+    prompt = model.processor.robot_prompt([observed(example)])
     with torch.no_grad():
         for shift in (0.0, 5.0):
             model.action_position_embedding.weight[-1] += shift
             model(batch)
-            model.generate_actions(asked)
+            model.generate_actions(prompt)
     trained, _, decoded, again, _, later = seen
     torch.testing.assert_close(trained[:, slots], decoded, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(again[:, slots], later, atol=1e-5, rtol=1e-4)
     assert torch.equal(trained[0, slots][0], again[0, slots][0]) != bidirectional
     settings = model.processor.head.settings if model.processor.head else {}
-    assert ("bidirectional" in settings) == bidirectional  # checkpoints of before say nothing
+    assert ("bidirectional" in settings) == bidirectional  # earlier checkpoints do not have it
 
 
 @pytest.mark.parametrize(("knowledge_insulation", "reached"), [(True, False), (False, True)])
@@ -277,7 +277,7 @@ def test_the_expert_does_not_see_the_tokens(make_model: Models) -> None:
     assert not torch.isclose(found[0][:-numbers], found[1][:-numbers]).all()
 
 
-def test_some_digits_are_hidden_in_training_and_all_are_asked_for(make_model: Models) -> None:
+def test_some_digits_are_masked_in_training_and_all_have_labels(make_model: Models) -> None:
     processor = make_model(head="text").processor
     plain = processor.batch(demonstrations("", 0))
     examples = demonstrations("", 0)
@@ -293,7 +293,7 @@ def test_some_digits_are_hidden_in_training_and_all_are_asked_for(make_model: Mo
         assert torch.equal(masked.input_ids[row, : len(half)], half)
 
 
-def test_a_state_can_be_told_as_text(make_model: Models, tmp_path: Path) -> None:
+def test_a_state_can_be_encoded_as_text(make_model: Models, tmp_path: Path) -> None:
     model = make_model()
     processor = Processor(
         model.processor.tokenizer, 32, model.processor.tokens_per_image, model.processor.robots, state_encoding="text"

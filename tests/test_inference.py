@@ -20,7 +20,7 @@ from vla.models.engine.engine import Engine, padded
 from vla.models.engine.graphs import Graphs
 from vla.models.vla import VLA
 from vla.policies.vla import VlaPolicy
-from vla.types import Observation
+from vla.types import Observation, RTCPrefix
 
 HEADS: dict[str, dict[str, Any]] = {
     "parallel": {"head": "parallel"},
@@ -69,25 +69,27 @@ def same(first: Any, second: Any, tolerance: float = 1e-4) -> None:
 
 @pytest.mark.parametrize("rows", (1, 3))
 @pytest.mark.parametrize("fast", (False, True))
-def test_guessed_bins_are_those_said_one_by_one(
+def test_drafted_bins_equal_those_decoded_one_at_a_time(
     make_model: Make, fast: bool, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build(make_model, "points")
     batch = model.processor.robot_prompt(observe(rows), model.processor.robot().name)
     passes = []
-    ask = VLA._decode_tokens
-    monkeypatch.setattr(VLA, "_decode_tokens", lambda self, *told: passes.append(told[-1]) or ask(self, *told))
-    for given in (None, np.random.default_rng(1).uniform(-1, 1, (rows, 2, 3))):
-        said = {}
-        for guessed in (1, 5, 8):
-            monkeypatch.setattr(BinsHead, "draft_length", guessed)
+    decode_tokens = VLA._decode_tokens
+    monkeypatch.setattr(
+        VLA, "_decode_tokens", lambda self, *args: passes.append(args[-1]) or decode_tokens(self, *args)
+    )
+    for prefix in (None, RTCPrefix(np.random.default_rng(1).uniform(-1, 1, (rows, 2, 3)))):
+        chunks = {}
+        for draft_length in (1, 5, 8):
+            monkeypatch.setattr(BinsHead, "draft_length", draft_length)
             passes.clear()
             decoder = Engine(model) if fast else model
-            said[guessed] = decoder.generate_actions(batch, given)[0]
-            assert len(passes) <= (12 if given is None else 6)
-        same(said[5], said[1])
-        same(said[8], said[1])
-    # A head that says the same bin again and again is guessed right: eight a pass, but for a batch none is guessed.
+            chunks[draft_length] = decoder.generate_actions(batch, prefix)[0]
+            assert len(passes) <= (12 if prefix is None else 6)
+        same(chunks[5], chunks[1])
+        same(chunks[8], chunks[1])
+    # Drafts of a head that repeats one bin are right: eight tokens a pass for one row, without drafts for several.
     for weight in model.backbone.vocab_weights():
         weight.data.zero_()
     passes.clear()
@@ -103,10 +105,10 @@ def test_chunks_are_those_of_the_model(make_model: Make, name: str, rows: int) -
     assert engine.fuses
     for seed in range(2):  # the cache is written over
         batch = model.processor.robot_prompt(observe(rows, seed), robot.name)
-        for given in (None, np.random.default_rng(1).uniform(-1, 1, (rows, 2, robot.action_dim))):
-            (chunks, points), (expected, said) = (m.generate_actions(batch, given) for m in (engine, model))
+        for prefix in (None, RTCPrefix(np.random.default_rng(1).uniform(-1, 1, (rows, 2, robot.action_dim)))):
+            (chunks, points), (expected, expected_points) = (m.generate_actions(batch, prefix) for m in (engine, model))
             same(chunks, expected)
-            np.testing.assert_array_equal(points, said)
+            np.testing.assert_array_equal(points, expected_points)
 
 
 FAMILIES = {str(shape.policy): shape for shape in TINY}
@@ -191,11 +193,11 @@ def test_what_cannot_be_fused_works_as_it_is(make_model: Make) -> None:
 
 
 def test_policy_uses_the_engine(make_model: Make) -> None:
-    model, prefix = build(make_model, "flow"), np.full((2, 3), 0.3, np.float32)
+    model, prefix = build(make_model, "flow"), RTCPrefix(np.full((2, 3), 0.3, np.float32))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     plain, fast = VlaPolicy(model), VlaPolicy(model, engine="float32")
-    for given in (None, prefix):
-        one, other = (p.predict(observe(1)[0], prefix=given) for p in (plain, fast))
+    for rtc_prefix in (None, prefix):
+        one, other = (p.predict(observe(1)[0], prefix=rtc_prefix) for p in (plain, fast))
         assert one is not None and other is not None
         np.testing.assert_allclose(one.actions, other.actions, atol=1e-4)
     assert fast.model is model

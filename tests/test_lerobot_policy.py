@@ -21,7 +21,7 @@ from vla.errors import InputError
 from vla.policies.lerobot_policy import LeRobotPolicy, load_lerobot
 from vla.policies.load import load_policy
 from vla.policies.policy import Policy
-from vla.types import Observation
+from vla.types import Observation, RTCPrefix
 
 Save = Callable[..., Path]
 
@@ -144,7 +144,7 @@ def first(env: Any) -> Observation:
 
 
 def test_the_chunk_is_what_lerobot_makes_of_the_observation(save: Save, env: Any) -> None:
-    """The whole of predict_action_chunk, in the units of the data, within the robot's limits."""
+    """The result of predict_action_chunk, in the units of the data, within the robot's limits."""
     from lerobot.policies.act.modeling_act import ACTPolicy
     from lerobot.policies.factory import make_pre_post_processors
     from lerobot.policies.utils import prepare_observation_for_inference
@@ -165,7 +165,7 @@ def test_the_chunk_is_what_lerobot_makes_of_the_observation(save: Save, env: Any
     np.testing.assert_allclose(chunk.actions, np.clip(expected, body.action_low, body.action_high), atol=1e-6)
 
 
-def test_what_looks_back_is_asked_at_each_step_and_environments_do_not_mix(save: Save, env: Any) -> None:
+def test_a_policy_with_past_observations_gets_each_step_and_environments_do_not_mix(save: Save, env: Any) -> None:
     serve = load_lerobot(str(save("diffusion", **DIFFUSION)))
     one, other = serve(env), serve(env)
     seen = first(env)
@@ -173,7 +173,7 @@ def test_what_looks_back_is_asked_at_each_step_and_environments_do_not_mix(save:
     chunks = [one.predict(seen) for _ in range(4)]
     assert all(chunk is not None and chunk.actions.shape == (1, 6) for chunk in chunks)
     torch.manual_seed(1)
-    again = other.predict(seen)  # it plans anew: the first has a plan under way
+    again = other.predict(seen)  # a new chunk: the first policy still executes its own
     assert again is not None and chunks[0] is not None
     np.testing.assert_array_equal(again.actions, chunks[0].actions)
     torch.manual_seed(1)
@@ -190,8 +190,8 @@ def test_mistakes_are_named_before_anything_runs(save: Save, env: Any, tmp_path:
         return str(caught.value)
 
     assert "observation.state has the shape (7,), so101 has 6" in error(width=7)
-    told = error(cameras=("top", "wrist"))
-    assert "needs observation.images.top, so101 has cameras front, wrist" in told and "rename_map" in told
+    message = error(cameras=("top", "wrist"))
+    assert "needs observation.images.top, so101 has cameras front, wrist" in message and "rename_map" in message
     with pytest.raises(InputError, match="images of front of 64 x 64 pixels, these have 96 x 96"):
         load_lerobot(str(save("act", **ACT, size=64)))(env).predict(first(env))
     with pytest.raises(InputError, match=r"config\.json is missing"):
@@ -223,7 +223,7 @@ def test_numbers_that_are_not_finite_are_no_chunk(save: Save, env: Any) -> None:
         policy._policy.model.action_head.bias.fill_(torch.nan)
     assert policy.predict(first(env)) is None
     with pytest.raises(InputError, match="an action prefix"):
-        policy.predict(first(env), prefix=np.zeros((1, 6)))
+        policy.predict(first(env), prefix=RTCPrefix(np.zeros((1, 6))))
 
 
 def test_one_camera_may_have_no_name() -> None:

@@ -21,7 +21,7 @@ from vla.models.processor import IGNORE, Processor
 from vla.models.vla import VLA
 from vla.policies.vla import VlaPolicy
 from vla.training.optimizer import freeze
-from vla.types import Example, Observation
+from vla.types import Example, Observation, RTCPrefix
 
 Models = Callable[..., VLA]
 Views = Mapping[str, UInt8[np.ndarray, "h w 3"]]
@@ -229,10 +229,10 @@ def test_an_answer_ends_at_the_end_token(make_model: Models, monkeypatch: pytest
     assert next(said) == [blue, blue, blue]
 
 
-def test_a_prefix_is_kept_and_equals_training_with_actions_under_way(model: VLA) -> None:
+def test_an_action_prefix_is_kept_and_equals_training_with_one(model: VLA) -> None:
     policy = VlaPolicy(model)
     free = policy.predict_batch(observations())
-    prefix = np.zeros((3, 2, 3))
+    prefix = RTCPrefix(np.zeros((3, 2, 3)))
     for chunk, before, observation in zip(
         policy.predict_batch(observations(), prefix=prefix), free, observations(), strict=True
     ):
@@ -246,7 +246,7 @@ def test_a_prefix_is_kept_and_equals_training_with_actions_under_way(model: VLA)
 
 def test_a_prefix_as_long_as_the_chunk_is_refused(model: VLA) -> None:
     with pytest.raises(InputError, match="leaves nothing"):
-        VlaPolicy(model).predict(observations()[0], prefix=np.zeros((4, 3)))
+        VlaPolicy(model).predict(observations()[0], prefix=RTCPrefix(np.zeros((4, 3))))
 
 
 @pytest.mark.parametrize("name", ["vision", "connector", "language", "vision.encoder.stages.0"])

@@ -20,12 +20,12 @@ from vla.evaluation.vlm.answerer import BackboneAnswerer, open_answerer
 from vla.models.vla import VLA
 from vla.policies.load import load_realtime
 from vla.policies.vla import VlaPolicy
-from vla.types import ActionChunk
+from vla.types import ActionChunk, RTCPrefix
 
 
 def chunks(policy: VlaPolicy) -> list[ActionChunk | None]:
     """The last are of what was captured for those before."""
-    said, prefix = list[ActionChunk | None](), np.zeros((2, 1, len(TOY.action)))
+    said, prefix = list[ActionChunk | None](), RTCPrefix(np.zeros((2, 1, len(TOY.action))))
     for given in (None, prefix, prefix):
         torch.manual_seed(0)
         said += policy.predict_batch(observe(2), prefix=given)

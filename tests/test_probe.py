@@ -12,7 +12,7 @@ from vla.common.start_region import StartRegion
 from vla.control.probe import probe
 from vla.errors import InputError
 from vla.policies.data_summary import DataSummary
-from vla.types import ActionChunk, Observation
+from vla.types import ActionChunk, Observation, RTCPrefix
 
 SIZES = {"front": (48, 64)}
 
@@ -22,13 +22,13 @@ class Trying:
 
     def __init__(self, say: Callable[[Observation], ActionChunk | None]) -> None:
         self.embodiment, self.say = BODY, say
-        self.asked: list[tuple[Observation, np.ndarray | None]] = []
+        self.asked: list[tuple[Observation, RTCPrefix | None]] = []
         self.resets = 0
 
     def reset(self) -> None:
         self.resets += 1
 
-    def predict(self, observation: Observation, *, prefix: np.ndarray | None = None) -> ActionChunk | None:
+    def predict(self, observation: Observation, *, prefix: RTCPrefix | None = None) -> ActionChunk | None:
         self.asked.append((observation, prefix))
         return self.say(observation)
 
@@ -41,7 +41,7 @@ def test_it_is_asked_as_the_loop_asks_and_forgets_it() -> None:
     policy = Trying(stay)
     probe(policy, BODY, SIZES, "rtc")
     (plain, none), (_, prefix) = policy.asked
-    assert none is None and prefix is not None and prefix.shape == (1, 3) and policy.resets == 1
+    assert none is None and prefix is not None and prefix.committed.shape == (1, 3) and policy.resets == 1
     assert plain.images["front"].shape == (48, 64, 3)
     np.testing.assert_allclose(plain.state, [0.0, 0.0, 0.75])  # the middle of the robot's range
     probe(policy, BODY, SIZES, "chunked")

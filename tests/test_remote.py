@@ -23,7 +23,7 @@ from vla.policies.load import load_policy
 from vla.policies.remote import RemotePolicy, api_key
 from vla.serving.observation import Keys
 from vla.serving.server import PolicyServer
-from vla.types import ActionChunk, Observation
+from vla.types import ActionChunk, Observation, RTCPrefix
 
 
 def seen(number: int = 1, instruction: str = "go") -> Observation:
@@ -50,7 +50,7 @@ def test_served_chunks_are_the_local_ones_to_the_bit(
         for t in range(4):
             images = {name: frames[t] for name, frames in episode.images.items()}
             observation = Observation(images, episode.state[t], episode.instruction, float(episode.time[t]))
-            for prefix in (None, episode.action[:2]):
+            for prefix in (None, RTCPrefix(episode.action[:2])):
                 here, there = (p.predict(observation, prefix=prefix) for p in (local, policy))
                 assert here is not None and there is not None
                 assert (here.actions.dtype, here.actions.tobytes()) == (there.actions.dtype, there.actions.tobytes())
@@ -61,24 +61,21 @@ def test_a_flow_elsewhere_is_guided() -> None:
     class Guided(Mark):
         guides = True
 
-        def predict_batch(
-            self, observations: Any, *, prefix: Any = None, previous_chunk_leftover: Any = None, vjp: bool = False
-        ) -> list[ActionChunk | None]:
-            return [ActionChunk(np.concatenate([*prefix, (10 if vjp else 100) * previous_chunk_leftover[0]]), 0.0, 0.1)]
+        def predict_batch(self, observations: Any, *, prefix: Any = None) -> list[ActionChunk | None]:
+            scale = 10 if prefix.guidance_mode == "vjp" else 100
+            return [ActionChunk(np.concatenate([*prefix.committed, scale * prefix.leftover[0]]), 0.0, 0.1)]
 
-    prefix, previous_chunk_leftover = np.ones((1, 1, 2)), np.full((1, 2, 2), 2.0)
+    prefix = RTCPrefix(np.ones((1, 2)), np.full((2, 2), 2.0))
     with served(Guided()) as url, remote(url) as policy:
-        for vjp, value in ((True, 20.0), (False, 200.0)):
-            (chunk,) = policy.predict_batch(
-                [seen()], prefix=prefix, previous_chunk_leftover=previous_chunk_leftover, vjp=vjp
-            )
+        for mode, value in (("vjp", 20.0), ("identity", 200.0)):
+            chunk = policy.predict(seen(), prefix=replace(prefix, guidance_mode=mode))
             assert policy.guides and chunk is not None
             assert chunk.actions.tolist() == [[1.0, 1.0], [value, value], [value, value]]
         with pytest.raises(InputError, match="vla/beyond comes with vla/prefix"):
-            policy.predict_batch([seen()], previous_chunk_leftover=previous_chunk_leftover)
+            policy.predict(seen(), prefix=replace(prefix, committed=np.ones((0, 2))))
     with served(Mark()) as url, remote(url) as policy:
         with pytest.raises(InputError, match="needs a flow head"):
-            policy.predict_batch([seen()], prefix=prefix, previous_chunk_leftover=previous_chunk_leftover)
+            policy.predict_batch([seen()], prefix=RTCPrefix.stack([prefix]))
         assert not policy.guides
 
 

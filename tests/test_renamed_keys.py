@@ -31,6 +31,7 @@ from vla.types import Episode
         ("deploy", "loop.ttl=1.0", "loop.max_observation_age_s=1.0"),
         ("deploy", "loop={ttl: 1.0, first: 3}", "loop={max_observation_age_s: 1.0, first_inference_timeout_s: 3}"),
         ("deploy", "loop.end=relax", "loop.end=disable_torque"),
+        ("robot", "action=relax", "action=disable_torque"),
         ("train", "head={kind: flow, insulate: true}", "head={kind: flow, knowledge_insulation: true}"),
         ("train", "+head.continues=true", "+head.rtc_training=true"),
         ("train", "retain.counting.margin=0.02", "regression_gates.counting.margin=0.02"),

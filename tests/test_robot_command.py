@@ -112,15 +112,16 @@ def test_what_clearing_does_not_help_is_said(port: ServoPort, run: Run) -> None:
     assert code == 1 and "servo 6 (gripper) still reports overheat: let it cool down" in error
 
 
-def test_relaxing_lets_the_arm_go(port: ServoPort, run: Run) -> None:
+def test_without_torque_the_arm_falls(port: ServoPort, run: Run) -> None:
     for servo in port.bus.servos:
         servo.write(Register.TORQUE_ENABLE, b"\1")
     port.bus.servos[1].overload()
-    code, out, _ = run("relax")
+    code, out, _ = run("disable_torque")
     assert code == 0 and "the arm falls" in out
     assert not any(servo.torque for servo in port.bus.servos)
     port.bus.faults.mute = {3}
     code, _, error = run("relax")
+    assert "action=relax is now action=disable_torque" in error
     assert code == 1 and "servo 3 (elbow_flex) does not confirm" in error
 
 
@@ -147,7 +148,7 @@ def test_home_on_an_arm_with_an_error_is_one_line(port: ServoPort, run: Run) -> 
         (["status"], "robot.port"),
         (["status", "robot.port=/dev/none"], "does not exist; `vla doctor` lists"),
         (["status", "robot=sim"], "needs a robot with Feetech servos"),
-        (["relax", "robot.port=/dev/null", "pose={gripper: 1}"], "pose= applies to home"),
+        (["disable_torque", "robot.port=/dev/null", "pose={gripper: 1}"], "pose= applies to home"),
         (["home", "robot=sim", "pose={elbow: 1}"], "did you mean 'elbow_flex'"),
         (["home", "robot=sim", "pose={gripper: 9}"], "gripper is from"),
     ],

@@ -13,7 +13,7 @@ from toy_env import LENGTHS, ROBOT, Bad, BadEnv, BatchEcho, Counting, Echo, ToyE
 from vla.errors import InputError
 from vla.evaluation.rollouts.rollout import rollout
 from vla.evaluation.rollouts.trial import Result, Trial
-from vla.types import ActionChunk, Observation
+from vla.types import ActionChunk, Observation, RTCPrefix
 
 
 class Log:
@@ -114,9 +114,7 @@ def test_the_recorder_gets_every_episode_whole() -> None:
 
 def test_failure_is_reported() -> None:
     class Wrong(Echo):
-        def predict(
-            self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
-        ) -> ActionChunk | None:
+        def predict(self, observation: Observation, *, prefix: RTCPrefix | None = None) -> ActionChunk | None:
             chunk = super().predict(observation)
             return None if chunk is None else replace(chunk, actions=chunk.actions + 1)
 

@@ -8,7 +8,6 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-from jaxtyping import Float
 from toy_env import ROBOT, ToyEnv
 
 from vla.errors import InputError
@@ -16,7 +15,7 @@ from vla.evaluation.rollouts.episode_runner import EpisodeRunner
 from vla.evaluation.rollouts.rollout import run_trials
 from vla.evaluation.rollouts.summary import summarize
 from vla.evaluation.rollouts.trial import Result, Trial, trials_for
-from vla.types import ActionChunk, Observation
+from vla.types import ActionChunk, Observation, RTCPrefix
 
 
 class Long(ToyEnv):
@@ -41,10 +40,10 @@ class Clock:
     def reset(self) -> None:
         """Nothing is remembered."""
 
-    def predict(self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None) -> ActionChunk:
+    def predict(self, observation: Observation, *, prefix: RTCPrefix | None = None) -> ActionChunk:
         now = round(observation.time * 10)
         self.asked.append(now)
-        self.prefixes.append(None if prefix is None else prefix.tolist())
+        self.prefixes.append(None if prefix is None else prefix.committed.tolist())
         rows = np.array([[now, now + i] for i in range(self.horizon)], np.float64)
         return ActionChunk(rows, observation.time, 0.1)
 
@@ -135,30 +134,29 @@ def test_the_prefix_of_steps_ends_with_no_step() -> None:
     assert [tuple(action) for action in env.actions[5:8]] == [(0, 2), (0, 3), (0, 0)]
 
 
-def test_a_guided_policy_is_told_what_comes_after_the_prefix() -> None:
+def test_a_guided_policy_gets_the_leftover_after_the_prefix() -> None:
     class Guided(Clock):
         guides = True
-        told: list[tuple[int, int, bool]] = []
+        seen: list[tuple[int, int, int, str]] = []
 
-        def predict_batch(
-            self, observations: Any, *, prefix: Any = None, previous_chunk_leftover: Any = None, vjp: bool = False
-        ) -> list[ActionChunk | None]:
-            if previous_chunk_leftover is not None:
-                self.told.append((prefix.shape[1], *previous_chunk_leftover[0, :, 1].astype(int)[[0, -1]]))
+        def predict_batch(self, observations: Any, *, prefix: RTCPrefix | None = None) -> list[ActionChunk | None]:
+            if prefix is not None and prefix.leftover is not None:
+                first, last = prefix.leftover[0, [0, -1], 1].astype(int)
+                self.seen.append((prefix.committed.shape[1], first, last, prefix.guidance_mode))
             return [self.predict(observation, prefix=None) for observation in observations]
 
     policy = Guided(horizon=8)
     trial = Trial(50, delay=0.2, execution="guided-vjp")
     list(run_trials(Long, lambda _: policy, iter([trial]), parallel=1, n_action_steps=3))
     # Asked at 5, three steps into the chunk of eight that came at 2: two are committed, and 5 to 7 come after them.
-    assert policy.told[0] == (2, 5, 7)
+    assert policy.seen[0] == (2, 5, 7, "vjp")
     with pytest.raises(InputError, match="needs a flow head"):
         list(run_trials(Long, lambda _: Clock(), iter([trial]), parallel=1, n_action_steps=3))
 
 
 def test_a_policy_that_is_asked_alone_is_not_asked_again_for_anothers_fault() -> None:
     class Faulty(Clock):
-        def predict(self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None) -> ActionChunk:
+        def predict(self, observation: Observation, *, prefix: RTCPrefix | None = None) -> ActionChunk:
             if len(self.asked) == 1:
                 self.asked.append(-1)
                 raise ValueError("the second is too much")
@@ -189,7 +187,7 @@ def test_images_are_drawn_when_the_policy_looks(every_frame: bool) -> None:
     seen: list[int] = []
 
     class Look(Clock):
-        def predict(self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None) -> ActionChunk:
+        def predict(self, observation: Observation, *, prefix: RTCPrefix | None = None) -> ActionChunk:
             seen.append(int(observation.images["front"][0, 0, 0]))
             return super().predict(observation)
 
@@ -205,7 +203,7 @@ def test_images_are_drawn_when_the_policy_looks(every_frame: bool) -> None:
 
 def test_numbers_of_the_motion() -> None:
     class Cubic(Clock):
-        def predict(self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None) -> ActionChunk:
+        def predict(self, observation: Observation, *, prefix: RTCPrefix | None = None) -> ActionChunk:
             steps = observation.time * 10 + np.arange(6)
             return ActionChunk(np.stack([steps**3 / 6, np.minimum(9 * steps, 99.0)], 1), observation.time, 0.1)
 
@@ -224,7 +222,7 @@ def test_numbers_of_the_motion() -> None:
 @pytest.mark.parametrize(("servo", "safety_filter"), [((4.7, 60.0), True), ((4.7, 60.0), False), (None, True)])
 def test_commands_are_kept_within_what_the_environment_says_of_its_servos(servo: Any, safety_filter: bool) -> None:
     class Jump(Clock):
-        def predict(self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None) -> ActionChunk:
+        def predict(self, observation: Observation, *, prefix: RTCPrefix | None = None) -> ActionChunk:
             return ActionChunk(np.array([[50.2, 0.1], [51.5, 0.1], [51.5, 0.1]]), observation.time, 0.1)
 
     env = Long()

@@ -1,4 +1,4 @@
-"""Numbers of an episode that is under way."""
+"""Numbers of an episode in progress."""
 
 from __future__ import annotations
 

@@ -109,8 +109,8 @@ def test_accumulation_equals_the_large_batch(make_model: Models, tmp_path: Path)
     for accumulate in (1, 2, 4):
         run = tmp_path / str(accumulate)
         # The first micro-batches are demonstrations of 12 tokens, the last ones answers of 2.
-        whole = plan(steps=1, accumulate=accumulate, augment=AUGMENT, clip=1e9, loss_weights={"vqa": 3.0})
-        train(make_model(), mixture(), whole, run)
+        one_step = plan(steps=1, accumulate=accumulate, augment=AUGMENT, clip=1e9, loss_weights={"vqa": 3.0})
+        train(make_model(), mixture(), one_step, run)
         found = checkpoint.latest(run)
         assert found is not None
         # After one step the first moments are the gradients, but for a factor.
@@ -123,18 +123,18 @@ def test_accumulation_equals_the_large_batch(make_model: Models, tmp_path: Path)
 
 
 def test_a_resumed_run_equals_a_straight_one_to_the_bit(make_model: Models, tmp_path: Path) -> None:
-    whole = plan(steps=6, evaluate_every=3, accumulate=2, augment=AUGMENT, ema=0.9)
-    straight = train(make_model(seed=1), mixture(), whole, tmp_path / "a", lambda _: {"vqa": 0.5})
+    six_steps = plan(steps=6, evaluate_every=3, accumulate=2, augment=AUGMENT, ema=0.9)
+    straight = train(make_model(seed=1), mixture(), six_steps, tmp_path / "a", lambda _: {"vqa": 0.5})
 
     def stop(model: VLA) -> dict[str, float]:
         signal.raise_signal(signal.SIGTERM)
         return {"vqa": 0.5}
 
-    cut = train(make_model(seed=1), mixture(), whole, tmp_path / "b", stop)
+    cut = train(make_model(seed=1), mixture(), six_steps, tmp_path / "b", stop)
     assert (cut.step, cut.finished) == (3, False)
     # Whatever the new process starts from, the checkpoint decides.
     resumed_model = make_model(seed=2)
-    resumed = train(resumed_model, mixture(), whole, tmp_path / "b", lambda _: {"vqa": 0.5})
+    resumed = train(resumed_model, mixture(), six_steps, tmp_path / "b", lambda _: {"vqa": 0.5})
     assert resumed.finished
     assert resumed.evaluations == straight.evaluations
     equal_states(*(saved_state(tmp_path / run / "step-00000006") for run in ("a", "b")))
@@ -200,7 +200,7 @@ def test_an_interrupt_leaves_a_checkpoint_and_is_passed_on(
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         train(model, mixture(), plan(steps=9, evaluate_every=2), tmp_path)
-    # The step under way was finished, and saved although none was due.
+    # The step in progress was finished, and saved although none was due.
     assert checkpoint.latest(tmp_path) == tmp_path / "step-00000003"
     assert signal.getsignal(signal.SIGINT) == before
 

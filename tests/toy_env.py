@@ -14,7 +14,7 @@ from gymnasium import spaces
 from jaxtyping import Float
 
 from vla.embodiment import Embodiment
-from vla.types import ActionChunk, Observation
+from vla.types import ActionChunk, Observation, RTCPrefix
 
 ROBOT = Embodiment("toy", ("front",), ("x [m]", "y [m]"), ("x [m]", "y [m]"), (-99.0, -99.0), (99.0, 99.0), 10.0)
 LENGTHS = (3, 5, 4)
@@ -79,9 +79,7 @@ class Echo:
     def reset(self) -> None:
         """Nothing is remembered."""
 
-    def predict(
-        self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
-    ) -> ActionChunk | None:
+    def predict(self, observation: Observation, *, prefix: RTCPrefix | None = None) -> ActionChunk | None:
         number, step = int(observation.instruction.split()[-1]), int(observation.state[1])
         assert observation.state[0] == number
         assert observation.time == step / 10
@@ -93,7 +91,7 @@ class Echo:
 
 class BatchEcho(Echo):
     def predict_batch(
-        self, observations: Sequence[Observation], *, prefix: Float[np.ndarray, "b k a"] | None = None
+        self, observations: Sequence[Observation], *, prefix: RTCPrefix | None = None
     ) -> list[ActionChunk | None]:
         self.asked.append(len(observations))
         return [self.predict(o) for o in observations]
@@ -105,9 +103,7 @@ class Counting(Echo):
     def reset(self) -> None:
         self.chunks = 0
 
-    def predict(
-        self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
-    ) -> ActionChunk | None:
+    def predict(self, observation: Observation, *, prefix: RTCPrefix | None = None) -> ActionChunk | None:
         self.chunks += 1
         number = int(observation.instruction.split()[-1])
         return ActionChunk(np.array([[number, self.chunks]] * self.horizon, np.float64), observation.time, 0.1)
@@ -116,9 +112,7 @@ class Counting(Echo):
 class Bad(BatchEcho):
     """Raises at the number 6, with which it is asked first; 7 takes the whole process down."""
 
-    def predict(
-        self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
-    ) -> ActionChunk | None:
+    def predict(self, observation: Observation, *, prefix: RTCPrefix | None = None) -> ActionChunk | None:
         number = int(observation.instruction.split()[-1])
         if number == 6:
             raise ValueError("I do not like 6")

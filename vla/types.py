@@ -4,6 +4,7 @@
 |-------------|-------------------------------------------------------------------------------|
 | Observation | images {camera: (h, w, 3) uint8}, state (s,), instruction, time [s]           |
 | ActionChunk | actions (h, a), start [s], dt [s]                                             |
+| RTCPrefix   | committed (k, a), leftover (m, a), guidance_mode                              |
 | Episode     | images {camera: (t, h, w, 3)}, state (t, s), action (t, a), time (t,) [s], …  |
 | Example     | images {camera: (h, w, 3)}, prompt, target: text or action chunk (h, a), …    |
 
@@ -12,9 +13,9 @@ Arrays are numpy; torch is used only inside the model. The embodiment defines th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8, UInt16
@@ -60,6 +61,52 @@ class ActionChunk:
         # A tolerance of half a microsecond keeps `start + i * dt` in step i after rounding.
         index = int(np.floor((time - self.start) / self.dt + 5e-7 / self.dt))
         return self.actions[index] if 0 <= index < len(self.actions) else None
+
+
+GuidanceMode = Literal["identity", "vjp"]
+
+
+@dataclass(frozen=True)
+class RTCPrefix:
+    """What a new chunk continues in real-time chunking (Black et al. 2025, arXiv 2506.07339).
+
+    The arrays of a batch have an axis b before the others. In the model they are normalised, in a flow head tensors.
+
+    Attributes:
+        committed: The action prefix: the first k actions of the new chunk, which are committed already; k may be 0.
+        leftover: The previous chunk's m actions after the prefix, towards which the new chunk is guided
+            (`vla.models.action_heads.rtc_guidance`). None: no guidance.
+        guidance_mode: The Jacobian in the guidance: the "identity" as an approximation, or the exact one by a
+            vector-Jacobian product ("vjp"), at the cost of a backward pass per flow step.
+    """
+
+    committed: Float[Any, "*b k a"]
+    leftover: Float[Any, "*b m a"] | None = None
+    guidance_mode: GuidanceMode = "identity"
+
+    @classmethod
+    def of(cls, prefix: RTCPrefix | Float[np.ndarray, "k a"] | None) -> RTCPrefix | None:
+        """The prefix; an array is the committed actions."""
+        return cls(prefix) if isinstance(prefix, np.ndarray) else prefix
+
+    @classmethod
+    def stack(cls, prefixes: Sequence[RTCPrefix | None]) -> RTCPrefix | None:
+        """The prefix of a batch, from those of its rows, whose arrays have equal shapes; None if they have none."""
+        rows = [prefix for prefix in prefixes if prefix is not None]
+        if not rows:
+            return None
+        leftovers = [row.leftover for row in rows if row.leftover is not None]
+        leftover = np.stack(leftovers) if leftovers else None
+        return cls(np.stack([row.committed for row in rows]), leftover, rows[0].guidance_mode)
+
+    def row(self, index: int) -> RTCPrefix:
+        """The prefix of a row of the batch."""
+        return self.map(lambda actions: actions[index])
+
+    def map(self, convert: Callable[[Any], Any]) -> RTCPrefix:
+        """The prefix with both arrays converted."""
+        leftover = None if self.leftover is None else convert(self.leftover)
+        return replace(self, committed=convert(self.committed), leftover=leftover)
 
 
 @dataclass(frozen=True)

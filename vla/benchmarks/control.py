@@ -38,7 +38,7 @@ from vla.evaluation.rollouts.trial import trials_for
 from vla.models.hub import write_config
 from vla.policies.load import load_policy
 from vla.robots.lerobot_adapter.robot import LeRobotRobot, so101
-from vla.types import ActionChunk, Observation
+from vla.types import ActionChunk, Observation, RTCPrefix
 
 SECONDS = 60.0
 RATES = (50.0, 200.0)
@@ -93,11 +93,11 @@ class Waving:
     def reset(self) -> None:
         self._wave = Wave((LOW + HIGH) / 2)
 
-    def predict(self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None) -> ActionChunk:
+    def predict(self, observation: Observation, *, prefix: RTCPrefix | None = None) -> ActionChunk:
         time.sleep(DELAY)
         actions = self._wave.chunk(observation.state, observation.time)
         if prefix is not None:
-            actions[: len(prefix)] = prefix
+            actions[: len(prefix.committed)] = prefix.committed
         return ActionChunk(actions, observation.time, 1 / POLICY_HZ)
 
 

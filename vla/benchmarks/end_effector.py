@@ -40,7 +40,7 @@ from vla.policies.end_effector import PACE
 from vla.policies.policy import Policy
 from vla.policies.replay import ReplayPolicy
 from vla.robots.limits import Limits, limits_of
-from vla.types import ActionChunk, Observation
+from vla.types import ActionChunk, Observation, RTCPrefix
 
 TASKS = ("pick", "place", "bimanual-lift")
 EPISODES = 100
@@ -141,9 +141,7 @@ class _SpeedMonitor:
         self._policy.reset()
         self._last: Float[np.ndarray, "1 a"] | None = None
 
-    def predict(
-        self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
-    ) -> ActionChunk | None:
+    def predict(self, observation: Observation, *, prefix: RTCPrefix | None = None) -> ActionChunk | None:
         chunk = self._policy.predict(observation, prefix=prefix)
         if chunk is not None:
             before = self.embodiment.hold_action(observation.state)[None] if self._last is None else self._last

@@ -85,7 +85,8 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[list[str], frozenset[str
             if option.startswith("*"):
                 others.append(quoted(argument))
             else:
-                overrides.append(f"{option}={quoted(argument)}")
+                value = _current(name, f"{option}={argument}").partition("=")[2]
+                overrides.append(f"{option}={quoted(value)}")
         elif OVERRIDE.match(argument):
             overrides.append(_grammatical(name, argument, "multirun" in found))
         else:
@@ -133,11 +134,17 @@ def _next_positional(name: str, overrides: Sequence[str]) -> str | None:
     return next((option for option in COMMANDS[name].positional if option not in assigned), None)
 
 
-def _grammatical(name: str, override: str, multirun: bool) -> str:
-    """The override in Hydra's grammar: the value of a path or of free text is quoted."""
+def _current(name: str, override: str) -> str:
+    """The override with present names; prints a warning for earlier ones."""
     override, warning = current_override(name, override)
     if warning:
         print(f"vla {name}: {warning}: the earlier name will be removed", file=sys.stderr)
+    return override
+
+
+def _grammatical(name: str, override: str, multirun: bool) -> str:
+    """The override in Hydra's grammar: the value of a path or of free text is quoted."""
+    override = _current(name, override)
     key, _, value = override.partition("=")
     plain = key.lstrip("+")
     if value in ("null", "") or key.startswith("~"):

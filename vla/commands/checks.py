@@ -119,8 +119,8 @@ def serve(*, policy: str, host: str, port: int, key_file: str | None, max_client
 
 def robot(*, action: str, pose: Mapping[str, float] | None, robot: Mapping[str, Any], **_: Any) -> Overrides:
     """Checks action, pose and robot."""
-    if action not in ("status", "clear", "relax", "home"):
-        raise unknown("action", action, ("status", "clear", "relax", "home"))
+    if action not in (actions := ("status", "clear", "disable_torque", "home")):
+        raise unknown("action", action, actions)
     if pose is not None and action != "home":
         raise InputError(f"pose= applies to home only, not to {action}")
     return _robot(robot, lambda: "pick")

@@ -32,7 +32,7 @@ SETTLE = 0.5
 
 
 def robot(*, action: str, robot: Robot, pose: Mapping[str, float] | None) -> None:
-    """Runs one of the actions status, clear, relax and home.
+    """Runs one of the actions status, clear, disable_torque and home.
 
     Raises:
         InputError: The robot has no Feetech servos (except for home), its port cannot be opened, or the pose is outside
@@ -45,7 +45,7 @@ def robot(*, action: str, robot: Robot, pose: Mapping[str, float] | None) -> Non
     if not isinstance(robot, LeRobotRobot):
         raise InputError(f"{action} needs a robot with Feetech servos, such as robot=so101")
     with robot.servos() as servos:
-        {"status": _status, "clear": _clear, "relax": _relax}[action](servos)
+        {"status": _status, "clear": _clear, "disable_torque": _disable_torque}[action](servos)
 
 
 def _status(servos: list[Servo]) -> None:
@@ -78,11 +78,11 @@ def _clear(servos: list[Servo]) -> None:
         print("no servo reports an error")
 
 
-def _relax(servos: list[Servo]) -> None:
-    from vla.robots.lerobot_adapter.servo_service import relax
+def _disable_torque(servos: list[Servo]) -> None:
+    from vla.robots.lerobot_adapter.servo_service import disable_torque
 
     print("torque goes off: the arm falls", flush=True)
-    if errors := relax(servos):
+    if errors := disable_torque(servos):
         raise Failure("; ".join(errors))
 
 

@@ -243,13 +243,13 @@ COMMANDS = {
         "show an arm's servos, clear their errors, disable torque, move it home",
         "vla.commands.robot:robot",
         "status: position, load, temperature, voltage, error flags and torque of each servo; exits with 1 if one\n"
-        "reports a problem. clear: clears error flags such as overload; nothing moves. relax: disables torque; the\n"
-        "arm falls. home: moves to a pose slowly, within the limits of `vla deploy`, and holds it; enter or ctrl-C\n"
-        "stops it.",
+        "reports a problem. clear: clears error flags such as overload; nothing moves. disable_torque: the arm\n"
+        "falls. home: moves to a pose slowly, within the limits of `vla deploy`, and holds it; enter or ctrl-C stops\n"
+        "it.",
         (
             "vla robot status robot.port=/dev/ttyACM0",
             "vla robot clear robot.port=/dev/ttyACM0",
-            "vla robot relax robot.port=/dev/ttyACM0",
+            "vla robot disable_torque robot.port=/dev/ttyACM0",
             "vla robot home robot.port=/dev/ttyACM0 'pose={shoulder_pan: 0.5, gripper: 0.2}'",
         ),
         positional=("action",),

@@ -24,7 +24,11 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
     },
 }
 """Dotted option names by command."""
-VALUES = {("eval", "render"): {"asked": "on_inference"}, ("deploy", "loop.end"): {"relax": "disable_torque"}}
+VALUES = {
+    ("eval", "render"): {"asked": "on_inference"},
+    ("deploy", "loop.end"): {"relax": "disable_torque"},
+    ("robot", "action"): {"relax": "disable_torque"},
+}
 """Values of present options."""
 TARGETS = {
     "vla.control.robots.sim.SimRobot": "vla.robots.sim.SimRobot",

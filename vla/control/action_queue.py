@@ -20,6 +20,7 @@ Jacobian; `guided-vjp` uses the vector-Jacobian product. ensemble: temporal ense
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,9 +30,11 @@ from vla.control.inference import PREFIXED, Answer, Request
 from vla.embodiment import Embodiment
 from vla.errors import InputError, unknown
 from vla.kinematics.action_space import average
-from vla.types import ActionChunk, Observation
+from vla.types import ActionChunk, GuidanceMode, Observation, RTCPrefix
 
 EXECUTIONS = ("naive", "chunked", "rtc", "guided", "guided-vjp", "ensemble")
+GUIDANCE_MODES: Mapping[str, GuidanceMode] = {"guided": "identity", "guided-vjp": "vjp"}
+"""Guidance mode by execution."""
 RECENT = 8
 """Number of recent inference delays whose maximum is expected next; an old, slow one does not count for ever."""
 DECAY = 0.01
@@ -130,23 +133,23 @@ class ActionQueue:
             now: The current time [s].
         """
         prefix = self._prefix(held, now)
-        previous_chunk_leftover = None
-        if prefix is not None and "guided" in self._execution and len(rest := self.rest(now)[len(prefix) :]):
-            previous_chunk_leftover = rest
         self._request_step, self._request_period, self._waiting = self.step, self._periods, True
-        self._prefix_end = self.step + (0 if prefix is None else len(prefix))
+        self._prefix_end = self.step + (0 if prefix is None else len(prefix.committed))
         if self._execution == "naive":
             self._chunks = []
-        return Request(observation, prefix, self.step, previous_chunk_leftover, self._execution == "guided-vjp")
+        return Request(observation, prefix, self.step)
 
-    def _prefix(self, held: Float[np.ndarray, "a"], now: float) -> Float[np.ndarray, "k a"] | None:
-        """The actions executed during the expected inference delay."""
+    def _prefix(self, held: Float[np.ndarray, "a"], now: float) -> RTCPrefix | None:
+        """The actions executed during the expected inference delay, and for guidance those after them."""
         count = min(self._delay, self._horizon - 1)
         if self._execution not in PREFIXED or count < 1:
             return None
-        rest = self.rest(now)[:count]
+        rest, leftover = np.split(self.rest(now), [count])
         last = np.where(self._body.is_position_action, rest[-1] if len(rest) else held, 0.0)
-        return np.concatenate([rest, np.repeat(last[None], count - len(rest), axis=0)])
+        committed = np.concatenate([rest, np.repeat(last[None], count - len(rest), axis=0)])
+        if self._execution not in GUIDANCE_MODES or not len(leftover):
+            return RTCPrefix(committed)
+        return RTCPrefix(committed, leftover, GUIDANCE_MODES[self._execution])
 
     def take(self, answer: Answer, now: float) -> str:
         """Accepts the answer to the last request.

@@ -16,7 +16,7 @@ from vla.models.robot_views import REMEDY
 from vla.policies.converted_units import in_units_of
 from vla.policies.data_summary import data_of
 from vla.policies.load import load_policy
-from vla.policies.policy import Policy, takes_fewer_cameras
+from vla.policies.policy import BatchPolicy, Policy, takes_fewer_cameras
 from vla.policies.remote import RemotePolicy
 from vla.robots.limits import limits_of
 
@@ -74,10 +74,11 @@ def adapt(policy: Policy, body: Embodiment, velocity: Sequence[float] | None, ki
             raise InputError(f"{error}{_remedy(policy, body)}") from error
         data_of(policy).check_units(body)
         return policy
-    from vla.policies.end_effector import by_inverse_kinematics
+    from vla.policies.end_effector import BatchEndEffectorPolicy, EndEffectorPolicy
 
     components = read_components("kinematics.components", options.get("components", {}))
-    return by_inverse_kinematics(policy, body, _kinematics(trained, body, options), velocity, components)
+    kind = BatchEndEffectorPolicy if isinstance(policy, BatchPolicy) else EndEffectorPolicy
+    return kind(policy, body, _kinematics(trained, body, options), velocity, components)
 
 
 def _remedy(policy: Policy, body: Embodiment) -> str:

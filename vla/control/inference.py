@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-from jaxtyping import Float
-
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.policies.data_summary import DataSummary, data_of
 from vla.policies.history import history_of
 from vla.policies.policy import BatchPolicy, Policy, guides, takes_prefix
-from vla.types import ActionChunk, Observation
+from vla.types import ActionChunk, Observation, RTCPrefix
 
 PREFIXED = ("rtc", "guided", "guided-vjp")
 """Executions of `vla.control.action_queue` that pass an action prefix to the policy."""
@@ -30,39 +27,30 @@ class Request:
 
     Attributes:
         observation: The observation to act on.
-        prefix: The action prefix: actions that are executed during the inference delay, with which the chunk begins.
+        prefix: The actions that are executed during the inference delay, with which the chunk begins, and for guidance
+            the leftover of the previous chunk.
         start: Policy step of the chunk's first action, counted from the start of the run.
-        previous_chunk_leftover: The previous chunk's actions after the prefix, towards which the chunk is guided.
-        vjp: As in `vla.models.action_heads.rtc_guidance.RTCGuidance`.
     """
 
     observation: Observation
-    prefix: Float[np.ndarray, "k a"] | None
+    prefix: RTCPrefix | None
     start: int
-    previous_chunk_leftover: Float[np.ndarray, "m a"] | None = None
-    vjp: bool = False
 
     @property
-    def shape(self) -> tuple[int, int, bool]:
-        """Requests of equal shape can form a batch: length of the prefix, of the leftover, and `vjp`."""
-        return (
-            0 if self.prefix is None else len(self.prefix),
-            0 if self.previous_chunk_leftover is None else len(self.previous_chunk_leftover),
-            self.vjp,
-        )
+    def shape(self) -> tuple[Any, ...]:
+        """Requests of equal shape can form a batch: lengths of the prefix and the leftover, and guidance mode."""
+        if self.prefix is None:
+            return ()
+        leftover = self.prefix.leftover
+        return len(self.prefix.committed), None if leftover is None else len(leftover), self.prefix.guidance_mode
 
 
 def predict(policy: Policy, requests: Sequence[Request]) -> list[ActionChunk | None]:
     """The chunks of `policy` for requests of one shape, in one batch if the policy supports batches."""
     if not isinstance(policy, BatchPolicy):
         return [policy.predict(request.observation, prefix=request.prefix) for request in requests]
-    prefixes = [request.prefix for request in requests if request.prefix is not None]
-    leftovers = [r.previous_chunk_leftover for r in requests if r.previous_chunk_leftover is not None]
-    guidance: dict[str, Any] = (
-        {"previous_chunk_leftover": np.stack(leftovers), "vjp": requests[0].vjp} if leftovers else {}
-    )
-    prefix = np.stack(prefixes) if prefixes else None
-    return policy.predict_batch([request.observation for request in requests], prefix=prefix, **guidance)
+    prefix = RTCPrefix.stack([request.prefix for request in requests])
+    return policy.predict_batch([request.observation for request in requests], prefix=prefix)
 
 
 def check_execution(policy: Policy, execution: str) -> None:

@@ -175,7 +175,7 @@ class _Run:
         """Holds the arm, or disables its torque, after it has stopped."""
         self._ended = self._clock.now()
         if self._config.end == "disable_torque":
-            self._robot.relax()
+            self._robot.disable_torque()
         elif self._started:
             self._calls.attempt(
                 lambda: self._robot.hold(self._safety_filter.position), self._ended + self._config.inference_timeout_s

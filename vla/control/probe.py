@@ -14,7 +14,7 @@ from vla.errors import InputError
 from vla.policies.data_summary import data_of
 from vla.policies.history import FrameHistory
 from vla.policies.policy import Policy, takes_prefix
-from vla.types import Observation
+from vla.types import Observation, RTCPrefix
 
 
 def probe(policy: Policy, body: Embodiment, sizes: Mapping[str, tuple[int, int]], execution: str) -> None:
@@ -36,9 +36,9 @@ def probe(policy: Policy, body: Embodiment, sizes: Mapping[str, tuple[int, int]]
     observation = FrameHistory.of(policy).with_past_frames(
         Observation(images, _state(policy, body), "probe", time.monotonic())
     )
-    prefixes: list[Float[np.ndarray, "k a"] | None] = [None]
+    prefixes: list[RTCPrefix | None] = [None]
     if execution in PREFIXED and takes_prefix(policy):
-        prefixes.append(body.hold_action(observation.state)[None])
+        prefixes.append(RTCPrefix(body.hold_action(observation.state)[None]))
     for prefix in prefixes:
         try:
             (chunk,) = predict(policy, [Request(observation, prefix, 0)])

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from vla.common.renamed_keys import current_weight
 from vla.common.scene_objects import POINT_SCALE
 from vla.errors import InputError
-from vla.models.action_heads.action_head import Cached, Chunks, DecodeContext
+from vla.models.action_heads.action_expert import ExpertContext
+from vla.models.action_heads.action_head import Chunks, DecodeContext
 from vla.models.action_heads.decoding import Decoding, keys_values
 from vla.models.backbone_inputs import DecoderInput, ImageInput
 from vla.models.backbones.backbone import Backbone
@@ -32,6 +33,7 @@ from vla.models.batch import IGNORE, Batch, point_features
 from vla.models.hub import card, checkpoint_of, fetch, write_config
 from vla.models.masks import TOGETHER
 from vla.models.processor import Processor
+from vla.types import RTCPrefix
 
 WORDS, POINTS, TOKENS, NUMBERS = range(4)
 """Kinds of loss elements: words of an answer, points predicted before an action, action tokens and action values."""
@@ -126,19 +128,22 @@ class VLA(nn.Module):
             # Only the rows of robots; the cache also holds questions.
             indices = torch.nonzero(batch.robot >= 0).squeeze(1)
             robot_rows = batch.rows(indices)
-            cached = None if cache is None else self._cached(batch, indices, cache)
             conditioning = self._conditioning(robot_rows, robot_rows.points)
+            context = None if cache is None else self._expert_context(batch, indices, cache, conditioning)
             losses = torch.cat(
-                [losses, continuous.loss(self.continuous_head, robot_rows, hidden[indices], conditioning, cached)]
+                [losses, continuous.loss(self.continuous_head, robot_rows, hidden[indices], conditioning, context)]
             )
         return losses, *self.elements(batch)
 
-    def _cached(self, batch: Batch, indices: Int[Tensor, "c"], cache: Any) -> Cached:
-        """The cached keys and values of the selected rows, and the position after their prompts."""
-        columns = torch.arange(batch.input_ids.shape[1], device=indices.device)
-        before = batch.attention_mask & (columns < batch.prompt_length[:, None])
-        layers = [(keys[indices], values[indices]) for keys, values in keys_values(cache)]
-        return Cached(layers, self.backbone.next_position(before, cache)[indices])
+    def _expert_context(
+        self, batch: Batch, indices: Int[Tensor, "c"], cache: Any, conditioning: Float[Tensor, "c n"]
+    ) -> ExpertContext:
+        """What an action expert reads of the selected rows: their prompts and conditioning values."""
+        in_prompt = torch.arange(batch.input_ids.shape[1], device=indices.device) < batch.prompt_length[:, None]
+        start = self.backbone.next_position(batch.attention_mask & in_prompt, cache)[indices]
+        length = int(batch.prompt_length[indices].max())
+        layers = [(keys[indices, :, :length], values[indices, :, :length]) for keys, values in keys_values(cache)]
+        return ExpertContext(layers, in_prompt[indices, :length], start, conditioning)
 
     def elements(self, batch: Batch) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
         """The row and the kind (`WORDS` to `NUMBERS`) of each element of a batch's loss.
@@ -194,19 +199,14 @@ class VLA(nn.Module):
 
     @torch.inference_mode()
     def generate_actions(
-        self,
-        batch: Batch,
-        action_prefix: Float[np.ndarray, "b k a"] | None = None,
-        previous_chunk_leftover: Float[np.ndarray, "b m a"] | None = None,
-        vjp: bool = False,
+        self, batch: Batch, prefix: RTCPrefix | None = None
     ) -> tuple[Chunks, Float[np.ndarray, "b p 2"]]:
         """Decodes the action chunk of each row. All rows belong to one robot (`Processor.robot_prompt`).
 
         Points are decoded greedily, one coordinate after the other, and then the head decodes the actions.
 
         Args:
-            action_prefix: the normalised action prefix, k actions.
-            previous_chunk_leftover, vjp: as in `DecodeContext`.
+            prefix: as in `DecodeContext`; None: an empty one.
 
         Returns:
             Normalised chunks, None where invalid, and the predicted points as fractions of the image, below 0 for a
@@ -232,23 +232,17 @@ class VLA(nn.Module):
         points = coordinates.unflatten(1, (-1, 2))
         points = torch.where((points < POINT_SCALE).all(-1, keepdim=True), points, -1)
         missing = processor.points_width - robot.points
-        if action_prefix is not None:
-            actions = batch.actions.clone()
-            actions[:, : action_prefix.shape[1], : robot.action_dim] = torch.from_numpy(action_prefix)
-            batch = replace(
-                batch, actions=actions, prefix_length=torch.full_like(batch.prefix_length, action_prefix.shape[1])
-            )
+        prefix = RTCPrefix(np.zeros((len(points), 0, robot.action_dim))) if prefix is None else prefix
+        actions, count = batch.actions.clone(), prefix.committed.shape[1]
+        actions[:, :count, : robot.action_dim] = torch.from_numpy(prefix.committed)
+        batch = replace(batch, actions=actions, prefix_length=torch.full_like(batch.prefix_length, count))
         conditioning = self._conditioning(batch, point_features(F.pad(points, (0, 0, 0, missing), value=-1)))
         conditioning_embeds = (
             self.conditioning_mlp(conditioning)[:, None] if processor.head.num_action_positions else None
         )
         decode_tokens = partial(self._decode_tokens, decoding, batch, conditioning_embeds)
         module = getattr(self, "continuous_head", None)
-        chunks = processor.head.decode(
-            DecodeContext(
-                decoding, robot, conditioning, decode_tokens, action_prefix, module, previous_chunk_leftover, vjp
-            )
-        )
+        chunks = processor.head.decode(DecodeContext(decoding, robot, conditioning, decode_tokens, prefix, module))
         return chunks, ((points + 0.5) / POINT_SCALE).cpu().numpy()
 
     def decoding(self, batch: Batch) -> Decoding:

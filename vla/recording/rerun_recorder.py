@@ -91,7 +91,7 @@ class RerunRecorder:
         self._chunk: np.ndarray | None = None
         self._subtasks = {self._start: ""}
         self._at(self._start)
-        self._log_instruction("under way")
+        self._log_instruction("in progress")
 
     def step(self, observation: Observation, action: Float[np.ndarray, "a"], **info: Any) -> None:
         if self._shift is None:
@@ -111,7 +111,7 @@ class RerunRecorder:
         subtask = info.get("subtask", "")
         if subtask != next(reversed(self._subtasks.values())):
             self._subtasks[self._now] = subtask
-            self._log_instruction("under way", subtask)
+            self._log_instruction("in progress", subtask)
         self._log_values("state", observation.state)
         self._log_values("action", action)
         chunk = info.get("chunk")

@@ -46,5 +46,5 @@ class DryRun:
     def hold(self, last: Float[np.ndarray, "a"]) -> None:
         """Does nothing: commands are not sent."""
 
-    def relax(self) -> None:
+    def disable_torque(self) -> None:
         """Does nothing: commands are not sent."""

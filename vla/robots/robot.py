@@ -38,7 +38,7 @@ def image_sizes(robot: Robot) -> Mapping[str, tuple[int, int]]:
 class Robot(Protocol):
     """A robot arm, owned by one thread. `with robot:` connects it. Times are those of `time.monotonic` [s].
 
-    Every method except `relax` may raise RobotFault. Actions are absolute targets in the units of the embodiment.
+    Every method except `disable_torque` may raise RobotFault. Actions are absolute targets in the embodiment's units.
     """
 
     @property
@@ -70,7 +70,7 @@ class Robot(Protocol):
     def hold(self, last: Float[np.ndarray, "a"]) -> None:
         """Holds at the last command `last`, with torque on."""
 
-    def relax(self) -> None:
+    def disable_torque(self) -> None:
         """Disables torque, as far as the bus responds."""
 
 

@@ -102,7 +102,7 @@ class SimRobot:
         """See `Robot`."""
         self.command(last)
 
-    def relax(self) -> None:
+    def disable_torque(self) -> None:
         """Holds the current position: simulated motors cannot disable torque."""
         self.command(self._env.scene.data.qpos[: self._env.scene.joints])
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from vla.control.inference import Request
 from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.types import Observation
+from vla.types import Observation, RTCPrefix
 
 PREFIX, TIME, ID = "vla/prefix", "vla/time", "vla/id"
 """Optional keys in addition to openpi's: the action prefix (k, a), the time of capture [s], and an id."""
@@ -100,10 +100,8 @@ def read_request(
             f"state: {shapes} are not the {len(embodiment.state)} of {embodiment.name}: {embodiment.state}"
         )
     captured, name, vjp = message.get(TIME), message.get(ID), message.get(VJP, False)
-    prefix, previous_chunk_leftover = (
-        _actions(key, message.get(key), len(embodiment.action)) for key in (PREFIX, LEFTOVER)
-    )
-    if previous_chunk_leftover is not None and prefix is None or not isinstance(vjp, bool):
+    committed, leftover = (_actions(key, message.get(key), len(embodiment.action)) for key in (PREFIX, LEFTOVER))
+    if leftover is not None and committed is None or not isinstance(vjp, bool):
         raise InputError(f"{LEFTOVER} comes with {PREFIX}, and {VJP} is true or false")
     if captured is None:
         captured = clock()
@@ -113,7 +111,8 @@ def read_request(
         raise InputError(f"{ID}: neither a whole number nor text of at most {MAX_ID} characters")
     past = _past(message.get(PAST), embodiment, moments)
     observation = Observation(images, np.concatenate(state), str(prompt), float(captured), past)
-    return Request(observation, prefix, 0, previous_chunk_leftover, vjp), name
+    prefix = None if committed is None else RTCPrefix(committed, leftover, "vjp" if vjp else "identity")
+    return Request(observation, prefix, 0), name
 
 
 def _instruction(message: Mapping[Any, Any], keys: Keys) -> Any:

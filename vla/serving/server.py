@@ -251,7 +251,8 @@ class PolicyServer:
             if isinstance(message, str):
                 raise InputError("an observation is a binary message, not text")
             request, name = self._request_of(unpack(message), client)
-            if request.previous_chunk_leftover is not None and not guides(self._policy):
+            prefix = request.prefix
+            if prefix is not None and prefix.leftover is not None and not guides(self._policy):
                 raise InputError(f"{LEFTOVER} needs a flow head, which this policy does not have")
             started = time.perf_counter()
             (chunk,) = predict(self._policy, [request])

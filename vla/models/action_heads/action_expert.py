@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from vla.errors import InputError
+from vla.models.action_heads.decoding import KeysValues
 
 MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0
 """Shortest and longest period of the sinusoidal embedding of the flow time."""
@@ -34,7 +35,7 @@ class ActionExpertShape:
             only a part of each head is rotated.
         scaling: factor of the rotation's cosines and sines.
         activation: name of an activation in transformers.
-        cross: every second layer is a cross-attention layer: it attends only to the prefix, through its own key and
+        cross: every second layer is a cross-attention layer: it attends only to the context, through its own key and
             value projections (SmolVLA, Shukor et al. 2025, arXiv 2506.01844, sec. 3.1).
 
     Raises:
@@ -61,11 +62,34 @@ class ActionExpertShape:
             )
 
 
+@dataclass(frozen=True)
+class ExpertContext:
+    """What an action expert reads besides the noisy actions.
+
+    Attributes:
+        keys_values: the prompt's keys and values in each layer of the backbone; keys are already rotated by position.
+        mask: the valid tokens of the prompt.
+        start: position of the expert's first token.
+        state: conditioning values, in an expert whose first token they form.
+    """
+
+    keys_values: KeysValues
+    mask: Bool[Tensor, "b m"]
+    start: Int[Tensor, "b"]
+    state: Float[Tensor, "b s"] | None = None
+
+    def map(self, convert: Callable[[Tensor], Tensor]) -> ExpertContext:
+        """The context with each tensor converted."""
+        keys_values = [(convert(keys), convert(values)) for keys, values in self.keys_values]
+        state = None if self.state is None else convert(self.state)
+        return ExpertContext(keys_values, convert(self.mask), convert(self.start), state)
+
+
 class ActionExpert(nn.Module):
     """Pre-norm transformer layers with attention and a gated MLP (pi0).
 
-    Layer i attends to the prefix's keys and values of backbone layer i and to those of the expert's own tokens. The
-    expert's positions continue after the prefix, with the backbone's rotary frequencies.
+    Layer i attends to the context's keys and values of backbone layer i and to those of the expert's own tokens. The
+    expert's positions continue after the context, with the backbone's rotary frequencies.
     """
 
     def __init__(self, shape: ActionExpertShape, adaptive: bool = False) -> None:
@@ -83,33 +107,29 @@ class ActionExpert(nn.Module):
         tokens: Float[Tensor, "b n w"],
         visible: Bool[Tensor, "b n"],
         blocks: Int[Tensor, "n"],
-        prefix: Sequence[tuple[Float[Tensor, "b g m e"], Float[Tensor, "b g m e"]]],
-        prefix_mask: Bool[Tensor, "b m"],
-        start: Int[Tensor, "b"],
+        context: ExpertContext,
         condition: Float[Tensor, "b n w"] | None = None,
     ) -> Float[Tensor, "b n w"]:
-        """Hidden states of the expert's tokens, which attend to the prefix and block-causally to each other.
+        """Hidden states of the expert's tokens, which attend to the context and block-causally to each other.
 
         Args:
             visible: tokens that may be attended to.
             blocks: block index of each token. A token attends to its own block and to earlier blocks.
-            prefix: keys and values of each backbone layer.
-            start: position of the first token.
             condition: input of the adaptive norms, per token.
 
         Raises:
-            InputError: when the prefix does not have the layers, heads and head size that the expert was built for.
+            InputError: when the context does not have the layers, heads and head size that the expert was built for.
         """
-        self._check(prefix)
-        suffix = visible[:, None, :] & (blocks[None, :] <= blocks[:, None])
+        self._check(context.keys_values)
+        own = visible[:, None, :] & (blocks[None, :] <= blocks[:, None])
         # A token always attends to itself, so that no row of the mask is empty.
-        suffix = suffix | torch.eye(len(blocks), dtype=torch.bool, device=suffix.device)
-        mask = torch.cat([prefix_mask[:, None, :].expand(-1, len(blocks), -1), suffix], -1)[:, None]
+        own = own | torch.eye(len(blocks), dtype=torch.bool, device=own.device)
+        mask = torch.cat([context.mask[:, None, :].expand(-1, len(blocks), -1), own], -1)[:, None]
         order = torch.arange(len(blocks), device=tokens.device).expand(len(tokens), -1)
-        joint = self.rotation(start[:, None] + order)
+        joint = self.rotation(context.start[:, None] + order)
         # Cross-attention layers count positions from 0, as in SmolVLA.
         alone = self.rotation(order) if self.shape.cross else joint
-        for layer, (keys, values) in zip(self.layers, prefix, strict=True):
+        for layer, (keys, values) in zip(self.layers, context.keys_values, strict=True):
             tokens = layer(tokens, keys, values, mask, alone if layer.cross else joint, condition)
         hidden, _ = self.norm(tokens, condition)
         return hidden
@@ -120,10 +140,10 @@ class ActionExpert(nn.Module):
         cos, sin = rotary(positions, self._frequencies)
         return cos * self.shape.scaling, sin * self.shape.scaling
 
-    def _check(self, prefix: Sequence[tuple[Tensor, Tensor]]) -> None:
-        if len(prefix) != len(self.layers):
-            raise InputError(f"the expert has {len(self.layers)} layers, the backbone gave {len(prefix)}")
-        for keys, _ in prefix:
+    def _check(self, keys_values: KeysValues) -> None:
+        if len(keys_values) != len(self.layers):
+            raise InputError(f"the expert has {len(self.layers)} layers, the backbone gave {len(keys_values)}")
+        for keys, _ in keys_values:
             if (keys.shape[1], keys.shape[3]) != (self.kv_heads, self.head_dim):
                 raise InputError(
                     f"the expert reads {self.kv_heads} heads of {self.head_dim}, "
@@ -132,7 +152,7 @@ class ActionExpert(nn.Module):
 
 
 class ActionExpertLayer(nn.Module):
-    """One layer of the expert; where `cross`, it attends only to the prefix, through its own projections."""
+    """One layer of the expert; where `cross`, it attends only to the context, through its own projections."""
 
     def __init__(self, shape: ActionExpertShape, adaptive: bool, cross: bool = False) -> None:
         super().__init__()
@@ -157,7 +177,7 @@ class ActionExpertLayer(nn.Module):
         rotation: tuple[Float[Tensor, "b 1 n r"], Float[Tensor, "b 1 n r"]],
         condition: Float[Tensor, "b n w"] | None,
     ) -> Float[Tensor, "b n w"]:
-        """Hidden states after this layer; `keys` and `values` are those of the prefix."""
+        """Hidden states after this layer; `keys` and `values` are those of the context."""
         x, gate = self.before_attention(tokens, condition)
         query, dtype = self._heads(self.query(x)), self.key.weight.dtype
         if self.cross:

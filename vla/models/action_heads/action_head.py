@@ -11,9 +11,11 @@ from jaxtyping import Bool, Float, Int
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from vla.models.action_heads.decoding import Decoding, KeysValues
+from vla.models.action_heads.action_expert import ExpertContext
+from vla.models.action_heads.decoding import Decoding
 from vla.models.batch import Batch
 from vla.models.robot_spec import RobotSpec
+from vla.types import RTCPrefix
 
 
 @dataclass(frozen=True)
@@ -79,29 +81,15 @@ class DecodeContext:
         conditioning: conditioning values of each row.
         decode_tokens: embeds further tokens, from the index of the first within the chunk, and returns their hidden
             states.
-        action_prefix: the normalised action prefix, if any.
-        previous_chunk_leftover: the previous chunk's normalised actions after the prefix. Only flow heads use them
-            (`vla.models.action_heads.rtc_guidance`).
-        vjp: whether guidance uses the exact Jacobian.
+        prefix: the normalised action prefix of the batch, which may be empty. Only flow heads use its leftover.
     """
 
     decoding: Decoding
     robot: RobotSpec
     conditioning: Float[Tensor, "b n"]
     decode_tokens: Callable[[Int[Tensor, "b m"], int], Float[Tensor, "b m d"]]
-    action_prefix: Float[np.ndarray, "b k a"] | None
+    prefix: RTCPrefix
     module: nn.Module | None
-    previous_chunk_leftover: Float[np.ndarray, "b m a"] | None = None
-
-    vjp: bool = False
-
-
-@dataclass(frozen=True)
-class Cached:
-    """The backbone's cached keys and values per layer, and the position of the token after each row's prompt."""
-
-    layers: KeysValues
-    next_position: Int[Tensor, "b"]
 
 
 Chunks = list[Float[np.ndarray, "h a"] | None]
@@ -125,9 +113,12 @@ class ContinuousHead(Protocol):
         batch: Batch,
         hidden: Float[Tensor, "b l d"],
         conditioning: Float[Tensor, "b n"],
-        cached: Cached | None,
+        context: ExpertContext | None,
     ) -> Float[Tensor, "k"]:
-        """Loss of each of the k values selected by `batch.continuous_mask`, row by row; each row belongs to a robot."""
+        """Loss of each of the k values selected by `batch.continuous_mask`, row by row; each row belongs to a robot.
+
+        `context` is that of the rows where the head `reads_cache`.
+        """
         ...
 
 

@@ -42,11 +42,8 @@ class FastHead:
         words = [self.fast.bpe.id_to_token(i) for i in range(self.vocab_size)]
         self._sizes = torch.tensor([len(word) for word in words]) if ours else None
         self.num_action_positions = vocabulary.horizon * vocabulary.action_dim + 1
-        self.text, self.action_query_token, self.eos = (
-            vocabulary.text,
-            vocabulary.text + self.vocab_size,
-            vocabulary.eos,
-        )
+        self.text, self.eos = vocabulary.text, vocabulary.eos
+        self.action_query_token = vocabulary.text + self.vocab_size
 
     def target(self, chunk: ChunkTarget) -> Target:
         """See `Head.target`."""

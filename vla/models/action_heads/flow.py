@@ -6,7 +6,7 @@ Knowledge insulation: pi0.5 + KI, Driess et al. 2025, arXiv 2505.23705.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 import numpy as np
@@ -15,9 +15,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from vla.errors import InputError
-from vla.models.action_heads.action_expert import ActionExpert, ActionExpertShape
+from vla.models.action_heads.action_expert import ActionExpert, ActionExpertShape, ExpertContext
 from vla.models.action_heads.action_head import (
-    Cached,
     Chunks,
     ChunkTarget,
     ContinuousHead,
@@ -31,7 +30,6 @@ from vla.models.action_heads.decoder_shape import expert_shape, legacy_shape
 from vla.models.action_heads.decoding import keys_values
 from vla.models.action_heads.fast import FastHead
 from vla.models.action_heads.flow_matching import FlowHead, sample_time
-from vla.models.action_heads.rtc_guidance import RTCGuidance
 from vla.models.batch import Batch
 
 REPEATS = 4
@@ -45,7 +43,7 @@ class FlowMatchingHead:
 
     Args:
         knowledge_insulation: the expert's loss has no gradient in the backbone. The backbone learns the same chunk as
-            `tokens`, and the expert reads only what precedes these tokens.
+            `tokens`, and the expert reads only the prompt before them: from these tokens it could read its target.
         tokens: "fast" or "bins", with knowledge insulation.
         tokenizer: of the tokens "fast".
         width, heads, mlp_size, cross: sizes of the expert (`expert_shape`).
@@ -122,9 +120,9 @@ class FlowMatchingHead:
         expert = ActionExpert(shape, self._adaptive)
         return FlowHead(expert, self._vocabulary.horizon, self._vocabulary.action_dim, conditioning, self._rtc_training)
 
-    def _start(self, position: Int[Tensor, "b"]) -> Int[Tensor, "b"] | None:
-        """First position of the expert: the backbone's next; None for legacy checkpoints."""
-        return position if self._expert else None
+    def _placed(self, context: ExpertContext) -> ExpertContext:
+        """The context; in legacy checkpoints the expert's positions count only valid tokens."""
+        return context if self._expert else replace(context, start=context.mask.sum(1))
 
     def loss(
         self,
@@ -132,59 +130,43 @@ class FlowMatchingHead:
         batch: Batch,
         hidden: Float[Tensor, "b l d"],
         conditioning: Float[Tensor, "b n"],
-        cached: Cached | None,
+        context: ExpertContext | None,
     ) -> Float[Tensor, "k"]:
         """The flow matching loss, averaged over `REPEATS` samples of time and noise."""
-        assert cached is not None
-        length = int(batch.prompt_length.max())
-        before = torch.arange(length, device=batch.prompt_length.device) < batch.prompt_length[:, None]
-        prefix = [(_repeated(keys[:, :, :length]), _repeated(values[:, :, :length])) for keys, values in cached.layers]
-        actions, before, mask, conditioning = (
-            _repeated(x) for x in (batch.actions, before, batch.continuous_mask, conditioning)
-        )
-        action_prefix, start = _repeated(batch.prefix_length), self._start(_repeated(cached.next_position))
-        losses = module.loss(
-            actions,
-            prefix,
-            before,
-            mask,
-            conditioning,
-            self._knowledge_insulation,
-            _noise_and_time(batch),
-            action_prefix,
-            start,
-        )
+        assert context is not None
+        context = self._placed(context).map(_repeated)
+        if self._knowledge_insulation:
+            context = context.map(Tensor.detach)
+        actions, mask, prefix_length = map(_repeated, (batch.actions, batch.continuous_mask, batch.prefix_length))
+        losses = module.loss(actions, context, mask, _noise_and_time(batch), prefix_length)
         return losses.unflatten(0, (REPEATS, -1)).mean(0)
 
     def decode(self, context: DecodeContext) -> Chunks:
         """Chunks from fixed noise, so that a policy does not jump between equally good modes."""
-        robot, module = context.robot, cast(FlowHead, context.module)
-        count, device = len(context.conditioning), context.conditioning.device
-        mask = (torch.arange(module.action_dim, device=device) < robot.action_dim).expand(count, robot.horizon, -1)
-        drawn = torch.randn(mask.shape[1:], device="cpu", generator=torch.Generator().manual_seed(0))
-        noise = drawn.to(device).expand(mask.shape)
-
-        def padded(actions: Float[np.ndarray, "b k _"]) -> Float[Tensor, "b k a"]:
-            padding = ((0, 0), (0, 0), (0, module.action_dim - robot.action_dim))
-            return torch.from_numpy(np.pad(actions, padding)).to(device, torch.float32)
-
-        action_prefix = None if context.action_prefix is None else padded(context.action_prefix)
-        cached, before, conditioning = keys_values(context.decoding.cache), context.decoding.mask, context.conditioning
-        start = self._start(context.decoding.next_position())
-        leftover = context.previous_chunk_leftover
-        if leftover is None or not context.vjp:
-            guide = None if leftover is None else RTCGuidance(padded(leftover), False)
-            chunks = module.sample(cached, before, mask, conditioning, action_prefix, noise, guide, start)
-            return finite(chunks[..., : robot.action_dim])
+        decoding, prefix = context.decoding, context.prefix
+        layers, start = keys_values(decoding.cache), decoding.next_position()
+        expert_context = self._placed(ExpertContext(layers, decoding.mask, start, context.conditioning))
+        if prefix.leftover is None or prefix.guidance_mode == "identity":
+            return _sample(expert_context, context)
         with torch.inference_mode(False):
             # Inference tensors cannot have gradients; copies made outside inference mode can.
-            cached = [(keys.clone(), values.clone()) for keys, values in cached]
-            action_prefix = None if context.action_prefix is None else padded(context.action_prefix)
-            guide = RTCGuidance(padded(leftover), True)
-            fresh = [x.clone() for x in (before, mask, conditioning, noise)]
-            start = None if start is None else start.clone()
-            chunks = module.sample(cached, fresh[0], fresh[1], fresh[2], action_prefix, fresh[3], guide, start)
-            return finite(chunks[..., : robot.action_dim])
+            return _sample(expert_context.map(torch.clone), context)
+
+
+def _sample(expert_context: ExpertContext, context: DecodeContext) -> Chunks:
+    """The chunks of one noise, with the prefix padded to the largest action dimension."""
+    robot, module = context.robot, cast(FlowHead, context.module)
+    count, device = len(context.conditioning), context.conditioning.device
+    mask = (torch.arange(module.action_dim, device=device) < robot.action_dim).expand(count, robot.horizon, -1)
+    drawn = torch.randn(mask.shape[1:], device="cpu", generator=torch.Generator().manual_seed(0))
+
+    def padded(actions: Float[np.ndarray, "b k _"]) -> Float[Tensor, "b k a"]:
+        padding = ((0, 0), (0, 0), (0, module.action_dim - robot.action_dim))
+        return torch.from_numpy(np.pad(actions, padding)).to(device, torch.float32)
+
+    noise = drawn.to(device).expand(mask.shape)
+    chunks = module.sample(expert_context, noise, mask, context.prefix.map(padded))
+    return finite(chunks[..., : robot.action_dim])
 
 
 def _noise_and_time(batch: Batch) -> tuple[Float[Tensor, "r h a"], Float[Tensor, "r"]] | None:

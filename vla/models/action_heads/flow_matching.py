@@ -3,24 +3,21 @@
 Sources: pi0, Black et al. 2024, arXiv 2410.24164; adaptive norm: pi0.5, arXiv 2504.16054; knowledge insulation: Driess
 et al. 2025, arXiv 2505.23705.
 
-Shapes: b rows, h steps, a action components, s state components, w the expert's width; of the backbone m tokens,
-g key-value heads, e the size of a head.
+Shapes: b rows, h steps, a action components, k steps of the action prefix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vla.errors import InputError
-from vla.models.action_heads.action_expert import ActionExpert, time_features
-from vla.models.action_heads.rtc_guidance import RTCGuidance, guided, prefix_weights
-
-KeysValues = Sequence[tuple[Float[Tensor, "b g m e"], Float[Tensor, "b g m e"]]]
-"""Cached keys and values of the prefix for each layer of the backbone; keys are already rotated by position."""
+from vla.models.action_heads.action_expert import ActionExpert, ExpertContext, time_features
+from vla.models.action_heads.rtc_guidance import guided, previous_chunk
+from vla.types import RTCPrefix
 
 EULER_STEPS = 10
 
@@ -34,7 +31,7 @@ class FlowHead(nn.Module):
     through each action's embedding (pi0).
 
     Args:
-        state_width: number of state components. They form the first token of the suffix, which does not attend to the
+        state_width: number of state components. They form the expert's first token, which does not attend to the
             actions (pi0). With 0 the backbone has read the state, as text or tokens (pi0.5).
         rtc_training: the action prefix is at t = 0 while the other actions are denoised (training-time real-time
             chunking, Black et al. 2025, arXiv 2512.05964), which requires training. Otherwise the prefix is noised to
@@ -59,21 +56,18 @@ class FlowHead(nn.Module):
         self,
         noisy: Float[Tensor, "b h a"],
         time: Float[Tensor, "b h"],
-        prefix: KeysValues,
-        prefix_mask: Bool[Tensor, "b m"],
+        context: ExpertContext,
         mask: Bool[Tensor, "b h a"],
-        state: Float[Tensor, "b s"] | None = None,
-        start: Int[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b h a"]:
         """The velocity at `noisy`, each action at its time.
 
         Args:
             mask: valid components. Others enter as 0, and a step without valid components is not attended to.
-            start: position of the first token of the suffix; by default the number of valid prefix tokens.
 
         Raises:
-            InputError: when the prefix or the state does not have the shape that the head was built for.
+            InputError: when the context does not have the shape that the head was built for.
         """
+        state = context.state
         if (state is not None) != bool(self.state_width):
             raise InputError(f"the head takes {self.state_width or 'no'} state components: give as many, or no state")
         dtype = self.action_in_proj.weight.dtype
@@ -85,107 +79,88 @@ class FlowHead(nn.Module):
             condition = None
             tokens = self.time(torch.cat([tokens, embedded], -1))
         visible = mask.any(-1)
-        # Block 0 is the state, block 1 the actions. A token attends to the prefix, its block and earlier blocks.
+        # Block 0 is the state, block 1 the actions. A token attends to the context, its block and earlier blocks.
         blocks = torch.ones(tokens.shape[1], dtype=torch.long, device=tokens.device)
         if self.state is not None and state is not None:
             tokens = torch.cat([self.state(state.to(dtype))[:, None], tokens], 1)
             visible = nn.functional.pad(visible, (1, 0), value=True)
             blocks = nn.functional.pad(blocks, (1, 0))
-            if condition is not None:  # the state token takes the time of the last action, never part of the prefix
+            if condition is not None:  # the state token takes the time of the last action, which is never committed
                 condition = torch.cat([condition[:, -1:], condition], 1)
-        start = prefix_mask.sum(1) if start is None else start
-        hidden = self.expert(tokens, visible, blocks, prefix, prefix_mask, start, condition)
+        hidden = self.expert(tokens, visible, blocks, context, condition)
         return self.action_out_proj(hidden[:, -self.horizon :]).float()
 
     def loss(
         self,
         actions: Float[Tensor, "b h a"],
-        prefix: KeysValues,
-        prefix_mask: Bool[Tensor, "b m"],
+        context: ExpertContext,
         mask: Bool[Tensor, "b h a"],
-        state: Float[Tensor, "b s"] | None = None,
-        knowledge_insulation: bool = False,
         drawn: tuple[Float[Tensor, "b h a"], Float[Tensor, "b"]] | None = None,
         prefix_length: Int[Tensor, "b"] | None = None,
-        start: Int[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "k"]:
         """Squared error of the velocity for the k components where `mask` is True, row by row.
 
         Args:
-            knowledge_insulation: no gradient reaches the backbone through `prefix`; only its token loss trains it. The
-                prefix must then not contain the action tokens, from which the expert could read its target.
             drawn: noise and times; sampled by default.
-            prefix_length: length of each row's action prefix. With `rtc_training` the prefix is clean and has no error.
+            prefix_length: length of each row's action prefix. With `rtc_training` it is clean and has no error.
         """
-        if knowledge_insulation:
-            prefix = [(keys.detach(), values.detach()) for keys, values in prefix]
         actions = torch.where(mask, actions, 0.0)
         noise, time = drawn or (torch.randn_like(actions), sample_time(len(actions), actions.device))
         times = time[:, None].expand(mask.shape[:2])
         if self.rtc_training and prefix_length is not None:
             times = torch.where(_first_actions(prefix_length, times), 0.0, times)
         t = times[..., None]
-        velocity = self(t * noise + (1 - t) * actions, times, prefix, prefix_mask, mask, state, start)
+        velocity = self(t * noise + (1 - t) * actions, times, context, mask)
         error = (velocity - (noise - actions)).square()
         return torch.where(t > 0, error, 0.0)[mask]
 
     @torch.no_grad()
     def sample(
-        self,
-        prefix: KeysValues,
-        prefix_mask: Bool[Tensor, "b m"],
-        mask: Bool[Tensor, "b h a"],
-        state: Float[Tensor, "b s"] | None = None,
-        action_prefix: Float[Tensor, "b k a"] | None = None,
-        noise: Float[Tensor, "b h a"] | None = None,
-        guide: RTCGuidance | None = None,
-        start: Int[Tensor, "b"] | None = None,
+        self, context: ExpertContext, noise: Float[Tensor, "b h a"], mask: Bool[Tensor, "b h a"], prefix: RTCPrefix
     ) -> Float[Tensor, "b h a"]:
-        """Samples normalised chunks, 0 where `mask` is False.
+        """Samples normalised chunks from noise, 0 where `mask` is False.
 
         Args:
-            action_prefix: the first k actions (real-time chunking). At each step they are set to their values at that
-                time, t noise + (1 - t) actions, or to t = 0 with `rtc_training`, so that the other actions continue
-                them. The returned chunks contain them unchanged.
-            noise: initial noise; sampled by default.
-            guide: guidance of the actions after the prefix.
+            prefix: the action prefix, which the chunks contain unchanged (`integrate`; clean with `rtc_training`), and
+                the leftover that guides the actions after it.
         """
-        if noise is None:
-            noise = torch.randn(mask.shape, device=mask.device)
-        known = 0 if action_prefix is None else action_prefix.shape[1]
-        x, old, weights = noise, *_guidance(guide, action_prefix, mask)
-        for step in range(EULER_STEPS):
+        committed = prefix.committed.shape[1]
+        guidance = None if prefix.leftover is None else previous_chunk(prefix, self.horizon)
+
+        def velocity(x: Tensor, step: int) -> Tensor:
             time = 1 - step / EULER_STEPS
             times = torch.full(mask.shape[:2], time, device=x.device)
-            if action_prefix is not None:
-                t = 0.0 if self.rtc_training else time
-                times[:, :known] = t
-                x = torch.cat([t * noise[:, :known] + (1 - t) * action_prefix, x[:, known:]], 1)
+            if self.rtc_training:
+                times[:, :committed] = 0.0
 
-            def velocity(x: Tensor, times: Tensor = times) -> Tensor:
-                return self(x, times, prefix, prefix_mask, mask, state, start)
+            def unguided(x: Tensor) -> Tensor:
+                return self(x, times, context, mask)
 
-            u = velocity(x) if guide is None else guided(velocity, x, time, old, weights, guide.vjp)
-            x = x - u / EULER_STEPS
-        if action_prefix is not None:
-            x = torch.cat([action_prefix, x[:, known:]], 1)
-        return torch.where(mask, x, 0.0)
+            return unguided(x) if guidance is None else guided(unguided, x, time, *guidance, prefix.guidance_mode)
+
+        return integrate(velocity, noise, mask, prefix.committed, self.rtc_training)
 
 
-def _guidance(
-    guide: RTCGuidance | None, action_prefix: Float[Tensor, "b k a"] | None, mask: Bool[Tensor, "b h a"]
-) -> tuple[Float[Tensor, "b h a"], Float[Tensor, "h"]]:
-    """The previous chunk, padded with 0 to the horizon, and the guidance weight of each of its actions."""
-    _, horizon, _ = mask.shape
-    known = 0 if action_prefix is None else action_prefix.shape[1]
-    old = torch.zeros(mask.shape, device=mask.device)
-    if guide is None:
-        return old, torch.zeros(horizon)
-    previous_chunk_leftover = guide.previous_chunk_leftover[:, : horizon - known]
-    if action_prefix is not None:
-        old[:, :known] = action_prefix
-    old[:, known : known + previous_chunk_leftover.shape[1]] = previous_chunk_leftover
-    return old, prefix_weights(known, previous_chunk_leftover.shape[1], horizon)
+def integrate(
+    velocity: Callable[[Tensor, int], Tensor],
+    noise: Float[Tensor, "b h a"],
+    mask: Bool[Tensor, "b h a"],
+    committed: Float[Tensor, "b k a"],
+    clean: bool = False,
+) -> Float[Tensor, "b h a"]:
+    """Integrates a velocity field from noise at t = 1 to actions at t = 0; 0 where `mask` is False.
+
+    Args:
+        velocity: the velocity at x in one of the `EULER_STEPS` steps.
+        committed: the first k actions (real-time chunking). At each step they are set to their values at that time,
+            t noise + (1 - t) actions, or where `clean` to t = 0, so that the other actions continue them.
+    """
+    x, count = noise, committed.shape[1]
+    for step in range(EULER_STEPS):
+        t = 0.0 if clean else 1 - step / EULER_STEPS
+        x = torch.cat([t * noise[:, :count] + (1 - t) * committed, x[:, count:]], 1)
+        x = x - velocity(x, step) / EULER_STEPS
+    return torch.where(mask, torch.cat([committed, x[:, count:]], 1), 0.0)
 
 
 def _first_actions(counts: Int[Tensor, "b"], like: Float[Tensor, "b h"]) -> Bool[Tensor, "b h"]:

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vla.models.action_heads.action_expert import ExpertContext
 from vla.models.action_heads.action_head import (
-    Cached,
     Chunks,
     ChunkTarget,
     ContinuousHead,
@@ -65,7 +65,7 @@ class RegressionHead:
         batch: Batch,
         hidden: Float[Tensor, "b l d"],
         conditioning: Float[Tensor, "b n"],
-        cached: Cached | None,
+        context: ExpertContext | None,
     ) -> Float[Tensor, "k"]:
         """See `ContinuousHead.loss`."""
         num_action_positions = hidden[batch.input_ids == self.action_query_token].unflatten(

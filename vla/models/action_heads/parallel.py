@@ -37,11 +37,8 @@ class ParallelHead:
         self.bins = vocabulary.robots[0].bins
         self.vocab_size = self.num_ordinal_tokens = self.bins.vocab_size
         self.num_action_positions, self._widest = vocabulary.horizon * vocabulary.action_dim, vocabulary.action_dim
-        self.text, self.action_query_token, self.eos = (
-            vocabulary.text,
-            vocabulary.text + self.vocab_size,
-            vocabulary.eos,
-        )
+        self.text, self.eos = vocabulary.text, vocabulary.eos
+        self.action_query_token = vocabulary.text + self.vocab_size
 
     def target(self, chunk: ChunkTarget) -> Target:
         """See `Head.target`."""
@@ -68,10 +65,8 @@ class ParallelHead:
         return self.chunks(context, values)
 
     def encode_prefix(self, context: DecodeContext) -> Int[Tensor, "b n"]:
-        """Tokens of the action prefix; n = 0 without one."""
-        if context.action_prefix is None:
-            return torch.zeros(len(context.conditioning), 0, dtype=torch.long, device=context.conditioning.device)
-        known = np.stack([self.bins.encode(chunk) for chunk in context.action_prefix])
+        """Tokens of the action prefix."""
+        known = np.stack([self.bins.encode(chunk) for chunk in context.prefix.committed])
         return self.text + torch.from_numpy(known).to(context.conditioning.device)
 
     def chunks(self, context: DecodeContext, values: Float[Tensor, "b n"]) -> Chunks:

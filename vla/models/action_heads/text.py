@@ -62,11 +62,6 @@ class TextHead:
         """See `Head.decode`."""
         robot = context.robot
         longest = robot.action_tokens * (len(str(self.integers.steps)) + 1)
-        action_prefix = (
-            np.zeros((len(context.conditioning), 0, robot.action_dim))
-            if context.action_prefix is None
-            else context.action_prefix
-        )
-        known = [[int(i) for word in self._words(actions) for i in word] for actions in action_prefix]
+        known = [[int(i) for word in self._words(actions) for i in word] for actions in context.prefix.committed]
         tokens = generate_constrained(context, self.action_query_token, known, self._allowed, self.eos, longest + 1)
         return [self.integers.decode(self.tokenizer.decode(row), robot.horizon, robot.action_dim) for row in tokens]

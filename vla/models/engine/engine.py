@@ -19,6 +19,7 @@ from vla.models.engine.flow import FusedFlow, can_fuse_expert
 from vla.models.engine.graphs import Graphs
 from vla.models.engine.layers import dtype_of
 from vla.models.vla import VLA
+from vla.types import RTCPrefix
 
 LENGTH_MULTIPLE = 32
 """On CUDA, prompts are padded to a multiple of this many tokens, since each length has its own graphs."""
@@ -60,14 +61,14 @@ class Engine:
         return self._fast.backbone
 
     def generate_actions(
-        self, batch: Batch, action_prefix: Float[np.ndarray, "b k a"] | None = None, **options: Any
+        self, batch: Batch, prefix: RTCPrefix | None = None
     ) -> tuple[Chunks, Float[np.ndarray, "b p 2"]]:
-        """See `VLA.generate_actions`, to which `options` are passed."""
+        """See `VLA.generate_actions`."""
         with self._lock:
             if self.fuses and self.model.device.type == "cuda":
                 batch = padded(batch, LENGTH_MULTIPLE, self.model.processor.pad)
                 batch = batch.map_tensors(lambda tensor: tensor.pin_memory(), batch.source)
-            return self._fast.generate_actions(batch, action_prefix, **options)
+            return self._fast.generate_actions(batch, prefix)
 
 
 def padded(batch: Batch, step: int, pad: int) -> Batch:

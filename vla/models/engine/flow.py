@@ -1,6 +1,6 @@
 """The Euler steps of a flow, with everything that does not depend on the actions computed once.
 
-This includes the prefix's keys and values, the attention mask, the rotation and the time embeddings. Shapes as in
+This includes the context's keys and values, the attention mask, the rotation and the time embeddings. Shapes as in
 `vla.models.action_heads.flow_matching`.
 """
 
@@ -10,21 +10,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vla.models.action_heads.action_expert import ActionExpertLayer, AdaptiveNorm, time_features
-from vla.models.action_heads.flow_matching import EULER_STEPS, FlowHead, KeysValues
-from vla.models.action_heads.rtc_guidance import RTCGuidance
+from vla.models.action_heads.action_expert import ActionExpertLayer, AdaptiveNorm, ExpertContext, time_features
+from vla.models.action_heads.flow_matching import EULER_STEPS, FlowHead, integrate
 from vla.models.engine.graphs import Graphs
 from vla.models.engine.layers import FusedLayer, Rotation, Sizes, dtype_of, fused, grouped, quantize, rms_norm, signed
+from vla.types import RTCPrefix
 
 Modulation = tuple[Float[Tensor, "w"], Float[Tensor, "w"], Float[Tensor, "w"]]
 """Modulation of an adaptive norm at one time: 1 + scale, shift, and the gate of the branch after it."""
 
 
 def can_fuse_expert(head: FlowHead) -> bool:
-    """Whether the expert has joint attention to prefix and suffix in each layer, and rotates all of each head."""
+    """Whether each layer of the expert has joint attention to context and own tokens, and rotates all of each head."""
     shape = head.expert.shape
     return not shape.cross and 2 * len(shape.frequencies) == shape.head_dim
 
@@ -73,66 +73,49 @@ class FusedFlow(nn.Module):
         self.then = fused([time[2]], dtype=self.dtype)  # type: ignore[list-item]
 
     def sample(
-        self,
-        prefix: KeysValues,
-        prefix_mask: Bool[Tensor, "b m"],
-        mask: Bool[Tensor, "b h a"],
-        state: Float[Tensor, "b s"] | None = None,
-        action_prefix: Float[Tensor, "b k a"] | None = None,
-        noise: Float[Tensor, "b h a"] | None = None,
-        guide: RTCGuidance | None = None,
-        start: Int[Tensor, "b"] | None = None,
+        self, context: ExpertContext, noise: Float[Tensor, "b h a"], mask: Bool[Tensor, "b h a"], prefix: RTCPrefix
     ) -> Float[Tensor, "b h a"]:
         """See `FlowHead.sample`. The original head computes guidance, and prefixes with `rtc_training`."""
-        if guide is not None or (action_prefix is not None and self.plain.rtc_training):
-            return self.plain.sample(prefix, prefix_mask, mask, state, action_prefix, noise, guide, start)
-        if noise is None:
-            noise = torch.randn(mask.shape, device=mask.device)
-        # A graph takes only tensors: empty ones stand for a missing state or action prefix.
-        state = noise.new_zeros(len(noise), 0) if state is None else state
-        known = noise[:, :0] if action_prefix is None else action_prefix
-        # The prefix is read in place, so its address is part of the key.
-        key = ("flow", prefix[0][0].data_ptr(), prefix[0][0].shape)
+        if prefix.leftover is not None or (prefix.committed.shape[1] and self.plain.rtc_training):
+            return self.plain.sample(context, noise, mask, prefix)
+        # The keys and values are read in place, so their address is part of the key.
+        keys, _ = context.keys_values[0]
+        key = ("flow", keys.data_ptr(), keys.shape)
 
-        def run(*tensors: Tensor) -> Tensor:
-            return self._sample(prefix, *tensors)
+        def run(context_mask: Tensor, start: Tensor, state: Tensor, *tensors: Tensor) -> Tensor:
+            return self._sample(ExpertContext(context.keys_values, context_mask, start, state), *tensors)
 
-        start = prefix_mask.sum(1) if start is None else start
-        sampled: Tensor = self.graphs.run(key, run, prefix_mask, mask, state, known, noise.contiguous(), start)
+        # A graph takes only tensors: an empty one stands for a missing state.
+        state = noise.new_zeros(len(noise), 0) if context.state is None else context.state
+        sampled: Tensor = self.graphs.run(
+            key, run, context.mask, context.start, state, noise.contiguous(), mask, prefix.committed
+        )
         return sampled
 
     def _sample(
         self,
-        prefix: KeysValues,
-        prefix_mask: Bool[Tensor, "b m"],
-        mask: Bool[Tensor, "b h a"],
-        state: Float[Tensor, "b s"],
-        action_prefix: Float[Tensor, "b k a"],
+        context: ExpertContext,
         noise: Float[Tensor, "b h a"],
-        start: Int[Tensor, "b"],
+        mask: Bool[Tensor, "b h a"],
+        committed: Float[Tensor, "b k a"],
     ) -> Float[Tensor, "b h a"]:
-        rows, known = len(noise), action_prefix.shape[1]
-        first = None if self.state is None else self.state(state.to(self.dtype))[:, None]
+        first = None if self.state is None else self.state(context.state.to(self.dtype))[:, None]  # type: ignore[union-attr]
         count = self.horizon + (first is not None)
-        positions = start[:, None] + torch.arange(count, device=noise.device)
+        positions = context.start[:, None] + torch.arange(count, device=noise.device)
         rotation = signed(*self.plain.expert.rotation(positions), self.dtype)
-        allowed = grouped(_allowed(prefix_mask, mask.any(-1), first is not None), self.sizes.shared)
-        cached = [tuple(F.pad(x.to(self.dtype), (0, 0, 0, count)) for x in pair) for pair in prefix]
-        x = noise
-        for step in range(EULER_STEPS):
-            time = 1 - step / EULER_STEPS
-            if known:
-                x = torch.cat([time * noise[:, :known] + (1 - time) * action_prefix, x[:, known:]], 1)
+        allowed = grouped(_allowed(context.mask, mask.any(-1), first is not None), self.sizes.shared)
+        cached = [tuple(F.pad(x.to(self.dtype), (0, 0, 0, count)) for x in pair) for pair in context.keys_values]
+
+        def velocity(x: Tensor, step: int) -> Tensor:
             tokens = self.action_in_proj(torch.where(mask, x, 0.0).to(self.dtype))
             if self.then is not None:
                 tokens = self.then(F.silu(tokens + self.biases[step]))
             if first is not None:
-                tokens = torch.cat([first.expand(rows, -1, -1), tokens], 1)
+                tokens = torch.cat([first, tokens], 1)
             hidden = self._expert(tokens, cached, rotation, allowed, step)
-            x = x - self.action_out_proj(hidden[:, -self.horizon :]).float() / EULER_STEPS
-        if known:
-            x = torch.cat([action_prefix, x[:, known:]], 1)
-        return torch.where(mask, x, 0.0)
+            return self.action_out_proj(hidden[:, -self.horizon :]).float()
+
+        return integrate(velocity, noise, mask, committed)
 
     def _expert(
         self, x: Float[Tensor, "b n w"], cached: Any, rotation: Rotation, allowed: Bool[Tensor, "b 1 q k"], step: int
@@ -171,13 +154,13 @@ def _modulations(norm: AdaptiveNorm, conditions: Float[Tensor, "s w"], dtype: to
     return list(zip(1 + scale, shift, gate, strict=True))
 
 
-def _allowed(prefix_mask: Bool[Tensor, "b m"], visible: Bool[Tensor, "b h"], has_state: bool) -> Bool[Tensor, "b n k"]:
-    """Attention mask: actions attend to the prefix, the state and each other; the state to the prefix and itself."""
+def _allowed(context_mask: Bool[Tensor, "b m"], visible: Bool[Tensor, "b h"], has_state: bool) -> Bool[Tensor, "b n k"]:
+    """Attention mask: actions attend to the context, the state and each other; the state to the context and itself."""
     if has_state:
         visible = F.pad(visible, (1, 0), value=True)
     count = visible.shape[1]
-    suffix = visible[:, None].repeat(1, count, 1)
+    own = visible[:, None].repeat(1, count, 1)
     if has_state:
-        suffix[:, 0] = False
-    suffix = suffix | torch.eye(count, dtype=torch.bool, device=visible.device)
-    return torch.cat([prefix_mask[:, None].expand(-1, count, -1), suffix], -1)
+        own[:, 0] = False
+    own = own | torch.eye(count, dtype=torch.bool, device=visible.device)
+    return torch.cat([context_mask[:, None].expand(-1, count, -1), own], -1)

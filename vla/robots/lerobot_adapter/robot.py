@@ -163,7 +163,7 @@ class LeRobotRobot:
         if self._robot is None:
             return
         if self._relax_on_exit and self._torque:
-            self.relax()
+            self.disable_torque()
         disconnect(self._robot)
         self._robot = self._bus = None
 
@@ -207,7 +207,7 @@ class LeRobotRobot:
         """See `Robot`."""
         self.command(last)
 
-    def relax(self) -> None:
+    def disable_torque(self) -> None:
         """Disables the torque of each motor separately, so that one that fails does not affect the others."""
         if self._robot is None:
             return

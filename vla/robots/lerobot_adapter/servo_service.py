@@ -109,7 +109,7 @@ def clear_errors(servo: Servo) -> tuple[str, ...]:
     return cleared
 
 
-def relax(servos: Sequence[Servo]) -> list[str]:
+def disable_torque(servos: Sequence[Servo]) -> list[str]:
     """Disables the torque of each servo; returns a message for each failure."""
     failures = []
     for servo in servos:

@@ -200,7 +200,7 @@ def check_within_range(bus: Any) -> None:
         if (excess := servo.outside(servo.position())) > RANGE_TOLERANCE:
             raise InputError(
                 f"{servo} stands {excess:.0f} degrees outside its calibrated range: move it inside by hand, with "
-                "torque off (`vla robot relax`), or calibrate again"
+                "torque off (`vla robot disable_torque`), or calibrate again"
             )
 
 

@@ -15,7 +15,7 @@ from vla.errors import InputError
 from vla.robots.robot import RobotFault
 from vla.robots.teleoperators.cartesian_jog import CartesianJog
 from vla.robots.teleoperators.teleoperator import Jog, Teleop
-from vla.types import ActionChunk, Observation
+from vla.types import ActionChunk, Observation, RTCPrefix
 
 if TYPE_CHECKING:
     from vla.kinematics.solver import KinematicSolver
@@ -59,9 +59,7 @@ class Operator:
         self._failed = self._left = 0
         self._fraction = Jog()
 
-    def predict(
-        self, observation: Observation, *, prefix: Float[np.ndarray, "k a"] | None = None
-    ) -> ActionChunk | None:
+    def predict(self, observation: Observation, *, prefix: RTCPrefix | None = None) -> ActionChunk | None:
         """See `Policy.predict`; reads the device once."""
         if self.end_reason is not None:
             return None
