@@ -14,7 +14,7 @@ from vla.benchmarks.train_shapes import TINY, Shape, ours
 from vla.commands.record import demonstrate
 from vla.datasets.episodes import EpisodeStore
 from vla.envs.make import make_env
-from vla.training.loop import train
+from vla.training.cotrain import train
 from vla.training.train_config import TrainConfig
 
 

@@ -35,10 +35,11 @@ UNFINISHED = 1.0
 
 
 @dataclass(frozen=True)
-class Policy:
+class GrpoOptions:
     """The options of GRPO.
 
     Attributes:
+        reward: "truth" (`truth`), or the folder of a `RewardModel`.
         group: The number of sampled answers per question.
         max_tokens: The maximum length of an answer.
         uses: The number of optimizer steps per sampled batch.
@@ -46,6 +47,7 @@ class Policy:
         beta: The weight of the divergence from the reference.
     """
 
+    reward: str = TRUTH
     group: int = 8
     max_tokens: int = 64
     uses: int = 1
@@ -138,35 +140,29 @@ def train_grpo(
     stores: Mapping[str, VqaStore],
     plan: TrainConfig,
     run: Path,
+    options: GrpoOptions,
     evaluate: Evaluate,
-    reward: str = TRUTH,
-    group: int = 8,
-    max_tokens: int = 64,
-    uses: int = 1,
-    clip: float = 0.2,
-    beta: float = 0.04,
     origin: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Trains `model` in place on the questions of the pairs of `stores` (`open_pairs`).
 
-    The reference is the model before training. The other arguments are the options of `Policy`.
+    The reference is the model before training.
 
     Args:
         model: The model.
         stores: The question stores by name.
         plan: The training configuration; `plan.batch_size` counts questions.
         run: The output folder.
+        options: The options of the stage.
         evaluate: Computes held-out scores, to which `reward` is added: the mean reward of greedy answers to held-out
             questions.
-        reward: "truth" (`truth`), or the folder of a `RewardModel`.
         origin: Where the model and the data come from (JSON values).
 
     Raises:
         InputError: there are too few questions, no such reward model, or several ranks.
     """
-    options = Policy(group, max_tokens, uses, clip, beta)
     pairs, heldout = open_pairs(stores, plan)
-    judge: Judge = truth if reward == TRUTH else RewardModel.load(Path(reward)).to(join().device).judge
+    judge = _judge(options.reward)
     model.to(join().device)
     reference = deepcopy(model).requires_grad_(False).eval()
     rollouts: dict[tuple[int, ...], Rollout] = {}
@@ -183,11 +179,15 @@ def train_grpo(
         rewards: list[float] = []
         for group in batched(heldout, 32):
             batch = trained.processor.question_prompt([p.prompt for p in group], [p.images() for p in group])
-            answers = trained.generate_text(batch, max_tokens)
+            answers = trained.generate_text(batch, options.max_tokens)
             rewards += [judge(pair, [answer])[0] for pair, answer in zip(group, answers, strict=True)]
         return evaluate(trained) | {"reward": sum(rewards) / len(rewards)}
 
-    return optimize(model, pairs, plan, run, loss, scores, "reward", uses, origin)
+    return optimize(model, pairs, plan, run, loss, scores, "reward", options.uses, origin)
+
+
+def _judge(reward: str) -> Judge:
+    return truth if reward == TRUTH else RewardModel.load(Path(reward)).to(join().device).judge
 
 
 @dataclass
@@ -204,7 +204,7 @@ class Rollout:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: VLA, reference: VLA, pairs: Sequence[Pair], judge: Judge, options: Policy) -> Rollout:
+    def of(cls, model: VLA, reference: VLA, pairs: Sequence[Pair], judge: Judge, options: GrpoOptions) -> Rollout:
         prompts = model.processor.question_prompt([p.prompt for p in pairs], [p.images() for p in pairs])
         prompts = prompts.rows(torch.arange(len(pairs)).repeat_interleave(options.group)).to(model.device)
         tokens, answer_tokens = sample(model, prompts, options.max_tokens)
@@ -217,7 +217,7 @@ class Rollout:
         old, before = (token_logps(one, batch, image_token=False) for one in (model, reference))
         return cls(batch, mask, old, before, advantages(rewards).flatten(), rewards.mean().item(), options.uses)
 
-    def loss(self, model: VLA, options: Policy) -> tuple[Float[Tensor, ""], Mapping[str, float]]:
+    def loss(self, model: VLA, options: GrpoOptions) -> tuple[Float[Tensor, ""], Mapping[str, float]]:
         self.remaining_uses -= 1
         policy = token_logps(model, self.batch, image_token=False)
         loss, divergence = grpo_loss(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import batched
 from pathlib import Path
 from typing import Any
@@ -84,18 +84,36 @@ def reward_loss(rewards: Float[Tensor, "b"], center: float) -> Float[Tensor, ""]
     return -logsigmoid(chosen - rejected).mean() + center * ((chosen + rejected) ** 2).mean()
 
 
+@dataclass(frozen=True)
+class RewardOptions:
+    """The options of the reward stage.
+
+    Attributes:
+        facts: Whether prompts contain the simulator's facts.
+        center: The weight of the centring term (`reward_loss`).
+        files: Files of pairs.
+        images: The folder of the images of `files`.
+    """
+
+    facts: bool = True
+    center: float = 0.001
+    files: Sequence[str] = ()
+    images: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.center < 0:
+            raise InputError(f"reward.center must be 0 or more, not {self.center}")
+
+
 def train_reward(
     model: VLA,
     stores: Mapping[str, VqaStore],
     plan: TrainConfig,
     run: Path,
-    facts: bool = True,
-    center: float = 0.001,
-    files: Sequence[str] = (),
-    images: str | None = None,
+    options: RewardOptions,
     origin: Mapping[str, Any] | None = None,
 ) -> Outcome:
-    """Trains a `RewardModel` on the backbone of `model`, on the pairs of `stores` and `files` (`open_pairs`).
+    """Trains a `RewardModel` on the backbone of `model`, on the pairs of `stores` and files (`open_pairs`).
 
     Held-out scores: `reward_accuracy` (share of pairs whose chosen answer has the higher reward) and `reward_margin`
     (mean difference), also by kind of fault.
@@ -105,25 +123,20 @@ def train_reward(
         stores: The question stores by name.
         plan: The training configuration.
         run: The output folder.
-        facts: Whether prompts contain the simulator's facts.
-        center: The weight of the centring term (`reward_loss`).
-        files: Files of pairs.
-        images: The folder of the images of `files`.
+        options: The options of the stage.
         origin: Where the model and the data come from (JSON values).
 
     Raises:
-        InputError: there are too few pairs, `center` is negative, or there are several ranks.
+        InputError: there are too few pairs, or several ranks.
     """
-    if center < 0:
-        raise InputError(f"reward.center must be 0 or more, not {center}")
-    pairs, heldout = open_pairs(stores, plan, files, images)
+    pairs, heldout = open_pairs(stores, plan, options.files, options.images)
     judge = RewardModel(model.backbone, model.processor, model.smoothing).to(join().device)
-    judge.facts = facts
+    judge.facts = options.facts
 
     def loss(micro: Sequence[Pair]) -> tuple[Float[Tensor, ""], Mapping[str, float]]:
         rewards = judge.train().rewards(micro)
         chosen, rejected = rewards.detach().chunk(2)
-        return reward_loss(rewards, center), {"accuracy": (chosen > rejected).float().mean().item()}
+        return reward_loss(rewards, options.center), {"accuracy": (chosen > rejected).float().mean().item()}
 
     @torch.no_grad()
     def scores(_: VLA) -> dict[str, float]:

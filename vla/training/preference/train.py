@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from itertools import batched
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,29 @@ from vla.training.preference.losses import Objective, preference_loss, token_log
 from vla.training.train_config import TrainConfig
 
 
+@dataclass(frozen=True)
+class PreferenceOptions(Objective):
+    """The options of the preference stage: the objective, and further pairs.
+
+    Attributes:
+        files: Files of pairs.
+        images: The folder of the images of `files`.
+    """
+
+    files: Sequence[str] = ()
+    images: str | None = None
+
+
 def train_preference(
     model: VLA,
     stores: Mapping[str, VqaStore],
     plan: TrainConfig,
     run: Path,
+    options: PreferenceOptions,
     evaluate: Evaluate,
-    files: Sequence[str] = (),
-    images: str | None = None,
     origin: Mapping[str, Any] | None = None,
-    **objective: Any,
 ) -> Outcome:
-    """Trains `model` in place on the pairs of `stores` and `files` (`open_pairs`); resumes a run with checkpoints.
+    """Trains `model` in place on the pairs of `stores` and files (`open_pairs`); resumes a run with checkpoints.
 
     The reference is the model before training. Held-out scores, in addition to those of `evaluate`:
     `preference_accuracy` (share of pairs with a positive margin) and `preference_margin` (mean of beta times the
@@ -44,26 +56,23 @@ def train_preference(
         stores: The question stores by name.
         plan: The training configuration; `plan.batch_size` counts pairs, and `plan.augment` must be 0.
         run: The output folder.
+        options: The options of the stage.
         evaluate: Computes held-out scores.
-        files: Files of pairs.
-        images: The folder of the images of `files`.
         origin: Where the model and the data come from (JSON values).
-        **objective: Options of `Objective`.
 
     Raises:
         InputError: there are too few pairs, or several ranks.
     """
-    settings = Objective(**objective)
-    pairs, heldout = open_pairs(stores, plan, files, images)
+    pairs, heldout = open_pairs(stores, plan, options.files, options.images)
     model.to(join().device)
     reference = deepcopy(model).requires_grad_(False).eval()
 
     def loss(micro: Sequence[Pair]) -> tuple[Float[Tensor, ""], Mapping[str, float]]:
-        value, margin = pair_loss(model.train(), reference, micro, settings)
+        value, margin = pair_loss(model.train(), reference, micro, options)
         return value, {"margin": margin.mean().item(), "accuracy": (margin > 0).float().mean().item()}
 
     def scores(trained: VLA) -> dict[str, float]:
-        return evaluate(trained) | preferred(trained, reference, heldout, settings)
+        return evaluate(trained) | preferred(trained, reference, heldout, options)
 
     return optimize(model, pairs, plan, run, loss, scores, "preference_accuracy", origin=origin)
 
