@@ -19,6 +19,7 @@ from vla.models.vla import VLA
 from vla.training.contrastive.encoder import MAX_LOG_SCALE, STARTS, ContrastiveOptions, PairEncoder, tokens
 from vla.training.contrastive.train import train_contrastive
 from vla.training.contrastive.zero_shot import recall, zero_shot
+from vla.training.question_run import QuestionRun
 from vla.training.run import train
 from vla.training.run_options import RunOptions
 from vla.training.train_config import TrainConfig
@@ -60,16 +61,15 @@ def test_pictures_are_told_apart_by_their_names(
     make_model: Callable[..., VLA], store: VqaStore, tmp_path: Path, loss: str
 ) -> None:
     outcome = train_contrastive(
-        make_model(robot=False), {"s": store}, plan(), tmp_path / "a", ContrastiveOptions(loss=loss, chunk=5)
+        QuestionRun(make_model(robot=False), {"s": store}, plan(), tmp_path / "a"),
+        ContrastiveOptions(loss=loss, chunk=5),
     )
     (scores,) = outcome.evaluations
     assert scores["class"] > 0.9 > scores["class_chance"]
     assert scores["text_recall@1"] > 0.9 and scores["image_recall@1"] > 0.9
     # The same again trains nothing, and knows how it went.
-    assert (
-        train_contrastive(make_model(robot=False), {"s": store}, plan(), tmp_path / "a", ContrastiveOptions(loss=loss))
-        == outcome
-    )
+    again = QuestionRun(make_model(robot=False), {"s": store}, plan(), tmp_path / "a")
+    assert train_contrastive(again, ContrastiveOptions(loss=loss)) == outcome
 
 
 def test_it_trains_the_encoder_alone_and_none_where_that_is_frozen(
@@ -79,7 +79,9 @@ def test_it_trains_the_encoder_alone_and_none_where_that_is_frozen(
     for freeze in ((), ("vision",)):
         run = tmp_path / f"run{len(freeze)}"
         short = plan(steps=2, freeze=freeze)
-        outcome = train_contrastive(make_model(robot=False), {"s": store}, short, run, ContrastiveOptions(noise=0.5))
+        outcome = train_contrastive(
+            QuestionRun(make_model(robot=False), {"s": store}, short, run), ContrastiveOptions(noise=0.5)
+        )
         assert outcome.best is not None
         after = VLA.load(outcome.best).state_dict()
         changed = {name for name, weight in before.items() if not torch.equal(weight, after[name])}

@@ -19,6 +19,7 @@ from vla.errors import InputError
 from vla.models.vla import VLA
 from vla.training.preference.grpo import GrpoOptions, advantages, answered, grpo_loss, sample, train_grpo, truth
 from vla.training.preference.losses import token_logps
+from vla.training.question_run import QuestionRun
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +121,14 @@ def test_a_few_steps_raise_the_reward(store: VqaStore, guesser: Callable[[], VLA
     settings = plan(steps=30, evaluate_every=15, batch_size=4, lr=3e-3, accumulate=2)
     # The model before it learns is that of a run whose rate is none.
     before = train_grpo(
-        guesser(), {"vqa": store}, plan(steps=1, lr=1e-9), tmp_path / "a", GrpoOptions(max_tokens=4), nothing
+        QuestionRun(guesser(), {"vqa": store}, plan(steps=1, lr=1e-9), tmp_path / "a"),
+        GrpoOptions(max_tokens=4),
+        nothing,
     )
     after = train_grpo(
-        guesser(), {"vqa": store}, settings, tmp_path / "b", GrpoOptions(max_tokens=4, beta=0, uses=2), nothing
+        QuestionRun(guesser(), {"vqa": store}, settings, tmp_path / "b"),
+        GrpoOptions(max_tokens=4, beta=0, uses=2),
+        nothing,
     )
     assert before.evaluations[-1]["reward"] < 0.7 < 0.9 < after.evaluations[-1]["reward"]
 
@@ -137,10 +142,10 @@ def test_grpo_that_was_cut_off_goes_on(store: VqaStore, guesser: Callable[[], VL
         return {}
 
     whole, again = guesser(), guesser()
-    train_grpo(whole, {"vqa": store}, settings, tmp_path / "whole", options, nothing)
+    train_grpo(QuestionRun(whole, {"vqa": store}, settings, tmp_path / "whole"), options, nothing)
     with pytest.raises(KeyboardInterrupt):
-        train_grpo(guesser(), {"vqa": store}, settings, tmp_path / "cut", options, killed)
-    train_grpo(again, {"vqa": store}, settings, tmp_path / "cut", options, nothing)
+        train_grpo(QuestionRun(guesser(), {"vqa": store}, settings, tmp_path / "cut"), options, killed)
+    train_grpo(QuestionRun(again, {"vqa": store}, settings, tmp_path / "cut"), options, nothing)
     torch.testing.assert_close(again.state_dict(), whole.state_dict(), rtol=0, atol=0)
 
 
@@ -160,5 +165,6 @@ def test_truth_is_f1_of_objects_or_whether_the_answer_is_right() -> None:
 def test_options_that_do_not_fit_are_refused(store: VqaStore, make_model: Callable[..., VLA], tmp_path: Path) -> None:
     for wrong, message in (({"group": 1}, "2 answers or more"), ({"reward": str(tmp_path)}, "is not a reward model")):
         with pytest.raises(InputError, match=message):
-            train_grpo(make_model(robot=False), {"vqa": store}, plan(), tmp_path / "run", GrpoOptions(**wrong), nothing)  # type: ignore[arg-type]
+            run = QuestionRun(make_model(robot=False), {"vqa": store}, plan(), tmp_path / "run")
+            train_grpo(run, GrpoOptions(**wrong), nothing)  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()

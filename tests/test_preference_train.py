@@ -20,6 +20,7 @@ from vla.errors import InputError
 from vla.models.vla import VLA
 from vla.training.preference.losses import Objective, preference_loss, token_logps
 from vla.training.preference.train import PreferenceOptions, pair_loss, train_preference
+from vla.training.question_run import QuestionRun
 from vla.training.train_config import TrainConfig
 
 COLORS = {"red": (220, 20, 20), "blue": (20, 20, 220)}
@@ -56,7 +57,7 @@ def nothing(_: VLA) -> dict[str, float]:
 def test_the_true_answer_becomes_the_preferred(store: VqaStore, make_model: Callable[..., VLA], tmp_path: Path) -> None:
     model = make_model(robot=False)
     options = PreferenceOptions(weight=5, average=True, beta=0.5)
-    outcome = train_preference(model, {"vqa": store}, plan(), tmp_path, options, nothing)
+    outcome = train_preference(QuestionRun(model, {"vqa": store}, plan(), tmp_path), options, nothing)
     first, last = outcome.evaluations
     assert last["preference_accuracy"] > 0.9 and last["preference_margin"] > first["preference_margin"] > 0
     assert last["preference_accuracy/color"] == last["preference_accuracy"]
@@ -66,7 +67,9 @@ def test_the_true_answer_becomes_the_preferred(store: VqaStore, make_model: Call
 def test_a_run_that_was_cut_off_goes_on(store: VqaStore, make_model: Callable[..., VLA], tmp_path: Path) -> None:
     whole, cut = make_model(robot=False), make_model(robot=False)
     train_preference(
-        whole, {"vqa": store}, plan(steps=4, evaluate_every=2), tmp_path / "a", PreferenceOptions(), nothing
+        QuestionRun(whole, {"vqa": store}, plan(steps=4, evaluate_every=2), tmp_path / "a"),
+        PreferenceOptions(),
+        nothing,
     )
 
     def killed(_: VLA) -> dict[str, float]:
@@ -76,11 +79,15 @@ def test_a_run_that_was_cut_off_goes_on(store: VqaStore, make_model: Callable[..
 
     with pytest.raises(KeyboardInterrupt):
         train_preference(
-            cut, {"vqa": store}, plan(steps=4, evaluate_every=2), tmp_path / "b", PreferenceOptions(), killed
+            QuestionRun(cut, {"vqa": store}, plan(steps=4, evaluate_every=2), tmp_path / "b"),
+            PreferenceOptions(),
+            killed,
         )
     again = make_model(robot=False)
     train_preference(
-        again, {"vqa": store}, plan(steps=4, evaluate_every=2), tmp_path / "b", PreferenceOptions(), nothing
+        QuestionRun(again, {"vqa": store}, plan(steps=4, evaluate_every=2), tmp_path / "b"),
+        PreferenceOptions(),
+        nothing,
     )
     torch.testing.assert_close(again.state_dict(), whole.state_dict(), rtol=0, atol=0)
 
@@ -132,10 +139,7 @@ def test_too_few_pairs_are_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises(InputError, match="pairs to train on"):
         train_preference(
-            make_model(robot=False),
-            {"vqa": store},
-            plan(batch_size=500),
-            tmp_path / "run",
+            QuestionRun(make_model(robot=False), {"vqa": store}, plan(batch_size=500), tmp_path / "run"),
             PreferenceOptions(),
             nothing,
         )

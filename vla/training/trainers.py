@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from vla.datasets.mixture import Mixture, Source
-from vla.datasets.vqa import VqaStore
 from vla.errors import InputError, suggestion
 from vla.models.vla import VLA
 from vla.training import cotrain
@@ -18,6 +17,7 @@ from vla.training.loop import Evaluate, Outcome
 from vla.training.preference.grpo import GrpoOptions, train_grpo
 from vla.training.preference.reward import RewardOptions, train_reward
 from vla.training.preference.train import PreferenceOptions, train_preference
+from vla.training.question_run import QuestionRun
 from vla.training.run_data import RunData
 from vla.training.run_options import RunOptions
 from vla.training.train_config import TrainConfig
@@ -36,9 +36,8 @@ class Run:
     origin: Mapping[str, Any]
 
     @property
-    def on_questions(self) -> tuple[VLA, Mapping[str, VqaStore], TrainConfig, Path]:
-        """What a trainer on the question stores needs."""
-        return self.model, self.data.questions, self.plan, self.folder
+    def on_questions(self) -> QuestionRun:
+        return QuestionRun(self.model, self.data.questions, self.plan, self.folder, self.origin)
 
     def evaluate(self) -> Evaluate:
         """Returns the function of the held-out scores. Regression gates measure the model before training now."""
@@ -70,16 +69,12 @@ def _cotrain(run: Run, _: None) -> Outcome:
 
 
 TRAINERS: Mapping[str, Trainer] = {
-    "contrastive": Trainer(
-        lambda run, options: train_contrastive(*run.on_questions, options, run.origin), ContrastiveOptions
-    ),
-    "reward": Trainer(lambda run, options: train_reward(*run.on_questions, options, run.origin), RewardOptions),
+    "contrastive": Trainer(lambda run, options: train_contrastive(run.on_questions, options), ContrastiveOptions),
+    "reward": Trainer(lambda run, options: train_reward(run.on_questions, options), RewardOptions),
     "preference": Trainer(
-        lambda run, options: train_preference(*run.on_questions, options, run.evaluate(), run.origin), PreferenceOptions
+        lambda run, options: train_preference(run.on_questions, options, run.evaluate()), PreferenceOptions
     ),
-    "grpo": Trainer(
-        lambda run, options: train_grpo(*run.on_questions, options, run.evaluate(), run.origin), GrpoOptions
-    ),
+    "grpo": Trainer(lambda run, options: train_grpo(run.on_questions, options, run.evaluate()), GrpoOptions),
     "cotrain": Trainer(_cotrain),
 }
 """The trainers by name. The first one whose options are set trains a run, without any the last one."""

@@ -32,6 +32,7 @@ from vla.training.distributed import DistributedContext, join
 from vla.training.log import Log, log
 from vla.training.loop import Outcome
 from vla.training.optimizer import Ema, freeze
+from vla.training.question_run import QuestionRun
 from vla.training.resumption import changes, settings
 from vla.training.schedule import learning_rate
 from vla.training.step import Diverged, computing
@@ -42,49 +43,36 @@ CAPTION = "caption"
 HELD_OUT = 200
 
 
-def train_contrastive(
-    model: VLA,
-    stores: Mapping[str, VqaStore],
-    plan: TrainConfig,
-    run: Path,
-    options: ContrastiveOptions,
-    origin: Mapping[str, Any] | None = None,
-) -> Outcome:
-    """Trains the vision encoder of `model` in place, with a new text encoder, on the captions of `stores`.
+def train_contrastive(run: QuestionRun, options: ContrastiveOptions) -> Outcome:
+    """Trains the vision encoder of a model in place, with a new text encoder, on the captions of the stores.
 
-    A finished run is not repeated; an interrupted run starts from the beginning.
-
-    Args:
-        model: The model; its backbone must be composed of a vision encoder and a language model.
-        stores: The question stores by name; only captions are used.
-        plan: The training configuration.
-        run: The output folder: a checkpoint for `vla train backbone=`, with the text encoder in a separate file.
-        options: The options of the stage.
-        origin: Where the model and the data come from (JSON values).
+    The checkpoint is for `vla train backbone=`, with the text encoder in a separate file. A finished run is not
+    repeated; an interrupted run starts from the beginning.
 
     Raises:
         InputError: there are fewer captions than a batch has rows, the backbone is not composed, an option is invalid,
             or the run is finished with other options.
     """
-    world, run_settings = join(), settings(plan, {"captions": 1.0}, origin or {})
-    if finished := checkpoint.newest(run, world):
-        outcome = _outcome(run, finished, run_settings)
-        outcome.print_summary(run, outcome.step, drives=False)
+    model, plan, folder = run.model, run.plan, run.folder
+    world, run_settings = join(), settings(plan, {"captions": 1.0}, run.origin)
+    if finished := checkpoint.newest(folder, world):
+        outcome = _outcome(folder, finished, run_settings)
+        outcome.print_summary(folder, outcome.step, drives=False)
         return outcome
     vision = _vision(model, plan)
-    captions = _Captions.open(stores, plan)
+    captions = _Captions.open(run.stores, plan)
     plan.rows(world.size)
     freeze(model, plan.freeze)
     both = PairEncoder(vision, model.processor.text_vocab, options).to(world.device)
-    run.mkdir(parents=True, exist_ok=True)
-    with log(run, 0, plan, world.first) as logger:
+    folder.mkdir(parents=True, exist_ok=True)
+    with log(folder, 0, plan, world.first) as logger:
         scores = _optimize(both, model, captions, plan, options.noise, world, logger)
     if world.first:
-        _save(run, plan.steps, model, both, scores, run_settings)
+        _save(folder, plan.steps, model, both, scores, run_settings)
     world.barrier()
-    outcome = _outcome(run, run / f"step-{plan.steps:08d}", run_settings)
+    outcome = _outcome(folder, folder / f"step-{plan.steps:08d}", run_settings)
     if world.first:
-        outcome.print_summary(run, 0, drives=False)
+        outcome.print_summary(folder, 0, drives=False)
     return outcome
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import batched
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,17 +13,15 @@ from torch import Tensor
 
 from vla.datasets.order import Order
 from vla.datasets.preferences import Pair, pairs_of, read_pairs
-from vla.datasets.vqa import VqaStore
 from vla.errors import InputError
-from vla.models.vla import VLA
 from vla.training.distributed import join
 from vla.training.log import log
-from vla.training.loop import Evaluate, Evaluation, Outcome, finish, interrupts, resume, run_steps
+from vla.training.loop import Evaluation, Outcome, finish, interrupts, resume, run_steps
 from vla.training.optimizer import freeze
+from vla.training.question_run import QuestionRun
 from vla.training.resumption import settings
 from vla.training.state import Progress, TrainState
 from vla.training.step import Diverged, computing
-from vla.training.train_config import TrainConfig
 
 HELD_OUT = 200
 
@@ -33,14 +29,11 @@ Loss = Callable[[Sequence[Pair]], tuple[Float[Tensor, ""], Mapping[str, float]]]
 """Computes the loss of a micro-batch of pairs, and the values to log."""
 
 
-def open_pairs(
-    stores: Mapping[str, VqaStore], plan: TrainConfig, files: Sequence[str] = (), images: str | None = None
-) -> tuple[list[Pair], list[Pair]]:
+def open_pairs(run: QuestionRun, files: Sequence[str] = (), images: str | None = None) -> tuple[list[Pair], list[Pair]]:
     """Opens the training pairs and up to `HELD_OUT` held-out pairs, evenly spaced.
 
     Args:
-        stores: Question stores, from which `pairs_of` makes pairs.
-        plan: The training configuration.
+        run: The run, from whose stores `pairs_of` makes pairs.
         files: Files of pairs (`read_pairs`); every tenth pair is held out.
         images: The folder of the images of `files`.
 
@@ -48,6 +41,7 @@ def open_pairs(
         InputError: there are fewer pairs than a batch has or none is held out, or the plan has several ranks, loader
             workers or image augmentation, which these stages do not support.
     """
+    stores, plan = run.stores, run.plan
     if plan.loader_workers is not None:
         raise InputError("this stage reads its pairs itself: set plan.loader_workers=null")
     if plan.augmentation.enabled:
@@ -68,38 +62,24 @@ def open_pairs(
     return pairs, [heldout[int(i)] for i in indices]
 
 
-def optimize(
-    model: VLA,
-    pairs: Sequence[Pair],
-    plan: TrainConfig,
-    run: Path,
-    loss: Loss,
-    evaluate: Evaluate,
-    better: str,
-    uses: int = 1,
-    origin: Mapping[str, Any] | None = None,
-) -> Outcome:
-    """Trains `model` in place on its device; resumes a run, and stops at signals, as `vla.training.cotrain.train` does.
+def optimize(run: QuestionRun, pairs: Sequence[Pair], loss: Loss, evaluation: Evaluation, uses: int = 1) -> Outcome:
+    """Trains a model in place on its device; resumes a run, and stops at signals, as `vla.training.cotrain.train`.
 
     Args:
-        model: The model.
+        run: The run; a step has `plan.batch_size` pairs.
         pairs: The training pairs.
-        plan: The training configuration; a step has `plan.batch_size` pairs.
-        run: The output folder.
         loss: Computes the loss of a micro-batch.
-        evaluate: Computes the held-out scores.
-        better: The score whose highest value is the best checkpoint, among those whose `vqa` is within
-            `plan.vqa_margin` (`vla.training.checkpoint_gate`).
+        evaluation: The held-out scores, and which of them selects the best checkpoint.
         uses: The number of successive steps per batch.
-        origin: Where the model and the data come from (JSON values).
     """
+    model, plan, folder = run.model, run.plan, run.folder
     freeze(model, plan.freeze)
-    progress = Progress(settings=settings(plan, {"pairs": 1.0}, origin or {}))
-    state = TrainState(model, plan, run, ["pairs"], join(), progress)
-    evaluation, order = Evaluation(evaluate, better), Order(len(pairs), plan.seed)
+    progress = Progress(settings=settings(plan, {"pairs": 1.0}, run.origin))
+    state = TrainState(model, plan, folder, ["pairs"], join(), progress)
+    order = Order(len(pairs), plan.seed)
     resume(state, evaluation)
     start = state.progress.step
-    with interrupts() as received, log(run, start, plan, state.world.first) as logger:
+    with interrupts() as received, log(folder, start, plan, state.world.first) as logger:
 
         def take_step() -> None:
             first = state.progress.step // uses * plan.batch_size
