@@ -15,21 +15,24 @@ from load_and_look_at_a_store import record
 
 import vla
 from vla.training.run import train
+from vla.training.run_options import RunOptions
 
 
 def train_policy(store: Path, out: Path, steps: int, batch_size: int = 16, head: str = "parallel") -> Path:
     """Trains on the store and returns the folder of the run; a run that was cut off continues."""
     outcome = train(
-        data=str(store),
-        vqa={},  # stores of visual questions, by name: {"vqa": "outputs/scenes.zarr"}
-        mixture={"robot": 1.0},  # how often each source is drawn
-        out=str(out),
-        backbone="nano",  # the small pretrained backbone of this package; `vla models` lists others
-        head=head,  # how actions are represented: parallel, bins, fast, text, l1, flow, or a plug-in
-        horizon=6,  # steps of an action chunk
-        turns=1,
-        heldout_questions=0,
-        plan={"steps": steps, "batch_size": batch_size, "evaluate_every": steps, "warmup": steps // 4},
+        RunOptions(
+            data=str(store),
+            vqa={},  # stores of visual questions, by name: {"vqa": "outputs/scenes.zarr"}
+            mixture={"robot": 1.0},  # how often each source is drawn
+            out=str(out),
+            backbone="nano",  # the small pretrained backbone of this package; `vla models` lists others
+            head=head,  # how actions are represented: parallel, bins, fast, text, l1, flow, or a plug-in
+            horizon=6,  # steps of an action chunk
+            turns=1,
+            heldout_questions=0,
+            plan={"steps": steps, "batch_size": batch_size, "evaluate_every": steps, "warmup": steps // 4},
+        )
     )
     for evaluation in outcome.evaluations:
         print(f"step {evaluation['step']}: held-out action error {evaluation.get('action_error', float('nan')):.3f}")

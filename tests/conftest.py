@@ -139,8 +139,9 @@ def tiny_model(
     from vla.models.backbones.composed import ComposedVLM
     from vla.models.backbones.nano import train_tokenizer
     from vla.models.normalization import Normalizer
-    from vla.models.processor import IMAGE, Processor
+    from vla.models.processor import Processor
     from vla.models.robot_spec import RobotSpec
+    from vla.models.special_tokens import IMAGE
     from vla.models.vla import VLA
 
     tokenizer = train_tokenizer(["what color is the cube? red blue", "lift the ring", "where is it? 12 34"])

@@ -23,7 +23,7 @@ import test_webdataset_tar
 from omegaconf import OmegaConf
 from PIL import Image
 
-from vla.commands.convert import convert
+from vla.commands.convert import ConvertOptions, convert
 from vla.commands.options import compose
 from vla.datasets.episodes import EpisodeStore
 from vla.embodiment import Embodiment
@@ -43,7 +43,7 @@ def _defaults() -> dict[str, Any]:
 
 def to_store(src: Path, dst: Path, **options: object) -> None:
     """What `vla convert SRC DST` does, with its defaults."""
-    convert(**(_defaults() | {"src": str(src), "dst": str(dst)} | options))
+    convert(ConvertOptions(**(_defaults() | {"src": str(src), "dst": str(dst)} | options)))
 
 
 def own_episode(seed: int, size: tuple[int, int] = (8, 10)) -> Episode:

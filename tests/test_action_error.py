@@ -19,7 +19,7 @@ from vla.models.normalization import Normalizer
 from vla.models.robot_spec import RobotSpec
 from vla.models.vla import VLA
 from vla.training.checkpoint_gate import UNITS, choose
-from vla.training.run import evaluator
+from vla.training.heldout_scores import HeldoutScores
 from vla.types import Example
 
 
@@ -98,12 +98,12 @@ def test_an_invalid_chunk_counts_as_holding_and_the_end_does_not_count() -> None
 
 def test_a_training_says_both(make_model: Callable[..., VLA]) -> None:
     model, windows = make_model(), list(demonstrations())
-    one = evaluator({}, {"robot": windows})(model)
+    one = HeldoutScores({}, {"robot": windows})(model)
     assert one["action_error"] == action_error(model, windows) > 0
     assert [name for name in one if name.startswith(UNITS)] == [
         f"{UNITS}{n}" for n in model.processor.robot().embodiment.action
     ]
-    two = evaluator({}, {"a": windows[:1], "b": windows[1:]})(model)
+    two = HeldoutScores({}, {"a": windows[:1], "b": windows[1:]})(model)
     assert two["action_error"] == pytest.approx((two["action_error_a"] + two["action_error_b"]) / 2)
     assert f"{UNITS}a: grip [rad]" in two
 

@@ -19,9 +19,10 @@ from vla.models.vla import VLA
 from vla.training.augment import augment, change_light
 from vla.training.augmentation import AMOUNTS, Augmentation
 from vla.training.batches import micro_batches
+from vla.training.cotrain import train
 from vla.training.distributed import DistributedContext
 from vla.training.geometry import check, homography, move, move_points, report, warp
-from vla.training.loop import train
+from vla.training.state import Progress, TrainState
 from vla.training.step import backward
 from vla.training.train_config import TrainConfig
 from vla.types import Example
@@ -212,7 +213,7 @@ def test_a_row_is_augmented_alike_whatever_is_beside_it(make_model: Models, head
             seen = augment(model.processor.pixels(batch.images), batch, batch.seed, told.augmentation)
             for seed, row, mask in zip(batch.seed.tolist(), seen, batch.image_mask, strict=True):
                 torch.testing.assert_close(pixels.setdefault(seed, row[mask]), row[mask])
-        backward(model, micro, told, 1, ALONE, ["0", "1"])
+        backward(TrainState(model, told, Path(), ["0", "1"], ALONE, Progress(1)), micro)
         gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
     assert len(pixels) == 8
     for name, gradient in gradients[0].items():

@@ -21,7 +21,8 @@ from vla.models.normalization import Normalizer
 from vla.models.robot_spec import RobotSpec
 from vla.models.vla import VLA
 from vla.training.balance import KINDS, element_weights
-from vla.training.loop import train
+from vla.training.cotrain import train
+from vla.training.state import Progress, TrainState
 from vla.training.step import backward
 from vla.types import Example
 
@@ -47,7 +48,8 @@ def share_of_questions(make_model: Models, head: str, horizon: int, width: int, 
     batch = model.processor.batch([action] * 3 + asked)
     learned = model.forward
     model.forward = lambda *given: (torch.ones_like((out := learned(*given))[0], requires_grad=True), *out[1:])  # type: ignore[method-assign]
-    return backward(model, [batch], plan(steps=1, batch_size=5), 0, ALONE, SOURCES)["vqa"].part
+    state = TrainState(model, plan(steps=1, batch_size=5), Path(), SOURCES, ALONE, Progress())
+    return backward(state, [batch])["vqa"].part
 
 
 @pytest.mark.parametrize("head", ["parallel", "bins", "text", "l1", "flow"])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from vla.models.batch import IGNORE, Batch
 from vla.models.vla import VLA
 from vla.training.batches import SPARE, micro_batches, trimmed
 from vla.training.distributed import DistributedContext
-from vla.training.loop import TrainConfig
+from vla.training.state import Progress, TrainState
 from vla.training.step import backward
+from vla.training.train_config import TrainConfig
 from vla.types import Example
 
 Models = Callable[..., VLA]
@@ -50,7 +52,7 @@ def padded(micro: list[Batch]) -> float:
 
 def gradients(model: VLA, micro: list[Batch], told: TrainConfig) -> dict[str, torch.Tensor]:
     model.zero_grad()
-    backward(model, micro, told, 1, ALONE, list(mixture().shares))
+    backward(TrainState(model, told, Path(), ["texts"], ALONE, Progress(1)), micro)
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
@@ -107,6 +109,6 @@ def test_a_rank_without_images_or_robots_gets_a_row_of_no_weight(make_model: Mod
     ):
         assert batch.source[-1] == SPARE and batch.robot[-1] == 0 and batch.image_mask[-1].all()
         model.zero_grad()
-        backward(model, [batch], plan(), 1, ALONE, ["texts"])
+        backward(TrainState(model, plan(), Path(), ["texts"], ALONE, Progress(1)), [batch])
         assert all(p.grad is not None for p in model.continuous_head.parameters())
         assert not any(p.grad.any() for p in model.continuous_head.parameters() if p.grad is not None)

@@ -11,7 +11,7 @@ from contestant_loops import count, fail
 from vla.benchmarks import train as benchmark
 from vla.benchmarks.train_contestant import Contestant
 from vla.benchmarks.train_shapes import TINY, Shape, ours
-from vla.training.loop import train
+from vla.training.cotrain import train
 from vla.training.train_config import TrainConfig
 
 

@@ -48,17 +48,20 @@ def test_bridge_is_converted(bridge: EpisodeStore) -> None:
 @needs_bridge
 def test_a_policy_is_trained_some_steps_on_bridge(bridge: EpisodeStore, tmp_path: Path) -> None:
     from vla.training.run import train
+    from vla.training.run_options import RunOptions
 
     outcome = train(
-        data=str(bridge.path),
-        vqa={},
-        out=str(tmp_path / "run"),
-        backbone="nano",
-        mixture={"robot": 1.0},
-        horizon=2,
-        turns=1,
-        heldout_questions=0,
-        plan={"steps": 2, "batch_size": 2, "warmup": 1, "precision": "fp32", "evaluate_every": 2},
+        RunOptions(
+            data=str(bridge.path),
+            vqa={},
+            out=str(tmp_path / "run"),
+            backbone="nano",
+            mixture={"robot": 1.0},
+            horizon=2,
+            turns=1,
+            heldout_questions=0,
+            plan={"steps": 2, "batch_size": 2, "warmup": 1, "precision": "fp32", "evaluate_every": 2},
+        )
     )
     assert outcome.finished
     assert 0 < outcome.evaluations[-1]["action_error"] < 1

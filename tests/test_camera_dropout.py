@@ -26,9 +26,10 @@ from vla.policies.remote import RemotePolicy
 from vla.policies.vla import VlaPolicy
 from vla.training.batches import micro_batches
 from vla.training.camera_dropout import check_dropout, report_dropout, without_cameras
+from vla.training.cotrain import train
 from vla.training.demonstrations import Demonstrations, robot_specs
 from vla.training.distributed import DistributedContext
-from vla.training.loop import TrainConfig, train
+from vla.training.train_config import TrainConfig
 from vla.types import Episode, Example, Observation
 
 Models = Callable[..., VLA]

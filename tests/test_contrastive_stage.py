@@ -16,10 +16,12 @@ from vla.datasets.questions import Question
 from vla.datasets.vqa import CONVERSATION, VqaItem, VqaStore
 from vla.errors import InputError
 from vla.models.vla import VLA
-from vla.training.contrastive.encoder import MAX_LOG_SCALE, STARTS, PairEncoder, tokens
+from vla.training.contrastive.encoder import MAX_LOG_SCALE, STARTS, ContrastiveOptions, PairEncoder, tokens
 from vla.training.contrastive.train import train_contrastive
 from vla.training.contrastive.zero_shot import recall, zero_shot
+from vla.training.question_run import QuestionRun
 from vla.training.run import train
+from vla.training.run_options import RunOptions
 from vla.training.train_config import TrainConfig
 
 COLORS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220)}
@@ -53,12 +55,16 @@ def plan(**fields: Any) -> TrainConfig:
 def test_pictures_are_told_apart_by_their_names(
     make_model: Callable[..., VLA], store: VqaStore, tmp_path: Path, loss: str
 ) -> None:
-    outcome = train_contrastive(make_model(robot=False), {"s": store}, plan(), tmp_path / "a", loss=loss, chunk=5)
+    outcome = train_contrastive(
+        QuestionRun(make_model(robot=False), {"s": store}, plan(), tmp_path / "a"),
+        ContrastiveOptions(loss=loss, chunk=5),
+    )
     (scores,) = outcome.evaluations
     assert scores["class"] > 0.9 > scores["class_chance"]
     assert scores["text_recall@1"] > 0.9 and scores["image_recall@1"] > 0.9
     # The same again trains nothing, and knows how it went.
-    assert train_contrastive(make_model(robot=False), {"s": store}, plan(), tmp_path / "a", loss=loss) == outcome
+    again = QuestionRun(make_model(robot=False), {"s": store}, plan(), tmp_path / "a")
+    assert train_contrastive(again, ContrastiveOptions(loss=loss)) == outcome
 
 
 def test_it_trains_the_encoder_alone_and_none_where_that_is_frozen(
@@ -68,7 +74,9 @@ def test_it_trains_the_encoder_alone_and_none_where_that_is_frozen(
     for freeze in ((), ("vision",)):
         run = tmp_path / f"run{len(freeze)}"
         short = plan(steps=2, freeze=freeze)
-        outcome = train_contrastive(make_model(robot=False), {"s": store}, short, run, noise=0.5)
+        outcome = train_contrastive(
+            QuestionRun(make_model(robot=False), {"s": store}, short, run), ContrastiveOptions(noise=0.5)
+        )
         assert outcome.best is not None
         after = VLA.load(outcome.best).state_dict()
         changed = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
@@ -78,7 +86,7 @@ def test_it_trains_the_encoder_alone_and_none_where_that_is_frozen(
 
 def test_where_each_loss_starts_and_where_clip_is_clamped(make_model: Callable[..., VLA]) -> None:
     vision = make_model(robot=False).backbone.vision
-    starts = {kind: PairEncoder(vision, 99, kind) for kind in STARTS}
+    starts = {kind: PairEncoder(vision, 99, ContrastiveOptions(kind)) for kind in STARTS}
     scales = {kind: made.logit_scale.item() for kind, made in starts.items()}
     assert scales == pytest.approx({"clip": 1 / 0.07, "align": 1.0, "siglip": 10.0})
     assert starts["siglip"].logit_bias.item() == -10
@@ -88,12 +96,12 @@ def test_where_each_loss_starts_and_where_clip_is_clamped(make_model: Callable[.
     starts["clip"].clamp()
     assert starts["clip"].log_scale.item() == pytest.approx(MAX_LOG_SCALE) == math.log(100)
     with pytest.raises(InputError, match="clip, align, siglip, not dino"):
-        PairEncoder(vision, 99, "dino")
+        ContrastiveOptions("dino")
 
 
 def test_padding_changes_no_text(make_model: Callable[..., VLA]) -> None:
     model = make_model(robot=False)
-    both = PairEncoder(model.backbone.vision, model.processor.text_vocab).eval()
+    both = PairEncoder(model.backbone.vision, model.processor.text_vocab, ContrastiveOptions()).eval()
     short, long = "red", "what color is the cube? blue blue blue"
     alone, together = (
         both.encode_texts(*tokens(model.processor.tokenizer, texts, 64)) for texts in ([short], [short, long])
@@ -138,7 +146,7 @@ def test_stages_go_on_from_each_other_with_the_encoder_frozen_after_the_first(
         "instruct": {"plan": {"freeze": ["vision"]}},
     }
     given = options(store, tmp_path / "run", backbone=str(tmp_path / "start"), stages=stages)
-    outcome = train(**given)
+    outcome = train(RunOptions(**given))
     assert outcome.finished and outcome.best is not None and outcome.best.parent.name == "instruct"
     assert f"vqa/{CONVERSATION}" in outcome.evaluations[-1]
     told = [weights(tmp_path / "run" / name) for name in stages]
@@ -148,7 +156,7 @@ def test_stages_go_on_from_each_other_with_the_encoder_frozen_after_the_first(
         for a, b in zip(told, told[1:], strict=False)
     ]
     assert changed == [{"vision"}, {"connector"}, {"connector", "language"}]
-    assert train(**given).step == 2  # again: nothing is left to do
+    assert train(RunOptions(**given)).step == 2  # again: nothing is left to do
 
 
 @pytest.mark.parametrize(
@@ -169,5 +177,5 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     make_model(robot=False).save_pretrained(tmp_path / "start")
     with pytest.raises(InputError, match=message):
-        train(**options(store, tmp_path / "run", backbone=str(tmp_path / "start")) | fields)
+        train(RunOptions(**options(store, tmp_path / "run", backbone=str(tmp_path / "start")) | fields))
     assert not (tmp_path / "run").exists()

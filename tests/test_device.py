@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ import torch
 from vla.models.vla import VLA
 from vla.training.batches import spare
 from vla.training.distributed import DistributedContext
-from vla.training.loop import TrainConfig
+from vla.training.state import Progress, TrainState
 from vla.training.step import backward
+from vla.training.train_config import TrainConfig
 from vla.types import Observation
 
 HEADS = ("parallel", "bins", "fast", "text", "l1", "flow")
@@ -28,8 +30,10 @@ def test_a_head_stays_on_the_models_device(make_model: Callable[..., VLA], head:
     black = np.zeros((32, 32, 3), np.uint8)
     seen = Observation(dict.fromkeys(robot.embodiment.cameras, black), np.zeros(2), "lift", 0.0)
     prompt, question = processor.robot_prompt([seen, seen]), processor.question_prompt(["where is it?"], [{}])
+    alone = DistributedContext(torch.device("cpu"))
+    state = TrainState(model, TrainConfig(steps=1, precision="fp32"), Path(), [], alone, Progress())
     with torch.device("meta"):
-        backward(model, [batch], TrainConfig(steps=1, precision="fp32"), 0, DistributedContext(torch.device("cpu")), [])
+        backward(state, [batch])
         for given in (None, np.zeros((2, 1, 3))):
             model.generate_actions(prompt, given)
         model.generate_text(question, 2)

@@ -22,7 +22,8 @@ from vla.errors import InputError
 from vla.evaluation.heldout import action_error, vqa_accuracy
 from vla.models.vla import VLA
 from vla.training import checkpoint
-from vla.training.loop import TrainConfig, train
+from vla.training.cotrain import train
+from vla.training.train_config import TrainConfig
 from vla.types import Example
 
 HERE = Path(__file__).parent

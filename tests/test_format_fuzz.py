@@ -22,7 +22,7 @@ from test_lerobot_v21 import write_v21
 from test_rlds import episode
 from test_rlds import write as write_rlds
 
-from vla.commands.convert import convert
+from vla.commands.convert import ConvertOptions, convert
 from vla.datasets.episodes import EpisodeStore
 from vla.errors import InputError
 from vla.types import Episode
@@ -141,7 +141,7 @@ def check(name: str, folder: Path, seeds: range) -> None:
         for skip in (False, True):
             refused = ""
             try:
-                convert(**{**options, "skip": skip})
+                convert(ConvertOptions(**{**options, "skip": skip}))
             except InputError as error:
                 refused = str(error)
             stored: list[Episode] = list(EpisodeStore.open(out)) if out.exists() else []

@@ -15,7 +15,7 @@ from test_training import demonstrations, mixture, plan
 from vla.evaluation.heldout import action_error
 from vla.models.engine.engine import Engine
 from vla.models.vla import VLA
-from vla.training.loop import train
+from vla.training.cotrain import train
 
 pytestmark = [
     pytest.mark.gpu,

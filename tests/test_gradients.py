@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from vla.models.vla import VLA
 from vla.training.batches import micro_batches
 from vla.training.distributed import DistributedContext
 from vla.training.gradients import gradient_report, gradient_shares
-from vla.training.loop import TrainConfig
+from vla.training.state import Progress, TrainState
+from vla.training.train_config import TrainConfig
 from vla.types import Example
 
 ALONE = DistributedContext(torch.device("cpu"))
@@ -34,7 +36,8 @@ def test_the_report_is_that_of_gradients_by_hand(make_model: Callable[..., VLA])
     mixture = Mixture(sources, {"red": 4.0, "blue": 2.0, "rare": 0.01}, 0)
     plan = TrainConfig(steps=1, batch_size=6, accumulate=2, augment=0.0, precision="fp32", loss_weights={"red": 3.0})
     micro = micro_batches(model.processor, mixture, plan, 1, ALONE)
-    report = gradient_report(model, micro, plan, 1, ALONE, list(mixture.shares))
+    state = TrainState(model, plan, Path(), list(mixture.shares), ALONE, Progress(1))
+    report = gradient_report(state, micro)
     assert all(p.grad is None for p in model.parameters())
     # By hand: all rows at once, the mean of each source's elements, by its rows and its weight.
     examples = mixture.batch(1, 6)
@@ -46,7 +49,7 @@ def test_the_report_is_that_of_gradients_by_hand(make_model: Callable[..., VLA])
         loss = losses[own].mean() * weights[name] / sum(weights.values())
         found = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True, materialize_grads=True)
         by_hand[name] = torch.cat([g.flatten() for g in found])
-    shares = gradient_shares(model, micro, plan, 1, ALONE, list(mixture.shares))
+    shares = gradient_shares(state, micro)
     norms = {"gradient/red", "gradient/blue", "gradient_cosine/blue·red"}  # of rare there is no row
     assert report.keys() == norms | shares.keys() and {name: report[name] for name in shares} == pytest.approx(shares)
     assert all(p.grad is None for p in model.parameters())

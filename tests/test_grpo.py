@@ -17,8 +17,9 @@ from vla.datasets.preferences import Pair, pairs_of
 from vla.datasets.vqa import VqaStore
 from vla.errors import InputError
 from vla.models.vla import VLA
-from vla.training.preference.grpo import advantages, answered, grpo_loss, sample, train_grpo, truth
+from vla.training.preference.grpo import GrpoOptions, advantages, answered, grpo_loss, sample, train_grpo, truth
 from vla.training.preference.losses import token_logps
+from vla.training.question_run import QuestionRun
 
 
 @pytest.fixture(scope="module")
@@ -119,13 +120,21 @@ def test_an_answer_ends_with_its_end_and_nothing_is_said_after_it(guesser: Calla
 def test_a_few_steps_raise_the_reward(store: VqaStore, guesser: Callable[[], VLA], tmp_path: Path) -> None:
     settings = plan(steps=30, evaluate_every=15, batch_size=4, lr=3e-3, accumulate=2)
     # The model before it learns is that of a run whose rate is none.
-    before = train_grpo(guesser(), {"vqa": store}, plan(steps=1, lr=1e-9), tmp_path / "a", nothing, max_tokens=4)
-    after = train_grpo(guesser(), {"vqa": store}, settings, tmp_path / "b", nothing, max_tokens=4, beta=0, uses=2)
+    before = train_grpo(
+        QuestionRun(guesser(), {"vqa": store}, plan(steps=1, lr=1e-9), tmp_path / "a"),
+        GrpoOptions(max_tokens=4),
+        nothing,
+    )
+    after = train_grpo(
+        QuestionRun(guesser(), {"vqa": store}, settings, tmp_path / "b"),
+        GrpoOptions(max_tokens=4, beta=0, uses=2),
+        nothing,
+    )
     assert before.evaluations[-1]["reward"] < 0.7 < 0.9 < after.evaluations[-1]["reward"]
 
 
 def test_grpo_that_was_cut_off_goes_on(store: VqaStore, guesser: Callable[[], VLA], tmp_path: Path) -> None:
-    settings = plan(steps=4, evaluate_every=2, batch_size=2)
+    settings, options = plan(steps=4, evaluate_every=2, batch_size=2), GrpoOptions(max_tokens=3, uses=2)
 
     def killed(_: VLA) -> dict[str, float]:
         if (tmp_path / "cut" / "step-00000002").exists():
@@ -133,10 +142,10 @@ def test_grpo_that_was_cut_off_goes_on(store: VqaStore, guesser: Callable[[], VL
         return {}
 
     whole, again = guesser(), guesser()
-    train_grpo(whole, {"vqa": store}, settings, tmp_path / "whole", nothing, max_tokens=3, uses=2)
+    train_grpo(QuestionRun(whole, {"vqa": store}, settings, tmp_path / "whole"), options, nothing)
     with pytest.raises(KeyboardInterrupt):
-        train_grpo(guesser(), {"vqa": store}, settings, tmp_path / "cut", killed, max_tokens=3, uses=2)
-    train_grpo(again, {"vqa": store}, settings, tmp_path / "cut", nothing, max_tokens=3, uses=2)
+        train_grpo(QuestionRun(guesser(), {"vqa": store}, settings, tmp_path / "cut"), options, killed)
+    train_grpo(QuestionRun(again, {"vqa": store}, settings, tmp_path / "cut"), options, nothing)
     torch.testing.assert_close(again.state_dict(), whole.state_dict(), rtol=0, atol=0)
 
 
@@ -156,5 +165,6 @@ def test_truth_is_f1_of_objects_or_whether_the_answer_is_right() -> None:
 def test_options_that_do_not_fit_are_refused(store: VqaStore, make_model: Callable[..., VLA], tmp_path: Path) -> None:
     for wrong, message in (({"group": 1}, "2 answers or more"), ({"reward": str(tmp_path)}, "is not a reward model")):
         with pytest.raises(InputError, match=message):
-            train_grpo(make_model(robot=False), {"vqa": store}, plan(), tmp_path / "run", nothing, **wrong)  # type: ignore[arg-type]
+            run = QuestionRun(make_model(robot=False), {"vqa": store}, plan(), tmp_path / "run")
+            train_grpo(run, GrpoOptions(**wrong), nothing)  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()

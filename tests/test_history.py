@@ -28,7 +28,7 @@ from vla.policies.vla import VlaPolicy
 from vla.training.batches import micro_batches, spare
 from vla.training.distributed import DistributedContext
 from vla.training.history import history_steps, with_history
-from vla.training.loop import TrainConfig
+from vla.training.train_config import TrainConfig
 from vla.types import Episode, Example, Observation
 
 Models = Callable[..., VLA]

@@ -22,6 +22,7 @@ from vla.models.action_heads.build import HEADS
 from vla.training.demonstrations import Demonstrations
 from vla.training.horizon import SECONDS, horizon_steps, prefix_steps
 from vla.training.run import train
+from vla.training.run_options import RunOptions
 
 rates = st.sampled_from([5.0, 10.0, 15.0, 30.0, 50.0])
 
@@ -81,14 +82,14 @@ def test_a_training_takes_seconds_and_a_policy_that_goes_on_keeps_its_own(
     make_episode: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = {"first": stores(make_episode, tmp_path)["first"]}
-    train(**options(data, tmp_path / "a", horizon="300 ms", delay=0.1))
+    train(RunOptions(**options(data, tmp_path / "a", horizon="300 ms", delay=0.1)))
     found = json.loads((tmp_path / "a/best/processor.json").read_text())
     assert found["robots"][0]["horizon"] == 3
     assert json.loads((tmp_path / "a/best/training.json").read_text())["settings"]["horizon"] == 3
-    train(**options(data, tmp_path / "b", horizon=None, backbone=str(tmp_path / "a/best")))
+    train(RunOptions(**options(data, tmp_path / "b", horizon=None, backbone=str(tmp_path / "a/best"))))
     assert json.loads((tmp_path / "b/best/processor.json").read_text())["robots"][0]["horizon"] == 3
     with pytest.raises(InputError, match="another delay"):
-        train(**options(data, tmp_path / "a", horizon=3, delay=0.2, plan={"steps": 3, "batch_size": 3}))
+        train(RunOptions(**options(data, tmp_path / "a", horizon=3, delay=0.2, plan={"steps": 3, "batch_size": 3})))
     command = ["train", f"data={data['first']}", "mixture.vqa=0", "backbone=scratch", f"out={tmp_path / 'c'}"]
     assert cli.main([*command, "horizon=1.0"]) == 2
     assert "horizon is a number of steps (6) or a time" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parents[1]
 LINKED = ("envs", "policies", "datasets", "configs")
 MAX_LINES = 400
+MAX_PARAMETERS = 12
 
 # An address of a package registry, or a folder of one machine.
 PRIVATE = re.compile(
@@ -79,6 +81,18 @@ def test_files_are_short() -> None:
     files = [*(file for _, file in modules()), *(ROOT / "tests").glob("*.py")]
     lengths = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in files}
     assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
+
+
+def test_functions_have_few_parameters() -> None:
+    """Those of commands are their options."""
+    found = {}
+    for module, file in modules():
+        functions = (n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.FunctionDef))
+        for function in () if module.startswith("commands.") else functions:
+            names = [a.arg for a in ast.walk(function.args) if isinstance(a, ast.arg) and a.arg not in ("self", "cls")]
+            if len(names) > MAX_PARAMETERS:
+                found[f"{module}.{function.name}"] = len(names)
+    assert found == {}
 
 
 def test_no_registry_and_no_path_of_one_machine_is_written_down() -> None:

@@ -30,7 +30,7 @@ from vla.models.batch import Batch
 from vla.models.vla import VLA
 from vla.training.distributed import DistributedContext
 from vla.training.loader import loader_workers, prefetch
-from vla.training.loop import TrainConfig
+from vla.training.train_config import TrainConfig
 from vla.types import Episode
 
 CPU = torch.device("cpu")
@@ -160,7 +160,8 @@ from vla.datasets.episodes import EpisodeStore
 from vla.datasets.mixture import Mixture
 from vla.datasets.windows import Windows
 from vla.models.vla import VLA
-from vla.training.loop import TrainConfig, train
+from vla.training.cotrain import train
+from vla.training.train_config import TrainConfig
 
 mixture = Mixture({"robot": Windows(EpisodeStore.open("demos"), 4)}, {"robot": 1.0}, 0)
 plan = TrainConfig(steps=10**6, batch_size=4, loader_workers=2, evaluate_every=3, augment=0)

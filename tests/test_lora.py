@@ -18,7 +18,7 @@ from vla.errors import InputError
 from vla.models.backbone_inputs import DecoderInput
 from vla.models.backbones.build import build
 from vla.models.vla import VLA
-from vla.training.loop import train
+from vla.training.cotrain import train
 from vla.training.lora import adapt, inject, merged
 from vla.training.optimizer import Optimizers, freeze
 

@@ -21,6 +21,7 @@ from vla.policies.load import policy_for
 from vla.policies.vla import VlaPolicy
 from vla.recording.zarr_recorder import ZarrRecorder
 from vla.training.run import train
+from vla.training.run_options import RunOptions
 from vla.types import Episode, Observation
 
 Make = Callable[..., Episode]
@@ -101,7 +102,7 @@ def test_recordings_of_other_extremes_merge_and_keep_the_range_of_both(days: dic
 
 
 def test_recordings_train_together_into_a_policy_of_the_robot(days: dict[str, str], tmp_path: Path) -> None:
-    assert train(**options(days, tmp_path / "run")).finished
+    assert train(RunOptions(**options(days, tmp_path / "run"))).finished
     model = VLA.load(tmp_path / "run/best")
     (robot,) = model.processor.robots
     assert (list(robot.embodiment.action_low), list(robot.embodiment.action_high)) == bounds(bodies(days))
@@ -163,7 +164,7 @@ def test_a_policy_of_lerobots_recordings_drives_the_arm_that_they_are_of(tmp_pat
     names, _, _ = so101_units()
     path = str(tmp_path / "store.zarr")
     assert cli.main(["convert", str(recording(tmp_path / "set", robot="so101_follower", names=names)), path]) == 0
-    assert train(**options(path, tmp_path / "run")).finished
+    assert train(RunOptions(**options(path, tmp_path / "run"))).finished
     policy = adapt(policy_for(str(tmp_path / "run"), arm.embodiment), arm.embodiment, arm.limits.velocity, {})
     assert policy.embodiment == arm.embodiment
     in_radians = replace(arm.embodiment, action=tuple(f"{name} [rad]" for name in names), action_state=(), grippers=())

@@ -16,6 +16,7 @@ from vla.models.vla import VLA
 from vla.policies.vla import VlaPolicy
 from vla.training.demonstrations import Demonstrations, robot_specs
 from vla.training.run import train
+from vla.training.run_options import RunOptions
 from vla.types import Episode, Observation
 
 Make = Callable[..., Episode]
@@ -42,7 +43,7 @@ def options(data: Any, out: Path, **fields: Any) -> dict[str, Any]:
 
 
 def test_one_policy_is_trained_on_all_and_goes_on_with_fewer(stores: dict[str, str], tmp_path: Path) -> None:
-    outcome = train(**options(stores, tmp_path / "run"))
+    outcome = train(RunOptions(**options(stores, tmp_path / "run")))
     assert outcome.finished and {f"action_error_{name}" for name in stores} <= outcome.evaluations[-1].keys()
     model = VLA.load(tmp_path / "run/best")
     (robot,) = model.processor.robots
@@ -63,15 +64,15 @@ def test_one_policy_is_trained_on_all_and_goes_on_with_fewer(stores: dict[str, s
     assert chunk is not None and chunk.points is not None and chunk.points.shape == (4, 2)
     # The checkpoint says as many points when it goes on, with the data of its own numbers.
     again = options(stores, tmp_path / "again", backbone=str(tmp_path / "run/best"))
-    assert train(**again).finished
+    assert train(RunOptions(**again)).finished
     assert VLA.load(tmp_path / "again/best").processor.robots[0].points == 4
 
 
 def test_a_checkpoint_that_says_fewer_points_is_refused_more(stores: dict[str, str], tmp_path: Path) -> None:
     fewer = {name: path for name, path in stores.items() if name != "two"}
-    assert train(**options(fewer, tmp_path / "run")).finished
+    assert train(RunOptions(**options(fewer, tmp_path / "run"))).finished
     with pytest.raises(InputError, match="points are 2 a step in the checkpoint, 4 for the data"):
-        train(**options(stores, tmp_path / "more", backbone=str(tmp_path / "run/best")))
+        train(RunOptions(**options(stores, tmp_path / "more", backbone=str(tmp_path / "run/best"))))
 
 
 def test_the_number_of_things_is_no_matter_of_the_order(stores: dict[str, str]) -> None:

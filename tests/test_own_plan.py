@@ -20,6 +20,7 @@ from vla.models.vla import VLA
 from vla.training.backbone_defaults import backbone_defaults
 from vla.training.optimizer import Optimizers, freeze
 from vla.training.run import train
+from vla.training.run_options import RunOptions
 from vla.training.train_config import TrainConfig, make_train_config
 
 DEFAULTS: dict[str, Any] = values_of(compose("train", []))["plan"]
@@ -108,5 +109,5 @@ def test_nano_says_what_it_freezes(
 ) -> None:
     data = stores(make_episode, tmp_path)["first"]
     plan = DEFAULTS | {"steps": 1, "batch_size": 2, "precision": "fp32"}
-    train(**options(data, tmp_path / "out", backbone="nano", plan=plan))
+    train(RunOptions(**options(data, tmp_path / "out", backbone="nano", plan=plan)))
     assert f"frozen: {', '.join(NANO)}" in capsys.readouterr().out

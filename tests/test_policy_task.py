@@ -12,13 +12,15 @@ from serving import Mark, served
 from test_run import options
 
 from vla.commands import checks, cli
-from vla.commands.options import compose, values_of
+from vla.commands.options import bind, compose, values_of
 from vla.datasets.episodes import EpisodeStore
 from vla.errors import InputError
 from vla.evaluation import evaluate as evaluation
+from vla.evaluation.evaluation_options import EvaluationOptions
 from vla.models.vla import VLA
 from vla.policies.load import tasks_of_policy, tasks_trained_on
 from vla.training.run import train
+from vla.training.run_options import RunOptions
 from vla.types import Episode
 
 Episodes = Callable[..., Episode]
@@ -46,14 +48,14 @@ def policy(make_model: Callable[..., VLA], tmp_path: Path) -> Callable[..., str]
 def test_a_training_notes_the_tasks_of_its_data(make_episode: Episodes, tmp_path: Path) -> None:
     drawer = store(make_episode, tmp_path / "a.zarr", "drawer-open", "drawer-open", None)
     fields: dict[str, Any] = {"plan": {"steps": 1, "batch_size": 2, "precision": "fp32"}}
-    train(**options(drawer, tmp_path / "one", **fields))
+    train(RunOptions(**options(drawer, tmp_path / "one", **fields)))
     assert VLA.load(tmp_path / "one" / "best").processor.tasks == ("drawer-open",)
     # What no environment is called is no task; what it was trained on before still is one.
     mixed = store(make_episode, tmp_path / "b.zarr", "metaworld/reach-v3", "pour the tea", "own.yaml", 3)
-    train(**options(mixed, tmp_path / "two", **fields))
+    train(RunOptions(**options(mixed, tmp_path / "two", **fields)))
     assert tasks_of_policy(str(tmp_path / "two")) == ("metaworld/reach-v3",)
     again = store(make_episode, tmp_path / "c.zarr", "drawer-close", "drawer-open", None)
-    train(**options(again, tmp_path / "three", backbone=str(tmp_path / "one"), **fields))
+    train(RunOptions(**options(again, tmp_path / "three", backbone=str(tmp_path / "one"), **fields)))
     assert tasks_of_policy(str(tmp_path / "three")) == ("drawer-close", "drawer-open")
 
 
@@ -90,13 +92,13 @@ def test_an_evaluation_is_of_the_policys_tasks(
     def stop(task: str, *_: Any, **__: Any) -> None:
         raise Reached(task)
 
-    monkeypatch.setattr(evaluation, "check_task", stop)
+    monkeypatch.setattr("vla.evaluation.evaluation_options.check_task", stop)
     monkeypatch.setattr(evaluation, "evaluate_tasks", lambda tasks, *_, **__: stop("+".join(tasks)))
 
     def evaluated(**given: Any) -> str:
         values = values_of(compose("eval", [f"out={tmp_path / 'out'}"])) | given
         with pytest.raises(Reached) as reached:
-            evaluation.evaluate(**values)
+            evaluation.evaluate(EvaluationOptions(**values))
         return str(reached.value)
 
     assert evaluated(policy=policy("drawer-open")) == "drawer-open"
@@ -106,7 +108,7 @@ def test_an_evaluation_is_of_the_policys_tasks(
     assert "was trained on drawer-open, and is evaluated on stack" in capsys.readouterr().out
     assert evaluated(policy="expert") == "pick"
     with pytest.raises(InputError, match="does not name the simulated task"):
-        evaluation.evaluate(**values_of(compose("eval", [f"out={tmp_path / 'out'}"])) | {"policy": policy()})
+        bind(evaluation.evaluate, compose("eval", [f"out={tmp_path / 'out'}", f"policy={policy()}"]))()
 
 
 def test_a_simulated_robot_stands_in_the_scene_of_the_policys_task(

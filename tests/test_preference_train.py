@@ -19,7 +19,8 @@ from vla.datasets.vqa import VqaItem, VqaStore
 from vla.errors import InputError
 from vla.models.vla import VLA
 from vla.training.preference.losses import Objective, preference_loss, token_logps
-from vla.training.preference.train import pair_loss, train_preference
+from vla.training.preference.train import PreferenceOptions, pair_loss, train_preference
+from vla.training.question_run import QuestionRun
 from vla.training.train_config import TrainConfig
 
 COLORS = {"red": (220, 20, 20), "blue": (20, 20, 220)}
@@ -55,7 +56,8 @@ def nothing(_: VLA) -> dict[str, float]:
 
 def test_the_true_answer_becomes_the_preferred(store: VqaStore, make_model: Callable[..., VLA], tmp_path: Path) -> None:
     model = make_model(robot=False)
-    outcome = train_preference(model, {"vqa": store}, plan(), tmp_path, nothing, weight=5, average=True, beta=0.5)
+    options = PreferenceOptions(weight=5, average=True, beta=0.5)
+    outcome = train_preference(QuestionRun(model, {"vqa": store}, plan(), tmp_path), options, nothing)
     first, last = outcome.evaluations
     assert last["preference_accuracy"] > 0.9 and last["preference_margin"] > first["preference_margin"] > 0
     assert last["preference_accuracy/color"] == last["preference_accuracy"]
@@ -64,7 +66,11 @@ def test_the_true_answer_becomes_the_preferred(store: VqaStore, make_model: Call
 
 def test_a_run_that_was_cut_off_goes_on(store: VqaStore, make_model: Callable[..., VLA], tmp_path: Path) -> None:
     whole, cut = make_model(robot=False), make_model(robot=False)
-    train_preference(whole, {"vqa": store}, plan(steps=4, evaluate_every=2), tmp_path / "a", nothing)
+    train_preference(
+        QuestionRun(whole, {"vqa": store}, plan(steps=4, evaluate_every=2), tmp_path / "a"),
+        PreferenceOptions(),
+        nothing,
+    )
 
     def killed(_: VLA) -> dict[str, float]:
         if (tmp_path / "b" / "step-00000002").exists():
@@ -72,9 +78,17 @@ def test_a_run_that_was_cut_off_goes_on(store: VqaStore, make_model: Callable[..
         return {}
 
     with pytest.raises(KeyboardInterrupt):
-        train_preference(cut, {"vqa": store}, plan(steps=4, evaluate_every=2), tmp_path / "b", killed)
+        train_preference(
+            QuestionRun(cut, {"vqa": store}, plan(steps=4, evaluate_every=2), tmp_path / "b"),
+            PreferenceOptions(),
+            killed,
+        )
     again = make_model(robot=False)
-    train_preference(again, {"vqa": store}, plan(steps=4, evaluate_every=2), tmp_path / "b", nothing)
+    train_preference(
+        QuestionRun(again, {"vqa": store}, plan(steps=4, evaluate_every=2), tmp_path / "b"),
+        PreferenceOptions(),
+        nothing,
+    )
     torch.testing.assert_close(again.state_dict(), whole.state_dict(), rtol=0, atol=0)
 
 
@@ -124,7 +138,11 @@ def test_too_few_pairs_are_refused_before_anything_is_written(
     store: VqaStore, make_model: Callable[..., VLA], tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="pairs to train on"):
-        train_preference(make_model(robot=False), {"vqa": store}, plan(batch_size=500), tmp_path / "run", nothing)
+        train_preference(
+            QuestionRun(make_model(robot=False), {"vqa": store}, plan(batch_size=500), tmp_path / "run"),
+            PreferenceOptions(),
+            nothing,
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -133,7 +151,7 @@ def test_every_method_of_the_docs_can_be_said() -> None:
     table = docs.partition("| method | `preference.` |")[2].partition("\n\n")[0]
     told = [re.findall("`(.+?)`", row) for row in table.splitlines()[2:]]
     found = [compose("train", ["stage=preference", *(f"preference.{one}" for one in row)]).preference for row in told]
-    made = [Objective(**{k: v for k, v in one.items() if k not in ("files", "images")}) for one in found]
+    made = [PreferenceOptions(**one) for one in found]
     assert len(made) == 5 and [one.losses for one in made][-1] == MPO
     assert all(one.losses == {"sigmoid": 1} for one in made[:-1])
 

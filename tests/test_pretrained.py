@@ -36,7 +36,8 @@ from vla.models.build import build
 from vla.models.normalization import Normalizer
 from vla.models.robot_spec import RobotSpec
 from vla.models.vla import VLA
-from vla.training.loop import TrainConfig, train
+from vla.training.cotrain import train
+from vla.training.train_config import TrainConfig
 from vla.types import Example, Observation
 
 MARKS = ("<pad>", "<s>", "</s>", "<bos>", "<eos>", "<image>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "[INST]")

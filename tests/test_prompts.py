@@ -21,6 +21,7 @@ from vla.datasets.prompts import INSTRUCTIONS, prompts_at
 from vla.datasets.windows import Windows
 from vla.errors import InputError
 from vla.training import run
+from vla.training.run_options import RunOptions
 from vla.types import Episode, Span
 
 Make = Callable[..., Episode]
@@ -120,13 +121,18 @@ def test_training_draws_evaluates_and_reads_the_words_of_sub_tasks(
         return real(backbone, robots, seen["texts"], *rest)
 
     monkeypatch.setattr(run, "build", build)
-    monkeypatch.setattr(run, "evaluator", lambda questions, windows: seen.update(windows))
+
+    def note(questions: Any, windows: Any) -> Any:
+        seen.update(windows)
+        return dict
+
+    monkeypatch.setattr("vla.training.run_data.HeldoutScores", note)
 
     def run_plan(model: Any, mixture: Any, *rest: Any) -> run.Outcome:
         seen["batch"] = mixture.batch(0, 60)
         return run.Outcome(0, True, None, [])
 
-    monkeypatch.setattr(run, "run_plan", run_plan)
+    monkeypatch.setattr("vla.training.cotrain.train", run_plan)
     options = {"vqa": {}, "out": str(tmp_path / "run"), "backbone": "scratch", "mixture": {"robot": 1.0}, "horizon": 2}
     options |= {
         "turns": 1,
@@ -134,14 +140,14 @@ def test_training_draws_evaluates_and_reads_the_words_of_sub_tasks(
         "plan": {"steps": 1, "batch_size": 1},
         "data": str(tmp_path / "store"),
     }
-    run.train(**options)
+    run.train(RunOptions(**options))
     assert {f" {DRAWER}", " pull", f" {CUP}"} <= set(seen["texts"])
     assert [example.prompt for example in seen["robot"]] == [DRAWER, CUP]
     assert {example.prompt for example in seen["batch"]} == {DRAWER, "pull", CUP}
-    run.train(**options, instruction="episode")
+    run.train(RunOptions(**options, instruction="episode"))
     assert {example.prompt for example in seen["batch"]} == {DRAWER, "pull"}
     with pytest.raises(InputError, match="instruction=task: choose of both, span, episode"):
-        run.train(**options, instruction="task")
+        run.train(RunOptions(**options, instruction="task"))
 
 
 def test_a_film_shows_the_sub_task_of_each_moment(make_episode: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from vla.evaluation.rollouts.result_store import check_folder
 from vla.models.action_heads.build import stored_settings
 from vla.models.vla import VLA
 from vla.training.run import train
+from vla.training.run_options import RunOptions
 from vla.types import Episode
 
 
@@ -101,7 +102,7 @@ def rename_tensors(file: Path) -> None:
 def test_a_run_of_an_earlier_version_goes_on(make_episode: type[Episode], tmp_path: Path, head: str) -> None:
     data = {"robot": stores(make_episode, tmp_path)["first"]}
     plan = {"steps": 1, "batch_size": 3, "precision": "fp32"}
-    run = train(**options(data, tmp_path / "a", head=head, plan=plan)).best
+    run = train(RunOptions(**options(data, tmp_path / "a", head=head, plan=plan))).best
     before = VLA.load(run).state_dict()
     for file in (run / "model.safetensors", *(run / "training").glob("*.safetensors")):
         rename_tensors(file)
@@ -112,7 +113,7 @@ def test_a_run_of_an_earlier_version_goes_on(make_episode: type[Episode], tmp_pa
     (run / "training.json").write_text(json.dumps(progress))
     assert all((VLA.load(run).state_dict()[name] == tensor).all() for name, tensor in before.items())
     assert all(current_weight(earlier_weight(name)) == name for name in before)
-    assert train(**options(data, tmp_path / "a", head=head, plan=plan | {"steps": 2})).step == 2
+    assert train(RunOptions(**options(data, tmp_path / "a", head=head, plan=plan | {"steps": 2}))).step == 2
 
 
 def test_an_earlier_value_and_path_are_taken_in_every_form(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,8 +22,9 @@ from vla.errors import InputError
 from vla.models.vla import VLA
 from vla.training import checkpoint
 from vla.training.checkpoint import STEP, best, checkpoints, latest
-from vla.training.loop import train
+from vla.training.cotrain import train
 from vla.training.run import train as train_stores
+from vla.training.run_options import RunOptions
 
 Models = Callable[..., VLA]
 
@@ -172,18 +173,18 @@ def test_a_run_knows_its_data_and_its_backbone(
     moved = tmp_path / "moved.zarr"
     shutil.copytree(data, moved)
     base = options(data, tmp_path / "base", plan={"steps": 1, "batch_size": 2, "precision": "fp32"})
-    train_stores(**base)
+    train_stores(RunOptions(**base))
     policy = base | {"backbone": str(tmp_path / "base"), "out": str(tmp_path / "run")}
-    train_stores(**policy)
+    train_stores(RunOptions(**policy))
     longer = {"plan": policy["plan"] | {"steps": 2}}
-    train_stores(**policy | longer | {"data": str(moved)})
+    train_stores(RunOptions(**policy | longer | {"data": str(moved)}))
     assert f"data {data} -> {moved}" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "base")  # what the run began from is trained anew
-    train_stores(**base | {"plan": base["plan"] | {"seed": 1}})
+    train_stores(RunOptions(**base | {"plan": base["plan"] | {"seed": 1}}))
     with pytest.raises(InputError, match="another backbone_weights"):
-        train_stores(**policy | {"plan": policy["plan"] | {"steps": 3}})
+        train_stores(RunOptions(**policy | {"plan": policy["plan"] | {"steps": 3}}))
     with pytest.raises(InputError, match="horizon"):
-        train_stores(**base | {"horizon": 4, "plan": base["plan"] | {"seed": 1, "steps": 2}})
+        train_stores(RunOptions(**base | {"horizon": 4, "plan": base["plan"] | {"seed": 1, "steps": 2}}))
 
 
 def test_the_command_says_what_it_goes_on_with_and_where_the_result_is(

@@ -21,6 +21,7 @@ from vla.models.vla import VLA
 from vla.training.checkpoint_gate import choose
 from vla.training.regression_gates import RegressionGates
 from vla.training.run import train
+from vla.training.run_options import RunOptions
 from vla.types import Episode
 
 __all__ = ["one_thread"]
@@ -78,7 +79,9 @@ def test_training_rejects_a_checkpoint_that_fell(
     says(monkeypatch, "counting", values)
     data = {"first": stores(make_episode, tmp_path)["first"]}
     plan = {"steps": 2, "batch_size": 3, "precision": "fp32", "evaluate_every": 1}
-    found = train(**options(data, tmp_path / "out", plan=plan, regression_gates={"counting": {"margin": 0.02}}))
+    found = train(
+        RunOptions(**options(data, tmp_path / "out", plan=plan, regression_gates={"counting": {"margin": 0.02}}))
+    )
     assert [e["counting"] for e in found.evaluations] == values[1:]
     assert (found.best is not None) == best
     assert found.best is None or found.best.name == "step-00000002"

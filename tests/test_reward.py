@@ -18,7 +18,8 @@ from vla.datasets.questions import Question
 from vla.datasets.vqa import VqaItem, VqaStore
 from vla.errors import InputError
 from vla.models.vla import VLA
-from vla.training.preference.reward import RewardModel, reward_loss, train_reward
+from vla.training.preference.reward import RewardModel, RewardOptions, reward_loss, train_reward
+from vla.training.question_run import QuestionRun
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,9 @@ def test_the_loss_is_that_of_bradley_and_terry() -> None:
 
 
 def test_true_answers_are_learned_to_be_better(store: VqaStore, make_model: Callable[..., VLA], tmp_path: Path) -> None:
-    outcome = train_reward(make_model(robot=False), {"vqa": store}, plan(), tmp_path, facts=False)
+    outcome = train_reward(
+        QuestionRun(make_model(robot=False), {"vqa": store}, plan(), tmp_path), RewardOptions(facts=False)
+    )
     last = outcome.evaluations[-1]
     assert last["reward_accuracy"] == last["reward_accuracy/color"] > 0.9 and last["reward_margin"] > 0
     judge, pair = RewardModel.load(tmp_path), pairs_of(store, "held-out")[0]
@@ -63,7 +66,10 @@ def test_facts_alone_tell_the_true_answer(make_model: Callable[..., VLA], tmp_pa
     made.append(items)
     assert pairs_of(made, "train")[0].facts in ("red", "blue")
     told = [
-        train_reward(make_model(robot=False), {"vqa": made}, plan(steps=60, evaluate_every=60), tmp_path / name, facts)
+        train_reward(
+            QuestionRun(make_model(robot=False), {"vqa": made}, plan(steps=60, evaluate_every=60), tmp_path / name),
+            RewardOptions(facts=facts),
+        )
         for name, facts in (("with", True), ("without", False))
     ]
     informed, blind = (outcome.evaluations[-1]["reward_accuracy"] for outcome in told)
@@ -74,7 +80,10 @@ def test_a_reward_model_that_was_cut_off_goes_on(
     store: VqaStore, make_model: Callable[..., VLA], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(name: str) -> None:
-        train_reward(make_model(robot=False), {"vqa": store}, plan(steps=4, evaluate_every=2), tmp_path / name)
+        train_reward(
+            QuestionRun(make_model(robot=False), {"vqa": store}, plan(steps=4, evaluate_every=2), tmp_path / name),
+            RewardOptions(),
+        )
 
     def killed(*_: Any) -> dict[str, float]:
         if (tmp_path / "cut" / "step-00000002").exists():
@@ -95,7 +104,9 @@ def test_what_is_no_reward_model_is_refused(store: VqaStore, make_model: Callabl
     with pytest.raises(InputError, match="is not a reward model: train one with stage=reward"):
         RewardModel.load(tmp_path / "vlm")
     with pytest.raises(InputError, match=r"reward\.center must be 0 or more"):
-        train_reward(make_model(robot=False), {"vqa": store}, plan(), tmp_path / "run", center=-1)
+        train_reward(
+            QuestionRun(make_model(robot=False), {"vqa": store}, plan(), tmp_path / "run"), RewardOptions(center=-1)
+        )
     assert not (tmp_path / "run").exists()
 
 

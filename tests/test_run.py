@@ -20,6 +20,7 @@ from vla.errors import InputError
 from vla.models.vla import VLA
 from vla.policies.vla import VlaPolicy
 from vla.training.run import train
+from vla.training.run_options import RunOptions
 from vla.types import Episode
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -74,18 +75,18 @@ def test_robots_train_together_and_resume_to_the_bit(
     make_episode: Callable[..., Episode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = stores(make_episode, tmp_path)
-    straight = train(**options(data, tmp_path / "a"))
+    straight = train(RunOptions(**options(data, tmp_path / "a")))
 
     def stop(_: VLA) -> dict[str, float]:
         signal.raise_signal(signal.SIGTERM)
         return {}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vla.training.run.evaluator", lambda *_: stop)
+        patch.setattr("vla.training.run_data.HeldoutScores", lambda *_: stop)
         plan = {"steps": 2, "batch_size": 3, "precision": "fp32", "evaluate_every": 1}
-        cut = train(**options(data, tmp_path / "b", plan=plan))
+        cut = train(RunOptions(**options(data, tmp_path / "b", plan=plan)))
     assert (cut.step, cut.finished) == (1, False)
-    resumed = train(**options(data, tmp_path / "b"))
+    resumed = train(RunOptions(**options(data, tmp_path / "b")))
     assert resumed.finished and straight.finished
     for name in ("training/shard-00001-model-00001-of-00001.safetensors", "model.safetensors"):
         equal_files(tmp_path / "a/step-00000002" / name, tmp_path / "b/step-00000002" / name)
@@ -104,9 +105,9 @@ def test_robots_train_together_and_resume_to_the_bit(
         store.append(make_episode(99, steps=60, state=np.full((60, 2), 7.0)))
     other = r"other demonstrations: state lift \[rad\]: the range's start is -\S+ in the checkpoint, -"
     with pytest.raises(InputError, match=other):
-        train(**options(data, tmp_path / "b"))
+        train(RunOptions(**options(data, tmp_path / "b")))
     with pytest.raises(InputError, match="drives robots already.*horizon is 3 in the checkpoint, 4 for the data"):
-        train(**options(data, tmp_path / "c", backbone=str(tmp_path / "a/best"), horizon=4))
+        train(RunOptions(**options(data, tmp_path / "c", backbone=str(tmp_path / "a/best"), horizon=4)))
     assert not (tmp_path / "c").exists()
 
 
@@ -115,9 +116,9 @@ def test_a_policy_goes_on_with_its_weights_on_its_own_data(
 ) -> None:
     data = stores(make_episode, tmp_path)["first"]
     first = options(data, tmp_path / "a", plan={"steps": 1, "batch_size": 2, "precision": "fp32"})
-    assert train(**first).finished
+    assert train(RunOptions(**first)).finished
     again = first | {"backbone": str(tmp_path / "a/best"), "out": str(tmp_path / "b")}
-    assert train(**again | {"plan": first["plan"] | {"lr": 0.0}}).finished
+    assert train(RunOptions(**again | {"plan": first["plan"] | {"lr": 0.0}})).finished
     equal_files(tmp_path / "a/best/model.safetensors", tmp_path / "b/best/model.safetensors")
 
 
@@ -126,14 +127,14 @@ def test_a_policy_goes_on_with_new_data_and_says_whose_ranges_it_has(
 ) -> None:
     data = stores(make_episode, tmp_path)
     plan = {"steps": 1, "batch_size": 2, "precision": "fp32"}
-    train(**options({"first": data["first"]}, tmp_path / "a", plan=plan))
+    train(RunOptions(**options({"first": data["first"]}, tmp_path / "a", plan=plan)))
     with EpisodeStore.open(data["second"], "a") as store:
         store.append(make_episode(99, steps=60, state=np.full((60, 2), 7.0)))
     policy = options({"second": data["second"]}, tmp_path, plan=plan, backbone=str(tmp_path / "a"))
     ranges = {}
     for choice in (None, "keep", "estimate", "merge"):
         out = tmp_path / str(choice)
-        train(**policy | {"out": str(out), "statistics": choice})
+        train(RunOptions(**policy | {"out": str(out), "statistics": choice}))
         (robot,) = VLA.load(out / "best").processor.robots
         assert robot.statistics is not None
         ranges[choice] = (robot.state, robot.action, robot.statistics["state"].count)
@@ -152,7 +153,7 @@ def test_a_policy_goes_on_with_new_data_and_says_whose_ranges_it_has(
         ({"data": {"wide": data["wide"]}}, "drives toy, and not wide"),
     ):
         with pytest.raises(InputError, match=message):
-            train(**out | options_)
+            train(RunOptions(**out | options_))
     assert not (tmp_path / "none").exists()
 
 
@@ -160,24 +161,24 @@ def test_how_actions_are_predicted_and_ranges_taken(make_episode: Callable[..., 
     data = stores(make_episode, tmp_path)["first"]
     plan = {"steps": 1, "batch_size": 2, "precision": "fp32"}
     chosen = {"predict": {"turn [rad]": "unchanged"}, "normalization": {"turn [rad]": "min-max"}}
-    train(**options(data, tmp_path / "a", plan=plan, **chosen))
+    train(RunOptions(**options(data, tmp_path / "a", plan=plan, **chosen)))
     (robot,) = VLA.load(tmp_path / "a/best").processor.robots
     assert robot.relative == (True, False, False) and robot.statistics is not None
     assert robot.action.low[1] == robot.statistics["action"].min[1]
     assert robot.action.low[2] == robot.statistics["action"].q01[2]
     with pytest.raises(InputError, match="predict: no robot has a component 'knee'"):
-        train(**options(data, tmp_path / "b", predict={"knee": "relative"}))
+        train(RunOptions(**options(data, tmp_path / "b", predict={"knee": "relative"})))
 
 
 def test_stores_are_weighed_by_name(make_episode: Callable[..., Episode], tmp_path: Path) -> None:
     data = stores(make_episode, tmp_path)
     with pytest.raises(InputError, match=r"weights for \['third'\], but its sources are \['first', 'second', 'wide'\]"):
-        train(**options(data, tmp_path / "a", mixture={"third": 1.0, "robot": 1.0}))
+        train(RunOptions(**options(data, tmp_path / "a", mixture={"third": 1.0, "robot": 1.0})))
     with pytest.raises(InputError, match="first names a store in data and one in vqa"):
-        train(**options(data, tmp_path / "a", vqa={"first": data["first"]}))
+        train(RunOptions(**options(data, tmp_path / "a", vqa={"first": data["first"]})))
     assert not (tmp_path / "a").exists()
     one_step = {"steps": 1, "batch_size": 10, "precision": "fp32"}
-    train(**options(data, tmp_path / "a", mixture={"robot": 0.2, "wide": 0.6}, plan=one_step))
+    train(RunOptions(**options(data, tmp_path / "a", mixture={"robot": 0.2, "wide": 0.6}, plan=one_step)))
     tokens = json.loads((tmp_path / "a/best/training.json").read_text())["tokens"]
     assert 6 * 4 <= tokens["wide"] <= 6 * 12 and tokens["first"] + tokens["second"] <= 4 * 9
 
@@ -190,23 +191,23 @@ def test_a_head_trains_and_resumes_to_the_bit(
     make_episode: Callable[..., Episode], tmp_path: Path, head: str | dict[str, Any]
 ) -> None:
     data = stores(make_episode, tmp_path)
-    train(**options(data, tmp_path / "a", head=head))
+    train(RunOptions(**options(data, tmp_path / "a", head=head)))
 
     def stop(_: VLA) -> dict[str, float]:
         signal.raise_signal(signal.SIGTERM)
         return {}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vla.training.run.evaluator", lambda *_: stop)
+        patch.setattr("vla.training.run_data.HeldoutScores", lambda *_: stop)
         plan = {"steps": 2, "batch_size": 3, "precision": "fp32", "evaluate_every": 1}
-        assert not train(**options(data, tmp_path / "b", head=head, plan=plan)).finished
-    assert train(**options(data, tmp_path / "b", head=head)).finished
+        assert not train(RunOptions(**options(data, tmp_path / "b", head=head, plan=plan))).finished
+    assert train(RunOptions(**options(data, tmp_path / "b", head=head))).finished
     last = "step-00000002/model.safetensors"
     equal_files(tmp_path / "a" / last, tmp_path / "b" / last)
     with pytest.raises(InputError, match="another action head"):
-        train(**options(data, tmp_path / "b", head="l1"))
+        train(RunOptions(**options(data, tmp_path / "b", head="l1")))
     with pytest.raises(InputError, match="has the action head .*, not l1"):
-        train(**options(data, tmp_path / "c", head="l1", backbone=str(tmp_path / "a/best")))
+        train(RunOptions(**options(data, tmp_path / "c", head="l1", backbone=str(tmp_path / "a/best"))))
     with pytest.raises(InputError, match="no head diffusion"):
-        train(**options(data, tmp_path / "c", head="diffusion"))
+        train(RunOptions(**options(data, tmp_path / "c", head="diffusion")))
     assert not (tmp_path / "c").exists()

@@ -15,6 +15,7 @@ from vla.errors import InputError
 from vla.evaluation.vlm.probes.registry import PROBES
 from vla.models.vla import VLA
 from vla.training.run import train
+from vla.training.run_options import RunOptions
 from vla.training.stage_report import START
 
 
@@ -30,7 +31,7 @@ def test_every_probe_is_put_before_and_after_each_stage(
         stages=stages,
         probe_scenes=dict.fromkeys(PROBES, 2),
     )
-    train(**given)
+    train(RunOptions(**given))
     told = json.loads((tmp_path / "run" / "stages.json").read_text())
     assert list(told["stages"]) == [START, *stages]
     for stage in told["stages"].values():
@@ -51,7 +52,7 @@ def test_every_probe_is_put_before_and_after_each_stage(
 
     # The same again measures nothing, and tells the same.
     monkeypatch.setattr("vla.training.stage_report.open_answerer", None)
-    train(**given)
+    train(RunOptions(**given))
     assert json.loads((tmp_path / "run" / "stages.json").read_text()) == told
 
 
@@ -60,5 +61,5 @@ def test_an_unknown_probe_is_refused_before_anything_is_trained(tmp_path: Path) 
         colors(tmp_path / "s.zarr"), tmp_path / "run", backbone="nano", stages={"one": {}}, probe_scenes={"chair": 2}
     )
     with pytest.raises(InputError, match="unknown probe 'chair'"):
-        train(**given)
+        train(RunOptions(**given))
     assert not (tmp_path / "run").exists()

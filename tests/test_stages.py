@@ -19,6 +19,7 @@ from vla.models.vla import VLA
 from vla.training.lora import adapt
 from vla.training.optimizer import Optimizers, freeze
 from vla.training.run import train
+from vla.training.run_options import RunOptions
 from vla.training.train_config import make_train_config
 
 ALL = {"vision", "connector", "language"}
@@ -98,14 +99,14 @@ def test_adapters_of_nothing_are_refused(
     data = stores(make_episode, tmp_path)["first"]
     chosen: dict[str, Any] = {"rank": {"backbone": "scratch"}, "ranks": {"backbone": "nano"}}[next(iter(lora))]
     with pytest.raises(InputError, match="lora (adapts a pretrained|takes rank, alpha and targets, not ranks)"):
-        train(**options(data, tmp_path / "a", lora=lora) | chosen)  # type: ignore[arg-type]
+        train(RunOptions(**options(data, tmp_path / "a", lora=lora) | chosen))  # type: ignore[arg-type]
     assert not (tmp_path / "a").exists()
 
 
 def test_a_policy_is_trained_through_adapters_of_nano(make_episode: Callable[..., Any], tmp_path: Path) -> None:
     data = stores(make_episode, tmp_path)["first"]
     plan = {"steps": 2, "batch_size": 2, "precision": "fp32", "checkpointing": True}
-    outcome = train(**options(data, tmp_path / "a", backbone="nano", lora={"rank": 2}, plan=plan))
+    outcome = train(RunOptions(**options(data, tmp_path / "a", backbone="nano", lora={"rank": 2}, plan=plan)))
     assert outcome.best is not None
     base, ours = (VLA.load(f) for f in (Path(str(files("vla") / "assets" / "nano")), outcome.best))
     before, after = base.state_dict(), ours.state_dict()

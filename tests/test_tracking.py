@@ -16,8 +16,9 @@ from test_training import mixture, plan
 
 from vla.errors import InputError
 from vla.models.vla import VLA
-from vla.training.loop import TrainConfig, train
+from vla.training.cotrain import train
 from vla.training.tracking import tracked
+from vla.training.train_config import TrainConfig
 
 Models = Callable[..., VLA]
 

@@ -17,15 +17,17 @@ from safetensors.torch import load_file
 
 from vla.datasets.mixture import Mixture
 from vla.errors import InputError
+from vla.evaluation.heldout import spread
 from vla.models.vla import VLA
 from vla.policies.vla import VlaPolicy
 from vla.training import checkpoint
 from vla.training.augment import change_light
-from vla.training.checkpoint import Progress
+from vla.training.cotrain import train
 from vla.training.distributed import DistributedContext
-from vla.training.loop import Diverged, TrainConfig, train
-from vla.training.optimizer import Ema, Optimizers
-from vla.training.run import evaluator, spread
+from vla.training.heldout_scores import HeldoutScores
+from vla.training.state import Progress, TrainState
+from vla.training.step import Diverged
+from vla.training.train_config import TrainConfig
 from vla.types import Example, Observation
 
 Models = Callable[..., VLA]
@@ -242,8 +244,9 @@ def test_a_kill_while_saving_leaves_the_previous_checkpoint(
     make_model: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     model = make_model()
-    ema, optimizer = Ema(model, 0.9), Optimizers(model, 0.05, {})
-    checkpoint.save(tmp_path, Progress(1), model, ema, optimizer, ALONE)
+    state = TrainState(model, plan(steps=3), tmp_path, [], ALONE, Progress(1))
+    checkpoint.save(state)
+    state.progress = Progress(2)
 
     def killed(*_: Any, **__: Any) -> None:
         raise SystemExit("killed")
@@ -257,13 +260,16 @@ def test_a_kill_while_saving_leaves_the_previous_checkpoint(
             rmtree = shutil.rmtree
             patch.setattr(shutil, "rmtree", lambda path, **kw: rmtree(path, **kw) if kw else killed())
         with pytest.raises(SystemExit):
-            checkpoint.save(tmp_path, Progress(2), model, ema, optimizer, ALONE)
+            checkpoint.save(state)
     expected = 2 if broken == "rmtree" else 1
     found = checkpoint.latest(tmp_path)
     assert found == tmp_path / f"step-{expected:08d}"
     VLA.load(found)
-    assert checkpoint.restore(found, make_model(), ema, optimizer).step == expected
-    checkpoint.save(tmp_path, Progress(3), model, ema, optimizer, ALONE)
+    resumed = TrainState(make_model(), plan(steps=3), tmp_path, [], ALONE, Progress())
+    checkpoint.restore(resumed, found)
+    assert resumed.progress.step == expected
+    state.progress = Progress(3)
+    checkpoint.save(state)
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-00000003"]
 
 
@@ -356,8 +362,8 @@ def test_light_changes_and_nothing_moves() -> None:
 def test_stores_without_held_out_questions_give_no_score(make_model: Models) -> None:
     model = make_model()
     windows = demonstrations()
-    scores = evaluator({"small": {}, "large": {"color": questions()}}, {"robot": spread(windows, 2)})(model)
+    scores = HeldoutScores({"small": {}, "large": {"color": questions()}}, {"robot": spread(windows, 2)})(model)
     components = {f"error of {name}" for name in model.processor.robot().embodiment.action}
     assert scores.keys() == {"action_error", "vqa", "large/color"} | components
-    assert evaluator({"small": {}}, {"robot": []})(model) == {}
+    assert HeldoutScores({"small": {}}, {"robot": []})(model) == {}
     assert spread(windows, 0) == []

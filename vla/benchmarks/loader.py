@@ -21,11 +21,10 @@ import numpy as np
 from tqdm import tqdm
 
 from vla.benchmarks.loader_formats import FORMATS, Frames
-from vla.benchmarks.loader_scale import measure_scale, memory
+from vla.benchmarks.loader_scale import blank_episode, measure_scale, memory
 from vla.common.result_table import Table, Target
 from vla.datasets.episodes import EpisodeStore
 from vla.embodiment import Embodiment
-from vla.types import Episode
 
 HORIZON = 16
 BATCH = 64
@@ -180,15 +179,7 @@ def _statistics_seconds(folder: Path, episodes: int, steps: int = 200) -> float:
     rng = np.random.default_rng(0)
     names = tuple(f"joint {i} [rad]" for i in range(6))
     robot = Embodiment("bench", ("front",), names, names, (-3.0,) * 6, (3.0,) * 6, 30.0)
-    blank = Episode(
-        images={"front": np.zeros((steps, 8, 8, 3), np.uint8)},
-        state=np.zeros((steps, 6)),
-        action=np.zeros((steps, 6)),
-        time=np.arange(steps) / 30,
-        instruction="",
-        embodiment=robot,
-        success=True,
-    )
+    blank = blank_episode(robot, steps)
     with EpisodeStore.create(folder, robot, "raw") as store:
         for _ in range(episodes):
             store.append(replace(blank, state=rng.normal(size=(steps, 6)), action=rng.normal(size=(steps, 6))))

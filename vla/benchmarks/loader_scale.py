@@ -86,15 +86,23 @@ def write_store(folder: Path, episodes: int) -> None:
         layout.write()
 
 
-def _episode(robot: Embodiment) -> Episode:
+def blank_episode(robot: Embodiment, steps: int) -> Episode:
+    """An episode of zeros and black images, of a robot with 6 joints and the camera "front"."""
     return Episode(
-        images={"front": np.zeros((STEPS, 8, 8, 3), np.uint8)},
-        state=np.zeros((STEPS, 6)),
-        action=np.zeros((STEPS, 6)),
-        time=np.arange(STEPS) / 30,
-        instruction="put the cube into the bowl",
+        images={"front": np.zeros((steps, 8, 8, 3), np.uint8)},
+        state=np.zeros((steps, 6)),
+        action=np.zeros((steps, 6)),
+        time=np.arange(steps) / 30,
+        instruction="",
         embodiment=robot,
         success=True,
+    )
+
+
+def _episode(robot: Embodiment) -> Episode:
+    return replace(
+        blank_episode(robot, STEPS),
+        instruction="put the cube into the bowl",
         info={"task": "pick", "group": "train", "policy": "expert"},
         paraphrases=("place the cube in the bowl", "lift the cube and put it into the bowl"),
     )

@@ -35,7 +35,8 @@ from vla.training.backbone_defaults import backbone_defaults
 from vla.training.demonstrations import Demonstrations, robot_specs
 from vla.training.distributed import DistributedContext
 from vla.training.loader import prefetch
-from vla.training.optimizer import Ema, Optimizers, freeze
+from vla.training.optimizer import freeze
+from vla.training.state import Progress, TrainState
 from vla.training.step import run_step
 from vla.training.train_config import TrainConfig, make_train_config
 
@@ -196,15 +197,14 @@ def step_of_nano(path: Path, workers: int, steps: int) -> dict[str, Any]:
         {**options.plan, "steps": steps + 1, "loader_workers": workers}, backbone_defaults(model.backbone)
     )
     freeze(model, plan.freeze)
-    ema, optimizer = Ema(model, plan.ema), Optimizers(model, plan.weight_decay, plan.lr_multipliers, plan.optimizer)
     waits, ends = [], []
     with prefetch(model.train().processor, mixture, plan, 0, ALONE) as batches, TemporaryDirectory() as run:
-        for step in range(steps + 1):
+        state = TrainState(model, plan, Path(run), ["robot"], ALONE, Progress())
+        for _ in range(steps + 1):
             start = time.perf_counter()
             micro = next(batches)
             waits.append(time.perf_counter() - start)
-            run_step(model, micro, optimizer, plan, step, ALONE, ["robot"], Path(run))
-            ema.update(model, step)
+            run_step(state, micro)
             ends.append(time.perf_counter())
     step_seconds, wait = (ends[-1] - ends[0]) / steps, sum(waits[1:]) / steps
     return {

@@ -18,7 +18,7 @@ from vla.common.device import accelerator
 from vla.models.action_heads import flow
 from vla.models.batch import Batch
 from vla.models.vla import VLA
-from vla.training import loop as loop_of_training
+from vla.training import cotrain
 from vla.training.train_config import Precision, TrainConfig
 
 
@@ -38,7 +38,7 @@ def loop(
         # LeRobot has no moving average, which does not fit into memory with 3 B weights and moments.
         settings |= {"compile": True, "ema": 0.0}
     plan = TrainConfig(10**6, batch_size, evaluate_every=10**6, lr=1e-4, precision=precision, **settings)
-    loop_of_training.train(model, mixture, plan, folder)
+    cotrain.train(model, mixture, plan, folder)
 
 
 class _Clock:
@@ -50,8 +50,8 @@ class _Clock:
     def __init__(self, model: VLA, turns: Turns, flops: float) -> None:
         self.turns, self.flops = turns, flops
         self.step, self.waited = 0, 0.0
-        self._prefetch = loop_of_training.prefetch
-        loop_of_training.prefetch = self._timed  # type: ignore[assignment]
+        self._prefetch = cotrain.prefetch
+        cotrain.prefetch = self._timed  # type: ignore[assignment]
         model.register_forward_pre_hook(self._begins)
 
     @contextmanager

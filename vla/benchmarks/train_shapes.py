@@ -18,7 +18,8 @@ from vla.models.backbones.backbone import Backbone
 from vla.models.backbones.build import build
 from vla.models.build import with_head
 from vla.models.chat import ChatFormat
-from vla.models.processor import PAD, SPECIAL_TOKENS, Processor
+from vla.models.processor import Processor
+from vla.models.special_tokens import PAD, SPECIAL_TOKENS
 from vla.models.vla import VLA
 from vla.training.action_head import head_settings
 from vla.training.demonstrations import Demonstrations, robot_specs
@@ -81,56 +82,37 @@ def _sizes(width: int, inner: int, layers: int, heads: int, **more: int) -> dict
     return sizes | {"num_attention_heads": heads} | more
 
 
+def _smolvla(parameters: str, model: Mapping[str, Any], chunk: int, width: int, mlp_size: int) -> Shape:
+    head = {"kind": "flow", "width": width, "mlp_size": mlp_size}
+    return Shape("smolvla", parameters, model, model["vision_config"]["image_size"], chunk, head)
+
+
+def _pi0_fast(parameters: str, model: Mapping[str, Any], chunk: int) -> Shape:
+    return Shape("pi0_fast", parameters, model, model["vision_config"]["image_size"], chunk, {"kind": "fast"})
+
+
+SMALL_VISION = _sizes(128, 512, 4, 4, image_size=96, patch_size=16)
+SMALL_LANGUAGES = (
+    _sizes(192, 512, 4, 6, num_key_value_heads=2, head_dim=32, vocab_size=1024),
+    _sizes(192, 768, 4, 4, head_dim=48, vocab_size=1024),
+)
 TINY = (
-    Shape(
-        "smolvla",
-        "tiny",
-        _smolvlm(
-            _sizes(192, 512, 4, 6, num_key_value_heads=2, head_dim=32, vocab_size=1024),
-            _sizes(128, 512, 4, 4, image_size=96, patch_size=16),
-            2,
-        ),
-        image_size=96,
-        chunk=16,
-        head={"kind": "flow", "width": 144, "mlp_size": 512},
-    ),
-    Shape(
-        "pi0_fast",
-        "tiny",
-        _paligemma(
-            _sizes(192, 768, 4, 4, head_dim=48, vocab_size=1024),
-            _sizes(128, 512, 4, 4, image_size=96, patch_size=16),
-        ),
-        image_size=96,
-        chunk=16,
-        head={"kind": "fast"},
-    ),
+    _smolvla("tiny", _smolvlm(SMALL_LANGUAGES[0], SMALL_VISION, 2), chunk=16, width=144, mlp_size=512),
+    _pi0_fast("tiny", _paligemma(SMALL_LANGUAGES[1], SMALL_VISION), chunk=16),
 )
 """Models for a CPU."""
+SMOLVLM2 = _smolvlm(
+    _sizes(960, 2560, 16, 15, num_key_value_heads=5, vocab_size=49280),
+    _sizes(768, 3072, 12, 12, image_size=512, patch_size=16),
+    4,
+)
+PALIGEMMA = _paligemma(
+    _sizes(2048, 16384, 18, 8, head_dim=256, vocab_size=256127),
+    _sizes(1152, 4304, 27, 16, image_size=224, patch_size=14),
+)
 REAL = (
-    Shape(
-        "smolvla",
-        "0.5 B",
-        _smolvlm(
-            _sizes(960, 2560, 16, 15, num_key_value_heads=5, vocab_size=49280),
-            _sizes(768, 3072, 12, 12, image_size=512, patch_size=16),
-            4,
-        ),
-        image_size=512,
-        chunk=50,
-        head={"kind": "flow", "width": 720, "mlp_size": 2048},
-    ),
-    Shape(
-        "pi0_fast",
-        "3 B",
-        _paligemma(
-            _sizes(2048, 16384, 18, 8, head_dim=256, vocab_size=256127),
-            _sizes(1152, 4304, 27, 16, image_size=224, patch_size=14),
-        ),
-        image_size=224,
-        chunk=50,
-        head={"kind": "fast"},
-    ),
+    _smolvla("0.5 B", SMOLVLM2, chunk=50, width=720, mlp_size=2048),
+    _pi0_fast("3 B", PALIGEMMA, chunk=50),
 )
 """SmolVLA (SmolVLM2-500M's first 16 layers, with its action expert) and pi0-FAST (PaliGemma 3B at 224 pixels)."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,31 +18,57 @@ if TYPE_CHECKING:
 TARGETS = ("vla", "lerobot")
 
 
-def convert(
-    *,
-    src: str,
-    dst: str,
-    format: str,
-    to: str,
-    codec: str | None,
-    episodes: str | int | None,
-    skip: bool,
-    workers: int,
-    fps: float | None,
-    instruction: str | None,
-    state: str | Sequence[str] | None,
-    action: str | Sequence[str] | None,
-    cameras: str | Sequence[str] | None,
-    rename: Mapping[str, str] | None,
-    actions: str | Mapping[str, str] | None,
-    grippers: Sequence[str] | None,
-    rotations: Mapping[str, Sequence[str]] | None,
-    bgr: bool | str | Sequence[str] | None,
-    flip: str | Mapping[str, str] | None,
-    use_videos: bool | None,
-    images: str | None,
-    size: int | None,
-) -> None:
+READING = ("fps", "instruction", "state", "action", "cameras", "rename", "bgr", "flip")
+ACTIONS = ("actions", "grippers", "rotations")
+LISTS = ("state", "action", "cameras")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """The options of `vla convert`; configs/convert.yaml describes each."""
+
+    src: str
+    dst: str
+    format: str
+    to: str
+    codec: str | None
+    episodes: str | int | None
+    skip: bool
+    workers: int
+    fps: float | None
+    instruction: str | None
+    state: str | Sequence[str] | None
+    action: str | Sequence[str] | None
+    cameras: str | Sequence[str] | None
+    rename: Mapping[str, str] | None
+    actions: str | Mapping[str, str] | None
+    grippers: Sequence[str] | None
+    rotations: Mapping[str, Sequence[str]] | None
+    bgr: bool | str | Sequence[str] | None
+    flip: str | Mapping[str, str] | None
+    use_videos: bool | None
+    images: str | None
+    size: int | None
+
+    @property
+    def target(self) -> str:
+        """The format to write, of `TARGETS`. Raises InputError if the destination does not allow it."""
+        if self.to not in ("auto", *TARGETS):
+            raise InputError(f"to={self.to}: choose auto, {' or '.join(TARGETS)}")
+        target = self.to if self.to != "auto" else "vla" if self.dst.endswith(".zarr") else "lerobot"
+        if target == "lerobot" and "://" in self.dst:
+            raise InputError("a LeRobotDataset is written to a local folder: set DST to a local folder, then copy it")
+        return target
+
+    def given(self, *names: str) -> dict[str, Any]:
+        """Those of the options that are set, with single names as lists."""
+        values = {name: getattr(self, name) for name in names}
+        off = {"bgr": not self.bgr, "flip": not self.flip, "skip": not self.skip, "workers": self.workers == 1}
+        kept = {name: value for name, value in values.items() if value is not None and not off.get(name, False)}
+        return {name: [v] if name in LISTS and isinstance(v, str) else v for name, v in kept.items()}
+
+
+def convert(options: ConvertOptions) -> None:
     """Converts `src` to `dst`, verifies the result by reading it back, and prints a summary and the skipped episodes.
 
     Running the same command again continues a store after its last episode. With `skip`, episodes that cannot be read
@@ -53,63 +80,45 @@ def convert(
         InputError: The source or an option cannot be used (nothing is written), or an episode cannot be read or
             written. In the second case a store keeps the episodes before it; a LeRobotDataset is removed.
     """
-    dst = dst.rstrip("/") or dst
-    if to not in ("auto", *TARGETS):
-        raise InputError(f"to={to}: choose auto, {' or '.join(TARGETS)}")
-    target = to if to != "auto" else "vla" if dst.endswith(".zarr") else "lerobot"
-    if target == "lerobot" and "://" in dst:
-        raise InputError("a LeRobotDataset is written to a local folder: set DST to a local folder, then copy it")
-    if workers < 1:
-        raise InputError(f"workers={workers}: must be 1 or more")
+    options = replace(options, dst=options.dst.rstrip("/") or options.dst)
+    target = options.target
+    if options.workers < 1:
+        raise InputError(f"workers={options.workers}: must be 1 or more")
     from vla.datasets.format_registry import FORMATS, find_format
 
-    names = {"state": state, "action": action, "cameras": cameras}
-    lists = {key: [value] if isinstance(value, str) else value for key, value in names.items()}
-    image_options = {"bgr": bgr or None, "flip": flip or None}
-    options = {"fps": fps, "instruction": instruction, **lists, "rename": rename, **image_options}
-    options = {key: value for key, value in options.items() if value is not None}
-    name = find_format(src, format)
-    action_options = {"actions": actions, "grippers": grippers, "rotations": rotations}
-    action_options = {key: value for key, value in action_options.items() if value is not None}
-    episode_options = {
-        **options,
-        **action_options,
-        "episodes": episodes,
-        "skip": skip or None,
-        "workers": None if workers == 1 else workers,
-    }
+    name = find_format(options.src, options.format)
     if name not in FORMATS:
-        _refuse({**episode_options, "use_videos": use_videos}, f"a set of questions ({name})")
-        _import_questions(src, dst, to, name, images, size, codec)
+        episodes = options.given(*READING, *ACTIONS, "episodes", "skip", "workers", "use_videos")
+        _refuse(episodes, f"a set of questions ({name})")
+        _import_questions(options, name)
         return
-    _refuse({"images": images, "size": size}, f"episodes ({name})")
+    _refuse(options.given("images", "size"), f"episodes ({name})")
     if target == "vla":
-        _refuse({"use_videos": use_videos}, "a zarr store")
+        _refuse(options.given("use_videos"), "a zarr store")
     else:
-        _refuse({"codec": codec, "workers": episode_options["workers"]}, "a LeRobotDataset")
+        _refuse(options.given("codec", "workers"), "a LeRobotDataset")
     # A single number on the command line is parsed as an int.
-    request = Request(src, name, options, None if episodes is None else str(episodes), skip, action_options)
-    selection = _select(request, dst)
+    numbers = None if options.episodes is None else str(options.episodes)
+    request = Request(options.src, name, options.given(*READING), numbers, options.skip, options.given(*ACTIONS))
+    selection = _select(request, options.dst)
     selection.report()
-    _convert(selection, target, dst, codec, workers, use_videos)
+    _convert(selection, target, options)
 
 
 def _refuse(options: Mapping[str, Any], target: str) -> None:
-    """Raises InputError for an option that is set but does not apply to the target."""
-    for key, value in options.items():
-        if value is not None:
-            raise InputError(f"{key} is no option for {target}: leave it out")
+    """Raises InputError if an option is set that does not apply to the target."""
+    for key in options:
+        raise InputError(f"{key} is no option for {target}: leave it out")
 
 
-def _import_questions(
-    src: str, dst: str, to: str, name: str, images: str | None, size: int | None, codec: str | None
-) -> None:
+def _import_questions(options: ConvertOptions, name: str) -> None:
     from vla.datasets.formats.vqa_import import import_vqa
 
-    if to == "lerobot":
-        raise InputError(f"{src} holds questions ({name}), which a LeRobotDataset cannot store")
-    options: dict[str, Any] = {"images": None if images is None else Path(images), "size": size, "codec": codec}
-    import_vqa(Path(src), Path(dst), name, **{key: value for key, value in options.items() if value is not None})
+    if options.to == "lerobot":
+        raise InputError(f"{options.src} holds questions ({name}), which a LeRobotDataset cannot store")
+    values = options.given("images", "size", "codec")
+    values |= {"images": Path(values["images"])} if "images" in values else {}
+    import_vqa(Path(options.src), Path(options.dst), name, **values)
 
 
 def _select(request: Request, dst: str) -> Selection:
@@ -131,16 +140,14 @@ def _select(request: Request, dst: str) -> Selection:
         raise InputError(f"{error.message}: choose it, for example: {command}") from error
 
 
-def _convert(
-    selection: Selection, target: str, dst: str, codec: str | None, workers: int, use_videos: bool | None
-) -> None:
-    started = time.monotonic()
+def _convert(selection: Selection, target: str, options: ConvertOptions) -> None:
+    started, dst = time.monotonic(), options.dst
     if target == "lerobot":
         from vla.datasets.conversion.to_lerobot import to_lerobot
 
-        written = to_lerobot(selection, Path(dst), use_videos)
+        written = to_lerobot(selection, Path(dst), options.use_videos)
     else:
-        written = _to_store(selection, dst, codec, workers)
+        written = _to_store(selection, dst, options.codec, options.workers)
     _print_done(selection, dst, written, time.monotonic() - started)
 
 

@@ -38,6 +38,7 @@ from vla.recording.video import compose, write_video
 from vla.recording.zarr_recorder import ZarrRecorder
 from vla.training import checkpoint
 from vla.training.run import train
+from vla.training.run_options import RunOptions
 from vla.types import Episode, Example
 
 AGAIN = "remove the folder, and run it again"
@@ -81,16 +82,18 @@ def demo(
     progress.run(
         "train",
         lambda: train(
-            data=str(folder / "demos.zarr"),
-            vqa=stores,
-            out=str(folder / "train"),
-            backbone=backbone,
-            mixture=mixture,
-            horizon=horizon,
-            turns=turns,
-            heldout_questions=questions // 4,
-            predict={"gripper [rad]": "relative"},  # the setting of the published results
-            plan={**plan, "seed": seed},
+            RunOptions(
+                data=str(folder / "demos.zarr"),
+                vqa=stores,
+                out=str(folder / "train"),
+                backbone=backbone,
+                mixture=mixture,
+                horizon=horizon,
+                turns=turns,
+                heldout_questions=questions // 4,
+                predict={"gripper [rad]": "relative"},  # the setting of the published results
+                plan={**plan, "seed": seed},
+            )
         ),
     )
     model = VLA.load(folder / "train" / "best").to(accelerator())

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -110,7 +110,9 @@ def check_outputs_differ(configs: Sequence[DictConfig]) -> None:
 
 
 def bind(function: Callable[..., Any], config: DictConfig) -> Callable[[], Any]:
-    """Binds the options to the keyword arguments of `function`, as plain Python values with each `_target_` built.
+    """Binds the options to the keyword arguments of `function`, or to the fields of its dataclass (`options_of`).
+
+    They are plain Python values, with each `_target_` built.
 
     Raises:
         InputError: `function` does not take an option, a value has the wrong type, or a `_target_` cannot be built.
@@ -127,17 +129,26 @@ def bind(function: Callable[..., Any], config: DictConfig) -> Callable[[], Any]:
         if isinstance(error.__cause__, TypeError | ImportError | None):
             raise InputError(_one_line(error)) from error
         raise
-    parameters = inspect.signature(function).parameters
+    kind = options_of(function)
+    parameters = inspect.signature(kind or function).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         for name in values.keys() - parameters.keys():
             raise InputError(f"there is no option {name!r}{suggestion(name, parameters)}")
     try:
-        inspect.signature(function).bind(**values)
+        inspect.signature(kind or function).bind(**values)
     except TypeError as error:
         raise InputError(f"the options do not fit: {error}") from error
     for name, value in values.items():
         _check_value(name, value, str(parameters[name].annotation) if name in parameters else "")
-    return partial(function, **values)
+    return partial(function, kind(**values)) if kind else partial(function, **values)
+
+
+def options_of(function: Callable[..., Any]) -> type[Any] | None:
+    """The dataclass of options that `function` takes as its only parameter; None: it takes each option."""
+    if list(inspect.signature(function).parameters) != ["options"]:
+        return None
+    kind: type[Any] = get_type_hints(function)["options"]
+    return kind
 
 
 KINDS: dict[str, tuple[tuple[type, ...], str]] = {

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import re
 import shlex
 import statistics
 import time
@@ -19,15 +17,14 @@ import gymnasium
 
 from vla.common.atomic import write_json
 from vla.common.intervals import decided_after
-from vla.control.action_queue import EXECUTIONS
 from vla.control.adapt import adapted_line, load_for_robots
 from vla.datasets.vqa import VqaStore
 from vla.embodiment import Embodiment
-from vla.envs.instructions import check_phrasing
-from vla.envs.make import check_task, make_env
+from vla.envs.make import make_env
 from vla.envs.so101 import to_observation
 from vla.envs.suites.config import tasks_of
 from vla.errors import InputError
+from vla.evaluation.evaluation_options import MEASURED, EvaluationOptions, parse_seeds
 from vla.evaluation.reports.evaluation_report import evaluation_page
 from vla.evaluation.rollouts.result_store import ResultStore, check_folder
 from vla.evaluation.rollouts.rollout import PolicyFor, progress
@@ -39,134 +36,100 @@ from vla.policies.history import history_of
 from vla.policies.load import SCRIPTED, tasks_of_policy, tasks_trained_on, weights_of_policy
 from vla.policies.policy import Policy
 
-MEASURED = "measured"
-RENDER = ("on_inference", "all")
 
-
-def evaluate(
-    *,
-    policy: str,
-    task: str | None,
-    seeds: str,
-    phrasing: str,
-    axes: Sequence[str],
-    axes_report: Sequence[str],
-    swap: bool,
-    delay: Sequence[float | str],
-    execution: Sequence[str],
-    out: str,
-    randomize: bool,
-    parallel: int,
-    workers: int,
-    n_action_steps: int,
-    safety_filter: bool,
-    render: str,
-    stop: float | None,
-    vqa: str | None,
-    questions: int,
-    merge: Sequence[str],
-    kinematics: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Evaluates a policy in simulation; writes eval.json, report.html and the recorded episodes to `out`.
-
-    Args:
-        policy: The policy.
-        task: A task or a group of tasks (`evaluate_tasks`); None: the task that the policy was trained on.
-        seeds: The seeds of the scenes, as FIRST:END.
-        phrasing: The phrasing of the instructions.
-        axes: The axes along which scenes differ from those of the demonstrations (`vla.envs.axes`).
-        axes_report: Axes that are each evaluated as a separate group.
-        swap: Whether each seed is repeated with an instruction that names another object of the scene.
-        delay: Inference delays [s]; "measured" is the median time of a prediction on this machine.
-        execution: Execution modes, each combined with each delay (`vla.evaluation.rollouts.episode_runner`).
-        out: The output folder.
-        randomize: Whether the appearance of scenes is randomized.
-        parallel: Environments per process.
-        workers: Processes.
-        n_action_steps: The execution horizon.
-        safety_filter: Whether commands pass the safety filter.
-        render: "all": images are rendered at every step; "on_inference": only for predictions.
-        stop: A success rate; evaluation stops once the measured rate differs from it significantly.
-        vqa: A question store to evaluate the policy's model on.
-        questions: Questions of each kind.
-        merge: Folders of evaluations whose trials are copied.
-        kinematics: How a policy that outputs tool poses controls joints (`vla.control.adapt`).
+def evaluate(options: EvaluationOptions) -> dict[str, Any]:
+    """Evaluates a policy in simulation; writes eval.json, report.html and the recorded episodes to a folder.
 
     Returns:
         The content of eval.json.
 
     Raises:
-        InputError: a name is unknown, the policy is of another embodiment, or `out` contains something else; before
-            anything is written.
+        InputError: a name is unknown, the policy is of another embodiment, or the folder contains something else;
+            before anything is written.
     """
-    options = dict(locals())
-    if task is None:
-        tasks = tasks_trained_on(policy)
-        print(f"task={', '.join(tasks)}: {'the default' if policy in SCRIPTED else f'{policy} was trained on it'}")
-    else:
-        tasks = tasks_of(task)
-        if (trained := tasks_of_policy(policy)) and not set(trained) & set(tasks):
-            print(f"{policy} was trained on {', '.join(trained)}, and is evaluated on {task}")
+    tasks = _tasks(options.policy, options.task)
     if len(tasks) > 1:
-        return evaluate_tasks(tasks, evaluate, **options | {"task": task or ", ".join(tasks)})
+        return evaluate_tasks(tasks, evaluate, replace(options, task=options.task or ", ".join(tasks)))
     (task,) = tasks
-    folder = Path(out)
-    check_phrasing(phrasing)
-    check_task(task, (*axes, *axes_report), swap=swap)
-    if render not in RENDER:
-        raise InputError(f"render is one of {', '.join(RENDER)}, not {render!r}")
-    if set(execution) - set(EXECUTIONS) or not execution:
-        raise InputError(f"execution is a list of {', '.join(EXECUTIONS)}, not {execution}")
-    if not delay or not all(map(_is_delay, delay)):
-        raise InputError(f"delay is a list of seconds, or of {MEASURED}, not {delay}")
-    if min(parallel, workers, n_action_steps, questions) < 1:
-        raise InputError("parallel, workers, n_action_steps and questions must be at least 1")
-    several = swap or axes_report or len(delay) * len(execution) > 1
-    if stop is not None and (several or not isinstance(stop, float) or not 0 < stop < 1):
-        raise InputError("stop is a rate between 0 and 1, for one group: remove swap, axes_report and delays")
-    numbers = parse_seeds(seeds)
-    scenes: dict[str, Any] = {"randomize": randomize, "phrasing": phrasing, "axes": tuple(axes)}
-    make = partial(make_env, task, **scenes, holdout=True, images=False)
-    load = partial(load_for_robots, policy, dict(kinematics))
-    settings: dict[str, Any] = {
-        "policy": policy,
-        "weights": weights_of_policy(policy),
-        "task": task,
-        **scenes | {"axes": list(axes)},
-        "n_action_steps": n_action_steps,
-        "safety_filter": safety_filter,
-        "kinematics": {key: value for key, value in kinematics.items() if value is not None} or None,
-    }
-    for other in merge:
-        if not (Path(other) / "settings.json").exists():
-            raise InputError(f"merge takes folders of vla eval: {other} holds no evaluation")
-    for path in (out, *merge):
-        check_folder(Path(path), settings)
-    settings["measured"] = _saved_delay([folder, *map(Path, merge)], required=MEASURED in delay)
-    embodiment, model, settings["measured"] = _open(make, load, settings["measured"], measure_delay=MEASURED in delay)
-    if vqa is None:
+    options.check(task)
+    folder, merge = Path(options.out), [Path(other) for other in options.merge]
+    delay, stop = options.delay, options.stop
+    make = partial(make_env, task, **options.scenes | {"axes": tuple(options.axes)}, holdout=True, images=False)
+    load = partial(load_for_robots, options.policy, dict(options.kinematics))
+    settings = _settings(options, task)
+    _check_folders(folder, merge, settings)
+    measured = _saved_delay([folder, *merge], required=MEASURED in delay)
+    embodiment, model, measured = _open(make, load, measured, measure_delay=MEASURED in delay)
+    settings["measured"] = measured
+    if options.vqa is None:
         model = None  # the rollouts load their own
     else:
         if model is None:
-            raise InputError(f"{policy} answers no questions: remove vqa, or use a checkpoint of vla train")
-        VqaStore(vqa)
-    delays = [float(settings["measured"] if d == MEASURED else d) for d in delay]
-    trials = trials_for(numbers, swap, axes=axes, alone=axes_report, delays=delays, executions=execution)
-    job = Job(
-        make, load, embodiment, parallel, n_action_steps, every_frame=render == "all", safety_filter=safety_filter
-    )
+            raise InputError(f"{options.policy} answers no questions: remove vqa, or use a checkpoint of vla train")
+        VqaStore(options.vqa)
+    trials = _trials(options, measured)
+    every_frame = options.render == "all"
+    job = Job(make, load, embodiment, options.parallel, options.n_action_steps, every_frame, options.safety_filter)
     with ResultStore(folder, settings, embodiment) as store:
         for other in merge:
-            store.copy_from(Path(other))
-        run(job, trials, workers, store, None if stop is None else lambda: _decided(trials, store.results, stop))
+            store.copy_from(other)
+        decided = None if stop is None else lambda: _decided(trials, store.results, stop)
+        run(job, trials, options.workers, store, decided)
         results = [store.results[trial.key] for trial in trials if trial.key in store.results]
-    report = settings | {"seeds": seeds, "swap": swap, "stop": stop}
+    report = settings | {"seeds": options.seeds, "swap": options.swap, "stop": stop}
     report |= summarize(results, stop=stop)
-    report["vqa"] = None if vqa is None else answer(model, vqa, questions)
+    report["vqa"] = None if options.vqa is None else answer(model, options.vqa, options.questions)
     write_json(folder / "eval.json", report | {"results": [asdict(r) for r in results]})
     evaluation_page(folder, report, results)
     print(headline(report, folder))
     return report
+
+
+def _tasks(policy: str, task: str | None) -> Sequence[str]:
+    """The tasks to evaluate on; prints those of None, and where the policy was trained on others."""
+    if task is None:
+        tasks = tasks_trained_on(policy)
+        print(f"task={', '.join(tasks)}: {'the default' if policy in SCRIPTED else f'{policy} was trained on it'}")
+        return tasks
+    tasks = tasks_of(task)
+    if (trained := tasks_of_policy(policy)) and not set(trained) & set(tasks):
+        print(f"{policy} was trained on {', '.join(trained)}, and is evaluated on {task}")
+    return tasks
+
+
+def _settings(options: EvaluationOptions, task: str) -> dict[str, Any]:
+    """What the trials of a folder have in common."""
+    return {
+        "policy": options.policy,
+        "weights": weights_of_policy(options.policy),
+        "task": task,
+        **options.scenes,
+        "n_action_steps": options.n_action_steps,
+        "safety_filter": options.safety_filter,
+        "kinematics": {key: value for key, value in options.kinematics.items() if value is not None} or None,
+    }
+
+
+def _check_folders(folder: Path, merge: Sequence[Path], settings: Mapping[str, Any]) -> None:
+    """Raises InputError if a folder to merge holds no evaluation, or a folder holds one with other settings."""
+    for other in merge:
+        if not (other / "settings.json").exists():
+            raise InputError(f"merge takes folders of vla eval: {other} holds no evaluation")
+    for path in (folder, *merge):
+        check_folder(path, settings)
+
+
+def _trials(options: EvaluationOptions, measured: float | None) -> list[Trial]:
+    """The trials, with the measured delay [s]."""
+    delays = [float(measured if d == MEASURED else d) for d in options.delay]  # type: ignore[arg-type]
+    return trials_for(
+        parse_seeds(options.seeds),
+        options.swap,
+        axes=options.axes,
+        alone=options.axes_report,
+        delays=delays,
+        executions=options.execution,
+    )
 
 
 def run(
@@ -265,20 +228,6 @@ def headline(report: Mapping[str, Any], folder: Path) -> str:
 def _rate(row: Mapping[str, Any]) -> str:
     low, high = row["success_ci95"]
     return "none" if row["success_rate"] is None else f"{row['success_rate']:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def parse_seeds(text: str) -> range:
-    """Parses FIRST:END: "1000:1060" is 1000 … 1059. Raises InputError for other text and for an empty range."""
-    match = re.fullmatch(r"(\d+):(\d+)", str(text).strip())
-    seeds = range(int(match[1]), int(match[2])) if match else range(0)
-    if not seeds:
-        raise InputError(f"seeds must be FIRST:END with END greater than FIRST, such as 1000:1060, not {text!r}")
-    return seeds
-
-
-def _is_delay(delay: Any) -> bool:
-    number = isinstance(delay, int | float) and not isinstance(delay, bool)
-    return delay == MEASURED or (number and 0 <= delay < math.inf)
 
 
 def _saved_delay(folders: Sequence[Path], *, required: bool) -> float | None:

@@ -33,7 +33,7 @@ from vla.models.action_heads.build import build_head, stored_settings
 from vla.models.action_heads.parallel import ParallelHead
 from vla.models.action_tokenizers.bins import UniformBins
 from vla.models.batch import IGNORE, Batch, Frames, Row, Shown, allocate_frames, collate
-from vla.models.chat import ChatFormat, token_id
+from vla.models.chat import ChatFormat
 from vla.models.chat_encoder import ChatEncoder
 from vla.models.preprocessing.adapted import for_camera, with_tiles
 from vla.models.preprocessing.earlier import earlier
@@ -42,9 +42,9 @@ from vla.models.preprocessing.markup import Markup
 from vla.models.preprocessing.settings import Preprocessing
 from vla.models.robot_spec import RobotSpec, check_together
 from vla.models.robot_views import percent, points_of, row_frames, shown_cameras
+from vla.models.special_tokens import TextTokens
 from vla.types import Example, Observation
 
-PAD, BOS, EOS, IMAGE, ANSWER = SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<image>", "<answer>")
 UNKNOWN_DRAWN = 0.5
 """Share of training rows whose unknown points are replaced by random ones, without a loss; else they are "not in the
 image". A trained model also predicts points for such data, and its actions must not depend on them."""
@@ -62,8 +62,7 @@ class Processor:
         head: settings of the action head.
         state_encoding: "numbers" for conditioning values, or "text" in the prompt (pi0.5).
         chat: format of the backbone's conversations.
-        image, pad: ids of the image and the padding token; by default from the tokenizer.
-        text_vocab: number of text tokens; by default the size of the tokenizer.
+        tokens: text tokens; by default nano's, from the tokenizer.
         tiles: maximum number of tiles of a question's image (None: the backbone's); `RobotSpec` has the cameras'.
         images: preprocessing of images.
 
@@ -82,9 +81,7 @@ class Processor:
         head: Mapping[str, Any] = ParallelHead.settings,
         state_encoding: str = "numbers",
         chat: ChatFormat | None = None,
-        image: int | None = None,
-        pad: int | None = None,
-        text_vocab: int | None = None,
+        tokens: TextTokens | None = None,
         tiles: int | None = None,
         images: Preprocessing | None = None,
     ) -> None:
@@ -95,14 +92,13 @@ class Processor:
         self.image_size, self.tokens_per_image = image_size, tokens_per_image
         self.mean, self.std = tuple(mean), tuple(std)
         self.chat = chat = chat or ChatFormat()
-        self.pad = token_id(tokenizer, PAD) if pad is None else pad
-        self.image = token_id(tokenizer, IMAGE) if image is None else image
+        self.tokens = tokens = tokens or TextTokens.of(tokenizer)
+        self.image, self.pad, self.text_vocab = tokens.image, tokens.pad, tokens.text_vocab
         self.images = images or Preprocessing(Pad(sides(image_size)), Markup(tokens=tokens_per_image))
         self.shown = with_tiles(self.images, tiles)
         self.cameras = tuple(for_camera(self.images, robot.images, robot.image_tokens) for robot in robots)
         self.encoder = ChatEncoder(tokenizer, chat, self.image)
         self.eos = self.encoder.ends[0][-1]
-        self.text_vocab: int = tokenizer.get_vocab_size() if text_vocab is None else text_vocab
         self.state_encoding, self.tiles = state_encoding, tiles
         self.tasks: tuple[str, ...] = ()
         """Names (`vla.envs.make`) of the simulated tasks on which the model was trained."""
@@ -330,9 +326,7 @@ class Processor:
             "robots": [robot.to_dict() for robot in self.robots],
             "state_encoding": self.state_encoding,
             "chat": asdict(self.chat),
-            "image": self.image,
-            "pad": self.pad,
-            "text_vocab": self.text_vocab,
+            **asdict(self.tokens),
             "tiles": self.tiles,
             "images": self.images.to_dict(),
             "tasks": self.tasks,
@@ -358,12 +352,14 @@ class Processor:
         if "head" in values:
             values["head"] = stored_settings(values["head"])
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        names = [name for name in ("image", "pad", "text_vocab") if name in values]
+        tokens = TextTokens.of(tokenizer, **{name: values.pop(name) for name in names})
         if "images" in values:
             values["images"] = Preprocessing.from_dict(values["images"])
         elif (config := folder / "config.json").is_file():
             backbone = json.loads(config.read_text())["backbone"]
             values["images"] = earlier(backbone, tokenizer, values["image_size"], values["tokens_per_image"])
-        found = cls(tokenizer, robots=robots, chat=chat, **values)
+        found = cls(tokenizer, robots=robots, chat=chat, tokens=tokens, **values)
         found.tasks = tuple(tasks)
         return found
 
@@ -381,9 +377,7 @@ class Processor:
             head,
             state_encoding,
             self.chat,
-            self.image,
-            self.pad,
-            self.text_vocab,
+            self.tokens,
             tiles,
             self.images,
         )

@@ -8,10 +8,11 @@ from typing import Any
 
 from vla.errors import InputError
 from vla.training.loop import Outcome
+from vla.training.run_options import RunOptions
 
 
 def chain(
-    train: Callable[..., Outcome], options: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]
+    train: Callable[[RunOptions], Outcome], options: RunOptions, stages: Mapping[str, Mapping[str, Any]]
 ) -> Outcome:
     """Runs `train` once per stage, into the folder `out`/<stage>.
 
@@ -29,20 +30,21 @@ def chain(
     Raises:
         InputError: a stage has an unknown option, or a probe is unknown; before any training.
     """
+    base = {name: value for name, value in vars(options).items() if name != "stages"}
     for name, changes in stages.items():
-        if unknown := sorted(changes.keys() - options.keys()):
+        if unknown := sorted(changes.keys() - base.keys()):
             raise InputError(f"stage {name} has {', '.join(unknown)}: vla train has no such option")
-    out, backbone, report = Path(options["out"]), options["backbone"], None
-    if scenes := options["probe_scenes"]:
+    out, backbone, report = Path(options.out), options.backbone, None
+    if scenes := options.probe_scenes:
         from vla.training.stage_report import START, StageReport
 
-        report = StageReport(out, scenes, options["vqa"])
+        report = StageReport(out, scenes, options.vqa)
         if isinstance(backbone, str) and backbone != "scratch":
             report.add(START, backbone)
     for name, changes in stages.items():
         run = out / name
         print(f"stage {name} -> {run}", flush=True)
-        outcome = train(**_merged(options, changes) | {"backbone": backbone, "out": str(run)})
+        outcome = train(RunOptions(**_merged(base, changes) | {"backbone": backbone, "out": str(run)}))
         if not outcome.finished:
             break
         backbone = str(run)

@@ -23,7 +23,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,31 +36,19 @@ from vla.common.renamed_keys import current_weight
 from vla.errors import InputError
 from vla.models.processor import Processor
 from vla.models.robot_spec import check_same
-from vla.models.vla import VLA
 from vla.training.distributed import DistributedContext, full_weights
 from vla.training.lora import merged
-from vla.training.optimizer import Ema, Optimizers
 from vla.training.resumption import changes
+from vla.training.state import Progress, TrainState
 
 TRAINING = "training"
 AGAIN = "and the run resumes from the previous checkpoint, or from the start"
 STEP = re.compile(r"step-(\d{8,})")
 
 
-@dataclass
-class Progress:
-    """The progress of a run."""
-
-    step: int = 0
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
-    tokens: dict[str, int] = field(default_factory=dict)
-    """The number of tokens with a loss so far, by source."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """The settings of the run (`vla.training.resumption`)."""
-
-
-def save(run: Path, progress: Progress, model: VLA, ema: Ema, optimizer: Optimizers, world: DistributedContext) -> Path:
+def save(state: TrainState) -> Path:
     """Writes `run/step-…` atomically, and removes older checkpoints except the best. All ranks call it."""
+    run, progress, world = state.run, state.progress, state.world
     final, partial = run / f"step-{progress.step:08d}", run / ".partial"
     if world.first:
         shutil.rmtree(partial, ignore_errors=True)
@@ -69,17 +57,16 @@ def save(run: Path, progress: Progress, model: VLA, ema: Ema, optimizer: Optimiz
     with _no_distributed_warning():
         writer = HuggingFaceStorageWriter(str(partial / TRAINING), save_distributed=True)
         try:
-            dcp.save(_state(model, ema, optimizer), storage_writer=writer)
+            dcp.save(_tensors(state), storage_writer=writer)
         except CheckpointException as error:  # not an Exception, and its message omits the cause
             shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the space
             raise next(iter(error.failures.values()))[0] from error
-    ema.swap(model)
-    weights = full_weights(model, keep=world.first)
+    with state.ema.applied(state.model):
+        weights = full_weights(state.model, keep=world.first)
+        if world.first:
+            state.model.save(partial, merged(state.model, weights))
     if world.first:
-        model.save(partial, merged(model, weights))
-    ema.swap(model)
-    if world.first:
-        (partial / "training.json").write_text(json.dumps(asdict(progress) | {"trained": optimizer.kinds}))
+        (partial / "training.json").write_text(json.dumps(asdict(progress) | {"trained": state.optimizer.kinds}))
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
         for old in checkpoints(run):
@@ -159,39 +146,42 @@ def _training(checkpoint: Path) -> dict[str, Any]:
         raise InputError(f"{checkpoint}/training.json is missing or damaged: remove {checkpoint}, {AGAIN}") from error
 
 
-def begin(
-    run: Path, settings: dict[str, Any], model: VLA, ema: Ema, optimizer: Optimizers, world: DistributedContext
-) -> tuple[Progress, Path | None]:
-    """Starts a run, or resumes it from its newest checkpoint. All ranks call it.
+def resume(state: TrainState) -> Path | None:
+    """Resumes a run from its newest checkpoint. All ranks call it.
 
-    The first rank prints the step and the changed settings of a resumed run.
+    The first rank prints the step and the changed settings.
+
+    Args:
+        state: The state of a new run, whose settings the resumed run has.
 
     Returns:
-        The progress, and the checkpoint that was loaded (None for a new run).
+        The checkpoint that was loaded; None for a new run.
 
     Raises:
         InputError: as `restore` and `newest`, and for a setting that must not change within a run
             (`vla.training.resumption`).
     """
-    loaded = newest(run, world)
+    loaded = newest(state.run, state.world)
     if loaded is None:
-        return Progress(settings=settings), None
-    progress = restore(loaded, model, ema, optimizer)
-    changed = changes(loaded, progress.settings, settings)
-    if world.first:
+        return None
+    settings = state.progress.settings
+    restore(state, loaded)
+    changed = changes(loaded, state.progress.settings, settings)
+    if state.world.first:
         suffix = f", with {', '.join(changed)}" if changed else ""
-        print(f"{run} resumes from step {progress.step} of {settings['plan']['steps']}{suffix}", flush=True)
-    progress.settings = settings
-    return progress, loaded
+        print(f"{state.run} resumes from step {state.progress.step} of {state.plan.steps}{suffix}", flush=True)
+    state.progress.settings = settings
+    return loaded
 
 
-def restore(checkpoint: Path, model: VLA, ema: Ema, optimizer: Optimizers) -> Progress:
-    """Loads a checkpoint into newly built objects; the number of ranks may differ. All ranks call it.
+def restore(state: TrainState, checkpoint: Path) -> None:
+    """Loads a checkpoint into a new state; the number of ranks may differ. All ranks call it.
 
     Raises:
         InputError: the checkpoint is of another model, other data, other frozen parts or another optimizer, or its
             files are damaged.
     """
+    model, ema, optimizer = state.model, state.ema, state.optimizer
     _check_data(checkpoint, model.processor)
     if not any((checkpoint / TRAINING).glob("*.safetensors")):
         raise InputError(f"{checkpoint}/{TRAINING} is missing: it can only start a new run, as backbone={checkpoint}")
@@ -212,14 +202,14 @@ def restore(checkpoint: Path, model: VLA, ema: Ema, optimizer: Optimizers) -> Pr
             "another folder"
         )
     optimizer.make_state(name.removeprefix("optimizer/") for name in saved if name.startswith("optimizer/"))
-    state = {stored_as[name]: tensor for name, tensor in _state(model, ema, optimizer).items() if name in stored_as}
+    tensors = {stored_as[name]: tensor for name, tensor in _tensors(state).items() if name in stored_as}
     with _no_distributed_warning(), _readable(checkpoint):
-        dcp.load(state, storage_reader=reader)
+        dcp.load(tensors, storage_reader=reader)
     raw = dict(model.named_parameters())
     for name, average in ema.weights.items():
         if f"average/{name}" not in saved:  # the run had no average before
             average.copy_(raw[name].detach())
-    return Progress(**values)
+    state.progress = Progress(**values)
 
 
 def _current(key: str) -> str:
@@ -245,12 +235,12 @@ def _check_data(checkpoint: Path, processor: Processor) -> None:
         raise InputError(f"{checkpoint} has another action head or state_encoding: train into another folder")
 
 
-def _state(model: VLA, ema: Ema, optimizer: Optimizers) -> dict[str, Tensor]:
+def _tensors(state: TrainState) -> dict[str, Tensor]:
     """The tensors that a resumed run needs, without copying."""
     return (
-        {f"weight/{name}": parameter.detach() for name, parameter in model.named_parameters()}
-        | {f"average/{name}": value for name, value in ema.weights.items()}
-        | {f"optimizer/{name}": value for name, value in optimizer.state().items()}
+        {f"weight/{name}": parameter.detach() for name, parameter in state.model.named_parameters()}
+        | {f"average/{name}": value for name, value in state.ema.weights.items()}
+        | {f"optimizer/{name}": value for name, value in state.optimizer.state().items()}
     )
 
 

@@ -12,25 +12,21 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from vla.models.batch import Batch
-from vla.models.vla import VLA
-from vla.training.distributed import DistributedContext
+from vla.training.state import TrainState
 from vla.training.step import backward
-from vla.training.train_config import TrainConfig
 
 
-def gradient_shares(
-    model: VLA, micro: Sequence[Batch], plan: TrainConfig, step: int, world: DistributedContext, sources: Sequence[str]
-) -> dict[str, float]:
+def gradient_shares(state: TrainState, micro: Sequence[Batch]) -> dict[str, float]:
     """`share/gradient/<source>`: the norm of the source's gradient over the sum of these norms.
 
     Takes one pass over the batch per source, and no more memory than a step. Sources without rows are omitted.
     """
     found = {}
-    for source in sources:
-        gradient = _gradient(model, micro, plan, step, world, sources, source)
-        found[source] = world.sum([_product(gradient, gradient)])[0] ** 0.5
+    for source in state.sources:
+        gradient = _gradient(state, micro, source)
+        found[source] = state.world.sum([_product(gradient, gradient)])[0] ** 0.5
         del gradient
-    model.zero_grad()
+    state.model.zero_grad()
     return _shares({source: norm for source, norm in found.items() if norm > 0})
 
 
@@ -38,9 +34,7 @@ def _shares(norms: Mapping[str, float]) -> dict[str, float]:
     return {f"share/gradient/{source}": norm / sum(norms.values()) for source, norm in norms.items()}
 
 
-def gradient_report(
-    model: VLA, micro: Sequence[Batch], plan: TrainConfig, step: int, world: DistributedContext, sources: Sequence[str]
-) -> dict[str, float]:
+def gradient_report(state: TrainState, micro: Sequence[Batch]) -> dict[str, float]:
     """The gradient norm of each source, its share, and the cosine of each pair of sources.
 
     The gradients of the sources sum to the step's gradient before clipping. Takes one pass over the batch, and the
@@ -50,29 +44,22 @@ def gradient_report(
         `gradient/<source>`, `share/gradient/<source>` (`gradient_shares`) and `gradient_cosine/<a>·<b>`; sources
         without rows are omitted.
     """
-    found = {source: _gradient(model, micro, plan, step, world, sources, source) for source in sources}
-    model.zero_grad()
+    sources = state.sources
+    found = {source: _gradient(state, micro, source) for source in sources}
+    state.model.zero_grad()
     pairs = [(s, s) for s in sources] + list(combinations(sources, 2))
-    products = dict(zip(pairs, world.sum(_product(found[a], found[b]) for a, b in pairs), strict=True))
+    products = dict(zip(pairs, state.world.sum(_product(found[a], found[b]) for a, b in pairs), strict=True))
     norms = {s: products[s, s] ** 0.5 for s in sources if products[s, s] > 0}
     cosines = {(a, b): products[a, b] / (norms[a] * norms[b]) for a, b in combinations(norms, 2)}
     lengths = {f"gradient/{s}": n for s, n in norms.items()} | _shares(norms)
     return lengths | {f"gradient_cosine/{a}·{b}": cosine for (a, b), cosine in cosines.items()}
 
 
-def _gradient(
-    model: VLA,
-    micro: Sequence[Batch],
-    plan: TrainConfig,
-    step: int,
-    world: DistributedContext,
-    sources: Sequence[str],
-    source: str,
-) -> dict[str, Tensor]:
+def _gradient(state: TrainState, micro: Sequence[Batch], source: str) -> dict[str, Tensor]:
     """This rank's shard of the gradient of one source."""
-    model.zero_grad()
-    backward(model, micro, plan, step, world, sources, only={source})
-    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    state.model.zero_grad()
+    backward(state, micro, only={source})
+    grads = {name: p.grad for name, p in state.model.named_parameters() if p.grad is not None}
     return {name: grad.to_local() if isinstance(grad, DTensor) else grad for name, grad in grads.items()}
 
 

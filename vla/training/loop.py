@@ -1,36 +1,23 @@
-"""The training loop over a mixture of sources."""
+"""The loop of all trainers with checkpoints: repeats a step, evaluates, saves, and selects the best checkpoint."""
 
 from __future__ import annotations
 
 import shlex
 import signal
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vla.datasets.mixture import Mixture
 from vla.models.vla import VLA
 from vla.training import checkpoint
-from vla.training.blocks import compile_blocks, recompute_blocks
-from vla.training.camera_dropout import report_dropout
-from vla.training.checkpoint import Progress
 from vla.training.checkpoint_gate import UNITS, choose
-from vla.training.distributed import DistributedContext, join
-from vla.training.geometry import check, report
-from vla.training.gradients import gradient_report, gradient_shares
-from vla.training.loader import prefetch
-from vla.training.log import Log, log
-from vla.training.optimizer import Ema, Optimizers, freeze
-from vla.training.resumption import settings
-from vla.training.step import Diverged, Totals, computing, run_step, uses_bf16
-from vla.training.train_config import TrainConfig
-
-__all__ = ["Diverged", "Evaluate", "Outcome", "TrainConfig", "train"]
+from vla.training.log import Log
+from vla.training.state import TrainState
 
 Evaluate = Callable[[VLA], dict[str, float]]
+"""Computes the held-out scores of a model."""
 
 
 @dataclass(frozen=True)
@@ -66,156 +53,102 @@ class Outcome:
         print(f"{done}. The best is {run / 'best'} -> {best.name}{suffix}: {command}", flush=True)
 
 
-def train(
-    model: VLA,
-    mixture: Mixture,
-    plan: TrainConfig,
-    run: Path,
-    evaluate: Evaluate | None = None,
-    origin: Mapping[str, Any] | None = None,
-) -> Outcome:
-    """Trains `model` in place, on a GPU if available and on all ranks that torchrun started.
+@dataclass(frozen=True)
+class Evaluation:
+    """How the checkpoints of a run are evaluated and selected. All ranks take part, since the model may be sharded.
 
-    A run with checkpoints is resumed from the newest one. SIGTERM to any rank saves a checkpoint and returns. SIGINT
-    saves one and raises KeyboardInterrupt.
+    Attributes:
+        evaluate: Computes the held-out scores of the averaged model; None: there are none.
+        better: The score whose highest value is the best checkpoint, among those whose `vqa` is within
+            `plan.vqa_margin` (`vla.training.checkpoint_gate`); None: the lowest action error.
+    """
+
+    evaluate: Evaluate | None = None
+    better: str | None = None
+
+    def run(self, state: TrainState, log: Log) -> None:
+        """Evaluates the averaged weights, and logs the scores."""
+        if self.evaluate is None:
+            return
+        with state.ema.applied(state.model):
+            state.model.eval()
+            try:
+                scores = self.evaluate(state.model)
+            finally:
+                state.model.train()
+        step = state.progress.step
+        state.progress.evaluations.append({"step": step} | scores)
+        log.scalars(scores, step, "heldout/")
+        log.scores(step, scores)
+
+    def select(self, state: TrainState, newest: Path) -> None:
+        """Points `run/best` at the newest checkpoint, unless the gate prefers the one it points at."""
+        evaluations = self._ranked(state.progress.evaluations)
+        if state.world.first:
+            best, last = checkpoint.best(state.run), len(evaluations) - 1
+            candidates = [last]
+            if evaluations and best is not None:
+                best_step = checkpoint.step_of(best)
+                candidates = [i for i, e in enumerate(evaluations) if e["step"] == best_step] + [last]
+            if not evaluations or choose(evaluations, state.plan.vqa_margin, candidates) == last:
+                checkpoint.mark_best(state.run, newest)
+        state.world.barrier()
+
+    def _ranked(self, evaluations: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+        return evaluations if self.better is None else [{**e, "action_error": -e[self.better]} for e in evaluations]
+
+
+def resume(state: TrainState, evaluation: Evaluation) -> None:
+    """Resumes a run from its newest checkpoint, if it has one. Raises InputError as `checkpoint.resume`."""
+    found = checkpoint.resume(state)
+    if found and state.is_evaluated:
+        evaluation.select(state, found)  # the process may have been killed before the comparison
+    state.run.mkdir(parents=True, exist_ok=True)
+
+
+def run_steps(
+    state: TrainState, take_step: Callable[[], None], evaluation: Evaluation, log: Log, received: Sequence[int]
+) -> None:
+    """Repeats `take_step` until the last step of the plan, or until a rank has received a signal.
+
+    Every `plan.evaluate_every` steps and after the last one it evaluates the model, saves a checkpoint and selects the
+    best one. A signal also saves a checkpoint.
 
     Args:
-        model: The model.
-        mixture: The training data.
-        plan: The training configuration.
-        run: The output folder.
-        evaluate: Computes the held-out scores of the averaged model.
-        origin: Where the model and the data come from (JSON values).
-
-    Raises:
-        InputError: the run cannot be resumed with this plan (`vla.training.resumption`).
+        state: The state, which `take_step` advances by a step.
+        take_step: Trains for one step, and logs it.
+        evaluation: The evaluation.
+        log: The log.
+        received: The signals so far (`interrupts`).
     """
-    world = join()
-    plan.rows(world.size)
-    check(plan.augmentation, model.processor)
-    freeze(model, plan.freeze)
-    if plan.compile:
-        compile_blocks(model)
-    if plan.checkpointing:
-        recompute_blocks(model)
-    world.shard(model, uses_bf16(plan.precision, world.device))
-    run_settings = settings(plan, mixture.shares, origin or {})
-    return _train(model.train(), mixture, plan, run, evaluate, world, run_settings)
+    stopping = False
+    while not state.is_complete and not stopping:
+        take_step()
+        due = state.is_complete or state.progress.step % state.plan.evaluate_every == 0
+        if due:
+            evaluation.run(state, log)
+        # Read once per step: a later signal is handled in the next step, with a checkpoint.
+        stopping = state.world.sum([len(received)])[0] > 0
+        if due or stopping:
+            saved = checkpoint.save(state)
+            if due:
+                evaluation.select(state, saved)
 
 
-def _train(
-    model: VLA,
-    mixture: Mixture,
-    plan: TrainConfig,
-    run: Path,
-    evaluate: Evaluate | None,
-    world: DistributedContext,
-    run_settings: dict[str, Any],
-) -> Outcome:
-    ema = Ema(model, plan.ema)
-    optimizer = Optimizers(model, plan.weight_decay, plan.lr_multipliers, plan.optimizer)
-    progress, found = checkpoint.begin(run, run_settings, model, ema, optimizer, world)
-    if found and progress.evaluations and progress.evaluations[-1]["step"] == progress.step:
-        # The process may have been killed before the comparison.
-        _select(run, found, progress.evaluations, plan.vqa_margin, world)
-    start, sources = progress.step, list(mixture.shares)
-    run.mkdir(parents=True, exist_ok=True)
-    with (
-        _signals() as stop,
-        prefetch(model.processor, mixture, plan, start, world) as batches,
-        log(run, start, plan, world.first) as logger,
-    ):
-        robots = model.processor.robots
-        for line in (*report(plan.augmentation, model.processor), *report_dropout(plan.camera_dropout, robots)):
-            logger.write_line(line)
-        stopping = False
-        while progress.step < plan.steps and not stopping:
-            micro = next(batches)
-            if progress.step % (plan.gradient_report or plan.evaluate_every) == 0 and plan.gradient_report != 0:
-                measure = gradient_report if plan.gradient_report else gradient_shares
-                logger.scalars(measure(model, micro, plan, progress.step, world, sources), progress.step)
-            totals = run_step(model, micro, optimizer, plan, progress.step, world, sources, run)
-            ema.update(model, progress.step)
-            progress.step += 1
-            progress.tokens = dict(
-                Counter(progress.tokens) + Counter({s: total.elements for s, total in totals.items()})
-            )
-            _log_step(logger, totals, mixture, plan, progress)
-            due = progress.step % plan.evaluate_every == 0 or progress.step == plan.steps
-            if due and evaluate is not None:
-                scores = _evaluated(model, ema, evaluate, plan, world)
-                progress.evaluations.append({"step": progress.step} | scores)
-                logger.scalars(scores, progress.step, "heldout/")
-                logger.scores(progress.step, scores)
-            # Read once per step: a later signal is handled in the next step, with a checkpoint.
-            stopping = world.sum([len(stop)])[0] > 0
-            if due or stopping:
-                saved = checkpoint.save(run, progress, model, ema, optimizer, world)
-                if due:
-                    _select(run, saved, progress.evaluations, plan.vqa_margin, world)
-        if progress.step > start:
-            shares = ", ".join(f"{k} {v:.3f}" for k, v in _shares(mixture, plan, progress).items())
-            logger.write_line(f"shares of what was trained on: {shares}")
-    if signal.SIGINT in stop:
+def finish(state: TrainState, start: int, received: Sequence[int]) -> Outcome:
+    """Ends training that began at step `start`: the model gets the averaged weights. Raises KeyboardInterrupt if so."""
+    if signal.SIGINT in received:
         raise KeyboardInterrupt
-    ema.swap(model)
-    outcome = Outcome(progress.step, progress.step >= plan.steps, checkpoint.best(run), progress.evaluations)
-    if world.first:
-        outcome.print_summary(run, start, bool(model.processor.robots))
+    state.ema.swap(state.model)
+    progress, best = state.progress, checkpoint.best(state.run)
+    outcome = Outcome(progress.step, state.is_complete, best, progress.evaluations)
+    if state.world.first:
+        outcome.print_summary(state.run, start, bool(state.model.processor.robots))
     return outcome
 
 
-def _select(
-    run: Path, newest: Path, evaluations: Sequence[Mapping[str, Any]], margin: float, world: DistributedContext
-) -> None:
-    """Points `run/best` at the newest checkpoint, unless the gate prefers the one it points at."""
-    if world.first:
-        best, last = checkpoint.best(run), len(evaluations) - 1
-        candidates = [last]
-        if evaluations and best is not None:
-            best_step = checkpoint.step_of(best)
-            candidates = [i for i, e in enumerate(evaluations) if e["step"] == best_step] + [last]
-        if not evaluations or choose(evaluations, margin, candidates) == last:
-            checkpoint.mark_best(run, newest)
-    world.barrier()
-
-
-def _evaluated(
-    model: VLA, ema: Ema, evaluate: Evaluate, plan: TrainConfig, world: DistributedContext
-) -> dict[str, float]:
-    """Evaluates the averaged weights. All ranks call it, since the model is sharded over them.
-
-    On a GPU it computes in the training precision, in which weights may be gathered.
-    """
-    ema.swap(model)
-    model.eval()
-    try:
-        with computing(plan, world) if world.device.type == "cuda" else nullcontext():
-            return evaluate(model)
-    finally:
-        ema.swap(model)
-        model.train()
-
-
-def _log_step(logger: Log, totals: Totals, mixture: Mixture, plan: TrainConfig, progress: Progress) -> None:
-    logger.bar.update()
-    if progress.step % 10:
-        return
-    losses = {source: total.losses / total.elements for source, total in totals.items()}
-    logger.bar.set_postfix({k: f"{v:.2f}" for k, v in losses.items()})
-    logger.scalars(losses, progress.step, "loss/")
-    logger.scalars(_shares(mixture, plan, progress), progress.step, "share/")
-    logger.scalars({source: total.part for source, total in totals.items()}, progress.step, "share/loss/")
-
-
-def _shares(mixture: Mixture, plan: TrainConfig, progress: Progress) -> dict[str, float]:
-    """Each source's share of all rows, and of all tokens with a loss, so far: "rows/…", "tokens/…"."""
-    kinds = {"rows": mixture.drawn(progress.step * plan.batch_size), "tokens": progress.tokens}
-    return {f"{kind}/{name}": n / sum(counts.values()) for kind, counts in kinds.items() for name, n in counts.items()}
-
-
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def interrupts() -> Iterator[list[int]]:
     """Collects SIGTERM and SIGINT, which are handled at the end of a step."""
     received: list[int] = []
     previous: dict[int, Any] = {}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -194,3 +195,12 @@ class Ema:
             held = raw[name].detach().clone()
             raw[name].copy_(average)
             self.weights[name] = held
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """A context in which the model has the averaged weights."""
+        self.swap(model)
+        try:
+            yield
+        finally:
+            self.swap(model)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
@@ -14,13 +14,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vla.errors import InputError
 from vla.models.batch import Batch
-from vla.models.vla import VLA
 from vla.training.augment import augment
 from vla.training.balance import count, element_weights, numbered
 from vla.training.batches import SPARE
 from vla.training.distributed import DistributedContext
-from vla.training.optimizer import Optimizers, clip_gradients
-from vla.training.schedule import learning_rate
+from vla.training.optimizer import clip_gradients
+from vla.training.state import TrainState
 from vla.training.state_dropout import without_states
 from vla.training.train_config import TrainConfig
 
@@ -47,38 +46,24 @@ class Diverged(InputError):
     """The loss or its gradient is not finite. The message has the file of the saved batch."""
 
 
-def run_step(
-    model: VLA,
-    micro: Sequence[Batch],
-    optimizer: Optimizers,
-    plan: TrainConfig,
-    step: int,
-    world: DistributedContext,
-    sources: Sequence[str],
-    run: Path,
-) -> Totals:
-    """Takes one optimizer step. Raises Diverged, without changing weights, if the loss or gradient is not finite."""
-    optimizer.zero_grad()
-    totals = backward(model, micro, plan, step, world, sources)
-    norm = clip_gradients(model, plan.clip, plan.clip_parts)
+def run_step(state: TrainState, micro: Sequence[Batch]) -> Totals:
+    """Takes one step. Raises Diverged, without changing weights, if the loss or gradient is not finite."""
+    state.optimizer.zero_grad()
+    totals = backward(state, micro)
+    norm = clip_gradients(state.model, state.plan.clip, state.plan.clip_parts)
     if not math.isfinite(norm + sum(total.losses for total in totals.values())):
-        raise Diverged(_save_batch(micro, run, step, world))
-    optimizer.step(learning_rate(plan, step))
+        raise Diverged(_save_batch(state, micro))
+    state.update()
+    tokens = Counter(state.progress.tokens) + Counter({source: total.elements for source, total in totals.items()})
+    state.progress.tokens = dict(tokens)
     return totals
 
 
-def backward(
-    model: VLA,
-    micro: Sequence[Batch],
-    plan: TrainConfig,
-    step: int,
-    world: DistributedContext,
-    sources: Sequence[str],
-    only: Collection[str] | None = None,
-) -> Totals:
+def backward(state: TrainState, micro: Sequence[Batch], only: Collection[str] | None = None) -> Totals:
     """Accumulates the gradient of the step's loss, or of its part from the sources `only`."""
+    model, plan, world, sources = state.model, state.plan, state.world, state.sources
     # Dropout depends only on the seed, the step and the rank: there is no random state to save.
-    torch.manual_seed(((plan.seed * 1_000_003 + step) * 65_537 + world.rank) % 2**63)
+    torch.manual_seed(((plan.seed * 1_000_003 + state.progress.step) * 65_537 + world.rank) % 2**63)
     number = numbered(sources)
     rows_of = [torch.tensor([number[s] for s in b.source], device=world.device) for b in micro]
     seeds = [b.seed for b in micro]
@@ -133,9 +118,10 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
     return precision == "bf16"
 
 
-def _save_batch(micro: Sequence[Batch], run: Path, step: int, world: DistributedContext) -> str:
+def _save_batch(state: TrainState, micro: Sequence[Batch]) -> str:
     """Saves this rank's micro-batches of the step as `<number>/<field>`; returns the error message."""
-    path = run / f"nan-step-{step:08d}{f'-rank{world.rank}' if world.rank else ''}.safetensors"
+    step, rank = state.progress.step, state.world.rank
+    path = state.run / f"nan-step-{step:08d}{f'-rank{rank}' if rank else ''}.safetensors"
     names = [f.name for f in fields(Batch) if f.name != "source"]
     save_file({f"{i}/{name}": getattr(b, name).contiguous() for i, b in enumerate(micro) for name in names}, path)
     sources = sorted({source for batch in micro for source in batch.source} - {SPARE})

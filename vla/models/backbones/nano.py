@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from vla.models.backbones.composed import ComposedVLM
 from vla.models.chat_encoder import POINT_TOKENS
-from vla.models.processor import IMAGE, SPECIAL_TOKENS, Processor
+from vla.models.processor import Processor
+from vla.models.special_tokens import IMAGE, SPECIAL_TOKENS
 
 IMAGE_SIZE = 96
 VISION = {

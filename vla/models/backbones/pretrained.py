@@ -31,7 +31,8 @@ from vla.models.preprocessing.chat_template import chat_of, template_of
 from vla.models.preprocessing.markup import Markup
 from vla.models.preprocessing.released import file_of, frame_of, preprocessor_of
 from vla.models.preprocessing.settings import Preprocessing
-from vla.models.processor import IMAGE, Processor
+from vla.models.processor import Processor
+from vla.models.special_tokens import IMAGE, TextTokens
 
 CLIP, HALF, IMAGENET = (
     {"image_mean": mean, "image_std": std}
@@ -107,9 +108,7 @@ def make_processor(
         mean=backbone.mean,
         std=backbone.std,
         chat=ChatFormat(**{**chat, "end": end}),
-        image=backbone.image_token_id,
-        pad=pad,
-        text_vocab=backbone.vocab_size,
+        tokens=TextTokens.of(words, backbone.image_token_id, pad, backbone.vocab_size),
         images=images,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,43 +25,55 @@ SMOOTHING = 0.1
 """Label smoothing of ALIGN."""
 
 
+@dataclass(frozen=True)
+class ContrastiveOptions:
+    """The options of the contrastive stage.
+
+    Attributes:
+        loss: clip, align or siglip.
+        width: The dimension of the text encoder and of the embeddings.
+        layers: The number of layers of the text encoder.
+        max_tokens: The maximum length of a text.
+        chunk: Rows of the logit matrix that are in memory at a time; None: all.
+        noise: The share of images that get the caption of another image (ALIGN learns from noisy pairs).
+    """
+
+    loss: str = "siglip"
+    width: int = 128
+    layers: int = 2
+    max_tokens: int = 64
+    chunk: int | None = None
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.loss not in STARTS:
+            raise InputError(f"contrastive.loss is {', '.join(STARTS)}, not {self.loss}")
+        if not 0 <= self.noise < 1:
+            raise InputError(f"contrastive.noise is a share from 0 to below 1, not {self.noise}")
+
+
 class PairEncoder(nn.Module):
     """Embeds images and texts in one space.
 
     Args:
         vision: A `VisionEncoder`; its features are averaged.
         vocabulary: The number of tokens of the text encoder, a new Transformer.
-        loss: clip, align or siglip.
-        width: The dimension of the text encoder and of the embeddings.
-        layers: The number of layers of the text encoder.
-        max_tokens: The maximum length of a text.
-
-    Raises:
-        InputError: the loss is unknown.
+        options: The loss, and the size of the text encoder.
     """
 
-    def __init__(
-        self,
-        vision: Any,
-        vocabulary: int,
-        loss: str = "siglip",
-        width: int = 128,
-        layers: int = 2,
-        max_tokens: int = 64,
-    ) -> None:
+    def __init__(self, vision: Any, vocabulary: int, options: ContrastiveOptions) -> None:
         super().__init__()
-        if loss not in STARTS:
-            raise InputError(f"contrastive.loss is {', '.join(STARTS)}, not {loss}")
-        self.kind, self.max_tokens = loss, max_tokens
+        width, max_tokens = options.width, options.max_tokens
+        self.kind, self.max_tokens, self.chunk = options.loss, max_tokens, options.chunk
         self.vision = vision
         self.of_image = nn.Linear(vision.width, width)
         self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Embedding(max_tokens, width)
         layer = nn.TransformerEncoderLayer(width, 4, 4 * width, 0.0, batch_first=True, norm_first=True)
-        self.text = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.text = nn.TransformerEncoder(layer, options.layers, nn.LayerNorm(width), enable_nested_tensor=False)
         self.of_text = nn.Linear(width, width)
-        scale, bias = STARTS[loss]
+        scale, bias = STARTS[self.kind]
         self.log_scale = nn.Parameter(torch.tensor(scale))
-        self.logit_bias = nn.Parameter(torch.tensor(bias), requires_grad=loss == "siglip")
+        self.logit_bias = nn.Parameter(torch.tensor(bias), requires_grad=self.kind == "siglip")
 
     def encode_images(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Unit embeddings of normalised pixels."""
@@ -77,13 +90,11 @@ class PairEncoder(nn.Module):
     def logit_scale(self) -> Float[Tensor, ""]:
         return self.log_scale.exp()
 
-    def loss(
-        self, images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"], chunk: int | None = None
-    ) -> Float[Tensor, ""]:
+    def loss(self, images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
         """The loss of pairs of embeddings, over all ranks (`vla.training.contrastive.losses`)."""
         if self.kind == "siglip":
-            return sigmoid_loss(images, texts, self.logit_scale, self.logit_bias, chunk)
-        return softmax_loss(images, texts, self.logit_scale, SMOOTHING if self.kind == "align" else 0.0, chunk)
+            return sigmoid_loss(images, texts, self.logit_scale, self.logit_bias, self.chunk)
+        return softmax_loss(images, texts, self.logit_scale, SMOOTHING if self.kind == "align" else 0.0, self.chunk)
 
     @torch.no_grad()
     def clamp(self) -> None:

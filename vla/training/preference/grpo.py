@@ -8,7 +8,6 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import batched
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,17 +15,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vla.datasets.preferences import Pair, objects_named
-from vla.datasets.vqa import VqaStore
 from vla.errors import InputError
 from vla.evaluation.vlm.vqa import normalize_answer
 from vla.models.batch import IGNORE, Batch
 from vla.models.vla import VLA
 from vla.training.distributed import join
-from vla.training.loop import Evaluate, Outcome
+from vla.training.loop import Evaluate, Evaluation, Outcome
 from vla.training.preference.loop import open_pairs, optimize
 from vla.training.preference.losses import text_logits, token_logps
 from vla.training.preference.reward import RewardModel
-from vla.training.train_config import TrainConfig
+from vla.training.question_run import QuestionRun
 
 Judge = Callable[[Pair, Sequence[str]], Sequence[float]]
 TRUTH = "truth"
@@ -35,10 +33,11 @@ UNFINISHED = 1.0
 
 
 @dataclass(frozen=True)
-class Policy:
+class GrpoOptions:
     """The options of GRPO.
 
     Attributes:
+        reward: "truth" (`truth`), or the folder of a `RewardModel`.
         group: The number of sampled answers per question.
         max_tokens: The maximum length of an answer.
         uses: The number of optimizer steps per sampled batch.
@@ -46,6 +45,7 @@ class Policy:
         beta: The weight of the divergence from the reference.
     """
 
+    reward: str = TRUTH
     group: int = 8
     max_tokens: int = 64
     uses: int = 1
@@ -133,48 +133,30 @@ def answered(batch: Batch, tokens: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]
     )
 
 
-def train_grpo(
-    model: VLA,
-    stores: Mapping[str, VqaStore],
-    plan: TrainConfig,
-    run: Path,
-    evaluate: Evaluate,
-    reward: str = TRUTH,
-    group: int = 8,
-    max_tokens: int = 64,
-    uses: int = 1,
-    clip: float = 0.2,
-    beta: float = 0.04,
-    origin: Mapping[str, Any] | None = None,
-) -> Outcome:
-    """Trains `model` in place on the questions of the pairs of `stores` (`open_pairs`).
+def train_grpo(run: QuestionRun, options: GrpoOptions, evaluate: Evaluate) -> Outcome:
+    """Trains a model on the questions of the pairs of stores (`open_pairs`).
 
-    The reference is the model before training. The other arguments are the options of `Policy`.
+    The reference is the model before training.
 
     Args:
-        model: The model.
-        stores: The question stores by name.
-        plan: The training configuration; `plan.batch_size` counts questions.
-        run: The output folder.
+        run: The run; `plan.batch_size` counts questions.
+        options: The options of the stage.
         evaluate: Computes held-out scores, to which `reward` is added: the mean reward of greedy answers to held-out
             questions.
-        reward: "truth" (`truth`), or the folder of a `RewardModel`.
-        origin: Where the model and the data come from (JSON values).
 
     Raises:
         InputError: there are too few questions, no such reward model, or several ranks.
     """
-    options = Policy(group, max_tokens, uses, clip, beta)
-    pairs, heldout = open_pairs(stores, plan)
-    judge: Judge = truth if reward == TRUTH else RewardModel.load(Path(reward)).to(join().device).judge
-    model.to(join().device)
+    pairs, heldout = open_pairs(run)
+    judge = _judge(options.reward)
+    model = run.model.to(join().device)
     reference = deepcopy(model).requires_grad_(False).eval()
     rollouts: dict[tuple[int, ...], Rollout] = {}
 
     def loss(micro: Sequence[Pair]) -> tuple[Float[Tensor, ""], Mapping[str, float]]:
         key = tuple(map(id, micro))
         if key not in rollouts or rollouts[key].remaining_uses == 0:
-            for old in list(rollouts)[: len(rollouts) - plan.accumulate + 1]:  # of batches before this one
+            for old in list(rollouts)[: len(rollouts) - run.plan.accumulate + 1]:  # of batches before this one
                 del rollouts[old]
             rollouts[key] = Rollout.of(model.eval(), reference, micro, judge, options)
         return rollouts[key].loss(model.train(), options)
@@ -183,11 +165,15 @@ def train_grpo(
         rewards: list[float] = []
         for group in batched(heldout, 32):
             batch = trained.processor.question_prompt([p.prompt for p in group], [p.images() for p in group])
-            answers = trained.generate_text(batch, max_tokens)
+            answers = trained.generate_text(batch, options.max_tokens)
             rewards += [judge(pair, [answer])[0] for pair, answer in zip(group, answers, strict=True)]
         return evaluate(trained) | {"reward": sum(rewards) / len(rewards)}
 
-    return optimize(model, pairs, plan, run, loss, scores, "reward", uses, origin)
+    return optimize(run, pairs, loss, Evaluation(scores, "reward"), options.uses)
+
+
+def _judge(reward: str) -> Judge:
+    return truth if reward == TRUTH else RewardModel.load(Path(reward)).to(join().device).judge
 
 
 @dataclass
@@ -204,7 +190,7 @@ class Rollout:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: VLA, reference: VLA, pairs: Sequence[Pair], judge: Judge, options: Policy) -> Rollout:
+    def of(cls, model: VLA, reference: VLA, pairs: Sequence[Pair], judge: Judge, options: GrpoOptions) -> Rollout:
         prompts = model.processor.question_prompt([p.prompt for p in pairs], [p.images() for p in pairs])
         prompts = prompts.rows(torch.arange(len(pairs)).repeat_interleave(options.group)).to(model.device)
         tokens, answer_tokens = sample(model, prompts, options.max_tokens)
@@ -217,7 +203,7 @@ class Rollout:
         old, before = (token_logps(one, batch, image_token=False) for one in (model, reference))
         return cls(batch, mask, old, before, advantages(rewards).flatten(), rewards.mean().item(), options.uses)
 
-    def loss(self, model: VLA, options: Policy) -> tuple[Float[Tensor, ""], Mapping[str, float]]:
+    def loss(self, model: VLA, options: GrpoOptions) -> tuple[Float[Tensor, ""], Mapping[str, float]]:
         self.remaining_uses -= 1
         policy = token_logps(model, self.batch, image_token=False)
         loss, divergence = grpo_loss(

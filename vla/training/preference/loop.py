@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import batched
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,19 +13,15 @@ from torch import Tensor
 
 from vla.datasets.order import Order
 from vla.datasets.preferences import Pair, pairs_of, read_pairs
-from vla.datasets.vqa import VqaStore
 from vla.errors import InputError
-from vla.models.vla import VLA
-from vla.training import checkpoint
-from vla.training.checkpoint_gate import choose
 from vla.training.distributed import join
 from vla.training.log import log
-from vla.training.loop import Evaluate, Outcome
-from vla.training.optimizer import Ema, Optimizers, freeze
+from vla.training.loop import Evaluation, Outcome, finish, interrupts, resume, run_steps
+from vla.training.optimizer import freeze
+from vla.training.question_run import QuestionRun
 from vla.training.resumption import settings
-from vla.training.schedule import learning_rate
+from vla.training.state import Progress, TrainState
 from vla.training.step import Diverged, computing
-from vla.training.train_config import TrainConfig
 
 HELD_OUT = 200
 
@@ -35,14 +29,11 @@ Loss = Callable[[Sequence[Pair]], tuple[Float[Tensor, ""], Mapping[str, float]]]
 """Computes the loss of a micro-batch of pairs, and the values to log."""
 
 
-def open_pairs(
-    stores: Mapping[str, VqaStore], plan: TrainConfig, files: Sequence[str] = (), images: str | None = None
-) -> tuple[list[Pair], list[Pair]]:
+def open_pairs(run: QuestionRun, files: Sequence[str] = (), images: str | None = None) -> tuple[list[Pair], list[Pair]]:
     """Opens the training pairs and up to `HELD_OUT` held-out pairs, evenly spaced.
 
     Args:
-        stores: Question stores, from which `pairs_of` makes pairs.
-        plan: The training configuration.
+        run: The run, from whose stores `pairs_of` makes pairs.
         files: Files of pairs (`read_pairs`); every tenth pair is held out.
         images: The folder of the images of `files`.
 
@@ -50,6 +41,7 @@ def open_pairs(
         InputError: there are fewer pairs than a batch has or none is held out, or the plan has several ranks, loader
             workers or image augmentation, which these stages do not support.
     """
+    stores, plan = run.stores, run.plan
     if plan.loader_workers is not None:
         raise InputError("this stage reads its pairs itself: set plan.loader_workers=null")
     if plan.augmentation.enabled:
@@ -70,84 +62,52 @@ def open_pairs(
     return pairs, [heldout[int(i)] for i in indices]
 
 
-def optimize(
-    model: VLA,
-    pairs: Sequence[Pair],
-    plan: TrainConfig,
-    run: Path,
-    loss: Loss,
-    evaluate: Evaluate,
-    better: str,
-    uses: int = 1,
-    origin: Mapping[str, Any] | None = None,
-) -> Outcome:
-    """Trains `model` in place on its device; resumes a run as `vla.training.loop.train` does.
+def optimize(run: QuestionRun, pairs: Sequence[Pair], loss: Loss, evaluation: Evaluation, uses: int = 1) -> Outcome:
+    """Trains a model in place on its device; resumes a run, and stops at signals, as `vla.training.cotrain.train`.
 
     Args:
-        model: The model.
+        run: The run; a step has `plan.batch_size` pairs.
         pairs: The training pairs.
-        plan: The training configuration; a step has `plan.batch_size` pairs.
-        run: The output folder.
         loss: Computes the loss of a micro-batch.
-        evaluate: Computes the held-out scores.
-        better: The score whose highest value is the best checkpoint, among those whose `vqa` is within
-            `plan.vqa_margin` (`vla.training.checkpoint_gate`).
+        evaluation: The held-out scores, and which of them selects the best checkpoint.
         uses: The number of successive steps per batch.
-        origin: Where the model and the data come from (JSON values).
     """
-    world = join()
+    model, plan, folder = run.model, run.plan, run.folder
     freeze(model, plan.freeze)
-    ema, order = Ema(model, plan.ema), Order(len(pairs), plan.seed)
-    optimizer = Optimizers(model, plan.weight_decay, plan.lr_multipliers, plan.optimizer)
-    run_settings = settings(plan, {"pairs": 1.0}, origin or {})
-    progress, found = checkpoint.begin(run, run_settings, model, ema, optimizer, world)
-    # The process may have been killed before the comparison.
-    if found and is_best(run, progress.evaluations, plan.vqa_margin, better):
-        checkpoint.mark_best(run, found)
-    start = progress.step
-    run.mkdir(parents=True, exist_ok=True)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    with log(run, progress.step, plan, world.first) as logger:
-        for step in range(progress.step, plan.steps):
-            torch.manual_seed((plan.seed * 1_000_003 + step) % 2**63)
-            first = step // uses * plan.batch_size
+    progress = Progress(settings=settings(plan, {"pairs": 1.0}, run.origin))
+    state = TrainState(model, plan, folder, ["pairs"], join(), progress)
+    order = Order(len(pairs), plan.seed)
+    resume(state, evaluation)
+    start = state.progress.step
+    with interrupts() as received, log(folder, start, plan, state.world.first) as logger:
+
+        def take_step() -> None:
+            first = state.progress.step // uses * plan.batch_size
             indices = order(np.arange(first, first + plan.batch_size)).tolist()
-            optimizer.zero_grad()
-            metrics = dict[str, float]()
-            for micro in batched((pairs[i] for i in indices), plan.rows(1)):
-                with computing(plan, world):
-                    value, metrics_of_batch = loss(micro)
-                (value / plan.accumulate).backward()
-                for name, term in {"loss": value.item(), **metrics_of_batch}.items():
-                    metrics[name] = metrics.get(name, 0.0) + term / plan.accumulate
-            norm = torch.nn.utils.clip_grad_norm_(trained, plan.clip).item()
-            if not math.isfinite(norm + metrics["loss"]):
-                raise Diverged(f"the loss is not a number at step {step}, nothing was overwritten: lower plan.lr")
-            optimizer.step(learning_rate(plan, step))
-            ema.update(model, step)
-            progress.step += 1
+            metrics = _take_step(state, [pairs[i] for i in indices], loss)
             logger.bar.update()
-            logger.scalars(metrics, progress.step, "train/")
-            if progress.step % plan.evaluate_every == 0 or progress.step == plan.steps:
-                ema.swap(model)
-                scores = evaluate(model.eval())
-                ema.swap(model.train())
-                progress.evaluations.append({"step": progress.step} | scores)
-                logger.scalars(scores, progress.step, "heldout/")
-                logger.scores(progress.step, scores)
-                saved = checkpoint.save(run, progress, model, ema, optimizer, world)
-                if is_best(run, progress.evaluations, plan.vqa_margin, better):
-                    checkpoint.mark_best(run, saved)
-    ema.swap(model.eval())
-    outcome = Outcome(progress.step, True, checkpoint.best(run), progress.evaluations)
-    outcome.print_summary(run, start, bool(model.processor.robots))
-    return outcome
+            logger.scalars(metrics, state.progress.step, "train/")
+
+        run_steps(state, take_step, evaluation, logger, received)
+    model.eval()
+    return finish(state, start, received)
 
 
-def is_best(run: Path, evaluations: Sequence[Mapping[str, Any]], margin: float, better: str) -> bool:
-    """Whether the newest checkpoint has the highest score `better` among those within the `vqa` margin."""
-    best, last = checkpoint.best(run), len(evaluations) - 1
-    step = None if best is None else checkpoint.step_of(best)
-    candidates = [i for i, e in enumerate(evaluations) if e["step"] == step] + [last]
-    ranked = [{**e, "action_error": -e[better]} for e in evaluations]
-    return choose(ranked, margin, candidates) == last
+def _take_step(state: TrainState, pairs: Sequence[Pair], loss: Loss) -> dict[str, float]:
+    """Trains for one step on its pairs; returns the loss and the values to log, means over the micro-batches."""
+    plan, step = state.plan, state.progress.step
+    torch.manual_seed((plan.seed * 1_000_003 + step) % 2**63)
+    state.optimizer.zero_grad()
+    metrics = dict[str, float]()
+    for micro in batched(pairs, plan.rows(1)):
+        with computing(plan, state.world):
+            value, metrics_of_batch = loss(micro)
+        (value / plan.accumulate).backward()
+        for name, term in {"loss": value.item(), **metrics_of_batch}.items():
+            metrics[name] = metrics.get(name, 0.0) + term / plan.accumulate
+    trained = [p for p in state.model.parameters() if p.requires_grad]
+    norm = torch.nn.utils.clip_grad_norm_(trained, plan.clip).item()
+    if not math.isfinite(norm + metrics["loss"]):
+        raise Diverged(f"the loss is not a number at step {step}, nothing was overwritten: lower plan.lr")
+    state.update()
+    return metrics

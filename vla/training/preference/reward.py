@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import batched
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,16 +17,15 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from vla.datasets.preferences import Pair
-from vla.datasets.vqa import VqaStore
 from vla.errors import InputError
 from vla.models.backbones.backbone import Backbone
 from vla.models.processor import Processor
 from vla.models.vla import VLA
 from vla.training.distributed import join
-from vla.training.loop import Outcome
+from vla.training.loop import Evaluation, Outcome
 from vla.training.preference.loop import open_pairs, optimize
 from vla.training.preference.train import by_kind
-from vla.training.train_config import TrainConfig
+from vla.training.question_run import QuestionRun
 
 FILE = "reward.json"
 
@@ -84,50 +82,49 @@ def reward_loss(rewards: Float[Tensor, "b"], center: float) -> Float[Tensor, ""]
     return -logsigmoid(chosen - rejected).mean() + center * ((chosen + rejected) ** 2).mean()
 
 
-def train_reward(
-    model: VLA,
-    stores: Mapping[str, VqaStore],
-    plan: TrainConfig,
-    run: Path,
-    facts: bool = True,
-    center: float = 0.001,
-    files: Sequence[str] = (),
-    images: str | None = None,
-    origin: Mapping[str, Any] | None = None,
-) -> Outcome:
-    """Trains a `RewardModel` on the backbone of `model`, on the pairs of `stores` and `files` (`open_pairs`).
+@dataclass(frozen=True)
+class RewardOptions:
+    """The options of the reward stage.
 
-    Held-out scores: `reward_accuracy` (share of pairs whose chosen answer has the higher reward) and `reward_margin`
-    (mean difference), also by kind of fault.
-
-    Args:
-        model: The model whose backbone is used.
-        stores: The question stores by name.
-        plan: The training configuration.
-        run: The output folder.
+    Attributes:
         facts: Whether prompts contain the simulator's facts.
         center: The weight of the centring term (`reward_loss`).
         files: Files of pairs.
         images: The folder of the images of `files`.
-        origin: Where the model and the data come from (JSON values).
+    """
+
+    facts: bool = True
+    center: float = 0.001
+    files: Sequence[str] = ()
+    images: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.center < 0:
+            raise InputError(f"reward.center must be 0 or more, not {self.center}")
+
+
+def train_reward(run: QuestionRun, options: RewardOptions) -> Outcome:
+    """Trains a `RewardModel` on the backbone of the model, on the pairs of stores and files (`open_pairs`).
+
+    Held-out scores: `reward_accuracy` (share of pairs whose chosen answer has the higher reward) and `reward_margin`
+    (mean difference), also by kind of fault.
 
     Raises:
-        InputError: there are too few pairs, `center` is negative, or there are several ranks.
+        InputError: there are too few pairs, or several ranks.
     """
-    if center < 0:
-        raise InputError(f"reward.center must be 0 or more, not {center}")
-    pairs, heldout = open_pairs(stores, plan, files, images)
+    pairs, heldout = open_pairs(run, options.files, options.images)
+    model = run.model
     judge = RewardModel(model.backbone, model.processor, model.smoothing).to(join().device)
-    judge.facts = facts
+    judge.facts = options.facts
 
     def loss(micro: Sequence[Pair]) -> tuple[Float[Tensor, ""], Mapping[str, float]]:
         rewards = judge.train().rewards(micro)
         chosen, rejected = rewards.detach().chunk(2)
-        return reward_loss(rewards, center), {"accuracy": (chosen > rejected).float().mean().item()}
+        return reward_loss(rewards, options.center), {"accuracy": (chosen > rejected).float().mean().item()}
 
     @torch.no_grad()
     def scores(_: VLA) -> dict[str, float]:
         margins = [torch.sub(*judge.rewards(group).chunk(2)) for group in batched(heldout, 32)]
         return by_kind(heldout, torch.cat(margins).cpu(), "reward")
 
-    return optimize(judge, pairs, plan, run, loss, scores, "reward_accuracy", origin=origin)
+    return optimize(replace(run, model=judge), pairs, loss, Evaluation(scores, "reward_accuracy"))

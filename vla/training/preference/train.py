@@ -4,68 +4,62 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from itertools import batched
-from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vla.datasets.preferences import Pair
-from vla.datasets.vqa import VqaStore
 from vla.models.vla import VLA
 from vla.training.distributed import join
-from vla.training.loop import Evaluate, Outcome
+from vla.training.loop import Evaluate, Evaluation, Outcome
 from vla.training.preference.loop import open_pairs, optimize
 from vla.training.preference.losses import Objective, preference_loss, token_logps, token_weights
-from vla.training.train_config import TrainConfig
+from vla.training.question_run import QuestionRun
 
 
-def train_preference(
-    model: VLA,
-    stores: Mapping[str, VqaStore],
-    plan: TrainConfig,
-    run: Path,
-    evaluate: Evaluate,
-    files: Sequence[str] = (),
-    images: str | None = None,
-    origin: Mapping[str, Any] | None = None,
-    **objective: Any,
-) -> Outcome:
-    """Trains `model` in place on the pairs of `stores` and `files` (`open_pairs`); resumes a run with checkpoints.
+@dataclass(frozen=True)
+class PreferenceOptions(Objective):
+    """The options of the preference stage: the objective, and further pairs.
+
+    Attributes:
+        files: Files of pairs.
+        images: The folder of the images of `files`.
+    """
+
+    files: Sequence[str] = ()
+    images: str | None = None
+
+
+def train_preference(run: QuestionRun, options: PreferenceOptions, evaluate: Evaluate) -> Outcome:
+    """Trains a model on the pairs of stores and files (`open_pairs`); resumes a run with checkpoints.
 
     The reference is the model before training. Held-out scores, in addition to those of `evaluate`:
     `preference_accuracy` (share of pairs with a positive margin) and `preference_margin` (mean of beta times the
     difference of log-ratios), also by kind of fault.
 
     Args:
-        model: The model.
-        stores: The question stores by name.
-        plan: The training configuration; `plan.batch_size` counts pairs, and `plan.augment` must be 0.
-        run: The output folder.
+        run: The run; `plan.batch_size` counts pairs, and `plan.augment` must be 0.
+        options: The options of the stage.
         evaluate: Computes held-out scores.
-        files: Files of pairs.
-        images: The folder of the images of `files`.
-        origin: Where the model and the data come from (JSON values).
-        **objective: Options of `Objective`.
 
     Raises:
         InputError: there are too few pairs, or several ranks.
     """
-    settings = Objective(**objective)
-    pairs, heldout = open_pairs(stores, plan, files, images)
-    model.to(join().device)
+    pairs, heldout = open_pairs(run, options.files, options.images)
+    model = run.model.to(join().device)
     reference = deepcopy(model).requires_grad_(False).eval()
 
     def loss(micro: Sequence[Pair]) -> tuple[Float[Tensor, ""], Mapping[str, float]]:
-        value, margin = pair_loss(model.train(), reference, micro, settings)
+        value, margin = pair_loss(model.train(), reference, micro, options)
         return value, {"margin": margin.mean().item(), "accuracy": (margin > 0).float().mean().item()}
 
     def scores(trained: VLA) -> dict[str, float]:
-        return evaluate(trained) | preferred(trained, reference, heldout, settings)
+        return evaluate(trained) | preferred(trained, reference, heldout, options)
 
-    return optimize(model, pairs, plan, run, loss, scores, "preference_accuracy", origin=origin)
+    return optimize(run, pairs, loss, Evaluation(scores, "preference_accuracy"))
 
 
 def pair_loss(
