@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
+from itertools import chain, cycle
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from vla.common.html_page import image_uri, sample_evenly, section, tile, write_page
-from vla.common.plots import COLORS, legend, style, svg
+from vla.common.html_page import sample_evenly, write_page
+from vla.common.plots import COLORS, GREY, legend, style, svg
 from vla.datasets.doctor.finding import Diagnosis, Finding
 from vla.datasets.doctor.fixes import Fixes, numbers_text, steps_text
 from vla.datasets.doctor.recording import Recording
@@ -20,9 +19,8 @@ from vla.datasets.episodes import EpisodeStore
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-
-PICTURE = 220
-"""Maximum width and height of a picture [px]."""
+Strip = list[tuple[str, UInt8[np.ndarray, "h w 3"]]]
+"""Images in a row, with their captions."""
 DRAWN = 2
 """Number of plotted episodes for a finding in states or actions."""
 CURVES = 3
@@ -34,54 +32,51 @@ WITHOUT_PICTURE = ("duplicate", "rate", "blank-camera", "constant")
 
 def write_doctor_page(store: EpisodeStore, diagnosis: Diagnosis, fixes: Fixes, file: str) -> Path:
     """Writes or replaces the page `file`. Raises InputError if it cannot be written."""
-    data, findings = diagnosis.data, diagnosis.findings
-    faults = sum(finding.level == "fault" for finding in findings)
-    tiles = (
-        tile("episodes", f"{len(data)}", f"{len(data.time)} steps at {data.hz:g} Hz"),
-        tile("faults", f"{faults}", "should be repaired"),
-        tile("hints", f"{len(findings) - faults}", "should be checked by a person"),
+    data = diagnosis.data
+    return write_page(
+        Path(file),
+        f"{store.path}: findings",
+        "doctor.html",
+        name=store.path.rstrip("/").rpartition("/")[2],
+        data=data,
+        findings=[_finding(store, data, finding, fixes) for finding in diagnosis.findings],
+        faults=sum(finding.level == "fault" for finding in diagnosis.findings),
+        command=fixes.together(diagnosis.findings),
+        cameras=_cameras(store, data) if diagnosis.scans else [],
     )
-    name = store.path.rstrip("/").rpartition("/")[2]
-    head = f'<h1>{escape(name)}</h1>\n<p class="lead">Findings</p>\n<div class="tiles">{"".join(tiles)}</div>'
-    sections = [head, *(_finding(store, data, finding, fixes) for finding in findings)]
-    if not findings:
-        sections.append("<p>Nothing was found.</p>")
-    if (command := fixes.together(findings)) is not None:
-        sections.append(section("One command for all removals and cuts", _command(command)))
-    if diagnosis.scans:
-        sections.append(section("Cameras", _cameras(store, data)))
-    return write_page(Path(file), f"{store.path}: findings", sections)
 
 
-def _finding(store: EpisodeStore, data: Recording, finding: Finding, fixes: Fixes) -> str:
-    style_class = "bad" if finding.level == "fault" else "soft"
+def _finding(store: EpisodeStore, data: Recording, finding: Finding, fixes: Fixes) -> dict[str, Any]:
+    """What the page shows of a finding."""
     every = len(finding.episodes) == len(data)
-    episodes = "all episodes" if every else f"episodes {numbers_text(finding.episodes)}"
-    episodes = episodes if len(episodes) < 400 else f"{episodes[:400]} …"
-    steps = f"<br>steps {escape(steps_text(finding.steps, 12))}" if finding.steps else ""
-    body = (
-        f'<p><span class="{style_class}">{finding.level}</span> {escape(finding.text)}</p>'
-        f'<p class="soft">{escape(episodes)}{steps}</p>{_picture(store, data, finding)}{_command(fixes.of(finding))}'
+    episodes = (
+        "all episodes" if every else f"episode{'s' * (len(finding.episodes) > 1)} {numbers_text(finding.episodes)}"
     )
-    title = finding.check.replace("-", " ") + (f": {finding.subject}" if finding.subject else "")
-    return section(escape(title), body)
+    strips, curves = _pictures(store, data, finding)
+    return {
+        "title": finding.check.replace("-", " ") + (f": {finding.subject}" if finding.subject else ""),
+        "level": finding.level,
+        "text": finding.text,
+        "episodes": episodes if len(episodes) < 400 else f"{episodes[:400]} …",
+        "steps": steps_text(finding.steps, 12) if finding.steps else "",
+        "strips": strips,
+        "curves": curves,
+        "command": fixes.of(finding),
+    }
 
 
-def _command(text: str) -> str:
-    return f"<pre>{escape(text)}</pre>" if text.startswith("vla ") else f"<p>{escape(text)}</p>"
-
-
-def _picture(store: EpisodeStore, data: Recording, finding: Finding) -> str:
+def _pictures(store: EpisodeStore, data: Recording, finding: Finding) -> tuple[list[Strip], list[str]]:
+    """Strips of images, and plots."""
     if finding.check in WITHOUT_PICTURE or not finding.episodes:
-        return ""
+        return [], []
     if finding.check in STEP_CHECKS:
-        return _surrounding_images(store, finding)
+        return [_surrounding_images(store, finding)], []
     if finding.subject in data.body.cameras:
-        return _comparison(store, data, finding)
-    return _curves(data, finding)
+        return _comparison(store, data, finding), []
+    return [], _curves(data, finding)
 
 
-def _surrounding_images(store: EpisodeStore, finding: Finding) -> str:
+def _surrounding_images(store: EpisodeStore, finding: Finding) -> Strip:
     """The images of an episode before, during and after the finding."""
     episode, ranges = max(finding.steps.items(), key=lambda item: max(stop - start for start, stop in item[1]))
     start, stop = max(ranges, key=lambda pair: pair[1] - pair[0])
@@ -90,35 +85,37 @@ def _surrounding_images(store: EpisodeStore, finding: Finding) -> str:
     steps = [step for step in dict.fromkeys(steps) if 0 <= step <= last]
     offset = store.records.frames(episode).start
     frames = store.frames(finding.subject, [offset + step for step in steps])
-    return _strip([(f"episode {episode}, step {step}", frame) for step, frame in zip(steps, frames, strict=True)])
+    return [(f"episode {episode}, step {step}", frame) for step, frame in zip(steps, frames, strict=True)]
 
 
-def _comparison(store: EpisodeStore, data: Recording, finding: Finding) -> str:
+def _comparison(store: EpisodeStore, data: Recording, finding: Finding) -> list[Strip]:
     """Images of affected episodes, above repaired ones and those of other episodes."""
     affected = sample_evenly(finding.episodes, min(4, len(finding.episodes)))
     images = [(f"episode {number}", _middle(store, finding.subject, number)) for number in affected]
-    rows = [_strip(images)]
+    strips = [images]
     if finding.check == "exchanged-colors":
-        rows.append(_strip([(f"{name}, red and blue swapped", image[..., ::-1]) for name, image in images]))
+        strips.append([(f"{name}, red and blue swapped", image[..., ::-1]) for name, image in images])
     elif finding.check == "upside-down":
-        rows.append(_strip([(f"{name}, rotated", image[::-1, ::-1]) for name, image in images]))
+        strips.append([(f"{name}, rotated", image[::-1, ::-1]) for name, image in images])
+    if len(images) < 3:  # they fit in one row
+        strips = [[*chain.from_iterable(strips)]]
     excluded = set(finding.episodes)
     others = [number for number in data.numbers.tolist() if number not in excluded]
     if others:
         samples = sample_evenly(others, min(4, len(others)))
-        rows.append(_strip([(f"another: episode {n}", _middle(store, finding.subject, n)) for n in samples]))
-    return "".join(rows)
+        strips.append([(f"another: episode {n}", _middle(store, finding.subject, n)) for n in samples])
+    return strips
 
 
-def _cameras(store: EpisodeStore, data: Recording) -> str:
+def _cameras(store: EpisodeStore, data: Recording) -> list[Strip]:
     """Images of the first, middle and last episode from each camera, and one with red and blue swapped, to compare."""
-    rows = []
+    strips = []
     for camera in data.body.cameras:
         numbers = sample_evenly(data.numbers.tolist(), min(3, len(data)))
         images = [(f"{camera}, episode {number}", _middle(store, camera, number)) for number in numbers]
         swapped = [(f"{name}, red and blue swapped", image[..., ::-1]) for name, image in images[:1]]
-        rows.append(_strip([*images, *swapped]))
-    return "".join(rows)
+        strips.append([*images, *swapped])
+    return strips
 
 
 def _middle(store: EpisodeStore, camera: str, number: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -126,16 +123,7 @@ def _middle(store: EpisodeStore, camera: str, number: int) -> UInt8[np.ndarray, 
     return store.frames(camera, [(frames.start + frames.stop) // 2])[0]
 
 
-def _strip(images: Sequence[tuple[str, UInt8[np.ndarray, "h w 3"]]]) -> str:
-    figures = "".join(
-        f'<figure class="card"><img src="{image_uri(np.ascontiguousarray(image), ".jpeg", PICTURE)}" '
-        f'alt="{escape(name)}"><figcaption>{escape(name)}</figcaption></figure>'
-        for name, image in images
-    )
-    return f'<div class="shots">{figures}</div>'
-
-
-def _curves(data: Recording, finding: Finding) -> str:
+def _curves(data: Recording, finding: Finding) -> list[str]:
     """States and actions of an affected episode and of another one, with the steps of the finding shaded."""
     index = {number: i for i, number in enumerate(data.numbers.tolist())}
     longest = sorted(finding.episodes, key=lambda n: -max((b - a for a, b in finding.steps.get(n, ())), default=0))
@@ -149,20 +137,20 @@ def _curves(data: Recording, finding: Finding) -> str:
         rows = slice(*data.bounds[index[number] : index[number] + 2].tolist())
 
         def paint(axes: Axes, rows: slice = rows, title: str = title, number: int = number) -> None:
-            for color, (name, kind, values) in zip(_cycle(), _plotted(data, finding), strict=False):
+            units = {}
+            for color, (component, kind, values) in zip(cycle(COLORS), _plotted(data, finding), strict=False):
                 line = "-" if kind == "state" else "--"
+                name, _, unit = component.partition(" [")
                 axes.plot(values[rows], line, color=color, linewidth=1.2, label=f"{kind} {name}")
+                units[unit.rstrip("]")] = None
+            axes.set_ylabel(", ".join(units), color=GREY)
             for start, stop in finding.steps.get(number, ()):
                 axes.axvspan(start - 0.5, stop - 0.5, color=COLORS[1], alpha=0.15, linewidth=0)
-            legend(axes)
             style(axes, title, "step")
+            legend(axes)
 
-        charts.append(f'<figure class="card">{svg((4.6, 2.5), paint)}</figure>')
-    return f'<div class="curves">{"".join(charts)}</div>'
-
-
-def _cycle() -> list[str]:
-    return [*COLORS, *COLORS]
+        charts.append(svg((4.6, 2.5), paint))
+    return charts
 
 
 def _plotted(data: Recording, finding: Finding) -> list[tuple[str, str, np.ndarray]]:

@@ -42,8 +42,8 @@ def lengths_chart(records: Sequence[EpisodeRecord]) -> str:
             label=list(series),
         )
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-        legend(axes)
         style(axes, "episodes by length", "steps")
+        legend(axes)
 
     return svg((4.6, 2.5), paint)
 
@@ -58,8 +58,8 @@ def steps_chart(timing: Timing, control_hz: float) -> str:
         axes.axvline(period, color=GREY, linestyle="--", linewidth=1, label=f"{control_hz:g} Hz")
         axes.set_yscale("log")
         axes.set_ylim(bottom=0.7)
-        legend(axes)
         style(axes, "time between steps", "ms")
+        legend(axes)
 
     return svg((4.6, 2.5), paint)
 

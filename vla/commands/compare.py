@@ -142,5 +142,6 @@ def _paint(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
             axes.plot(100 * row[name]["success_rate"], y, "o", color=color, label=label)
     axes.set_yticks(range(len(rows)), [_name(row) for row in reversed(rows)])
     axes.set_xlim(-2, 102)
-    legend(axes)
+    axes.set_ylim(-0.5, len(rows) - 0.5)
     style(axes, "success, 95 % interval", "%")
+    legend(axes)

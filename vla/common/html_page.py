@@ -5,34 +5,41 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Iterable, Sequence
-from html import escape
-from importlib.resources import files
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
 from vla.common.atomic import atomic_replace
+from vla.common.plural import counted
 from vla.errors import InputError
 
-NUMBER = re.compile(r"\s*|–|[-+−]?[\d.,]+(e[-+]?\d+)?([ \N{NO-BREAK SPACE}]?(%|ms|s))?( *(\[|–|&).*)?")
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+NUMBER = re.compile(r"\s*|–|[-+−]?[\d.,]+(e[-+]?\d+)?([ \N{NO-BREAK SPACE}]?(%|ms|s|[kMG]?B))?( *(\[|–).*)?")
 """Content of a cell that is a number, perhaps with a unit and an interval, or empty."""
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
 MEDIA = {".mp4": "video/mp4", ".gif": "image/gif", ".png": "image/png", ".jpeg": "image/jpeg"}
 
 
-def write_page(path: Path, title: str, sections: Sequence[str]) -> Path:
-    """Writes a page with the given HTML sections, and returns its path. Raises InputError if it cannot be written."""
-    style = (files("vla") / "assets" / "report.css").read_text(encoding="utf-8")
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(sections)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+def write_page(path: Path, title: str, template: str, **values: Any) -> Path:
+    """Writes a page and returns its path.
+
+    Args:
+        path: The file, replaced if it exists.
+        title: The title of the page.
+        template: A file of `assets/pages`.
+        values: What the template shows; text is escaped.
+
+    Raises:
+        InputError: if the file cannot be written.
+    """
+    page = _environment().get_template(template).render(values, title=title)
     try:
         with atomic_replace(path) as partial:
             partial.write_text(page, encoding="utf-8")
@@ -41,32 +48,26 @@ def write_page(path: Path, title: str, sections: Sequence[str]) -> Path:
     return path
 
 
-def section(title: str, body: str) -> str:
-    """A section with a heading; both arguments are HTML."""
-    return f"<section>\n<h2>{title}</h2>\n{body}\n</section>"
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("vla", "assets/pages"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    texts = (counted, format_bytes, milliseconds, number, percent, percent_interval)
+    for function in (*texts, file_uri, image_uri, numeric_columns):
+        environment.filters[function.__name__] = function
+    return environment
 
 
-def tile(name: str, value: str, below: str, beside: str = "") -> str:
-    """A tile with a headline number, its name above and a line below; all arguments are HTML."""
-    return f'<div class="tile card"><span>{name}</span><b>{value}</b><span>{below}</span>{beside}</div>'
-
-
-def html_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; columns of numbers are aligned to the right.
-
-    Args:
-        head: The titles of the columns, as HTML.
-        rows: The cells of each row, as HTML.
-    """
-    cells = [list(row) for row in rows]
-    numeric = [all(NUMBER.fullmatch(row[i]) for row in cells) for i in range(len(head))]
-    looks = [' class="number"' if is_number and cells else "" for is_number in numeric]
-
-    def line(tag: str, row: Sequence[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}{look}>{cell}</{tag}>" for look, cell in zip(looks, row, strict=True)) + "</tr>"
-
-    body = "".join(line("td", row) for row in cells)
-    return f'<div class="table"><table><thead>{line("th", head)}</thead><tbody>{body}</tbody></table></div>'
+def numeric_columns(rows: Sequence[Sequence[str]]) -> list[bool]:
+    """Which columns of a table hold only numbers."""
+    return [all(NUMBER.fullmatch(cell) for cell in column) for column in zip(*rows, strict=True)]
 
 
 def percent(value: float | None) -> str:
@@ -74,17 +75,27 @@ def percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.0f}\N{NO-BREAK SPACE}%"
 
 
+def percent_interval(interval: Sequence[float]) -> str:
+    """An interval of shares in percent."""
+    low, high = interval
+    return f"{100 * low:.0f}–{percent(high)}"
+
+
+def number(value: float | None, unit: str = "") -> str:
+    """A number with three digits and its unit, "" for None."""
+    return "" if value is None else f"{value:.3g}{unit}"
+
+
+def milliseconds(seconds: float) -> str:
+    """A time in milliseconds, with about three digits."""
+    value = 1000 * seconds
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}\N{NO-BREAK SPACE}ms"
+
+
 def format_bytes(size: int) -> str:
     """A number of bytes with a suitable unit."""
     scale, unit = next((scale, unit) for scale, unit in UNITS if size >= scale or scale == 1)
     return f"{size / scale:.3g}\N{NO-BREAK SPACE}{unit}"
-
-
-def bar(name: str, share: float, text: str, style: str = "") -> str:
-    """A horizontal bar of relative length `share`; `name` is plain text, `text` is HTML, `style` a CSS class."""
-    width = f"{100 * share:.1f}%"
-    content = f'<span>{escape(name)}</span><i><u style="width:{width}"></u></i><b>{text}</b>'
-    return f'<div class="bar {style}">{content}</div>'
 
 
 def sample_evenly(indices: Sequence[int], count: int) -> list[int]:

@@ -26,6 +26,8 @@ Points = Sequence[tuple[int, float]]
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#808890"
 """Colour of axes and labels, readable on light and dark backgrounds."""
+LEGEND_CHARACTERS = 14
+"""Number of characters of a legend per inch."""
 SMOOTH = 0.03
 """Width of a loss curve's running mean, as a share of the curve."""
 
@@ -150,9 +152,15 @@ def style(axes: Axes, title: str, x: str) -> None:
 
 
 def legend(axes: Axes) -> None:
-    """Adds a legend to the right of the title, where it covers no data."""
-    position: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.0, "ncols": 4}
-    axes.legend(frameon=False, labelcolor=GREY, fontsize=9, handlelength=1.2, columnspacing=1.0, **position)
+    """Adds a legend between the axes and their title, which `style` has set; it covers neither."""
+    labels = axes.get_legend_handles_labels()[1]
+    width = axes.get_window_extent().width / axes.figure.get_dpi()
+    columns = max(1, int(LEGEND_CHARACTERS * width / (4 + max(map(len, labels)))))
+    position: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderpad": 0.2, "ncols": columns}
+    text: dict[str, Any] = {"title": axes.get_title("left"), "title_fontsize": 11, "alignment": "left", "fontsize": 9}
+    shown = axes.legend(frameon=False, labelcolor=GREY, handlelength=1.2, columnspacing=1.0, **position, **text)
+    shown.get_title().set_color(GREY)
+    axes.set_title("", loc="left")
 
 
 def running_mean(points: Points) -> list[tuple[int, float]]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vla.common.html_page import html_table, percent, section, tile, write_page
+from vla.common.html_page import milliseconds, write_page
 from vla.common.plots import COLORS, GREY, legend, style, svg
 from vla.control.recording import Trace
 from vla.embodiment import Embodiment
@@ -24,63 +23,28 @@ MIN_SPAN = 0.02
 
 def control_page(folder: Path, report: Mapping[str, Any], trace: Trace, body: Embodiment) -> Path:
     """Writes `folder/report.html`; `report` holds the values of deploy.json."""
-    title = f"{report['policy']} on {body.name}: {report['instruction']}"
-    head = f"<header><h1>Deployment</h1><p>{escape(title)}</p><p>Ended: {escape(report['reason'])}.</p></header>"
-    sections = [head, _tiles(report), section("Times", _times(report))]
-    if report["cameras"]:
-        sections.append(section("Cameras", _cameras(report["cameras"])))
-    sections.append(section("Events", _events(report)))
-    if trace.time:
-        figures = "".join(
-            f'<figure class="card">{svg((5.5, 2.2), partial(_joint, trace=trace, body=body, at=at))}</figure>'
-            for at in range(len(body.action))
-        )
-        sections.append(section("Commanded and measured", f'<div class="curves">{figures}</div>'))
-        sections.append(
-            section("Lateness", f'<figure class="card">{svg((8, 2.4), partial(_late, trace=trace))}</figure>')
-        )
-    return write_page(folder / "report.html", "vla deploy", sections)
-
-
-def _tiles(report: Mapping[str, Any]) -> str:
-    clamps = ", ".join(f"{name} {count}" for name, count in report["clamps"].items()) or "none"
-    tiles = [
-        tile("rate", f"{report['rate']:.1f} Hz", f"{report['ticks']} ticks in {report['seconds']:.1f} s"),
-        tile("missed deadlines", str(report["missed"]), "ticks that were skipped"),
-        tile("jitter", _ms(report["jitter"]["p99"]), "99th percentile of the lateness of ticks"),
-        tile("inference delay", _ms(report["infer"]["p50"]), f"median of {report['chunks']} chunks"),
-        tile("stale", percent(report["stale"]), "of all actions came too late"),
-        tile("held", percent(report["holds"] / max(report["ticks"], 1)), "of ticks, without an action"),
-        tile("clamped", str(sum(report["clamps"].values())), clamps),
-        tile("faults", str(report["faults"]), "calls to the robot that failed"),
+    times = [(name, *_quantiles(report[name])) for name in ("observe", "infer", "command", "jitter")]
+    cameras = [
+        (name, *_quantiles(camera["age"]), str(camera["repeated"]), str(camera["dropped"]))
+        for name, camera in report["cameras"].items()
     ]
-    if report.get("success") is not None:
-        tiles.insert(0, tile("success", "yes" if report["success"] else "no", "as the simulation judges"))
-    return f'<div class="tiles">{"".join(tiles)}</div>'
+    joints = len(body.action) if trace.time else 0
+    return write_page(
+        folder / "report.html",
+        "vla deploy",
+        "run.html",
+        report=report,
+        robot=body.name,
+        times=times,
+        cameras=cameras,
+        events=[(f"{e['time']:.2f}\N{NO-BREAK SPACE}s", str(e["count"]), e["what"]) for e in report["events"]],
+        joints=[svg((3.8, 2.2), partial(_joint, trace=trace, body=body, at=at)) for at in range(joints)],
+        lateness=svg((8, 2.4), partial(_late, trace=trace)) if trace.time else None,
+    )
 
 
-def _times(report: Mapping[str, Any]) -> str:
-    names = ("observe", "infer", "command", "jitter")
-    rows = [(name, *(_ms(report[name][key]) for key in ("p50", "p99", "max"))) for name in names]
-    return html_table(("", "median", "99 %", "max"), rows)
-
-
-def _cameras(cameras: Mapping[str, Any]) -> str:
-    rows = [
-        (escape(name), *(_ms(c["age"][key]) for key in ("p50", "p99", "max")), str(c["repeated"]), str(c["dropped"]))
-        for name, c in cameras.items()
-    ]
-    return html_table(("", "age, median", "99 %", "max", "repeated", "dropped"), rows)
-
-
-def _events(report: Mapping[str, Any]) -> str:
-    rows = [(f"{e['time']:.2f}\N{NO-BREAK SPACE}s", str(e["count"]), escape(e["what"])) for e in report["events"]]
-    more = report["events_left_out"]
-    return html_table(("from", "count", "event"), rows) + (f"<p>{more} more</p>" if more else "")
-
-
-def _ms(seconds: float) -> str:
-    return f"{1000 * seconds:.2f}\N{NO-BREAK SPACE}ms"
+def _quantiles(seconds: Mapping[str, float]) -> tuple[str, ...]:
+    return tuple(milliseconds(seconds[key]) for key in ("p50", "p99", "max"))
 
 
 def _joint(axes: Axes, trace: Trace, body: Embodiment, at: int) -> None:
@@ -97,8 +61,7 @@ def _joint(axes: Axes, trace: Trace, body: Embodiment, at: int) -> None:
     if high - low < least:  # an arm that stands still: noise is not drawn as motion
         axes.set_ylim((low + high - least) / 2, (low + high + least) / 2)
     style(axes, name, "time [s]")
-    if at == 0:
-        legend(axes)
+    legend(axes)
 
 
 def _late(axes: Axes, trace: Trace) -> None:

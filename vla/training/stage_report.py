@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from html import escape
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vla.common.atomic import write_json
-from vla.common.html_page import html_table, section, write_page
+from vla.common.html_page import write_page
 from vla.common.plots import COLORS, GREY, style, svg
 from vla.common.stored_image import decoded
 from vla.datasets.questions import KINDS
@@ -83,36 +82,24 @@ class StageReport:
                 now["change"] = change
 
     def _write(self) -> Path:
-        scenes = f"Scenes: {', '.join(f'{n} of {name}' for name, n in self.scenes.items())}"
-        lead = (
-            "<h1>Effect of each stage</h1>\n"
-            f'<p class="lead">Held-out questions: {QUESTIONS} of each kind. {scenes}.</p>\n'
-            '<p class="soft">Below each value: its 95\N{NO-BREAK SPACE}% interval (bootstrap over scenes), and the '
-            "change from the previous stage with its interval (paired bootstrap over the same scenes), bold if the "
-            "interval excludes 0.</p>"
-        )
-        links = [f'<a href="{escape(name)}/probes.html">{escape(name)}</a>' for name in self.stages]
         return write_page(
             self.out / "report.html",
             "stages",
-            [
-                lead,
-                section("Main scores", f'<figure class="card">{svg((8, 3.8), self._paint)}</figure>'),
-                *(section(name, self._table(name)) for name in self._probes()),
-                section("Plots and worst cases", f"<p>{', '.join(links)}</p>"),
-            ],
+            "stages.html",
+            questions=QUESTIONS,
+            scenes=self.scenes,
+            chart=svg((8, 3.8), self._paint),
+            stages=self.stages,
+            tables={probe: self._table(probe) for probe in self._probes()},
         )
 
     def _probes(self) -> list[str]:
         return list(dict.fromkeys(name for stage in self.stages.values() for name in stage["probes"]))
 
-    def _table(self, probe: str) -> str:
-        scores = {name: stage["probes"].get(probe, {"scores": {}})["scores"] for name, stage in self.stages.items()}
-        rows = [
-            (escape(label), *(_cell(one[label]) if label in one else "" for one in scores.values()))
-            for label in dict.fromkeys(label for one in scores.values() for label in one)
-        ]
-        return html_table(("score", *map(escape, scores)), rows)
+    def _table(self, probe: str) -> dict[str, list[Mapping[str, Any] | None]]:
+        """The scores of the probe by label, in the order of the stages; None for a stage that lacks it."""
+        stages = [stage["probes"].get(probe, {"scores": {}})["scores"] for stage in self.stages.values()]
+        return {label: [scores.get(label) for scores in stages] for label in dict.fromkeys(chain.from_iterable(stages))}
 
     def _paint(self, axes: Axes) -> None:
         """The main score of each probe, with its interval, over the stages."""
@@ -129,17 +116,6 @@ class StageReport:
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False, labelcolor=GREY, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         style(axes, "", "")
-
-
-def _cell(score: Mapping[str, Any]) -> str:
-    """A table cell without line breaks inside its lines."""
-    low, high = score["ci95"]
-    lines = [f"{score['value']:.3f}", f'<span class="soft">{low:.3f} – {high:.3f}</span>']
-    if "change" in score:
-        low, high = score["change"]["ci95"]
-        change = f"{score['change']['value']:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "\N{MINUS SIGN}")
-        lines.append(f"<b>{change}</b>" if low > 0 or high < 0 else f'<span class="soft">{change}</span>')
-    return "<br>".join(f'<span style="white-space: nowrap">{line}</span>' for line in lines)
 
 
 def held_out(answerer: Answerer, stores: Mapping[str, str]) -> ProbeResult:

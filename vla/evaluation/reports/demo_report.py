@@ -6,16 +6,15 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from vla.common.html_page import bar, file_uri, html_table, image_uri, percent, section, tile, write_page
+from vla.common.html_page import percent, percent_interval, write_page
 from vla.common.plots import draw, panels, svg
-from vla.evaluation.rollouts.trial import Key, Result
+from vla.evaluation.rollouts.trial import Result
 from vla.evaluation.vlm.vqa import POINT_TOLERANCE, parse_point, score
 
 PHASES = ("record", "train", "evaluate")
@@ -30,6 +29,16 @@ class Sample:
     question: str
     prediction: str
     answer: str
+
+    @property
+    def correct(self) -> bool:
+        """Whether the model's answer is right."""
+        return score(self.kind, self.prediction, self.answer) == 1
+
+    @property
+    def points(self) -> tuple[tuple[float, float] | None, ...]:
+        """The true and the predicted point, as shares of the image's width and height."""
+        return parse_point(self.answer), parse_point(self.prediction)
 
 
 def write_report(
@@ -55,49 +64,38 @@ def write_report(
         samples: Sample questions and answers.
         note: A short description of the run.
     """
-    sections = (
-        _headline(summary, note),
-        _tiles(summary),
-        section("Two episodes", _clips(videos, results)),
-        section("Training", _curves(losses, history)),
-        section("Visual questions", _bars(summary) + _samples(samples)),
-        section("Episodes", episodes(results)),
-        section("How it was made", _made(summary)),
-        section("Next steps", _commands(out)),
-    )
-    return write_page(out / "report.html", "vla report", sections)
-
-
-def _headline(summary: Mapping[str, Any], note: str) -> str:
-    low, high = summary["success_ci95"]
-    swapped = summary["instruction_swap_success"]
-    lead = (
-        f"In {summary['episodes']} unseen scenes the success rate of the policy is "
-        f"<b>{percent(summary['success_rate'])}</b> (95\N{NO-BREAK SPACE}% interval {100 * low:.0f}–{percent(high)})."
-    )
-    if swapped is not None:
-        lead += f" With instructions for another object in the same scenes, it is <b>{percent(swapped)}</b>."
-    return (
-        f'<h1>From demonstrations to a moving arm</h1>\n<p class="lead">{lead}</p>\n<p class="soft">{escape(note)}</p>'
+    curves = [svg((3.8, 2.7), partial(draw, panel=panel)) for panel in panels(losses, history)]
+    return write_page(
+        out / "report.html",
+        "vla report",
+        "demo.html",
+        summary=summary,
+        note=note,
+        tiles=_tiles(summary),
+        videos=videos,
+        results=results,
+        curves=curves,
+        samples=samples,
+        tolerance=POINT_TOLERANCE,
+        phases=_phases(summary["minutes"]),
+        facts=_facts(summary),
+        commands=_commands(out),
     )
 
 
-def _tiles(summary: Mapping[str, Any]) -> str:
-    low, high = summary["success_ci95"]
-    flat, scratch = _headline_values(summary), _headline_values(summary.get("from_scratch_reference") or {})
+def _tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, tuple[str, ...]]]:
+    """The name of each tile, its number, and the lines below."""
+    values, scratch = _headline_values(summary), _headline_values(summary.get("from_scratch_reference") or {})
     below = {
-        "success": f"95\N{NO-BREAK SPACE}% CI: {100 * low:.0f}–{percent(high)}",
+        "success": f"95\N{NO-BREAK SPACE}% interval {percent_interval(summary['success_ci95'])}",
         "swap success": "instruction for another object",
         "wrong object": "handled another object",
         "VQA accuracy": f"mean of {len(summary['vqa_accuracy'])} kinds, held out",
-        "minutes": f"{escape(str(summary['device']))}, {summary['cores']} cores",
+        "minutes": f"{summary['device']}, {summary['cores']} cores",
         "parameters": "from scratch" if summary["from_scratch"] else "from a pretrained backbone",
     }
-    tiles = []
-    for name, text in below.items():
-        beside = f'<span class="beside">from scratch: {scratch[name]}</span>' if name in scratch else ""
-        tiles.append(tile(name, flat.get(name, "–"), text, beside))
-    return f'<div class="tiles">{"".join(tiles)}</div>'
+    beside = {name: (f"from scratch: {value}",) for name, value in scratch.items()}
+    return [(name, values.get(name, ""), (text, *beside.get(name, ()))) for name, text in below.items()]
 
 
 def _headline_values(summary: Mapping[str, Any]) -> dict[str, str]:
@@ -114,132 +112,26 @@ def _headline_values(summary: Mapping[str, Any]) -> dict[str, str]:
     return {name: value for name, value in values.items() if value}
 
 
-def _clips(videos: Mapping[str, Path], results: Sequence[Result]) -> str:
-    figures = []
-    for kind, success in (("success", True), ("failure", False)):
-        path = videos.get(kind)
-        count = sum(result.success is success for result in results)
-        if path is not None:
-            figures.append(clip(path, f"a {kind}, one of {count}"))
-        else:
-            reason = "was recorded as a film" if count else f"happened in {len(results)} episodes"
-            figures.append(f'<div class="card none">no {kind} {reason}</div>')
-    return f'<div class="clips">{"".join(figures)}</div>'
-
-
-def clip(path: Path, caption: str) -> str:
-    """An embedded film with a caption (HTML)."""
-    media = (
-        f'<video src="{file_uri(path)}" autoplay loop muted playsinline controls></video>'
-        if path.suffix == ".mp4"
-        else f'<img src="{file_uri(path)}" alt="a film">'
-    )
-    return f'<figure class="card">{media}<figcaption>{caption}</figcaption></figure>'
-
-
-def _curves(losses: Mapping[str, Sequence[tuple[int, float]]], history: Sequence[Mapping[str, float]]) -> str:
-    found = panels(losses, history)
-    if not found:
-        return '<p class="soft">This run has no training log.</p>'
-    figures = "".join(f'<figure class="card">{svg((3.8, 2.7), partial(draw, panel=panel))}</figure>' for panel in found)
-    text = "Bold: the running mean of the loss of each source, and accuracy averaged over kinds. Faint: the values."
-    return f'<div class="curves">{figures}</div><p class="soft">{text}</p>'
-
-
-def _bars(summary: Mapping[str, Any]) -> str:
-    rows = [bar(kind, value, percent(value)) for kind, value in summary["vqa_accuracy"].items()]
-    if (real := summary.get("real_vqa_accuracy")) is not None:
-        rows.append(bar("easy-vqa", real, percent(real), "real"))
-    text = f"Accuracy on held-out images. A point is right within {POINT_TOLERANCE:.0%} of the image's width."
-    if real is not None:
-        text += " easy-vqa: a public set of drawn shapes, not of this simulator."
-    return f'<div class="bars">{"".join(rows)}</div><p class="soft">{text}</p>'
-
-
-def _samples(samples: Sequence[Sample]) -> str:
-    if not samples:
-        return ""
-    key = "<p class='soft'>For questions about a point: the ring is the tolerance, the cross is the answer.</p>"
-    return f'<div class="samples">{"".join(_sample(sample) for sample in samples)}</div>{key}'
-
-
-def _sample(sample: Sample) -> str:
-    correct = score(sample.kind, sample.prediction, sample.answer) == 1
-    style, mark = ("good", "✓") if correct else ("bad", "✗")
-    answer = f'<span class="{style}">{mark} {escape(sample.prediction)}</span>'
-    truth = "" if correct and sample.kind != "point" else f'<span class="soft">true: {escape(sample.answer)}</span>'
-    picture = f'<img src="{image_uri(sample.image)}" alt="{escape(sample.question)}">{_markers(sample)}'
-    return (
-        f'<figure class="card"><div class="picture">{picture}</div>'
-        f"<figcaption><span>{escape(sample.question)}</span>{answer}{truth}</figcaption></figure>"
-    )
-
-
-def _markers(sample: Sample) -> str:
-    """The true point as a ring with the radius of the tolerance, the predicted one as a cross, both outlined."""
-    if sample.kind != "point":
-        return ""
-    shapes = []
-    if true := parse_point(sample.answer):
-        shapes.append(f'<circle cx="{100 * true[0]:.0f}" cy="{100 * true[1]:.0f}" r="{100 * POINT_TOLERANCE:.0f}"/>')
-    if predicted := parse_point(sample.prediction):
-        shapes.append(f'<path d="M{100 * predicted[0]:.0f} {100 * predicted[1]:.0f}m-3-3l6 6m0-6l-6 6"/>')
-    layers = (("#000", 2.2), ("#fff", 1.0))
-    groups = "".join(f'<g stroke="{color}" stroke-width="{width}">{"".join(shapes)}</g>' for color, width in layers)
-    return f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" fill="none">{groups}</svg>'
-
-
-def episodes(results: Sequence[Result], indices: Mapping[Key, int] | None = None) -> str:
-    """The episodes as tables, failures first; `indices` are the indices of the episodes in the store."""
-    failures = [result for result in results if not result.success]
-    successes = [result for result in results if result.success]
-    text = f"{len(failures)} of {len(results)} episodes failed." if failures else "No episode failed."
-    blocks = [f"<p>{text} Swapped: the instruction names another object of the scene of that seed.</p>"]
-    if failures:
-        blocks.append(_table(failures, indices))
-    if successes:
-        folded = f"{len(successes)} successful episodes" if len(successes) > 1 else "1 successful episode"
-        blocks.append(f"<details><summary>{folded}</summary>{_table(successes, indices)}</details>")
-    return "\n".join(blocks)
-
-
-def _table(results: Sequence[Result], indices: Mapping[Key, int] | None) -> str:
-    names = ("seed", "group", "instruction", "outcome", "steps", *(("episode",) if indices is not None else ()))
-    rows = []
-    for result in results:
-        row = [str(result.seed), escape(result.kind), escape(result.instruction), _outcome(result), str(result.length)]
-        rows.append(row if indices is None else [*row, str(indices.get(result.key, ""))])
-    return html_table(names, rows)
-
-
-def _outcome(result: Result) -> str:
-    if result.crash:
-        return f'<span class="bad">crash</span>: {escape(result.crash.strip().splitlines()[-1])}'
-    outcome = '<span class="good">success</span>' if result.success else '<span class="bad">failure</span>'
-    also = ["wrong object"] * result.wrong_object + [f"{result.invalid} invalid chunks"] * bool(result.invalid)
-    return ", ".join((outcome, *also))
-
-
-def _made(summary: Mapping[str, Any]) -> str:
-    minutes = summary["minutes"]
+def _phases(minutes: Mapping[str, float]) -> dict[str, float]:
+    """The minutes of each phase; those below 3 seconds are omitted."""
     phases = {name: minutes[name] for name in PHASES} | {"other": minutes["total"] - sum(minutes[n] for n in PHASES)}
-    shown = {name: value for name, value in phases.items() if value >= 0.05}
-    blocks = "".join(f'<i style="flex:{value:.3f}"></i>' for value in shown.values())
-    key = "".join(f"<span>{name} {value:.1f} min</span>" for name, value in shown.items())
+    return {name: value for name, value in phases.items() if value >= 0.05}
+
+
+def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
+    origin = "trained from scratch" if summary["from_scratch"] else "fine-tuned from a pretrained backbone"
     facts = {
         "device": f"{summary['device']}, {summary['cores']} cores",
-        "model": f"{_millions(summary['params'])} parameters, "
-        + ("trained from scratch" if summary["from_scratch"] else "fine-tuned from a pretrained backbone"),
+        "model": f"{_millions(summary['params'])} parameters, {origin}",
         "evaluation": f"{summary['episodes']} unseen scenes, phrasings that training never saw",
     }
     if reference := summary.get("from_scratch_reference"):
         values = ", ".join(f"{name} {value}" for name, value in _headline_values(reference).items())
         facts["from scratch"] = f"{values} (the same without the pretrained backbone, measured beforehand)"
-    rows = "".join(f"<dt>{name}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items())
-    return f'<div class="phases">{blocks}</div><div class="key soft">{key}</div><dl>{rows}</dl>'
+    return facts
 
 
-def _commands(out: Path) -> str:
+def _commands(out: Path) -> list[str]:
     """The commands for the files that exist in `out`."""
     commands = (
         ("rollouts.rrd", "rerun {}"),
@@ -249,7 +141,7 @@ def _commands(out: Path) -> str:
         ("train", "vla eval policy={} seeds=2000:2060 out=outputs/eval"),
     )
     lines = [text.format(shlex.quote(str(out / name))) for name, text in commands if (out / name).exists()]
-    return f'<pre class="card">{escape(chr(10).join(lines or ["vla --help"]))}</pre>'
+    return lines or ["vla --help"]
 
 
 def _millions(count: int) -> str:

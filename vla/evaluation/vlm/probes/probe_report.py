@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vla.common.html_page import html_table, image_uri, section, write_page
+from vla.common.html_page import write_page
 from vla.common.plots import COLORS, GREY, style, svg
 from vla.evaluation.vlm.probes.counting import points
 from vla.evaluation.vlm.probes.detail import TASKS
@@ -25,34 +25,31 @@ CURVES = {"number": "exact, by true count", **{task: f"correct, by {task}" for t
 
 def write_probe_page(file: Path, policy: str, found: Mapping[str, ProbeResult]) -> Path:
     """Writes the page. Raises InputError if it cannot be written."""
-    head = (
-        f'<h1>Probes</h1>\n<p class="lead">{escape(policy)}</p>\n<p class="soft">Intervals are 95\N{NO-BREAK SPACE}% '
-    )
-    head += "bootstraps over scenes; blank: the same questions with blank images.</p>"
-    return write_page(file, f"{policy}: probes", [head, *(_probe(name, result) for name, result in found.items())])
+    probes = [
+        (name, _rows(result), _plots(result), [_case(case) for case in result.worst]) for name, result in found.items()
+    ]
+    return write_page(file, f"{policy}: probes", "probes.html", policy=policy, probes=probes)
 
 
-def _probe(name: str, found: ProbeResult) -> str:
-    rows = [
-        (label, f"{score['value']:.3f}", f"{score['ci95'][0]:.3f} – {score['ci95'][1]:.3f}", _blank(found, label))
+def _rows(found: ProbeResult) -> list[tuple[str, str, str, str]]:
+    """Each score with its value, its interval and its value with blank images."""
+    return [
+        (
+            label,
+            f"{score['value']:.3f}",
+            f"{score['ci95'][0]:.3f} – {score['ci95'][1]:.3f}",
+            f"{found.blank[label]:.3f}" if label in found.blank else "–",
+        )
         for label, score in found.report["scores"].items()
     ]
-    table = html_table(("score", "value", "95 % interval", "blank"), rows)
-    cases = "".join(map(_case, found.worst))
-    body = table + _plots(found) + (f'<h3>Worst</h3><div class="samples">{cases}</div>' if cases else "")
-    return section(name, body)
 
 
-def _blank(found: ProbeResult, label: str) -> str:
-    return f"{found.blank[label]:.3f}" if label in found.blank else "–"
-
-
-def _plots(found: ProbeResult) -> str:
+def _plots(found: ProbeResult) -> list[str]:
     """A curve for each kind of levels, and bars for each other kind of categories."""
     kinds: dict[str, list[tuple[str, float]]] = {}
     for row in found.report["categories"]:
         kinds.setdefault(row["kind"], []).append((row["name"].strip(), row[found.main[0]]))
-    figures = []
+    plots = []
     for kind, rows in kinds.items():
         if kind == "task":  # the levels of each task have a curve
             continue
@@ -61,8 +58,8 @@ def _plots(found: ProbeResult) -> str:
             paint = partial(_curve, rows=rows, title=CURVES[kind], score=found.report["scores"].get(kind))
         else:
             paint = partial(_bars, rows=rows, title=f"{found.main[0]}, by {kind}")
-        figures.append(f'<figure class="card">{svg((3.8, 2.5), paint)}</figure>')
-    return f'<div class="curves small">{"".join(figures)}</div>' if figures else ""
+        plots.append(svg((3.8, 2.5), paint))
+    return plots
 
 
 def _curve(axes: Axes, rows: Sequence[tuple[str, float]], title: str, score: Mapping[str, Any] | None) -> None:
@@ -85,13 +82,9 @@ def _bars(axes: Axes, rows: Sequence[tuple[str, float]], title: str) -> None:
     style(axes, title, "")
 
 
-def _case(case: Case) -> str:
-    prediction = escape(case.prediction[:TEXT]) or "(nothing)"
+def _case(case: Case) -> Case:
+    """The case with text as it is displayed."""
+    prediction = case.prediction[:TEXT] or "(nothing)"
     if case.answer.endswith("points"):
         prediction += f" ({len(points(case.prediction))} points)"
-    answer = f'<span class="bad">✗ {prediction}</span><span class="soft">true: {escape(case.answer[:TEXT])}</span>'
-    picture = f'<img src="{image_uri(case.image)}" alt="{escape(case.question)}">'
-    return (
-        f'<figure class="card"><div class="picture">{picture}</div>'
-        f"<figcaption><span>{escape(case.question)}</span>{answer}</figcaption></figure>"
-    )
+    return replace(case, prediction=prediction, answer=case.answer[:TEXT])
