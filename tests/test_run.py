@@ -19,6 +19,7 @@ from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.models.vla import VLA
 from vla.policies.vla import VlaPolicy
+from vla.training.loop import Outcome
 from vla.training.run import train
 from vla.training.run_options import RunOptions
 from vla.types import Episode
@@ -71,11 +72,8 @@ def options(data: Mapping[str, str], out: Path, **fields: Any) -> dict[str, Any]
     return values | fields
 
 
-def test_robots_train_together_and_resume_to_the_bit(
-    make_episode: Callable[..., Episode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = stores(make_episode, tmp_path)
-    straight = train(RunOptions(**options(data, tmp_path / "a")))
+def stopped_after_a_step(values: dict[str, Any]) -> Outcome:
+    """Trains until SIGTERM, which arrives in the evaluation of the first step."""
 
     def stop(_: VLA) -> dict[str, float]:
         signal.raise_signal(signal.SIGTERM)
@@ -83,8 +81,15 @@ def test_robots_train_together_and_resume_to_the_bit(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vla.training.run_data.HeldoutScores", lambda *_: stop)
-        plan = {"steps": 2, "batch_size": 3, "precision": "fp32", "evaluate_every": 1}
-        cut = train(RunOptions(**options(data, tmp_path / "b", plan=plan)))
+        return train(RunOptions(**values | {"plan": {**values["plan"], "evaluate_every": 1}}))
+
+
+def test_robots_train_together_and_resume_to_the_bit(
+    make_episode: Callable[..., Episode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = stores(make_episode, tmp_path)
+    straight = train(RunOptions(**options(data, tmp_path / "a")))
+    cut = stopped_after_a_step(options(data, tmp_path / "b"))
     assert (cut.step, cut.finished) == (1, False)
     resumed = train(RunOptions(**options(data, tmp_path / "b")))
     assert resumed.finished and straight.finished
@@ -192,15 +197,7 @@ def test_a_head_trains_and_resumes_to_the_bit(
 ) -> None:
     data = stores(make_episode, tmp_path)
     train(RunOptions(**options(data, tmp_path / "a", head=head)))
-
-    def stop(_: VLA) -> dict[str, float]:
-        signal.raise_signal(signal.SIGTERM)
-        return {}
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vla.training.run_data.HeldoutScores", lambda *_: stop)
-        plan = {"steps": 2, "batch_size": 3, "precision": "fp32", "evaluate_every": 1}
-        assert not train(RunOptions(**options(data, tmp_path / "b", head=head, plan=plan))).finished
+    assert not stopped_after_a_step(options(data, tmp_path / "b", head=head)).finished
     assert train(RunOptions(**options(data, tmp_path / "b", head=head))).finished
     last = "step-00000002/model.safetensors"
     equal_files(tmp_path / "a" / last, tmp_path / "b" / last)

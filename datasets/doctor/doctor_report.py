@@ -37,7 +37,7 @@ def write_doctor_page(store: EpisodeStore, diagnosis: Diagnosis, fixes: Fixes, f
         Path(file),
         f"{store.path}: findings",
         "doctor.html",
-        name=store.path.rstrip("/").rpartition("/")[2],
+        store=store,
         data=data,
         findings=[_finding(store, data, finding, fixes) for finding in diagnosis.findings],
         faults=sum(finding.level == "fault" for finding in diagnosis.findings),

@@ -35,7 +35,6 @@ def write_store_page(store: EpisodeStore, file: str) -> Path:
         Path(file),
         f"{store.path}: episodes",
         "episode_store.html",
-        name=store.path.rstrip("/").rpartition("/")[2],
         store=store,
         size=sum(store.folder.sizes().values()),
         rate=success_rate(summary.episodes, summary.successes, summary.unknown),

@@ -25,7 +25,6 @@ def write_vqa_page(store: VqaStore, file: str) -> Path:
         Path(file),
         f"{store.path}: visual questions",
         "question_store.html",
-        name=store.path.rstrip("/").rpartition("/")[2],
         store=store,
         size=sum(store.folder.sizes().values()),
         items=[_item(store[index]) for index in sample_evenly(range(len(store)), min(ITEMS, len(store)))],

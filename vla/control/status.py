@@ -8,7 +8,6 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from types import TracebackType
 
 from vla.control.events import EventLog
 from vla.control.tick import Tick
@@ -67,9 +66,7 @@ class Status:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._over.set()
         self._thread.join(EVERY)
         self._print()
