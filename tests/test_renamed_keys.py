@@ -51,6 +51,10 @@ def test_the_command_line_names_the_present_option(capsys: pytest.CaptureFixture
     printed = capsys.readouterr()
     assert "n_action_steps: 4" in printed.out
     assert "vla eval: execute is now n_action_steps: the earlier name will be removed" in printed.err
+    assert cli.main(["robot", "relax", "robot.port=none", "--cfg"]) == 0
+    printed = capsys.readouterr()
+    assert "action: disable_torque" in printed.out
+    assert "vla robot: action=relax is now action=disable_torque: the earlier name will be removed" in printed.err
 
 
 def test_an_earlier_target_of_a_configuration_is_found() -> None:
