@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,16 @@ def test_a_run_that_was_cut_off_goes_on(store: VqaStore, make_model: Callable[..
         nothing,
     )
     torch.testing.assert_close(again.state_dict(), whole.state_dict(), rtol=0, atol=0)
+
+
+def test_a_signal_stops_a_run_after_its_step(store: VqaStore, make_model: Callable[..., VLA], tmp_path: Path) -> None:
+    def stop(_: VLA) -> dict[str, float]:
+        signal.raise_signal(signal.SIGTERM)
+        return {}
+
+    run = QuestionRun(make_model(robot=False), {"vqa": store}, plan(steps=4, evaluate_every=2), tmp_path)
+    outcome = train_preference(run, PreferenceOptions(), stop)
+    assert (outcome.step, outcome.finished, outcome.best) == (2, False, tmp_path / "step-00000002")
 
 
 def test_micro_batches_have_the_gradient_of_the_whole(store: VqaStore, make_model: Callable[..., VLA]) -> None:

@@ -60,11 +60,11 @@ class ConvertOptions:
             raise InputError("a LeRobotDataset is written to a local folder: set DST to a local folder, then copy it")
         return target
 
-    def given(self, *names: str) -> dict[str, Any]:
+    def values(self, *names: str) -> dict[str, Any]:
         """Those of the options that are set, with single names as lists."""
-        values = {name: getattr(self, name) for name in names}
+        found = {name: getattr(self, name) for name in names}
         off = {"bgr": not self.bgr, "flip": not self.flip, "skip": not self.skip, "workers": self.workers == 1}
-        kept = {name: value for name, value in values.items() if value is not None and not off.get(name, False)}
+        kept = {name: value for name, value in found.items() if value is not None and not off.get(name, False)}
         return {name: [v] if name in LISTS and isinstance(v, str) else v for name, v in kept.items()}
 
 
@@ -88,18 +88,18 @@ def convert(options: ConvertOptions) -> None:
 
     name = find_format(options.src, options.format)
     if name not in FORMATS:
-        episodes = options.given(*READING, *ACTIONS, "episodes", "skip", "workers", "use_videos")
+        episodes = options.values(*READING, *ACTIONS, "episodes", "skip", "workers", "use_videos")
         _refuse(episodes, f"a set of questions ({name})")
         _import_questions(options, name)
         return
-    _refuse(options.given("images", "size"), f"episodes ({name})")
+    _refuse(options.values("images", "size"), f"episodes ({name})")
     if target == "vla":
-        _refuse(options.given("use_videos"), "a zarr store")
+        _refuse(options.values("use_videos"), "a zarr store")
     else:
-        _refuse(options.given("codec", "workers"), "a LeRobotDataset")
+        _refuse(options.values("codec", "workers"), "a LeRobotDataset")
     # A single number on the command line is parsed as an int.
     numbers = None if options.episodes is None else str(options.episodes)
-    request = Request(options.src, name, options.given(*READING), numbers, options.skip, options.given(*ACTIONS))
+    request = Request(options.src, name, options.values(*READING), numbers, options.skip, options.values(*ACTIONS))
     selection = _select(request, options.dst)
     selection.report()
     _convert(selection, target, options)
@@ -116,7 +116,7 @@ def _import_questions(options: ConvertOptions, name: str) -> None:
 
     if options.to == "lerobot":
         raise InputError(f"{options.src} holds questions ({name}), which a LeRobotDataset cannot store")
-    values = options.given("images", "size", "codec")
+    values = options.values("images", "size", "codec")
     values |= {"images": Path(values["images"])} if "images" in values else {}
     import_vqa(Path(options.src), Path(options.dst), name, **values)
 
