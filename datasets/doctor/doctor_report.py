@@ -137,7 +137,7 @@ def _curves(data: Recording, finding: Finding) -> list[str]:
         rows = slice(*data.bounds[index[number] : index[number] + 2].tolist())
 
         def paint(axes: Axes, rows: slice = rows, title: str = title, number: int = number) -> None:
-            units = {}
+            units: dict[str, None] = {}
             for color, (component, kind, values) in zip(cycle(COLORS), _plotted(data, finding), strict=False):
                 line = "-" if kind == "state" else "--"
                 name, _, unit = component.partition(" [")
