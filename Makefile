@@ -21,6 +21,9 @@ help:  ## list the targets
 demo: $(READY)  ## demonstrations -> co-trained VLA -> success rate in MuJoCo -> outputs/demo/report.html
 	$(BIN)/vla demo
 
+outputs/demo/summary.json: | $(READY)
+	$(BIN)/vla demo
+
 test: $(READY)  ## the default tests
 	$(PYTEST)
 
@@ -45,8 +48,9 @@ docs: $(READY)  ## the documentation site -> site/index.html; fails on a broken 
 	$(UV) pip install --quiet --python $(BIN)/python --group docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-docs-pictures: $(READY)  ## the pictures of the tasks and the diagrams in docs/
+docs-pictures: outputs/demo/summary.json  ## the pictures of the tasks and of the demo, and the diagrams in docs/
 	$(BIN)/python -m vla.envs.contact_sheet docs/tasks.png
+	$(BIN)/python docs/demo_picture.py outputs/demo docs/demo.png
 	$(BIN)/python docs/diagrams.py
 
 wheel: $(READY)  ## the wheel -> dist/

@@ -18,9 +18,11 @@ import yaml
 from conftest import TOY
 
 from vla.commands import cli
+from vla.datasets.episodes import EpisodeStore
+from vla.envs.make import make_env
 from vla.errors import InputError
 from vla.policies.policy import Policy
-from vla.types import Observation, RTCPrefix
+from vla.types import Episode, Observation, RTCPrefix
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -224,6 +226,33 @@ def test_diagrams_are_those_of_the_script() -> None:
     script = load("diagrams")
     for name, drawn in (("data-flow", script.data_flow()), ("control-loop", script.control_loop())):
         assert (DOCS / "diagrams" / f"{name}.svg").read_text() == drawn
+
+
+def test_the_picture_of_the_demo_has_a_row_of_images_for_each_instruction(tmp_path: Path) -> None:
+    script, env = load("demo_picture"), make_env("pick", phrasing="heldout")
+    with EpisodeStore.create(tmp_path / "rollouts.zarr", env.unwrapped.embodiment) as store:  # type: ignore[attr-defined]
+        for seed, group, success in ((3, "named", True), (4, "named", True), (4, "swap", True), (5, "named", False)):
+            values, info = env.reset(seed=seed, options={"swap": group == "swap"})
+            store.append(
+                Episode(
+                    {camera: np.stack([image] * 5) for camera, image in values["images"].items()},
+                    *(np.stack([values["state"].astype(np.float64)] * 5) for _ in ("state", "action")),
+                    np.arange(5) / 10,
+                    info["instruction"],
+                    store.embodiment,
+                    success,
+                    {"seed": seed, "group": group},
+                )
+            )
+            if seed == 3:
+                with pytest.raises(InputError, match="with both instructions"):
+                    script.picture(tmp_path)
+    env.close()
+    picture = script.picture(tmp_path)
+    size = script.HEIGHT
+    assert picture.size == (4 * size, 2 * (size + script.BAR))
+    rows = [np.asarray(picture)[top + script.BAR : top + script.BAR + size] for top in (0, size + script.BAR)]
+    np.testing.assert_array_equal(*rows)  # an arm that stands still, in the same scene
 
 
 def test_the_command_reference_has_every_command() -> None:

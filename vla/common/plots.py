@@ -26,7 +26,7 @@ Points = Sequence[tuple[int, float]]
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#808890"
 """Colour of axes and labels, readable on light and dark backgrounds."""
-LEGEND_CHARACTERS = 14
+LEGEND_CHARACTERS = 16
 """Number of characters of a legend per inch."""
 SMOOTH = 0.03
 """Width of a loss curve's running mean, as a share of the curve."""

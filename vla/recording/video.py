@@ -31,7 +31,7 @@ def compose(episode: Episode) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         views = {camera: _scaled(frames[step]) for camera, frames in episode.images.items()}
         if episode.points is not None:
             for camera, points in episode.embodiment.by_camera(episode.points[step]).items():
-                _ring(views[camera], points)
+                draw_points(views[camera], points)
         frame = Image.new("RGB", (sum(view.width for view in views.values()), HEIGHT + 2 * BAR), DARK)
         left = 0
         for view in views.values():
@@ -89,7 +89,8 @@ def _scaled(image: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
     return Image.fromarray(image).resize((round(width * HEIGHT / height), HEIGHT), Image.Resampling.BICUBIC)
 
 
-def _ring(view: Image.Image, points: Float[np.ndarray, "n 2"]) -> None:
+def draw_points(view: Image.Image, points: Float[np.ndarray, "n 2"]) -> None:
+    """Draws a ring around each point (shares of the width and height) on the image."""
     for x, y in points * view.size:
         for radius, color in ((RING + 1, DARK), (RING, WHITE)):
             ImageDraw.Draw(view).ellipse((x - radius, y - radius, x + radius, y + radius), outline=color, width=2)

@@ -12,7 +12,7 @@ import numpy as np
 
 from vla.common.atomic import write_json
 from vla.common.html_page import write_page
-from vla.common.plots import COLORS, GREY, style, svg
+from vla.common.plots import COLORS, GREY, legend, style, svg
 from vla.common.stored_image import decoded
 from vla.datasets.questions import KINDS
 from vla.datasets.vqa import VqaStore
@@ -88,7 +88,7 @@ class StageReport:
             "stages.html",
             questions=QUESTIONS,
             scenes=self.scenes,
-            chart=svg((8, 3.8), self._paint),
+            chart=svg((7, 4.2), self._paint),
             stages=self.stages,
             tables={probe: self._table(probe) for probe in self._probes()},
         )
@@ -114,8 +114,8 @@ class StageReport:
             axes.errorbar(x, y, [low, high], color=color, marker="o", markersize=3.5, capsize=2, label=name)
         axes.set_xticks(range(len(stages)), stages)
         axes.set_ylim(bottom=0)
-        axes.legend(frameon=False, labelcolor=GREY, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         style(axes, "", "")
+        legend(axes)
 
 
 def held_out(answerer: Answerer, stores: Mapping[str, str]) -> ProbeResult:
