@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from vla.datasets.mixture import Mixture
 from vla.datasets.prompts import check_choice
 from vla.errors import InputError
 from vla.evaluation.vlm.answerer import weights_of
@@ -51,9 +50,7 @@ def train(options: RunOptions) -> Outcome:
         if options.backbone == SCRATCH:
             raise InputError("lora adapts a pretrained backbone, and scratch is not: set lora=null")
         adapt(model, **options.lora)
-    sources = data.sources(model.processor)
-    mixture = Mixture(sources, data.weights, plan.seed, options.temperature)
-    return train_run(Run(model, data, sources, mixture, plan, Path(options.out), _origin(data)))
+    return train_run(Run(model, data, plan, Path(options.out), _origin(data)))
 
 
 def _plan(options: RunOptions, model: VLA | None = None) -> TrainConfig:

@@ -58,6 +58,9 @@ class RunData:
         if paths and "robot" not in paths:
             default = weights.pop("robot", 0.0)
             weights = {name: default for name in paths} | weights
+        known = {*paths, *vqa, "robot"}
+        if unknown := sorted(name for name, weight in weights.items() if weight > 0 and name not in known):
+            raise InputError(f"the mixture has weights for {unknown}, but its sources are {sorted({*paths, *vqa})}")
         questions = {name: VqaStore(path) for name, path in vqa.items() if weights.get(name, 0) > 0}
         demonstrations = {name: Demonstrations.open(path) for name, path in paths.items()}
         rates = [d.store.embodiment.control_hz for d in demonstrations.values()]

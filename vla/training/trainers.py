@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from vla.datasets.mixture import Mixture, Source
+from vla.datasets.mixture import Mixture
 from vla.errors import InputError, suggestion
 from vla.models.vla import VLA
 from vla.training import cotrain
@@ -25,12 +25,10 @@ from vla.training.train_config import TrainConfig
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run before its first step; `sources` has the training rows of each store, `origin` is for the checkpoints."""
+    """A run before its first step; `origin` is for the checkpoints."""
 
     model: VLA
     data: RunData
-    sources: Mapping[str, Source]
-    mixture: Mixture
     plan: TrainConfig
     folder: Path
     origin: Mapping[str, Any]
@@ -64,8 +62,11 @@ class Trainer:
 
 
 def _cotrain(run: Run, _: None) -> Outcome:
-    origin = {**run.origin, "rows": {name: len(source) for name, source in run.sources.items()}}
-    return cotrain.train(run.model, run.mixture, run.plan, run.folder, run.evaluate(), origin)
+    data, plan = run.data, run.plan
+    sources = data.sources(run.model.processor)
+    mixture = Mixture(sources, data.weights, plan.seed, data.options.temperature)
+    origin = {**run.origin, "rows": {name: len(source) for name, source in sources.items()}}
+    return cotrain.train(run.model, mixture, plan, run.folder, run.evaluate(), origin)
 
 
 TRAINERS: Mapping[str, Trainer] = {
