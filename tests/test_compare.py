@@ -59,8 +59,8 @@ def test_a_clear_difference_is_told_and_drawn(write: Write, tmp_path: Path, caps
 
 def test_a_small_difference_is_not_told(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     compare(a=write("old", 30), b=write("new", 33), out=str(tmp_path / "out"))
-    assert rows(tmp_path / "out")[0]["verdict"] == "cannot tell apart"
-    assert "cannot tell apart" in capsys.readouterr().out
+    assert rows(tmp_path / "out")[0]["verdict"] == "no significant difference"
+    assert "no significant difference" in capsys.readouterr().out
 
 
 def test_an_ensemble_is_compared_with_ensembles_only(

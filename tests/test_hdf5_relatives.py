@@ -212,6 +212,7 @@ def test_an_instruction_in_a_dataset_or_an_attribute(tmp_path: Path, key: str) -
         source = hdf5.open_source(write(tmp_path / f"{i}.hdf5", aloha(**{key: text})))
         assert source[0].instruction == "fold the towel"
         assert not [remark for remark in source.provenance["remarks"] if "instruction" in remark]
+        assert key not in source.provenance["left_out"]
     assert hdf5.open_source(write(tmp_path / "c.hdf5", aloha(), **{key: "fold it"}))[0].instruction == "fold it"
 
 

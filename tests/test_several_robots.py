@@ -161,11 +161,11 @@ def test_a_checkpoint_of_several_robots_drives_each(pair: VLA, tmp_path: Path, n
 
 
 def test_which_robot_must_be_said_where_there_are_several(pair: VLA) -> None:
-    with pytest.raises(InputError, match="drives toy, slim: name one of them"):
+    with pytest.raises(InputError, match="drives toy, slim: choose one with embodiment="):
         VlaPolicy(pair)
     with pytest.raises(InputError, match="drives toy, slim, not widowx"):
         VlaPolicy(pair, "widowx")
-    with pytest.raises(InputError, match="name one of them"):
+    with pytest.raises(InputError, match="choose one with embodiment="):
         pair.processor.batch([replace(mixed()[0], embodiment="")])
     with pytest.raises(InputError, match="of one robot"):
         pair.generate_actions(pair.processor.batch(mixed()[:2]))

@@ -268,6 +268,11 @@ def test_trials_of_curves_and_axes() -> None:
     summary = summarize(results)
     assert (summary["success_rate"], summary["instruction_swap_success"]) == (1.0, 1.0)
     (row,) = summary["by_axis"]
-    assert (row["axis"], row["success_rate"], row["lost"], row["verdict"]) == ("light", 0.5, 1, "cannot tell apart")
+    assert (row["axis"], row["success_rate"], row["lost"], row["verdict"]) == (
+        "light",
+        0.5,
+        1,
+        "no significant difference",
+    )
     rates = {(r["execution"], r["delay"]): r["success_rate"] for r in summary["latency"]}
     assert rates == {("naive", 0.0): 1.0, ("naive", 0.2): 0.0, ("rtc", 0.0): 1.0, ("rtc", 0.2): 0.0}

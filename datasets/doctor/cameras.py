@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
+from vla.common.plural import counted
 from vla.datasets.doctor.finding import Drop, DropCamera, Finding, FixImages, Steps
 from vla.datasets.doctor.frames import CameraScan
 from vla.datasets.doctor.recording import Recording
@@ -78,7 +79,7 @@ def _blank(data: Recording, scan: CameraScan, blank: Bool[np.ndarray, "e"]) -> l
     partly = (scan.contrast < BLANK) & ~np.repeat(blank, data.lengths)
     steps = _ranges(data, partly)
     if steps:
-        text = f"camera {name} shows nothing for {partly.sum()} steps in {len(steps)} episodes"
+        text = f"camera {name} shows nothing for {partly.sum()} steps in {counted(len(steps), 'episode')}"
         found.append(Finding("blank-images", text, tuple(steps), Drop(), subject=name, steps=steps))
     return found
 
@@ -96,7 +97,8 @@ def _frozen(data: Recording, scan: CameraScan, blank: Bool[np.ndarray, "e"]) -> 
     steps = _ranges(data, np.append(frozen, False) | np.insert(frozen, 0, False))
     if steps:
         longest = max(stop - start for ranges in steps.values() for start, stop in ranges) / data.hz
-        text = f"camera {name} is frozen in {len(steps)} episodes, for up to {longest:.1f} s, while the robot moves"
+        where = counted(len(steps), "episode")
+        text = f"camera {name} is frozen in {where}, for up to {longest:.1f} s, while the robot moves"
         values = {"longest_s": longest}
         found.append(Finding("frozen-camera", text, tuple(steps), Drop(), subject=name, steps=steps, values=values))
     repeated = scan.same & moving & ~frozen
@@ -141,8 +143,8 @@ def _exposure(data: Recording, scan: CameraScan, blank: Bool[np.ndarray, "e"]) -
         steps = data.by_episode(jumps, length=2)
         largest = float(np.exp(np.abs(scan.gain[jumps]).max()))
         text = (
-            f"the brightness of camera {name} jumps {len(jumps)} times in {len(steps)} episodes, by up to a factor "
-            f"of {largest:.2g}"
+            f"the brightness of camera {name} jumps {len(jumps)} times in {counted(len(steps), 'episode')}, by up to a "
+            f"factor of {largest:.2g}"
         )
         values = {"factor": largest}
         found.append(Finding("exposure-jump", text, tuple(steps), Drop(), "fault", name, steps, values))
@@ -176,11 +178,11 @@ def _moved(data: Recording, scan: CameraScan, fits: Sequence[Fit], blank: Bool[n
     if len(odd):
         down, right = float(np.median(shift.down[odd])), float(np.median(shift.right[odd]))
         several = len(odd) > SEVERAL * len(indices)
-        text = f"camera {name} has several poses: in {len(odd)} episodes it differs from most"
+        text = f"camera {name} has several poses: in {counted(len(odd), 'episode')} it differs from most"
         if not several:
             direction = _direction(down, right)
             text = (
-                f"camera {name} was moved in {len(odd)} episodes: "
+                f"camera {name} was moved in {counted(len(odd), 'episode')}: "
                 f"the image is shifted by {direction} of its longer side"
             )
         values = {"down": down, "right": right}

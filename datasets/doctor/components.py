@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float
 
+from vla.common.plural import counted
 from vla.datasets.doctor.finding import Advice, Finding
 from vla.datasets.doctor.recording import Recording, unit
 from vla.datasets.doctor.robust import runs
@@ -34,7 +35,8 @@ def check_components(data: Recording) -> list[Finding]:
         for i in np.flatnonzero((ranges > 0) & (bulk < RARE * ranges)).tolist():
             odd = np.abs(values[:, i] - np.median(values[:, i])) > 0.5 * ranges[i]
             steps = data.by_episode(np.flatnonzero(odd))
-            text = f"{kind} {names[i]} hardly moves in 98 % of the steps, but moves far in {len(steps)} episodes"
+            where = counted(len(steps), "episode")
+            text = f"{kind} {names[i]} hardly moves in 98 % of the steps, but moves far in {where}"
             fix = Advice("check whether these motions are real")
             found.append(Finding("rarely-moves", text, tuple(steps), fix, "hint", names[i]))
     return found + _dead(data) + _clipped(data)

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.ndimage import maximum_filter1d, minimum_filter1d
 
+from vla.common.plural import counted
 from vla.datasets.doctor.finding import Cut, Drop, Finding, Trim
 from vla.datasets.doctor.recording import Recording
 from vla.datasets.doctor.robust import runs
@@ -52,7 +53,7 @@ def check_idle(data: Recording) -> list[Finding]:
             found.append(
                 Finding(
                     check,
-                    f"{len(steps)} episodes {words} up to {longest:.1f} s without motion",
+                    f"{counted(len(steps), 'episode')} {words} up to {longest:.1f} s without motion",
                     tuple(steps),
                     remedy,
                     level="hint" if check == "pause" else "fault",
@@ -61,7 +62,7 @@ def check_idle(data: Recording) -> list[Finding]:
                 )
             )
     if dead:
-        text = f"in {len(dead)} episodes nothing moves"
+        text = f"in {counted(len(dead), 'episode')} nothing moves"
         found.append(Finding("no-motion", text, tuple(dead), Drop()))
     return found
 

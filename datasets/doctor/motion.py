@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float
 
+from vla.common.plural import counted
 from vla.datasets.doctor.finding import Advice, Drop, Finding
 from vla.datasets.doctor.recording import Recording
 from vla.datasets.doctor.robust import MAD_TO_SIGMA, center, core_spread, runs
@@ -64,7 +65,7 @@ def _jerky(data: Recording, kind: str, values: Float[np.ndarray, "n k"]) -> list
     if len(odd) == 0:
         return []
     times = float(np.exp(np.median(np.log(roughness[odd])) - usual))
-    text = f"in {len(odd)} episodes the {kind} is {times:.1f} times as jerky as in the others"
+    text = f"in {counted(len(odd), 'episode')} the {kind} is {times:.1f} times as jerky as in the others"
     episodes = tuple(data.numbers[odd].tolist())
     return [Finding("jerk", text, episodes, Drop(), subject=kind, values={"times": times})]
 
@@ -98,7 +99,7 @@ def _spikes(
         affected = [names[i] for i in np.flatnonzero(spikes.any(axis=0))]
         text = (
             f"{kind} {', '.join(affected)} has spikes of a single step, at "
-            f"{spikes.any(axis=1).sum()} steps of {len(steps)} episodes"
+            f"{spikes.any(axis=1).sum()} steps of {counted(len(steps), 'episode')}"
         )
         found.append(Finding("spike", text, tuple(steps), Drop(), subject=affected[0], steps=steps))
     if flips.any():
@@ -149,5 +150,5 @@ def _stale(data: Recording) -> list[Finding]:
             steps[number] = (*steps.get(number, ()), (first + 1, first + 1 + stop - start))
     if not steps:
         return []
-    text = f"in {len(steps)} episodes the state is bit-identical while the action moves: it was not read"
+    text = f"in {counted(len(steps), 'episode')} the state is bit-identical while the action moves: it was not read"
     return [Finding("stale-state", text, tuple(steps), Drop(), steps=steps)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from vla.common.plural import counted
 from vla.datasets.doctor.finding import Drop, Finding
 from vla.datasets.doctor.recording import Recording
 from vla.datasets.doctor.robust import far_out
@@ -45,7 +46,7 @@ def check_outliers(data: Recording) -> list[Finding]:
             steps = data.by_episode(np.flatnonzero(far[:, i]))
             if len(steps) > MOST * len(data):
                 continue
-            text = f"{kind} {names[i]} is far outside the usual range in {len(steps)} episodes"
+            text = f"{kind} {names[i]} is far outside the usual range in {counted(len(steps), 'episode')}"
             found.append(Finding("outlier-values", text, tuple(steps), Drop(), subject=names[i], steps=steps))
     return found
 
@@ -62,5 +63,5 @@ def _duplicates(data: Recording) -> list[Finding]:
     if not duplicates:
         return []
     pairs = ", ".join(f"{a} of {b}" for a, b in list(duplicates.items())[:5])
-    text = f"{len(duplicates)} episodes are copies of others: {pairs}"
+    text = f"{counted(len(duplicates), 'episode')} are copies of others: {pairs}"
     return [Finding("duplicate", text, tuple(duplicates), Drop())]

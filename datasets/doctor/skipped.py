@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from vla.common.plural import counted
 from vla.datasets.doctor.finding import Drop, Finding
 from vla.datasets.doctor.recording import Recording
 from vla.datasets.doctor.robust import MAD_TO_SIGMA
@@ -31,8 +32,8 @@ def check_skipped(data: Recording) -> list[Finding]:
     steps_by_episode = data.by_episode(found, length=2)
     everywhere = len(steps_by_episode) > EVERYWHERE * len(data)
     text = (
-        f"at {len(found)} steps of {len(steps_by_episode)} episodes the robot moves as far as in two: frames are "
-        "missing, and the regular timestamps were not measured"
+        f"at {len(found)} steps of {counted(len(steps_by_episode), 'episode')} the robot moves as far as in two: "
+        "frames are missing, and the regular timestamps were not measured"
         + ("; probably all episodes are affected, because it is undetectable in slow motion" if everywhere else "")
     )
     episodes = tuple(data.numbers.tolist() if everywhere else steps_by_episode)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
+from vla.common.plural import counted
 from vla.datasets.doctor.finding import Advice, Drop, Finding
 from vla.datasets.doctor.recording import Recording
 from vla.datasets.doctor.robust import spread
@@ -40,7 +41,7 @@ def check_timing(data: Recording) -> list[Finding]:
     backward = np.flatnonzero(data.inside & (steps <= 0))
     if len(backward):
         ranges = data.by_episode(backward + 1)
-        text = f"time does not increase at {len(backward)} steps of {len(ranges)} episodes"
+        text = f"time does not increase at {len(backward)} steps of {counted(len(ranges), 'episode')}"
         found.append(Finding("timestamps", text, tuple(ranges), Drop(), steps=ranges))
     lost = lost_frames(steps, data.inside, period)
     late = np.flatnonzero(lost)
@@ -50,8 +51,8 @@ def check_timing(data: Recording) -> list[Finding]:
         found.append(
             Finding(
                 "dropped-frames",
-                f"{missing} frames are missing in {len(ranges)} episodes ({share(missing, len(data.time))}): "
-                f"gaps in the timestamps of up to {steps[late].max():.3g} s",
+                f"{missing} frames are missing in {counted(len(ranges), 'episode')} "
+                f"({share(missing, len(data.time))}): gaps in the timestamps of up to {steps[late].max():.3g} s",
                 tuple(ranges),
                 Drop(),
                 steps=ranges,

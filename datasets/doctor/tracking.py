@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from vla.common.plural import counted
 from vla.datasets.doctor.finding import AddToAction, Drop, Finding, ShiftActions
 from vla.datasets.doctor.recording import Recording, unit
 from vla.datasets.doctor.robust import center, centers, core_spread
@@ -181,7 +182,7 @@ def _delays(data: Recording, pairs: Pairs, lags: Int[np.ndarray, "l"], usual: fl
         found.append(
             Finding(
                 "action-delay",
-                f"in {len(odd)} episodes the state follows the action {1000 * abs(median):.0f} ms "
+                f"in {counted(len(odd), 'episode')} the state follows the action {1000 * abs(median):.0f} ms "
                 f"{'later' if median > 0 else 'earlier'} than in the others",
                 tuple(numbers[i] for i in odd.tolist()),
                 Drop(),
@@ -257,11 +258,11 @@ def _offset(data: Recording, name: str, amount: float, episodes: Int[np.ndarray,
         size = f"{size} ({abs(amount) * DEGREES['rad']:.0f}°)"
     if others is None:
         text = (
-            f"action {name} is {size} {side} the state that it leads to, in {len(episodes)} episodes: leader and "
-            "follower are calibrated differently, or the joint sags"
+            f"action {name} is {size} {side} the state that it leads to, in {counted(len(episodes), 'episode')}: "
+            "leader and follower are calibrated differently, or the joint sags"
         )
     else:
-        text = f"in {len(episodes)} episodes action {name} is {size} {side} its value in the others"
+        text = f"in {counted(len(episodes), 'episode')} action {name} is {size} {side} its value in the others"
     few = others is not None and len(episodes) * 2 < len(data)
     return Finding(
         "offset",

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from vla.datasets.formats.columns import component_names, select, short_names
-from vla.datasets.formats.hdf5_kind import ACTIONS, BASE, Kind
+from vla.datasets.formats.hdf5_kind import ACTIONS, BASE, TEXTS, Kind
 from vla.datasets.formats.image_columns import FrameArray, camera_of_depth, is_encoded_image
 from vla.errors import InputError
 
@@ -87,7 +87,8 @@ class Layout:
         state = select("state", _state(datasets, kind, where) if choice.state is None else choice.state, vectors, where)
         used = {*action.values(), *cameras.values(), *paired.values(), *state.values()}
         remaining = numbers - used - pixels
-        left_out = {name: "it has no number a step" for name in datasets if name not in used | remaining | pixels}
+        read = used | remaining | pixels | {next((name for name in TEXTS if name in datasets), "")}
+        left_out = {name: "it has no number a step" for name in datasets if name not in read}
         left_out |= {name: "not among the chosen cameras" for name in pixels - used}
         left_out |= {"next_obs": "it is obs one step later"} if "next_obs" in group else {}
         return cls(

@@ -117,7 +117,7 @@ class Processor:
             raise InputError("this checkpoint is a vision-language model without actions: train it on demonstrations")
         known = {robot.name: robot for robot in self.robots}
         if not name and len(known) > 1:
-            raise InputError(f"this model drives {', '.join(known)}: name one of them")
+            raise InputError(f"this model drives {', '.join(known)}: choose one with embodiment=NAME")
         if name and name not in known:
             raise InputError(f"this model drives {', '.join(known)}, not {name}")
         return known[name] if name else self.robots[0]

@@ -68,7 +68,7 @@ def paired(first: Iterable[Result], second: Iterable[Result]) -> dict[str, Any]:
         "difference": (won - lost) / len(pairs) if pairs else 0.0,
         "difference_ci95": list(paired_difference(both, won, lost, neither)),
         "p": p,
-        "verdict": ("better" if won > lost else "worse") if p < 0.05 else "cannot tell apart",
+        "verdict": ("better" if won > lost else "worse") if p < 0.05 else "no significant difference",
     }
 
 
