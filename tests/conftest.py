@@ -7,7 +7,7 @@ import os
 import random
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +123,15 @@ def pick_demonstrations(tmp_path_factory: pytest.TempPathFactory) -> str:
             store.append(demonstrate(env, "pick", seed, 0.0))
     env.close()
     return str(path)
+
+
+def write_store(path: Path | str, episodes: Sequence[Episode], codec: str = "zstd", **options: Any) -> None:
+    """Writes a new store with the episodes."""
+    from vla.datasets.episodes import EpisodeStore
+
+    with EpisodeStore.create(path, episodes[0].embodiment, codec, **options) as store:
+        for episode in episodes:
+            store.append(episode)
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from conftest import write_store
 
-from vla.datasets.episodes import EpisodeStore
 from vla.embodiment import Embodiment
 from vla.envs.make import make_env
 from vla.types import Episode
@@ -55,7 +55,5 @@ def in_degrees(episode: Episode, names: str = "{} [deg]") -> Episode:
 
 
 def store_of(path: Path, *episodes: Episode, codec: str = "zstd") -> str:
-    with EpisodeStore.create(path, episodes[0].embodiment, codec) as store:
-        for episode in episodes:
-            store.append(episode)
+    write_store(path, episodes, codec)
     return str(path)

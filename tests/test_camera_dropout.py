@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import write_store
 from serving import PlainClient, served
 
 from vla.control.adapt import adapt
-from vla.datasets.episodes import EpisodeStore
 from vla.datasets.mixture import Mixture
 from vla.embodiment import Embodiment
 from vla.errors import InputError
@@ -220,9 +220,7 @@ def test_a_server_answers_without_a_camera(make_model: Models) -> None:
 
 
 def opened(folder: Path, episodes: list[Episode]) -> Demonstrations:
-    with EpisodeStore.create(folder, episodes[0].embodiment) as store:
-        for episode in episodes:
-            store.append(episode)
+    write_store(folder, episodes)
     return Demonstrations.open(str(folder))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from conftest import write_store
 
 from vla.commands import cli
 from vla.datasets import format_registry as registry
@@ -55,9 +56,7 @@ def mixed(make_episode: Make) -> list[Episode]:
 
 
 def store_of(path: Path, episodes: list[Episode], **options: Any) -> Path:
-    with EpisodeStore.create(path, episodes[0].embodiment, **options) as store:
-        for episode in episodes:
-            store.append(episode)
+    write_store(path, episodes, **options)
     return path
 
 

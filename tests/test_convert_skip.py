@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zarr
+from conftest import write_store
 from test_lerobot_v21 import write_v21
 
 from vla.commands import cli
@@ -33,9 +34,7 @@ def run_v21(*arguments: str | Path) -> int:
 
 
 def store_of(path: Path, episodes: list[Episode]) -> Path:
-    with EpisodeStore.create(path, episodes[0].embodiment) as store:
-        for episode in episodes:
-            store.append(episode)
+    write_store(path, episodes)
     return path
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import write_store
 
-from vla.datasets.episodes import EpisodeStore
 from vla.errors import InputError
 from vla.models.action_targets import ActionTargets
 from vla.training.demonstrations import Demonstrations, robot_specs
@@ -20,9 +20,7 @@ MakeEpisode = Callable[..., Episode]
 
 
 def opened(path: Path, episodes: list[Episode]) -> Demonstrations:
-    with EpisodeStore.create(path, episodes[0].embodiment) as store:
-        for episode in episodes:
-            store.append(episode)
+    write_store(path, episodes)
     return Demonstrations.open(str(path))
 
 

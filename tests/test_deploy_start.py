@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_store
 from PIL import Image
 from so101_checkpoints import so101_model
 
@@ -24,7 +25,6 @@ from vla.control.events import EventLog
 from vla.control.status import Status
 from vla.control.status_page import status_page
 from vla.control.tick import Source, Tick
-from vla.datasets.episodes import EpisodeStore
 from vla.errors import InputError
 from vla.models.processor import Processor
 from vla.models.robot_spec import RobotSpec
@@ -39,9 +39,7 @@ def test_a_checkpoint_says_where_its_demonstrations_begin(
     tmp_path: Path, make_episode: Callable[..., Episode], make_model: Callable[..., VLA]
 ) -> None:
     episodes = [make_episode(seed) for seed in range(30)]
-    with EpisodeStore.create(tmp_path / "a.zarr", episodes[0].embodiment) as store:
-        for episode in episodes:
-            store.append(episode)
+    write_store(tmp_path / "a.zarr", episodes)
     demonstrations = Demonstrations.open(str(tmp_path / "a.zarr"))
     (spec,) = robot_specs([demonstrations], 4)
     assert spec.start is not None

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from conftest import write_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import Killed, assert_equal, cut_before
@@ -39,9 +40,7 @@ def episodes(make_episode: Make) -> list[Episode]:
 
 @pytest.fixture
 def path(tmp_path: Path, episodes: list[Episode]) -> Path:
-    with EpisodeStore.create(tmp_path / "store", episodes[0].embodiment) as store:
-        for episode in episodes:
-            store.append(episode)
+    write_store(tmp_path / "store", episodes)
     return tmp_path / "store"
 
 
@@ -75,9 +74,7 @@ def test_any_frame_is_where_it_belongs(
     tmp_path_factory: pytest.TempPathFactory, make_episode: Make, lengths: list[int], data: st.DataObject
 ) -> None:
     episodes = [make_episode(i, steps=n) for i, n in enumerate(lengths)]
-    with EpisodeStore.create(tmp_path_factory.mktemp("frames") / "store", episodes[0].embodiment) as store:
-        for episode in episodes:
-            store.append(episode)
+    write_store(tmp_path_factory.mktemp("frames") / "store", episodes)
     frames = np.concatenate([episode.images["wrist"] for episode in episodes])
     indices = data.draw(st.lists(st.integers(0, len(frames) - 1), max_size=20))
     np.testing.assert_array_equal(store.frames("wrist", indices), frames[indices])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_store
 from PIL import Image
 
 from vla.commands import cli
@@ -40,9 +41,7 @@ def episodes(make_episode: Make) -> list[Episode]:
 
 @pytest.fixture
 def source(episodes: list[Episode], tmp_path: Path) -> Path:
-    with EpisodeStore.create(tmp_path / "a.zarr", episodes[0].embodiment) as store:
-        for episode in episodes:
-            store.append(episode)
+    write_store(tmp_path / "a.zarr", episodes)
     return tmp_path / "a.zarr"
 
 

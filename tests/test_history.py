@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import write_store
 from test_loader import assert_same, made
 
 from vla.datasets.episodes import EpisodeStore
@@ -51,9 +52,7 @@ def recorded(make_episode: MakeEpisode, name: str, seed: int, steps: int = 14) -
 
 
 def stored(folder: Path, episodes: list[Episode]) -> EpisodeStore:
-    with EpisodeStore.create(folder, episodes[0].embodiment) as store:
-        for episode in episodes:
-            store.append(episode)
+    write_store(folder, episodes)
     return EpisodeStore.open(folder)
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import write_store
 from serving import Mark, served
 from test_run import options
 
 from vla.commands import checks, cli
 from vla.commands.options import bind, compose, values_of
-from vla.datasets.episodes import EpisodeStore
 from vla.errors import InputError
 from vla.evaluation import evaluate as evaluation
 from vla.evaluation.evaluation_options import EvaluationOptions
@@ -28,9 +28,7 @@ Episodes = Callable[..., Episode]
 
 def store(make_episode: Episodes, path: Path, *tasks: Any) -> str:
     episodes = [make_episode(i, steps=6, info={"seed": i, "task": task}) for i, task in enumerate(tasks)]
-    with EpisodeStore.create(path, episodes[0].embodiment) as made:
-        for episode in episodes:
-            made.append(episode)
+    write_store(path, episodes)
     return str(path)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import write_store
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -110,9 +111,7 @@ def test_training_draws_evaluates_and_reads_the_words_of_sub_tasks(
         )
         for seed in range(3)
     ]
-    with EpisodeStore.create(tmp_path / "store", episodes[0].embodiment) as store:
-        for episode in episodes:
-            store.append(episode)
+    write_store(tmp_path / "store", episodes)
     seen: dict[str, Any] = {}
     real = run.build
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import write_store
 from safetensors.torch import load_file
 
 from vla.datasets.episodes import EpisodeStore
@@ -51,9 +52,7 @@ def stores(make_episode: Callable[..., Episode], folder: Path) -> dict[str, str]
             rng = np.random.default_rng(0)
             numbers = {"state": rng.normal(size=(6, 3)), "action": rng.normal(size=(6, 4))}
             episodes = [replace(e, embodiment=wide, images={"top": e.images["front"]}, **numbers) for e in episodes]
-        with EpisodeStore.create(path, episodes[0].embodiment) as store:
-            for episode in episodes:
-                store.append(episode)
+        write_store(path, episodes)
     return paths
 
 

@@ -10,6 +10,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import zarr
+from conftest import write_store
 from hypothesis import given
 from hypothesis import strategies as st
 from stores import Killed, assert_equal, cut_before
@@ -55,9 +56,7 @@ def smooth(make_episode: Make, steps: int = 3) -> Episode:
 
 def test_everything_survives_in_any_order(tmp_path: Path, make_episode: Make) -> None:
     episodes = [make_episode(0), rich(make_episode, 1), make_episode(2), rich(make_episode, 3, steps=7)]
-    with EpisodeStore.create(tmp_path / "store", episodes[0].embodiment, provenance={"from": "a test"}) as store:
-        for episode in episodes:
-            store.append(episode)
+    write_store(tmp_path / "store", episodes, provenance={"from": "a test"})
     store = EpisodeStore.open(tmp_path / "store")
     assert store.provenance == {"from": "a test"}
     for stored, episode in zip(store, episodes, strict=True):
@@ -142,9 +141,7 @@ def test_lossy_images_are_smaller_and_an_unknown_codec_is_named(tmp_path: Path, 
 @pytest.mark.parametrize("codec", ["zstd", "jpeg"])
 def test_an_episode_is_copied_without_another_loss(tmp_path: Path, make_episode: Make, codec: str) -> None:
     episodes = [smooth(make_episode), replace(rich(make_episode, 2), images=smooth(make_episode, 5).images)]
-    with EpisodeStore.create(tmp_path / "a", episodes[0].embodiment, codec) as first:
-        for episode in episodes:
-            first.append(episode)
+    write_store(tmp_path / "a", episodes, codec)
     names = {"front": "top", "wrist": "hand"}
     robot = replace(first.embodiment, cameras=("top", "hand"), name="other")
     with EpisodeStore.create(tmp_path / "b", robot, codec) as second:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import write_store
 from gymnasium.utils.env_checker import check_env
 from omegaconf import OmegaConf
 
@@ -222,9 +223,7 @@ def test_from_the_demonstrations_of_metaworlds_expert_to_a_policy(tmp_path: Path
     finally:
         env.close()
     assert all(episode.success for episode in episodes)
-    with EpisodeStore.create(tmp_path / "demos.zarr", episodes[0].embodiment) as store:
-        for episode in episodes:
-            store.append(episode)
+    write_store(tmp_path / "demos.zarr", episodes)
     small = ["plan.steps=2", "plan.batch_size=2", "plan.evaluate_every=2", "mixture.vqa=0", "backbone=scratch"]
     assert cli.main(["train", f"data={tmp_path}/demos.zarr", f"out={tmp_path}/train", *small]) == 0
     say = ["eval", f"task={task}", "seeds=9:10", "parallel=1"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_store
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,9 +33,7 @@ def episodes(make_episode: Callable[..., Episode]) -> list[Episode]:
 @pytest.fixture
 def store(folder: Path, episodes: list[Episode]) -> EpisodeStore:
     if not folder.exists():
-        with EpisodeStore.create(folder, episodes[0].embodiment) as store:
-            for episode in episodes:
-                store.append(episode)
+        write_store(folder, episodes)
     return EpisodeStore.open(folder)
 
 
