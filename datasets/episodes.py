@@ -146,11 +146,6 @@ class EpisodeStore:
         return str(self.folder)
 
     @property
-    def name(self) -> str:
-        """The last part of the path."""
-        return self.path.rstrip("/").rpartition("/")[2]
-
-    @property
     def total_frames(self) -> int:
         """The number of frames of all episodes."""
         return self.records.frames(-1).stop if self.records else 0

@@ -45,6 +45,11 @@ class File(Protocol):
 class Folder(Protocol):
     """Files by name ("images/front/c/0/0/0/0"). `str(folder)` never contains a credential."""
 
+    @property
+    def name(self) -> str:
+        """The last part of its path or address."""
+        ...
+
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name."""
         ...
@@ -105,6 +110,11 @@ class LocalFolder:
 
     def __str__(self) -> str:
         return str(self.path)
+
+    @property
+    def name(self) -> str:
+        """See `Folder.name`."""
+        return self.path.name
 
     def exists(self, name: str) -> bool:
         """Whether there is a file or folder of this name."""

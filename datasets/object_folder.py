@@ -44,6 +44,11 @@ class ObjectFolder:
     def __str__(self) -> str:
         return self.url
 
+    @property
+    def name(self) -> str:
+        """See `Folder.name`."""
+        return self.url.rstrip("/").rpartition("/")[2]
+
     def exists(self, name: str) -> bool:
         """Whether the object exists. For the folder itself (""): whether it contains a store.
 

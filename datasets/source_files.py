@@ -12,6 +12,8 @@ from vla.errors import InputError
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """The first bytes of the pointer that Git stores instead of a file if Git LFS did not fetch the content."""
+SKIP_ADVICE = "skip=true leaves such episodes out"
+"""Advice for the error about an unreadable episode."""
 SHOWN = 200
 """Maximum number of characters of a library's message in an error."""
 

@@ -142,11 +142,6 @@ class VqaStore:
         """The folder's path or address."""
         return str(self.folder)
 
-    @property
-    def name(self) -> str:
-        """The last part of the path."""
-        return self.path.rstrip("/").rpartition("/")[2]
-
     def __len__(self) -> int:
         return len(self._texts)
 

@@ -123,6 +123,7 @@ def test_cfg_prints_the_options_and_runs_nothing(calls: Calls, capsys: pytest.Ca
         (["record", "episodes=2.5"], "episodes=2.5"),
         (["record", "episodes=null"], "episodes=null"),
         (["train", "mixture.robots=1"], "did you mean 'mixture.robot'"),
+        (["train", "stge=lora"], "did you mean 'stage'"),  # a group of files
         (["train", "plan.lr=fast"], "plan.lr=fast"),
         (["record", "task=(("], "task=(("),
         (["record", "task=pick,place"], "-m"),

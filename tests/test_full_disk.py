@@ -6,6 +6,7 @@ import errno
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,21 @@ def test_store_that_is_changed_stays_as_it_was(
     check_whole(source, episodes)
     assert [path.name for path in source.parent.iterdir()] == ["a.zarr"]
     assert cli.main(arguments) == 0
+
+
+def test_image_that_lerobot_cannot_write_is_named(
+    make_episode: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """LeRobot only logs such an error, and the image stays truncated."""
+    large = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    episode = make_episode(steps=3)
+    episode = replace(episode, images=dict.fromkeys(episode.images, large))
+    with EpisodeStore.create(tmp_path / "a.zarr", episode.embodiment) as store:
+        store.append(episode)
+    out = tmp_path / "b"
+    arguments = ["convert", str(tmp_path / "a.zarr"), str(out), "use_videos=false"]
+    fails(capsys, 11_000, *arguments)  # a PNG has 12,000 bytes, the other files have less
+    assert not out.exists() and cli.main(arguments) == 0
 
 
 def test_import_of_questions_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

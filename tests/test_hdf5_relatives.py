@@ -297,6 +297,7 @@ def test_unreadable_files_and_episodes_are_skipped(tmp_path: Path, capsys: pytes
         del file["observations/qpos"]
     words = ["convert", str(folder), str(tmp_path / "out.zarr"), "format=aloha"]
     assert cli.main(words) == 2 and not (tmp_path / "out.zarr").exists()
+    assert "skip=true leaves such episodes out" in capsys.readouterr().err
     assert cli.main([*words, "skip=true"]) == 0
     said = capsys.readouterr().out
     assert "skipped 3 episodes" in said and "Git LFS pointer" in said and "observations/qpos" in said

@@ -102,6 +102,11 @@ def test_names_of_other_tools_are_known(names: Sequence[str], state: list[str], 
     [
         (["joint_position", "gripper_position", "actions"], {"state": ["joint_position", "gripper_position"]}),
         (["observation.state", "target_joints"], {"action": ["target_joints"]}),
+        (
+            ["obs.arm", "obs.hand", "cmd.arm", "cmd.hand"],
+            {"action": ["cmd.arm", "cmd.hand"], "state": ["obs.arm", "obs.hand"]},
+        ),
+        (["robot.one", "robot.two"], {"action": ["robot.two"], "state": ["robot.one"]}),
         (["pose", "command", "next.reward"], {"action": ["command"], "state": ["pose", "next.reward"]}),
     ],
 )

@@ -270,3 +270,52 @@ def test_intervals_cover_as_often_as_they_say() -> None:
         low, high = np.quantile((drawn := resampled(hits))[:, 0] / drawn[:, 1], (0.025, 0.975))
         covered += low <= 0.7 <= high
     assert covered >= 50
+
+
+def test_tables_with_lists_as_text_are_read_as_lists(tmp_path: Path) -> None:
+    """A TSV, such as VLMEvalKit's, has the text of a list, a number as text, and answers with a capital."""
+    choice = ["1", "q?", "multi_choice", "text", "['5', 'long one']", "5", ""]
+    number = ["2", "q?", "free_form", "float", "", "1.5", "1.0"]
+    head = ["index", "question", "question_type", "answer_type", "choices", "answer", "precision"]
+    formula = "Handwritten Mathematical Expression Recognition"
+    ocr = [["1", "?", "['FRIEND', 'pal']", "Scene"], ["2", "?", "['x ^ 2']", formula], ["3", "?", "['7']", "Scene"]]
+    tables: dict[str, tuple[list[list[str]], dict[str, str], str, float]] = {
+        "mathvista": ([head, choice, number], {"1": "(A)", "2": "1.52"}, "accuracy", 1.0),
+        "ocrbench": (
+            [["index", "question", "answer", "category"], *ocr],
+            {"1": "friend", "2": "x^2", "3": "8"},
+            "points",
+            2.0,
+        ),
+        "pope": (
+            [["index", "question", "answer"], ["1", "?", "Yes"], ["2", "?", "No"]],
+            {"1": "yes", "2": "no"},
+            "accuracy",
+            1.0,
+        ),
+        "docvqa": (
+            [["questionId", "question", "answers"], ["1", "?", "['hello', 'x']"]],
+            {"1": "helo"},
+            "anls",
+            0.8,
+        ),
+        "textvqa": (
+            [["question_id", "question", "answers"], ["1", "?", str(["bus"] * 10)]],
+            {"1": "bus"},
+            "accuracy",
+            1.0,
+        ),
+    }
+    for name, (rows, said, main, value) in tables.items():
+        bench = benchmark(name)
+        questions = bench.entries(write(tmp_path / f"{name}.tsv", tsv(rows)))
+        assert bench.score(questions, said)["scores"][main]["value"] == pytest.approx(value), name
+    prompt = benchmark("mathvista").prompt(benchmark("mathvista").entries(tmp_path / "mathvista.tsv")["1"])
+    assert "(A) 5\n(B) long one" in prompt and "(C)" not in prompt
+
+
+def test_references_of_mmmu_with_a_column_per_option_are_refused(tmp_path: Path) -> None:
+    rows = [["index", "question", "A", "B", "answer"], ["1", "?", "cat", "dog", "B"]]
+    questions = entries(write(tmp_path / "MMMU.tsv", tsv(rows)))
+    with pytest.raises(InputError, match="official parquet"):
+        benchmark("mmmu").score(questions, {"1": "The answer is (B)"})

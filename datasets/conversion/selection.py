@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla.common.plural import counted
+from vla.datasets.source_files import SKIP_ADVICE
 from vla.errors import InputError
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Selection:
     @property
     def advice(self) -> str:
         """Advice for the error about an unreadable episode."""
-        return "skip=true leaves such episodes out"
+        return SKIP_ADVICE
 
     def report(self) -> None:
         """Prints the interpretation of the data and what is left out."""

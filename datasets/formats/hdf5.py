@@ -60,7 +60,7 @@ from vla.datasets.formats.hdf5_kind import (
 )
 from vla.datasets.formats.hdf5_layout import Choice, Layout
 from vla.datasets.formats.image_columns import decode_frames, decode_image, depth_mm
-from vla.datasets.source_files import check_file, is_lfs_pointer, reading_file
+from vla.datasets.source_files import SKIP_ADVICE, check_file, is_lfs_pointer, reading_file
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.types import Episode
@@ -129,7 +129,7 @@ class Hdf5Source:
     """The demonstrations in HDF5 files, in the natural order of their names (see `open_source`)."""
 
     def __init__(self, path: Path, files: Sequence[Path], choice: Choice) -> None:
-        self._instruction, self._skip = choice.instruction, choice.skip
+        self._instruction, self._skip, self._several = choice.instruction, choice.skip, len(files) > 1
         self._faults: dict[int, str] = {}
         self._unreadable = unreadable(files)
         self._outlines: dict[int, _Outline] = {}
@@ -264,7 +264,7 @@ class Hdf5Source:
             yield
         except InputError as error:
             if not self._skip:
-                raise
+                raise InputError(f"{error}; {SKIP_ADVICE}" if self._several else str(error)) from error
             self._faults.setdefault(index, str(error))
 
     def _scan(self) -> Iterator[Float[np.ndarray, "t a"]]:

@@ -218,7 +218,8 @@ def _check_selected(selected: Mapping[str, Sequence[str]], numbers: Sequence[str
     offered: dict[str, list[str]] = {}
     if not selected["action"]:
         matches = [[key for key in unused if word in key] for word in ("action", "command", "target")]
-        offered["action"] = next(filter(None, matches), unused[-1:])
+        relatives = [key for key in unused if _first_word(key) == _first_word(unused[-1])]
+        offered["action"] = next(filter(None, matches), relatives if len(relatives) < len(unused) else unused[-1:])
     if not selected["state"]:
         states = [key for key in unused if key not in offered.get("action", ()) and not key.startswith(NO_STATE)]
         offered |= {"state": states} if states else {}
@@ -228,6 +229,10 @@ def _check_selected(selected: Mapping[str, Sequence[str]], numbers: Sequence[str
     if not all(offered.values()):
         raise InputError(f"{where} has no feature of numbers for the action: it has {', '.join(numbers) or 'none'}")
     raise MissingChoice(f"{where} has no feature that is known to be the {kinds}", offered)
+
+
+def _first_word(key: str) -> str:
+    return re.split(r"[._/]", key)[0]
 
 
 def _is_change(key: str) -> bool:

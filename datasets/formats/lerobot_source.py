@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -14,16 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8, UInt16
 
-from vla.common.plural import counted
-from vla.datasets.formats.columns import (
-    TIME_UNITS,
-    are_coarse,
-    coarse_remark,
-    concatenate,
-    extremes,
-    instruction_and_spans,
-    time_unit,
-)
+from vla.datasets.formats.columns import concatenate, extremes, instruction_and_spans
 from vla.datasets.formats.image_columns import decode_frames, decode_image
 from vla.datasets.formats.lerobot_features import (
     CHUNKS,
@@ -38,6 +28,7 @@ from vla.datasets.formats.lerobot_features import (
     row_shape,
 )
 from vla.datasets.formats.lerobot_side import Side
+from vla.datasets.formats.lerobot_times import Clock, ClockSurvey
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.types import Episode, Span
@@ -48,10 +39,6 @@ if TYPE_CHECKING:
     from vla.datasets.formats.video_frames import VideoReader
 
 Info = Mapping[str, Any]
-OFF_FRAME = 0.25
-"""Maximum deviation of a timestamp from the time of its frame, in frames."""
-LONGEST_VIDEO = 86400.0
-"""Maximum time in a video [s]: larger timestamps are those of a clock."""
 
 
 @runtime_checkable
@@ -103,6 +90,7 @@ class LeRobotSource:
         self._side = side
         self._instruction = instruction
         self._schema: Features = files.info["features"]
+        self._clock = Clock(float(files.info["fps"]))
         self._videos: dict[str, VideoReader] = {}
 
     def __len__(self) -> int:
@@ -153,6 +141,20 @@ class LeRobotSource:
             except ValueError:
                 continue  # reported when the episode is read
 
+    @property
+    def _has_videos(self) -> bool:
+        visual = (*self._map.cameras.values(), *self._map.depth.values())
+        return not all(self._schema[key]["dtype"] == "image" for key in visual)
+
+    @cached_property
+    def _survey(self) -> ClockSurvey:
+        survey = ClockSurvey(self._clock, regular=TIME not in self._schema)
+        for table in self._files.columns(("timestamp", "frame_index")):
+            steps, stamps = numbers(table["frame_index"], "int64", ()), numbers(table["timestamp"], "float64", ())
+            for start, stop in pairwise([0, *(np.flatnonzero(np.diff(steps) <= 0) + 1), len(steps)]):
+                survey.add(stamps[start:stop], steps[start:stop])
+        return survey
+
     @cached_property
     def provenance(self) -> Mapping[str, Any]:
         """The schema and the use of each feature, with which `lerobot_v3_writer` restores the original features."""
@@ -168,11 +170,11 @@ class LeRobotSource:
             "fps": info["fps"],
             "features": {self._map.name(key): dict(one) for key, one in self._schema.items() if key not in COUNTERS},
             **self._map.to_dict(),
-            "remarks": [*self._files.remarks, *self._map.remarks, *self._time_remarks()],
+            "remarks": [*self._files.remarks, *self._map.remarks, *self._survey.remarks(self._has_videos)],
             "actions_stated": "in meta/vla.json"
             if self._matching_side and self._matching_side.declares_actions
             else "",
-            "regular_time": self._clock[0],
+            "regular_time": self._survey.regular,
             **metadata,
         }
 
@@ -191,7 +193,7 @@ class LeRobotSource:
         standard = ("timestamp", "task_index", *self._map.state, *self._map.action, *self._map.texts, *added, *inline)
         table = self._files.rows(index, [*standard, *filter(self._is_column, self._map.extras.values())])
         steps = table.num_rows
-        timestamps = self._times(self._seconds(numbers(table["timestamp"], "float64", ())))
+        timestamps = self._clock.times(numbers(table["timestamp"], "float64", ()))
         instruction, spans = self._tasks(numbers(table["task_index"], "int64", ()))
         rows = {TIME: (), POINTS: (-1, 2), CHUNKS: (-1, len(self.embodiment.action))}
         optional = {
@@ -326,70 +328,7 @@ class LeRobotSource:
             if reader is not None:
                 reader.close()
             self._videos[key] = reader = VideoReader(path, pixels)
-        return reader.read(offset + self._frame_times(timestamps), 0.5 / self._files.info["fps"])
-
-    def _times(self, timestamps: Float[np.ndarray, "t"]) -> Float[np.ndarray, "t"]:
-        """The times [s] of an episode's steps: their timestamps, or multiples of the period if these are unusable."""
-        fps = float(self._files.info["fps"])
-        return np.arange(len(timestamps)) / fps if are_coarse(timestamps, fps) else timestamps
-
-    def _seconds(self, stamps: Float[np.ndarray, "t"]) -> Float[np.ndarray, "t"]:
-        """The timestamps of an episode [s], which some recorders write in another unit."""
-        return stamps / TIME_UNITS[time_unit(stamps, float(self._files.info["fps"]))]
-
-    def _frame_times(self, timestamps: Float[np.ndarray, "t"]) -> Float[np.ndarray, "t"]:
-        """The times [s] of an episode's frames, relative to its first one.
-
-        They are the rows' timestamps. If these do not match distinct frames, for example because of jitter, the frames
-        are assigned to the rows in order.
-        """
-        fps = float(self._files.info["fps"])
-        return timestamps if _are_frames(timestamps, fps) else np.arange(len(timestamps)) / fps
-
-    def _time_remarks(self) -> list[str]:
-        """Remarks on unusable timestamps (`_times`) and, for videos, on frames assigned in order (`_frame_times`)."""
-        visual = (*self._map.cameras.values(), *self._map.depth.values())
-        _, off, coarse, units = self._clock
-        rate = self._files.info["fps"]
-        remarks = [f"the timestamps of {counted(n, 'episode')} are in {unit}" for unit, n in units.items()]
-        if coarse:
-            remarks.append(coarse_remark(coarse, rate))
-        if off > coarse and not all(self._schema[key]["dtype"] == "image" for key in visual):
-            remarks.append(
-                f"the timestamps of {off - coarse} episodes are not those of video frames at {rate} Hz: their "
-                "frames are assigned to the rows in order"
-            )
-        return remarks
-
-    @cached_property
-    def _clock(self) -> tuple[bool, int, int, Counter[str]]:
-        """Whether all timestamps are those of LeRobot (step / rate), and three numbers of episodes.
-
-        The numbers are those of episodes with timestamps that do not match video frames, among these with unusable
-        timestamps, and those with timestamps in another unit than seconds, by unit.
-        """
-        units: Counter[str] = Counter()
-        fps, regular, off, coarse = float(self._files.info["fps"]), TIME not in self._schema, 0, 0
-        for table in self._files.columns(("timestamp", "frame_index")):
-            steps, times = numbers(table["frame_index"], "int64", ()), numbers(table["timestamp"], "float64", ())
-            starts = [0, *(np.flatnonzero(np.diff(steps) <= 0) + 1), len(steps)]
-            for start, stop in pairwise(starts):
-                units.update({time_unit(times[start:stop], fps)} - {"s"})
-                stamps = self._seconds(times[start:stop])
-                actual = self._times(stamps)
-                expected = (steps[start:stop] / fps).astype(np.float32)
-                regular = regular and np.array_equal(actual.astype(np.float32), expected)
-                is_off = not _are_frames(stamps, fps)
-                off, coarse = off + is_off, coarse + are_coarse(stamps, fps)
-        return regular, off, coarse, units
-
-
-def _are_frames(times: Float[np.ndarray, "t"], fps: float) -> bool:
-    """Whether times [s] in a video are close to those of distinct frames in ascending order."""
-    positions = times * fps
-    nearest = np.rint(positions)
-    is_near = np.abs(positions - nearest).max(initial=0) <= OFF_FRAME and times.max(initial=0) < LONGEST_VIDEO
-    return bool(is_near and (np.diff(nearest) > 0).all())
+        return reader.read(offset + self._clock.frame_times(timestamps), 0.5 / self._files.info["fps"])
 
 
 def numbers(column: pa.ChunkedArray, dtype: str, row: tuple[int, ...]) -> Shaped[np.ndarray, "t ..."]:

@@ -6,6 +6,7 @@ Information that a LeRobot dataset cannot represent is written as additional fea
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -76,9 +77,11 @@ class LeRobotWriter:
         tasks = tasks_of(episode)
         # In order of appearance: LeRobot itself would number the tasks of an episode in arbitrary order.
         self._dataset.meta.save_episode_tasks(list(dict.fromkeys(tasks)))
-        with quiet():
+        with quiet(), _image_errors() as errors:
             for step, task in enumerate(tasks):
                 self._dataset.add_frame({**{name: rows[step] for name, rows in values.items()}, "task": task})
+            if errors:
+                raise InputError(f"LeRobot cannot write it: {errors[0]}")
             try:
                 self._dataset.save_episode(parallel_encoding=False)
             except (ValueError, RuntimeError, OSError) as error:
@@ -165,6 +168,23 @@ def _filled(episode: Episode, example: Episode) -> Episode:
         depth={**episode.depth, **{name: blank[f"depth/{name}"] for name in names_under("depth", blank)}},
         extras={**episode.extras, **{name: blank[f"extras/{name}"] for name in names_under("extras", blank)}},
     )
+
+
+@contextmanager
+def _image_errors() -> Iterator[list[str]]:
+    """The messages of errors in writing images, which LeRobot only logs."""
+    errors: list[str] = []
+
+    def record(entry: logging.LogRecord) -> bool:
+        errors.extend([entry.getMessage()] if entry.levelno >= logging.ERROR else [])
+        return entry.levelno < logging.ERROR
+
+    logger = logging.getLogger("lerobot.datasets.image_writer")
+    logger.addFilter(record)
+    try:
+        yield errors
+    finally:
+        logger.removeFilter(record)
 
 
 @contextmanager

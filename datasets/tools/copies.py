@@ -191,7 +191,7 @@ def _like(source: EpisodeStore, path: Path, provenance: Mapping[str, Any]) -> Ep
 
 
 def _origin(store: EpisodeStore) -> dict[str, Any]:
-    return {"store": store.name, "episodes": len(store), **store.provenance}
+    return {"store": store.folder.name, "episodes": len(store), **store.provenance}
 
 
 def _check_fit(first: EpisodeStore, other: EpisodeStore) -> None:

@@ -30,7 +30,7 @@ def write_store_page(store: EpisodeStore, file: str) -> Path:
     found, times, summary = list(components(store)), timing(store), store.summary
     names = dict.fromkeys(component.name for component in found)
     pairs = {name: [component for component in found if component.name == name] for name in names}
-    asked = sorted(instructions(store), key=lambda instruction: (instruction.rate is None, instruction.rate))
+    listed = sorted(instructions(store), key=lambda instruction: (instruction.rate is None, instruction.rate))
     return write_page(
         Path(file),
         f"{store.path}: episodes",
@@ -40,7 +40,7 @@ def write_store_page(store: EpisodeStore, file: str) -> Path:
         rate=success_rate(summary.episodes, summary.successes, summary.unknown),
         remarks=remarks(store, found, times),
         episodes=[_episode(store, index) for index in shown(store.records)],
-        instructions=asked,
+        instructions=listed,
         most=INSTRUCTIONS,
         charts=[
             lengths_chart(store.records),

@@ -273,7 +273,7 @@ def _explain(command: str, defaults: DictConfig, error: Exception) -> str:
     missing = re.search(r"Could not (?:override|append to|find) '([^']+)'|Key '([^']+)' is not in struct", str(error))
     if missing is None:
         return _one_line(error)
-    key, known = missing[1] or missing[2], _keys(OmegaConf.to_container(defaults))
+    key, known = missing[1] or missing[2], {*_keys(OmegaConf.to_container(defaults)), *keys_of(command)}
     return f"there is no option {key!r}{suggestion(key, known)}; see `vla {command} --help`"
 
 

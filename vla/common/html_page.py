@@ -33,13 +33,13 @@ def write_page(path: Path, title: str, template: str, **values: Any) -> Path:
     Args:
         path: The file, replaced if it exists.
         title: The title of the page.
-        template: A file of `assets/pages`.
+        template: A file of `assets/pages` with the content.
         values: What the template shows; text is escaped.
 
     Raises:
         InputError: if the file cannot be written.
     """
-    page = _environment().get_template(template).render(values, title=title)
+    page = _environment().get_template("page.html").render(values, title=title, content=template)
     try:
         with atomic_replace(path) as partial:
             partial.write_text(page, encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from ast import literal_eval
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -93,6 +94,20 @@ def name(row: Entry) -> str | None:
     found = next((row[key] for key in IDS if row.get(key) is not None), None)
     is_integer = isinstance(found, float) and found.is_integer()
     return None if found is None else str(int(found) if is_integer else found)
+
+
+def as_list(value: object) -> list[str]:
+    """The texts of a field with several values: a list, the Python text of a list (in tables), or a single value.
+
+    Raises:
+        InputError: a text begins with a bracket, but is not a list.
+    """
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            value = literal_eval(value)
+        except (ValueError, SyntaxError) as error:
+            raise InputError(f"the references have {value!r}, which is not a list: {error}") from error
+    return [] if value is None else [str(v) for v in value] if isinstance(value, list) else [str(value)]
 
 
 def rows(path: Path) -> list[Entry]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vla.evaluation.vlm.scoring.answered import is_empty, may_mean
 from vla.evaluation.vlm.scoring.benchmark import Benchmark, Unit, categories, mean
-from vla.evaluation.vlm.scoring.files import Answers, Entry, answer, answers
+from vla.evaluation.vlm.scoring.files import Answers, Entry, answer, answers, as_list
 from vla.evaluation.vlm.scoring.text import edits
 
 FIELDS = ("question_type", "answer_type")
@@ -29,7 +29,7 @@ def extracted(prediction: str, entry: Entry) -> str:
     If these rules fail, the official code queries a language model; this function returns the full text.
     """
     kind = entry["answer_type"]
-    if entry["question_type"] == "multi_choice" and prediction in entry["choices"]:
+    if entry["question_type"] == "multi_choice" and prediction in as_list(entry["choices"]):
         return prediction
     try:
         if kind in ("integer", "float"):
@@ -47,16 +47,21 @@ def normalized(answer: str, entry: Entry) -> str | None:
     which is off by default, and otherwise takes the shortest choice.
     """
     if entry["question_type"] == "multi_choice":
-        return _choice(answer.strip(), [str(choice) for choice in entry["choices"]])
+        return _choice(answer.strip(), as_list(entry["choices"]))
     try:
         if entry["answer_type"] == "integer":
             return str(int(float(answer)))
         if entry["answer_type"] == "float":
-            precision = entry.get("precision")
-            return str(round(float(answer), None if precision is None else int(precision)))
+            return str(round(float(answer), _precision(entry)))
     except (ValueError, OverflowError):
         return None
     return answer
+
+
+def _precision(entry: Entry) -> int | None:
+    """The number of decimals; a table has it as text, "1.0", or an empty text."""
+    precision = entry.get("precision")
+    return None if precision in (None, "") else int(float(precision))
 
 
 def _choice(answer: str, choices: Sequence[str]) -> str | None:
@@ -92,9 +97,9 @@ def _units(questions: Mapping[str, Entry], predictions: Answers) -> list[Unit]:
 
 def _prompt(entry: Entry) -> str:
     """The hint, the question with its unit, and the choices with letters."""
-    precision = str(int(entry.get("precision") or 0)) if entry["answer_type"] == "float" else ""
+    precision = str(_precision(entry) or 0) if entry["answer_type"] == "float" else ""
     unit = f" (Unit: {entry['unit']})" if entry.get("unit") else ""
-    choices = [f"({chr(ord('A') + i)}) {choice}" for i, choice in enumerate(entry.get("choices") or ())]
+    choices = [f"({chr(ord('A') + i)}) {choice}" for i, choice in enumerate(as_list(entry.get("choices") or None))]
     kind = HINTS.get(f"{entry['answer_type']}{precision}", HINTS["float2"])
     hint = f"Hint: Please answer the question {kind}, at the end."
     return "\n".join(

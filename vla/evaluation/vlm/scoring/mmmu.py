@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import random
 import re
-from ast import literal_eval
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from vla.errors import InputError
 from vla.evaluation.vlm.scoring.answered import answered, is_empty, may_mean
 from vla.evaluation.vlm.scoring.benchmark import Benchmark, Unit, mean
 from vla.evaluation.vlm.scoring.choice import LETTER
-from vla.evaluation.vlm.scoring.files import Answers, Entry
+from vla.evaluation.vlm.scoring.files import Answers, Entry, as_list
 from vla.evaluation.vlm.scoring.vqa import SHORT
 
 SEED = 42
@@ -107,8 +105,12 @@ def _units(questions: Mapping[str, Entry], predictions: Answers) -> list[Unit]:
     units = []
     for i in sorted(questions, key=_order):
         entry, kind = questions[i], questions[i].get("question_type", "multiple-choice")
-        truths = _list(entry["answer"] if "answer" in entry else entry.get("ground_truth"))
-        options = _list(entry.get("options"))
+        truths = as_list(entry["answer"] if "answer" in entry else entry.get("ground_truth"))
+        options = as_list(entry.get("options"))
+        if "A" in entry and not options:
+            raise InputError(
+                "MMMU: these references have a column per option, as VLMEvalKit's TSV: use the official parquet"
+            )
         if kind != "multiple-choice":
             right = not is_empty(predictions[i]) and matches(predictions[i], truths)
         elif not options:  # the official answer file has no options; its predictions are letters
@@ -131,21 +133,11 @@ def _order(i: str) -> tuple[str, int, str]:
     return "_".join(fields[1:-1]), int(number) if number.isdecimal() else 0, i
 
 
-def _list(value: Any) -> list[str]:
-    """Options and answers: a list, the Python text of a list, or one value."""
-    if isinstance(value, str) and value.startswith("["):
-        try:
-            value = literal_eval(value)
-        except (ValueError, SyntaxError) as error:
-            raise InputError(f"MMMU: {value!r} is not a list: {error}") from error
-    return [] if value is None else [str(v) for v in value] if isinstance(value, list) else [str(value)]
-
-
 def _prompt(entry: Entry) -> str:
     """The prompt; `<image N>` marks the position of an image."""
     if entry.get("question_type", "multiple-choice") != "multiple-choice":
         return f"{entry['question']}\n{SHORT}"
-    options = "\n".join(f"({chr(ord('A') + i)}) {option}" for i, option in enumerate(_list(entry.get("options"))))
+    options = "\n".join(f"({chr(ord('A') + i)}) {option}" for i, option in enumerate(as_list(entry.get("options"))))
     return f"{entry['question']}\n{options}\n\n{LETTER}"
 
 

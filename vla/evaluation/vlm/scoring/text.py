@@ -6,8 +6,10 @@ import numpy as np
 from jaxtyping import Float
 
 from vla.evaluation.vlm.scoring.benchmark import Benchmark, mean, per_question, question_prompt, ratio
-from vla.evaluation.vlm.scoring.files import Entry
+from vla.evaluation.vlm.scoring.files import Entry, as_list
 from vla.evaluation.vlm.scoring.vqa import SHORT
+
+HANDWRITTEN = "Handwritten Mathematical Expression Recognition"
 
 
 def edits(first: str, second: str) -> int:
@@ -28,7 +30,8 @@ def anls(entry: Entry, prediction: str) -> float:
     The distance is computed on lower-case text with single spaces, and divided by the length of the original text.
     """
     return max(
-        (s if (s := _similarity(prediction, str(answer))) >= 0.5 else 0.0 for answer in entry["answers"]), default=0.0
+        (s if (s := _similarity(prediction, answer)) >= 0.5 else 0.0 for answer in as_list(entry["answers"])),
+        default=0.0,
     )
 
 
@@ -56,15 +59,16 @@ def _number(text: str) -> float | None:
 
 def contained(entry: Entry, prediction: str) -> float:
     """Whether the prediction contains an answer, in lower case, or without spaces for handwritten mathematics."""
-    known = entry["answers"] if "answers" in entry else entry["answer"]
-    mathematics = entry.get("dataset_name", entry.get("dataset")) == "HME100k"
+    mathematics = entry.get("dataset_name", entry.get("dataset")) == "HME100k" or entry.get("category") == HANDWRITTEN
 
     def form(text: str) -> str:
         text = text.strip().replace("\n", " ")
         return text.replace(" ", "") if mathematics else text.lower()
 
-    answers = known if isinstance(known, list) else [known]
-    return float(any(text in form(prediction) for answer in answers if (text := form(str(answer)))))
+    if isinstance(known := entry.get("answers"), str):  # in the official file, a text is one answer, which may be "[x]"
+        known = [known]
+    answers = as_list(entry["answer"] if known is None else known)
+    return float(any(text in form(prediction) for answer in answers if (text := form(answer))))
 
 
 def _points(sums: Float[np.ndarray, "k d"]) -> dict[str, Float[np.ndarray, " k"]]:
@@ -79,9 +83,10 @@ CHARTQA = Benchmark(
     question_prompt("Answer the question with a single word.", "query"),
     truth=("label",),
 )
-# In the hub's version, `type` is `question_type`, `answers` is `answer`, and `dataset_name` is `dataset`.
+# In the hub's version, `type` is `question_type`, `answers` is `answer`, and `dataset_name` is `dataset`. In the TSV of
+# VLMEvalKit, the type is `category`, and `answer` the text of a list.
 OCRBENCH = Benchmark(
-    per_question(contained, "type", "question_type", "dataset_name"),
+    per_question(contained, "type", "question_type", "category", "dataset_name"),
     _points,
     question_prompt(),
     truth=("answers", "answer"),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from vla.evaluation.vlm.scoring.benchmark import Benchmark, mean, per_question, question_prompt
-from vla.evaluation.vlm.scoring.files import Entry
+from vla.evaluation.vlm.scoring.files import Entry, as_list
 
 SHORT = "Answer the question using a single word or phrase."
 NUMBERS = {"none": "0"} | {
@@ -69,7 +69,7 @@ def vqav2(entry: Entry, prediction: str) -> float:
 
 def textvqa(entry: Entry, prediction: str) -> float:
     """Uses EvalAI's processor, which also removes commas and question marks and separates a possessive."""
-    return agreement(_evalai(prediction), [_evalai(str(answer)) for answer in entry["answers"]])
+    return agreement(_evalai(prediction), [_evalai(answer) for answer in as_list(entry["answers"])])
 
 
 def _spaced(text: str) -> str:

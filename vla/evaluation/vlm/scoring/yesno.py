@@ -38,7 +38,7 @@ def _pope_units(questions: Mapping[str, Entry], predictions: Answers) -> list[Un
     units = []
     for i, entry in questions.items():
         read = yes_or_no(predictions[i])
-        truth = entry.get("label", entry.get("answer")) != "no"
+        truth = str(entry.get("label", entry.get("answer"))).strip().lower() != "no"
         cells = (
             truth and read == "yes",
             not truth and read == "yes",
