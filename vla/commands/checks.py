@@ -177,7 +177,7 @@ def data(*, action: str, path: str, **_: Any) -> None:
 
     if action not in ACTIONS:
         raise unknown("action", action, ACTIONS)
-    if not REMOTE.match(path) and not Path(path).exists():
+    if not REMOTE.match(path) and not Path(path).exists() and not _has_backup(Path(path)):
         raise InputError(f"no episode store at {path}{_near(path)}: record one first (vla record)")
 
 
@@ -272,6 +272,13 @@ def _near(path: str) -> str:
     folder = Path(path).parent
     names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
     return suggestion(Path(path).name, names)
+
+
+def _has_backup(store: Path) -> bool:
+    """Whether a killed edit left the store under another name, from which the next edit restores it."""
+    from vla.datasets.tools.atomic_store import backup_of
+
+    return backup_of(store).exists()
 
 
 def _robot(robot: Mapping[str, Any], default: Callable[[], str]) -> Overrides:

@@ -71,7 +71,7 @@ def _store_plugins(overrides: Sequence[str]) -> dict[str, inspect.Parameter]:
     Returns:
         The parameter of each of its options.
     """
-    found = {}
+    found: dict[str, inspect.Parameter] = {}
     for override in overrides:
         group, _, name = override.partition("=")
         if group not in PLUGINS or name not in installed(PLUGINS[group]):
