@@ -52,7 +52,10 @@ class EpisodeRecords(Sequence[EpisodeRecord]):
     def __getitem__(self, index: slice) -> Sequence[EpisodeRecord]: ...
 
     def __getitem__(self, index: SupportsIndex | slice) -> EpisodeRecord | Sequence[EpisodeRecord]:
-        selected = range(len(self))[index]
+        try:
+            selected = range(len(self))[index]
+        except IndexError:
+            raise IndexError(f"there is no episode {index}: the store has {len(self)}") from None
         return self._record(selected) if isinstance(selected, int) else tuple(self._record(i) for i in selected)
 
     def __iter__(self) -> Iterator[EpisodeRecord]:

@@ -28,10 +28,15 @@ CLEAR = 0.07
 """The minimum distance of a distractor from objects and goals [m]."""
 
 
-def check_axes(axes: Collection[str], task: Task) -> None:
-    """Raises InputError if an axis is unknown, or the task does not have it."""
+def check_axis_names(axes: Collection[str]) -> None:
+    """Raises InputError if an axis is unknown."""
     if unknown := sorted(set(axes) - set(AXES)):
         raise InputError(f"unknown axis {', '.join(unknown)}{suggestion(unknown[0], AXES)}; known: {', '.join(AXES)}")
+
+
+def check_axes(axes: Collection[str], task: Task) -> None:
+    """Raises InputError if an axis is unknown, or the task does not have it."""
+    check_axis_names(axes)
     if "relation" in axes and not task.relates:
         raise InputError(f"the task {task.name} names no relation: remove the axis relation, or set task=relation")
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vla.errors import unknown
+from vla.errors import InputError, unknown
 
 PHRASING_SETS = ("train", "heldout")
 MAX_LENGTH = 96
@@ -14,21 +14,20 @@ CHARACTERS = "abcdefghijklmnopqrstuvwxyz ,"
 
 
 def instruction(templates: Sequence[str], words: Mapping[str, tuple[str, ...]], rng: np.random.Generator) -> str:
-    """Samples a template and a variant for each of its fields."""
+    """Samples a template and a variant for each of its fields.
+
+    Raises:
+        InputError: a field has no variants, or a single text instead of a tuple of texts.
+    """
     template = str(rng.choice(templates))
-    return template.format(**{field: variants[int(rng.integers(len(variants)))] for field, variants in words.items()})
-
-
-def every_instruction() -> Iterator[str]:
-    """All phrasings of all tasks with all words, not in all combinations; training text for a tokenizer."""
-    from vla.envs.tasks import TASKS  # imports MuJoCo, which `check_phrasing` does not need
-
-    for task in TASKS.values():
-        for template in (t for templates in task.templates.values() for t in templates):
-            for i in range(max(len(variants) for variants in task.vocabulary.values())):
-                yield template.format(
-                    **{field: variants[i % len(variants)] for field, variants in task.vocabulary.items()}
-                )
+    for field, variants in words.items():
+        if isinstance(variants, str) or not variants:
+            raise InputError(f"words() has {field}={variants!r}: give a tuple of texts, such as ('red cube',)")
+    chosen = {field: variants[int(rng.integers(len(variants)))] for field, variants in words.items()}
+    try:
+        return template.format(**chosen)
+    except KeyError as error:
+        raise InputError(f"words() has no {error}, which {template!r} needs") from error
 
 
 def check_phrasing(phrasing: str) -> None:

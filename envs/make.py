@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -25,6 +25,7 @@ def make_env(name: str, **kwargs: Any) -> gym.Env[Any, Any]:
     ids = _ids()
     if name not in ids and name not in ids.values():
         return _of_suite(name, **kwargs)
+    _check_plugin(name, ids)
     # The tests run Gymnasium's checker once, so that it is not needed for every environment.
     return gym.make(ids.get(name, name), disable_env_checker=True, **kwargs)
 
@@ -52,6 +53,15 @@ def check_task(name: str, axes: Sequence[str], *, swap: bool) -> None:
         raise InputError(
             f"{name} supports neither axes nor swapped instructions: set axes=[] axes_report=[] swap=false"
         )
+
+
+def _check_plugin(name: str, ids: Mapping[str, str]) -> None:
+    """Raises InputError for an invalid task of another package; inside `gym.make` the message would be longer."""
+    task = next((task for task, env_id in ids.items() if name in (task, env_id)), name)
+    if task not in vla.envs.MAX_STEPS:
+        from vla.envs.tasks import get_task
+
+        get_task(task)
 
 
 def _ids() -> dict[str, str]:

@@ -42,8 +42,12 @@ class Centre(Task):
     furniture = Furniture(shapes=("cube",), goals=0)
     vocabulary = {"object": tuple(f"{color} cube" for color in COLORS)}
     templates = {
-        "train": ("put the {object} in the middle", "move the {object} to the middle of the table"),
-        "heldout": ("the {object} belongs in the middle",),
+        "train": (
+            "put the {object} in the middle",
+            "move the {object} to the middle of the table",
+            "place the {object} at the centre",
+        ),
+        "heldout": ("the {object} belongs in the middle", "please bring the {object} to the centre"),
     }
 
     def layout(self, rng: np.random.Generator) -> Layout:

@@ -153,6 +153,31 @@ def test_mistake_is_one_line_and_exit_code_2(
     assert list(Path.cwd().iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("eval seeds=4", "seeds must be FIRST:END"),
+        ("eval seeds=20:10", "seeds must be FIRST:END"),
+        ("eval axes=[lite]", "unknown axis lite (did you mean 'light'?)"),
+        ("eval axes_report=[object,lite]", "unknown axis lite (did you mean 'light'?)"),
+        ("eval task=pcik", "unknown task 'pcik' (did you mean 'pick'?)"),
+        ("data info demos.zar", "no episode store at demos.zar (did you mean 'demos.zarr'?)"),
+        ("data inof demos.zarr", "unknown action 'inof' (did you mean 'info'?)"),
+        ("view demos.zar", "cannot read demos.zar: nothing is there (did you mean 'demos.zarr'?)"),
+    ],
+)
+def test_a_mistake_is_found_before_anything_slow_is_imported(arguments: str, named: str, tmp_path: Path) -> None:
+    (tmp_path / "demos.zarr").mkdir()
+    slow = "{'torch', 'scipy', 'rerun', 'matplotlib'}"
+    code = (
+        f"import sys; from vla.commands import cli; code = cli.main(); sys.exit(code + len({slow} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, *arguments.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert named in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_bad_input_found_by_a_command_is_one_line(
     stub: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -167,7 +167,7 @@ def test_repair_removes_what_a_killed_writer_left(path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["data", "erase", "x"], "not 'erase'"),
+        (["data", "erase", "x"], "unknown action 'erase'"),
         (["data", "info", "nowhere.zarr"], "no episode store"),
         (["data", "info", "x", "repair=true"], "belongs to vla data check"),
         (["data", "info"], "path="),
@@ -186,7 +186,16 @@ def test_repair_removes_what_a_killed_writer_left(path: Path, capsys: pytest.Cap
         (["record", "seed=-1"], "the seed must be 0 or more"),
     ],
 )
-def test_bad_input_is_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_named(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("a", "x"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
     assert cli.main(arguments) == 2
     assert message in capsys.readouterr().err
 

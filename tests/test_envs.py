@@ -13,13 +13,13 @@ from gymnasium.utils.env_checker import check_env
 
 import vla.envs
 from vla.envs.ik import ArmIK
-from vla.envs.instructions import CHARACTERS, MAX_LENGTH, every_instruction
+from vla.envs.instructions import CHARACTERS, MAX_LENGTH
 from vla.envs.make import make_env
 from vla.envs.objects import COLORS, ObjectSpec
 from vla.envs.random_scene import SceneSampler
 from vla.envs.scene import CAMERAS, TableScene
 from vla.envs.so101 import SO101Env, home_joints, to_observation
-from vla.envs.tasks import TASKS
+from vla.envs.tasks import TASKS, every_instruction
 from vla.envs.truth import scene_truth, table_truth
 from vla.errors import InputError
 

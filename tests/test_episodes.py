@@ -50,7 +50,7 @@ def test_round_trip_is_exact(path: Path, episodes: list[Episode]) -> None:
     for stored, episode in zip(store, episodes, strict=True):
         assert_equal(stored, episode)
     assert_equal(store[-1], episodes[-1])
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match="there is no episode 3: the store has 3"):
         store[3]
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import gymnasium
+import numpy as np
 import pytest
 
 import vla
@@ -15,7 +18,11 @@ from vla.commands.options import bind, compose
 from vla.common import plugins
 from vla.common.plugins import TASKS, installed, load_plugin
 from vla.envs import env_id, register_envs
+from vla.envs.instructions import instruction
+from vla.envs.tasks import TASKS as TABLE
 from vla.envs.tasks.pick import Pick
+from vla.envs.tasks.plugin_task import make_plugin_task
+from vla.envs.tasks.task import Task
 from vla.errors import InputError
 from vla.models.action_heads.action_head import Vocabulary
 from vla.models.action_heads.parallel import ParallelHead
@@ -34,7 +41,7 @@ class OwnHead(ParallelHead):
         super().__init__(vocabulary, bidirectional)
         self.settings = {"kind": "own", "bidirectional": bidirectional}
 
-def robot(task="pick", seed=3):
+def robot(task="pick", seed=3, velocity="4.7"):
     return SimRobot(task=task, seed=seed, velocity=4.7, acceleration=60.0)
 """
 ENTRY_POINTS = """
@@ -95,11 +102,97 @@ def test_a_head_of_another_package(make_model: Callable[..., VLA], tmp_path: Pat
 
 
 @pytest.mark.usefixtures("plugin")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train head=onw", "unknown head 'onw' (did you mean 'own'?)"),
+        ("train head=own head.bidirectionl=true", "no option 'head.bidirectionl' (did you mean 'head.bidirectional'?)"),
+        ("train head=own head.bidirectional=wide", "head.bidirectional=wide: takes true or false"),
+        ("deploy policy=hold robot=own_amr", "unknown robot 'own_amr' (did you mean 'own_arm'?)"),
+        ("deploy policy=hold robot=own_arm robot.sed=1", "no option 'robot.sed' (did you mean 'robot.seed'?)"),
+        ("deploy policy=hold robot=own_arm robot.seed=x", "robot.seed=x: takes a number"),
+        (
+            "deploy policy=hold 'robot={_target_: own_plugin.Gone}'",
+            "cannot import own_plugin.Gone: ModuleNotFoundError:",
+        ),
+        ("train head=flow head.widht=64", "no option 'head.widht' (did you mean 'head.width'?)"),
+    ],
+)
+def test_a_mistake_in_the_options_of_a_plug_in_is_named(
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(shlex.split(arguments)) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("plugin")
 def test_a_robot_of_another_package() -> None:
-    config = compose("deploy", ["policy=hold", "robot=own_arm", "robot.seed=7"])
-    assert config.robot == {"_target_": "own_plugin.robot", "task": "pick", "seed": 7}
+    config = compose("deploy", ["policy=hold", "robot=own_arm", "robot.seed=7", "robot.velocity=fast"])
+    assert config.robot == {"_target_": "own_plugin.robot", "task": "pick", "seed": 7, "velocity": "fast"}
     robot = bind(lambda **values: values["robot"], config)()
     assert type(robot).__name__ == "SimRobot"
+
+
+class Nameless(Pick):
+    name = "other"
+
+
+class Unfilled(Pick):
+    name = "t"
+    templates = {"train": ("lift the {objekt}",), "heldout": ("the {object}",)}
+
+
+class Unheld(Pick):
+    name = "t"
+    templates = {"train": ("lift the {object}",)}
+
+
+class Loud(Pick):
+    name = "t"
+    templates = {"train": ("Lift the {object}!",), "heldout": ("the {object}",)}
+
+
+class OneWord(Pick):
+    name = "t"
+    vocabulary = {"object": "red cube"}  # type: ignore[dict-item]
+
+
+class Partial(Task):
+    name = "t"
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (dict, "no subclass of vla.envs.tasks.task.Task"),
+        (Partial, "Partial lacks templates, vocabulary, done, layout, plan, words"),
+        (Nameless, "its class has name = 'other'"),
+        (Unfilled, "has the field 'objekt', which is not in vocabulary: object"),
+        (Unheld, r"templates\['heldout'\] must be a tuple of at least one wording"),
+        (Loud, "contains '!L'"),
+        (OneWord, r"vocabulary\['object'\] must be a tuple of words"),
+    ],
+)
+def test_a_mistake_in_a_task_is_named(kind: type, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_plugin_task("t", kind)
+
+
+@pytest.mark.parametrize("task", TABLE.values(), ids=lambda task: task.name)
+def test_every_task_on_the_table_passes_the_checks(task: Task) -> None:
+    assert isinstance(make_plugin_task(task.name, type(task)), type(task))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"object": "red cube"}, "words.. has object='red cube': give a tuple"),
+        ({"thing": ("cube",)}, "has no 'object'"),
+    ],
+)
+def test_words_are_tuples_of_the_fields(words: dict[str, tuple[str, ...]], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        instruction(["lift the {object}"], words, np.random.default_rng(0))
 
 
 class Arm:
@@ -167,3 +260,17 @@ def test_a_registered_robot_is_made_with_its_options() -> None:
 def test_what_no_other_process_could_import_is_not_registered() -> None:
     with pytest.raises(InputError, match="top level of a module"):
         vla.register_robot("lambda", lambda: Arm(1.0))
+    with pytest.raises(InputError, match="register a class or a function, not functools.partial"):
+        vla.register_robot("partial", partial(Arm, 1.0))
+    with pytest.raises(InputError, match="takes a class of vla.envs.tasks.task.Task with a name, not <class 'dict'>"):
+        vla.register_task(dict)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("unregistered")
+def test_a_checkpoint_names_the_head_whose_package_is_missing(make_model: Callable[..., VLA], tmp_path: Path) -> None:
+    vla.register_action_head("query", Query)
+    make_model(head="query").save(tmp_path)
+    plugins._REGISTERED.clear()
+    installed.cache_clear()
+    with pytest.raises(InputError, match="cannot be loaded: there is no head query: .*install the package that has it"):
+        VLA.load(tmp_path)

@@ -54,8 +54,10 @@ def test_importing_it_imports_nothing_heavy() -> None:
     assert {"numpy", "torch", "gymnasium", "mujoco", "zarr"}.isdisjoint(loaded)
 
 
-def test_an_environment_without_close_ends_without_a_word() -> None:
-    code = "import vla; env = vla.make_env('pick'); env.reset(seed=0); env.render()"
+@pytest.mark.parametrize("before", ["", "import weakref; weakref.finalize(vla.make_env, print); "])
+def test_an_environment_without_close_ends_without_a_word(before: str) -> None:
+    """Other packages, such as torch, create finalizers before MuJoCo registers what it does at exit."""
+    code = f"import vla; {before}env = vla.make_env('pick'); env.reset(seed=0); env.render()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -104,3 +106,5 @@ def test_a_store_is_opened(make_episode: Callable[..., Episode], tmp_path: Path)
         assert len(store) == 1 and store[0].instruction == episode.instruction
     with pytest.raises(InputError, match="no episode store"):
         vla.open_store(tmp_path / "b.zarr")
+    with pytest.raises(InputError, match="unknown mode 'w'; known: r, a"):
+        vla.open_store(tmp_path / "a.zarr", "w")

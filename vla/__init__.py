@@ -78,17 +78,20 @@ def load_policy(name: str | Path, env: gymnasium.Env[Any, Any] | None = None) ->
 
 
 def open_store(path: str | Path, mode: str = "r") -> EpisodeStore:
-    """Opens a store of episodes: `len(store)` of them, each read by `store[i]`.
+    """Opens an existing store of episodes: `len(store)` of them, each read by `store[i]`.
 
     Args:
         path: a folder, or an address such as s3://bucket/demos.zarr.
         mode: "r" to read, "a" to append too.
 
     Raises:
-        InputError: there is no store at `path`.
+        InputError: there is no store at `path`, or no such mode.
     """
     from vla.datasets.episodes import EpisodeStore
+    from vla.errors import unknown
 
+    if mode not in ("r", "a"):
+        raise unknown("mode", mode, ("r", "a"))
     return EpisodeStore.open(path, mode)  # type: ignore[arg-type]
 
 
@@ -99,11 +102,14 @@ def register_task(task: type[Task]) -> None:
     "vla.action_heads" and "vla.robots".
 
     Raises:
-        InputError: the class is not at the top level of a module.
+        InputError: it is no class with a `name`, or not at the top level of a module.
     """
     from vla.common.plugins import TASKS, register
     from vla.envs import register_envs
+    from vla.errors import InputError
 
+    if not isinstance(task, type) or not isinstance(getattr(task, "name", None), str):
+        raise InputError(f"register_task takes a class of vla.envs.tasks.task.Task with a name, not {task!r}")
     register(TASKS, task.name, task)
     register_envs()
 

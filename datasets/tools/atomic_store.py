@@ -113,17 +113,18 @@ def _renameat2(new: Path, old: Path) -> bool:
     return bool(function(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(old), RENAME_EXCHANGE) == 0)
 
 
-def _backup(path: Path) -> Path:
+def backup_of(path: Path) -> Path:
+    """Where a store is for a moment while another takes its place; after a kill, the next edit moves it back."""
     return path.with_name(f".{path.name}.old")
 
 
 def _move_to_backup(path: Path) -> Path:
-    return path.rename(_backup(path))
+    return path.rename(backup_of(path))
 
 
 def _recover(path: Path) -> None:
     """Completes or reverts an interrupted swap in two steps."""
-    backup = _backup(path)
+    backup = backup_of(path)
     if backup.exists() and path.exists():
         shutil.rmtree(backup)
     elif backup.exists():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,20 +71,34 @@ def train_tokenizer(*, data: str | Mapping[str, str], **_: Any) -> None:
     check_stores(data)
 
 
-def evaluate(*, policy: str, task: str | None, phrasing: str, vqa: str | None, **_: Any) -> None:
-    """Checks policy, task, phrasing and the store of questions."""
+def evaluate(
+    *,
+    policy: str,
+    task: str | None,
+    seeds: str,
+    phrasing: str,
+    axes: Sequence[str],
+    axes_report: Sequence[str],
+    vqa: str | None,
+    **_: Any,
+) -> None:
+    """Checks policy, task, seeds, phrasing, axes and the store of questions."""
+    from vla.envs.axes import check_axis_names
     from vla.envs.instructions import check_phrasing
+    from vla.evaluation.evaluation_options import parse_seeds
     from vla.policies.load import REMOTE as SERVERS
     from vla.policies.load import check_policy, tasks_trained_on
 
+    parse_seeds(seeds)
     check_phrasing(phrasing)
+    check_axis_names([*axes, *axes_report])
     check_policy(policy)
     if vqa is not None and not REMOTE.match(vqa) and not Path(vqa).exists():
         raise InputError(f"no VQA store at {vqa}{_near(vqa)}: `vla record task=scenes out={vqa}` makes one")
     if task is not None:
         check_task(task)
     elif not policy.startswith((HUB, *SERVERS)):
-        tasks_trained_on(policy)
+        _check_installed(policy, tasks_trained_on(policy))
     _check_rendering()
 
 
@@ -157,8 +171,22 @@ def play(*, task: str, **_: Any) -> None:
 so101_sim = play
 
 
-def view(*, task: str | None, **_: Any) -> None:
-    """Checks the task, if one is set, and that this machine can render it."""
+def data(*, action: str, path: str, **_: Any) -> None:
+    """Checks the action, and that there is something at the path."""
+    from vla.commands.data import ACTIONS
+
+    if action not in ACTIONS:
+        raise unknown("action", action, ACTIONS)
+    if not REMOTE.match(path) and not Path(path).exists() and not _has_backup(Path(path)):
+        raise InputError(f"no episode store at {path}{_near(path)}: record one first (vla record)")
+
+
+def view(*, path: str | None, task: str | None, **_: Any) -> None:
+    """Checks the path, or the task and that this machine can render it."""
+    from vla.datasets.format_registry import is_hub_name
+
+    if path is not None and not REMOTE.match(path) and not Path(path).exists() and not is_hub_name(path):
+        raise InputError(f"cannot read {path}: nothing is there{_near(path)}")
     if task is not None:
         check_task(task)
         _check_rendering()
@@ -180,6 +208,17 @@ def check_task(name: str, *more: str) -> None:
     known = [*tasks(), *more]
     if name not in more and not is_task(name):
         raise unknown("task", name, [*known, *(f"{suite}/TASK" for suite in suites()), "FILE.yaml"])
+
+
+def _check_installed(policy: str, trained_on: Sequence[str]) -> None:
+    """Raises InputError for a task that the policy was trained on, and that is of a package which is not installed."""
+    from vla.envs.make import is_task
+
+    if missing := [name for name in trained_on if not is_task(name)]:
+        raise InputError(
+            f"{policy} was trained on {', '.join(missing)}, which is no task of this environment: install its package, "
+            "or choose another with task="
+        )
 
 
 def tasks() -> list[str]:
@@ -233,6 +272,13 @@ def _near(path: str) -> str:
     folder = Path(path).parent
     names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
     return suggestion(Path(path).name, names)
+
+
+def _has_backup(store: Path) -> bool:
+    """Whether a killed edit left the store under another name, from which the next edit restores it."""
+    from vla.datasets.tools.atomic_store import backup_of
+
+    return backup_of(store).exists()
 
 
 def _robot(robot: Mapping[str, Any], default: Callable[[], str]) -> Overrides:

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, Literal, get_args, get_origin
 
 from vla.common.plural import counted
-from vla.datasets.doctor.diagnose import doctor
-from vla.datasets.episodes import EpisodeStore
-from vla.datasets.tools.copies import filter, merge, split
-from vla.datasets.tools.derive import derive
-from vla.datasets.tools.edits import delete, edit, rename
-from vla.datasets.tools.info import info
-from vla.datasets.tools.migrate import migrate
-from vla.errors import InputError
+from vla.errors import InputError, unknown
 
 
 def data(*, action: str, path: str, **options: object) -> None:
@@ -25,13 +19,13 @@ def data(*, action: str, path: str, **options: object) -> None:
             is written in this case.
     """
     if action not in ACTIONS:
-        raise InputError(f"vla data can {', '.join(ACTIONS)}, not {action!r}")
-    function = ACTIONS[action]
+        raise unknown("action", action, ACTIONS)
+    function = _function(action)
     parameters = inspect.signature(function).parameters
     arguments = {name: value for name, value in options.items() if value is not None}
     for name, value in arguments.items():
         if name not in parameters:
-            owners = " and ".join(known for known in ACTIONS if name in inspect.signature(ACTIONS[known]).parameters)
+            owners = " and ".join(known for known in ACTIONS if name in inspect.signature(_function(known)).parameters)
             value = " ".join(map(str, value)) if name == "others" and isinstance(value, list) else value
             raise InputError(f"vla data {action} cannot use {name}={value}: it belongs to vla data {owners}")
         kind, expected = TYPES[name]
@@ -56,6 +50,8 @@ def check(path: str, *, repair: bool = False) -> None:
     """
     from tqdm import tqdm
 
+    from vla.datasets.episodes import EpisodeStore
+
     damaged = []
     with EpisodeStore.open(path, "a" if repair else "r", break_lock=repair) as store:
         for index in tqdm(range(len(store)), desc="check", unit="episode"):
@@ -74,19 +70,27 @@ def check(path: str, *, repair: bool = False) -> None:
     print(f"{path}: {counted(count, 'episode')}, all sound")
 
 
-ACTIONS: dict[str, Callable[..., None]] = {
-    "info": info,
-    "check": check,
-    "doctor": doctor,
-    "merge": merge,
-    "split": split,
-    "filter": filter,
-    "delete": delete,
-    "edit": edit,
-    "rename": rename,
-    "migrate": migrate,
-    "derive": derive,
+def _function(action: str) -> Callable[..., None]:
+    """The function of an action, with the import of its module."""
+    module, _, name = ACTIONS[action].partition(":")
+    function: Callable[..., None] = getattr(import_module(module), name)
+    return function
+
+
+ACTIONS = {
+    "info": "vla.datasets.tools.info:info",
+    "check": "vla.commands.data:check",
+    "doctor": "vla.datasets.doctor.diagnose:doctor",
+    "merge": "vla.datasets.tools.copies:merge",
+    "split": "vla.datasets.tools.copies:split",
+    "filter": "vla.datasets.tools.copies:filter",
+    "delete": "vla.datasets.tools.edits:delete",
+    "edit": "vla.datasets.tools.edits:edit",
+    "rename": "vla.datasets.tools.edits:rename",
+    "migrate": "vla.datasets.tools.migrate:migrate",
+    "derive": "vla.datasets.tools.derive:derive",
 }
+"""The function of each action, as module:name."""
 TYPES: dict[str, tuple[Any, str]] = {
     "others": (list[str], "paths of stores"),
     "out": (str, "a path"),

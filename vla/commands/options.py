@@ -32,6 +32,8 @@ from vla.errors import InputError, suggestion, unknown
 from vla.training.train_config import TrainConfig
 
 CONFIGS = "vla.configs"
+PLUGINS = {"head": HEADS, "robot": ROBOTS}
+"""The groups of configs/ to which other packages add."""
 
 
 def compose(command: str, overrides: Sequence[str]) -> DictConfig:
@@ -40,13 +42,16 @@ def compose(command: str, overrides: Sequence[str]) -> DictConfig:
     Raises:
         InputError: An override cannot be parsed, has the wrong type or is unknown, or a required option is not set.
     """
-    _store_plugins(overrides)
+    parameters = _store_plugins(overrides)
     with hydra.initialize_config_module(CONFIGS, version_base="1.3"):
-        defaults = hydra.compose(command)
+        defaults = known = hydra.compose(command)
     try:
         with hydra.initialize_config_module(CONFIGS, version_base="1.3"):
+            if choices := [override for override in overrides if re.match(rf"({'|'.join(PLUGINS)})=\w", override)]:
+                known = hydra.compose(command, choices)
             config = hydra.compose(command, [part for override in overrides for part in _replacing(override)])
-        _check_types(defaults, config, overrides)
+        _check_types(defaults, config, [part for part in overrides if part.partition("=")[0] not in parameters])
+        _check_plugin_types(parameters, config)
         config = OmegaConf.create(_expanded(OmegaConf.to_container(config)))
         if missing := sorted(OmegaConf.missing_keys(config)):
             raise InputError(f"set {', '.join(f'{key}=…' for key in missing)}; see `vla {command} --help`")
@@ -56,26 +61,42 @@ def compose(command: str, overrides: Sequence[str]) -> DictConfig:
     except MissingConfigException as error:
         raise InputError(_no_choice(str(error))) from error
     except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(_explain(command, defaults, error)) from error
+        raise InputError(_explain(command, known, error)) from error
     return config
 
 
-def _store_plugins(overrides: Sequence[str]) -> None:
-    """Adds the choice `head=NAME` or `robot=NAME` of another package, with the defaults of its signature."""
+def _store_plugins(overrides: Sequence[str]) -> dict[str, inspect.Parameter]:
+    """Adds the choice `head=NAME` or `robot=NAME` of another package, with the defaults of its signature.
+
+    Returns:
+        The parameter of each of its options.
+    """
+    found: dict[str, inspect.Parameter] = {}
     for override in overrides:
         group, _, name = override.partition("=")
-        plugins = {"head": HEADS, "robot": ROBOTS}.get(group)
-        if plugins is None or name not in installed(plugins):
+        if group not in PLUGINS or name not in installed(PLUGINS[group]):
             continue
-        parameters = inspect.signature(load_plugin(plugins, name)).parameters.values()
-        options = {
-            p.name: "???" if p.default is p.empty else p.default for p in parameters if p.kind is not p.VAR_KEYWORD
-        }
-        if group == "head":
-            options = {"kind": name} | {key: value for key, value in list(options.items())[1:]}  # but the vocabulary
-        else:
-            options = {"_target_": installed(plugins)[name].value.replace(":", "."), **options}
+        plugins = PLUGINS[group]
+        signature = inspect.signature(load_plugin(plugins, name)).parameters.values()
+        parameters = [p for p in signature if p.kind is not p.VAR_KEYWORD]
+        parameters = parameters[1:] if group == "head" else parameters  # a head's first is the vocabulary
+        first = {"kind": name} if group == "head" else {"_target_": installed(plugins)[name].value.replace(":", ".")}
+        options = first | {p.name: "???" if p.default is p.empty else p.default for p in parameters}
         ConfigStore.instance().store(name, options, group)
+        found |= {f"{group}.{p.name}": p for p in parameters}
+    return found
+
+
+def _check_plugin_types(parameters: Mapping[str, inspect.Parameter], config: DictConfig) -> None:
+    """Raises InputError for a value that does not match the annotation of its parameter; without one, its default."""
+    for key, parameter in parameters.items():
+        value = OmegaConf.select(config, key, throw_on_missing=False)
+        value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        kind = {bool: "bool", int: "float", float: "float"}.get(type(parameter.default), "")
+        if (annotation := parameter.annotation) is not parameter.empty:
+            kind = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+        if not OmegaConf.is_missing(config, key) and value != parameter.default:
+            _check_value(key, value, kind, inside=True)
 
 
 def _replacing(override: str) -> list[str]:
@@ -126,6 +147,9 @@ def bind(function: Callable[..., Any], config: DictConfig) -> Callable[[], Any]:
     except InstantiationException as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None
+        if str(error).startswith("Error locating target") and (cause := error.__cause__) is not None:
+            target = str(error).split("'")[1]
+            raise InputError(f"cannot import {target}: {_reason(cause)}") from error
         if isinstance(error.__cause__, TypeError | ImportError | None):
             raise InputError(_one_line(error)) from error
         raise
@@ -159,10 +183,10 @@ KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 }
 
 
-def _check_value(name: str, value: Any, annotation: str) -> None:
-    """Raises InputError for a value that does not match the annotation of its parameter."""
+def _check_value(name: str, value: Any, annotation: str, inside: bool = False) -> None:
+    """Raises InputError for a value that does not match the annotation of its parameter; `inside` as in `_is_of`."""
     kinds = _either(annotation)
-    if not any(_is_of(value, kind) for kind in kinds):
+    if not any(_is_of(value, kind, inside) for kind in kinds):
         expected = " or ".join(_EXPECTED.get(kind.partition("[")[0], kind) for kind in kinds)
         raise InputError(f"{name}={'null' if value is None else value}: takes {expected}")
 
@@ -260,7 +284,8 @@ def _no_choice(message: str) -> str:
     )
     if found is None:
         return re.sub(r"\s+", " ", message.partition("Config search path")[0]).strip()
-    return str(unknown(found[1], found[2], found[3].split()))
+    plugins = installed(PLUGINS[found[1]]) if found[1] in PLUGINS else ()
+    return str(unknown(found[1], found[2], [*found[3].split(), *plugins]))
 
 
 def _unreadable(error: OverrideParseException) -> InputError:
@@ -281,6 +306,13 @@ def _keys(values: Any, prefix: str = "") -> Iterator[str]:
         for key, value in values.items():
             yield f"{prefix}{key}"
             yield from _keys(value, f"{prefix}{key}.")
+
+
+def _reason(error: BaseException) -> str:
+    """The first cause of an exception, with its type."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"
 
 
 def _one_line(error: Exception) -> str:

@@ -147,7 +147,10 @@ def _device(
         raise unknown("teleop", teleop, ("leader", *DEVICES))
     joints = tuple(f"{joint} [rad]" for joint in JOINTS)
     if robot.embodiment.action != joints or robot.embodiment.state != joints:
-        raise InputError(f"teleoperation supports one SO-101, not the arm {robot.embodiment.name}")
+        raise InputError(
+            f"teleoperation needs the components of one SO-101 ({', '.join(joints)}), which the arm "
+            f"{robot.embodiment.name} does not have"
+        )
     if teleop != "leader":
         return open_device(teleop, joystick, script, stack), fingertip_solver()
     if port is None:

@@ -209,6 +209,7 @@ COMMANDS = {
         ),
         positional=("action", "path", "*others"),
         verbatim=("episodes", "drop"),
+        check="data",
     ),
     "convert": Command(
         "convert episodes and questions from other formats, and episodes to LeRobot",

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from scipy.optimize import brentq
-
 Z95 = 1.959963984540054
 
 
@@ -31,6 +29,8 @@ def always_valid(successes: int, trials: int, alpha: float = 0.05) -> tuple[floa
     (B(1/2, 1/2) p^s (1 - p)^(n - s)), a martingale that starts at 1 if p is the true rate, and by Ville's inequality it
     ever reaches 1 / alpha with probability at most alpha (Robbins 1970; Waudby-Smith and Ramdas 2024, section 4).
     """
+    from scipy.optimize import brentq  # takes a second to import
+
     rate = successes / trials if trials else 0.5
 
     def excess(p: float) -> float:

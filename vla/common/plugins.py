@@ -34,8 +34,11 @@ def register(group: str, name: str, plugin: Callable[..., Any]) -> None:
             does so in the worker processes that the module's script starts.
 
     Raises:
-        InputError: `plugin` is defined inside a function, where no other process could import it.
+        InputError: `plugin` is neither a class nor a function, or is defined inside a function, where no other process
+            could import it.
     """
+    if not callable(plugin) or not hasattr(plugin, "__qualname__"):
+        raise InputError(f"{name}: register a class or a function, not {plugin!r}")
     if "<" in plugin.__qualname__:
         raise InputError(f"{name}: define {plugin.__qualname__} at the top level of a module")
     point = EntryPoint(name, f"{plugin.__module__}:{plugin.__qualname__}", group)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import sys
 import warnings
+import weakref
+from functools import cache
 from typing import TYPE_CHECKING
 
 from vla.errors import InputError
@@ -19,6 +22,19 @@ LIBRARIES = {
 }
 WINDOW = ("glfw", "glx", "enable", "enabled", "on", "true", "1")
 OFF = ("disable", "disabled", "off", "false", "0")
+
+
+_RENDERERS: weakref.WeakSet[mujoco.Renderer] = weakref.WeakSet()
+"""The renderers that exist; closing one a second time has no effect."""
+
+
+@cache
+def _close_at_exit() -> None:
+    """Closes all renderers at exit, once the first exists.
+
+    MuJoCo has then registered the end of EGL, after which no renderer can be freed; the last one registered runs first.
+    """
+    atexit.register(lambda: [renderer.close() for renderer in list(_RENDERERS)])
 
 
 def backend() -> str:
@@ -60,7 +76,10 @@ def make_renderer(model: mujoco.MjModel, height: int, width: int) -> mujoco.Rend
     try:
         import mujoco
 
-        return mujoco.Renderer(model, height, width)
+        renderer = mujoco.Renderer(model, height, width)
+        _RENDERERS.add(renderer)
+        _close_at_exit()
+        return renderer
     except Exception as error:  # exceptions of MuJoCo, PyOpenGL and the driver have no common base class
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
     finally:

@@ -25,6 +25,7 @@ from vla.common.scene_objects import POINT_SCALE
 from vla.errors import InputError
 from vla.models.action_heads.action_expert import ExpertContext
 from vla.models.action_heads.action_head import Chunks, DecodeContext
+from vla.models.action_heads.build import UnknownHead
 from vla.models.action_heads.decoding import Decoding, keys_values
 from vla.models.backbone_inputs import DecoderInput, ImageInput
 from vla.models.backbones.backbone import Backbone
@@ -359,6 +360,8 @@ class VLA(nn.Module):
             missing = [name for name in result.missing_keys if storage_key(state[name]) not in loaded]
             if unmatched := missing + result.unexpected_keys:
                 raise ValueError(f"{', '.join(unmatched)} only in the weights or only in the configuration")
+        except UnknownHead as error:
+            raise InputError(f"the checkpoint {folder} cannot be loaded: {error}") from error
         except Exception as error:
             reason = " ".join(str(error).split())  # some libraries' messages have several lines
             raise InputError(f"the checkpoint {folder} is damaged, or its files do not match: {reason}") from error

@@ -8,7 +8,6 @@ from itertools import combinations
 
 from vla.datasets.mixture import Conversations, Source
 from vla.datasets.vqa import VqaStore
-from vla.envs.instructions import every_instruction
 from vla.envs.make import is_task
 from vla.errors import InputError
 from vla.evaluation.heldout import heldout_by_kind, spread
@@ -91,6 +90,8 @@ class RunData:
 
     def texts(self) -> Iterator[str]:
         """The training text of a new tokenizer: the text of the stores, and all generated instructions."""
+        from vla.envs.tasks import every_instruction  # imports MuJoCo, which training does not need
+
         for store in self.questions.values():
             yield from (f" {question.text} {question.answer}" for question in store.questions())
         for demonstrations in self.demonstrations.values():

@@ -34,18 +34,26 @@ def stored_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return dict(settings) | ({"expert": {}} if legacy else {})
 
 
+class UnknownHead(InputError):
+    """There is no head of that name; the package that has it may not be installed."""
+
+
 def check_head(kind: object) -> None:
-    """Raises InputError where there is no head of that name, ours or of a plug-in."""
+    """Raises UnknownHead where there is no head of that name, ours or of a plug-in."""
     known = [*HEADS, *installed(PLUGINS)]
     if kind not in known:
-        raise InputError(f"there is no head {kind}: choose of {', '.join(known)}{suggestion(kind, known)}")
+        raise UnknownHead(
+            f"there is no head {kind}: choose of {', '.join(known)}{suggestion(kind, known)}, or install the package "
+            "that has it"
+        )
 
 
 def build_head(settings: Mapping[str, Any], vocabulary: Vocabulary) -> Head:
     """Builds the head of `settings`: its "kind" and its arguments.
 
     Raises:
-        InputError: for an unknown kind or unknown arguments.
+        UnknownHead: for an unknown kind.
+        InputError: for unknown arguments.
     """
     arguments = dict(settings)
     kind = arguments.pop("kind", None)
