@@ -41,6 +41,7 @@ from vla.embodiment import Embodiment
 from vla.types import Episode
 
 if TYPE_CHECKING:
+    from vla.datasets.episodes import EpisodeStore
     from vla.models.vla import VLA
 
 hypothesis.settings.register_profile("local", deadline=None)
@@ -125,13 +126,14 @@ def pick_demonstrations(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def write_store(path: Path | str, episodes: Sequence[Episode], codec: str = "zstd", **options: Any) -> None:
-    """Writes a new store with the episodes."""
+def write_store(path: Path | str, episodes: Sequence[Episode], codec: str = "zstd", **options: Any) -> EpisodeStore:
+    """Writes a new store with the episodes, and opens it."""
     from vla.datasets.episodes import EpisodeStore
 
     with EpisodeStore.create(path, episodes[0].embodiment, codec, **options) as store:
         for episode in episodes:
             store.append(episode)
+    return EpisodeStore.open(path)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from vla.training.distributed import DistributedContext
 from vla.training.state import Progress, TrainState
 from vla.training.step import backward
 from vla.training.train_config import TrainConfig
-from vla.types import Observation
+from vla.types import Observation, RTCPrefix
 
 HEADS = ("parallel", "bins", "fast", "text", "l1", "flow")
 
@@ -34,6 +34,6 @@ def test_a_head_stays_on_the_models_device(make_model: Callable[..., VLA], head:
     state = TrainState(model, TrainConfig(steps=1, precision="fp32"), Path(), [], alone, Progress())
     with torch.device("meta"):
         backward(state, [batch])
-        for given in (None, np.zeros((2, 1, 3))):
-            model.generate_actions(prompt, given)
+        for prefix in (None, RTCPrefix(np.zeros((2, 1, 3)))):
+            model.generate_actions(prompt, prefix)
         model.generate_text(question, 2)

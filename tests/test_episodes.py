@@ -74,7 +74,7 @@ def test_any_frame_is_where_it_belongs(
     tmp_path_factory: pytest.TempPathFactory, make_episode: Make, lengths: list[int], data: st.DataObject
 ) -> None:
     episodes = [make_episode(i, steps=n) for i, n in enumerate(lengths)]
-    write_store(tmp_path_factory.mktemp("frames") / "store", episodes)
+    store = write_store(tmp_path_factory.mktemp("frames") / "store", episodes)
     frames = np.concatenate([episode.images["wrist"] for episode in episodes])
     indices = data.draw(st.lists(st.integers(0, len(frames) - 1), max_size=20))
     np.testing.assert_array_equal(store.frames("wrist", indices), frames[indices])

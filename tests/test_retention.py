@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from test_run import one_thread, options, stores
+from test_run import options, stores
 
 from vla.errors import InputError
 from vla.evaluation.vlm.answerer import Answerer
@@ -24,7 +24,7 @@ from vla.training.run import train
 from vla.training.run_options import RunOptions
 from vla.types import Episode
 
-__all__ = ["one_thread"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 SCORES = st.lists(
     st.fixed_dictionaries(
         {"vqa": st.floats(0, 1), "action_error": st.floats(0, 1)}, optional={"retention": st.floats(-1, 1)}

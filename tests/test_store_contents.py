@@ -141,7 +141,7 @@ def test_lossy_images_are_smaller_and_an_unknown_codec_is_named(tmp_path: Path, 
 @pytest.mark.parametrize("codec", ["zstd", "jpeg"])
 def test_an_episode_is_copied_without_another_loss(tmp_path: Path, make_episode: Make, codec: str) -> None:
     episodes = [smooth(make_episode), replace(rich(make_episode, 2), images=smooth(make_episode, 5).images)]
-    write_store(tmp_path / "a", episodes, codec)
+    first = write_store(tmp_path / "a", episodes, codec)
     names = {"front": "top", "wrist": "hand"}
     robot = replace(first.embodiment, cameras=("top", "hand"), name="other")
     with EpisodeStore.create(tmp_path / "b", robot, codec) as second:

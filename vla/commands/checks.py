@@ -185,7 +185,13 @@ def view(*, path: str | None, task: str | None, **_: Any) -> None:
     """Checks the path, or the task and that this machine can render it."""
     from vla.datasets.format_registry import is_hub_name
 
-    if path is not None and not REMOTE.match(path) and not Path(path).exists() and not is_hub_name(path):
+    if (
+        path is not None
+        and task is None
+        and not REMOTE.match(path)
+        and not Path(path).exists()
+        and not is_hub_name(path)
+    ):
         raise InputError(f"cannot read {path}: nothing is there{_near(path)}")
     if task is not None:
         check_task(task)
