@@ -77,9 +77,9 @@ def test_a_flow_is_guided_by_the_leftover_of_the_previous_chunk() -> None:
 
     check_execution(Guided(), "guided-vjp")
     prefix = RTCPrefix(np.array([[0.1, 0.2]]), np.array([[0.3, 0.4]]), "vjp")
-    said = answer(Guided(), replace(request("pick it up"), prefix=prefix), 0.0)
-    assert said.chunk is not None and said.chunk.dt == 0.1
-    np.testing.assert_allclose(said.chunk.actions, [[0.1, 0.2], [3.0, 4.0]])
+    answered = answer(Guided(), replace(request("pick it up"), prefix=prefix), 0.0)
+    assert answered.chunk is not None and answered.chunk.dt == 0.1
+    np.testing.assert_allclose(answered.chunk.actions, [[0.1, 0.2], [3.0, 4.0]])
 
 
 def test_of_requests_that_wait_the_latest_is_answered() -> None:

@@ -25,11 +25,11 @@ from vla.types import ActionChunk, RTCPrefix
 
 def chunks(policy: VlaPolicy) -> list[ActionChunk | None]:
     """The last are of what was captured for those before."""
-    said, prefix = list[ActionChunk | None](), RTCPrefix(np.zeros((2, 1, len(TOY.action))))
+    found, prefix = list[ActionChunk | None](), RTCPrefix(np.zeros((2, 1, len(TOY.action))))
     for given in (None, prefix, prefix):
         torch.manual_seed(0)
-        said += policy.predict_batch(observe(2), prefix=given)
-    return said
+        found += policy.predict_batch(observe(2), prefix=given)
+    return found
 
 
 @pytest.mark.parametrize("head", ["parallel", "bins", "text", "l1", "flow"])

@@ -306,10 +306,10 @@ def test_tables_with_lists_as_text_are_read_as_lists(tmp_path: Path) -> None:
             1.0,
         ),
     }
-    for name, (rows, said, main, value) in tables.items():
+    for name, (rows, predictions, main, value) in tables.items():
         bench = benchmark(name)
         questions = bench.entries(write(tmp_path / f"{name}.tsv", tsv(rows)))
-        assert bench.score(questions, said)["scores"][main]["value"] == pytest.approx(value), name
+        assert bench.score(questions, predictions)["scores"][main]["value"] == pytest.approx(value), name
     prompt = benchmark("mathvista").prompt(benchmark("mathvista").entries(tmp_path / "mathvista.tsv")["1"])
     assert "(A) 5\n(B) long one" in prompt and "(C)" not in prompt
 
