@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
 from vla.errors import InputError
+from vla.models.policy_format import PolicyFormat
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class ChatFormat:
         bos: the row begins with the tokens with which the tokenizer begins a text (`<s>`).
         apart: the text after an image, and each answer, are encoded as separate texts, as in MiniGPT-4's training:
             SentencePiece then writes a space before each.
+        policy: the inputs of a released robot policy, for a robot's rows; None: they are conversations.
     """
 
     begin: str = "<bos>"
@@ -39,6 +41,19 @@ class ChatFormat:
     bare: str | None = None
     bos: bool = False
     apart: bool = False
+    policy: PolicyFormat | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        values = asdict(replace(self, policy=None))
+        del values["policy"]
+        return values if self.policy is None else values | {"policy": self.policy.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ChatFormat:
+        """The inverse of `to_dict`."""
+        policy = values.get("policy")
+        return cls(**{**values, "policy": None if policy is None else PolicyFormat.from_dict(policy)})
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,12 @@ class ChatEncoder:
                     text, tokenizer = "", self._section
         return (*ids, *encode_with_special(tokenizer, text))
 
+    def images(self, images: tuple[tuple[str | int, ...], ...]) -> tuple[int, ...]:
+        """The tokens of images alone (`Markup.parts`)."""
+        parts = [item for markup in images for item in markup]
+        ids = ([self.image] * p if isinstance(p, int) else encode_with_special(self._section, p) for p in parts)
+        return tuple(token for run in ids for token in run)
+
     def turn(self, prompt: str, *, later: bool = False, bare: bool = False, more: str = "") -> list[int]:
         """The tokens of a prompt, `more`, and the text that introduces the reply.
 

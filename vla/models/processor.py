@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import groupby, repeat
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from vla.models.preprocessing.adapted import for_camera, with_tiles
 from vla.models.preprocessing.earlier import earlier
 from vla.models.preprocessing.frames import Pad
 from vla.models.preprocessing.markup import Markup
+from vla.models.preprocessing.on_device import OnDevice, normalized, resized
 from vla.models.preprocessing.settings import Preprocessing
 from vla.models.robot_spec import RobotSpec, check_together
 from vla.models.robot_views import percent, points_of, row_frames, shown_cameras
@@ -96,7 +97,9 @@ class Processor:
         self.image, self.pad, self.text_vocab = tokens.image, tokens.pad, tokens.text_vocab
         self.images = images or Preprocessing(Pad(sides(image_size)), Markup(tokens=tokens_per_image))
         self.shown = with_tiles(self.images, tiles)
-        self.cameras = tuple(for_camera(self.images, robot.images, robot.image_tokens) for robot in robots)
+        self.policy = policy = chat.policy
+        seen = self.images if policy is None else policy.cameras
+        self.cameras = tuple(for_camera(seen, robot.images, robot.image_tokens) for robot in robots)
         self.encoder = ChatEncoder(tokenizer, chat, self.image)
         self.eos = self.encoder.ends[0][-1]
         self.state_encoding, self.tiles = state_encoding, tiles
@@ -104,7 +107,8 @@ class Processor:
         """Names (`vla.envs.make`) of the simulated tasks on which the model was trained."""
         self.head: Head | None = None
         if robots:
-            self.head = build_head(head, Vocabulary(tokenizer, self.text_vocab, self.robots, self.pad, self.eos))
+            width = 0 if policy is None else policy.width
+            self.head = build_head(head, Vocabulary(tokenizer, self.text_vocab, self.robots, self.pad, self.eos, width))
         # The action query token follows the head's tokens.
         self.action_query_token = self.text_vocab + (self.head.vocab_size if self.head else 0)
         self.points, self.has_points = self.encoder.points, self.encoder.has_points
@@ -139,10 +143,16 @@ class Processor:
 
     @property
     def state_width(self) -> int:
-        """Largest number of state components among the robots; 0 for states as text."""
-        if self.state_encoding == "text":
+        """Largest number of state components among the robots, or the policy's; 0 for states as text."""
+        if self.state_encoding == "text" or (self.policy is not None and self.policy.state in ("text", "none")):
             return 0
-        return max((len(robot.embodiment.state) for robot in self.robots), default=0)
+        width = 0 if self.policy is None else self.policy.width
+        return max((len(robot.embodiment.state) for robot in self.robots), default=0) if not width else width
+
+    @property
+    def state_in_prompt(self) -> bool:
+        """Whether the last token of a robot's prompt is its state (SmolVLA)."""
+        return bool(self.robots) and self.policy is not None and self.policy.state == "prompt"
 
     @property
     def points_width(self) -> int:
@@ -228,7 +238,8 @@ class Processor:
         shown = [Shown(image, preprocessing.view(*image.shape[:2])) for image in images]
         markup = tuple(preprocessing.parts(one.view, number) for number, one in enumerate(shown, 1))
         row = Row(bare=not shown)
-        row.add(self.encoder.opening(markup), shared=True)
+        written = robot is None or self.policy is None
+        row.add(self.encoder.opening(markup) if written else self.encoder.images(markup), shared=True)
         return row, shown
 
     def _report_missing(self, robot: RobotSpec, observation: Observation) -> None:
@@ -251,7 +262,13 @@ class Processor:
 
     def _append_request(self, row: Row, robot: RobotSpec, prompt: str, state: Float[np.ndarray, "s"]) -> None:
         """Appends a robot's instruction and state."""
-        row.robot, encoded = self.robots.index(robot), robot.encode_state(state)
+        row.robot, encoded = self.robots.index(robot), robot.encode_state(state, clipped=self.policy is None)
+        if self.policy is not None:
+            row.add(self.policy.prompt.encode(self.tokenizer, prompt, encoded), shared=self.chat.prefix_lm)
+            row.segment += 1
+            row.state = encoded if self.state_width else None
+            row.add([self.action_query_token] if self.state_in_prompt else [])
+            return
         if self.state_encoding == "numbers":
             row.state = encoded
             self._turn(row, prompt)
@@ -294,22 +311,34 @@ class Processor:
             min_frame=sides(self.image_size),
             state_width=self.state_width,
             points_width=self.points_width,
-            chunk=(self.robots[0].horizon, max(r.action_dim for r in self.robots)) if self.robots else (0, 0),
+            chunk=self._chunk_shape,
             left=left,
             segmented=self.chat.prefix_lm,
             frames=frames,
         )
 
+    @property
+    def _chunk_shape(self) -> tuple[int, int]:
+        """Horizon and largest action dimension."""
+        if not self.robots:
+            return 0, 0
+        width = 0 if self.policy is None else self.policy.width
+        return self.robots[0].horizon, max(width, *(robot.action_dim for robot in self.robots))
+
     def pixels(self, images: UInt8[Tensor, "*b h w 3"]) -> Float[Tensor, "*b 3 h w"]:
         """(x / 255 - mean) / std per channel, channels first, on the device of the images."""
-        channels_first = images.movedim(-1, -3)
-        mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (self.mean, self.std))
-        out = torch.empty(channels_first.shape, device=images.device)
-        # On a CPU, one image at a time makes better use of the CPU caches.
-        shape = (-1, *out.shape[-3:]) if images.device.type == "cpu" else (1, *out.shape)
-        for target, image in zip(out.view(shape), channels_first.reshape(shape), strict=True):
-            target.copy_(image).mul_(1 / 255 / std).sub_(mean / std)
-        return out
+        return normalized(images, self.mean, self.std)
+
+    def placed(self, batch: Batch) -> tuple[Float[Tensor, "b k 3 h w"], Batch]:
+        """The normalised pixels of a batch's images, and the batch with their places in the frames (`content`).
+
+        A policy whose camera images are resized on the device has them in their own size until now.
+        """
+        framing = None if self.policy is None else self.policy.cameras.framing
+        if not isinstance(framing, OnDevice):
+            return self.pixels(batch.images), batch
+        pixels, content = resized(batch, framing, self.mean, self.std)
+        return pixels, replace(batch, content=content)
 
     @property
     def digest(self) -> str:
@@ -325,7 +354,7 @@ class Processor:
             "std": self.std,
             "robots": [robot.to_dict() for robot in self.robots],
             "state_encoding": self.state_encoding,
-            "chat": asdict(self.chat),
+            "chat": self.chat.to_dict(),
             **asdict(self.tokens),
             "tiles": self.tiles,
             "images": self.images.to_dict(),
@@ -348,7 +377,7 @@ class Processor:
             robot = values.pop("robot")
             values["robots"] = [] if robot is None else [robot | {"statistics_hash": ""}]
         robots = [RobotSpec.from_dict(robot) for robot in values.pop("robots")]
-        chat, tasks = ChatFormat(**values.pop("chat", {})), values.pop("tasks", ())
+        chat, tasks = ChatFormat.from_dict(values.pop("chat", {})), values.pop("tasks", ())
         if "head" in values:
             values["head"] = stored_settings(values["head"])
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

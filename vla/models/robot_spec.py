@@ -139,8 +139,8 @@ class RobotSpec:
             "start": None if self.start is None else self.start.to_dict(),
         }
 
-    def encode_state(self, state: Float[np.ndarray, "s"]) -> Float[np.ndarray, "s"]:
-        """The normalised state, clipped to the range of the bins.
+    def encode_state(self, state: Float[np.ndarray, "s"], clipped: bool = True) -> Float[np.ndarray, "s"]:
+        """The normalised state, where `clipped` to the range of the bins.
 
         Raises:
             InputError: when it does not fit the embodiment or is not finite.
@@ -151,7 +151,8 @@ class RobotSpec:
         for name, value in zip(names, state, strict=True):
             if not np.isfinite(value):
                 raise InputError(f"state component {name} is not finite: {value}")
-        return np.clip(self.state.normalize(state), -self.bins.limit, self.bins.limit)
+        normalized = self.state.normalize(state)
+        return np.clip(normalized, -self.bins.limit, self.bins.limit) if clipped else normalized
 
     def normalize_actions(
         self, actions: Float[np.ndarray, "h a"], state: Float[np.ndarray, "s"]

@@ -92,6 +92,8 @@ class VLA(nn.Module):
             )
         if head.continuous is not None:
             self.continuous_head = head.continuous.module(backbone, conditioning)
+        if processor.state_in_prompt:
+            self.state_proj = nn.Linear(processor.state_width, backbone.hidden_size)
 
     @property
     def device(self) -> torch.device:
@@ -115,7 +117,7 @@ class VLA(nn.Module):
         over the full vocabulary.
 
         Args:
-            pixels: replace the batch's images, for example augmented (`Processor.pixels`).
+            pixels: replace the batch's images, for example augmented (`Processor.placed`).
         """
         continuous = None if self.processor.head is None else self.processor.head.continuous
         cache = self.backbone.new_cache() if continuous is not None and continuous.reads_cache else None
@@ -249,7 +251,8 @@ class VLA(nn.Module):
     def decoding(self, batch: Batch) -> Decoding:
         """Prefills prompts that are on the model's device, for decoding."""
         embeds, vision = self._prefix(batch)
-        return Decoding(self.backbone, embeds, batch.attention_mask, vision)
+        segments = batch.segments if self.processor.state_in_prompt else None
+        return Decoding(self.backbone, embeds, batch.attention_mask, vision, segments)
 
     def _decode_tokens(
         self,
@@ -290,13 +293,17 @@ class VLA(nn.Module):
         self, batch: Batch, pixels: Float[Tensor, "b k 3 h w"] | None = None
     ) -> tuple[Float[Tensor, "b l d"], Any]:
         """The embeddings of a batch's tokens, and the encoded images."""
-        pixels = self.processor.pixels(batch.images) if pixels is None else pixels
+        if pixels is None:
+            pixels, batch = self.processor.placed(batch)
         images = ImageInput(pixels, batch.image_mask, batch.content, batch.tiling)
         vision = self.backbone.encode_images(images) if batch.image_mask.any() else None
         embeds = self.backbone.embed(batch.input_ids, vision)
         action = batch.input_ids >= self.text_vocab
         if not action.any():
             return embeds, vision
+        if self.processor.state_in_prompt:
+            state = self.state_proj(batch.state)[:, None].to(embeds.dtype)
+            return torch.where(action[..., None], state, embeds), vision
         rows, columns = torch.nonzero(action, as_tuple=True)
         action_positions = self._action_positions(action.long().cumsum(1) - 1, batch)[rows, columns]
         added = (

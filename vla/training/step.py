@@ -78,7 +78,8 @@ def backward(state: TrainState, micro: Sequence[Batch], only: Collection[str] | 
     selected = torch.tensor([only is None or s in only for s in number], device=world.device)
     sums = torch.zeros(2, len(number), dtype=torch.float64, device=world.device)
     for batch, row_sources, seed in zip(micro, rows_of, seeds, strict=True):
-        pixels = augment(model.processor.pixels(batch.images), batch, seed, plan.augmentation)
+        pixels, batch = model.processor.placed(batch)
+        pixels = augment(pixels, batch, seed, plan.augmentation)
         with computing(plan, world):
             losses, rows, kinds = model(batch, pixels)
         source = row_sources[rows]

@@ -225,9 +225,10 @@ class AdaptiveNorm(nn.Module):
 
 def time_features(time: Float[Tensor, "b"], width: int) -> Float[Tensor, "b w"]:
     """Sinusoidal embedding of the time, with geometrically spaced periods from `MIN_PERIOD` to `MAX_PERIOD` (pi0)."""
-    fraction = torch.linspace(0, 1, width // 2, device=time.device, dtype=time.dtype)
+    # In float32, angles of the shortest periods (up to 1,600 rad) would be off by 1e-4.
+    fraction = torch.linspace(0, 1, width // 2, device=time.device, dtype=torch.float64)
     angles = time[:, None] * (2 * math.pi / (MIN_PERIOD * (MAX_PERIOD / MIN_PERIOD) ** fraction))
-    return torch.cat([angles.sin(), angles.cos()], -1)
+    return torch.cat([angles.sin(), angles.cos()], -1).to(time.dtype)
 
 
 def rotary(

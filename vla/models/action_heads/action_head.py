@@ -28,6 +28,8 @@ class Vocabulary:
     robots: tuple[RobotSpec, ...]
     pad: int
     eos: int
+    width: int = 0
+    """Number of action components to which the policy pads all robots' actions; 0: the largest action dimension."""
 
     @property
     def horizon(self) -> int:
@@ -36,8 +38,8 @@ class Vocabulary:
 
     @property
     def action_dim(self) -> int:
-        """The largest action dimension among the robots."""
-        return max(robot.action_dim for robot in self.robots)
+        """The largest action dimension among the robots, or the width to which they are padded."""
+        return max(self.width, *(robot.action_dim for robot in self.robots))
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,22 @@ KeysValues = list[tuple[Float[Tensor, "b g m e"], Float[Tensor, "b g m e"]]]
 
 
 class Decoding:
-    """A batch of sequences being decoded, with their KV cache; building one runs the prefill."""
+    """A batch of sequences being decoded, with their KV cache; building one runs the prefill.
 
-    def __init__(self, backbone: Any, embeds: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"], vision: Any) -> None:
+    Args:
+        segments: segment of each token of the prompt; None: all are shared.
+    """
+
+    def __init__(
+        self,
+        backbone: Any,
+        embeds: Float[Tensor, "b l d"],
+        mask: Bool[Tensor, "b l"],
+        vision: Any,
+        segments: Int[Tensor, "b l"] | None = None,
+    ) -> None:
         self.backbone, self.mask, self._vision = backbone, mask, vision
-        self.hidden, self.cache = backbone.forward(DecoderInput(embeds, mask, backbone.new_cache(), vision))
+        self.hidden, self.cache = backbone.forward(DecoderInput(embeds, mask, backbone.new_cache(), vision, segments))
 
     def next_logits(self) -> Any:
         """Logits of the next token, (b, v). Index them by row: an engine computes only the selected rows."""

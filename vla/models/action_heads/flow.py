@@ -29,7 +29,7 @@ from vla.models.action_heads.bins import BinsHead
 from vla.models.action_heads.decoder_shape import expert_shape, legacy_shape
 from vla.models.action_heads.decoding import keys_values
 from vla.models.action_heads.fast import FastHead
-from vla.models.action_heads.flow_matching import FlowHead, sample_time
+from vla.models.action_heads.flow_matching import FlowHead, FlowLayout, sample_time
 from vla.models.batch import Batch
 
 REPEATS = 4
@@ -39,7 +39,7 @@ REPEATS = 4
 class FlowMatchingHead:
     """Continuous action chunks by flow matching, padded to the largest action dimension among the robots.
 
-    The conditioning values are the first token of the expert's sequence.
+    The conditioning values are the first token of the expert's sequence, unless `layout` says otherwise.
 
     Args:
         knowledge_insulation: the expert's loss has no gradient in the backbone. The backbone learns the same chunk as
@@ -52,6 +52,7 @@ class FlowMatchingHead:
         rtc_training: the model is trained to continue a clean action prefix (training-time real-time chunking). Other
             flows overwrite the prefix at each integration step.
         expert: the complete shape of the expert, from a checkpoint; empty for checkpoints that do not store it.
+        layout: fields of `FlowLayout`, for the weights of a released policy.
     """
 
     reads_cache, bidirectional = True, False
@@ -69,6 +70,7 @@ class FlowMatchingHead:
         mlp_size: int | None = None,
         cross: bool = False,
         expert: Mapping[str, Any] | None = None,
+        layout: Mapping[str, Any] | None = None,
     ) -> None:
         settings: dict[str, Any] = {"kind": "flow", "knowledge_insulation": knowledge_insulation, "adaptive": adaptive}
         settings |= {"rtc_training": True} if rtc_training else {}
@@ -76,6 +78,8 @@ class FlowMatchingHead:
         self._sizes: dict[str, Any] = {"width": width, "heads": heads, "mlp_size": mlp_size, "cross": cross}
         settings |= self._sizes if not expert else {}
         settings |= {"expert": expert} if expert is not None else {}
+        settings |= {"layout": dict(layout)} if layout else {}
+        self._layout = FlowLayout(**layout or {})
         self._knowledge_insulation, self._adaptive, self._vocabulary = knowledge_insulation, adaptive, vocabulary
         self._tokens: BinsHead | FastHead | None = None
         if knowledge_insulation:
@@ -118,10 +122,12 @@ class FlowMatchingHead:
         else:
             shape = legacy_shape(backbone, self._sizes["width"])
         expert = ActionExpert(shape, self._adaptive)
-        return FlowHead(expert, self._vocabulary.horizon, self._vocabulary.action_dim, conditioning, self._rtc_training)
+        vocabulary, width = self._vocabulary, conditioning if self._layout.state_token else 0
+        return FlowHead(expert, vocabulary.horizon, vocabulary.action_dim, width, self._rtc_training, self._layout)
 
     def _placed(self, context: ExpertContext) -> ExpertContext:
-        """The context; in legacy checkpoints the expert's positions count only valid tokens."""
+        """The context of this expert; in legacy checkpoints its positions count only valid tokens."""
+        context = context if self._layout.state_token else replace(context, state=None)
         return context if self._expert else replace(context, start=context.mask.sum(1))
 
     def loss(

@@ -9,6 +9,7 @@ Shapes: b rows, h steps, a action components, k steps of the action prefix.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,12 +23,39 @@ from vla.types import RTCPrefix
 EULER_STEPS = 10
 
 
+@dataclass(frozen=True)
+class FlowLayout:
+    """How the expert's sequence is composed, by the policy whose weights it has; the defaults are pi0's.
+
+    Attributes:
+        state_token: the first token is the state. Without it the backbone has read the state, as text (pi0.5) or as a
+            token of the prompt (SmolVLA).
+        causal: an action attends to earlier actions only (SmolVLA), else to all.
+        noisy_padding: the components that a robot does not have start as noise and are denoised with the others, as
+            released policies do; else they are 0.
+        steps: Euler steps.
+    """
+
+    state_token: bool = True
+    causal: bool = False
+    noisy_padding: bool = False
+    steps: int = EULER_STEPS
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"a flow is integrated in at least 1 step, not {self.steps}")
+
+    def inputs(self, noisy: Float[Tensor, "b h a"], mask: Bool[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
+        """The noisy actions that enter the expert, of which `mask` is valid."""
+        return noisy if self.noisy_padding else torch.where(mask, noisy, 0.0)
+
+
 class FlowHead(nn.Module):
     """Transforms noise into a chunk of normalised actions along a learned velocity field.
 
     With x_t = t noise + (1 - t) actions, so noise at t = 1, the expert learns the velocity u = noise - actions.
-    Training samples t = 0.999 Beta(1.5, 1) + 0.001, which favours noisy inputs. Sampling takes `EULER_STEPS` Euler
-    steps from t = 1 to 0. Time enters through the expert's adaptive norms (pi0.5) where the expert is adaptive, else
+    Training samples t = 0.999 Beta(1.5, 1) + 0.001, which favours noisy inputs. Sampling takes Euler steps from
+    t = 1 to 0. Time enters through the expert's adaptive norms (pi0.5) where the expert is adaptive, else
     through each action's embedding (pi0).
 
     Args:
@@ -36,13 +64,20 @@ class FlowHead(nn.Module):
         rtc_training: the action prefix is at t = 0 while the other actions are denoised (training-time real-time
             chunking, Black et al. 2025, arXiv 2512.05964), which requires training. Otherwise the prefix is noised to
             the current time.
+        layout: see `FlowLayout`; its `state_token` is that of `state_width`.
     """
 
     def __init__(
-        self, expert: ActionExpert, horizon: int, action_dim: int, state_width: int = 0, rtc_training: bool = False
+        self,
+        expert: ActionExpert,
+        horizon: int,
+        action_dim: int,
+        state_width: int = 0,
+        rtc_training: bool = False,
+        layout: FlowLayout = FlowLayout(),
     ) -> None:
         super().__init__()
-        self.rtc_training = rtc_training
+        self.rtc_training, self.layout = rtc_training, layout
         self.expert, self.horizon, self.action_dim, self.state_width = expert, horizon, action_dim, state_width
         width = expert.width
         self.action_in_proj = nn.Linear(action_dim, width)
@@ -62,7 +97,8 @@ class FlowHead(nn.Module):
         """The velocity at `noisy`, each action at its time.
 
         Args:
-            mask: valid components. Others enter as 0, and a step without valid components is not attended to.
+            mask: valid components. Others enter as 0, but with `noisy_padding`; a step without valid components is not
+                attended to.
 
         Raises:
             InputError: when the context does not have the shape that the head was built for.
@@ -71,7 +107,7 @@ class FlowHead(nn.Module):
         if (state is not None) != bool(self.state_width):
             raise InputError(f"the head takes {self.state_width or 'no'} state components: give as many, or no state")
         dtype = self.action_in_proj.weight.dtype
-        tokens = self.action_in_proj(torch.where(mask, noisy, 0.0).to(dtype))
+        tokens = self.action_in_proj(self.layout.inputs(noisy, mask).to(dtype))
         embedded = time_features(time.flatten(), self.expert.width).to(dtype).unflatten(0, time.shape)
         if self.expert.adaptive:
             condition = nn.functional.silu(self.time(embedded))
@@ -79,8 +115,11 @@ class FlowHead(nn.Module):
             condition = None
             tokens = self.time(torch.cat([tokens, embedded], -1))
         visible = mask.any(-1)
-        # Block 0 is the state, block 1 the actions. A token attends to the context, its block and earlier blocks.
+        # Block 0 is the state; the actions are block 1, or one block each. A token attends to the context, its block
+        # and earlier blocks.
         blocks = torch.ones(tokens.shape[1], dtype=torch.long, device=tokens.device)
+        if self.layout.causal:
+            blocks = blocks.cumsum(0)
         if self.state is not None and state is not None:
             tokens = torch.cat([self.state(state.to(dtype))[:, None], tokens], 1)
             visible = nn.functional.pad(visible, (1, 0), value=True)
@@ -128,7 +167,7 @@ class FlowHead(nn.Module):
         guidance = None if prefix.leftover is None else previous_chunk(prefix, self.horizon)
 
         def velocity(x: Tensor, step: int) -> Tensor:
-            time = 1 - step / EULER_STEPS
+            time = 1 - step / self.layout.steps
             times = torch.full(mask.shape[:2], time, device=x.device)
             if self.rtc_training:
                 times[:, :committed] = 0.0
@@ -138,7 +177,8 @@ class FlowHead(nn.Module):
 
             return unguided(x) if guidance is None else guided(unguided, x, time, *guidance, prefix.guidance_mode)
 
-        return integrate(velocity, noise, mask, prefix.committed, self.rtc_training)
+        clean = self.rtc_training
+        return integrate(velocity, noise, mask, prefix.committed, steps=self.layout.steps, clean=clean)
 
 
 def integrate(
@@ -146,20 +186,22 @@ def integrate(
     noise: Float[Tensor, "b h a"],
     mask: Bool[Tensor, "b h a"],
     committed: Float[Tensor, "b k a"],
+    *,
+    steps: int,
     clean: bool = False,
 ) -> Float[Tensor, "b h a"]:
     """Integrates a velocity field from noise at t = 1 to actions at t = 0; 0 where `mask` is False.
 
     Args:
-        velocity: the velocity at x in one of the `EULER_STEPS` steps.
+        velocity: the velocity at x in one of the steps.
         committed: the first k actions (real-time chunking). At each step they are set to their values at that time,
             t noise + (1 - t) actions, or where `clean` to t = 0, so that the other actions continue them.
     """
     x, count = noise, committed.shape[1]
-    for step in range(EULER_STEPS):
-        t = 0.0 if clean else 1 - step / EULER_STEPS
+    for step in range(steps):
+        t = 0.0 if clean else 1 - step / steps
         x = torch.cat([t * noise[:, :count] + (1 - t) * committed, x[:, count:]], 1)
-        x = x - velocity(x, step) / EULER_STEPS
+        x = x - velocity(x, step) / steps
     return torch.where(mask, torch.cat([committed, x[:, count:]], 1), 0.0)
 
 

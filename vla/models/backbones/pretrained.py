@@ -179,7 +179,7 @@ def _released(name: str, row: catalog.Family | None = None) -> tuple[Backbone, P
             chat = chat_of(tokenizer, template, markup, str(image), config.get("system"), chat)
         except InputError as error:
             print(f"{name}: {error}; it uses the chat format of the family {row.name}", flush=True)
-    return backbone, make_processor(backbone, tokenizer, asdict(chat), images)
+    return backbone, make_processor(backbone, tokenizer, chat.to_dict(), images)
 
 
 def _family_of(name: str) -> catalog.Family:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,21 @@ LAYOUTS = {
         "vision_model", ("qformer", "language_projection", "query_tokens"), "language_model.model", resizes=True
     ),
 }
+@dataclass(frozen=True)
+class PromptLayout:
+    """How a prompt is read.
+
+    Attributes:
+        prefix_lm: its tokens attend to each other in both directions (PaliGemma, and SmolVLA's SmolVLM).
+        first_position: position of the first token: 1 in PaliGemma, 0 in pi0 and all others.
+        scale: factor of the embeddings of words and images (SmolVLA: the root of their width).
+    """
+
+    prefix_lm: bool
+    first_position: int
+    scale: float = 1.0
+
+
 NATIVE = ("pixtral", "qwen2_vl", "qwen2_5_vl")
 """Families with images of any size; an image is in the upper left corner of its frame."""
 MROPE = ("qwen2_vl", "qwen2_5_vl")
@@ -46,7 +61,27 @@ MROPE = ("qwen2_vl", "qwen2_5_vl")
 
 
 class TokenFamily(HFBackbone):
-    """LLaVA, Pixtral, InternVL, PaliGemma, Qwen2-VL, Qwen2.5-VL, SmolVLM, and BLIP-2 with a decoder (MiniGPT-4)."""
+    """LLaVA, Pixtral, InternVL, PaliGemma, Qwen2-VL, Qwen2.5-VL, SmolVLM, and BLIP-2 with a decoder (MiniGPT-4).
+
+    Args:
+        prompt: how a released robot policy changed the family's prompts (`PromptLayout`'s fields).
+        kwargs: arguments of `HFBackbone`.
+    """
+
+    def __init__(self, *args: Any, prompt: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        self._prompt_settings = dict(prompt or {})
+        super().__init__(*args, **kwargs)
+        paligemma = self.family == "paligemma"
+        self.prompt = PromptLayout(**{"prefix_lm": paligemma, "first_position": int(paligemma)} | self._prompt_settings)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """See `Backbone.config`."""
+        return super().config | ({"prompt": self._prompt_settings} if self._prompt_settings else {})
+
+    def embed_tokens(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        """See `Backbone.embed_tokens`."""
+        return super().embed_tokens(input_ids) * self.prompt.scale
 
     def image_grid(self) -> tuple[int, int]:
         """See `HFBackbone.image_grid`."""
@@ -103,14 +138,15 @@ class TokenFamily(HFBackbone):
             return embeds
         if vision.grids is not None:
             vision.steps = grid_steps(image_tokens, vision.grids)
-        return embeds.masked_scatter(image_tokens.unsqueeze(-1), vision.features.to(embeds.dtype))
+        features = vision.features.to(embeds.dtype) * self.prompt.scale
+        return embeds.masked_scatter(image_tokens.unsqueeze(-1), features)
 
     def forward(self, inputs: DecoderInput) -> tuple[Float[Tensor, "b l d"], ImageTokenCache | None]:
         """See `Backbone.forward`. Segments are only possible in the first tokens of a cache."""
-        cache, prefix = inputs.cache, self.family == "paligemma"
+        cache, prefix = inputs.cache, self.prompt.prefix_lm
         if prefix and cache is None and (inputs.segments is None or not inputs.segments.any()):
             raise InputError(
-                "PaliGemma's prompt has bidirectional attention: pass segments, 0 for the prompt and 1 for predicted "
+                f"the prompt of this {self.family} has bidirectional attention: pass segments, 0 for the prompt and 1 for predicted "
                 "tokens; or a cache, if all tokens are a prompt"
             )
         steps = image_steps(inputs) if self.family in MROPE else None
@@ -126,16 +162,12 @@ class TokenFamily(HFBackbone):
         """See `Backbone.next_position`."""
         if cache is not None and cache.steps is not None:
             return (cache.steps[:, : attention_mask.shape[1], 0] * attention_mask).sum(1)
-        return attention_mask.sum(1) + self._first_position
-
-    @property
-    def _first_position(self) -> int:
-        return 1 if self.family == "paligemma" else 0
+        return attention_mask.sum(1) + self.prompt.first_position
 
     def _order(self, mask: Bool[Tensor, "b m"], steps: Int[Tensor, "b m 4"] | None) -> tuple[Int[Tensor, "b m"], Any]:
         """Position and offset of each token; in M-RoPE the offsets are time, row and column in its image, (3, b, m)."""
         if steps is None:
-            return order_of(mask), self._first_position
+            return order_of(mask), self.prompt.first_position
         increments = steps[..., 0] * mask
         return increments.cumsum(1) - increments, steps[..., 1:].movedim(-1, 0)
 

@@ -48,8 +48,8 @@ class FusedBackbone(nn.Module):
             # Copy everything except the decoder's layers, which are replaced by fused ones.
             backbone = copy.deepcopy(backbone, {id(decoder.layers): nn.ModuleList()}).to(self.dtype)
         self.plain: Any = backbone
-        prefix = isinstance(backbone, TokenFamily) and backbone.family == "paligemma"
-        self._bidirectional, self._offset = prefix, int(prefix)
+        prompt = backbone.prompt if isinstance(backbone, TokenFamily) else None
+        self._bidirectional, self._offset = (prompt.prefix_lm, prompt.first_position) if prompt else (False, 0)
         self._cache: StaticCache | None = None
         self._out = [backbone.language_model.get_output_embeddings()]  # a module of `plain`
         self.hidden_size, self.image_token_id = backbone.hidden_size, backbone.image_token_id

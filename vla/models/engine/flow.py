@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vla.models.action_heads.action_expert import ActionExpertLayer, AdaptiveNorm, ExpertContext, time_features
-from vla.models.action_heads.flow_matching import EULER_STEPS, FlowHead, integrate
+from vla.models.action_heads.flow_matching import FlowHead, integrate
 from vla.models.engine.graphs import Graphs
 from vla.models.engine.layers import FusedLayer, Rotation, Sizes, dtype_of, fused, grouped, quantize, rms_norm, signed
 from vla.types import RTCPrefix
@@ -52,7 +52,7 @@ class FusedFlow(nn.Module):
         """Computes the modulations or biases of each step's time."""
         expert, time = head.expert, head.time
         device = head.action_in_proj.weight.device
-        steps = 1 - torch.arange(EULER_STEPS, device=device) / EULER_STEPS
+        steps = 1 - torch.arange(head.layout.steps, device=device) / head.layout.steps
         embedded = time_features(steps, expert.width)
         self.then = None
         if expert.adaptive:
@@ -103,11 +103,12 @@ class FusedFlow(nn.Module):
         count = self.horizon + (first is not None)
         positions = context.start[:, None] + torch.arange(count, device=noise.device)
         rotation = signed(*self.plain.expert.rotation(positions), self.dtype)
-        allowed = grouped(_allowed(context.mask, mask.any(-1), first is not None), self.sizes.shared)
+        own = _allowed(context.mask, mask.any(-1), first is not None, self.plain.layout.causal)
+        allowed = grouped(own, self.sizes.shared)
         cached = [tuple(F.pad(x.to(self.dtype), (0, 0, 0, count)) for x in pair) for pair in context.keys_values]
 
         def velocity(x: Tensor, step: int) -> Tensor:
-            tokens = self.action_in_proj(torch.where(mask, x, 0.0).to(self.dtype))
+            tokens = self.action_in_proj(self.plain.layout.inputs(x, mask).to(self.dtype))
             if self.then is not None:
                 tokens = self.then(F.silu(tokens + self.biases[step]))
             if first is not None:
@@ -115,7 +116,7 @@ class FusedFlow(nn.Module):
             hidden = self._expert(tokens, cached, rotation, allowed, step)
             return self.action_out_proj(hidden[:, -self.horizon :]).float()
 
-        return integrate(velocity, noise, mask, committed)
+        return integrate(velocity, noise, mask, committed, steps=self.plain.layout.steps)
 
     def _expert(
         self, x: Float[Tensor, "b n w"], cached: Any, rotation: Rotation, allowed: Bool[Tensor, "b 1 q k"], step: int
@@ -154,13 +155,19 @@ def _modulations(norm: AdaptiveNorm, conditions: Float[Tensor, "s w"], dtype: to
     return list(zip(1 + scale, shift, gate, strict=True))
 
 
-def _allowed(context_mask: Bool[Tensor, "b m"], visible: Bool[Tensor, "b h"], has_state: bool) -> Bool[Tensor, "b n k"]:
-    """Attention mask: actions attend to the context, the state and each other; the state to the context and itself."""
+def _allowed(
+    context_mask: Bool[Tensor, "b m"], visible: Bool[Tensor, "b h"], has_state: bool, causal: bool
+) -> Bool[Tensor, "b n k"]:
+    """Attention mask: actions attend to the context, the state and each other; the state to the context and itself.
+
+    Where `causal`, actions attend to earlier ones only.
+    """
     if has_state:
         visible = F.pad(visible, (1, 0), value=True)
     count = visible.shape[1]
     own = visible[:, None].repeat(1, count, 1)
     if has_state:
         own[:, 0] = False
+    own = own.tril() if causal else own
     own = own | torch.eye(count, dtype=torch.bool, device=visible.device)
     return torch.cat([context_mask[:, None].expand(-1, count, -1), own], -1)

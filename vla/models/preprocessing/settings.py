@@ -12,6 +12,7 @@ from vla.models.preprocessing.frames import Crop, Pad, Square, Stretch
 from vla.models.preprocessing.markup import Markup, Part
 from vla.models.preprocessing.molmo_crops import Crops
 from vla.models.preprocessing.native import Native, Patches
+from vla.models.preprocessing.on_device import OnDevice
 from vla.models.preprocessing.tiles import Canvas, Split, Tiles, Whole
 from vla.models.preprocessing.view import View
 
@@ -29,7 +30,7 @@ class Framing(Protocol):
     def __hash__(self) -> int: ...
 
 
-ALL = (Pad, Square, Stretch, Crop, Native, Patches, Tiles, Split, Whole, Canvas, Crops)
+ALL = (Pad, Square, Stretch, Crop, Native, Patches, Tiles, Split, Whole, Canvas, Crops, OnDevice)
 KINDS: dict[str, Any] = {framing.kind: framing for framing in ALL}
 
 

@@ -1,0 +1,98 @@
+"""The inputs of a released robot policy: its prompt, its camera frames, and the width of its states and actions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from tokenizers import Tokenizer
+
+from vla.errors import InputError
+from vla.models.preprocessing.settings import Preprocessing
+
+STATE_BINS = 256
+"""Bins of a state in a prompt, on [-1, 1]."""
+
+
+@dataclass(frozen=True)
+class RobotPrompt:
+    """The text of a robot's instruction and state.
+
+    Attributes:
+        text: the prompt with `{task}` and, if the state is a part of it, `{state}`.
+        cleaned: surrounding white space is removed from the instruction, and `_` and line breaks in it become spaces.
+        max_tokens: number of tokens after which the prompt is cut, as in training.
+    """
+
+    text: str
+    cleaned: bool = False
+    max_tokens: int | None = None
+
+    @property
+    def has_state(self) -> bool:
+        """Whether the state is a part of the text."""
+        return "{state}" in self.text
+
+    def encode(self, tokenizer: Tokenizer, instruction: str, state: Float[np.ndarray, "s"]) -> list[int]:
+        """The tokens of the prompt, with those that the tokenizer writes before a text.
+
+        Args:
+            state: the normalised state.
+        """
+        if self.cleaned:
+            instruction = instruction.strip().replace("_", " ").replace("\n", " ")
+        elif self.text.endswith("{task}\n"):
+            instruction = instruction.removesuffix("\n")
+        text = self.text.replace("{task}", instruction).replace("{state}", state_text(state))
+        # An image token in the instruction is text.
+        special, tokenizer.encode_special_tokens = tokenizer.encode_special_tokens, True
+        try:
+            ids: list[int] = tokenizer.encode(text, add_special_tokens=True).ids
+        finally:
+            tokenizer.encode_special_tokens = special
+        return ids[: self.max_tokens]
+
+
+def state_text(state: Float[np.ndarray, "s"]) -> str:
+    """The bin of each component of a normalised state (pi0.5): 255 from the last bin on, and -1 below the first."""
+    edges = np.linspace(-1, 1, STATE_BINS + 1)[:-1]
+    return " ".join(map(str, np.digitize(np.asarray(state, np.float32), edges) - 1))
+
+
+@dataclass(frozen=True)
+class PolicyFormat:
+    """The inputs with which a released robot policy was trained.
+
+    Attributes:
+        prompt: the text of an instruction and a state.
+        cameras: preprocessing of camera images.
+        width: number of components to which states and actions are padded; 0: as many as the largest robot has.
+        state: where the state enters: "text" in the prompt (pi0.5), "expert" as the first token of the action expert
+            (pi0), "prompt" as the last token of the prompt (SmolVLA), or "none" (OpenVLA).
+    """
+
+    prompt: RobotPrompt
+    cameras: Preprocessing
+    width: int = 0
+    state: str = "expert"
+
+    def __post_init__(self) -> None:
+        if self.state not in ("text", "expert", "prompt", "none"):
+            raise InputError(f"the state of a policy is in the text, expert or prompt, or none; not {self.state!r}")
+        if (self.state == "text") != self.prompt.has_state:
+            raise InputError(f"the prompt {self.prompt.text!r} does not fit the state {self.state!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        values = {"prompt": asdict(self.prompt), "width": self.width, "state": self.state}
+        return values | {"cameras": self.cameras.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PolicyFormat:
+        """The inverse of `to_dict`."""
+        rest = dict(values)
+        prompt, cameras = RobotPrompt(**rest.pop("prompt")), Preprocessing.from_dict(rest.pop("cameras"))
+        return cls(prompt, cameras, **rest)

@@ -1,0 +1,1 @@
+"""Released robot policies as models of this project."""

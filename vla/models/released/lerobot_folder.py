@@ -1,0 +1,129 @@
+"""Reads the folder of a policy of LeRobot: its configuration, weights, tokenizer and normalisation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_weights
+from torch import Tensor
+
+from vla.errors import InputError, reading
+from vla.models.normalization import Normalizer
+
+STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
+PREPROCESSOR = "policy_preprocessor.json"
+OPTIONS = {"MEAN_STD": "mean-std", "MIN_MAX": "min-max", "QUANTILES": "quantile"}
+"""LeRobot's names of normalisations, and ours (`vla.models.normalization`)."""
+ENDS = {"MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90")}
+"""The statistics that a normalisation maps to -1 and 1."""
+SMALLEST = 1e-8
+"""LeRobot's substitute for a range of zero, and its addition to a standard deviation."""
+COPY = "copy the policy's folder again"
+
+
+@dataclass(frozen=True)
+class LeRobotFolder:
+    """A policy's folder as LeRobot's trainer or the hub has it."""
+
+    path: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The content of config.json."""
+        return _json(self.path / "config.json")
+
+    @cached_property
+    def steps(self) -> dict[str, dict[str, Any]]:
+        """The steps of the preprocessor by name; empty for a folder without one."""
+        file = self.path / PREPROCESSOR
+        steps = _json(file)["steps"] if file.is_file() else []
+        return {step.get("registry_name", step.get("class", "")): step for step in steps}
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The names of the policy's camera features, in its order, without empty ones."""
+        features = self.config.get("input_features") or {}
+        names = [name for name, feature in features.items() if feature.get("type") == "VISUAL"]
+        return tuple(name for name in names if "empty_camera" not in name)
+
+    @property
+    def renamed(self) -> Mapping[str, str]:
+        """The policy's names of features that a robot or dataset names differently."""
+        config = self.steps.get("rename_observations_processor", {}).get("config", {})
+        names: Mapping[str, str] = config.get("rename_map", {})
+        return names
+
+    def width(self, key: str) -> int | None:
+        """Number of components of the state or the action; None where the configuration does not name the feature."""
+        features = (self.config.get("input_features") or {}) | (self.config.get("output_features") or {})
+        return int(features[key]["shape"][0]) if key in features else None
+
+    def tokenizer(self, default: str) -> str:
+        """Folder or hub id of the tokenizer."""
+        config = self.steps.get("tokenizer_processor", {}).get("config", {})
+        return str(config.get("tokenizer_name") or default)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights, without the prefix `model.` that LeRobot gives them."""
+        with reading(self.path / "model.safetensors", COPY):
+            weights = load_weights(self.path / "model.safetensors")
+        if any(name.startswith("normalize_inputs.") for name in weights):
+            raise InputError(
+                f"{self.path} is of a LeRobot that kept normalisation among the weights: convert it with LeRobot's "
+                "migrate_policy_normalization.py"
+            )
+        return {name.removeprefix("model."): weight for name, weight in weights.items()}
+
+    def mode(self, kind: str) -> str:
+        """LeRobot's name of the normalisation of "STATE" or "ACTION"."""
+        step = self.steps.get("normalizer_processor", {}).get("config", {})
+        modes = step.get("norm_map") or self.config.get("normalization_mapping") or {}
+        return str(modes.get(kind, "IDENTITY"))
+
+    def normalizer(self, key: str, kind: str) -> Normalizer | None:
+        """The normalisation of the state or the action; None where the folder has no statistics.
+
+        Raises:
+            InputError: for a normalisation without its statistics.
+        """
+        mode = self.mode(kind)
+        statistics = {
+            name.removeprefix(f"{key}."): values.astype(np.float64).ravel()
+            for name, values in self._statistics.items()
+            if name.startswith(f"{key}.")
+        }
+        if not statistics:
+            return None
+        if mode == "IDENTITY":
+            width = len(next(iter(statistics.values())))
+            return Normalizer((-1.0,) * width, (1.0,) * width)
+        ends = ("mean", "std") if mode == "MEAN_STD" else ENDS.get(mode, ())
+        if not ends or any(end not in statistics for end in ends):
+            raise InputError(f"{self.path}: {key} has no statistics for the normalisation {mode}")
+        low, high = (statistics[end] for end in ends)
+        if mode == "MEAN_STD":
+            low, high = low - (high + SMALLEST), low + (high + SMALLEST)
+        high = np.where(high == low, low + SMALLEST, high)
+        return Normalizer(tuple(low.tolist()), tuple(high.tolist()))
+
+    @cached_property
+    def _statistics(self) -> dict[str, np.ndarray[Any, Any]]:
+        name = self.steps.get("normalizer_processor", {}).get("state_file")
+        if name is None:
+            return {}
+        with reading(self.path / name, COPY):
+            values: dict[str, np.ndarray[Any, Any]] = load_file(self.path / name)
+        return values
+
+
+def _json(file: Path) -> dict[str, Any]:
+    with reading(file, COPY):
+        values: dict[str, Any] = json.loads(file.read_text())
+    return values

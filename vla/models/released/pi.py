@@ -1,0 +1,219 @@
+"""pi0 and pi0.5 (Physical Intelligence), as LeRobot and openpi's PyTorch port store them.
+
+The sizes are derived from the weights, except for those that a weight does not show: Gemma has 8 query heads
+(openpi's `gemma.py`), and So400m heads of 72 components.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from vla.errors import InputError
+from vla.models.action_heads.action_expert import MAX_PERIOD, MIN_PERIOD, ActionExpertShape, frequencies
+from vla.models.action_heads.flow_matching import EULER_STEPS, FlowLayout
+from vla.models.backbones import catalog
+from vla.models.backbones.own_family import Rule, converted
+from vla.models.backbones.pretrained import make_processor
+from vla.models.backbones.token_family import TokenFamily
+from vla.models.policy_format import PolicyFormat, RobotPrompt
+from vla.models.preprocessing.frames import Stretch
+from vla.models.preprocessing.markup import Markup
+from vla.models.preprocessing.on_device import OnDevice
+from vla.models.preprocessing.settings import Preprocessing
+from vla.models.released.lerobot_folder import ACTION, STATE, LeRobotFolder
+from vla.models.released.robot_policy import RobotPolicy
+
+TOKENIZER = "google/paligemma-3b-pt-224"
+GEMMA_HEADS, SIGLIP_HEAD_DIM = 8, 72
+PROMPTS = {
+    "pi0": RobotPrompt("{task}\n", max_tokens=48),
+    "pi05": RobotPrompt("Task: {task}, State: {state};\nAction: ", cleaned=True, max_tokens=200),
+}
+VLM, EXPERT = "paligemma_with_expert.paligemma.", "paligemma_with_expert.gemma_expert.model."
+
+
+def plus_one(weight: Tensor) -> tuple[Tensor]:
+    """The weight of a norm that Gemma stores minus 1."""
+    return (weight.float() + 1,)
+
+
+LAYER = EXPERT.replace(".", r"\.") + r"layers\.(\d+)\."
+OURS = r"continuous_head.expert.layers.\1."
+RULES = (
+    Rule(LAYER + r"self_attn\.q_proj\.weight", (OURS + "query.weight",)),
+    Rule(LAYER + r"self_attn\.k_proj\.weight", (OURS + "key.weight",)),
+    Rule(LAYER + r"self_attn\.v_proj\.weight", (OURS + "value.weight",)),
+    Rule(LAYER + r"self_attn\.o_proj\.weight", (OURS + "out.weight",)),
+    Rule(LAYER + r"mlp\.(gate|up|down)_proj\.weight", (OURS + r"\2.weight",)),
+    Rule(LAYER + r"input_layernorm\.weight", (OURS + "before_attention.norm.weight",), plus_one),
+    Rule(LAYER + r"post_attention_layernorm\.weight", (OURS + "before_mlp.norm.weight",), plus_one),
+    Rule(LAYER + r"input_layernorm\.dense\.(weight|bias)", (OURS + r"before_attention.modulation.\2",)),
+    Rule(LAYER + r"post_attention_layernorm\.dense\.(weight|bias)", (OURS + r"before_mlp.modulation.\2",)),
+    Rule(re.escape(EXPERT) + r"norm\.weight", ("continuous_head.expert.norm.norm.weight",), plus_one),
+    Rule(re.escape(EXPERT) + r"norm\.dense\.(weight|bias)", (r"continuous_head.expert.norm.modulation.\1",)),
+    Rule(r"(action_in_proj|action_out_proj)\.(weight|bias)", (r"continuous_head.\1.\2",)),
+    Rule(r"state_proj\.(weight|bias)", (r"continuous_head.state.\1",)),
+    Rule(r"(?:action_)?time_mlp_in\.(weight|bias)", (r"continuous_head.time.0.\1",)),
+    Rule(r"(?:action_)?time_mlp_out\.(weight|bias)", (r"continuous_head.time.2.\1",)),
+)
+"""Names of the weights outside the backbone."""
+
+
+def load_pi(folder: LeRobotFolder) -> RobotPolicy:
+    """Opens a folder of pi0 or pi0.5.
+
+    Raises:
+        InputError: for settings or weights that are not those of the two.
+    """
+    config, weights = folder.config, folder.weights()
+    kind = str(config["type"])
+    if (config.get("min_period", MIN_PERIOD), config.get("max_period", MAX_PERIOD)) != (MIN_PERIOD, MAX_PERIOD):
+        raise InputError(f"{folder.path}: the periods of its time are not {MIN_PERIOD} to {MAX_PERIOD}")
+    tokenizer = _tokenizer(folder.tokenizer(TOKENIZER))
+    vlm = {name.removeprefix(VLM): weight for name, weight in weights.items() if name.startswith(VLM)}
+    rest = {name: weight for name, weight in weights.items() if not name.startswith(VLM) and "lm_head" not in name}
+    if kind == "pi05":  # openpi keeps pi0's projection of the state
+        rest = {name: weight for name, weight in rest.items() if not name.startswith("state_proj.")}
+    backbone = _backbone(vlm, tokenizer, bool(config.get("dtype") == "bfloat16"))
+    side = backbone.image_size
+    markup = Markup(tokens=backbone.tokens_per_image)
+    format = PolicyFormat(
+        PROMPTS[kind] if "tokenizer_max_length" not in config else _cut(PROMPTS[kind], config["tokenizer_max_length"]),
+        Preprocessing(OnDevice((side, side)), markup),
+        width=len(rest["action_in_proj.weight"][0]),
+        state="text" if kind == "pi05" else "expert",
+    )
+    chat = {**catalog.family("paligemma").config()["chat"], "policy": format}
+    layout = FlowLayout(
+        state_token=kind == "pi0", noisy_padding=True, steps=config.get("num_inference_steps", EULER_STEPS)
+    )
+    return RobotPolicy(
+        name=str(folder.path),
+        backbone=backbone,
+        processor=make_processor(backbone, tokenizer, chat, Preprocessing(Stretch((side, side)), markup)),
+        head={
+            "kind": "flow",
+            "adaptive": kind == "pi05",
+            "expert": asdict(_expert_shape(rest, backbone)),
+            "layout": asdict(layout),
+        },
+        weights=converted(rest, RULES),
+        horizon=int(config["chunk_size"]),
+        state=folder.normalizer(STATE, "STATE"),
+        action=folder.normalizer(ACTION, "ACTION"),
+        cameras=folder.cameras,
+        relative=bool(config.get("use_relative_actions")),
+    )
+
+
+def _cut(prompt: RobotPrompt, tokens: int) -> RobotPrompt:
+    return RobotPrompt(prompt.text, prompt.cleaned, int(tokens))
+
+
+def _tokenizer(name: str) -> PreTrainedTokenizerFast:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the policy's tokenizer {name} cannot be read ({error}): download it, and name its folder as "
+            "tokenizer_name in policy_preprocessor.json"
+        ) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise InputError(f"{name} has a tokenizer in Python: save it as tokenizer.json first")
+    return tokenizer
+
+
+def _backbone(weights: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerFast, bf16: bool) -> TokenFamily:
+    """PaliGemma with these weights, whose vocabulary is extended to the tokenizer and the image token."""
+    embedding = "model.language_model.embed_tokens.weight"
+    named = dict(weights)
+    head = named.pop("lm_head.weight", None)  # tied to the embedding in openpi, and not trained in LeRobot
+    if embedding not in named:
+        if head is None:
+            raise InputError(f"the policy has neither {embedding} nor lm_head.weight")
+        named[embedding] = head
+    vocab = len(named[embedding])
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    image_token_id = max(vocab, len(tokenizer)) if image in (None, tokenizer.unk_token_id) else int(image)
+    config = _config(named, vocab)
+    patches, _ = named["model.vision_tower.vision_model.embeddings.position_embedding.weight"].shape
+    patch = config["vision_config"]["patch_size"]
+    backbone = TokenFamily(
+        config,
+        image_token_id=image_token_id,
+        image_size=int(patches**0.5) * patch,
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        prompt={"first_position": 0},
+    )
+    missing, unexpected = backbone.model.load_state_dict(named, strict=False)
+    if wrong := [*(name for name in missing if name != "lm_head.weight"), *unexpected]:
+        raise InputError(f"{wrong[0]} is only in the policy's weights or only in PaliGemma")
+    if (further := max(len(tokenizer), image_token_id + 1) - vocab) > 0:
+        backbone.add_token_embeddings(further)
+    return backbone
+
+
+def _config(weights: Mapping[str, Tensor], vocab: int) -> dict[str, Any]:
+    """PaliGemma's configuration, from the shapes of its weights."""
+    layer, vision = "model.language_model.layers.0.", "model.vision_tower.vision_model."
+    query, key = (len(weights[f"{layer}self_attn.{name}_proj.weight"]) for name in ("q", "k"))
+    head_dim = query // GEMMA_HEADS
+    mlp, width = weights[f"{layer}mlp.gate_proj.weight"].shape
+    hidden, _, _, patch = weights[f"{vision}embeddings.patch_embedding.weight"].shape
+    patches = len(weights[f"{vision}embeddings.position_embedding.weight"])
+    return {
+        "model_type": "paligemma",
+        "projection_dim": width,
+        "hidden_size": width,
+        "image_token_index": vocab,
+        "text_config": {
+            "model_type": "gemma",
+            "vocab_size": vocab,
+            "hidden_size": width,
+            "intermediate_size": mlp,
+            "num_hidden_layers": count_layers(weights, "model.language_model.layers."),
+            "num_attention_heads": GEMMA_HEADS,
+            "num_key_value_heads": key // head_dim,
+            "head_dim": head_dim,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "rope_theta": 10000.0,
+        },
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": hidden,
+            "intermediate_size": len(weights[f"{vision}encoder.layers.0.mlp.fc1.weight"]),
+            "num_hidden_layers": count_layers(weights, f"{vision}encoder.layers."),
+            "num_attention_heads": hidden // SIGLIP_HEAD_DIM,
+            "image_size": int(patches**0.5) * patch,
+            "patch_size": patch,
+            "projection_dim": width,
+            "vision_use_head": False,
+        },
+    }
+
+
+def _expert_shape(weights: Mapping[str, Tensor], backbone: TokenFamily) -> ActionExpertShape:
+    text = backbone.model.config.text_config
+    mlp, width = weights[f"{EXPERT}layers.0.mlp.gate_proj.weight"].shape
+    return ActionExpertShape(
+        width=width,
+        mlp_size=mlp,
+        layers=count_layers(weights, f"{EXPERT}layers."),
+        heads=text.num_attention_heads,
+        kv_heads=text.num_key_value_heads,
+        head_dim=text.head_dim,
+        frequencies=list(frequencies(text.head_dim)),
+    )
+
+
+def count_layers(weights: Mapping[str, Tensor], prefix: str) -> int:
+    """The number of layers with weights named `prefix` and the layer's index."""
+    return 1 + max(int(name.removeprefix(prefix).split(".")[0]) for name in weights if name.startswith(prefix))

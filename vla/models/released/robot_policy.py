@@ -1,0 +1,110 @@
+"""A released robot policy as a `VLA`: backbone, action head, processor and normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vla.embodiment import Embodiment
+from vla.errors import InputError
+from vla.models.backbones.backbone import Backbone
+from vla.models.normalization import Normalizer
+from vla.models.processor import Processor
+from vla.models.robot_spec import RobotSpec
+from vla.models.vla import VLA
+
+
+@dataclass(frozen=True)
+class RobotPolicy:
+    """The parts of a released policy.
+
+    Attributes:
+        name: its folder or name on the hub.
+        processor: without robots, with the policy's inputs (`ChatFormat.policy`).
+        head: settings of the action head.
+        weights: weights of the model outside the backbone, with our names.
+        horizon: number of steps of a chunk.
+        state, action: the normalisation of the robot on which it was trained; None for a base without statistics.
+        cameras: the policy's names of its cameras, in its order.
+        relative: whether positions that are measured, except grippers, are predicted relative to the state.
+    """
+
+    name: str
+    backbone: Backbone
+    processor: Processor
+    head: Mapping[str, Any]
+    weights: Mapping[str, Tensor]
+    horizon: int
+    state: Normalizer | None = None
+    action: Normalizer | None = None
+    cameras: tuple[str, ...] = ()
+    relative: bool = False
+
+    def model(self, robots: Sequence[RobotSpec]) -> VLA:
+        """The policy for these robots, in one model.
+
+        Raises:
+            InputError: for a robot with more components than the policy's weights have.
+        """
+        width = 0 if self.processor.policy is None else self.processor.policy.width
+        for robot in robots:
+            count = max(len(robot.embodiment.state), robot.action_dim)
+            if width and count > width:
+                raise InputError(f"{self.name} has {width} components of states and actions, {robot.name} has {count}")
+        model = VLA(self.backbone, self.processor.with_robots(robots, self.head, "numbers"))
+        load_weights(model, self.weights)
+        return model.eval()
+
+    def robot(self, embodiment: Embodiment) -> RobotSpec:
+        """The robot on which the policy was trained, with the names and units of `embodiment`.
+
+        Raises:
+            InputError: where it has another number of components, and for a policy without statistics.
+        """
+        for key, normalizer, names in (
+            ("state", self.state, embodiment.state),
+            ("action", self.action, embodiment.action),
+        ):
+            if normalizer is None:
+                raise InputError(
+                    f"{self.name} has no statistics of its {key}: it is a base, train it on demonstrations first"
+                )
+            if (count := len(normalizer.low)) != len(names):
+                raise InputError(
+                    f"the {key} of {self.name} has {count} components, that of {embodiment.name} {len(names)}: {names}"
+                )
+        if len(embodiment.cameras) > len(self.cameras) > 0:
+            raise InputError(
+                f"{self.name} takes {len(self.cameras)} cameras ({', '.join(self.cameras)}), {embodiment.name} has "
+                f"{len(embodiment.cameras)}: {', '.join(embodiment.cameras)}"
+            )
+        assert self.state is not None
+        assert self.action is not None
+        spec = RobotSpec(embodiment, self.horizon, self.state, self.action, "", 0)
+        return spec if self.relative else replace(spec, relative=(False,) * len(embodiment.action))
+
+
+@torch.no_grad()
+def load_weights(model: VLA, weights: Mapping[str, Tensor]) -> None:
+    """Loads the weights outside the backbone; inputs that a weight does not have get zeros.
+
+    The further inputs are conditioning values that the released policy does not know (`VLA`): the embodiment, of several
+    robots.
+
+    Raises:
+        InputError: where a weight is missing, unexpected or of another shape.
+    """
+    own = {name: weight for name, weight in model.state_dict().items() if not name.startswith("backbone.")}
+    if differing := sorted(own.keys() ^ weights.keys()):
+        raise InputError(f"{differing[0]} is only in the policy's weights or only in the model")
+    for name, weight in own.items():
+        given = weights[name]
+        if weight.ndim == 2 and given.shape[0] == weight.shape[0] and given.shape[1] < weight.shape[1]:
+            given = torch.nn.functional.pad(given, (0, weight.shape[1] - given.shape[1]))
+        if given.shape != weight.shape:
+            raise InputError(f"{name} has the shape {list(given.shape)} in the policy, {list(weight.shape)} in the model")
+        weight.copy_(given)
