@@ -46,7 +46,8 @@ class Engine:
         # A shallow copy, so that replacing modules does not change the model.
         self._fast = copy.copy(model)
         self._fast._modules = dict(model._modules)
-        decoder = decoder_of(model.backbone)
+        # A fused decoder reads a prompt of one segment; SmolVLA's last token, the state, is a segment of its own.
+        decoder = None if model.processor.state_in_prompt else decoder_of(model.backbone)
         self.fuses = decoder is not None
         fast: Any = self._fast
         if decoder is not None:

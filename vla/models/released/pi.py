@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from vla.errors import InputError
 from vla.models.action_heads.action_expert import MAX_PERIOD, MIN_PERIOD, ActionExpertShape, frequencies
@@ -28,7 +27,7 @@ from vla.models.preprocessing.markup import Markup
 from vla.models.preprocessing.on_device import OnDevice
 from vla.models.preprocessing.settings import Preprocessing
 from vla.models.released.lerobot_folder import ACTION, STATE, LeRobotFolder
-from vla.models.released.robot_policy import RobotPolicy
+from vla.models.released.robot_policy import RobotPolicy, count_layers, open_tokenizer
 
 TOKENIZER = "google/paligemma-3b-pt-224"
 GEMMA_HEADS, SIGLIP_HEAD_DIM = 8, 72
@@ -76,7 +75,7 @@ def load_pi(folder: LeRobotFolder) -> RobotPolicy:
     kind = str(config["type"])
     if (config.get("min_period", MIN_PERIOD), config.get("max_period", MAX_PERIOD)) != (MIN_PERIOD, MAX_PERIOD):
         raise InputError(f"{folder.path}: the periods of its time are not {MIN_PERIOD} to {MAX_PERIOD}")
-    tokenizer = _tokenizer(folder.tokenizer(TOKENIZER))
+    tokenizer = open_tokenizer(folder.tokenizer(TOKENIZER))
     vlm = {name.removeprefix(VLM): weight for name, weight in weights.items() if name.startswith(VLM)}
     rest = {name: weight for name, weight in weights.items() if not name.startswith(VLM) and "lm_head" not in name}
     if kind == "pi05":  # openpi keeps pi0's projection of the state
@@ -115,19 +114,6 @@ def load_pi(folder: LeRobotFolder) -> RobotPolicy:
 
 def _cut(prompt: RobotPrompt, tokens: int) -> RobotPrompt:
     return RobotPrompt(prompt.text, prompt.cleaned, int(tokens))
-
-
-def _tokenizer(name: str) -> PreTrainedTokenizerFast:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"the policy's tokenizer {name} cannot be read ({error}): download it, and name its folder as "
-            "tokenizer_name in policy_preprocessor.json"
-        ) from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise InputError(f"{name} has a tokenizer in Python: save it as tokenizer.json first")
-    return tokenizer
 
 
 def _backbone(weights: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerFast, bf16: bool) -> TokenFamily:
@@ -212,8 +198,3 @@ def _expert_shape(weights: Mapping[str, Tensor], backbone: TokenFamily) -> Actio
         head_dim=text.head_dim,
         frequencies=list(frequencies(text.head_dim)),
     )
-
-
-def count_layers(weights: Mapping[str, Tensor], prefix: str) -> int:
-    """The number of layers with weights named `prefix` and the layer's index."""
-    return 1 + max(int(name.removeprefix(prefix).split(".")[0]) for name in weights if name.startswith(prefix))

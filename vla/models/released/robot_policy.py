@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from vla.embodiment import Embodiment
 from vla.errors import InputError
@@ -108,3 +109,22 @@ def load_weights(model: VLA, weights: Mapping[str, Tensor]) -> None:
         if given.shape != weight.shape:
             raise InputError(f"{name} has the shape {list(given.shape)} in the policy, {list(weight.shape)} in the model")
         weight.copy_(given)
+
+
+def open_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """The tokenizer of a policy. Raises InputError when it cannot be read, or is one in Python."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the policy's tokenizer {name} cannot be read ({error}): download it, and name its folder as "
+            "tokenizer_name in policy_preprocessor.json"
+        ) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise InputError(f"{name} has a tokenizer in Python: save it as tokenizer.json first")
+    return tokenizer
+
+
+def count_layers(weights: Mapping[str, Tensor], prefix: str) -> int:
+    """The number of layers with weights named `prefix` and the layer's index."""
+    return 1 + max(int(name.removeprefix(prefix).split(".")[0]) for name in weights if name.startswith(prefix))

@@ -1,0 +1,158 @@
+"""SmolVLA (Shukor et al. 2025, arXiv 2506.01844) as LeRobot stores it.
+
+Its SmolVLM reads images, instruction and state as a prefix-LM with rotations of base 10,000, and keeps the first layers
+of the released model only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoConfig
+
+from vla.errors import InputError
+from vla.models.action_heads.action_expert import MAX_PERIOD, MIN_PERIOD, ActionExpertShape, frequencies
+from vla.models.action_heads.flow_matching import EULER_STEPS, FlowLayout
+from vla.models.backbones import catalog
+from vla.models.backbones.own_family import Rule, converted
+from vla.models.backbones.pretrained import make_processor
+from vla.models.backbones.token_family import TokenFamily
+from vla.models.policy_format import PolicyFormat, RobotPrompt
+from vla.models.preprocessing.markup import Markup
+from vla.models.preprocessing.on_device import OnDevice
+from vla.models.preprocessing.settings import Preprocessing
+from vla.models.preprocessing.tiles import Split
+from vla.models.released.lerobot_folder import ACTION, STATE, LeRobotFolder
+from vla.models.released.robot_policy import RobotPolicy, count_layers, open_tokenizer
+
+VLM, EXPERT = "vlm_with_expert.vlm.", "vlm_with_expert.lm_expert."
+ROPE_BASE = 10000.0
+FIXED = {
+    "add_image_special_tokens": False,
+    "attention_mode": "cross_attn",
+    "self_attn_every_n_layers": 2,
+    "adapt_to_pi_aloha": False,
+    "use_delta_joint_actions_aloha": False,
+    "min_period": MIN_PERIOD,
+    "max_period": MAX_PERIOD,
+}
+"""Settings that are implemented with these values only, the ones of the released checkpoints."""
+LAYER = re.escape(EXPERT) + r"layers\.(\d+)\."
+OURS = r"continuous_head.expert.layers.\1."
+RULES = (
+    Rule(LAYER + r"self_attn\.q_proj\.weight", (OURS + "query.weight",)),
+    Rule(LAYER + r"self_attn\.k_proj\.weight", (OURS + "key.weight",)),
+    Rule(LAYER + r"self_attn\.v_proj\.weight", (OURS + "value.weight",)),
+    Rule(LAYER + r"self_attn\.o_proj\.weight", (OURS + "out.weight",)),
+    Rule(LAYER + r"mlp\.(gate|up|down)_proj\.weight", (OURS + r"\2.weight",)),
+    Rule(LAYER + r"input_layernorm\.weight", (OURS + "before_attention.norm.weight",)),
+    Rule(LAYER + r"post_attention_layernorm\.weight", (OURS + "before_mlp.norm.weight",)),
+    Rule(re.escape(EXPERT) + r"norm\.weight", ("continuous_head.expert.norm.norm.weight",)),
+    Rule(r"(action_in_proj|action_out_proj)\.(weight|bias)", (r"continuous_head.\1.\2",)),
+    Rule(r"state_proj\.(weight|bias)", (r"state_proj.\1",)),
+    Rule(r"action_time_mlp_in\.(weight|bias)", (r"continuous_head.time.0.\1",)),
+    Rule(r"action_time_mlp_out\.(weight|bias)", (r"continuous_head.time.2.\1",)),
+)
+"""Names of the weights outside the backbone."""
+
+
+def load_smolvla(folder: LeRobotFolder) -> RobotPolicy:
+    """Opens a folder of SmolVLA.
+
+    Raises:
+        InputError: for settings or weights that are not supported.
+    """
+    config, weights = folder.config, folder.weights()
+    for key, value in FIXED.items():
+        if config.get(key, value) != value:
+            raise InputError(f"{folder.path}: {key}={config[key]} is not supported, only {value}")
+    name = str(config["vlm_model_name"])
+    tokenizer = open_tokenizer(folder.tokenizer(name))
+    vlm = {key.removeprefix(VLM): weight for key, weight in weights.items() if key.startswith(VLM)}
+    rest = {key: weight for key, weight in weights.items() if not key.startswith(VLM) and "lm_head" not in key}
+    wide, tall = config.get("resize_imgs_with_padding") or (None, None)
+    if wide is None or wide != tall:
+        raise InputError(f"{folder.path}: images of {wide} x {tall} pixels are not supported, only squares")
+    backbone = _backbone(vlm, _vlm_config(name, count_layers(vlm, "model.text_model.layers.")), int(wide))
+    markup = Markup(tokens=backbone.tokens_per_image)
+    format = PolicyFormat(
+        RobotPrompt("{task}\n", max_tokens=int(config["tokenizer_max_length"])),
+        Preprocessing(OnDevice((tall, wide), centred=False), markup),
+        width=len(rest["action_in_proj.weight"][0]),
+        state="prompt",
+    )
+    family = catalog.family("smolvlm2").config()
+    asked = Markup(**family["markup"], tokens=backbone.tokens_per_image, split=True)
+    layout = FlowLayout(False, causal=True, noisy_padding=True, steps=config.get("num_steps", EULER_STEPS))
+    return RobotPolicy(
+        name=str(folder.path),
+        backbone=backbone,
+        processor=make_processor(
+            backbone,
+            tokenizer,
+            {**family["chat"], "prefix_lm": True, "policy": format},
+            Preprocessing(Split(int(wide), int(wide), "lanczos"), asked),
+        ),
+        head={"kind": "flow", "expert": asdict(_expert_shape(rest, backbone)), "layout": asdict(layout)},
+        weights=converted(rest, RULES),
+        horizon=int(config["chunk_size"]),
+        state=folder.normalizer(STATE, "STATE"),
+        action=folder.normalizer(ACTION, "ACTION"),
+        cameras=folder.cameras,
+    )
+
+
+def _vlm_config(name: str, layers: int) -> dict[str, Any]:
+    """The configuration of the SmolVLM, with the policy's number of layers and rotations."""
+    try:
+        config: Any = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the policy's vision-language model {name} cannot be read ({error}): download its configuration and "
+            "tokenizer, and name their folder as vlm_model_name in config.json"
+        ) from error
+    config.text_config.num_hidden_layers = layers
+    values: dict[str, Any] = config.to_dict()
+    values["text_config"]["rope_parameters"] = {"rope_type": "default", "rope_theta": ROPE_BASE}
+    values["text_config"].pop("layer_types", None)
+    return values
+
+
+def _backbone(weights: Mapping[str, Tensor], config: dict[str, Any], side: int) -> TokenFamily:
+    config["text_config"]["vocab_size"] = len(weights["model.text_model.embed_tokens.weight"])
+    backbone = TokenFamily(
+        config,
+        image_token_id=int(config["image_token_id"]),
+        image_size=side,
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        prompt={"prefix_lm": True, "first_position": 0, "scale": config["text_config"]["hidden_size"] ** 0.5},
+    )
+    missing, unexpected = backbone.model.load_state_dict(weights, strict=False)
+    if wrong := [*(name for name in missing if name != "lm_head.weight"), *unexpected]:
+        raise InputError(f"{wrong[0]} is only in the policy's weights or only in SmolVLM")
+    return backbone
+
+
+def _expert_shape(weights: Mapping[str, Tensor], backbone: TokenFamily) -> ActionExpertShape:
+    text = backbone.model.config.text_config
+    mlp, width = weights[f"{EXPERT}layers.0.mlp.gate_proj.weight"].shape
+    layers = count_layers(weights, f"{EXPERT}layers.")
+    if layers != text.num_hidden_layers:
+        raise InputError(f"an expert of {layers} layers on {text.num_hidden_layers} of the SmolVLM is not supported")
+    return ActionExpertShape(
+        width=width,
+        mlp_size=mlp,
+        layers=layers,
+        heads=text.num_attention_heads,
+        kv_heads=text.num_key_value_heads,
+        head_dim=text.head_dim,
+        frequencies=list(frequencies(text.head_dim, ROPE_BASE)),
+        activation=text.hidden_act,
+        eps=text.rms_norm_eps,
+        cross=True,
+    )
