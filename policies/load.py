@@ -14,6 +14,7 @@ import gymnasium
 from vla.embodiment import Embodiment
 from vla.errors import InputError, suggestion
 from vla.models.hub import HUB_NAME, checkpoint_of, fetch, tasks_of, weights_digest
+from vla.models.released.registry import is_policy, open_policy
 from vla.policies.policy import Policy
 
 if TYPE_CHECKING:
@@ -58,7 +59,12 @@ def load_policy(name: str) -> Callable[[gymnasium.Env[Any, Any]], Policy]:
     from vla.models.vla import VLA
     from vla.policies.vla import VlaPolicy
 
-    model = VLA.load(checkpoint(name)).to(accelerator())
+    folder = checkpoint(name)
+    if is_policy(folder):
+        released = open_policy(folder)
+        drive = cache(lambda body: VlaPolicy(released.model([released.robot(body)]).to(accelerator()), body))
+        return lambda env: drive(env.unwrapped.embodiment)  # type: ignore[attr-defined]
+    model = VLA.load(folder).to(accelerator())
     serve = cache(partial(VlaPolicy, model))
     return lambda env: serve(env.unwrapped.embodiment)  # type: ignore[attr-defined]
 
@@ -75,7 +81,8 @@ def check_policy(name: str) -> None:
         if not Path(source := name.removeprefix(LEROBOT)).is_dir() and not re.fullmatch(HUB_NAME, source):
             raise InputError(f"{source} is neither a folder nor a model of the hub, which is written user/model")
         return
-    checkpoint_of(checkpoint(name))
+    if not is_policy(folder := checkpoint(name)):
+        checkpoint_of(folder)
 
 
 def tasks_trained_on(name: str) -> tuple[str, ...]:
@@ -141,7 +148,13 @@ def load_realtime(name: str, embodiment: str | Embodiment = "") -> VlaPolicy:
     from vla.common.device import accelerator
     from vla.policies.vla import VlaPolicy
 
-    return VlaPolicy.load(folder, embodiment, "bfloat16" if accelerator().type == "cuda" else "float32")
+    precision = "bfloat16" if accelerator().type == "cuda" else "float32"
+    if not is_policy(folder):
+        return VlaPolicy.load(folder, embodiment, precision)
+    if isinstance(embodiment, str):
+        raise InputError(f"{name} is a released policy, which does not name its robot: deploy it on one")
+    released = open_policy(folder)
+    return VlaPolicy(released.model([released.robot(embodiment)]).to(accelerator()), embodiment, precision)
 
 
 @dataclass(frozen=True)

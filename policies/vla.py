@@ -15,7 +15,7 @@ from vla.common.points import arrange_points
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.models.engine.engine import Engine
-from vla.models.processor import is_like
+from vla.models.robot_choice import is_like
 from vla.models.vla import VLA
 from vla.policies.data_summary import DataSummary
 from vla.types import ActionChunk, Observation, RTCPrefix

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
+from vla.errors import InputError
 from vla.models.backbones.backbone import Backbone
 from vla.models.backbones.nano import nano, train_tokenizer
 from vla.models.backbones.pretrained import open_backbone
 from vla.models.continued import Ranges, continued
 from vla.models.processor import Processor
+from vla.models.released.registry import is_policy, open_policy
 from vla.models.robot_spec import RobotSpec
 from vla.models.vla import VLA, smooth_token_embeddings
 
@@ -49,6 +51,14 @@ def build(
         body, processor = base.backbone, base.processor
         if processor.robots and robots:
             return continued(str(backbone), base, robots, head, ranges)
+    elif isinstance(backbone, str) and is_policy(backbone):
+        policy = open_policy(backbone)
+        if robots and policy.head["kind"] == head["kind"]:
+            if state_encoding != "numbers" or tiles is not None:
+                raise InputError(f"{backbone} has its own inputs: leave out state_encoding and tiles")
+            return policy.model(robots)
+        body, processor = policy.backbone, policy.processor.without_policy()
+        print(f"{backbone}: its vision-language model alone, without its head {policy.head['kind']}")
     else:
         body, processor = open_backbone(backbone)
     ranges.check_unused(str(backbone))

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -41,6 +40,7 @@ from vla.models.preprocessing.frames import Pad
 from vla.models.preprocessing.markup import Markup
 from vla.models.preprocessing.on_device import OnDevice, normalized, resized
 from vla.models.preprocessing.settings import Preprocessing
+from vla.models.robot_choice import matching_robot, named_robot
 from vla.models.robot_spec import RobotSpec, check_together
 from vla.models.robot_views import percent, points_of, row_frames, shown_cameras
 from vla.models.special_tokens import TextTokens
@@ -117,29 +117,11 @@ class Processor:
 
     def robot(self, name: str = "") -> RobotSpec:
         """The robot with this name, or the only robot. Raises InputError when there is none, or several."""
-        if not self.robots:
-            raise InputError("this checkpoint is a vision-language model without actions: train it on demonstrations")
-        known = {robot.name: robot for robot in self.robots}
-        if not name and len(known) > 1:
-            raise InputError(f"this model drives {', '.join(known)}: choose one with embodiment=NAME")
-        if name and name not in known:
-            raise InputError(f"this model drives {', '.join(known)}, not {name}")
-        return known[name] if name else self.robots[0]
+        return named_robot(self.robots, name)
 
     def robot_for(self, body: Embodiment) -> RobotSpec:
-        """The robot that matches an embodiment.
-
-        A robot matches if it is compatible (`Embodiment.check`); a body without some cameras matches robots with
-        `fewer_cameras`. Among several matches the name decides (InputError if none has it). Without a match the result
-        is `robot(body.name)`, or the only robot.
-        """
-        alike = [robot for robot in self.robots if is_like(robot.embodiment, body)]
-        alike = alike or [robot for robot in self.robots if is_like(robot.embodiment, body, robot.fewer_cameras)]
-        named = [robot for robot in alike if robot.name == body.name]
-        if len(alike) > 1 and not named:
-            names = ", ".join(robot.name for robot in alike)
-            raise InputError(f"this model drives {names}, which all match {body.name}: use one of these names")
-        return (named or alike or [self.robot(body.name if len(self.robots) > 1 else "")])[0]
+        """The robot that matches an embodiment (`robot_choice.matching_robot`)."""
+        return matching_robot(self.robots, body)
 
     @property
     def state_width(self) -> int:
@@ -147,7 +129,7 @@ class Processor:
         if self.state_encoding == "text" or (self.policy is not None and self.policy.state in ("text", "none")):
             return 0
         width = 0 if self.policy is None else self.policy.width
-        return max((len(robot.embodiment.state) for robot in self.robots), default=0) if not width else width
+        return width or max((len(robot.embodiment.state) for robot in self.robots), default=0)
 
     @property
     def state_in_prompt(self) -> bool:
@@ -396,28 +378,14 @@ class Processor:
         self, robots: Sequence[RobotSpec], head: Mapping[str, Any], state_encoding: str, tiles: int | None = None
     ) -> Processor:
         """A copy for a model that controls these robots."""
-        made = Processor(
-            self.tokenizer,
-            self.image_size,
-            self.tokens_per_image,
-            robots,
-            self.mean,
-            self.std,
-            head,
-            state_encoding,
-            self.chat,
-            self.tokens,
-            tiles,
-            self.images,
-        )
+        size, tokens, normalization = self.image_size, self.tokens_per_image, (self.mean, self.std)
+        rest = (head, state_encoding, self.chat, self.tokens, tiles, self.images)
+        made = Processor(self.tokenizer, size, tokens, robots, *normalization, *rest)
         made.tasks = self.tasks
         return made
 
-
-def is_like(one: Embodiment, other: Embodiment, fewer_cameras: bool = False) -> bool:
-    """Whether two embodiments are compatible (`Embodiment.check`)."""
-    try:
-        one.check(other, fewer_cameras)
-        return True
-    except InputError:
-        return False
+    def without_policy(self) -> Processor:
+        """A copy for the vision-language model of a released policy alone."""
+        size, chat = self.image_size, replace(self.chat, policy=None)
+        values: dict[str, Any] = {"mean": self.mean, "std": self.std, "tokens": self.tokens, "images": self.images}
+        return Processor(self.tokenizer, size, self.tokens_per_image, chat=chat, **values)

@@ -20,6 +20,7 @@ from vla.training.chain import chain
 from vla.training.distributed import join
 from vla.training.loop import Outcome
 from vla.training.lora import adapt
+from vla.training.released_options import with_policy_options
 from vla.training.run_data import RunData
 from vla.training.run_options import RunOptions
 from vla.training.train_config import TrainConfig, make_train_config
@@ -39,6 +40,7 @@ def train(options: RunOptions) -> Outcome:
     if options.stages:
         return chain(train, options, options.stages)
     check_choice(options.instruction)
+    options = with_policy_options(options)
     plan, train_run = _plan(options), select(options)
     torch.manual_seed(plan.seed)
     data = RunData.open(options)

@@ -14,7 +14,8 @@ from vla.evaluation.heldout import heldout_by_kind, spread
 from vla.models.action_targets import RELATIVE
 from vla.models.build import checkpoint_folder
 from vla.models.normalization import QUANTILE
-from vla.models.processor import Processor, is_like
+from vla.models.processor import Processor
+from vla.models.robot_choice import is_like
 from vla.models.robot_spec import RobotSpec, with_cameras
 from vla.training.camera_dropout import check_dropout
 from vla.training.demonstrations import Demonstrations, robot_specs

@@ -39,6 +39,8 @@ LAYOUTS = {
         "vision_model", ("qformer", "language_projection", "query_tokens"), "language_model.model", resizes=True
     ),
 }
+
+
 @dataclass(frozen=True)
 class PromptLayout:
     """How a prompt is read.
@@ -146,8 +148,8 @@ class TokenFamily(HFBackbone):
         cache, prefix = inputs.cache, self.prompt.prefix_lm
         if prefix and cache is None and (inputs.segments is None or not inputs.segments.any()):
             raise InputError(
-                f"the prompt of this {self.family} has bidirectional attention: pass segments, 0 for the prompt and 1 for predicted "
-                "tokens; or a cache, if all tokens are a prompt"
+                f"the prompt of this {self.family} has bidirectional attention: pass segments, 0 for the prompt and 1 "
+                "for predicted tokens; or a cache, if all tokens are a prompt"
             )
         steps = image_steps(inputs) if self.family in MROPE else None
         order, offsets = self._order(inputs.attention_mask, steps)

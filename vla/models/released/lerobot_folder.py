@@ -19,8 +19,6 @@ from vla.models.normalization import Normalizer
 
 STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
 PREPROCESSOR = "policy_preprocessor.json"
-OPTIONS = {"MEAN_STD": "mean-std", "MIN_MAX": "min-max", "QUANTILES": "quantile"}
-"""LeRobot's names of normalisations, and ours (`vla.models.normalization`)."""
 ENDS = {"MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90")}
 """The statistics that a normalisation maps to -1 and 1."""
 SMALLEST = 1e-8

@@ -107,7 +107,9 @@ def load_weights(model: VLA, weights: Mapping[str, Tensor]) -> None:
         if weight.ndim == 2 and given.shape[0] == weight.shape[0] and given.shape[1] < weight.shape[1]:
             given = torch.nn.functional.pad(given, (0, weight.shape[1] - given.shape[1]))
         if given.shape != weight.shape:
-            raise InputError(f"{name} has the shape {list(given.shape)} in the policy, {list(weight.shape)} in the model")
+            raise InputError(
+                f"{name} has the shape {list(given.shape)} in the policy, {list(weight.shape)} in the model"
+            )
         weight.copy_(given)
 
 
