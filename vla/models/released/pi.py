@@ -80,7 +80,7 @@ def load_pi(folder: LeRobotFolder) -> RobotPolicy:
     rest = {name: weight for name, weight in weights.items() if not name.startswith(VLM) and "lm_head" not in name}
     if kind == "pi05":  # openpi keeps pi0's projection of the state
         rest = {name: weight for name, weight in rest.items() if not name.startswith("state_proj.")}
-    backbone = _backbone(vlm, tokenizer, bool(config.get("dtype") == "bfloat16"))
+    backbone = _backbone(vlm, tokenizer)
     side = backbone.image_size
     markup = Markup(tokens=backbone.tokens_per_image)
     format = PolicyFormat(
@@ -116,7 +116,7 @@ def _cut(prompt: RobotPrompt, tokens: int) -> RobotPrompt:
     return RobotPrompt(prompt.text, prompt.cleaned, int(tokens))
 
 
-def _backbone(weights: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerFast, bf16: bool) -> TokenFamily:
+def _backbone(weights: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerFast) -> Any:
     """PaliGemma with these weights, whose vocabulary is extended to the tokenizer and the image token."""
     embedding = "model.language_model.embed_tokens.weight"
     named = dict(weights)
@@ -126,7 +126,7 @@ def _backbone(weights: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerFast,
             raise InputError(f"the policy has neither {embedding} nor lm_head.weight")
         named[embedding] = head
     vocab = len(named[embedding])
-    image = tokenizer.convert_tokens_to_ids("<image>")
+    image: Any = tokenizer.convert_tokens_to_ids("<image>")
     image_token_id = max(vocab, len(tokenizer)) if image in (None, tokenizer.unk_token_id) else int(image)
     config = _config(named, vocab)
     patches, _ = named["model.vision_tower.vision_model.embeddings.position_embedding.weight"].shape
@@ -186,7 +186,7 @@ def _config(weights: Mapping[str, Tensor], vocab: int) -> dict[str, Any]:
     }
 
 
-def _expert_shape(weights: Mapping[str, Tensor], backbone: TokenFamily) -> ActionExpertShape:
+def _expert_shape(weights: Mapping[str, Tensor], backbone: Any) -> ActionExpertShape:
     text = backbone.model.config.text_config
     mlp, width = weights[f"{EXPERT}layers.0.mlp.gate_proj.weight"].shape
     return ActionExpertShape(

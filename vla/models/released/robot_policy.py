@@ -93,8 +93,7 @@ class RobotPolicy:
 def load_weights(model: VLA, weights: Mapping[str, Tensor]) -> None:
     """Loads the weights outside the backbone; inputs that a weight does not have get zeros.
 
-    The further inputs are conditioning values that the released policy does not know (`VLA`): the embodiment, of several
-    robots.
+    The further inputs are conditioning values that the policy does not know: the embodiment, with several robots.
 
     Raises:
         InputError: where a weight is missing, unexpected or of another shape.

@@ -122,7 +122,7 @@ def _vlm_config(name: str, layers: int) -> dict[str, Any]:
     return values
 
 
-def _backbone(weights: Mapping[str, Tensor], config: dict[str, Any], side: int) -> TokenFamily:
+def _backbone(weights: Mapping[str, Tensor], config: dict[str, Any], side: int) -> Any:
     config["text_config"]["vocab_size"] = len(weights["model.text_model.embed_tokens.weight"])
     backbone = TokenFamily(
         config,
@@ -138,7 +138,7 @@ def _backbone(weights: Mapping[str, Tensor], config: dict[str, Any], side: int) 
     return backbone
 
 
-def _expert_shape(weights: Mapping[str, Tensor], backbone: TokenFamily) -> ActionExpertShape:
+def _expert_shape(weights: Mapping[str, Tensor], backbone: Any) -> ActionExpertShape:
     text = backbone.model.config.text_config
     mlp, width = weights[f"{EXPERT}layers.0.mlp.gate_proj.weight"].shape
     layers = count_layers(weights, f"{EXPERT}layers.")
