@@ -378,9 +378,10 @@ class Processor:
         self, robots: Sequence[RobotSpec], head: Mapping[str, Any], state_encoding: str, tiles: int | None = None
     ) -> Processor:
         """A copy for a model that controls these robots."""
-        size, tokens, normalization = self.image_size, self.tokens_per_image, (self.mean, self.std)
-        rest = (head, state_encoding, self.chat, self.tokens, tiles, self.images)
-        made = Processor(self.tokenizer, size, tokens, robots, *normalization, *rest)
+        images = (self.image_size, self.tokens_per_image)
+        kept: dict[str, Any] = {"mean": self.mean, "std": self.std, "chat": self.chat, "tokens": self.tokens}
+        new: dict[str, Any] = {"head": head, "state_encoding": state_encoding, "tiles": tiles, "images": self.images}
+        made = Processor(self.tokenizer, *images, robots, **kept, **new)
         made.tasks = self.tasks
         return made
 

@@ -108,16 +108,16 @@ class LeRobotFolder:
         low, high = (statistics[end] for end in ends)
         if mode == "MEAN_STD":
             low, high = low - (high + SMALLEST), low + (high + SMALLEST)
-        high = np.where(high == low, low + SMALLEST, high)
-        return Normalizer(tuple(low.tolist()), tuple(high.tolist()))
+        wide = np.where(high == low, low + SMALLEST, high)
+        return Normalizer(tuple(low.tolist()), tuple(wide.tolist()))
 
     @cached_property
-    def _statistics(self) -> dict[str, np.ndarray[Any, Any]]:
+    def _statistics(self) -> dict[str, Any]:
         name = self.steps.get("normalizer_processor", {}).get("state_file")
         if name is None:
             return {}
         with reading(self.path / name, COPY):
-            values: dict[str, np.ndarray[Any, Any]] = load_file(self.path / name)
+            values: dict[str, Any] = load_file(self.path / name)
         return values
 
 

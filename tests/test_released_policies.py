@@ -1,0 +1,164 @@
+"""Released robot policies as models of this project, against LeRobot's own classes on small random weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lerobot_policies import ACTION, BODY, HORIZON, PADDED, LeRobotReference, fixed_draws, observation, reference
+
+from vla.errors import InputError
+from vla.models.action_heads import flow
+from vla.models.released.registry import is_policy, open_policy, policy_defaults
+from vla.models.vla import VLA
+from vla.policies.vla import VlaPolicy
+from vla.types import Example
+
+KINDS = ("pi0", "pi05", "smolvla")
+Make = Callable[..., LeRobotReference]
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    return lambda kind, **options: reference(kind, tmp_path / kind, monkeypatch, **options)
+
+
+def model_of(theirs: LeRobotReference) -> VLA:
+    policy = open_policy(theirs.folder)
+    return policy.model([policy.robot(BODY)])
+
+
+def noise(horizon: int = HORIZON) -> torch.Tensor:
+    """The noise of our decoding, (h, a)."""
+    return torch.randn(horizon, PADDED, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("engine", [None, "float32"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_chunks_in_robot_units_are_those_of_the_original(make: Make, kind: str, engine: str | None) -> None:
+    theirs = make(kind)
+    policy = VlaPolicy(model_of(theirs), BODY, engine)
+    for number, (size, task) in enumerate([((480, 640), "pick_up the red cube"), ((48, 31), " place it\n")]):
+        seen = observation(size, task, number)
+        ours = policy.predict(seen)
+        assert ours is not None
+        np.testing.assert_allclose(ours.actions, theirs.chunk(seen, noise()), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_missing_cameras_are_masked(make: Make, kind: str) -> None:
+    theirs = make(kind)
+    policy = open_policy(theirs.folder)
+    robot = replace(policy.robot(BODY), fewer_cameras=True)
+    ours = VlaPolicy(policy.model([robot]), BODY)
+    seen = observation((48, 64))
+    for camera in seen.images:
+        left = replace(seen, images={camera: seen.images[camera]})
+        chunk = ours.predict(left)
+        assert chunk is not None
+        np.testing.assert_allclose(chunk.actions, theirs.chunk(left, noise()), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_and_gradients_are_those_of_the_original(make: Make, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"freeze_vision_encoder": False, "train_expert_only": False} if kind == "smolvla" else {}
+    theirs = make(kind, **settings)
+    model = model_of(theirs).train()
+    seen = observation((40, 64))
+    actions = np.random.default_rng(3).normal(size=(HORIZON, ACTION))
+    drawn, time = noise()[None], torch.tensor([0.37])
+    monkeypatch.setattr(flow, "REPEATS", 1)
+    monkeypatch.setattr(flow, "_noise_and_time", lambda batch: (drawn, time))
+
+    example = Example(seen.images, seen.instruction, actions, seen.state)
+    losses, _, _ = model(model.processor.batch([example]))
+    losses.mean().backward()
+    with fixed_draws(theirs.policy, drawn, time):
+        expected, _ = theirs.policy.forward(theirs.batch(seen, actions))
+    expected.backward()
+
+    assert losses.mean().item() == pytest.approx(expected.item(), rel=1e-5)
+    ours = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    vlm = "paligemma_with_expert.paligemma" if kind != "smolvla" else "vlm_with_expert.vlm"
+    compared = 0
+    for name, weight in theirs.policy.model.named_parameters():
+        if weight.grad is None or not name.startswith(vlm) or "lm_head" in name or "embed_tokens" in name:
+            continue
+        torch.testing.assert_close(ours[name.replace(vlm, "backbone.model")], weight.grad, atol=1e-5, rtol=1e-3)
+        compared += 1
+    assert compared > 20
+    torch.testing.assert_close(
+        ours["continuous_head.action_in_proj.weight"],
+        theirs.policy.model.action_in_proj.weight.grad,
+        atol=1e-5,
+        rtol=1e-3,
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_and_loaded_it_is_the_same(make: Make, kind: str, tmp_path: Path) -> None:
+    model, seen = model_of(make(kind)), observation()
+    model.save_pretrained(tmp_path / "ours")
+    before, after = (VlaPolicy(one, BODY).predict(seen) for one in (model, VLA.from_pretrained(tmp_path / "ours")))
+    assert before is not None
+    assert after is not None
+    np.testing.assert_allclose(after.actions, before.actions, atol=1e-6)
+
+
+def test_long_instructions_are_cut_as_in_training(make: Make) -> None:
+    theirs = make("pi0")
+    seen = observation(task="pick up the red cube " * 30)
+    ours = VlaPolicy(model_of(theirs), BODY).predict(seen)
+    assert ours is not None
+    np.testing.assert_allclose(ours.actions, theirs.chunk(seen, noise()), atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [4, 25])
+def test_the_number_of_steps_is_the_policys(make: Make, steps: int) -> None:
+    theirs, seen = make("pi05", num_inference_steps=steps), observation()
+    for engine in (None, "float32"):
+        ours = VlaPolicy(model_of(theirs), BODY, engine).predict(seen)
+        assert ours is not None
+        np.testing.assert_allclose(ours.actions, theirs.chunk(seen, noise()), atol=1e-4)
+
+
+def test_questions_and_robots_share_a_batch(make: Make) -> None:
+    for kind in KINDS:
+        model, seen = model_of(make(kind)), observation((40, 60))
+        actions = np.zeros((HORIZON, ACTION))
+        robot = Example(seen.images, seen.instruction, actions, seen.state)
+        question = Example({"main": seen.images["front"]}, "what is red?", "a cube")
+        together = model(model.processor.batch([question, robot]))
+        alone = model(model.processor.batch([question]))
+        words = len(alone[0])
+        torch.testing.assert_close(together[0][:words], alone[0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_base_without_statistics_is_for_training(make: Make) -> None:
+    theirs = make("pi05")
+    file = theirs.folder / "policy_preprocessor.json"
+    values = json.loads(file.read_text())
+    for step in values["steps"]:
+        step.pop("state_file", None)
+    file.write_text(json.dumps(values))
+    with pytest.raises(InputError, match="no statistics of its state"):
+        open_policy(theirs.folder).robot(BODY)
+
+
+def test_what_is_no_policy_is_none(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert not is_policy(tmp_path)
+    assert not is_policy("nano")
+    assert policy_defaults({"vision": "a"}) is None
+
+
+def test_widths_that_do_not_fit_are_refused(make: Make) -> None:
+    policy = open_policy(make("pi0").folder)
+    fewer = replace(BODY, state=BODY.state[:3], action_state=(None,) * ACTION)
+    with pytest.raises(InputError, match="has 7 components, that of bot 3"):
+        policy.robot(fewer)
