@@ -8,6 +8,8 @@ from pathlib import Path
 FOLDER = Path(__file__).with_name("diagrams")
 INK, LINE, PAPER = "#1f2937", "#64748b", "#ffffff"
 GREY, BLUE, GREEN, ORANGE, PINK = "#f1f5f9", "#dbeafe", "#dcfce7", "#ffedd5", "#fce7f3"
+WIDE = 168
+"""Width of most boxes."""
 Point = tuple[float, float]
 
 
@@ -23,6 +25,11 @@ def box(x: float, y: float, width: float, height: float, title: str, *details: s
     top = y + height / 2 - step * len(details) / 2 + 5
     lines = [text(middle, top + step * (i + 1), detail, size=12) for i, detail in enumerate(details)]
     return "\n".join([shape, text(middle, top, title, bold=True), *lines])
+
+
+def column(x: float, y: float, step: float, height: float, fill: str, *boxes: tuple[str, str]) -> list[str]:
+    """Boxes below each other, the next one `step` lower."""
+    return [box(x, y + step * i, WIDE, height, *words, fill=fill) for i, words in enumerate(boxes)]
 
 
 def arrow(*points: Point, dashed: bool = False) -> str:
@@ -47,32 +54,27 @@ def svg(width: int, height: int, title: str, *parts: str) -> str:
 
 def data_flow() -> str:
     """From episodes and questions to the robot, and back to the store."""
-    wide = 168
-    sources = [
-        box(20, 20, wide, 50, "Scripted expert", "vla record task=", fill=GREEN),
-        box(20, 84, wide, 50, "Teleoperation", "vla record robot=", fill=GREEN),
-        box(20, 148, wide, 50, "Other datasets", "vla convert", fill=GREEN),
-        box(20, 212, wide, 50, "Visual questions", "vla record, vla convert", fill=GREEN),
-    ]
-    stores = [
-        box(250, 84, wide, 50, "Episode store", "zarr", fill=BLUE),
-        box(250, 212, wide, 50, "Question store", "zarr", fill=BLUE),
-    ]
+    origins = (
+        ("Scripted expert", "vla record task="),
+        ("Teleoperation", "vla record robot="),
+        ("Other datasets", "vla convert"),
+        ("Visual questions", "vla record, vla convert"),
+    )
+    sources = column(20, 20, 64, 50, GREEN, *origins)
+    stores = column(250, 84, 128, 50, BLUE, ("Episode store", "zarr"), ("Question store", "zarr"))
     training = [
         box(480, 148, 130, 50, "Mixture", "sampling weights"),
-        box(670, 139, wide, 68, "Processor", "image preprocessing,", "tokens, normalisation"),
+        box(670, 139, WIDE, 68, "Processor", "image preprocessing,", "tokens, normalisation"),
         f'<rect x="656" y="246" width="196" height="158" rx="9" fill="none" stroke="{LINE}" stroke-dasharray="4 4"/>',
         text(754, 265, "vla train", size=12),
-        box(670, 274, wide, 50, "Backbone", "vision, connector, LLM", fill=ORANGE),
-        box(670, 342, wide, 50, "Action head", "parallel, bins, flow, …", fill=ORANGE),
+        *column(
+            670, 274, 68, 50, ORANGE, ("Backbone", "vision, connector, LLM"), ("Action head", "parallel, bins, flow, …")
+        ),
         box(480, 342, 130, 50, "Checkpoint", "outputs/train/best", fill=BLUE),
     ]
-    using = [
-        box(250, 282, wide, 46, "vla eval", "simulation", fill=PINK),
-        box(250, 344, wide, 46, "vla deploy", "robot, control loop", fill=PINK),
-        box(250, 406, wide, 46, "vla serve", "remote robots", fill=PINK),
-        box(20, 313, wide, 46, "Recorder", "zarr, Rerun, video", fill=BLUE),
-    ]
+    commands = (("vla eval", "simulation"), ("vla deploy", "robot, control loop"), ("vla serve", "remote robots"))
+    using = column(250, 282, 62, 46, PINK, *commands)
+    using += column(20, 313, 0, 46, BLUE, ("Recorder", "zarr, Rerun, video"))
     arrows = [
         arrow((188, 45), (219, 45), (219, 102), (249, 102)),
         arrow((188, 109), (249, 109)),

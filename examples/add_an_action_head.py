@@ -17,13 +17,10 @@ Here it is registered for this process. A package adds it to every command by it
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import torch
-from load_and_look_at_a_store import record
+from load_and_look_at_a_store import parser_of, record
 from torch import nn
-from train_a_policy import train_policy
+from train_a_policy import predict_once, train_policy
 
 import vla
 from vla.models.action_heads.action_head import Target, finite
@@ -58,9 +55,10 @@ class StepsHead:
     def module(self, backbone, conditioning):
         return nn.Sequential(nn.LayerNorm(backbone.hidden_size), nn.Linear(backbone.hidden_size, self.action_dim))
 
-    def loss(self, module, batch, hidden, conditioning, cached):
-        """The Huber loss of each normalised action component in `batch.continuous_mask`."""
-        predicted = module(hidden[batch.input_ids == self.query]).unflatten(0, (len(hidden), self.horizon)).float()
+    def loss(self, module, rows):
+        """The Huber loss of each normalised action component in `continuous_mask` of the batch."""
+        batch, shape = rows.batch, (len(rows.hidden), self.horizon)
+        predicted = module(rows.hidden[batch.input_ids == self.query]).unflatten(0, shape).float()
         loss = nn.functional.huber_loss(predicted, batch.actions, reduction="none", delta=self.delta)
         return loss[batch.continuous_mask]
 
@@ -74,20 +72,15 @@ vla.register_action_head("steps", StepsHead)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--episodes", type=int, default=8)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--out", type=Path, default=Path("outputs/examples"))
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
     store = record(options.out / "demonstrations.zarr", options.episodes)
     run = train_policy(store, options.out / "steps-head", options.steps, options.batch_size, head="steps")
 
-    env = vla.make_env("pick")
-    observation, _ = env.reset(seed=1000)
-    chunk = vla.load_policy(run).predict(observation)
-    env.close()
+    chunk = predict_once(run)
     print(f"the head predicts {chunk.actions.shape[0]} actions of {chunk.actions.shape[1]} components")
 
 

@@ -9,12 +9,12 @@ seconds. With a released one use a GPU, hundreds of demonstrations and thousands
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
-from load_and_look_at_a_store import record
+from load_and_look_at_a_store import parser_of, record
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from train_a_policy import predict_once
 from transformers import (
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
@@ -23,7 +23,6 @@ from transformers import (
     SiglipImageProcessor,
 )
 
-import vla
 from vla.commands.cli import main as vla_command
 
 LAYERS = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -58,14 +57,12 @@ def write_tiny_checkpoint(folder: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--backbone", help="a released model; default: a tiny random one")
     parser.add_argument("--episodes", type=int, default=4)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--out", type=Path, default=Path("outputs/examples"))
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
     store = record(options.out / "demonstrations.zarr", options.episodes)
     backbone = options.backbone or write_tiny_checkpoint(options.out / "tiny-paligemma")
 
@@ -91,10 +88,7 @@ def main() -> None:
         raise SystemExit(code)
 
     # Adapters are merged into the saved weights: the checkpoint needs no adapter to load.
-    env = vla.make_env("pick")
-    observation, _ = env.reset(seed=1000)
-    chunk = vla.load_policy(run).predict(observation)
-    env.close()
+    chunk = predict_once(run)
     print(f"the fine-tuned policy predicts {chunk.actions.shape[0]} actions of {chunk.actions.shape[1]} components")
 
 

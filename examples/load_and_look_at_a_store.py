@@ -23,6 +23,7 @@ def record(path: Path, episodes: int) -> Path:
     """Records demonstrations of the scripted expert into a new store; an existing one is left as it is."""
     if path.exists():
         return path
+    path.parent.mkdir(parents=True, exist_ok=True)
     env = vla.make_env("pick", image_size=96)
     with EpisodeStore.create(path, env.unwrapped.embodiment) as store:
         for seed in range(episodes):
@@ -32,11 +33,17 @@ def record(path: Path, episodes: int) -> Path:
     return path
 
 
+def parser_of(description: str) -> argparse.ArgumentParser:
+    """The options of an example; this one is common to those that write files."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("outputs/examples"))
+    return parser
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--store", type=Path, help="a store; default: record one")
     parser.add_argument("--episodes", type=int, default=2, help="how many episodes to record")
-    parser.add_argument("--out", type=Path, default=Path("outputs/examples"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.store or record(options.out / "pick.zarr", options.episodes)

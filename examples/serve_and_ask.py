@@ -8,14 +8,13 @@ Without `--policy` it trains a tiny one first. On another machine, start the ser
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from load_and_look_at_a_store import record
+from load_and_look_at_a_store import parser_of, record
 from train_a_policy import train_policy
 
 import vla
@@ -39,13 +38,11 @@ def serving(policy: Path) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--policy", type=Path, help="the folder of a run or a checkpoint; default: train one")
     parser.add_argument("--chunks", type=int, default=3, help="how often to ask the server")
-    parser.add_argument("--out", type=Path, default=Path("outputs/examples"))
     options = parser.parse_args()
     if options.policy is None:
-        options.out.mkdir(parents=True, exist_ok=True)
         store = record(options.out / "demonstrations.zarr", episodes=8)
         options.policy = train_policy(store, options.out / "train", steps=20)
 

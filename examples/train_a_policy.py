@@ -8,14 +8,14 @@ The defaults here show the steps in a minute. They are far too few for a policy 
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from load_and_look_at_a_store import record
+from load_and_look_at_a_store import parser_of, record
 
 import vla
 from vla.training.run import train
 from vla.training.run_options import RunOptions
+from vla.types import ActionChunk
 
 
 def train_policy(store: Path, out: Path, steps: int, batch_size: int = 16, head: str = "parallel") -> Path:
@@ -39,14 +39,21 @@ def train_policy(store: Path, out: Path, steps: int, batch_size: int = 16, head:
     return out
 
 
+def predict_once(run: Path) -> ActionChunk:
+    """The policy's action chunk at the start of a new scene."""
+    env = vla.make_env("pick")
+    observation, _ = env.reset(seed=1000)
+    chunk = vla.load_policy(run).predict(observation)
+    env.close()
+    return chunk
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--episodes", type=int, default=8, help="how many demonstrations to record")
     parser.add_argument("--steps", type=int, default=20, help="training steps")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--out", type=Path, default=Path("outputs/examples"))
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
     store = record(options.out / "demonstrations.zarr", options.episodes)
     run = train_policy(store, options.out / "train", options.steps, options.batch_size)
 

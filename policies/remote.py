@@ -88,6 +88,10 @@ class RemotePolicy:
         statistics_hash: If set, the hash required of its normalization statistics. It must not change either.
         key_file: File with the API key; see `api_key`.
 
+    Attributes:
+        guides, fewer_cameras, data: From the server's metadata; see `GuidedPolicy`, `FewerCamerasPolicy` and
+            `SummarizedPolicy`.
+
     Raises:
         InputError: if there is no `vla serve` at `url`, or if its metadata do not match; it names both values.
     """
@@ -134,21 +138,6 @@ class RemotePolicy:
 
     def reset(self) -> None:
         """Does nothing: there is no memory between chunks."""
-
-    @property
-    def guides(self) -> bool:
-        """See `GuidedPolicy`; from the server's metadata."""
-        return self._guides
-
-    @property
-    def fewer_cameras(self) -> bool:
-        """See `FewerCamerasPolicy`; from the server's metadata."""
-        return self._fewer_cameras
-
-    @property
-    def data(self) -> DataSummary:
-        """See `SummarizedPolicy`; from the server's metadata."""
-        return self._data
 
     @property
     def history(self) -> tuple[float, ...]:
@@ -233,14 +222,14 @@ class RemotePolicy:
         if not isinstance(metadata, dict) or not isinstance(metadata.get("embodiment"), dict):
             raise InputError("the server does not name its embodiment: it is not `vla serve`")
         served = Embodiment.from_dict(metadata["embodiment"])
-        self._fewer_cameras = bool(metadata.get("fewer_cameras", False))
+        self.fewer_cameras = bool(metadata.get("fewer_cameras", False))
         if self._expected is not None:
-            if self._fewer_cameras and served.cameras_fit(self._expected, fewer=True):
+            if self.fewer_cameras and served.cameras_fit(self._expected, fewer=True):
                 served.check(self._expected, fewer_cameras=True)
             else:
                 self._expected.check(served)
-        self._data = DataSummary.from_dict(metadata.get("data") or {})
-        self._guides = "vla/beyond" in metadata.get("extras", ())
+        self.data = DataSummary.from_dict(metadata.get("data") or {})
+        self.guides = "vla/beyond" in metadata.get("extras", ())
         history = tuple(map(float, metadata.get("history", ())))
         if self._history not in (None, history):
             raise InputError(f"the policy uses past frames at {history} s, not at {self._history} s")

@@ -42,6 +42,7 @@ from vla.types import Episode
 
 if TYPE_CHECKING:
     from vla.datasets.episodes import EpisodeStore
+    from vla.models.robot_spec import RobotSpec
     from vla.models.vla import VLA
 
 hypothesis.settings.register_profile("local", deadline=None)
@@ -58,6 +59,15 @@ TOY = Embodiment(
     action_high=(1.0, 1.0, 1.0),
     control_hz=10.0,
 )
+CONVNEXT: dict[str, Any] = {
+    "model_type": "convnext",
+    "patch_size": 4,
+    "num_stages": 2,
+    "hidden_sizes": [8, 16],
+    "depths": [1, 1],
+    "out_features": ["stage2"],
+}
+"""A tiny vision encoder."""
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +108,15 @@ def toy_episode(seed: int = 0, steps: int = 5, horizon: int | None = None, **fie
         "chunks": None if horizon is None else rng.normal(size=(steps, horizon, 3)),
     }
     return Episode(**(values | fields))
+
+
+def toy_spec(points: int = 0) -> RobotSpec:
+    """How a model controls the robot of `toy_episode`: 4 actions a chunk."""
+    from vla.models.normalization import Normalizer
+    from vla.models.robot_spec import RobotSpec
+
+    state = Normalizer((-2.0, -2.5), (2.0, 1.5))
+    return RobotSpec(TOY, 4, state, Normalizer((-2.0, -2.0, 0.0), (2.0, 2.0, 1.0)), "none", points=points)
 
 
 @pytest.fixture
@@ -149,22 +168,12 @@ def tiny_model(
 
     from vla.models.backbones.composed import ComposedVLM
     from vla.models.backbones.nano import train_tokenizer
-    from vla.models.normalization import Normalizer
     from vla.models.processor import Processor
-    from vla.models.robot_spec import RobotSpec
     from vla.models.special_tokens import IMAGE
     from vla.models.vla import VLA
 
     tokenizer = train_tokenizer(["what color is the cube? red blue", "lift the ring", "where is it? 12 34"])
-    vision = {
-        "model_type": "convnext",
-        "patch_size": 4,
-        "num_stages": 2,
-        "hidden_sizes": [8, 16],
-        "depths": [1, 1],
-        "layer_scale_init_value": 1.0,
-        "out_features": ["stage2"],
-    }
+    vision = {**CONVNEXT, "layer_scale_init_value": 1.0}
     language = {
         "model_type": "llama",
         "vocab_size": tokenizer.get_vocab_size(),
@@ -176,17 +185,8 @@ def tiny_model(
         "tie_word_embeddings": False,
         "initializer_range": 0.2,  # large, so that attention looks somewhere and positions matter
     }
-    spec = RobotSpec(
-        embodiment=TOY,
-        horizon=4,
-        state=Normalizer((-2.0, -2.5), (2.0, 1.5)),
-        action=Normalizer((-2.0, -2.0, 0.0), (2.0, 2.0, 1.0)),
-        statistics_hash="none",
-        points=points,
-    )
-
     torch.manual_seed(seed)
     backbone = ComposedVLM(vision, language, 32, tokenizer.token_to_id(IMAGE), attention="eager")
-    robots, settings = (spec,) if robot else (), {"kind": head} | options
+    robots, settings = (toy_spec(points),) if robot else (), {"kind": head} | options
     processor = Processor(tokenizer, 32, backbone.tokens_per_image, robots, head=settings)
     return VLA(backbone, processor, smoothing).eval()

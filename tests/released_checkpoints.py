@@ -195,6 +195,16 @@ OURS = {"smolvlm2": "smolvlm", "llama-3.2-vision": "mllama"}
 """Families that `tiny_families` has under the name of their class."""
 
 
+def save_random_model(config: dict[str, Any], folder: Path) -> Any:
+    """Saves a model of transformers with weights that matter: some of those it starts with are zeros."""
+    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**config)).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.2 * torch.randn_like(weight)
+    model.save_pretrained(folder)
+    return model
+
+
 def save_released(name: str, folder: Path) -> tuple[Any, Any]:
     """Saves a random checkpoint of the family; gives transformers' model and processor of it."""
     torch.manual_seed(0)
@@ -214,10 +224,5 @@ def save_released(name: str, folder: Path) -> tuple[Any, Any]:
     if name.startswith("qwen"):
         tokens = {"video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
         values |= {f"{key}_token_id": words.convert_tokens_to_ids(f"<|{token}|>") for key, token in tokens.items()}
-    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**values)).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight += 0.2 * torch.randn_like(weight)
-    model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    return model, processor
+    return save_random_model(values, folder), processor

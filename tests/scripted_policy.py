@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from control_fakes import BODY
@@ -11,6 +13,15 @@ from control_fakes import BODY
 from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.types import ActionChunk, Observation, RTCPrefix
+
+
+class RowByRow:
+    """A policy that takes a batch by its `predict` of each observation."""
+
+    predict: Callable[..., ActionChunk | None]
+
+    def predict_batch(self, observations: Any, *, prefix: Any = None) -> list[ActionChunk | None]:
+        return [self.predict(o, prefix=None if prefix is None else prefix.row(i)) for i, o in enumerate(observations)]
 
 
 class Scripted:
@@ -41,7 +52,7 @@ def unloadable() -> Scripted:
     raise InputError("no policy 'x': give a checkpoint's folder")
 
 
-class Remembering(Scripted):
+class Remembering(Scripted, RowByRow):
     """Says the brightness of the past images of two moments, -1 where there is none, and of the present one."""
 
     history = (0.5, 0.2)
@@ -51,8 +62,3 @@ class Remembering(Scripted):
         assert len(moments) == 3
         said = [float(images["front"].mean()) if images else -1.0 for images in moments]
         return ActionChunk(np.array([said]), observation.time, 0.1)
-
-    def predict_batch(
-        self, observations: list[Observation], *, prefix: RTCPrefix | None = None
-    ) -> list[ActionChunk | None]:
-        return [self.predict(observation) for observation in observations]

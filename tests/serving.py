@@ -10,6 +10,7 @@ from typing import Any
 
 import msgpack
 import numpy as np
+from scripted_policy import RowByRow
 from websockets.sync.client import connect
 
 from vla.embodiment import Embodiment
@@ -21,7 +22,7 @@ from vla.types import ActionChunk, Observation, RTCPrefix
 ROBOT = Embodiment("arm", ("top",), ("x [m]", "y [m]"), ("x [m]", "y [m]"), (-9.0, -9.0), (9.0, 9.0), 10.0)
 
 
-class Mark:
+class Mark(RowByRow):
     """Actions that tell which observation they are of: the state, the mean of the image, the instruction's length."""
 
     def __init__(self, embodiment: Embodiment = ROBOT) -> None:
@@ -44,9 +45,6 @@ class Mark:
         light = float(np.mean([image.mean() for image in observation.images.values()]))
         rows = np.array([[*observation.state[:2]], [light, len(observation.instruction)]], np.float64)
         return ActionChunk(rows if prefix is None else np.concatenate([prefix.committed, rows]), observation.time, 0.1)
-
-    def predict_batch(self, observations: Any, *, prefix: Any = None) -> list[ActionChunk | None]:
-        return [self.predict(o, prefix=None if prefix is None else prefix.row(i)) for i, o in enumerate(observations)]
 
 
 @contextmanager

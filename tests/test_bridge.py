@@ -47,21 +47,13 @@ def test_bridge_is_converted(bridge: EpisodeStore) -> None:
 
 @needs_bridge
 def test_a_policy_is_trained_some_steps_on_bridge(bridge: EpisodeStore, tmp_path: Path) -> None:
+    from test_run import options
+
     from vla.training.run import train
     from vla.training.run_options import RunOptions
 
-    outcome = train(
-        RunOptions(
-            data=str(bridge.path),
-            vqa={},
-            out=str(tmp_path / "run"),
-            backbone="nano",
-            mixture={"robot": 1.0},
-            horizon=2,
-            turns=1,
-            heldout_questions=0,
-            plan={"steps": 2, "batch_size": 2, "warmup": 1, "precision": "fp32", "evaluate_every": 2},
-        )
-    )
+    plan = {"steps": 2, "batch_size": 2, "warmup": 1, "precision": "fp32", "evaluate_every": 2}
+    fields = options(str(bridge.path), tmp_path / "run", backbone="nano", horizon=2, plan=plan)
+    outcome = train(RunOptions(**fields))
     assert outcome.finished
     assert 0 < outcome.evaluations[-1]["action_error"] < 1

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from backbones import check_backbone
+from conftest import CONVNEXT
 from safetensors.torch import load_file
 
 from vla.common.images import Size
@@ -16,14 +17,6 @@ from vla.errors import InputError
 from vla.models.backbones.composed import ComposedVLM
 from vla.models.vla import VLA
 
-CONVNEXT = {
-    "model_type": "convnext",
-    "patch_size": 4,
-    "num_stages": 2,
-    "hidden_sizes": [8, 16],
-    "depths": [1, 1],
-    "out_features": ["stage2"],
-}
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 VIT = {**SIZES, "image_size": 32, "patch_size": 8}
 LLAMA = {**SIZES, "model_type": "llama", "num_key_value_heads": 2, "vocab_size": 64}

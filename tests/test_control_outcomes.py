@@ -9,16 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from control_fakes import (
-    BODY,
-    HORIZON,
-    LIMITS,
-    FakeRobot,
-    VirtualClock,
-    VirtualInference,
-    check_received,
-    follow_wave,
-)
+from control_fakes import BODY, HORIZON, LIMITS, FakeRobot, VirtualClock, VirtualInference, check_received, follow_wave
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -11,16 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from control_fakes import (
-    BODY,
-    HORIZON,
-    LIMITS,
-    FakeRobot,
-    VirtualClock,
-    VirtualInference,
-    check_received,
-    follow_wave,
-)
+from control_fakes import BODY, HORIZON, LIMITS, FakeRobot, VirtualClock, VirtualInference, check_received, follow_wave
 from jaxtyping import Float
 
 from vla.control.config import LoopConfig

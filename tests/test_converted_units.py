@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from ee_stores import in_degrees, moving
+from scripted_policy import RowByRow
 
 from vla.common.start_region import StartRegion
 from vla.control.adapt import adapt
@@ -37,13 +38,8 @@ class Still:
         return ActionChunk(np.concatenate([*before, rows, *after]), observation.time, 0.1)
 
 
-class StillForAll(Still):
+class StillForAll(Still, RowByRow):
     guides = True
-
-    def predict_batch(
-        self, observations: list[Observation], *, prefix: RTCPrefix | None = None
-    ) -> list[ActionChunk | None]:
-        return [self.predict(o, prefix=None if prefix is None else prefix.row(i)) for i, o in enumerate(observations)]
 
 
 @pytest.mark.parametrize(("there", "here"), [(DEGREES, RADIANS), (RADIANS, DEGREES)])

@@ -167,21 +167,24 @@ def test_images_are_exchanged_and_turned_with_their_points(build: Callable[..., 
     np.testing.assert_array_equal(EpisodeStore.open(path)[2].images["wrist"], episodes[2].images["wrist"])
 
 
+BAD_FILTERS = {
+    "drop=3": "drop=3: '3' is not among the 3 episodes",
+    "drop=:": "no episode would be left",
+    "drop_cameras=[top]": "no camera 'top'",
+    "trim=-1": "trim=-1",
+    "trim=soon": "trim takes seconds",
+    "steps={7: 1}": "there are 3 episodes",
+    "steps={1: '5:13'}": "episode 1 has the steps 0:12",
+    "steps=[1]": "steps takes steps by episode",
+    "action_shift=12": "nothing would be left of episode 0",
+    "action_shift=1.5": "action_shift takes a whole number",
+    "images=false": "belongs to vla data doctor",
+}
 BAD = [
-    (["filter", "a.zarr", "out=b.zarr", "drop=3"], "drop=3: '3' is not among the 3 episodes"),
-    (["filter", "a.zarr", "out=b.zarr", "drop=:"], "no episode would be left"),
-    (["filter", "a.zarr", "out=b.zarr", "drop_cameras=[top]"], "no camera 'top'"),
-    (["filter", "a.zarr", "out=b.zarr", "trim=-1"], "trim=-1"),
-    (["filter", "a.zarr", "out=b.zarr", "trim=soon"], "trim takes seconds"),
-    (["filter", "a.zarr", "out=b.zarr", "steps={7: 1}"], "there are 3 episodes"),
-    (["filter", "a.zarr", "out=b.zarr", "steps={1: '5:13'}"], "episode 1 has the steps 0:12"),
-    (["filter", "a.zarr", "out=b.zarr", "steps=[1]"], "steps takes steps by episode"),
-    (["filter", "a.zarr", "out=b.zarr", "action_shift=12"], "nothing would be left of episode 0"),
-    (["filter", "a.zarr", "out=b.zarr", "action_shift=1.5"], "action_shift takes a whole number"),
+    *((["filter", "a.zarr", "out=b.zarr", option], message) for option, message in BAD_FILTERS.items()),
     (["edit", "a.zarr", "episodes=0", "action_offset={elbow: 1}"], "no action component 'elbow'"),
     (["edit", "a.zarr", "episodes=0", "bgr=[top]"], "no camera 'top'"),
     (["info", "a.zarr", "drop=1"], "belongs to vla data filter"),
-    (["filter", "a.zarr", "out=b.zarr", "images=false"], "belongs to vla data doctor"),
 ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from arm_models import file_of
 from ee_stores import in_degrees, moving, so101_body, store_of
+from scripted_policy import RowByRow
 
 from vla.control.adapt import adapt, adapted_line
 from vla.control.inference import Request, predict
@@ -44,13 +44,8 @@ class Playing:
         return ActionChunk(self._episode.action[step : step + HORIZON].copy(), observation.time, 0.1)
 
 
-class BatchPlaying(Playing):
+class BatchPlaying(Playing, RowByRow):
     guides = True
-
-    def predict_batch(
-        self, observations: Sequence[Observation], *, prefix: RTCPrefix | None = None
-    ) -> list[ActionChunk | None]:
-        return [self.predict(o, prefix=None if prefix is None else prefix.row(i)) for i, o in enumerate(observations)]
 
 
 def derived(tmp_path: Path, episode: Episode, **options: Any) -> Episode:

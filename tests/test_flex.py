@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from backbones import make_rows, uncached
+from conftest import CONVNEXT
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_composed import CONNECTORS, CONVNEXT, LLAMA
+from test_composed import CONNECTORS, LLAMA
 from torch.nn.attention.flex_attention import create_mask
 
 from vla.models.backbones.composed import ComposedVLM

@@ -16,6 +16,8 @@ from vla.models.vla import VLA
 GOLDEN = json.loads(FILE.read_text())
 TOLERANCE = {"rtol": 2e-4, "atol": 2e-5}
 """Of float32, and of another processor."""
+TOLERANCES = {"rollout": {"rtol": 0.0, "atol": 3e-3}}
+"""Radians: renderers of other processors differ by a level of a pixel, and the simulation amplifies it."""
 
 
 def check(found: Any, expected: Any, where: str) -> None:
@@ -24,7 +26,7 @@ def check(found: Any, expected: Any, where: str) -> None:
         for name, value in expected.items():
             check(found[name], value, f"{where}, {name}")
     elif isinstance(expected, list) and expected and isinstance(expected[0], float):
-        np.testing.assert_allclose(found, expected, **TOLERANCE, err_msg=where)
+        np.testing.assert_allclose(found, expected, **TOLERANCES.get(where, TOLERANCE), err_msg=where)
     else:
         assert found == expected, where
 

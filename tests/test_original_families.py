@@ -15,13 +15,13 @@ import test_openflamingo
 import test_qwen_vl
 import torch
 from PIL import Image
-from released_checkpoints import ROWS, sentence_piece
+from released_checkpoints import ROWS, save_random_model, sentence_piece
 from test_chat_encoder import legacy
 from test_released_families import IMAGES, photo
 from tiny_families import MODELS
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from vla.models.backbones import openflamingo
 from vla.models.backbones.catalog import CATALOG, ORIGINAL, family_of
@@ -50,13 +50,8 @@ def save(name: str, folder: Path, words: Any) -> Any:
     values = dict(MODELS[name])
     values["text_config"] = {**values["text_config"], "vocab_size": ROWS, "max_position_embeddings": 2048}
     values["image_token_index"] = words.convert_tokens_to_ids("<image>")
-    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**values)).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight += 0.2 * torch.randn_like(weight)
-    model.save_pretrained(folder)
     words.save_pretrained(folder)
-    return model
+    return save_random_model(values, folder)
 
 
 def qwen_weights() -> dict[str, Tensor]:

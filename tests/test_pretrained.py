@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TOY
+from conftest import TOY, toy_spec
 from test_training import Memory
 from tiny_families import MODELS, save_checkpoint
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -33,8 +33,6 @@ from vla.models.backbones import catalog
 from vla.models.backbones.pretrained import make_processor, open_backbone
 from vla.models.batch import IGNORE
 from vla.models.build import build
-from vla.models.normalization import Normalizer
-from vla.models.robot_spec import RobotSpec
 from vla.models.vla import VLA
 from vla.training.cotrain import train
 from vla.training.train_config import TrainConfig
@@ -44,14 +42,7 @@ MARKS = ("<pad>", "<s>", "</s>", "<bos>", "<eos>", "<image>", "<|im_start|>", "<
 MARKS += ("[/INST]", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<end_of_utterance>")
 MARKS += ("<img>", "</img>", "[IMG_BREAK]", "[IMG_END]", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 MARKS += ("<fake_token_around_image>", "<global-img>", "<Img>", "</Img>", "<|endoftext|>", "<|end_of_text|>")
-ROBOT = RobotSpec(
-    embodiment=TOY,
-    horizon=4,
-    state=Normalizer((-2.0, -2.5), (2.0, 1.5)),
-    action=Normalizer((-2.0, -2.0, 0.0), (2.0, 2.0, 1.0)),
-    statistics_hash="none",
-    points=0,
-)
+ROBOT = toy_spec()
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

@@ -84,8 +84,8 @@ def write(out: Path, **fields: Any) -> Page:
         "results": [result(1, True), result(2, False, wrong_object=True), result(3, True, group="swap")],
         "videos": {"success": clip, "failure": clip},
         "samples": [
-            Sample(GREY, "color", "what color is it?", "red", "blue"),
-            Sample(GREY, "point", "where is it?", "20 30", "22 31"),
+            Sample(GREY, "what color is it?", "red", "blue", "color"),
+            Sample(GREY, "where is it?", "20 30", "22 31", "point"),
         ],
         "note": "a small run",
     }
@@ -150,7 +150,7 @@ def test_answers_are_marked_and_points_are_drawn(tmp_path: Path) -> None:
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zs", "Zl", "Zp"]), min_size=1))
 def test_any_text_is_shown_as_it_is(tmp_path_factory: pytest.TempPathFactory, words: str) -> None:
     out = tmp_path_factory.mktemp("page")
-    samples = [Sample(GREY, "color", words, words, "blue")]
+    samples = [Sample(GREY, words, words, "blue", "color")]
     page = write(out, losses={}, history=[], note=words, samples=samples, results=[result(1, True, instruction=words)])
     assert page.text.count(words) >= 4
 

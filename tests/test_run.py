@@ -56,7 +56,7 @@ def stores(make_episode: Callable[..., Episode], folder: Path) -> dict[str, str]
     return paths
 
 
-def options(data: Mapping[str, str], out: Path, **fields: Any) -> dict[str, Any]:
+def options(data: str | Mapping[str, str] | None, out: Path, **fields: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
         "data": data,
         "vqa": {},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -76,34 +77,37 @@ def test_extras_come_back() -> None:
             robot.infer(message(3, prompt="none"))
 
 
-def test_the_latest_observation_wins() -> None:
+@pytest.fixture
+def busy() -> Iterator[tuple[Mark, PlainClient, PlainClient]]:
+    """A policy whose gate is closed, and two clients of its server; the first waits for the answer to `message(1)`."""
     policy = Mark()
     policy.gate.clear()
-    with served(policy) as url, PlainClient(url) as robot, PlainClient(url) as other:
-        robot.send(message(1))
+    with served(policy) as url, PlainClient(url) as first, PlainClient(url) as second:
+        first.send(message(1))
         assert policy.entered.acquire(timeout=30)
-        for number in (2, 3, 4):
-            robot.send(message(number))
-        robot.socket.ping().wait(30)  # the answer says that what was sent before has been read
-        policy.gate.set()
-        assert [robot.receive()["actions"][0, 0] for _ in range(2)] == [1, 4]
-        assert other.infer(message(9))["actions"][0, 0] == 9
-        assert policy.seen == [1, 4, 9]
+        yield policy, first, second
 
 
-def test_a_flood_takes_no_turn_of_others() -> None:
-    policy = Mark()
-    policy.gate.clear()
-    with served(policy) as url, PlainClient(url) as flood, PlainClient(url) as robot:
-        flood.send(message(1))
-        assert policy.entered.acquire(timeout=30)
-        robot.send(message(7))
-        robot.socket.ping().wait(30)
-        for _ in range(300):
-            flood.send(message(2))
-        policy.gate.set()
-        assert robot.receive()["actions"][0, 0] == 7
-        assert policy.seen[:2] == [1, 7]
+def test_the_latest_observation_wins(busy: tuple[Mark, PlainClient, PlainClient]) -> None:
+    policy, robot, other = busy
+    for number in (2, 3, 4):
+        robot.send(message(number))
+    robot.socket.ping().wait(30)  # the answer says that what was sent before has been read
+    policy.gate.set()
+    assert [robot.receive()["actions"][0, 0] for _ in range(2)] == [1, 4]
+    assert other.infer(message(9))["actions"][0, 0] == 9
+    assert policy.seen == [1, 4, 9]
+
+
+def test_a_flood_takes_no_turn_of_others(busy: tuple[Mark, PlainClient, PlainClient]) -> None:
+    policy, flood, robot = busy
+    robot.send(message(7))
+    robot.socket.ping().wait(30)
+    for _ in range(300):
+        flood.send(message(2))
+    policy.gate.set()
+    assert robot.receive()["actions"][0, 0] == 7
+    assert policy.seen[:2] == [1, 7]
 
 
 def test_several_robots_do_not_mix() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_run import options
 
 from vla.commands.record_scenes import record_scenes
 from vla.common.plots import read_losses
@@ -72,19 +73,9 @@ def test_training_aligns_the_connector_and_keeps_the_rest(tmp_path: Path) -> Non
     scenes = str(tmp_path / "scenes.zarr")
     record_scenes(scenes, 24, seed=0, randomize=False, workers=1)
     plan = {"steps": 12, "batch_size": 8, "warmup": 1, "lr": 1e-3, "evaluate_every": 12, "ema": 0.0, "augment": 0.0}
-    outcome = train(
-        RunOptions(
-            data=None,
-            vqa={"vqa": scenes},
-            out=str(tmp_path / "run"),
-            backbone="smollm2-dinov2",
-            mixture={"vqa": 1.0},
-            horizon=4,
-            turns=2,
-            heldout_questions=1,
-            plan=plan | {"freeze": ["vision", "language"]},
-        )
-    )
+    fields = {"vqa": {"vqa": scenes}, "mixture": {"vqa": 1.0}, "horizon": 4, "turns": 2, "heldout_questions": 1}
+    fields |= {"backbone": "smollm2-dinov2", "plan": plan | {"freeze": ["vision", "language"]}}
+    outcome = train(RunOptions(**options(None, tmp_path / "run", **fields)))
     losses = [value for _, value in read_losses(tmp_path / "run")["vqa"]]
     assert outcome.best is not None
     trained = VLA.load(outcome.best)

@@ -50,13 +50,7 @@ class Roles:
     """The reason for each feature that is not read."""
 
     @classmethod
-    def of(
-        cls,
-        step: Mapping[str, Feature],
-        once: Mapping[str, Feature],
-        choice: Choice,
-        where: str,
-    ) -> Roles:
+    def of(cls, step: Mapping[str, Feature], once: Mapping[str, Feature], choice: Choice, where: str) -> Roles:
         """The roles of the features per step (`step`) and per episode (`once`).
 
         Raises InputError if a chosen feature does not exist, or there is no action.

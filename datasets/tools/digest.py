@@ -42,12 +42,20 @@ class Timing:
     """Times between consecutive steps of all episodes [s]. `late` is the number of late steps in each episode."""
 
     steps: Float[np.ndarray, "n"]
-    median: float
-    worst: float
     worst_episode: int
     late: dict[int, int]
     backwards: tuple[int, ...]
     """Episodes in which time does not increase."""
+
+    @property
+    def median(self) -> float:
+        """The median time [s]."""
+        return float(np.median(self.steps))
+
+    @property
+    def worst(self) -> float:
+        """The longest time [s], in `worst_episode`."""
+        return float(self.steps.max())
 
 
 @dataclass(frozen=True)
@@ -131,11 +139,9 @@ def timing(store: EpisodeStore) -> Timing | None:
     if len(steps) == 0:
         return None
     period = 1 / store.embodiment.control_hz
-    median, worst = float(np.median(steps)), int(np.argmax(steps))
+    worst = int(np.argmax(steps))
     return Timing(
         steps=steps,
-        median=median,
-        worst=float(steps[worst]),
         worst_episode=next(iter(_by_episode(store, first[worst : worst + 1]))),
         late=_by_episode(store, first[steps > LATE * period]),
         backwards=tuple(_by_episode(store, first[steps <= 0])),

@@ -36,7 +36,6 @@ def write_store_page(store: EpisodeStore, file: str) -> Path:
         f"{store.path}: episodes",
         "episode_store.html",
         store=store,
-        size=sum(store.folder.sizes().values()),
         rate=success_rate(summary.episodes, summary.successes, summary.unknown),
         remarks=remarks(store, found, times),
         episodes=[_episode(store, index) for index in shown(store.records)],

@@ -26,7 +26,6 @@ def write_vqa_page(store: VqaStore, file: str) -> Path:
         f"{store.path}: visual questions",
         "question_store.html",
         store=store,
-        size=sum(store.folder.sizes().values()),
         items=[_item(store[index]) for index in sample_evenly(range(len(store)), min(ITEMS, len(store)))],
         kinds=Counter(question.kind for question in store.questions()),
     )

@@ -11,7 +11,7 @@ from vla.envs.fixtures import DRAWER_TRAVEL
 from vla.envs.objects import COLORS, FixtureSpec, Furniture, Layout
 from vla.envs.primitives import CLOSED, Command, close_on, contacts, direction, present_yaw, tip_of
 from vla.envs.scene import TableScene
-from vla.envs.tasks.task import Span, Task, shifted
+from vla.envs.tasks.task import FixtureTask, Span, shifted
 
 DRAWERS = tuple(f"{color} drawer" for color in COLORS)
 WIDE = 0.6
@@ -20,11 +20,13 @@ ALMOST, PRESS = 0.3, 0.005
 """Below the gripper angle ALMOST [rad] the fixed finger is pressed against the handle by PRESS [m]."""
 EMPTY = 0.02
 """Below this gripper angle the jaws have missed the handle, and retry from above [rad]."""
+OPENED, SHUT = 0.75, 0.1
+"""Shares of its travel above which the drawer is open, and below which it is closed."""
 PULL = 0.03
 """The distance of the commanded position ahead of the hand along the drawer [m]."""
 
 
-class _Drawer(Task):
+class _Drawer(FixtureTask):
     furniture = Furniture(shapes=(), goals=0, fixture="drawer", fixtures=2)
     vocabulary = {"drawer": DRAWERS}
     OPENING: tuple[float, float]
@@ -48,17 +50,14 @@ class _Drawer(Task):
         return [(f.x + dx, f.y) for f in layout.fixtures for dx in (-0.11, -0.06, 0.0, 0.045, 0.09)]
 
     @override
-    def choices(self, layout: Layout) -> tuple[int, int]:
-        return len(layout.fixtures), 1
-
-    @override
-    def words(self, scene: TableScene, target: int, goal: int) -> dict[str, tuple[str, ...]]:
-        return {"drawer": (scene.fixtures[target].name,)}
-
-    @override
     def points(self, scene: TableScene, target: int, goal: int) -> list[Float[np.ndarray, "3"]]:
         handle, out = scene.fixture_position(target), scene.fixture_travel(target)
         return [handle, handle + (out - (DRAWER_TRAVEL if self.AHEAD < 0 else 0.0), 0, 0)]
+
+    @override
+    def done(self, scene: TableScene, target: int, goal: int) -> bool:
+        travel = scene.fixture_travel(target)
+        return travel > OPENED * DRAWER_TRAVEL if self.AHEAD < 0 else travel < SHUT * DRAWER_TRAVEL
 
     @override
     def plan(self, scene: TableScene, target: int, goal: int) -> Command:
@@ -88,10 +87,6 @@ class DrawerOpen(_Drawer):
         "heldout": ("could you pull the {drawer} out", "the {drawer} should be open"),
     }
 
-    @override
-    def done(self, scene: TableScene, target: int, goal: int) -> bool:
-        return scene.fixture_travel(target) > 0.75 * DRAWER_TRAVEL
-
 
 class DrawerClose(_Drawer):
     """Success: the drawer is open by less than a tenth of its travel; both start open."""
@@ -107,7 +102,3 @@ class DrawerClose(_Drawer):
         ),
         "heldout": ("could you push the {drawer} in", "the {drawer} should be closed"),
     }
-
-    @override
-    def done(self, scene: TableScene, target: int, goal: int) -> bool:
-        return scene.fixture_travel(target) < 0.1 * DRAWER_TRAVEL

@@ -11,14 +11,14 @@ from vla.envs.fixtures import BUTTON_HEIGHT, BUTTON_TRAVEL
 from vla.envs.objects import COLORS, FixtureSpec, Furniture, Layout
 from vla.envs.primitives import CLOSED, HOVER, Command, direction, radial_yaw, tip_of, to_fingers
 from vla.envs.scene import TableScene
-from vla.envs.tasks.task import Task, shifted
+from vla.envs.tasks.task import FixtureTask, shifted
 
 PRESSED = 0.6 * BUTTON_TRAVEL
 ABOVE, ALIGNED = 0.035, 0.010
 """The closed fingers stay ABOVE the button until they are ALIGNED with it [m]."""
 
 
-class Press(Task):
+class Press(FixtureTask):
     """Success: the button is pressed."""
 
     name = "press"
@@ -45,14 +45,6 @@ class Press(Task):
     @override
     def move_outside(self, layout: Layout, named: tuple[int, ...], rng: np.random.Generator) -> Layout:
         return shifted(layout, 0.055, 0.0)
-
-    @override
-    def choices(self, layout: Layout) -> tuple[int, int]:
-        return len(layout.fixtures), 1
-
-    @override
-    def words(self, scene: TableScene, target: int, goal: int) -> dict[str, tuple[str, ...]]:
-        return {"button": (scene.fixtures[target].name,)}
 
     @override
     def points(self, scene: TableScene, target: int, goal: int) -> list[Float[np.ndarray, "3"]]:

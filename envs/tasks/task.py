@@ -110,6 +110,19 @@ class Task(ABC):
         return replace(layout, objects=tuple(objects))
 
 
+class FixtureTask(Task):
+    """A task with a button or a drawer; the field of its templates is named after the kind of the fixture."""
+
+    def choices(self, layout: Layout) -> tuple[int, int]:
+        """See `Task.choices`."""
+        return len(layout.fixtures), 1
+
+    def words(self, scene: TableScene, target: int, goal: int) -> dict[str, tuple[str, ...]]:
+        """See `Task.words`."""
+        fixture = scene.fixtures[target]
+        return {fixture.kind: (fixture.name,)}
+
+
 def shifted(layout: Layout, dx: float, dy: float) -> Layout:
     """The layout shifted by (dx, dy) [m]."""
 

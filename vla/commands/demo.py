@@ -264,7 +264,7 @@ def _samples(model: VLA, scenes: str) -> list[Sample]:
     for kind, examples in heldout_by_kind(VqaStore(scenes), 2).items():
         batch = model.processor.question_prompt([e.prompt for e in examples], [e.images for e in examples])
         for example, answer in zip(examples, model.generate_text(batch, max_tokens=8), strict=True):
-            samples.append(Sample(_view(example), kind, example.prompt, answer, str(example.target)))
+            samples.append(Sample(_view(example), example.prompt, answer, str(example.target), kind))
     return samples
 
 

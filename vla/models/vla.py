@@ -24,7 +24,7 @@ from vla.common.renamed_keys import current_weight
 from vla.common.scene_objects import POINT_SCALE
 from vla.errors import InputError
 from vla.models.action_heads.action_expert import ExpertContext
-from vla.models.action_heads.action_head import Chunks, DecodeContext
+from vla.models.action_heads.action_head import Chunks, DecodeContext, LossRows
 from vla.models.action_heads.build import UnknownHead
 from vla.models.action_heads.decoding import Decoding, keys_values
 from vla.models.backbone_inputs import DecoderInput, ImageInput
@@ -133,9 +133,8 @@ class VLA(nn.Module):
             robot_rows = batch.rows(indices)
             conditioning = self._conditioning(robot_rows, robot_rows.points)
             context = None if cache is None else self._expert_context(batch, indices, cache, conditioning)
-            losses = torch.cat(
-                [losses, continuous.loss(self.continuous_head, robot_rows, hidden[indices], conditioning, context)]
-            )
+            rows = LossRows(robot_rows, hidden[indices], conditioning, context)
+            losses = torch.cat([losses, continuous.loss(self.continuous_head, rows)])
         return losses, *self.elements(batch)
 
     def _expert_context(

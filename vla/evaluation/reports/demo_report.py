@@ -10,25 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 
 from vla.common.html_page import percent, percent_interval, write_page
 from vla.common.plots import draw, panels, svg
 from vla.evaluation.rollouts.trial import Result
-from vla.evaluation.vlm.vqa import POINT_TOLERANCE, parse_point, score
+from vla.evaluation.vlm.vqa import POINT_TOLERANCE, Case, parse_point, score
 
 PHASES = ("record", "train", "evaluate")
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A held-out question on an image, with the model's answer and the correct one."""
+class Sample(Case):
+    """A held-out question, with its kind."""
 
-    image: UInt8[np.ndarray, "h w 3"]
     kind: str
-    question: str
-    prediction: str
-    answer: str
 
     @property
     def correct(self) -> bool:

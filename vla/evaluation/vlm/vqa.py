@@ -6,6 +6,10 @@ import math
 import re
 import string
 from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import UInt8
 
 from vla.datasets.questions import POINT_SCALE
 
@@ -19,6 +23,16 @@ _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 _NUMBERS = {word: str(number) for number, word in enumerate(_WORDS)}
 _ARTICLES = frozenset({"a", "an", "the"})
 _STRIP = str.maketrans({mark: " " for mark in string.punctuation})
+
+
+@dataclass(frozen=True)
+class Case:
+    """A question with the model's prediction and the correct answer."""
+
+    image: UInt8[np.ndarray, "h w 3"]
+    question: str
+    prediction: str
+    answer: str
 
 
 def score(kind: str, prediction: str, answer: str) -> float:

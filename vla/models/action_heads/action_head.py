@@ -76,6 +76,22 @@ class Target:
 
 
 @dataclass(frozen=True)
+class LossRows:
+    """The inputs of a continuous loss: the rows of a batch that belong to robots.
+
+    Attributes:
+        hidden: hidden states of the backbone.
+        conditioning: conditioning values of each row.
+        context: what an action expert reads; None for a head that does not read the cache.
+    """
+
+    batch: Batch
+    hidden: Float[Tensor, "b l d"]
+    conditioning: Float[Tensor, "b n"]
+    context: ExpertContext | None
+
+
+@dataclass(frozen=True)
 class DecodeContext:
     """The inputs for decoding action chunks: rows of one robot whose prompts are in the KV cache of `decoding`.
 
@@ -109,18 +125,8 @@ class ContinuousHead(Protocol):
         """The head's trainable module, for `conditioning` conditioning values per row."""
         ...
 
-    def loss(
-        self,
-        module: Any,
-        batch: Batch,
-        hidden: Float[Tensor, "b l d"],
-        conditioning: Float[Tensor, "b n"],
-        context: ExpertContext | None,
-    ) -> Float[Tensor, "k"]:
-        """Loss of each of the k values selected by `batch.continuous_mask`, row by row; each row belongs to a robot.
-
-        `context` is that of the rows where the head `reads_cache`.
-        """
+    def loss(self, module: Any, rows: LossRows) -> Float[Tensor, "k"]:
+        """Loss of each of the k values selected by `continuous_mask` of the batch, row by row."""
         ...
 
 

@@ -16,15 +16,7 @@ from torch import Tensor
 
 from vla.errors import InputError
 from vla.models.action_heads.action_expert import ActionExpert, ActionExpertShape, ExpertContext
-from vla.models.action_heads.action_head import (
-    Chunks,
-    ChunkTarget,
-    ContinuousHead,
-    DecodeContext,
-    Target,
-    Vocabulary,
-    finite,
-)
+from vla.models.action_heads.action_head import Chunks, ChunkTarget, DecodeContext, LossRows, Target, Vocabulary, finite
 from vla.models.action_heads.bins import BinsHead
 from vla.models.action_heads.decoder_shape import expert_shape, legacy_shape
 from vla.models.action_heads.decoding import keys_values
@@ -95,7 +87,7 @@ class FlowMatchingHead:
         self.conditions_on_prefix = head is not None and head.conditions_on_prefix
 
     @property
-    def continuous(self) -> ContinuousHead:
+    def continuous(self) -> FlowMatchingHead:
         """See `Head.continuous`."""
         return self
 
@@ -130,17 +122,10 @@ class FlowMatchingHead:
         context = context if self._layout.state_token else replace(context, state=None)
         return context if self._expert else replace(context, start=context.mask.sum(1))
 
-    def loss(
-        self,
-        module: FlowHead,
-        batch: Batch,
-        hidden: Float[Tensor, "b l d"],
-        conditioning: Float[Tensor, "b n"],
-        context: ExpertContext | None,
-    ) -> Float[Tensor, "k"]:
+    def loss(self, module: FlowHead, rows: LossRows) -> Float[Tensor, "k"]:
         """The flow matching loss, averaged over `REPEATS` samples of time and noise."""
-        assert context is not None
-        context = self._placed(context).map(_repeated)
+        assert rows.context is not None
+        batch, context = rows.batch, self._placed(rows.context).map(_repeated)
         if self._knowledge_insulation:
             context = context.map(Tensor.detach)
         actions, mask, prefix_length = map(_repeated, (batch.actions, batch.continuous_mask, batch.prefix_length))

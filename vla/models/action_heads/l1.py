@@ -9,18 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vla.models.action_heads.action_expert import ExpertContext
-from vla.models.action_heads.action_head import (
-    Chunks,
-    ChunkTarget,
-    ContinuousHead,
-    DecodeContext,
-    Target,
-    Vocabulary,
-    finite,
-)
+from vla.models.action_heads.action_head import Chunks, ChunkTarget, DecodeContext, LossRows, Target, Vocabulary, finite
 from vla.models.action_heads.l1_regression import L1Head
-from vla.models.batch import IGNORE, Batch
+from vla.models.batch import IGNORE
 
 
 class RegressionHead:
@@ -42,7 +33,7 @@ class RegressionHead:
         self.action_query_token, self.eos = vocabulary.text, vocabulary.eos
 
     @property
-    def continuous(self) -> ContinuousHead:
+    def continuous(self) -> RegressionHead:
         """See `Head.continuous`."""
         return self
 
@@ -59,19 +50,11 @@ class RegressionHead:
         """See `ContinuousHead.module`."""
         return L1Head(backbone.hidden_size, self._horizon, self._width)
 
-    def loss(
-        self,
-        module: L1Head,
-        batch: Batch,
-        hidden: Float[Tensor, "b l d"],
-        conditioning: Float[Tensor, "b n"],
-        context: ExpertContext | None,
-    ) -> Float[Tensor, "k"]:
+    def loss(self, module: L1Head, rows: LossRows) -> Float[Tensor, "k"]:
         """See `ContinuousHead.loss`."""
-        num_action_positions = hidden[batch.input_ids == self.action_query_token].unflatten(
-            0, (len(hidden), self.num_action_positions)
-        )
-        return module.loss(num_action_positions, batch.actions, batch.continuous_mask)
+        batch, shape = rows.batch, (len(rows.hidden), self.num_action_positions)
+        queries = rows.hidden[batch.input_ids == self.action_query_token].unflatten(0, shape)
+        return module.loss(queries, batch.actions, batch.continuous_mask)
 
     def decode(self, context: DecodeContext) -> Chunks:
         """See `Head.decode`."""

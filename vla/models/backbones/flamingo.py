@@ -6,13 +6,11 @@ With a perceiver resampler and gated blocks it is Flamingo; with a linear layer 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from vla.common.images import Size
 from vla.models.backbone_inputs import DecoderInput, ImageInput
 from vla.models.backbones.cache import ImageTokenCache, Vision, cached_images, record_image_tokens
 from vla.models.backbones.connectors import build_connector
@@ -29,30 +27,19 @@ class CrossAttentionVLM(BackboneOfParts):
 
     Args:
         connector, blocks: a "kind" and its options (see `build_connector`, `CrossAttentionBlocks`).
-        vision, language, image_size, image_token_id, mean, std, attention, weights: as in `BackboneOfParts`.
+        parts, named: vision, language, image_size, image_token_id, mean, std, attention, weights, as in
+            `BackboneOfParts`.
     """
 
     tokens_per_image = 1
 
-    def __init__(
-        self,
-        vision: Config,
-        language: Config,
-        image_size: Size,
-        image_token_id: int,
-        connector: Config,
-        blocks: Config,
-        mean: Sequence[float],
-        std: Sequence[float],
-        attention: str | None = None,
-        weights: PreTrainedModel | None = None,
-    ) -> None:
-        super().__init__("flamingo", vision, language, image_size, image_token_id, mean, std, attention, weights)
+    def __init__(self, *parts: Any, connector: Config, blocks: Config, **named: Any) -> None:
+        super().__init__("flamingo", *parts, **named)
         self.config |= {"connector": dict(connector), "blocks": dict(blocks)}
         # Flamingo's image features have the encoder's width, an adapter's the decoder's.
         width = self.vision.width if blocks.get("kind", "flamingo") == "flamingo" else self.hidden_size
         self.connector = build_connector(
-            vision_width=self.vision.width, grid=self.vision.grid(image_size), hidden_size=width, **connector
+            vision_width=self.vision.width, grid=self.vision.grid(self.image_size), hidden_size=width, **connector
         )
         self.blocks = CrossAttentionBlocks(self.language, width, **blocks)
 

@@ -114,7 +114,7 @@ class BackboneOfParts(LanguageBackbone):
         image_token_id: int,
         mean: Sequence[float],
         std: Sequence[float],
-        attention: str | None,
+        attention: str | None = None,
         weights: PreTrainedModel | None = None,
     ) -> None:
         super().__init__()

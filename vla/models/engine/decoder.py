@@ -87,8 +87,8 @@ class FusedDecoder(nn.Module):
         x, rotation = embeds.to(self.dtype), self.rotation(positions)
         allowed = _allowed(mask, count, first + count, bidirectional, embeds.device)
         attention = None if allowed is None else grouped(allowed.expand(len(embeds), -1, -1), self.sizes.shared)
-        for layer, (keys, values) in zip(self.layers, cache.views(first + count), strict=True):
-            x = layer(x, keys, values, rotation, attention)
+        for layer, cached in zip(self.layers, cache.views(first + count), strict=True):
+            x = layer(x, cached, rotation, attention)
         return rms_norm(x, self.sizes.eps) * self.scale
 
     def fits(self, length: int) -> bool:

@@ -123,13 +123,13 @@ class FusedFlow(nn.Module):
     ) -> Float[Tensor, "b n w"]:
         """The normalised hidden states of the expert at a step."""
         if self.then is not None:
-            for layer, (keys, values) in zip(self.layers, cached, strict=True):
-                x = layer(x, keys, values, rotation, allowed)
+            for layer, pair in zip(self.layers, cached, strict=True):
+                x = layer(x, pair, rotation, allowed)
             return rms_norm(x, self.sizes.eps)
-        for i, (layer, (keys, values)) in enumerate(zip(self.layers, cached, strict=True)):
+        for i, (layer, pair) in enumerate(zip(self.layers, cached, strict=True)):
             scale, shift, gate = self.modulations[2 * i][step]
             normed = torch.addcmul(shift, layer.norm(x), scale)  # type: ignore[operator]
-            x = torch.addcmul(x, layer.attention(normed, keys, values, rotation, allowed), gate)  # type: ignore[operator]
+            x = torch.addcmul(x, layer.attention(normed, pair, rotation, allowed), gate)  # type: ignore[operator]
             scale, shift, gate = self.modulations[2 * i + 1][step]
             x = torch.addcmul(x, layer.mlp(torch.addcmul(shift, layer.norm(x), scale)), gate)  # type: ignore[operator]
         scale, shift, _ = self.modulations[-1][step]

@@ -25,6 +25,10 @@ PRECISIONS = ("float32", "bfloat16", "int8", "fp8")
 """Precisions of the weights; the last two are weight-only quantisation, with activations in bfloat16."""
 Rotation = tuple[Float[Tensor, "*b n e"], Float[Tensor, "*b n e"]]
 """Cosines, and sines with the first half negated (see `rotate`)."""
+CachedLayer = tuple[Float[Tensor, "b g m e"], Float[Tensor, "b g m e"]]
+"""Keys and values of a layer, with places for those of the new tokens."""
+GroupedMask = Bool[Tensor, "b 1 q m"]
+"""An attention mask by `grouped`."""
 
 
 def dtype_of(precision: str) -> torch.dtype:
@@ -120,14 +124,10 @@ class FusedLayer(nn.Module):
         return rms_norm(x, self.sizes.eps)
 
     def attention(
-        self,
-        normed: Float[Tensor, "b n d"],
-        keys: Float[Tensor, "b g m e"],
-        values: Float[Tensor, "b g m e"],
-        rotation: Rotation,
-        mask: Bool[Tensor, "b 1 q m"] | None,
+        self, normed: Float[Tensor, "b n d"], cached: CachedLayer, rotation: Rotation, mask: GroupedMask | None
     ) -> Float[Tensor, "b n d"]:
-        """Attention of the last n of m tokens, whose keys and values are written in place; `mask` is from `grouped`."""
+        """Attention of the last n of m tokens, whose keys and values are written in place."""
+        keys, values = cached
         rows, count, _ = normed.shape
         sizes, first = self.sizes, keys.shape[2] - count
         mixed = self.qkv(normed).view(rows, count, -1, sizes.head_dim).transpose(1, 2)
@@ -146,15 +146,10 @@ class FusedLayer(nn.Module):
         return self.down(self.activation(gate) * up)
 
     def forward(
-        self,
-        x: Float[Tensor, "b n d"],
-        keys: Float[Tensor, "b g m e"],
-        values: Float[Tensor, "b g m e"],
-        rotation: Rotation,
-        mask: Bool[Tensor, "b 1 q m"] | None,
+        self, x: Float[Tensor, "b n d"], cached: CachedLayer, rotation: Rotation, mask: GroupedMask | None
     ) -> Float[Tensor, "b n d"]:
         """Hidden states after this layer; arguments as in `attention`."""
-        x = x + self.attention(self.norm(x), keys, values, rotation, mask)
+        x = x + self.attention(self.norm(x), cached, rotation, mask)
         return x + self.mlp(self.norm(x))
 
 
@@ -166,7 +161,7 @@ def rms_norm(x: Float[Tensor, "b n d"], eps: float) -> Float[Tensor, "b n d"]:
     return x * x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
 
 
-def grouped(allowed: Bool[Tensor, "b n m"], shared: int) -> Bool[Tensor, "b 1 q m"]:
+def grouped(allowed: Bool[Tensor, "b n m"], shared: int) -> GroupedMask:
     """The attention mask repeated for `shared` query heads, as `FusedLayer` orders its queries."""
     return allowed.repeat(1, shared, 1)[:, None]
 

@@ -10,13 +10,18 @@ from vla.models.preprocessing.view import Colour, Piece, Sides, View
 
 
 @dataclass(frozen=True)
-class Pad:
+class _Filled:
+    size: Sides
+    resample: str
+    fill: Colour = (0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Pad(_Filled):
     """The image is fitted into the frame with its aspect ratio, with bars of the colour `fill`."""
 
     kind: ClassVar[str] = "pad"
-    size: Sides
     resample: str = "bilinear"
-    fill: Colour = (0, 0, 0)
 
     def view(self, height: int, width: int) -> View:
         """See `Framing.view`."""
@@ -25,13 +30,11 @@ class Pad:
 
 
 @dataclass(frozen=True)
-class Square:
+class Square(_Filled):
     """The image is centred in a square of the colour `fill`, which is then resized (as LLaVA 1.5 was trained)."""
 
     kind: ClassVar[str] = "square"
-    size: Sides
     resample: str = "bicubic"
-    fill: Colour = (0, 0, 0)
 
     def view(self, height: int, width: int) -> View:
         """See `Framing.view`."""

@@ -60,16 +60,20 @@ class Tiles:
 
 
 @dataclass(frozen=True)
-class Split:
+class _Resized:
+    side: int
+    longest: int
+    resample: str = "bicubic"
+
+
+@dataclass(frozen=True)
+class Split(_Resized):
     """The longer side is resized to `longest` pixels, then both sides are stretched to multiples of the tile `side`.
 
     The resized image follows the tiles (Idefics3, section 3.2.2).
     """
 
     kind: ClassVar[str] = "split"
-    side: int
-    longest: int
-    resample: str = "bicubic"
 
     def view(self, height: int, width: int) -> View:
         """See `Framing.view`."""
@@ -92,13 +96,10 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Whole:
+class Whole(_Resized):
     """The image as one tile, without splitting: resized as in `Split`, then stretched to a tile."""
 
     kind: ClassVar[str] = "whole"
-    side: int
-    longest: int
-    resample: str = "bicubic"
 
     def view(self, height: int, width: int) -> View:
         """See `Framing.view`."""

@@ -10,9 +10,10 @@ from jaxtyping import Bool, Float, Int
 from vla.datasets.questions import MAIN_CAMERA
 from vla.errors import InputError
 from vla.evaluation.vlm.answerer import Answerer, BackboneAnswerer
-from vla.evaluation.vlm.probes.probe import Case, ProbeResult, blank
+from vla.evaluation.vlm.probes.probe import ProbeResult, blank
 from vla.evaluation.vlm.probes.scenes import Picture, numbers, studio
 from vla.evaluation.vlm.scoring.benchmark import Draws, Unit, ratio, scored
+from vla.evaluation.vlm.vqa import Case
 
 STEPS = np.linspace(0.0, 1.5, 13)
 """Shifts of the image embeddings along the gap, in units of the gap."""

@@ -15,19 +15,10 @@ from vla.datasets.questions import MAIN_CAMERA
 from vla.evaluation.vlm.answerer import ROWS, Answerer
 from vla.evaluation.vlm.scoring.benchmark import Benchmark, Draws, scored
 from vla.evaluation.vlm.scoring.files import Answers, Entry
+from vla.evaluation.vlm.vqa import Case
 
 WORST = 8
 """The number of worst cases in a report."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """A question with the model's prediction and the correct answer."""
-
-    image: UInt8[np.ndarray, "h w 3"]
-    question: str
-    prediction: str
-    answer: str
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from vla.common.html_page import write_page
 from vla.common.plots import COLORS, GREY, style, svg
 from vla.evaluation.vlm.probes.counting import points
 from vla.evaluation.vlm.probes.detail import TASKS
-from vla.evaluation.vlm.probes.probe import Case, ProbeResult
+from vla.evaluation.vlm.probes.probe import ProbeResult
+from vla.evaluation.vlm.vqa import Case
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
