@@ -378,10 +378,10 @@ class Processor:
         self, robots: Sequence[RobotSpec], head: Mapping[str, Any], state_encoding: str, tiles: int | None = None
     ) -> Processor:
         """A copy for a model that controls these robots."""
-        images = (self.image_size, self.tokens_per_image)
+        size, count = self.image_size, self.tokens_per_image
         kept: dict[str, Any] = {"mean": self.mean, "std": self.std, "chat": self.chat, "tokens": self.tokens}
         new: dict[str, Any] = {"head": head, "state_encoding": state_encoding, "tiles": tiles, "images": self.images}
-        made = Processor(self.tokenizer, *images, robots, **kept, **new)
+        made = Processor(self.tokenizer, size, count, robots, **kept, **new)
         made.tasks = self.tasks
         return made
 

@@ -6,7 +6,6 @@ The sizes are derived from the weights, except for those that a weight does not 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -18,7 +17,6 @@ from vla.errors import InputError
 from vla.models.action_heads.action_expert import MAX_PERIOD, MIN_PERIOD, ActionExpertShape, frequencies
 from vla.models.action_heads.flow_matching import EULER_STEPS, FlowLayout
 from vla.models.backbones import catalog
-from vla.models.backbones.own_family import Rule, converted
 from vla.models.backbones.pretrained import make_processor
 from vla.models.backbones.token_family import TokenFamily
 from vla.models.policy_format import PolicyFormat, RobotPrompt
@@ -28,6 +26,7 @@ from vla.models.preprocessing.on_device import OnDevice
 from vla.models.preprocessing.settings import Preprocessing
 from vla.models.released.lerobot_folder import ACTION, STATE, LeRobotFolder
 from vla.models.released.robot_policy import RobotPolicy, count_layers, open_tokenizer
+from vla.models.released.weight_names import OURS, expert_names, linear_names, renamed, shifted_norms
 
 TOKENIZER = "google/paligemma-3b-pt-224"
 GEMMA_HEADS, SIGLIP_HEAD_DIM = 8, 72
@@ -38,31 +37,24 @@ PROMPTS = {
 VLM, EXPERT = "paligemma_with_expert.paligemma.", "paligemma_with_expert.gemma_expert.model."
 
 
-def plus_one(weight: Tensor) -> tuple[Tensor]:
-    """The weight of a norm that Gemma stores minus 1."""
-    return (weight.float() + 1,)
+LINEAR = {"action_in_proj": f"{OURS}action_in_proj", "action_out_proj": f"{OURS}action_out_proj"}
+"""Linear layers of both policies."""
+OF_KIND = {
+    "pi0": {
+        "state_proj": f"{OURS}state",
+        "action_time_mlp_in": f"{OURS}time.0",
+        "action_time_mlp_out": f"{OURS}time.2",
+    },
+    "pi05": {"time_mlp_in": f"{OURS}time.0", "time_mlp_out": f"{OURS}time.2"},
+}
+"""Linear layers of one of them."""
+RENAMED = {"pi0": ("time_mlp", "action_time_mlp"), "pi05": ("action_time_mlp", "time_mlp")}
+"""openpi's name of the time's layers in a file of the other policy."""
 
 
-LAYER = EXPERT.replace(".", r"\.") + r"layers\.(\d+)\."
-OURS = r"continuous_head.expert.layers.\1."
-RULES = (
-    Rule(LAYER + r"self_attn\.q_proj\.weight", (OURS + "query.weight",)),
-    Rule(LAYER + r"self_attn\.k_proj\.weight", (OURS + "key.weight",)),
-    Rule(LAYER + r"self_attn\.v_proj\.weight", (OURS + "value.weight",)),
-    Rule(LAYER + r"self_attn\.o_proj\.weight", (OURS + "out.weight",)),
-    Rule(LAYER + r"mlp\.(gate|up|down)_proj\.weight", (OURS + r"\2.weight",)),
-    Rule(LAYER + r"input_layernorm\.weight", (OURS + "before_attention.norm.weight",), plus_one),
-    Rule(LAYER + r"post_attention_layernorm\.weight", (OURS + "before_mlp.norm.weight",), plus_one),
-    Rule(LAYER + r"input_layernorm\.dense\.(weight|bias)", (OURS + r"before_attention.modulation.\2",)),
-    Rule(LAYER + r"post_attention_layernorm\.dense\.(weight|bias)", (OURS + r"before_mlp.modulation.\2",)),
-    Rule(re.escape(EXPERT) + r"norm\.weight", ("continuous_head.expert.norm.norm.weight",), plus_one),
-    Rule(re.escape(EXPERT) + r"norm\.dense\.(weight|bias)", (r"continuous_head.expert.norm.modulation.\1",)),
-    Rule(r"(action_in_proj|action_out_proj)\.(weight|bias)", (r"continuous_head.\1.\2",)),
-    Rule(r"state_proj\.(weight|bias)", (r"continuous_head.state.\1",)),
-    Rule(r"(?:action_)?time_mlp_in\.(weight|bias)", (r"continuous_head.time.0.\1",)),
-    Rule(r"(?:action_)?time_mlp_out\.(weight|bias)", (r"continuous_head.time.2.\1",)),
-)
-"""Names of the weights outside the backbone."""
+def pi_names(kind: str, layers: int) -> dict[str, str]:
+    """Our names of the weights outside PaliGemma."""
+    return expert_names(EXPERT, layers, kind == "pi05") | linear_names(LINEAR | OF_KIND[kind])
 
 
 def load_pi(folder: LeRobotFolder) -> RobotPolicy:
@@ -77,9 +69,7 @@ def load_pi(folder: LeRobotFolder) -> RobotPolicy:
         raise InputError(f"{folder.path}: the periods of its time are not {MIN_PERIOD} to {MAX_PERIOD}")
     tokenizer = open_tokenizer(folder.tokenizer(TOKENIZER))
     vlm = {name.removeprefix(VLM): weight for name, weight in weights.items() if name.startswith(VLM)}
-    rest = {name: weight for name, weight in weights.items() if not name.startswith(VLM) and "lm_head" not in name}
-    if kind == "pi05":  # openpi keeps pi0's projection of the state
-        rest = {name: weight for name, weight in rest.items() if not name.startswith("state_proj.")}
+    rest = _head_weights(weights, kind)
     backbone = _backbone(vlm, tokenizer)
     side = backbone.image_size
     markup = Markup(tokens=backbone.tokens_per_image)
@@ -103,13 +93,23 @@ def load_pi(folder: LeRobotFolder) -> RobotPolicy:
             "expert": asdict(_expert_shape(rest, backbone)),
             "layout": asdict(layout),
         },
-        weights=converted(rest, RULES),
+        weights=shifted_norms(renamed(rest, pi_names(kind, count_layers(rest, f"{EXPERT}layers."))), 1.0),
         horizon=int(config["chunk_size"]),
         state=folder.normalizer(STATE, "STATE"),
         action=folder.normalizer(ACTION, "ACTION"),
         cameras=folder.cameras,
         relative=bool(config.get("use_relative_actions")),
     )
+
+
+def _head_weights(weights: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """The weights outside PaliGemma that are used; openpi also keeps pi0's projection of the state in pi0.5."""
+    other, own = RENAMED[kind]
+    return {
+        own + name.removeprefix(other) if name.startswith(f"{other}_") else name: weight
+        for name, weight in weights.items()
+        if not name.startswith(VLM) and "lm_head" not in name and not (kind == "pi05" and name.startswith("state_proj"))
+    }
 
 
 def _cut(prompt: RobotPrompt, tokens: int) -> RobotPrompt:

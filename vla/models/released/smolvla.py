@@ -6,7 +6,6 @@ of the released model only.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -18,7 +17,6 @@ from vla.errors import InputError
 from vla.models.action_heads.action_expert import MAX_PERIOD, MIN_PERIOD, ActionExpertShape, frequencies
 from vla.models.action_heads.flow_matching import EULER_STEPS, FlowLayout
 from vla.models.backbones import catalog
-from vla.models.backbones.own_family import Rule, converted
 from vla.models.backbones.pretrained import make_processor
 from vla.models.backbones.token_family import TokenFamily
 from vla.models.policy_format import PolicyFormat, RobotPrompt
@@ -28,6 +26,7 @@ from vla.models.preprocessing.settings import Preprocessing
 from vla.models.preprocessing.tiles import Split
 from vla.models.released.lerobot_folder import ACTION, STATE, LeRobotFolder
 from vla.models.released.robot_policy import RobotPolicy, count_layers, open_tokenizer
+from vla.models.released.weight_names import OURS, expert_names, linear_names, renamed
 
 VLM, EXPERT = "vlm_with_expert.vlm.", "vlm_with_expert.lm_expert."
 ROPE_BASE = 10000.0
@@ -41,23 +40,18 @@ FIXED = {
     "max_period": MAX_PERIOD,
 }
 """Settings that are implemented with these values only, the ones of the released checkpoints."""
-LAYER = re.escape(EXPERT) + r"layers\.(\d+)\."
-OURS = r"continuous_head.expert.layers.\1."
-RULES = (
-    Rule(LAYER + r"self_attn\.q_proj\.weight", (OURS + "query.weight",)),
-    Rule(LAYER + r"self_attn\.k_proj\.weight", (OURS + "key.weight",)),
-    Rule(LAYER + r"self_attn\.v_proj\.weight", (OURS + "value.weight",)),
-    Rule(LAYER + r"self_attn\.o_proj\.weight", (OURS + "out.weight",)),
-    Rule(LAYER + r"mlp\.(gate|up|down)_proj\.weight", (OURS + r"\2.weight",)),
-    Rule(LAYER + r"input_layernorm\.weight", (OURS + "before_attention.norm.weight",)),
-    Rule(LAYER + r"post_attention_layernorm\.weight", (OURS + "before_mlp.norm.weight",)),
-    Rule(re.escape(EXPERT) + r"norm\.weight", ("continuous_head.expert.norm.norm.weight",)),
-    Rule(r"(action_in_proj|action_out_proj)\.(weight|bias)", (r"continuous_head.\1.\2",)),
-    Rule(r"state_proj\.(weight|bias)", (r"state_proj.\1",)),
-    Rule(r"action_time_mlp_in\.(weight|bias)", (r"continuous_head.time.0.\1",)),
-    Rule(r"action_time_mlp_out\.(weight|bias)", (r"continuous_head.time.2.\1",)),
-)
-"""Names of the weights outside the backbone."""
+LINEAR = {
+    "state_proj": "state_proj",
+    "action_in_proj": f"{OURS}action_in_proj",
+    "action_out_proj": f"{OURS}action_out_proj",
+    "action_time_mlp_in": f"{OURS}time.0",
+    "action_time_mlp_out": f"{OURS}time.2",
+}
+
+
+def smolvla_names(layers: int) -> dict[str, str]:
+    """Our names of the weights outside SmolVLM."""
+    return expert_names(EXPERT, layers, adaptive=False) | linear_names(LINEAR)
 
 
 def load_smolvla(folder: LeRobotFolder) -> RobotPolicy:
@@ -98,7 +92,7 @@ def load_smolvla(folder: LeRobotFolder) -> RobotPolicy:
             Preprocessing(Split(int(wide), int(wide), "lanczos"), asked),
         ),
         head={"kind": "flow", "expert": asdict(_expert_shape(rest, backbone)), "layout": asdict(layout)},
-        weights=converted(rest, RULES),
+        weights=renamed(rest, smolvla_names(count_layers(rest, f"{EXPERT}layers."))),
         horizon=int(config["chunk_size"]),
         state=folder.normalizer(STATE, "STATE"),
         action=folder.normalizer(ACTION, "ACTION"),
