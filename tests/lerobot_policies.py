@@ -59,6 +59,17 @@ class LeRobotReference:
                 batch[name] = value[None]
         return batch
 
+    def reloaded(self, folder: Path) -> LeRobotReference:
+        """The policy and the processors that LeRobot loads from another folder."""
+        from lerobot.configs.policies import PreTrainedConfig
+        from lerobot.policies.factory import make_pre_post_processors
+
+        config = PreTrainedConfig.from_pretrained(folder)
+        policy = type(self.policy).from_pretrained(folder, config=config)
+        saved, loaded = self.policy.state_dict(), policy.state_dict()
+        assert any(not torch.equal(saved[name], weight) for name, weight in loaded.items() if "lm_head" not in name)
+        return LeRobotReference(policy.eval(), *make_pre_post_processors(config, str(folder)), folder)
+
     def chunk(self, observation: Observation, noise: torch.Tensor) -> np.ndarray[Any, Any]:
         """The chunk in robot units that LeRobot's policy makes of this noise, (h, a)."""
         self.policy.model.sample_noise = lambda shape, device: noise[None]

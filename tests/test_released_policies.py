@@ -14,6 +14,7 @@ from lerobot_policies import ACTION, BODY, HORIZON, PADDED, LeRobotReference, fi
 
 from vla.errors import InputError
 from vla.models.action_heads import flow
+from vla.models.released.lerobot_export import export_lerobot
 from vla.models.released.registry import is_policy, open_policy, policy_defaults
 from vla.models.vla import VLA
 from vla.policies.vla import VlaPolicy
@@ -108,6 +109,25 @@ def test_saved_and_loaded_it_is_the_same(make: Make, kind: str, tmp_path: Path) 
     assert before is not None
     assert after is not None
     np.testing.assert_allclose(after.actions, before.actions, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_exported_is_what_lerobot_computes(make: Make, kind: str, tmp_path: Path) -> None:
+    theirs, seen = make(kind), observation()
+    model = model_of(theirs)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.add_(0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(name))))
+    export_lerobot(model, tmp_path / "exported")
+    back = theirs.reloaded(tmp_path / "exported")
+    ours = VlaPolicy(model, BODY).predict(seen)
+    assert ours is not None
+    np.testing.assert_allclose(back.chunk(seen, noise()), ours.actions, atol=1e-4)
+    again = VlaPolicy(model_of(back), BODY).predict(seen)
+    assert again is not None
+    np.testing.assert_allclose(again.actions, ours.actions, atol=1e-5)
+    with pytest.raises(InputError, match="not empty"):
+        export_lerobot(model, tmp_path / "exported")
 
 
 def test_long_instructions_are_cut_as_in_training(make: Make) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -72,12 +72,14 @@ class PolicyFormat:
         width: number of components to which states and actions are padded; 0: as many as the largest robot has.
         state: where the state enters: "text" in the prompt (pi0.5), "expert" as the first token of the action expert
             (pi0), "prompt" as the last token of the prompt (SmolVLA), or "none" (OpenVLA).
+        source: what the policy's files say beyond that, with which it can be exported again; empty where it cannot.
     """
 
     prompt: RobotPrompt
     cameras: Preprocessing
     width: int = 0
     state: str = "expert"
+    source: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.state not in ("text", "expert", "prompt", "none"):
@@ -87,8 +89,13 @@ class PolicyFormat:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        values = {"prompt": asdict(self.prompt), "width": self.width, "state": self.state}
-        return values | {"cameras": self.cameras.to_dict()}
+        return {
+            "prompt": asdict(self.prompt),
+            "cameras": self.cameras.to_dict(),
+            "width": self.width,
+            "state": self.state,
+            "source": dict(self.source),
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PolicyFormat:

@@ -18,7 +18,7 @@ from vla.errors import InputError, reading
 from vla.models.normalization import Normalizer
 
 STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
-PREPROCESSOR = "policy_preprocessor.json"
+PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
 ENDS = {"MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90")}
 """The statistics that a normalisation maps to -1 and 1."""
 SMALLEST = 1e-8
@@ -43,6 +43,18 @@ class LeRobotFolder:
         file = self.path / PREPROCESSOR
         steps = _json(file)["steps"] if file.is_file() else []
         return {step.get("registry_name", step.get("class", "")): step for step in steps}
+
+    def source(self, vocabulary: int) -> dict[str, Any]:
+        """What an export to LeRobot needs of the folder; empty for one that was not written by LeRobot.
+
+        Args:
+            vocabulary: number of words of the policy's language model.
+        """
+        files = {name: self.path / name for name in (PREPROCESSOR, POSTPROCESSOR)}
+        if not all(file.is_file() for file in files.values()):
+            return {}
+        pipelines = {name: _json(file) for name, file in files.items()}
+        return {"config": self.config, "vocabulary": vocabulary, **pipelines}
 
     @property
     def cameras(self) -> tuple[str, ...]:

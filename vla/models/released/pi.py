@@ -34,6 +34,7 @@ PROMPTS = {
     "pi0": RobotPrompt("{task}\n", max_tokens=48),
     "pi05": RobotPrompt("Task: {task}, State: {state};\nAction: ", cleaned=True, max_tokens=200),
 }
+WORDS = "model.language_model.embed_tokens.weight"
 VLM, EXPERT = "paligemma_with_expert.paligemma.", "paligemma_with_expert.gemma_expert.model."
 
 
@@ -78,6 +79,7 @@ def load_pi(folder: LeRobotFolder) -> RobotPolicy:
         Preprocessing(OnDevice((side, side)), markup),
         width=len(rest["action_in_proj.weight"][0]),
         state="text" if kind == "pi05" else "expert",
+        source=folder.source(len(vlm.get(WORDS, vlm.get("lm_head.weight", ())))),
     )
     chat = {**catalog.family("paligemma").config()["chat"], "policy": format}
     layout = FlowLayout(
@@ -118,14 +120,13 @@ def _cut(prompt: RobotPrompt, tokens: int) -> RobotPrompt:
 
 def _backbone(weights: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerFast) -> Any:
     """PaliGemma with these weights, whose vocabulary is extended to the tokenizer and the image token."""
-    embedding = "model.language_model.embed_tokens.weight"
     named = dict(weights)
     head = named.pop("lm_head.weight", None)  # tied to the embedding in openpi, and not trained in LeRobot
-    if embedding not in named:
+    if WORDS not in named:
         if head is None:
-            raise InputError(f"the policy has neither {embedding} nor lm_head.weight")
-        named[embedding] = head
-    vocab = len(named[embedding])
+            raise InputError(f"the policy has neither {WORDS} nor lm_head.weight")
+        named[WORDS] = head
+    vocab = len(named[WORDS])
     image: Any = tokenizer.convert_tokens_to_ids("<image>")
     image_token_id = max(vocab, len(tokenizer)) if image in (None, tokenizer.unk_token_id) else int(image)
     config = _config(named, vocab)

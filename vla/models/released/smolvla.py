@@ -78,6 +78,7 @@ def load_smolvla(folder: LeRobotFolder) -> RobotPolicy:
         Preprocessing(OnDevice((tall, wide), centred=False), markup),
         width=len(rest["action_in_proj.weight"][0]),
         state="prompt",
+        source=folder.source(len(vlm["model.text_model.embed_tokens.weight"])),
     )
     family = catalog.family("smolvlm2").config()
     asked = Markup(**family["markup"], tokens=backbone.tokens_per_image, split=True)

@@ -1,0 +1,126 @@
+"""Writes a fine-tuned released policy as a folder that LeRobot's commands load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vla.errors import InputError
+from vla.models.normalization import Normalizer
+from vla.models.released import pi, smolvla
+from vla.models.released.lerobot_folder import ACTION, IMAGES, POSTPROCESSOR, PREPROCESSOR, STATE
+from vla.models.released.weight_names import shifted_norms
+from vla.models.robot_spec import RobotSpec
+from vla.models.vla import VLA
+
+STATES = {PREPROCESSOR: "normalizer_processor", POSTPROCESSOR: "unnormalizer_processor"}
+"""The step of each pipeline that has the statistics."""
+
+
+def export_lerobot(model: VLA, folder: Path) -> None:
+    """Writes `model` into `folder`, which must not exist or be empty.
+
+    The weights are float32; LeRobot converts them to the policy's dtype.
+
+    Args:
+        model: a policy that was trained from a released one of LeRobot, for one robot.
+        folder: the new folder.
+
+    Raises:
+        InputError: for a model that LeRobot cannot represent, before anything is written.
+    """
+    source, robot = _checked(model)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is not empty: remove it, or name another folder")
+    config = dict(source["config"]) | _features(model, robot)
+    weights = _weights(model, str(config["type"]), int(source["vocabulary"]))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=4))
+    save_file({f"model.{name}": weight.contiguous() for name, weight in weights.items()}, folder / "model.safetensors")
+    for file, step in STATES.items():
+        _write_pipeline(folder, file, step, source[file], config, robot)
+
+
+def _checked(model: VLA) -> tuple[Mapping[str, Any], RobotSpec]:
+    policy, robots = model.processor.policy, model.processor.robots
+    if policy is None or not policy.source:
+        raise InputError("only a policy that was trained from a released one of LeRobot can be exported to it")
+    if len(robots) != 1:
+        names = ", ".join(robot.name for robot in robots) or "none"
+        raise InputError(f"a policy of LeRobot has one robot, this model {names}")
+    robot = robots[0]
+    if robot.history:
+        raise InputError("a policy of LeRobot sees no past frames, this model does")
+    if robot.action_dim != len(robot.embodiment.action):
+        raise InputError(f"{robot.name} predicts rotations or angles in another form, which LeRobot has not")
+    if any(robot.relative) and not policy.source["config"].get("use_relative_actions"):
+        raise InputError(f"{robot.name} predicts actions relative to the state: train with predict=unchanged")
+    return policy.source, robot
+
+
+def _features(model: VLA, robot: RobotSpec) -> dict[str, Any]:
+    """LeRobot's features of the robot."""
+    side, body = model.backbone.image_size, robot.embodiment
+    cameras = {IMAGES + name: {"type": "VISUAL", "shape": [3, side, side]} for name in body.cameras}
+    return {
+        "input_features": {STATE: {"type": "STATE", "shape": [len(body.state)]}, **cameras},
+        "output_features": {ACTION: {"type": "ACTION", "shape": [len(body.action)]}},
+        "chunk_size": robot.horizon,
+        "n_action_steps": robot.horizon,
+    }
+
+
+def _weights(model: VLA, kind: str, vocabulary: int) -> dict[str, Tensor]:
+    """The weights with LeRobot's names."""
+    state = {name: weight.detach().cpu().float() for name, weight in model.state_dict().items()}
+    layers = len(model.continuous_head.expert.layers)  # type: ignore[union-attr, arg-type]
+    if kind == "smolvla":
+        names, prefix, expert_head = smolvla.smolvla_names(layers), smolvla.VLM, None
+    else:
+        names, prefix = pi.pi_names(kind, layers), pi.VLM
+        expert_head = f"{pi.EXPERT.removesuffix('model.')}lm_head.weight"
+        state = shifted_norms(state, -1.0) if kind == "pi0" else state
+    weights = {theirs: state[ours] for theirs, ours in names.items()}
+    backbone = {name.removeprefix("backbone.model."): w for name, w in state.items() if name.startswith("backbone.")}
+    words = next(name for name in backbone if name.endswith("embed_tokens.weight"))
+    backbone[words] = backbone[words][:vocabulary]
+    backbone["lm_head.weight"] = backbone["lm_head.weight"][:vocabulary].clone()
+    weights |= {prefix + name: weight for name, weight in backbone.items()}
+    if expert_head is not None:  # not used; LeRobot's class has it
+        width = weights["action_in_proj.weight"].shape[0]
+        weights[expert_head] = torch.zeros(vocabulary, width, dtype=torch.bfloat16)
+    return weights
+
+
+def _write_pipeline(
+    folder: Path, file: str, step: str, pipeline: Mapping[str, Any], config: Mapping[str, Any], robot: RobotSpec
+) -> None:
+    """Writes a pipeline of LeRobot with the robot's statistics."""
+    pipeline = json.loads(json.dumps(pipeline))
+    for number, entry in enumerate(pipeline["steps"]):
+        if entry.get("registry_name") == "rename_observations_processor":
+            entry["config"]["rename_map"] = {}
+        if entry.get("registry_name") != step:
+            continue
+        features = config["output_features"] | (config["input_features"] if file == PREPROCESSOR else {})
+        entry["config"]["features"] = features
+        entry["state_file"] = f"{Path(file).stem}_step_{number}_{step}.safetensors"
+        statistics = _statistics(STATE, robot.state) | _statistics(ACTION, robot.action)
+        save_arrays(statistics, folder / entry["state_file"])
+    (folder / file).write_text(json.dumps(pipeline, indent=2))
+
+
+def _statistics(key: str, normalizer: Normalizer) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+    """Statistics by which each normalisation of LeRobot does what `normalizer` does."""
+    low, high = (np.asarray(values, np.float64) for values in (normalizer.low, normalizer.high))
+    values = {"mean": (low + high) / 2, "std": (high - low) / 2}
+    values |= dict.fromkeys(("min", "q01", "q10"), low) | dict.fromkeys(("max", "q99", "q90"), high)
+    return {f"{key}.{name}": value.astype(np.float32) for name, value in values.items()}
