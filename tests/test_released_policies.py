@@ -10,15 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import write_store
 from lerobot_policies import ACTION, BODY, HORIZON, PADDED, LeRobotReference, fixed_draws, observation, reference
 
+from vla.commands.cli import main
 from vla.errors import InputError
 from vla.models.action_heads import flow
 from vla.models.released.lerobot_export import export_lerobot
 from vla.models.released.registry import is_policy, open_policy, policy_defaults
 from vla.models.vla import VLA
 from vla.policies.vla import VlaPolicy
-from vla.types import Example
+from vla.types import Episode, Example
 
 KINDS = ("pi0", "pi05", "smolvla")
 Make = Callable[..., LeRobotReference]
@@ -128,6 +130,29 @@ def test_what_is_exported_is_what_lerobot_computes(make: Make, kind: str, tmp_pa
     np.testing.assert_allclose(again.actions, ours.actions, atol=1e-5)
     with pytest.raises(InputError, match="not empty"):
         export_lerobot(model, tmp_path / "exported")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_trained_and_exported_by_the_commands(
+    make: Make, kind: str, tmp_path: Path, make_episode: Callable[..., Episode], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, store = str(make(kind).folder), str(tmp_path / "data.zarr")
+    write_store(store, [make_episode(seed, steps=14) for seed in range(3)])
+    plan = ["plan.steps=2", "plan.batch_size=2", "plan.precision=fp32", "heldout_questions=0"]
+    run = ["train", f"backbone={folder}", f"data={store}", "mixture.vqa=0", *plan]
+    assert main([*run, f"out={tmp_path / 'run'}", "head=flow"]) == 0
+    assert f"horizon={HORIZON}, predict=unchanged" in capsys.readouterr().out
+    model = VLA.load(tmp_path / "run/best")
+    assert model.processor.policy is not None and model.processor.robots[0].horizon == HORIZON
+    # It differs from the policy, by two small steps.
+    before = open_policy(folder).weights["continuous_head.action_in_proj.weight"]
+    change = (model.state_dict()["continuous_head.action_in_proj.weight"] - before).abs().max()
+    assert 0 < change < 0.01
+    assert main(["export-lerobot", f"policy={tmp_path / 'run'}", f"out={tmp_path / 'out'}"]) == 0
+    assert open_policy(tmp_path / "out").cameras == ("observation.images.front", "observation.images.wrist")
+    # Another head is trained on its vision-language model alone.
+    assert main([*run, f"out={tmp_path / 'other'}", "head=parallel", "horizon=3"]) == 0
+    assert "its vision-language model alone" in capsys.readouterr().out
 
 
 def test_long_instructions_are_cut_as_in_training(make: Make) -> None:

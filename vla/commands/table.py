@@ -240,6 +240,14 @@ COMMANDS = {
         ("vla push policy=outputs/train repo=user/name dry_run=true", "vla push repo=user/name license=apache-2.0"),
         check="push",
     ),
+    "export-lerobot": Command(
+        "write a fine-tuned pi0, pi0.5 or SmolVLA for LeRobot's commands",
+        "vla.commands.export_lerobot:export_lerobot",
+        "Writes configuration, weights, normalisation and processors in LeRobot's layout. The model must have been\n"
+        "trained from a released policy of LeRobot (vla train backbone=lerobot/pi05_base), with its own head.",
+        ("vla export-lerobot policy=outputs/train out=outputs/lerobot-policy",),
+        check="push",
+    ),
     "robot": Command(
         "show an arm's servos, clear their errors, disable torque, move it home",
         "vla.commands.robot:robot",
