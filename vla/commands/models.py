@@ -1,4 +1,4 @@
-"""`vla models`: lists the families of vision-language models."""
+"""`vla models`: lists the families of vision-language models, and released robot policies."""
 
 from __future__ import annotations
 
@@ -6,15 +6,23 @@ from collections.abc import Sequence
 
 from vla.models.backbones import catalog
 from vla.models.backbones.catalog import PARAMETERS, Family
+from vla.models.released.catalog import RELEASED, Released
 
+HINT = "`vla models family=NAME` shows details; a local folder can replace the id of a checkpoint."
 BF16_BYTES = 2
 TRAINED_BYTES = 20
 """Bytes of a trained parameter: float32 weight, gradient, two AdamW moments and the moving average."""
+LORA_BYTES = 4
+"""Bytes of a parameter that LoRA adapts: the float32 weight. The adapters are small."""
 
 
 def models(*, family: str | None) -> None:
-    """Prints the table of all families, or the details of one. Raises InputError for an unknown family."""
-    print(one(catalog.family(family)) if family else table(catalog.CATALOG))
+    """Prints the tables of all families and policies, or the details of one. Raises InputError for an unknown one."""
+    if not family:
+        print(f"{table(catalog.CATALOG)}\n\n{policies(RELEASED)}\n\n{HINT}")
+        return
+    policy = next((row for row in RELEASED if row.name == family), None)
+    print(one(catalog.family(family)) if policy is None else one_policy(policy))
 
 
 def table(rows: Sequence[Family]) -> str:
@@ -24,10 +32,49 @@ def table(rows: Sequence[Family]) -> str:
         head,
         *((r.name, r.role, r.connector, _checkpoint(r), *_size(r), _checked(r), _freezes(r)) for r in rows),
     ]
+    return _aligned(lines)
+
+
+def policies(rows: Sequence[Released]) -> str:
+    """The table of robot policies as text, with one line per policy."""
+    head = ("robot policy", "checkpoint", "parameters", "to run", "LoRA", "full", "horizon", "cameras", "licence")
+    cells = [(r.name, r.checkpoint, _billions(r.parameters), *_policy_memory(r), f"{r.horizon}") for r in rows]
+    return _aligned([head, *((*cell, r.cameras, r.licence) for cell, r in zip(cells, rows, strict=True))])
+
+
+def one_policy(row: Released) -> str:
+    """The details of one robot policy."""
+    run, lora, full = _policy_memory(row)
+    fields = {
+        "policy": row.name,
+        "checkpoint": row.checkpoint,
+        "size": f"{_billions(row.parameters)} parameters",
+        "memory": f"{run} to run in bf16; {lora} to train by LoRA, {full} to train all weights, besides activations",
+        "trained on": row.trained_on,
+        "actions": f"{row.action}; chunks of {row.horizon} steps",
+        "cameras": row.cameras,
+        "licence": row.licence,
+        "verified": f"{row.verified} (tests/{row.test})",
+        "train": f"vla train backbone={row.checkpoint} data=DATA.zarr",
+        "run": f"vla eval policy=hub:{row.checkpoint}; a base without statistics must be trained first",
+    }
+    return "\n".join(f"{name:<11}{value}" for name, value in fields.items())
+
+
+def _billions(count: float) -> str:
+    return f"{count / 1e9:.3g} B"
+
+
+def _policy_memory(row: Released) -> tuple[str, str, str]:
+    """Memory to run a policy, to train it by LoRA, and to train all of its weights."""
+    run, lora, full = (f"{size * row.parameters / 1e9:.2g} GB" for size in (BF16_BYTES, LORA_BYTES, TRAINED_BYTES))
+    return run, lora, full
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
-    text = "\n".join(line.rstrip() for line in padded)
-    return f"{text}\n\n`vla models family=NAME` shows details; a local folder can replace the id of a checkpoint."
+    return "\n".join(line.rstrip() for line in padded)
 
 
 def one(row: Family) -> str:
