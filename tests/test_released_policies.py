@@ -11,11 +11,26 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_store
-from lerobot_policies import ACTION, BODY, HORIZON, PADDED, LeRobotReference, fixed_draws, observation, reference
+from lerobot_policies import (
+    ACTION,
+    BODY,
+    HORIZON,
+    PADDED,
+    LeRobotReference,
+    fixed_draws,
+    observation,
+    reference,
+    statistics,
+)
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from vla.commands.cli import main
 from vla.errors import InputError
 from vla.models.action_heads import flow
+from vla.models.preprocessing.frames import FloorPad
+from vla.models.preprocessing.view import draw
+from vla.models.released import pi
 from vla.models.released.lerobot_export import export_lerobot
 from vla.models.released.registry import is_policy, open_policy, policy_defaults
 from vla.models.vla import VLA
@@ -161,6 +176,50 @@ def test_long_instructions_are_cut_as_in_training(make: Make) -> None:
     ours = VlaPolicy(model_of(theirs), BODY).predict(seen)
     assert ours is not None
     np.testing.assert_allclose(ours.actions, theirs.chunk(seen, noise()), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["pi0", "pi05"])
+def test_openpis_layout_is_the_same_policy(
+    make: Make, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, folder = make(kind), tmp_path / "openpi"
+    (folder / "assets/bot").mkdir(parents=True)
+    weights = {
+        name.removeprefix("model."): weight for name, weight in load_file(theirs.folder / "model.safetensors").items()
+    }
+    # openpi's file has the tied embedding as lm_head alone, and pi0's projection of the state in pi0.5 too.
+    words = "paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"
+    weights["paligemma_with_expert.paligemma.lm_head.weight"] = weights.pop(words)
+    weights["state_proj.weight"] = weights.get("state_proj.weight", torch.zeros(32, PADDED))
+    save_file(weights, folder / "model.safetensors")
+    settings = {"action_horizon": HORIZON, "action_dim": PADDED, "action_expert_variant": "gemma_300m"}
+    (folder / "config.json").write_text(json.dumps(settings))
+    padded = {
+        name: {
+            end: [*values[end].tolist(), *[0.0] * (PADDED - len(values[end]))] for end in ("mean", "std", "q01", "q99")
+        }
+        for name, values in zip(("state", "actions"), statistics().values(), strict=True)
+    }
+    (folder / "assets/bot/norm_stats.json").write_text(json.dumps({"norm_stats": padded}))
+    monkeypatch.setattr(pi, "TOKENIZER", str(theirs.folder.parent / "tokenizer"))
+    policy = open_policy(folder)
+    seen = observation((28, 28), "pick up the red cube")
+    ours = VlaPolicy(policy.model([policy.robot(BODY)]), BODY).predict(seen)
+    assert ours is not None
+    np.testing.assert_allclose(ours.actions, theirs.chunk(seen, noise()), atol=1e-4)
+    (folder / "assets/other").mkdir()
+    (folder / "assets/other/norm_stats.json").write_text("{}")
+    with pytest.raises(InputError, match="statistics of bot, other"):
+        open_policy(folder)
+
+
+def test_openpis_images_are_resized_as_pillow_does() -> None:
+    image = observation((480, 640)).images["front"]
+    frame = np.zeros((224, 224, 3), np.uint8)
+    draw(image, FloorPad((224, 224)).view(480, 640), [frame])
+    expected = np.zeros_like(frame)
+    expected[28:196] = np.asarray(Image.fromarray(image).resize((224, 168), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(frame, expected)
 
 
 @pytest.mark.parametrize("steps", [4, 25])

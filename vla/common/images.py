@@ -11,7 +11,7 @@ from vla.common.stored_image import Image
 
 Size = int | Sequence[int]
 """Side of a square, or height and width [pixels]."""
-PILLOW = {"lanczos": "LANCZOS", "pillow-bicubic": "BICUBIC"}
+PILLOW = {"lanczos": "LANCZOS", "pillow-bicubic": "BICUBIC", "pillow-bilinear": "BILINEAR"}
 """Filters of Pillow, with Pillow's names for them."""
 
 
@@ -52,6 +52,13 @@ def fitted(height: int, width: int, size: Size) -> tuple[int, int, int, int]:
     scale = min(tall / height, wide / width)
     new = (max(1, round(width * scale)), max(1, round(height * scale)))
     return (wide - new[0]) // 2, (tall - new[1]) // 2, *new
+
+
+def fitted_down(height: int, width: int, size: Size) -> tuple[int, int]:
+    """Height and width of an image fitted into a frame, with sides rounded down, as openpi and LeRobot do."""
+    tall, wide = sides(size)
+    ratio = max(width / wide, height / tall)
+    return max(1, int(height / ratio)), max(1, int(width / ratio))
 
 
 def scaled(image: Image, height: int, width: int, resample: str = "bilinear") -> UInt8[np.ndarray, "h w 3"]:

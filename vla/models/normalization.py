@@ -64,6 +64,10 @@ class Normalizer:
         ranges = [_range(statistics, i, method) for i, method in enumerate(methods)]
         return cls(tuple(low for low, _ in ranges), tuple(high for _, high in ranges))
 
+    def cut(self, count: int) -> Normalizer:
+        """The normaliser of the first `count` components."""
+        return Normalizer(self.low[:count], self.high[:count])
+
     def normalize(self, values: Float[np.ndarray, "*t a"]) -> Float[np.ndarray, "*t a"]:
         """Maps [low, high] to [-1, 1]."""
         low, high = np.asarray(self.low), np.asarray(self.high)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vla.common.images import fitted
+from vla.common.images import fitted, fitted_down
 from vla.models.preprocessing.view import Colour, Piece, Sides, View
 
 
@@ -27,6 +27,20 @@ class Pad(_Filled):
         """See `Framing.view`."""
         left, top, wide, tall = fitted(height, width, self.size)
         return View((Piece(self.size, ((tall, wide),), (top, left)),), self.resample, self.fill)
+
+
+@dataclass(frozen=True)
+class FloorPad(_Filled):
+    """As `Pad`, with sides rounded down, and an odd pixel of the bars at the right or bottom (openpi)."""
+
+    kind: ClassVar[str] = "floor-pad"
+    resample: str = "pillow-bilinear"
+
+    def view(self, height: int, width: int) -> View:
+        """See `Framing.view`."""
+        tall, wide = fitted_down(height, width, self.size)
+        offset = (self.size[0] - tall) // 2, (self.size[1] - wide) // 2
+        return View((Piece(self.size, ((tall, wide),), offset),), self.resample, self.fill)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from vla.common.images import fitted_down
 from vla.models.preprocessing.view import Piece, Sides, View
 
 if TYPE_CHECKING:
@@ -39,8 +40,7 @@ class OnDevice:
 
     def place(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Left, top, width and height [pixels] in the frame, of an image of this height and width."""
-        ratio = max(width / self.size[1], height / self.size[0])
-        tall, wide = int(height / ratio), int(width / ratio)
+        tall, wide = fitted_down(height, width, self.size)
         left, top = self.size[1] - wide, self.size[0] - tall
         return (left // 2, top // 2, wide, tall) if self.centred else (left, top, wide, tall)
 

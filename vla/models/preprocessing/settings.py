@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from vla.errors import InputError
-from vla.models.preprocessing.frames import Crop, Pad, Square, Stretch
+from vla.models.preprocessing.frames import Crop, FloorPad, Pad, Square, Stretch
 from vla.models.preprocessing.markup import Markup, Part
 from vla.models.preprocessing.molmo_crops import Crops
 from vla.models.preprocessing.native import Native, Patches
@@ -30,7 +30,7 @@ class Framing(Protocol):
     def __hash__(self) -> int: ...
 
 
-ALL = (Pad, Square, Stretch, Crop, Native, Patches, Tiles, Split, Whole, Canvas, Crops, OnDevice)
+ALL = (Pad, FloorPad, Square, Stretch, Crop, Native, Patches, Tiles, Split, Whole, Canvas, Crops, OnDevice)
 KINDS: dict[str, Any] = {framing.kind: framing for framing in ALL}
 
 

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from vla.errors import InputError, reading
 from vla.models.normalization import Normalizer
+from vla.models.preprocessing.on_device import OnDevice
+from vla.models.preprocessing.settings import Framing
+from vla.models.preprocessing.view import Sides
 
 STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
@@ -43,6 +46,10 @@ class LeRobotFolder:
         file = self.path / PREPROCESSOR
         steps = _json(file)["steps"] if file.is_file() else []
         return {step.get("registry_name", step.get("class", "")): step for step in steps}
+
+    def framing(self, size: Sides) -> Framing:
+        """The preprocessing of camera images of pi0 and pi0.5."""
+        return OnDevice(size)
 
     def source(self, vocabulary: int) -> dict[str, Any]:
         """What an export to LeRobot needs of the folder; empty for one that was not written by LeRobot.

@@ -7,7 +7,7 @@ The sizes are derived from the weights, except for those that a weight does not 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import Tensor
@@ -22,9 +22,9 @@ from vla.models.backbones.token_family import TokenFamily
 from vla.models.policy_format import PolicyFormat, RobotPrompt
 from vla.models.preprocessing.frames import Stretch
 from vla.models.preprocessing.markup import Markup
-from vla.models.preprocessing.on_device import OnDevice
 from vla.models.preprocessing.settings import Preprocessing
 from vla.models.released.lerobot_folder import ACTION, STATE, LeRobotFolder
+from vla.models.released.openpi_folder import OpenpiFolder
 from vla.models.released.robot_policy import RobotPolicy, count_layers, open_tokenizer
 from vla.models.released.weight_names import OURS, expert_names, linear_names, renamed, shifted_norms
 
@@ -58,7 +58,7 @@ def pi_names(kind: str, layers: int) -> dict[str, str]:
     return expert_names(EXPERT, layers, kind == "pi05") | linear_names(LINEAR | OF_KIND[kind])
 
 
-def load_pi(folder: LeRobotFolder) -> RobotPolicy:
+def load_pi(folder: LeRobotFolder | OpenpiFolder) -> RobotPolicy:
     """Opens a folder of pi0 or pi0.5.
 
     Raises:
@@ -75,8 +75,8 @@ def load_pi(folder: LeRobotFolder) -> RobotPolicy:
     side = backbone.image_size
     markup = Markup(tokens=backbone.tokens_per_image)
     format = PolicyFormat(
-        PROMPTS[kind] if "tokenizer_max_length" not in config else _cut(PROMPTS[kind], config["tokenizer_max_length"]),
-        Preprocessing(OnDevice((side, side)), markup),
+        _prompt(kind, folder),
+        Preprocessing(folder.framing((side, side)), markup),
         width=len(rest["action_in_proj.weight"][0]),
         state="text" if kind == "pi05" else "expert",
         source=folder.source(len(vlm.get(WORDS, vlm.get("lm_head.weight", ())))),
@@ -114,8 +114,11 @@ def _head_weights(weights: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]
     }
 
 
-def _cut(prompt: RobotPrompt, tokens: int) -> RobotPrompt:
-    return RobotPrompt(prompt.text, prompt.cleaned, int(tokens))
+def _prompt(kind: str, folder: LeRobotFolder | OpenpiFolder) -> RobotPrompt:
+    """The prompt of the policy; openpi cleans the instructions of both."""
+    prompt = PROMPTS[kind]
+    cleaned = prompt.cleaned or isinstance(folder, OpenpiFolder)
+    return replace(prompt, cleaned=cleaned, max_tokens=folder.config.get("tokenizer_max_length", prompt.max_tokens))
 
 
 def _backbone(weights: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerFast) -> Any:

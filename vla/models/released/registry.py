@@ -33,8 +33,15 @@ def _smolvla(folder: Path) -> RobotPolicy:
     return load_smolvla(LeRobotFolder(folder))
 
 
-LOADERS: Mapping[str, Callable[[Path], RobotPolicy]] = {"pi0": _pi, "pi05": _pi, "smolvla": _smolvla}
-"""Loaders by the `type` in LeRobot's config.json."""
+def _openpi(folder: Path) -> RobotPolicy:
+    from vla.models.released.openpi_folder import OpenpiFolder
+    from vla.models.released.pi import load_pi
+
+    return load_pi(OpenpiFolder(folder))
+
+
+LOADERS: Mapping[str, Callable[[Path], RobotPolicy]] = {"pi0": _pi, "pi05": _pi, "smolvla": _smolvla, "openpi": _openpi}
+"""Loaders by the `type` in LeRobot's config.json; openpi's has none."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,12 @@ def policy_defaults(name: object) -> PolicyDefaults | None:
     """
     if not isinstance(name, str | Path) or (config := _config(str(name))) is None:
         return None
+    if config["type"] == "openpi":
+        from vla.models.released.openpi_folder import OpenpiFolder
+
+        kind = str(OpenpiFolder(fetch(name)).config["type"])
+        method = "quantile" if kind == "pi05" else "mean-std"
+        return PolicyDefaults(kind, "flow", int(config["action_horizon"]), "unchanged", method)
     modes = config.get("normalization_mapping") or {}
     mode = str(modes.get("ACTION", "MEAN_STD"))
     if mode not in OPTIONS:
@@ -101,4 +114,8 @@ def _config(name: str) -> dict[str, Any] | None:
         from vla.models.preprocessing.released import file_of
 
         config = file_of(name, "config.json")
-    return config if isinstance(config, dict) and config.get("type") in LOADERS else None
+    if not isinstance(config, dict):
+        return None
+    if "action_expert_variant" in config and "action_horizon" in config:
+        return config | {"type": "openpi"}
+    return config if config.get("type") in LOADERS else None

@@ -51,7 +51,7 @@ class RobotPolicy:
         Raises:
             InputError: for a robot with more components than the policy's weights have.
         """
-        width = 0 if self.processor.policy is None else self.processor.policy.width
+        width = self._width
         for robot in robots:
             count = max(len(robot.embodiment.state), robot.action_dim)
             if width and count > width:
@@ -59,6 +59,10 @@ class RobotPolicy:
         model = VLA(self.backbone, self.processor.with_robots(robots, self.head, "numbers"))
         load_weights(model, self.weights)
         return model.eval()
+
+    @property
+    def _width(self) -> int:
+        return 0 if self.processor.policy is None else self.processor.policy.width
 
     def robot(self, embodiment: Embodiment) -> RobotSpec:
         """The robot on which the policy was trained, with the names and units of `embodiment`.
@@ -74,7 +78,8 @@ class RobotPolicy:
                 raise InputError(
                     f"{self.name} has no statistics of its {key}: it is a base, train it on demonstrations first"
                 )
-            if (count := len(normalizer.low)) != len(names):
+            # openpi may store the statistics of padded vectors.
+            if (count := len(normalizer.low)) != len(names) and not (count == self._width and count > len(names)):
                 raise InputError(
                     f"the {key} of {self.name} has {count} components, that of {embodiment.name} {len(names)}: {names}"
                 )
@@ -85,7 +90,8 @@ class RobotPolicy:
             )
         assert self.state is not None
         assert self.action is not None
-        spec = RobotSpec(embodiment, self.horizon, self.state, self.action, "", 0)
+        state, action = self.state.cut(len(embodiment.state)), self.action.cut(len(embodiment.action))
+        spec = RobotSpec(embodiment, self.horizon, state, action, "", 0)
         return spec if self.relative else replace(spec, relative=(False,) * len(embodiment.action))
 
 
