@@ -22,6 +22,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from tqdm import tqdm
 
 from vla.benchmarks.inference_others import generated, lerobot
+from vla.benchmarks.inference_policies import same_weights
 from vla.benchmarks.inference_shapes import SHAPES, Shape, make, observation
 from vla.benchmarks.train import H100, gemm_peak
 from vla.common.device import accelerator
@@ -100,6 +101,10 @@ def bench_inference(
             peer = lerobot(policy, shape, device, dtype)
             times[f"lerobot {policy}"] = {"total": (timed(peer, calls, device), None)}
             del peer
+            _free()
+        if others and "smolvla" in shape.lerobot:
+            same, more = same_weights(shape, precision, device, lambda call: timed(call, calls, device))
+            rows, targets = rows + same, targets + more
             _free()
         our_median, rows_of = float(np.median(ours["total"][0])), []
         for contestant, parts in times.items():
