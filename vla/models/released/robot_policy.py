@@ -30,6 +30,7 @@ class RobotPolicy:
         horizon: number of steps of a chunk.
         state, action: the normalisation of the robot on which it was trained; None for a base without statistics.
         cameras: the policy's names of its cameras, in its order.
+        missing: why there are no statistics, and what to do.
         relative: whether positions that are measured, except grippers, are predicted relative to the state.
     """
 
@@ -43,6 +44,7 @@ class RobotPolicy:
     action: Normalizer | None = None
     cameras: tuple[str, ...] = ()
     relative: bool = False
+    missing: str = "it is a base, train it on demonstrations first"
 
     def model(self, robots: Sequence[RobotSpec]) -> VLA:
         """The policy for these robots, in one model.
@@ -56,7 +58,7 @@ class RobotPolicy:
             if width and count > width:
                 raise InputError(f"{self.name} has {width} components of states and actions, {robot.name} has {count}")
         model = VLA(self.backbone, self.processor.with_robots(robots, self.head, "numbers"))
-        load_weights(model, self.weights)
+        load_weights(model, {**without_effect(model), **self.weights})
         return model.eval()
 
     def robot(self, embodiment: Embodiment) -> RobotSpec:
@@ -65,14 +67,14 @@ class RobotPolicy:
         Raises:
             InputError: where it has another number of components, and for a policy without statistics.
         """
+        unused = self.processor.policy is not None and self.processor.policy.state == "none"
+        state = Normalizer((-1.0,) * len(embodiment.state), (1.0,) * len(embodiment.state)) if unused else self.state
         for key, normalizer, names in (
-            ("state", self.state, embodiment.state),
+            ("state", state, embodiment.state),
             ("action", self.action, embodiment.action),
         ):
             if normalizer is None:
-                raise InputError(
-                    f"{self.name} has no statistics of its {key}: it is a base, train it on demonstrations first"
-                )
+                raise InputError(f"{self.name} has no statistics of its {key}: {self.missing}")
             if (count := len(normalizer.low)) != len(names):
                 raise InputError(
                     f"the {key} of {self.name} has {count} components, that of {embodiment.name} {len(names)}: {names}"
@@ -82,10 +84,20 @@ class RobotPolicy:
                 f"{self.name} takes {len(self.cameras)} cameras ({', '.join(self.cameras)}), {embodiment.name} has "
                 f"{len(embodiment.cameras)}: {', '.join(embodiment.cameras)}"
             )
-        assert self.state is not None
+        assert state is not None
         assert self.action is not None
-        spec = RobotSpec(embodiment, self.horizon, self.state, self.action, "", 0)
+        spec = RobotSpec(embodiment, self.horizon, state, self.action, "", 0)
         return spec if self.relative else replace(spec, relative=(False,) * len(embodiment.action))
+
+
+def without_effect(model: VLA) -> dict[str, Tensor]:
+    """The model's embeddings of a chunk's positions and of conditioning values, whose outputs start at zero.
+
+    Released policies have neither; training gives them a meaning.
+    """
+    modules = ("action_position_embedding.", "conditioning_mlp.")
+    own = {name: weight for name, weight in model.state_dict().items() if name.startswith(modules)}
+    return {n: w.clone() if n.startswith("conditioning_mlp.0.") else torch.zeros_like(w) for n, w in own.items()}
 
 
 @torch.no_grad()
@@ -106,5 +118,7 @@ def load_weights(model: VLA, weights: Mapping[str, Tensor]) -> None:
         if weight.ndim == 2 and given.shape[0] == weight.shape[0] and given.shape[1] < weight.shape[1]:
             given = torch.nn.functional.pad(given, (0, weight.shape[1] - given.shape[1]))
         if given.shape != weight.shape:
-            raise InputError(f"{name} has the shape {list(given.shape)} in the policy, {list(weight.shape)} in the model")
+            raise InputError(
+                f"{name} has the shape {list(given.shape)} in the policy, {list(weight.shape)} in the model"
+            )
         weight.copy_(given)
