@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from vla.models.backbones.prismatic import centre
 from vla.models.engine.engine import Engine
 from vla.models.released.openvla import load_openvla
 from vla.models.vla import VLA
+from vla.training.lora import adapt, merged
 from vla.types import Example, Observation, RTCPrefix
 
 AXES = ("x [m]", "y [m]", "z [m]", "roll [rad]", "pitch [rad]", "yaw [rad]", "grip [1]")
@@ -248,3 +250,32 @@ def test_crop_keeps_the_centre(folder: Path) -> None:
     assert 0 < (whole - most).abs().max() < (whole - quarter).abs().max()
     with pytest.raises(InputError, match="crop"):
         load_openvla(folder, "one", crop=1.5)
+
+
+def test_question_is_written_as_prismatic_does(folder: Path) -> None:
+    processor = load_openvla(folder, "one").processor
+    words = llama_tokenizer()
+    rows = processor.batch([Example({"a": picture(0), "b": picture(1)}, "What is in it?", "the cup", None)])
+    prompt, answer = (words.encode(text).ids[1:] for text in ("In: What is in it?\nOut:", "the cup"))
+    assert rows.input_ids[0].tolist() == [1, *[0] * 8, *prompt, *answer, 2]
+    assert rows.labels[0].tolist()[-len(answer) - 1 :] == [*answer, 2]
+
+
+@pytest.mark.parametrize("kind", ["bins", "oft"])
+def test_adapters_merge_into_the_policy(kind: str, folder: Path, oft: tuple[Path, Any, Any]) -> None:
+    policy, body = (load_openvla(folder, "one"), ARM) if kind == "bins" else (load_openvla(oft[0]), TWO_CAMERAS)
+    model = policy.model([policy.robot(body)])
+    plain = copy.deepcopy(model)
+    batch = model.processor.batch([example(body, policy.horizon)])
+    before = model(batch)[0]
+    adapt(model, 2)
+    torch.testing.assert_close(model(batch)[0], before)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.02 * torch.randn_like(parameter)
+    weights = merged(model, {name: parameter.detach() for name, parameter in model.named_parameters()})
+    assert not plain.load_state_dict(weights, strict=False).unexpected_keys
+    after = model(batch)[0]
+    assert (after - before).abs().max() > 1e-3
+    torch.testing.assert_close(plain(batch)[0], after, atol=1e-4, rtol=1e-4)

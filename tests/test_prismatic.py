@@ -61,7 +61,7 @@ def test_keeps_the_contract(bidirectional: bool) -> None:
         },
         "bidirectional": bidirectional,
         "area": 0.9,
-        "image_token_id": 0,
+        "image_token_id": 2,
         "image_size": 28,
         "mean": (0.0, 0.0, 0.0),
         "std": (1.0, 1.0, 1.0),

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, ClassVar
 
 import torch
@@ -123,5 +124,6 @@ def filled[M: OwnFamily](
     try:
         backbone.load_state_dict(weights)
     except RuntimeError as error:
-        raise InputError(f"the weights are not those of the configuration: {error}") from error
+        reason = shorten(str(error).splitlines()[-1], 200)
+        raise InputError(f"the weights are not those of the configuration: {reason}") from error
     return backbone

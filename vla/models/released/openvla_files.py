@@ -59,8 +59,7 @@ def read_module(folder: Path, name: str) -> dict[str, Tensor]:
     try:
         weights = torch.load(files[-1], map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{files[-1]} is damaged ({reason}): {COPY}") from error
+        raise InputError(f"{files[-1]} is damaged, or has other than weights: {COPY}") from error
     return {name.removeprefix("module."): weight for name, weight in weights.items()}
 
 
