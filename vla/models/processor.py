@@ -267,12 +267,12 @@ class Processor:
         if self.policy is not None:
             encoded = np.clip(encoded, -1, 1) if self.policy.clipped else encoded
             row.state = encoded if self.state_width else None
-            shared, state = self.chat.prefix_lm, [self.action_query_token] if self.state_in_prompt else []
-            row.add(state if self.policy.state == "image" else [], shared=shared)
+            shared, token = self.chat.prefix_lm, [self.action_query_token] if self.state_in_prompt else []
+            row.add(token if self.policy.state == "image" else [], shared=shared)
             row.add(self.policy.prompt.encode(self.tokenizer, prompt, encoded), shared=shared)
             row.add(self.head.prompt_tokens if isinstance(self.head, RegressionHead) else [], shared=shared)
             row.segment += 1
-            row.add(state if self.policy.state == "prompt" else [])
+            row.add(token if self.policy.state == "prompt" else [])
             return
         if self.state_encoding == "numbers":
             row.state = encoded

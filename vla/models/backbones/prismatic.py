@@ -47,11 +47,11 @@ class FusedEncoders(nn.Module):
     def __init__(self, dino: Mapping[str, Any], siglip: Mapping[str, Any], pixels: Sequence[Any]) -> None:
         super().__init__()
         self.pixels = tuple(pixels)
-        self.dino = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**dino))
-        self.dino.layernorm = nn.Identity()
+        self.dino: Any = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**dino))
+        self.dino.register_module("layernorm", nn.Identity())
         self.dino.embeddings.register_parameter("mask_token", None)
-        self.siglip: Any = SiglipVisionModel(SiglipVisionConfig(**siglip, vision_use_head=False))
-        self.siglip.vision_model.post_layernorm = nn.Identity()
+        self.siglip: Any = SiglipVisionModel(SiglipVisionConfig(**{**siglip, "vision_use_head": False}))
+        self.siglip.vision_model.register_module("post_layernorm", nn.Identity())
 
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n p c"]:
         """The features of each patch: DINOv2's, then SigLIP's."""

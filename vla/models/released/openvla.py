@@ -21,6 +21,7 @@ from vla.models.backbones.own_family import converted, filled, released_config
 from vla.models.backbones.precision import without_dtype
 from vla.models.backbones.prismatic import Prismatic, rules, vision_of
 from vla.models.chat import ChatFormat, token_id
+from vla.models.normalization import Normalizer
 from vla.models.policy_format import PolicyFormat, RobotPrompt
 from vla.models.preprocessing.frames import Stretch
 from vla.models.preprocessing.markup import Markup
@@ -75,7 +76,7 @@ def load_openvla(
             config, released, read_tokenizer(folder, _words(config, released)), oft is not None
         )
     del released
-    backbone = filled(Prismatic, arguments | {"area": crop}, weights, torch.float32)
+    backbone: Any = filled(Prismatic, arguments | {"area": crop}, weights, torch.float32)
     text_vocab = backbone.vocab_size - 1 - (BINS if oft is None else 0)
     action = state = None
     if key is not None:
@@ -177,7 +178,7 @@ def _processor(tokenizer: Tokenizer, backbone: Prismatic, text_vocab: int, oft: 
     )
 
 
-def _normalizers(statistics: Mapping[str, Any], oft: OftHead | None) -> tuple[Any, Any]:
+def _normalizers(statistics: Mapping[str, Any], oft: OftHead | None) -> tuple[Normalizer, Normalizer | None]:
     """The normalisation of actions, and of states where the policy takes them."""
     if oft is None:
         return normalizer_of(statistics["action"], ("q01", "q99"), 0.0), None
