@@ -44,9 +44,15 @@ class FusedEncoders(nn.Module):
         pixels: mean and standard deviation for each encoder (`PIXELS`).
     """
 
+    mean: Float[Tensor, "2 3 1 1"]
+    std: Float[Tensor, "2 3 1 1"]
+
     def __init__(self, dino: Mapping[str, Any], siglip: Mapping[str, Any], pixels: Sequence[Any]) -> None:
         super().__init__()
-        self.pixels = tuple(pixels)
+        # Buffers, since a CUDA graph cannot copy numbers from the host.
+        mean, std = (torch.tensor(values)[:, :, None, None] for values in zip(*pixels, strict=True))
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
         self.dino: Any = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**dino))
         self.dino.register_module("layernorm", nn.Identity())
         self.dino.embeddings.register_parameter("mask_token", None)
@@ -55,10 +61,7 @@ class FusedEncoders(nn.Module):
 
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n p c"]:
         """The features of each patch: DINOv2's, then SigLIP's."""
-        dino, siglip = (
-            (pixels - pixels.new_tensor(mean)[:, None, None]) / pixels.new_tensor(std)[:, None, None]
-            for mean, std in self.pixels
-        )
+        dino, siglip = ((pixels - mean) / std for mean, std in zip(self.mean, self.std, strict=True))
         patches = self.siglip(siglip).last_hidden_state
         return torch.cat([self.dino(dino).last_hidden_state[:, -patches.shape[1] :], patches], -1)
 
