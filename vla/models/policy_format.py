@@ -78,30 +78,25 @@ class PolicyFormat:
         prompt: the text of an instruction and a state.
         cameras: preprocessing of camera images.
         width: number of components to which states and actions are padded; 0: as many as the largest robot has.
-        state: where the state enters: "text" in the prompt (pi0.5), "expert" as the first token of the action expert
-            (pi0), "prompt" as the last token of the prompt (SmolVLA), "image" as a token after the images (OFT),
-            or "none" (OpenVLA).
-        clipped: states are clipped to [-1, 1].
+        state: where the state enters: "image" as a token after the images, clipped to [-1, 1] (OpenVLA-OFT),
+            "text" in the prompt (pi0.5), "expert" as the first token of the action expert
+            (pi0), "prompt" as the last token of the prompt (SmolVLA), or "none" (OpenVLA).
     """
 
     prompt: RobotPrompt
     cameras: Preprocessing
     width: int = 0
     state: str = "expert"
-    clipped: bool = False
 
     def __post_init__(self) -> None:
         if self.state not in STATES:
-            raise InputError(
-                f"a policy's state is in the text, expert or prompt, an image, or none; not {self.state!r}"
-            )
+            raise InputError(f"the state of a policy is one of {', '.join(STATES)}, not {self.state!r}")
         if (self.state == "text") != self.prompt.has_state:
             raise InputError(f"the prompt {self.prompt.text!r} does not fit the state {self.state!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         values = {"prompt": asdict(self.prompt), "width": self.width, "state": self.state}
-        values["clipped"] = self.clipped
         return values | {"cameras": self.cameras.to_dict()}
 
     @classmethod

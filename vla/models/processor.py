@@ -265,7 +265,7 @@ class Processor:
         """Appends a robot's instruction and state."""
         row.robot, encoded = self.robots.index(robot), robot.encode_state(state, clipped=self.policy is None)
         if self.policy is not None:
-            encoded = np.clip(encoded, -1, 1) if self.policy.clipped else encoded
+            encoded = np.clip(encoded, -1, 1) if self.policy.state == "image" else encoded
             row.state = encoded if self.state_width else None
             shared, token = self.chat.prefix_lm, [self.action_query_token] if self.state_in_prompt else []
             row.add(token if self.policy.state == "image" else [], shared=shared)

@@ -164,7 +164,7 @@ def _processor(tokenizer: Tokenizer, backbone: Prismatic, text_vocab: int, oft: 
         prefix_lm=oft is not None,
         bos=True,
         apart=True,
-        policy=PolicyFormat(prompt, images, state=state, clipped=True),
+        policy=PolicyFormat(prompt, images, state=state),
     )
     return Processor(
         tokenizer,
