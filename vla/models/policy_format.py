@@ -15,6 +15,7 @@ from vla.models.preprocessing.settings import Preprocessing
 
 STATE_BINS = 256
 """Bins of a state in a prompt, on [-1, 1]."""
+STATES = ("text", "expert", "prompt", "image", "none")
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,16 @@ class RobotPrompt:
         text: the prompt with `{task}` and, if the state is a part of it, `{state}`.
         cleaned: surrounding white space is removed from the instruction, and `_` and line breaks in it become spaces.
         max_tokens: number of tokens after which the prompt is cut, as in training.
+        lowered: the instruction is in lower case.
+        opened: the row opens as the backbone's conversations do, with the tokens that begin a text and then the images
+            (OpenVLA); else the images are first, and the prompt begins as a text.
     """
 
     text: str
     cleaned: bool = False
     max_tokens: int | None = None
+    lowered: bool = False
+    opened: bool = False
 
     @property
     def has_state(self) -> bool:
@@ -37,7 +43,7 @@ class RobotPrompt:
         return "{state}" in self.text
 
     def encode(self, tokenizer: Tokenizer, instruction: str, state: Float[np.ndarray, "s"]) -> list[int]:
-        """The tokens of the prompt, with those that the tokenizer writes before a text.
+        """The tokens of the prompt, with those that the tokenizer writes before a text unless they are before images.
 
         Args:
             state: the normalised state.
@@ -46,11 +52,13 @@ class RobotPrompt:
             instruction = instruction.strip().replace("_", " ").replace("\n", " ")
         elif self.text.endswith("{task}\n"):
             instruction = instruction.removesuffix("\n")
+        if self.lowered:
+            instruction = instruction.lower()
         text = self.text.replace("{task}", instruction).replace("{state}", state_text(state))
         # An image token in the instruction is text.
         special, tokenizer.encode_special_tokens = tokenizer.encode_special_tokens, True
         try:
-            ids: list[int] = tokenizer.encode(text, add_special_tokens=True).ids
+            ids: list[int] = tokenizer.encode(text, add_special_tokens=not self.opened).ids
         finally:
             tokenizer.encode_special_tokens = special
         return ids[: self.max_tokens]
@@ -70,7 +78,8 @@ class PolicyFormat:
         prompt: the text of an instruction and a state.
         cameras: preprocessing of camera images.
         width: number of components to which states and actions are padded; 0: as many as the largest robot has.
-        state: where the state enters: "text" in the prompt (pi0.5), "expert" as the first token of the action expert
+        state: where the state enters: "image" as a token after the images, clipped to [-1, 1] (OpenVLA-OFT),
+            "text" in the prompt (pi0.5), "expert" as the first token of the action expert
             (pi0), "prompt" as the last token of the prompt (SmolVLA), or "none" (OpenVLA).
         source: what the policy's files say beyond that, with which it can be exported again; empty where it cannot.
     """
@@ -82,8 +91,8 @@ class PolicyFormat:
     source: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.state not in ("text", "expert", "prompt", "none"):
-            raise InputError(f"the state of a policy is in the text, expert or prompt, or none; not {self.state!r}")
+        if self.state not in STATES:
+            raise InputError(f"the state of a policy is one of {', '.join(STATES)}, not {self.state!r}")
         if (self.state == "text") != self.prompt.has_state:
             raise InputError(f"the prompt {self.prompt.text!r} does not fit the state {self.state!r}")
 

@@ -29,6 +29,7 @@ from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.models.action_heads.action_head import ChunkTarget, Head, Vocabulary
 from vla.models.action_heads.build import build_head, stored_settings
+from vla.models.action_heads.l1 import RegressionHead
 from vla.models.action_heads.parallel import ParallelHead
 from vla.models.action_tokenizers.bins import UniformBins
 from vla.models.batch import IGNORE, Batch, Frames, Row, Shown, allocate_frames, collate
@@ -133,8 +134,8 @@ class Processor:
 
     @property
     def state_in_prompt(self) -> bool:
-        """Whether the last token of a robot's prompt is its state (SmolVLA)."""
-        return bool(self.robots) and self.policy is not None and self.policy.state == "prompt"
+        """Whether a token of a robot's prompt is its state: the last (SmolVLA) or that after the images (OFT)."""
+        return bool(self.robots) and self.policy is not None and self.policy.state in ("prompt", "image")
 
     @property
     def points_width(self) -> int:
@@ -220,7 +221,7 @@ class Processor:
         shown = [Shown(image, preprocessing.view(*image.shape[:2])) for image in images]
         markup = tuple(preprocessing.parts(one.view, number) for number, one in enumerate(shown, 1))
         row = Row(bare=not shown)
-        written = robot is None or self.policy is None
+        written = robot is None or self.policy is None or self.policy.prompt.opened
         row.add(self.encoder.opening(markup) if written else self.encoder.images(markup), shared=True)
         return row, shown
 
@@ -246,10 +247,14 @@ class Processor:
         """Appends a robot's instruction and state."""
         row.robot, encoded = self.robots.index(robot), robot.encode_state(state, clipped=self.policy is None)
         if self.policy is not None:
-            row.add(self.policy.prompt.encode(self.tokenizer, prompt, encoded), shared=self.chat.prefix_lm)
-            row.segment += 1
+            encoded = np.clip(encoded, -1, 1) if self.policy.state == "image" else encoded
             row.state = encoded if self.state_width else None
-            row.add([self.action_query_token] if self.state_in_prompt else [])
+            shared, token = self.chat.prefix_lm, [self.action_query_token] if self.state_in_prompt else []
+            row.add(token if self.policy.state == "image" else [], shared=shared)
+            row.add(self.policy.prompt.encode(self.tokenizer, prompt, encoded), shared=shared)
+            row.add(self.head.prompt_tokens if isinstance(self.head, RegressionHead) else [], shared=shared)
+            row.segment += 1
+            row.add(token if self.policy.state == "prompt" else [])
             return
         if self.state_encoding == "numbers":
             row.state = encoded

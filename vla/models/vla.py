@@ -93,7 +93,10 @@ class VLA(nn.Module):
         if head.continuous is not None:
             self.continuous_head = head.continuous.module(backbone, conditioning)
         if processor.state_in_prompt:
-            self.state_proj = nn.Linear(processor.state_width, backbone.hidden_size)
+            width, hidden = processor.state_width, backbone.hidden_size
+            self.state_proj: nn.Module = nn.Linear(width, hidden)
+            if processor.policy is not None and processor.policy.state == "image":
+                self.state_proj = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden))
 
     @property
     def device(self) -> torch.device:
@@ -223,6 +226,12 @@ class VLA(nn.Module):
         if len(numbers := set(batch.robot.tolist())) != 1 or -1 in numbers:
             raise InputError("actions are decoded for rows of one robot at a time")
         robot, batch = processor.robots[numbers.pop()], batch.to(self.device)
+        # The prompt may have the tokens of the chunk, which depend on its prefix.
+        if prefix is None:
+            prefix = RTCPrefix(np.zeros((len(batch.input_ids), 0, robot.action_dim)))
+        actions, count = batch.actions.clone(), prefix.committed.shape[1]
+        actions[:, :count, : robot.action_dim] = torch.from_numpy(prefix.committed)
+        batch = replace(batch, actions=actions, prefix_length=torch.full_like(batch.prefix_length, count))
         decoding = self.decoding(batch)
         # The coordinates, and `<eos>` for a point that is not in the image.
         allowed_token_ids = torch.tensor([*processor.points, processor.eos] if robot.points else [], device=self.device)
@@ -234,10 +243,6 @@ class VLA(nn.Module):
         points = coordinates.unflatten(1, (-1, 2))
         points = torch.where((points < POINT_SCALE).all(-1, keepdim=True), points, -1)
         missing = processor.points_width - robot.points
-        prefix = RTCPrefix(np.zeros((len(points), 0, robot.action_dim))) if prefix is None else prefix
-        actions, count = batch.actions.clone(), prefix.committed.shape[1]
-        actions[:, :count, : robot.action_dim] = torch.from_numpy(prefix.committed)
-        batch = replace(batch, actions=actions, prefix_length=torch.full_like(batch.prefix_length, count))
         conditioning = self._conditioning(batch, point_features(F.pad(points, (0, 0, 0, missing), value=-1)))
         conditioning_embeds = (
             self.conditioning_mlp(conditioning)[:, None] if processor.head.num_action_positions else None
@@ -250,7 +255,8 @@ class VLA(nn.Module):
     def decoding(self, batch: Batch) -> Decoding:
         """Prefills prompts that are on the model's device, for decoding."""
         embeds, vision = self._prefix(batch)
-        segments = batch.segments if self.processor.state_in_prompt else None
+        policy = self.processor.policy
+        segments = batch.segments if policy is not None and policy.state == "prompt" else None
         return Decoding(self.backbone, embeds, batch.attention_mask, vision, segments)
 
     def _decode_tokens(
@@ -301,8 +307,12 @@ class VLA(nn.Module):
         if not action.any():
             return embeds, vision
         if self.processor.state_in_prompt:
+            # It is the first of these tokens; an action token follows where the prompt has the chunk.
+            is_state = action & (action.long().cumsum(1) == 1)
             state = self.state_proj(batch.state)[:, None].to(embeds.dtype)
-            return torch.where(action[..., None], state, embeds), vision
+            embeds, action = torch.where(is_state[..., None], state, embeds), action & ~is_state
+            if self.processor.head is None or not self.processor.head.num_action_positions:
+                return embeds, vision
         rows, columns = torch.nonzero(action, as_tuple=True)
         action_positions = self._action_positions(action.long().cumsum(1) - 1, batch)[rows, columns]
         added = (

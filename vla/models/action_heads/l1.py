@@ -19,15 +19,17 @@ class RegressionHead:
 
     Args:
         bidirectional: the query tokens attend to each other, as in OpenVLA-OFT; else attention is causal.
+        in_prompt: the query tokens and the end token are the end of the prompt, so that its tokens attend to them, and
+            a value is read one token before its query token (OpenVLA-OFT's checkpoints).
     """
 
     settings: Mapping[str, Any] = {"kind": "l1"}
     vocab_size, num_ordinal_tokens, conditions_on_prefix, reads_cache = 0, 0, True, False
 
-    def __init__(self, vocabulary: Vocabulary, bidirectional: bool = False) -> None:
-        self.bidirectional = bidirectional
-        if bidirectional:
-            self.settings = {**self.settings, "bidirectional": True}
+    def __init__(self, vocabulary: Vocabulary, bidirectional: bool = False, in_prompt: bool = False) -> None:
+        self.bidirectional, self._in_prompt = bidirectional, in_prompt
+        chosen = {"bidirectional": bidirectional, "in_prompt": in_prompt}
+        self.settings = {**self.settings, **{name: True for name, value in chosen.items() if value}}
         self._horizon, self._width = vocabulary.horizon, vocabulary.action_dim
         self.num_action_positions = vocabulary.horizon * vocabulary.action_dim
         self.action_query_token, self.eos = vocabulary.text, vocabulary.eos
@@ -37,9 +39,18 @@ class RegressionHead:
         """See `Head.continuous`."""
         return self
 
+    @property
+    def _tokens(self) -> list[int]:
+        return [self.action_query_token] * self.num_action_positions + [self.eos]
+
+    @property
+    def prompt_tokens(self) -> list[int]:
+        """The tokens that end a prompt."""
+        return self._tokens if self._in_prompt else []
+
     def target(self, chunk: ChunkTarget) -> Target:
         """See `Head.target`."""
-        inputs = [self.action_query_token] * self.num_action_positions + [self.eos]
+        inputs = [] if self._in_prompt else self._tokens
         return Target(inputs, [IGNORE] * len(inputs), chunk.learned)
 
     def action_positions(self, order: Int[Tensor, "b n"], width: Int[Tensor, "b 1"]) -> Int[Tensor, "b n"]:
@@ -52,19 +63,23 @@ class RegressionHead:
 
     def loss(self, module: L1Head, rows: LossRows) -> Float[Tensor, "k"]:
         """See `ContinuousHead.loss`."""
-        batch, shape = rows.batch, (len(rows.hidden), self.num_action_positions)
-        queries = rows.hidden[batch.input_ids == self.action_query_token].unflatten(0, shape)
-        return module.loss(queries, batch.actions, batch.continuous_mask)
+        batch, hidden, count = rows.batch, rows.hidden, self.num_action_positions
+        if self._in_prompt:
+            first = batch.prompt_length[:, None] - len(self._tokens) - 1
+            columns = first + torch.arange(count, device=first.device)
+            read = hidden.take_along_dim(columns[..., None], 1)
+        else:
+            read = hidden[batch.input_ids == self.action_query_token].unflatten(0, (len(hidden), count))
+        return module.loss(read, batch.actions, batch.continuous_mask)
 
     def decode(self, context: DecodeContext) -> Chunks:
         """See `Head.decode`."""
-        hidden = context.decode_tokens(
-            torch.full(
-                (len(context.conditioning), self.num_action_positions),
-                self.action_query_token,
-                device=context.conditioning.device,
-            ),
-            0,
-        )
         assert context.module is not None
+        if self._in_prompt:
+            ahead = len(self._tokens) + 1
+            hidden = context.decoding.hidden[:, -ahead : self.num_action_positions - ahead]
+        else:
+            shape = (len(context.conditioning), self.num_action_positions)
+            queries = torch.full(shape, self.action_query_token, device=context.conditioning.device)
+            hidden = context.decode_tokens(queries, 0)
         return finite(context.module(hidden)[..., : context.robot.action_dim])

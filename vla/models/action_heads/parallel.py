@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vla.models.action_heads.action_head import Chunks, ChunkTarget, DecodeContext, Target, Vocabulary
 from vla.models.action_heads.decoding import median_bins
+from vla.models.action_tokenizers.bins import OpenVLABins, UniformBins
 from vla.models.batch import IGNORE
 
 
@@ -34,7 +35,7 @@ class ParallelHead:
         self.bidirectional = bidirectional
         if bidirectional:
             self.settings = {**self.settings, "bidirectional": True}
-        self.bins = vocabulary.robots[0].bins
+        self.bins: UniformBins | OpenVLABins = vocabulary.robots[0].bins
         self.vocab_size = self.num_ordinal_tokens = self.bins.vocab_size
         self.num_action_positions, self._widest = vocabulary.horizon * vocabulary.action_dim, vocabulary.action_dim
         self.text, self.eos = vocabulary.text, vocabulary.eos

@@ -24,6 +24,7 @@ FAMILIES = {
     "blip-2": "token_family:TokenFamily",
     "qwen_vl": "qwen_vl:QwenVL",
     "molmo": "molmo:Molmo",
+    "prismatic": "prismatic:Prismatic",
     "idefics": "idefics:Idefics",
     "mllama": "mllama:Mllama",
 }

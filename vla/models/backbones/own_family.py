@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, ClassVar
 
 import torch
@@ -110,18 +111,19 @@ def released_weights(folder: str | Path) -> dict[str, Tensor]:
 def filled[M: OwnFamily](
     family: Callable[..., M], arguments: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype
 ) -> M:
-    """A backbone in `dtype` with these weights, which normalises pixels as CLIP does.
+    """A backbone in `dtype` with these weights.
 
     Args:
-        arguments: of `family`, without `mean` and `std`.
+        arguments: of `family`; `mean` and `std` of pixels are by default those of CLIP.
 
     Raises:
         InputError: when weights are missing, unexpected or of another shape.
     """
     with local_torch_dtype(dtype), no_init_weights():
-        backbone = family(mean=OPENAI_CLIP_MEAN, std=OPENAI_CLIP_STD, **arguments)
+        backbone = family(**{"mean": OPENAI_CLIP_MEAN, "std": OPENAI_CLIP_STD, **arguments})
     try:
         backbone.load_state_dict(weights)
     except RuntimeError as error:
-        raise InputError(f"the weights are not those of the configuration: {error}") from error
+        reason = shorten(str(error).splitlines()[-1], 200)
+        raise InputError(f"the weights are not those of the configuration: {reason}") from error
     return backbone

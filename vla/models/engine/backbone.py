@@ -16,6 +16,7 @@ from vla.models.backbone_inputs import DecoderInput, ImageInput
 from vla.models.backbones.backbone import Backbone
 from vla.models.backbones.cache import Vision
 from vla.models.backbones.composed import ComposedVLM
+from vla.models.backbones.prismatic import Prismatic
 from vla.models.backbones.token_family import MROPE, NATIVE, TokenFamily
 from vla.models.engine.cache import StaticCache
 from vla.models.engine.decoder import FusedDecoder, can_fuse
@@ -29,7 +30,7 @@ MARGIN = 64
 
 def decoder_of(backbone: Backbone) -> Any | None:
     """The decoder of a backbone that can be fused; None for any other, which is used unchanged."""
-    if not isinstance(backbone, ComposedVLM | TokenFamily) or backbone.config["family"] in MROPE:
+    if not isinstance(backbone, ComposedVLM | TokenFamily | Prismatic) or backbone.config["family"] in MROPE:
         return None
     return backbone.decoder if can_fuse(backbone.decoder) else None
 
@@ -48,7 +49,7 @@ class FusedBackbone(nn.Module):
             # Copy everything except the decoder's layers, which are replaced by fused ones.
             backbone = copy.deepcopy(backbone, {id(decoder.layers): nn.ModuleList()}).to(self.dtype)
         self.plain: Any = backbone
-        prompt = backbone.prompt if isinstance(backbone, TokenFamily) else None
+        prompt = backbone.prompt if isinstance(backbone, TokenFamily | Prismatic) else None
         self._bidirectional, self._offset = (prompt.prefix_lm, prompt.first_position) if prompt else (False, 0)
         self._cache: StaticCache | None = None
         self._out = [backbone.language_model.get_output_embeddings()]  # a module of `plain`

@@ -31,6 +31,7 @@ class RobotPolicy:
         horizon: number of steps of a chunk.
         state, action: the normalisation of the robot on which it was trained; None for a base without statistics.
         cameras: the policy's names of its cameras, in its order.
+        missing: why there are no statistics, and what to do.
         relative: whether positions that are measured, except grippers, are predicted relative to the state.
     """
 
@@ -44,6 +45,7 @@ class RobotPolicy:
     action: Normalizer | None = None
     cameras: tuple[str, ...] = ()
     relative: bool = False
+    missing: str = "it is a base, train it on demonstrations first"
 
     def model(self, robots: Sequence[RobotSpec]) -> VLA:
         """The policy for these robots, in one model.
@@ -57,7 +59,7 @@ class RobotPolicy:
             if width and count > width:
                 raise InputError(f"{self.name} has {width} components of states and actions, {robot.name} has {count}")
         model = VLA(self.backbone, self.processor.with_robots(robots, self.head, "numbers"))
-        load_weights(model, self.weights)
+        load_weights(model, {**without_effect(model), **self.weights})
         return model.eval()
 
     @property
@@ -70,14 +72,14 @@ class RobotPolicy:
         Raises:
             InputError: where it has another number of components, and for a policy without statistics.
         """
+        unused = self.processor.policy is not None and self.processor.policy.state == "none"
+        state = Normalizer((-1.0,) * len(embodiment.state), (1.0,) * len(embodiment.state)) if unused else self.state
         for key, normalizer, names in (
-            ("state", self.state, embodiment.state),
+            ("state", state, embodiment.state),
             ("action", self.action, embodiment.action),
         ):
             if normalizer is None:
-                raise InputError(
-                    f"{self.name} has no statistics of its {key}: it is a base, train it on demonstrations first"
-                )
+                raise InputError(f"{self.name} has no statistics of its {key}: {self.missing}")
             # openpi may store the statistics of padded vectors.
             if (count := len(normalizer.low)) != len(names) and not (count == self._width and count > len(names)):
                 raise InputError(
@@ -88,11 +90,21 @@ class RobotPolicy:
                 f"{self.name} takes {len(self.cameras)} cameras ({', '.join(self.cameras)}), {embodiment.name} has "
                 f"{len(embodiment.cameras)}: {', '.join(embodiment.cameras)}"
             )
-        assert self.state is not None
+        assert state is not None
         assert self.action is not None
-        state, action = self.state.cut(len(embodiment.state)), self.action.cut(len(embodiment.action))
-        spec = RobotSpec(embodiment, self.horizon, state, action, "", 0)
+        action = self.action.cut(len(embodiment.action))
+        spec = RobotSpec(embodiment, self.horizon, state.cut(len(embodiment.state)), action, "", 0)
         return spec if self.relative else replace(spec, relative=(False,) * len(embodiment.action))
+
+
+def without_effect(model: VLA) -> dict[str, Tensor]:
+    """The model's embeddings of a chunk's positions and of conditioning values, whose outputs start at zero.
+
+    Released policies have neither; training gives them a meaning.
+    """
+    modules = ("action_position_embedding.", "conditioning_mlp.")
+    own = {name: weight for name, weight in model.state_dict().items() if name.startswith(modules)}
+    return {n: w.clone() if n.startswith("conditioning_mlp.0.") else torch.zeros_like(w) for n, w in own.items()}
 
 
 @torch.no_grad()
