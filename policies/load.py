@@ -33,7 +33,8 @@ def load_policy(name: str) -> Callable[[gymnasium.Env[Any, Any]], Policy]:
     """A function that returns the policy for an environment. A checkpoint is loaded once and shared.
 
     Args:
-        name: A scripted policy, or a checkpoint's folder. `hub:NAME` loads a checkpoint from the hub, `lerobot:NAME` a
+        name: A scripted policy, or the folder of a checkpoint or of a released policy of another project
+            (`vla.models.released.registry`). `hub:NAME` loads a checkpoint from the hub, `lerobot:NAME` a
             policy of LeRobot from a folder or the hub, and `ws://HOST:PORT` uses a server (`vla serve`).
 
     Raises:
@@ -174,10 +175,12 @@ def checkpoint(name: str) -> Path:
     Raises:
         InputError: if there is none.
     """
-    folder = fetch(name.removeprefix(HUB)) if name.startswith(HUB) else Path(name)
+    source, options = name.partition("?")[0], name.partition("?")[1:]  # a released policy may have options
+    folder = fetch(source.removeprefix(HUB)) if source.startswith(HUB) else Path(source)
     if not folder.is_dir():
         forms = ", ".join((f"{HUB}user/model", f"{LEROBOT}FOLDER", "ws://HOST:PORT", *SCRIPTED))
         siblings = [f"{folder.parent / one.name}" for one in folder.parent.iterdir()] if folder.parent.is_dir() else []
         similar = suggestion(name, [*SCRIPTED, *siblings])
         raise InputError(f"no policy {name!r}{similar}; give a checkpoint's folder, or one of {forms}")
-    return folder / "best" if (folder / "best").exists() else folder
+    folder = folder / "best" if (folder / "best").exists() else folder
+    return Path(str(folder) + "".join(options))

@@ -9,6 +9,10 @@ LEROBOT = (
     "640 x 480 pixels and with missing cameras, and the export read back by LeRobot; on small random weights, not on "
     "released weights"
 )
+OPENVLA = (
+    "actions from a raw observation to robot units, and the loss, equal to a plain reading of the published layout; on "
+    "small random weights, not on released weights"
+)
 
 
 @dataclass(frozen=True)
@@ -69,5 +73,29 @@ RELEASED = (
         50,
         "1 to 3",
         "Apache-2.0",
+    ),
+    Released(
+        "openvla",
+        "openvla/openvla-7b",
+        7.54e9,
+        "Open X-Embodiment",
+        "7 end-effector deltas in 256 bins, quantiles by dataset (?unnorm_key=)",
+        1,
+        "1",
+        "MIT, weights under Llama 2's licence",
+        "test_openvla.py",
+        OPENVLA,
+    ),
+    Released(
+        "openvla-oft",
+        "moojink/openvla-7b-oft-finetuned-libero-spatial",
+        7.7e9,
+        "OpenVLA, fine-tuned on LIBERO (also ALOHA, Bridge)",
+        "7 end-effector deltas or 14 joints, L1 regression",
+        8,
+        "2",
+        "MIT, weights under Llama 2's licence",
+        "test_openvla.py",
+        OPENVLA,
     ),
 )

@@ -1,4 +1,7 @@
-"""Finds and opens released robot policies; torch is imported only to open one."""
+"""Finds and opens released robot policies; torch is imported only to open one.
+
+A name is a folder or an id on the hub, and may end with options: `openvla/openvla-7b?unnorm_key=bridge_orig&crop=0.9`.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
 
-from vla.errors import InputError, reading
+from vla.errors import InputError, reading, suggestion
 from vla.models.hub import COPY, HUB_NAME, fetch
 
 if TYPE_CHECKING:
@@ -40,8 +45,25 @@ def _openpi(folder: Path) -> RobotPolicy:
     return load_pi(OpenpiFolder(folder))
 
 
-LOADERS: Mapping[str, Callable[[Path], RobotPolicy]] = {"pi0": _pi, "pi05": _pi, "smolvla": _smolvla, "openpi": _openpi}
-"""Loaders by the `type` in LeRobot's config.json; openpi's has none."""
+def _openvla(folder: Path, unnorm_key: str | None = None, horizon: str | None = None, crop: str = "1.0") -> RobotPolicy:
+    from vla.models.released.openvla import load_openvla
+
+    try:
+        steps, area = None if horizon is None else int(horizon), float(crop)
+    except ValueError as error:
+        raise InputError(f"horizon and crop of {folder} are numbers: {error}") from error
+    return load_openvla(folder, unnorm_key, steps, area)
+
+
+LOADERS: Mapping[str, Callable[..., RobotPolicy]] = {
+    "pi0": _pi,
+    "pi05": _pi,
+    "smolvla": _smolvla,
+    "openpi": _openpi,
+    "openvla": _openvla,
+}
+"""Loaders by the `type` in LeRobot's config.json, or OpenVLA's model_type; openpi's has none. They take a folder, and
+options as text."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +98,17 @@ def policy_defaults(name: object) -> PolicyDefaults | None:
     if config["type"] == "openpi":
         from vla.models.released.openpi_folder import OpenpiFolder
 
-        kind = str(OpenpiFolder(fetch(name)).config["type"])
+        kind = str(OpenpiFolder(fetch(split(str(name))[0])).config["type"])
         method = "quantile" if kind == "pi05" else "mean-std"
         return PolicyDefaults(kind, "flow", int(config["action_horizon"]), "unchanged", method)
+    if config["type"] == "openvla":
+        from vla.models.released.openvla_oft import read_head
+
+        base, options = split(str(name))
+        oft = read_head(fetch(base), int(options["horizon"]) if "horizon" in options else None)
+        head, horizon = ("bins", 1) if oft is None else ("l1", oft.horizon)
+        method = "quantile" if oft is None or oft.ends[0] == "q01" else "min-max"
+        return PolicyDefaults("openvla", head, horizon, "unchanged", method)
     modes = config.get("normalization_mapping") or {}
     mode = str(modes.get("ACTION", "MEAN_STD"))
     if mode not in OPTIONS:
@@ -101,12 +131,26 @@ def open_policy(name: str | Path) -> RobotPolicy:
     config = _config(str(name))
     if config is None:
         raise InputError(f"{name} is not a released policy of the kinds {', '.join(LOADERS)}")
-    return LOADERS[str(config["type"])](fetch(name))
+    base, options = split(str(name))
+    load = LOADERS[str(config["type"])]
+    known = [*signature(load).parameters][1:]
+    if wrong := sorted(options.keys() - set(known)):
+        raise InputError(
+            f"{base} takes {', '.join(known) or 'no options'}, not {wrong[0]}{suggestion(wrong[0], known)}"
+        )
+    return load(fetch(base), **options)
+
+
+def split(name: str) -> tuple[str, dict[str, str]]:
+    """The folder or id of a name, and its options."""
+    base, _, query = name.partition("?")
+    return base, dict(parse_qsl(query, keep_blank_values=True))
 
 
 def _config(name: str) -> dict[str, Any] | None:
     """The configuration of a released policy; None for anything else."""
     config: dict[str, Any] | None = None
+    name, _ = split(name)
     if (file := Path(name) / "config.json").is_file():
         with reading(file, COPY):
             config = json.loads(file.read_text())
@@ -118,4 +162,6 @@ def _config(name: str) -> dict[str, Any] | None:
         return None
     if "action_expert_variant" in config and "action_horizon" in config:
         return config | {"type": "openpi"}
+    if config.get("model_type") == "openvla":
+        return config | {"type": "openvla"}
     return config if config.get("type") in LOADERS else None
