@@ -131,6 +131,7 @@ def test_several_runs_are_averaged_if_that_is_not_worse(
         assert ("starts from the average" in shown) == (better < 0.3)
         for name, tensor in expected.items():
             torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
+    monkeypatch.undo()
     # A run from the average resumes without its parents' scores.
     train(more(data["first"], parents, tmp_path / "average", plan=PLAN | {"steps": 1}))
     assert "resumes from step 0 of 1" in capsys.readouterr().out
