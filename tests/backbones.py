@@ -245,6 +245,9 @@ def _added_rows(backbone: Any, rows: Rows, expected: Tensor, segmented: bool) ->
     again: Any = build(json.loads(json.dumps(backbone.config)))
     again.load_state_dict(backbone.state_dict())
     torch.testing.assert_close(uncached(again.eval(), rows, segmented), logits)
+    again.add_token_embeddings(-5)
+    assert again.vocab_size == before
+    torch.testing.assert_close(uncached(again, rows, segmented)[rows.mask], expected[rows.mask], **TOLERANCE)
 
 
 def check_needs_segments(backbone: Backbone) -> None:

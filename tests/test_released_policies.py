@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_store
+from conftest import TOY, write_store
 from lerobot_policies import (
     ACTION,
     BODY,
@@ -155,16 +155,36 @@ def test_it_is_trained_and_exported_by_the_commands(
     write_store(store, [make_episode(seed, steps=14) for seed in range(3)])
     plan = ["plan.steps=2", "plan.batch_size=2", "plan.precision=fp32", "heldout_questions=0"]
     run = ["train", f"backbone={folder}", f"data={store}", "mixture.vqa=0", *plan]
-    assert main([*run, f"out={tmp_path / 'run'}", "head=flow"]) == 0
+    assert main([*run, f"out={tmp_path / 'run'}"]) == 0
     assert f"horizon={HORIZON}, predict=unchanged" in capsys.readouterr().out
     model = VLA.load(tmp_path / "run/best")
-    assert model.processor.policy is not None and model.processor.robots[0].horizon == HORIZON
+    assert model.processor.policy is not None
+    assert model.processor.robots[0].horizon == HORIZON
     # It differs from the policy, by two small steps.
     before = open_policy(folder).weights["continuous_head.action_in_proj.weight"]
     change = (model.state_dict()["continuous_head.action_in_proj.weight"] - before).abs().max()
     assert 0 < change < 0.01
     assert main(["export-lerobot", f"policy={tmp_path / 'run'}", f"out={tmp_path / 'out'}"]) == 0
     assert open_policy(tmp_path / "out").cameras == ("observation.images.front", "observation.images.wrist")
+    # Options of training apply to its head; its sizes are those of the weights.
+    insulated = ["head=flow", "head.knowledge_insulation=true", "head.tokens=bins", "head.rtc_training=true"]
+    assert main([*run, f"out={tmp_path / 'insulated'}", *insulated]) == 0
+    head = VLA.load(tmp_path / "insulated/best").processor.head
+    assert head is not None
+    settings = head.settings
+    assert settings["knowledge_insulation"] and settings["rtc_training"] and settings["layout"]["noisy_padding"]
+    assert main([*run, f"out={tmp_path / 'wide'}", "head=flow", "head.width=64"]) == 2
+    assert "determine head.width: leave it out" in capsys.readouterr().err
+    # It goes on, and another robot joins it.
+    other = str(tmp_path / "other.zarr")
+    two: dict[str, Any] = {"action": TOY.action[:2], "action_low": (-1.0,) * 2, "action_high": (1.0,) * 2}
+    body = replace(TOY, name="other", action_mode=(), action_state=(), action_turn=(), **two)
+    episodes = [make_episode(seed, steps=14) for seed in range(3)]
+    fewer = [replace(e, embodiment=body, action=e.action[:, :2]) for e in episodes]
+    write_store(other, fewer)
+    joined = [*run[:1], f"backbone={tmp_path / 'run'}", f"data={other}", *run[3:], f"out={tmp_path / 'joined'}"]
+    assert main(joined) == 0
+    assert [robot.name for robot in VLA.load(tmp_path / "joined/best").processor.robots] == ["toy", "other"]
     # Another head is trained on its vision-language model alone.
     assert main([*run, f"out={tmp_path / 'other'}", "head=parallel", "horizon=3"]) == 0
     assert "its vision-language model alone" in capsys.readouterr().out

@@ -38,6 +38,7 @@ from vla.types import Episode
         ("train", "retain.counting.margin=0.02", "regression_gates.counting.margin=0.02"),
         ("train", "plan.lr_scales.vision=0.1", "plan.lr_multipliers.vision=0.1"),
         ("train", "~state_as", "~state_encoding"),
+        ("train", "statistics=estimate", "statistics=new"),
     ],
 )
 def test_an_earlier_option_is_taken_and_reported(command: str, before: str, now: str) -> None:

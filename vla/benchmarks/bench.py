@@ -19,6 +19,7 @@ BENCHMARKS = {
     "control": "vla.benchmarks.control:bench_control",
     "doctor": "vla.benchmarks.doctor:bench_doctor",
     "gpu": "vla.benchmarks.gpu:bench_gpu",
+    "forgetting": "vla.benchmarks.forgetting:bench_forgetting",
     "ee": "vla.benchmarks.end_effector:bench_end_effector",
 }
 

@@ -62,7 +62,8 @@ def train_tokenizer(
 
 def _report(tokenizer: FastTokenizer, dataset: Demonstrations, robot: RobotSpec) -> None:
     """Prints the number of tokens and the error of held-out chunks, or of training chunks if none is held out."""
-    episodes = (dataset.heldout_episodes or dataset.train_episodes)[:REPORTED_EPISODES]
+    held_out = dataset.heldout_episodes
+    episodes = (held_out if len(held_out) else dataset.train_episodes)[:REPORTED_EPISODES]
     lengths, errors = [], []
     for chunk in (chunk for block in dataset.chunks(robot, episodes) for chunk in block):
         tokens = tokenizer.encode(chunk)

@@ -28,6 +28,7 @@ VALUES = {
     ("eval", "render"): {"asked": "on_inference"},
     ("deploy", "loop.end"): {"relax": "disable_torque"},
     ("robot", "action"): {"relax": "disable_torque"},
+    ("train", "statistics"): {"estimate": "new"},
 }
 """Values of present options."""
 TARGETS = {

@@ -14,7 +14,7 @@ from vla.errors import InputError
 from vla.models.backbones.backbone import Backbone
 from vla.models.backbones.nano import nano, train_tokenizer
 from vla.models.backbones.pretrained import open_backbone
-from vla.models.continued import Ranges, continued
+from vla.models.continued import CompleteHead, Ranges, continued
 from vla.models.processor import Processor
 from vla.models.released.registry import is_policy, open_policy
 from vla.models.robot_spec import RobotSpec
@@ -29,14 +29,20 @@ def build(
     state_encoding: str = "numbers",
     tiles: int | None = None,
     ranges: Ranges | None = None,
+    complete: CompleteHead | None = None,
 ) -> VLA:
     """Builds a model on a backbone (see `train`).
 
-    A checkpoint with robots is continued with all its weights, if the data's robots and the kind of head match.
+    A checkpoint with robots is continued with all its weights (`vla.models.continued`).
 
     Args:
+        backbone: as in `train`.
+        robots: the robots of the data.
         texts: texts on which the tokenizer of the backbone "scratch" is trained.
+        head: settings of the action head.
+        state_encoding, tiles: as in `Processor`.
         ranges: normalisation ranges for a checkpoint that is continued.
+        complete: completes the settings of a new head for its robots; None: they are complete.
 
     Raises:
         InputError: where the data or the head do not match the checkpoint; the message names the difference.
@@ -50,19 +56,19 @@ def build(
         base = VLA.load(folder)
         body, processor = base.backbone, base.processor
         if processor.robots and robots:
-            return continued(str(backbone), base, robots, head, ranges)
+            return continued(str(backbone), base, robots, head, ranges, complete)
     elif isinstance(backbone, str) and is_policy(backbone):
         policy = open_policy(backbone)
         if robots and policy.head["kind"] == head["kind"]:
             if state_encoding != "numbers" or tiles is not None:
                 raise InputError(f"{backbone} has its own inputs: leave out state_encoding and tiles")
-            return policy.model(robots)
+            return policy.model(robots, complete(head, robots) if complete else head)
         body, processor = policy.backbone, policy.processor.without_policy()
         print(f"{backbone}: its vision-language model alone, without its head {policy.head['kind']}")
     else:
         body, processor = open_backbone(backbone)
     ranges.check_unused(str(backbone))
-    return with_head(body, processor, robots, head, state_encoding, tiles)
+    return with_head(body, processor, robots, complete(head, robots) if complete else head, state_encoding, tiles)
 
 
 def with_head(

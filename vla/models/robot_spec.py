@@ -51,6 +51,9 @@ class RobotSpec:
     """Statistics of "state" and "action" (the targets), which later training keeps or merges with its own."""
     start: StartRegion | None = field(default=None, compare=False, repr=False)
     """Region in which the demonstrations start; None where unknown."""
+    padded_dim: int | None = None
+    """Action dimension to which heads of continuous values pad chunks; None: the largest among the model's robots. A
+    robot keeps its own when a wider one joins, so that its chunks do not change."""
 
     def __post_init__(self) -> None:
         if not self.relative:
@@ -115,6 +118,7 @@ class RobotSpec:
             statistics={kind: Statistics.from_dict(one) for kind, one in (values.get("statistics") or {}).items()}
             or None,
             start=None if values.get("start") is None else StartRegion.from_dict(values["start"]),
+            padded_dim=values.get("padded_dim"),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -137,6 +141,7 @@ class RobotSpec:
             "fewer_cameras": self.fewer_cameras,
             "statistics": statistics,
             "start": None if self.start is None else self.start.to_dict(),
+            **({} if self.padded_dim is None else {"padded_dim": self.padded_dim}),
         }
 
     def encode_state(self, state: Float[np.ndarray, "s"], clipped: bool = True) -> Float[np.ndarray, "s"]:

@@ -1,8 +1,9 @@
-"""Settings of an action head that are computed from the training data."""
+"""The action head of a run: its kind, and settings that are computed from the training data."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,30 @@ import numpy as np
 from jaxtyping import Float
 
 from vla.common.renamed_keys import HEAD, current_keys
+from vla.errors import InputError
 from vla.models.action_heads.build import check_head
-from vla.models.action_heads.fast import to_json
+from vla.models.action_heads.fast import from_json, to_json
 from vla.models.action_tokenizers.fast import FastTokenizer
+from vla.models.processor import Processor
 from vla.models.robot_spec import RobotSpec
 from vla.training.demonstrations import Demonstrations
+
+DEFAULT = "parallel"
+SAMPLE = 256
+"""Number of action chunks of each store with which FAST tokens are checked."""
+MAX_INACCURATE = 0.01
+"""Largest share of chunks that FAST tokens of other robots may represent inaccurately."""
+
+
+def chosen_head(head: str | Mapping[str, Any] | None, checkpoints: Sequence[Path]) -> str | Mapping[str, Any]:
+    """The head of the options of `vla train`: by default the kind of the policy in `checkpoints`, then `DEFAULT`."""
+    if isinstance(head, str) or (head and head.get("kind")):
+        return head
+    for checkpoint in checkpoints:
+        values = json.loads((checkpoint / "processor.json").read_text())
+        if values.get("robots") or values.get("robot"):
+            return {**(head or {}), "kind": values.get("head", {}).get("kind", DEFAULT)}
+    return {**(head or {}), "kind": DEFAULT}
 
 
 def head_settings(
@@ -39,6 +59,34 @@ def head_settings(
         tokenizer = FastTokenizer.load(Path(folder)) if folder else _train_fast(demonstrations, robots)
         settings["tokenizer"] = to_json(tokenizer)
     return settings
+
+
+def check_fast(processor: Processor, demonstrations: Sequence[Demonstrations], names: Collection[str]) -> None:
+    """Raises InputError if the FAST tokens of a head do not represent the actions of the robots `names`.
+
+    They were trained on other robots, and coefficients outside their range are clipped.
+    """
+    settings = processor.head.settings if processor.head is not None else {}
+    if not settings.get("tokenizer"):
+        return
+    tokenizer = from_json(settings["tokenizer"])
+    for source in demonstrations:
+        if (name := source.store.embodiment.name) not in names:
+            continue
+        robot = processor.robot(name)
+        chunks = [chunk for batch in source.chunks(robot, source.train_episodes[:SAMPLE]) for chunk in batch]
+        chosen = chunks[:: -(-len(chunks) // SAMPLE)]
+        bound = 1.001 * tokenizer.error_bound(robot.horizon)
+        decoded = [tokenizer.decode(tokenizer.encode(chunk), *chunk.shape) for chunk in chosen]
+        wrong = [
+            found is None or bool(np.abs(found - chunk).max() > bound)
+            for found, chunk in zip(decoded, chosen, strict=True)
+        ]
+        if np.mean(wrong) > MAX_INACCURATE:
+            raise InputError(
+                f"the checkpoint's FAST tokens do not represent {np.mean(wrong):.0%} of the action chunks of {name}: "
+                "choose another head, or train all robots together from a vision-language model"
+            )
 
 
 def _train_fast(demonstrations: Sequence[Demonstrations], robots: Sequence[RobotSpec]) -> FastTokenizer:

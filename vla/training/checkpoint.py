@@ -38,7 +38,7 @@ from vla.models.processor import Processor
 from vla.models.robot_spec import check_same
 from vla.training.distributed import DistributedContext, full_weights
 from vla.training.lora import merged
-from vla.training.resumption import changes
+from vla.training.resumption import changed_rows, changes
 from vla.training.state import Progress, TrainState
 
 TRAINING = "training"
@@ -182,7 +182,7 @@ def restore(state: TrainState, checkpoint: Path) -> None:
             files are damaged.
     """
     model, ema, optimizer = state.model, state.ema, state.optimizer
-    _check_data(checkpoint, model.processor)
+    _check_data(state, checkpoint)
     if not any((checkpoint / TRAINING).glob("*.safetensors")):
         raise InputError(f"{checkpoint}/{TRAINING} is missing: it can only start a new run, as backbone={checkpoint}")
     reader = HuggingFaceStorageReader(str(checkpoint / TRAINING))
@@ -218,13 +218,15 @@ def _current(key: str) -> str:
     return f"{kind}/{current_weight(name)}"
 
 
-def _check_data(checkpoint: Path, processor: Processor) -> None:
-    saved = Processor.load(checkpoint)
+def _check_data(state: TrainState, checkpoint: Path) -> None:
+    saved, processor = Processor.load(checkpoint), state.model.processor
     try:
         check_same(saved.robots, processor.robots)
     except InputError as error:
+        sizes = changed_rows(_training(checkpoint).get("settings", {}), state.progress.settings)
         raise InputError(
-            f"{checkpoint} was trained on other demonstrations: {error}; train into another folder"
+            f"{checkpoint} was trained on other demonstrations: {error}{sizes}. Restore them, or continue with the new "
+            f"ones in another folder: backbone={state.run} out=NEW"
         ) from None
     if [r.embodiment.cameras for r in saved.robots] != [r.embodiment.cameras for r in processor.robots]:
         raise InputError(f"{checkpoint} has the cameras in another order: train into another folder")

@@ -47,7 +47,7 @@ class Outcome:
         )
         main = [name for name in scores if "/" not in name and not name.startswith((UNITS, "step"))]
         summary = ", ".join(f"{name} {scores[name]:.3g}" for name in main)
-        done = f"{run} has its {steps} already: set more plan.steps to continue" if start == self.step else steps
+        done = f"{run} has its {steps} already: set more plan.steps to continue" if start == self.step > 0 else steps
         command = f"vla {'eval' if drives else 'probe'} {shlex.quote(f'policy={run}')}"
         suffix = f" ({summary})" if summary else ""
         print(f"{done}. The best is {run / 'best'} -> {best.name}{suffix}: {command}", flush=True)
@@ -112,7 +112,7 @@ def run_steps(
     """Repeats `take_step` until the last step of the plan, or until a rank has received a signal.
 
     Every `plan.evaluate_every` steps and after the last one it evaluates the model, saves a checkpoint and selects the
-    best one. A signal also saves a checkpoint.
+    best one. A signal also saves a checkpoint. A plan of 0 steps saves the initial model.
 
     Args:
         state: The state, which `take_step` advances by a step.
@@ -121,6 +121,9 @@ def run_steps(
         log: The log.
         received: The signals so far (`interrupts`).
     """
+    if state.is_complete and checkpoint.latest(state.run) is None:  # plan.steps=0: the model as it is
+        evaluation.run(state, log)
+        evaluation.select(state, checkpoint.save(state))
     stopping = False
     while not state.is_complete and not stopping:
         take_step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from vla.models.released.registry import policy_defaults
 from vla.training.run_options import RunOptions
@@ -16,16 +17,14 @@ def with_policy_options(options: RunOptions) -> RunOptions:
     """
     if (policy := policy_defaults(options.backbone)) is None:
         return options
-    kind = options.head if isinstance(options.head, str) else options.head.get("kind")
-    if kind != policy.head:
+    head = {"kind": options.head} if isinstance(options.head, str) else dict(options.head or {})
+    if (head.get("kind") or policy.head) != policy.head:
         return options
-    values = {"horizon": policy.horizon, "predict": policy.predict, "normalization": policy.normalization}
-    defaults = {name: value for name, value in values.items() if getattr(options, name) is None}
-    text = ", ".join(f"{name}={value}" for name, value in ({"head": policy.head} | values | _set(options)).items())
+    defaults = {"horizon": policy.horizon, "predict": policy.predict, "normalization": policy.normalization}
+    values: dict[str, Any] = {
+        name: default if getattr(options, name) is None else getattr(options, name)
+        for name, default in defaults.items()
+    }
+    text = ", ".join(f"{name}={value}" for name, value in ({"head": policy.head} | values).items())
     print(f"{options.backbone} is {policy.kind}: {text}", flush=True)
-    return replace(options, **defaults)  # type: ignore[arg-type]
-
-
-def _set(options: RunOptions) -> dict[str, object]:
-    names = ("horizon", "predict", "normalization")
-    return {name: value for name in names if (value := getattr(options, name)) is not None}
+    return replace(options, head=head | {"kind": policy.head}, **values)

@@ -64,6 +64,13 @@ def changes(checkpoint: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) 
     return [f"{key} {before.get(key)} -> {after.get(key)}" for key in changed]
 
 
+def changed_rows(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The sources whose number of rows differs, as " (robot: 90 rows -> 120)"; empty if there is none."""
+    before, after = saved.get("rows") or {}, now.get("rows") or {}
+    found = [f"{name}: {before[name]} rows -> {n}" for name, n in after.items() if before.get(name, n) != n]
+    return f" ({', '.join(found)})" if found else ""
+
+
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, Mapping) and value:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from vla.datasets.mixture import Conversations, Source
@@ -12,18 +12,20 @@ from vla.envs.make import is_task
 from vla.errors import InputError
 from vla.evaluation.heldout import heldout_by_kind, spread
 from vla.models.action_targets import RELATIVE
-from vla.models.build import checkpoint_folder
 from vla.models.normalization import QUANTILE
 from vla.models.processor import Processor
 from vla.models.robot_choice import is_like
 from vla.models.robot_spec import RobotSpec, with_cameras
+from vla.training.action_head import chosen_head
 from vla.training.camera_dropout import check_dropout
 from vla.training.demonstrations import Demonstrations, robot_specs
 from vla.training.heldout_scores import HeldoutScores
 from vla.training.history import with_history
 from vla.training.horizon import horizon_steps
 from vla.training.loop import Evaluate
+from vla.training.replay import Replay
 from vla.training.run_options import RunOptions
+from vla.training.soup import checkpoints_of
 from vla.training.train_config import TrainConfig
 
 HELD_OUT_WINDOWS = 128
@@ -39,6 +41,7 @@ class RunData:
         demonstrations: The episode stores by name.
         weights: The weight of each source.
         horizon: The horizon of an action chunk [steps].
+        replay: The stores of the policy in `backbone`, of which rows are repeated (`vla.training.replay`).
     """
 
     options: RunOptions
@@ -46,11 +49,12 @@ class RunData:
     demonstrations: Mapping[str, Demonstrations]
     weights: Mapping[str, float]
     horizon: int
+    replay: Replay | None = None
 
     @classmethod
     def open(cls, options: RunOptions) -> RunData:
         """Opens the stores. Raises InputError if a store cannot be used, or for an invalid horizon."""
-        data, vqa, head = options.data, options.vqa, options.head
+        data, vqa, checkpoints = options.data, options.vqa, checkpoints_of(options.backbone)
         paths = {} if data is None else {"robot": data} if isinstance(data, str) else data
         if both := sorted(paths.keys() & vqa.keys()):
             raise InputError(f"{', '.join(both)} names a store in data and one in vqa: choose another name")
@@ -64,9 +68,23 @@ class RunData:
         questions = {name: VqaStore(path) for name, path in vqa.items() if weights.get(name, 0) > 0}
         demonstrations = {name: Demonstrations.open(path) for name, path in paths.items()}
         rates = [d.store.embodiment.control_hz for d in demonstrations.values()]
-        kind = head if isinstance(head, str) else str(head.get("kind"))
-        horizon = horizon_steps(options.horizon, rates, kind, checkpoint_folder(options.backbone))
-        return cls(options, questions, demonstrations, weights, horizon)
+        head = chosen_head(options.head, checkpoints)
+        options, kind = replace(options, head=head), head if isinstance(head, str) else str(head["kind"])
+        horizon = horizon_steps(options.horizon, rates, kind, next(iter(checkpoints), None))
+        if options.replay is None:
+            return cls(options, questions, demonstrations, weights, horizon)
+        if options.temperature is not None:
+            raise InputError("replay is a share of the rows, which temperature would change: set one of them")
+        replay = Replay.open(checkpoints)
+        if both := sorted(replay.stores.keys() & {*paths, *vqa}):
+            raise InputError(f"{', '.join(both)} is the name of a replayed store: choose another name for yours")
+        weights = replay.weights(options.replay, weights, list(paths))
+        return cls(options, questions, demonstrations, weights, horizon, replay)
+
+    @property
+    def episodes(self) -> Mapping[str, Demonstrations]:
+        """All stores of episodes by name, also those that are replayed."""
+        return {**self.demonstrations, **(self.replay.stores if self.replay else {})}
 
     def robots(self, plan: TrainConfig) -> list[RobotSpec]:
         """The robots of the demonstrations. Prints which are alike, but separate because of their names."""
@@ -109,7 +127,7 @@ class RunData:
             name: Conversations(store, "train", turns, (options.kinds or {}).get(name))
             for name, store in self.questions.items()
         }
-        for name, demonstrations in self.demonstrations.items():
+        for name, demonstrations in self.episodes.items():
             history = _history(processor, demonstrations)
             sources[name] = demonstrations.windows(self.horizon, options.instruction, options.delay, history)
         return sources
@@ -123,7 +141,7 @@ class RunData:
         }
         windows = {
             name: spread(d.heldout(self.horizon, options.instruction, _history(processor, d)), HELD_OUT_WINDOWS)
-            for name, d in self.demonstrations.items()
+            for name, d in self.episodes.items()
         }
         return HeldoutScores(questions, windows)
 

@@ -29,10 +29,11 @@ class RunOptions:
     predict: str | Mapping[str, str] | None = None
     normalization: str | Mapping[str, str] | None = None
     statistics: str | None = None
+    replay: float | None = None
 
     # Model
-    backbone: str | Mapping[str, Any]
-    head: str | Mapping[str, Any] = "parallel"
+    backbone: str | Sequence[str] | Mapping[str, Any]
+    head: str | Mapping[str, Any] | None = None
     state_encoding: str = "numbers"
     tiles: int | None = None
     images: str | Mapping[str, str] | None = None

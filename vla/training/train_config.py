@@ -54,8 +54,8 @@ class TrainConfig:
     log: str | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1 or self.accumulate < 1:
-            raise InputError(f"steps, batch_size and accumulate must be positive: {self}")
+        if self.steps < 0 or self.batch_size < 1 or self.accumulate < 1:
+            raise InputError(f"steps must be 0 or more, batch_size and accumulate positive: {self}")
         if self.evaluate_every < 1:
             raise InputError(f"evaluate_every must be positive, not {self.evaluate_every}")
         if self.gradient_report is not None and self.gradient_report < 0:

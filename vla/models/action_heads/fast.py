@@ -30,12 +30,14 @@ class FastHead:
     """
 
     num_ordinal_tokens, conditions_on_prefix, bidirectional, continuous = 0, True, False, None
+    fixed_horizon = True
+    """The tokens are of the frequencies of a chunk of one length."""
 
     def __init__(self, vocabulary: Vocabulary, tokenizer: Mapping[str, Any] | None = None) -> None:
         if tokenizer is None:
             raise InputError("the head fast needs a tokenizer of actions (vla train-tokenizer)")
         self.settings: Mapping[str, Any] = {"kind": "fast", "tokenizer": tokenizer}
-        self.fast = _from_json(tokenizer)
+        self.fast = from_json(tokenizer)
         self.vocab_size = self.fast.vocab_size
         # How many coefficients each token encodes: its characters. Unknown for the published tokenizer.
         ours = (tokenizer["bpe"].get("decoder") or {}).get("type") == "Fuse"
@@ -80,6 +82,7 @@ def to_json(tokenizer: FastTokenizer) -> dict[str, Any]:
     }
 
 
-def _from_json(values: Mapping[str, Any]) -> FastTokenizer:
+def from_json(values: Mapping[str, Any]) -> FastTokenizer:
+    """The inverse of `to_json`."""
     rest = {name: value for name, value in values.items() if name != "bpe"}
     return FastTokenizer(Tokenizer.from_str(json.dumps(values["bpe"])), **rest)

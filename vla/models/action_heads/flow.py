@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
@@ -103,6 +104,11 @@ class FlowMatchingHead:
         """See `Head.action_positions`."""
         return order if self._tokens is None else self._tokens.action_positions(order, width)
 
+    @property
+    def fixed_horizon(self) -> bool:
+        """Whether the weights depend on the horizon: only through FAST tokens."""
+        return isinstance(self._tokens, FastHead)
+
     def module(self, backbone: Any, conditioning: int) -> FlowHead:
         """Builds the expert for this backbone, and stores its shape in `settings`."""
         if self._expert is None:
@@ -149,7 +155,9 @@ def _sample(expert_context: ExpertContext, context: DecodeContext) -> Chunks:
     robot, module = context.robot, cast(FlowHead, context.module)
     count, device = len(context.conditioning), context.conditioning.device
     mask = (torch.arange(module.action_dim, device=device) < robot.action_dim).expand(count, robot.horizon, -1)
-    drawn = torch.randn(mask.shape[1:], device="cpu", generator=torch.Generator().manual_seed(0))
+    width = robot.padded_dim or module.action_dim
+    drawn = torch.randn((robot.horizon, width), device="cpu", generator=torch.Generator().manual_seed(0))
+    drawn = F.pad(drawn, (0, module.action_dim - width))
 
     def padded(actions: Float[np.ndarray, "b k _"]) -> Float[Tensor, "b k a"]:
         padding = ((0, 0), (0, 0), (0, module.action_dim - robot.action_dim))

@@ -5,8 +5,10 @@ Source: OpenVLA-OFT, Kim et al. 2025, arXiv 2502.19645, sec. 4.
 
 from __future__ import annotations
 
-import torch
-from jaxtyping import Bool, Float
+from typing import Any, cast
+
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 BLOCKS = 2
@@ -31,16 +33,21 @@ class L1Head(nn.Module):
         )
         self.action_out_proj = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, width))
 
-    def forward(self, hidden: Float[Tensor, "b n d"]) -> Float[Tensor, "b h a"]:
-        """Normalised actions from the hidden states of n = h a query tokens, ordered by step, then component."""
-        x = self.action_in_proj(hidden.unflatten(1, (self.horizon, self.width)).flatten(2))
+    def forward(self, hidden: Float[Tensor, "b n d"], width: int | None = None) -> Float[Tensor, "b h a"]:
+        """Normalised actions from the hidden states of n = h a query tokens, ordered by step, then component.
+
+        Args:
+            hidden: the hidden states.
+            width: number of components; fewer than D use the first rows and columns of the layers.
+        """
+        width = width or self.width
+        x = hidden.unflatten(1, (self.horizon, width)).flatten(2)
+        norm, linear, activation = (cast(Any, layer) for layer in self.action_in_proj)
+        count = x.shape[-1]
+        x = F.layer_norm(x, (count,), norm.weight[:count], norm.bias[:count], norm.eps)
+        x = activation(F.linear(x, linear.weight[:, :count], linear.bias))
         for block in self.blocks:
             x = x + block(x)
-        actions: Tensor = self.action_out_proj(x)
+        norm, linear = (cast(Any, layer) for layer in self.action_out_proj)
+        actions: Tensor = F.linear(norm(x), linear.weight[:width], linear.bias[:width])
         return actions
-
-    def loss(
-        self, hidden: Float[Tensor, "b n d"], actions: Float[Tensor, "b h a"], mask: Bool[Tensor, "b h a"]
-    ) -> Float[Tensor, "k"]:
-        """|predicted - action| of the k components where `mask` is True, row by row."""
-        return torch.abs(self(hidden).float() - actions)[mask]

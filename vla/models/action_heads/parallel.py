@@ -29,7 +29,7 @@ class ParallelHead:
     """
 
     settings: Mapping[str, Any] = {"kind": "parallel"}
-    conditions_on_prefix, continuous = False, None
+    conditions_on_prefix, continuous, fixed_horizon = False, None, False
 
     def __init__(self, vocabulary: Vocabulary, bidirectional: bool = False) -> None:
         self.bidirectional = bidirectional

@@ -23,6 +23,7 @@ class TextHead:
     """
 
     settings: Mapping[str, Any] = {"kind": "text"}
+    fixed_horizon = False
     vocab_size, num_ordinal_tokens, num_action_positions, conditions_on_prefix, bidirectional, continuous = (
         0,
         0,

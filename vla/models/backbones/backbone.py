@@ -83,7 +83,7 @@ class Backbone(Protocol):
         ...
 
     def add_token_embeddings(self, count: int) -> None:
-        """Appends exactly `count` tokens to the vocabulary."""
+        """Appends exactly `count` tokens to the vocabulary; a negative count removes the last ones."""
         ...
 
     def vocab_weights(self) -> tuple[Float[Tensor, "_r d"], Float[Tensor, "_r d"]]:

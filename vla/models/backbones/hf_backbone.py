@@ -107,10 +107,13 @@ def by_row(encoded: Float[Tensor, "n p d"], image_mask: Bool[Tensor, "b k"]) -> 
 
 
 def grow(module: nn.Embedding | nn.Linear, count: int, std: float) -> None:
-    """Appends `count` random rows to an embedding or to the outputs of a linear layer, in place."""
+    """Appends `count` random rows to an embedding or to the outputs of a linear layer, in place.
+
+    A negative count removes the last rows.
+    """
     old = module.weight
-    new = torch.empty(count, old.shape[1], dtype=old.dtype, device=old.device).normal_(std=std)
-    module.weight = nn.Parameter(torch.cat([old.detach(), new]))
+    new = torch.empty(max(count, 0), old.shape[1], dtype=old.dtype, device=old.device).normal_(std=std)
+    module.weight = nn.Parameter(torch.cat([old.detach()[: len(old) + min(count, 0)], new]))
     if isinstance(module, nn.Embedding):
         module.num_embeddings += count
     else:

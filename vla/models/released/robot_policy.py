@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import torch
@@ -12,11 +13,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from vla.embodiment import Embodiment
 from vla.errors import InputError
+from vla.models.action_heads.build import HEADS
 from vla.models.backbones.backbone import Backbone
 from vla.models.normalization import Normalizer
 from vla.models.processor import Processor
 from vla.models.robot_spec import RobotSpec
 from vla.models.vla import VLA
+
+TRAINING = {"knowledge_insulation", "tokens", "tokenizer", "rtc_training"}
+"""Options of heads that change the training of a released policy, but not its architecture."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +52,37 @@ class RobotPolicy:
     relative: bool = False
     missing: str = "it is a base, train it on demonstrations first"
 
-    def model(self, robots: Sequence[RobotSpec]) -> VLA:
+    def model(self, robots: Sequence[RobotSpec], head: Mapping[str, Any] | None = None) -> VLA:
         """The policy for these robots, in one model.
 
+        Args:
+            robots: the robots.
+            head: options of training for the action head, of `TRAINING`.
+
         Raises:
-            InputError: for a robot with more components than the policy's weights have.
+            InputError: for a robot with more components than the policy's weights have, and for other options.
         """
+        settings = {**self.head, **self._chosen(head or {})}
         width = self._width
         for robot in robots:
             count = max(len(robot.embodiment.state), robot.action_dim)
             if width and count > width:
                 raise InputError(f"{self.name} has {width} components of states and actions, {robot.name} has {count}")
-        model = VLA(self.backbone, self.processor.with_robots(robots, self.head, "numbers"))
+        model = VLA(self.backbone, self.processor.with_robots(robots, settings, "numbers"))
         load_weights(model, {**without_effect(model), **self.weights})
         return model.eval()
+
+    def _chosen(self, head: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of `head` that are not the default. Raises InputError for one that the weights determine."""
+        known = signature(HEADS[self.head["kind"]]).parameters
+        chosen = {
+            name: value
+            for name, value in head.items()
+            if name != "kind" and name in known and value != known[name].default and self.head.get(name) != value
+        }
+        if fixed := sorted(chosen.keys() - TRAINING):
+            raise InputError(f"the weights of {self.name} determine head.{fixed[0]}: leave it out")
+        return chosen
 
     @property
     def _width(self) -> int:

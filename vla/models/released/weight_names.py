@@ -26,7 +26,7 @@ def expert_names(prefix: str, layers: int, adaptive: bool) -> dict[str, str]:
     """Our name of each weight of an action expert, whose modules are those of Gemma or Llama below `prefix`."""
     kinds = ("modulation.weight", "modulation.bias") if adaptive else ("norm.weight",)
     theirs = ("dense.weight", "dense.bias") if adaptive else ("weight",)
-    names = {}
+    names: dict[str, str] = {}
     for i in range(layers):
         names |= {f"{prefix}layers.{i}.{name}": f"{OURS}expert.layers.{i}.{ours}" for name, ours in LAYER.items()}
         for norm, ours in NORMS.items():
