@@ -14,11 +14,11 @@ from vla.models.action_heads.build import check_head
 from vla.models.action_heads.fast import to_json
 from vla.models.action_tokenizers.fast import FastTokenizer
 from vla.models.robot_spec import RobotSpec
-from vla.training.demonstrations import Demonstrations
+from vla.training.episode_numbers import EpisodeNumbers
 
 
 def head_settings(
-    head: str | Mapping[str, Any], demonstrations: Sequence[Demonstrations], robots: Sequence[RobotSpec]
+    head: str | Mapping[str, Any], demonstrations: Sequence[EpisodeNumbers], robots: Sequence[RobotSpec]
 ) -> dict[str, Any]:
     """Completes the settings of an action head for `vla.models.action_heads.build.build_head`.
 
@@ -41,11 +41,11 @@ def head_settings(
     return settings
 
 
-def _train_fast(demonstrations: Sequence[Demonstrations], robots: Sequence[RobotSpec]) -> FastTokenizer:
+def _train_fast(demonstrations: Sequence[EpisodeNumbers], robots: Sequence[RobotSpec]) -> FastTokenizer:
     by_name = {robot.name: robot for robot in robots}
 
     def chunks() -> Iterator[Float[np.ndarray, "_b _h _a"]]:
         for demonstration in demonstrations:
-            yield from demonstration.chunks(by_name[demonstration.store.embodiment.name], demonstration.train_episodes)
+            yield from demonstration.chunks(by_name[demonstration.embodiment.name])
 
     return FastTokenizer.train(chunks)
