@@ -58,15 +58,15 @@ def examples_of(
     rows = zip(observations_of(batch, cameras, False), actions, inside, strict=True)
     return [
         Example(
-            images=seen.images,
-            prompt=seen.instruction,
+            images=observation.images,
+            prompt=observation.instruction,
             target=chunk if units is None else units.action.to_policy(chunk),
-            state=seen.state if units is None else units.state.to_policy(seen.state),
+            state=observation.state if units is None else units.state.to_policy(observation.state),
             mask=mask,
             source="robot",
             embodiment=robot,
         )
-        for seen, chunk, mask in rows
+        for observation, chunk, mask in rows
     ]
 
 

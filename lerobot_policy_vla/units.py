@@ -126,5 +126,5 @@ def check_radians(body: Embodiment, robot_type: str | None, state: np.ndarray | 
         raise InputError(
             f"this policy uses radians for {body.name}, and LeRobot's {robot_type} uses other units: {advice}"
         )
-    if state is not None and (beyond := np.abs(state)[..., radians]).max(initial=0.0) > LARGEST:
-        raise InputError(f"this policy uses radians, and LeRobot's state has {beyond.max():.4g}: {advice}")
+    if state is not None and (outside := np.abs(state)[..., radians]).max(initial=0.0) > LARGEST:
+        raise InputError(f"this policy uses radians, and LeRobot's state has {outside.max():.4g}: {advice}")

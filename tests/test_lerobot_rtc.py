@@ -21,7 +21,7 @@ from vla.types import Observation, RTCPrefix
 
 STATE = np.array([0.1, -0.2])
 IMAGES = {name: np.full((8, 10, 3), 7, np.uint8) for name in ("front", "wrist")}
-SEEN = Observation(IMAGES, STATE.astype(np.float32).astype(np.float64), "lift the ring", 0.0)
+OBSERVATION = Observation(IMAGES, STATE.astype(np.float32).astype(np.float64), "lift the ring", 0.0)
 FEATURES = {
     "observation.state": {"dtype": "float32", "shape": (2,), "names": ["lift.pos", "turn.pos"]},
     **{f"observation.images.{c}": {"dtype": "image", "shape": (8, 10, 3), "names": None} for c in IMAGES},
@@ -58,7 +58,9 @@ def test_a_chunk_continues_the_previous_one_as_with_our_prefix(
     known = leftover.double().numpy()
     if head == "flow" and count < 3:
         rest = known[count:]
-    ours = VlaPolicy(model).predict(SEEN, prefix=RTCPrefix(known[:count], rest) if count or rest is not None else None)
+    ours = VlaPolicy(model).predict(
+        OBSERVATION, prefix=RTCPrefix(known[:count], rest) if count or rest is not None else None
+    )
     assert ours is not None
     torch.testing.assert_close(chunk[0].double().numpy(), ours.actions, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(chunk[0, :count], leftover[:count])
@@ -132,19 +134,19 @@ def test_lerobots_engine_drives_it(plugin: ModuleType, make_model: Callable[...,
 
     from lerobot_policy_vla.processor_vla import make_vla_pre_post_processors
 
-    model, asked, enough = make_model(head="flow"), [], Event()
+    model, requests, enough = make_model(head="flow"), [], Event()
     policy = policy_of(plugin, model, execution_horizon=3)
     predict = policy.predict_action_chunk
 
-    def ask(seen: dict[str, Any], **arguments: Any) -> torch.Tensor:
-        chunk = predict(seen, **arguments)
-        asked.append((arguments, chunk[0].double().numpy()))
-        if len(asked) == 4:
+    def record(observations: dict[str, Any], **arguments: Any) -> torch.Tensor:
+        chunk = predict(observations, **arguments)
+        requests.append((arguments, chunk[0].double().numpy()))
+        if len(requests) == 4:
             enough.set()
         return chunk
 
     assert supports_rtc_inference(policy)
-    policy.predict_action_chunk = ask
+    policy.predict_action_chunk = record
     before, after = make_vla_pre_post_processors(policy.config)
     engine = RTCInferenceEngine(
         policy,
@@ -166,7 +168,7 @@ def test_lerobots_engine_drives_it(plugin: ModuleType, make_model: Callable[...,
     engine.stop()
     assert not engine.failed
     previous: np.ndarray | None = None
-    for arguments, chunk in asked[:4]:
+    for arguments, chunk in requests[:4]:
         leftover = arguments["prev_chunk_left_over"]
         if previous is None:
             assert leftover is None
@@ -174,7 +176,7 @@ def test_lerobots_engine_drives_it(plugin: ModuleType, make_model: Callable[...,
             assert arguments["inference_delay"] == 1
             known = previous[1:]  # the chunk was late by one step
             np.testing.assert_array_equal(leftover.double().numpy(), known)
-            ours = VlaPolicy(model).predict(SEEN, prefix=RTCPrefix(known[:1], known[1:]))
+            ours = VlaPolicy(model).predict(OBSERVATION, prefix=RTCPrefix(known[:1], known[1:]))
             assert ours is not None
             np.testing.assert_allclose(chunk, ours.actions, rtol=1e-5, atol=1e-6)
         previous = chunk

@@ -42,21 +42,21 @@ def lerobot_train(plugin: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterat
     """LeRobot's training script in this process."""
     from lerobot.scripts import lerobot_train as script
 
-    root, losses = logging.getLogger(), script.update_policy
+    root, step = logging.getLogger(), script.update_policy
     handlers, level = root.handlers[:], root.level
 
     def train(*arguments: str) -> list[float]:
-        seen: list[float] = []
+        values: list[float] = []
 
-        def update(metrics: Any, *values: Any, **options: Any) -> Any:
-            out = losses(metrics, *values, **options)
-            seen.append(metrics.loss.val)
+        def update(metrics: Any, *inputs: Any, **options: Any) -> Any:
+            out = step(metrics, *inputs, **options)
+            values.append(metrics.loss.val)
             return out
 
         monkeypatch.setattr(script, "update_policy", update)
         monkeypatch.setattr(sys, "argv", ["lerobot-train", *arguments])
         script.train()
-        return seen
+        return values
 
     yield train
     root.handlers[:] = handlers
@@ -232,14 +232,16 @@ def test_training_mode_has_action_prefixes(plugin: ModuleType, data: Path, backb
 
     config = VlaConfig(backbone=str(backbone), horizon=4, delay=0.2, device="cpu")
     policy = plugin.VlaPolicy(config, dataset_meta=metadata(data))
-    seen: list[list[int]] = []
+    observed: list[list[int]] = []
     make = policy.model.processor.batch
-    policy.model.processor.batch = lambda rows, rngs: seen.append([r.prefix_length for r in rows]) or make(rows, rngs)
+    policy.model.processor.batch = lambda rows, rngs: (
+        observed.append([r.prefix_length for r in rows]) or make(rows, rngs)
+    )
     for _ in range(8):
         policy.train().forward(batch_of(data, 4))
-    assert {length for lengths in seen for length in lengths} == {0, 1, 2}
+    assert {length for lengths in observed for length in lengths} == {0, 1, 2}
     policy.eval().forward(batch_of(data, 4))
-    assert seen[-1] == [0] * 4
+    assert observed[-1] == [0] * 4
     from lerobot_policy_vla.batches import examples_of
 
     rows = examples_of(batch_of(data, 4), ["front"], "arm", None)
@@ -288,12 +290,12 @@ def test_a_policy_in_radians_continues_on_degrees(
     plugin.VlaPolicy(VlaConfig(device="cpu"), model=model).save_pretrained(tmp_path / "policy")
     config = VlaConfig(units="degrees", device="cpu", pretrained_path=tmp_path / "policy")
     policy = plugin.VlaPolicy.from_pretrained(tmp_path / "policy", config=config, dataset_meta=metadata(root))
-    batch, seen = batch_of(root, 4), []
+    batch, observed = batch_of(root, 4), []
     make = policy.model.processor.batch
-    policy.model.processor.batch = lambda rows, rngs: seen.extend(rows) or make(rows, rngs)
+    policy.model.processor.batch = lambda rows, rngs: observed.extend(rows) or make(rows, rngs)
     policy.forward(batch)
-    np.testing.assert_allclose(seen[0].state, np.radians(batch["observation.state"][0].numpy()), rtol=1e-6)
-    np.testing.assert_allclose(seen[2].target, np.radians(batch["action"][2].numpy()), rtol=1e-6)
+    np.testing.assert_allclose(observed[0].state, np.radians(batch["observation.state"][0].numpy()), rtol=1e-6)
+    np.testing.assert_allclose(observed[2].target, np.radians(batch["action"][2].numpy()), rtol=1e-6)
     assert policy.model.processor.robot() == spec
     policy.save_pretrained(tmp_path / "further")
     assert PreTrainedConfig.from_pretrained(tmp_path / "further").units == "degrees"

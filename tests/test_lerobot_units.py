@@ -50,8 +50,8 @@ def policy_of(plugin: ModuleType, model: VLA, units: str, **options: Any) -> Any
 
 
 def ours(model: VLA, state: np.ndarray, prefix: RTCPrefix | None = None) -> np.ndarray:
-    seen = Observation({camera: np.zeros((9, 9, 3), np.uint8) for camera in CAMERAS}, state, "pick it up", 0.0)
-    chunk = VlaPolicy(model).predict(seen, prefix=prefix)
+    observation = Observation({camera: np.zeros((9, 9, 3), np.uint8) for camera in CAMERAS}, state, "pick it up", 0.0)
+    chunk = VlaPolicy(model).predict(observation, prefix=prefix)
     assert chunk is not None
     return chunk.actions
 
@@ -232,8 +232,8 @@ def test_lerobot_rollout_drives_the_emulated_arm(
     refused = run(lerobot_site, "lerobot-rollout", *arguments)
     assert refused.returncode == 1 and refused.stderr.splitlines()[-1].startswith("error: this policy uses radians")
     with CameraStream(port.arm, cameras, 10):
-        said = command(lerobot_site, "lerobot-rollout", *arguments, "--policy.units=degrees")
-    assert "angles from rad to degrees" in said
+        output = command(lerobot_site, "lerobot-rollout", *arguments, "--policy.units=degrees")
+    assert "angles from rad to degrees" in output
     goals = np.array([servo.goal for servo in port.bus.servos])
     # The chunks of this model go at most 0.2 rad beyond the state at a time, so that it starts near the pose.
     assert (np.abs(goals - START) > 1e-3).any() and (np.abs(goals) < 2.8).all()
