@@ -115,14 +115,11 @@ class Windows:
         groups = self._prompts(episode, frame)
         prompts = groups[int(rng.integers(len(groups)))] if len(groups) > 1 else groups[0]
         prompt = prompts[rng.integers(len(prompts))] if len(prompts) > 1 else prompts[0]
-        return replace(self._example(episode, frame), prompt=prompt, prefix_length=self._prefix_length(rng))
-
-    def _prefix_length(self, rng: np.random.Generator) -> int:
-        """Draws the length of the action prefix."""
-        if self._longest_prefix is not None:
-            return int(rng.integers(self._longest_prefix + 1))
-        has_prefix = self.horizon > 1 and rng.random() < PREFIX_PROBABILITY
-        return int(rng.integers(1, self.horizon // 2 + 1)) if has_prefix else 0
+        return replace(
+            self._example(episode, frame),
+            prompt=prompt,
+            prefix_length=draw_prefix_length(rng, self.horizon, self._longest_prefix),
+        )
 
     def _prompts(self, episode: int, frame: int) -> Sequence[tuple[str, ...]]:
         record = self.store.records[episode]
@@ -163,6 +160,14 @@ class WindowBatch:
     mask: Bool[np.ndarray, "b h"]
     past: tuple[Mapping[str, UInt8[np.ndarray, "b _h _w 3"]], ...]
     past_mask: Bool[np.ndarray, "b k"]
+
+
+def draw_prefix_length(rng: np.random.Generator, horizon: int, longest: int | None) -> int:
+    """Draws the length of the action prefix of a training row; see `Windows` for `longest`."""
+    if longest is not None:
+        return int(rng.integers(longest + 1))
+    has_prefix = horizon > 1 and rng.random() < PREFIX_PROBABILITY
+    return int(rng.integers(1, horizon // 2 + 1)) if has_prefix else 0
 
 
 def split(episodes: int, held_out: float, seed: int = 0) -> tuple[Int[np.ndarray, "_t"], Int[np.ndarray, "_h"]]:

@@ -1,11 +1,13 @@
-"""A checkpoint of vla as a LeRobot policy.
+"""A model of vla as a LeRobot policy: loaded from a checkpoint, or made for a dataset to be trained.
 
-States and actions are not converted: LeRobot's values are those of a dataset read by `vla convert`, in the dataset's
-order of components. Images arrive as floats in [0, 1] and are converted back to bytes.
+LeRobot's values are those of a dataset read by `vla convert`, in the dataset's order of components; `--policy.units`
+converts degrees and percent for a policy in other units. Images arrive as floats in [0, 1] and are converted back to
+bytes.
 """
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
@@ -13,19 +15,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from lerobot.configs import parser
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
+from lerobot_policy_vla.batches import ACTION, IMAGES, STATE, examples_of, observations_of
 from lerobot_policy_vla.configuration_vla import VlaConfig
+from lerobot_policy_vla.rtc import rtc_prefix
+from lerobot_policy_vla.units import check_radians, in_lerobot_units
 from vla.common.images import sides
 from vla.errors import InputError
+from vla.models.hub import card, checkpoint_of, fetch
 from vla.models.vla import VLA
+from vla.policies.converted_units import BatchConvertedPolicy
 from vla.policies.history import FrameHistory
 from vla.policies.vla import VlaPolicy as Driver
-from vla.types import Observation
+from vla.types import Observation, RTCPrefix
 
-IMAGES, STATE, ACTION = "observation.images.", "observation.state", "action"
+SAVED = ("n_action_steps", "robot", "units", "ranges")
+"""Fields of the configuration that a checkpoint keeps for LeRobot."""
 
 
 class VlaPolicy(PreTrainedPolicy):
@@ -43,12 +52,26 @@ class VlaPolicy(PreTrainedPolicy):
         model: VLA | None = None,
         **_: Any,
     ) -> None:
-        """Raises InputError without a model, and if it has no robot, or several and `config.robot` names none."""
+        """Makes a model for the dataset, or takes the `model`.
+
+        Raises:
+            InputError: there is neither; or the model has no robot, or several and `config.robot` names none.
+        """
         super().__init__(config)
+        if model is None and dataset_meta is not None:
+            from lerobot_policy_vla.training import model_for_training
+
+            model = model_for_training(config, dataset_meta)
         if model is None:
-            raise InputError("LeRobot cannot create this policy: train one with `vla train`, and set --policy.path")
+            raise InputError("LeRobot cannot make this policy without a dataset: set --policy.path to a checkpoint")
         self.model = model
-        self._driver = Driver(model, config.robot)
+        driver = Driver(model, config.robot)
+        self._robot = driver.embodiment.name
+        self._driver: Driver | BatchConvertedPolicy = driver
+        if config.units in ("degrees", "percent"):
+            self._driver = in_lerobot_units(driver, config.units, config.ranges)
+        elif config.units == "":
+            check_radians(driver.embodiment, parser.parse_arg("robot.type"))
         body, (height, width) = self._driver.embodiment, sides(model.processor.image_size)
         config.input_features = {
             STATE: PolicyFeature(FeatureType.STATE, (len(body.state),)),
@@ -65,32 +88,75 @@ class VlaPolicy(PreTrainedPolicy):
         config: Any = None,
         revision: str | None = None,
         cli_overrides: Any = (),
+        dataset_meta: Any = None,
         **kwargs: Any,
     ) -> VlaPolicy:
-        """Loads a folder of `vla train` or `VLA.save_pretrained`, or a model of the hub."""
-        model = VLA.from_pretrained(pretrained_name_or_path, revision)
-        return cls(config or VlaConfig(), model=model).eval()
+        """Loads a folder of `vla train`, `lerobot-train` or `VLA.save_pretrained`, or a model of the hub.
+
+        With `dataset_meta` its training continues on the dataset.
+        """
+        folder, config = checkpoint_of(fetch(pretrained_name_or_path, revision)), config or VlaConfig()
+        if dataset_meta is None:
+            return cls(config, model=VLA.load(folder)).eval()
+        if "normalizer_processor" not in (folder / "policy_preprocessor.json").read_text():
+            raise InputError(
+                f"{folder} was saved by an earlier version: set --policy.type=vla --policy.backbone={folder} "
+                "instead of --policy.path"
+            )
+        from lerobot_policy_vla.training import model_for_training
+
+        return cls(config, model=model_for_training(config, dataset_meta, folder)).eval()
 
     def _save_pretrained(self, save_directory: Path, state_dict: Any = None) -> None:
-        self.model.save_pretrained(save_directory)
+        folder = Path(save_directory)
+        weights = None if state_dict is None else {k.removeprefix("model."): v for k, v in state_dict.items()}
+        self.model.save(folder, weights)
+        file = folder / "config.json"
+        settings = {name: getattr(self.config, name) for name in SAVED}
+        file.write_text(json.dumps(json.loads(file.read_text()) | settings, indent=1))
+        (folder / "README.md").write_text(card(folder))
 
-    def get_optim_params(self) -> Any:
-        """All parameters."""
-        return self.parameters()
+    def get_optim_params(self) -> dict[str, Any]:
+        """The model, of which the preset makes parameter groups."""
+        return {"model": self.model, "scratch": self.config.backbone == "scratch"}
+
+    def _validate_peft_config(self, peft_config: Any) -> None:
+        raise InputError("LeRobot's adapters are not for this policy: `vla train lora={rank: 16}` has its own")
+
+    def _get_default_peft_targets(self) -> dict[str, Any]:
+        return {"target_modules": "all-linear"}
+
+    def supports_rtc(self) -> bool:
+        """Whether chunks can continue the previous one: not with past frames, which need every observation."""
+        return not self._driver.history
 
     def reset(self) -> None:
         """Starts a new episode."""
         self._queue: deque[Tensor] = deque()
         self._last: Tensor | None = None
+        self._predicted: Tensor | None = None
         self._histories: list[FrameHistory] = []
         self._steps = 0
 
-    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Any]]:
-        """Raises NotImplementedError: LeRobot does not train this policy."""
-        raise NotImplementedError("LeRobot does not train this policy: use `vla train`")
+    def forward(self, batch: dict[str, Any], reduction: str = "mean") -> tuple[Tensor, dict[str, Any]]:
+        """The loss of a batch, or with reduction "none" of each row, and the mean losses by kind.
+
+        In training mode rows have random action prefixes, as in `vla train`.
+        """
+        from lerobot_policy_vla.loss import row_losses, with_prefixes
+        from vla.training.horizon import prefix_steps
+
+        spec = self.model.processor.robot(self._robot)
+        units = self._driver if isinstance(self._driver, BatchConvertedPolicy) else None
+        examples, rngs = examples_of(batch, spec.embodiment.cameras, self._robot, units), []
+        if self.training:
+            longest = prefix_steps(self.config.delay, spec.embodiment.control_hz, spec.horizon)
+            examples, rngs = with_prefixes(examples, longest)
+        losses, means = row_losses(self.model, examples, rngs)
+        return (losses if reduction == "none" else losses.mean()), means
 
     def select_action(self, batch: dict[str, Any], **_: Any) -> Tensor:
-        """The next action of each robot (b, a), in the embodiment's units; runs inference when the queue is empty."""
+        """The next action of each robot (b, a), in LeRobot's units; runs inference when the queue is empty."""
         # A policy with past frames needs every observation.
         observations = self._with_history(self._observations(batch)) if self._driver.history else None
         if not self._queue:
@@ -99,15 +165,35 @@ class VlaPolicy(PreTrainedPolicy):
         self._last = self._queue.popleft()
         return self._last
 
-    def predict_action_chunk(self, batch: dict[str, Any], **_: Any) -> Tensor:
-        """A chunk for each robot (b, h, a).
+    def predict_action_chunk(
+        self,
+        batch: dict[str, Any],
+        inference_delay: int | None = None,
+        prev_chunk_left_over: Tensor | None = None,
+        execution_horizon: int | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """A chunk for each robot (b, h, a), which continues the previous one in real-time chunking (`rtc_prefix`).
+
+        Args:
+            batch: LeRobot's observations.
+            inference_delay: Steps until the chunk will be executed.
+            prev_chunk_left_over: Actions (t, a) or (b, t, a) of the previous chunk that are not executed yet.
+            execution_horizon: Number of them to consider; None: all.
 
         Raises:
             InputError: for a batch of another robot, and for a policy with past frames, which `select_action` stores.
         """
         if self._driver.history:
             raise InputError("this policy uses past frames: LeRobot must call select_action at every step")
-        return self._chunk(self._observations(batch))
+        leftover = prev_chunk_left_over
+        if leftover is not None and execution_horizon is not None:
+            leftover = leftover[..., :execution_horizon, :]
+        settings = getattr(self.config, "rtc_config", None)
+        horizon = self.model.processor.robots[0].horizon
+        prefix = rtc_prefix(self._predicted, leftover, inference_delay or 0, horizon, self._driver.guides, settings)
+        self._predicted = self._chunk(self._observations(batch), prefix)
+        return self._predicted
 
     def _with_history(self, observations: list[Observation]) -> list[Observation]:
         """The observations of this step with their past frames."""
@@ -118,56 +204,34 @@ class VlaPolicy(PreTrainedPolicy):
         timed = (replace(observation, time=time) for observation in observations)
         return [history.with_past_frames(one) for history, one in zip(self._histories, timed, strict=True)]
 
-    def _chunk(self, observations: list[Observation]) -> Tensor:
-        chunks = self._driver.predict_batch(observations)
-        horizon = self.model.processor.robots[0].horizon
+    def _chunk(self, observations: list[Observation], prefix: RTCPrefix | None = None) -> Tensor:
+        chunks = self._driver.predict_batch(observations, prefix=prefix)
         rows = [
-            np.tile(self._held(i, one), (horizon, 1)) if chunk is None else chunk.actions
+            self._held(i, one, prefix) if chunk is None else chunk.actions
             for i, (chunk, one) in enumerate(zip(chunks, observations, strict=True))
         ]
         return torch.from_numpy(np.stack(rows)).float()
 
-    def _held(self, row: int, observation: Observation) -> Any:
-        """The action that holds a robot still: its last command, or its current position."""
+    def _held(self, row: int, observation: Observation, prefix: RTCPrefix | None) -> np.ndarray:
+        """A chunk that holds a robot still: after its committed actions, else at its last command or position."""
+        horizon = self.model.processor.robots[0].horizon
+        if prefix is not None and (committed := prefix.committed[row]).size:
+            return np.concatenate([committed, np.tile(committed[-1], (horizon - len(committed), 1))])
         if self._last is not None and row < len(self._last):
-            return self._last[row].numpy()
+            return np.tile(self._last[row].numpy(), (horizon, 1))
         body = self._driver.embodiment
         unknown = body.is_position_action & np.array([at is None for at in body.measured_by])
         if missing := [name for name, is_unknown in zip(body.action, unknown, strict=True) if is_unknown]:
             raise InputError(
                 f"no chunk could be decoded, and the robot cannot hold: the state does not measure {', '.join(missing)}"
             )
-        return body.hold_action(observation.state)
+        return np.tile(body.hold_action(observation.state), (horizon, 1))
 
     def _observations(self, batch: dict[str, Any]) -> list[Observation]:
         body = self._driver.embodiment
-        _check_units(body, batch.get("robot_type") or "")
-        cameras = [c for c in body.cameras if IMAGES + c in batch] if self._driver.fewer_cameras else []
-        cameras = cameras or list(body.cameras)
-        if missing := [key for key in (STATE, *(IMAGES + c for c in cameras)) if key not in batch]:
-            raise InputError(f"{', '.join(missing)} is missing from LeRobot's observation: name it with --rename_map")
-        states = batch[STATE].cpu().double().numpy()
-        tasks = [batch.get("task") or ""] * len(states) if isinstance(batch.get("task"), str | None) else batch["task"]
-        images = {camera: _bytes(batch[IMAGES + camera]) for camera in cameras}
-        return [
-            Observation({camera: rows[i] for camera, rows in images.items()}, state, tasks[i], 0.0)
-            for i, state in enumerate(states)
-        ]
-
-
-def _bytes(images: Tensor) -> np.ndarray:
-    """Converts floats (b, 3, h, w) in [0, 1] to bytes (b, h, w, 3)."""
-    return (images.cpu() * 255).round().clamp(0, 255).byte().movedim(1, -1).contiguous().numpy()
-
-
-def _check_units(body: Any, robot_type: str) -> None:
-    """Raises InputError for a robot of LeRobot, which uses degrees and percent, if the model uses radians."""
-    if (
-        isinstance(robot_type, str)
-        and robot_type not in ("", body.name)
-        and any("[rad]" in name for name in body.state)
-    ):
-        raise InputError(
-            f"this policy uses radians for {body.name}, and LeRobot's {robot_type} uses other units: "
-            "train on demonstrations that `vla convert` read from this robot's dataset"
-        )
+        observations = observations_of(batch, body.cameras, self._driver.fewer_cameras)
+        if self.config.units == "":
+            robot_type = batch.get("robot_type")
+            states = np.stack([one.state for one in observations])
+            check_radians(body, robot_type if isinstance(robot_type, str) else None, states)
+        return observations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -35,21 +35,37 @@ def unit_factors(source: Sequence[str], target: Sequence[str]) -> Factors | None
     return np.array(factors)
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """Conversion of components from the policy's units to the robot's: `scale * value + offset`, with scale above 0."""
+
+    scale: Factors
+    offset: Factors | float = 0.0
+
+    def to_robot(self, values: Float[np.ndarray, "*t c"]) -> Float[np.ndarray, "*t c"]:
+        """The values in the robot's units."""
+        return np.asarray(values, np.float64) * self.scale + self.offset
+
+    def to_policy(self, values: Float[np.ndarray, "*t c"]) -> Float[np.ndarray, "*t c"]:
+        """The values in the policy's units."""
+        return (np.asarray(values, np.float64) - self.offset) / self.scale
+
+
 class ConvertedPolicy(WrappedPolicy):
     """Drives `body` by `policy` with converted units.
 
     Args:
         policy: The policy.
         body: The robot's embodiment.
-        state: Factors from the policy's state to the robot's.
-        action: Factors from the policy's actions to the robot's.
+        state: Conversion of the state.
+        action: Conversion of the actions.
     """
 
-    def __init__(self, policy: Policy, body: Embodiment, state: Factors, action: Factors) -> None:
-        self.policy, self.embodiment, self._state, self._action = policy, body, state, action
+    def __init__(self, policy: Policy, body: Embodiment, state: Conversion, action: Conversion) -> None:
+        self.policy, self.embodiment, self.state, self.action = policy, body, state, action
         data = data_of(policy)
-        start = data.start and data.start.scaled(state)
-        self.data = DataSummary(_scaled(data.state, state), _scaled(data.action, action), start)
+        start = data.start and data.start.converted(state.to_robot)
+        self.data = DataSummary(_converted(data.state, state), _converted(data.action, action), start)
 
     @property
     def fewer_cameras(self) -> bool:
@@ -57,23 +73,23 @@ class ConvertedPolicy(WrappedPolicy):
         return takes_fewer_cameras(self.policy)
 
     def _observation(self, observation: Observation) -> Observation:
-        return replace(observation, state=np.asarray(observation.state, np.float64) / self._state)
+        return replace(observation, state=self.state.to_policy(observation.state))
 
     def _prefix(self, prefix: RTCPrefix, observation: Observation) -> RTCPrefix:
-        return prefix.map(lambda actions: actions / self._action)
+        return prefix.map(self.action.to_policy)
 
     def _chunk(self, chunk: ActionChunk, observation: Observation, prefix: RTCPrefix | None) -> ActionChunk:
-        return replace(chunk, actions=np.asarray(chunk.actions, np.float64) * self._action)
+        return replace(chunk, actions=self.action.to_robot(chunk.actions))
 
 
 class BatchConvertedPolicy(BatchWrappedPolicy, ConvertedPolicy):
     """`ConvertedPolicy` for a policy that predicts batches."""
 
 
-def _scaled(ends: Range | None, factors: Factors) -> Range | None:
+def _converted(ends: Range | None, conversion: Conversion) -> Range | None:
     if ends is None:
         return None
-    low, high = (tuple((np.array(end) * factors).tolist()) for end in ends)
+    low, high = (tuple(conversion.to_robot(np.array(end)).tolist()) for end in ends)
     return low, high
 
 
@@ -97,4 +113,4 @@ def in_units_of(policy: Policy, body: Embodiment) -> Policy:
     )
     renamed.check(body, takes_fewer_cameras(policy))
     kind = BatchConvertedPolicy if isinstance(policy, BatchPolicy) else ConvertedPolicy
-    return kind(policy, body, state, action)
+    return kind(policy, body, Conversion(state), Conversion(action))

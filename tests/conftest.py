@@ -156,6 +156,24 @@ def write_store(path: Path | str, episodes: Sequence[Episode], codec: str = "zst
 
 
 @pytest.fixture(scope="session")
+def lerobot_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with our LeRobot plug-in, as an installer leaves it, and a robot without hardware."""
+    from lerobot_plugin import install
+
+    return install(tmp_path_factory.mktemp("plugin"))
+
+
+@pytest.fixture
+def plugin(lerobot_site: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The plug-in's module with the policy."""
+    monkeypatch.syspath_prepend(str(lerobot_site))
+    import lerobot_policy_vla.modeling_vla as modeling
+    import lerobot_policy_vla.processor_vla  # noqa: F401
+
+    return modeling
+
+
+@pytest.fixture(scope="session")
 def make_model() -> Callable[..., VLA]:
     return tiny_model
 

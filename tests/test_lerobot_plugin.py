@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import zipfile
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from lerobot_plugin import command
 from so101_checkpoints import so101_model
 
 from vla.envs.make import make_env
@@ -25,97 +21,14 @@ from vla.models.vla import VLA
 from vla.policies.vla import VlaPolicy
 from vla.types import Observation
 
-ROOT = Path(__file__).resolve().parents[1]
-TOY_ROBOT = '''
-import json, os
-from dataclasses import dataclass
-import numpy as np
-from lerobot.robots import Robot, RobotConfig
-
-@RobotConfig.register_subclass("toy")
-@dataclass
-class ToyConfig(RobotConfig):
-    log: str = ""
-
-class Toy(Robot):
-    """Goes at once where it is told to."""
-    config_class, name = ToyConfig, "toy"
-    is_connected = is_calibrated = True
-    observation_features = {"lift.pos": float, "turn.pos": float, "front": (8, 10, 3), "wrist": (8, 10, 3)}
-    action_features = {"lift.pos": float, "turn.pos": float, "grip.pos": float}
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.config, self.at, self.sent = config, {"lift.pos": 0.1, "turn.pos": -0.2}, []
-
-    def connect(self, calibrate=True): ...
-    def calibrate(self): ...
-    def configure(self): ...
-
-    def get_observation(self):
-        return {**self.at, **{name: np.full((8, 10, 3), 7, np.uint8) for name in ("front", "wrist")}}
-
-    def send_action(self, action):
-        self.sent.append(action)
-        self.at = {name: action[name] for name in self.at}
-        return action
-
-    def disconnect(self):
-        with open(self.config.log, "w") as file:
-            json.dump(self.sent, file)
-'''
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the plug-in's wheel unpacked, as an installer leaves it, and a robot without hardware."""
-    folder = tmp_path_factory.mktemp("plugin")
-    command = [sys.executable, "-c", f"import setuptools.build_meta as b; b.build_wheel({str(folder)!r})"]
-    source = folder / "source"
-    source.mkdir()
-    for file in (ROOT / "lerobot_policy_vla").glob("*.*"):
-        (source / file.name).write_text(file.read_text())
-    subprocess.run(command, cwd=source, check=True, capture_output=True)
-    (wheel,) = folder.glob("*.whl")
-    target = folder / "site"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(target)
-    (target / "lerobot_robot_toy.py").write_text(TOY_ROBOT)
-    about = target / "lerobot_robot_toy-1.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: lerobot_robot_toy\nVersion: 1\n")
-    return target
-
-
-@pytest.fixture
-def plugin(site: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(site))
-    import lerobot_policy_vla.modeling_vla as modeling
-    import lerobot_policy_vla.processor_vla  # noqa: F401
-
-    return modeling
-
-
-def command(site: Path, name: str, *arguments: str) -> None:
-    """One of LeRobot's commands, as its console script starts it."""
-    (script,) = entry_points(group="console_scripts", name=name)
-    assert isinstance(script, EntryPoint)
-    code = f"import sys; from {script.module} import {script.attr} as main; sys.exit(main())"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env={**os.environ, "PYTHONPATH": str(site)},
-        cwd=site,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
 
 @pytest.mark.slow  # LeRobot's command needs ten seconds and more to start
-def test_lerobot_eval_rolls_a_checkpoint_out(site: Path, tmp_path: Path, make_model: Callable[..., VLA]) -> None:
+def test_lerobot_eval_rolls_a_checkpoint_out(
+    lerobot_site: Path, tmp_path: Path, make_model: Callable[..., VLA]
+) -> None:
     so101_model(make_model(robot=False)).save_pretrained(tmp_path / "policy")
     command(
-        site,
+        lerobot_site,
         "lerobot-eval",
         f"--policy.path={tmp_path / 'policy'}",
         "--env.type=vla",
@@ -134,6 +47,8 @@ def test_the_environment_is_ours_under_lerobots_names(plugin: ModuleType) -> Non
     from lerobot.envs.factory import make_env as make_theirs
     from lerobot.envs.utils import preprocess_observation
 
+    from lerobot_policy_vla.batches import as_bytes
+
     config = EnvConfig.get_choice_class("vla")(task="place", randomize=False)
     theirs, ours = make_theirs(config)["vla"][0], make_env("place", randomize=False, phrasing="heldout")
     values, told = ours.reset(seed=4)
@@ -141,17 +56,17 @@ def test_the_environment_is_ours_under_lerobots_names(plugin: ModuleType) -> Non
     assert seen.keys() == {"observation.state", "observation.images.front", "observation.images.wrist"}
     assert list(theirs.call("task_description")) == [told["instruction"]]
     np.testing.assert_allclose(seen["observation.state"][0], values["state"], atol=1e-6)
-    np.testing.assert_array_equal(plugin._bytes(seen["observation.images.wrist"])[0], values["images"]["wrist"])
+    np.testing.assert_array_equal(as_bytes(seen["observation.images.wrist"])[0], values["images"]["wrist"])
     assert theirs.call("_max_episode_steps") == (150,)
     theirs.close()
     ours.close()
 
 
-def test_lerobot_rollout_drives_a_robot(site: Path, tmp_path: Path, make_model: Callable[..., VLA]) -> None:
+def test_lerobot_rollout_drives_a_robot(lerobot_site: Path, tmp_path: Path, make_model: Callable[..., VLA]) -> None:
     model = make_model()
     model.save_pretrained(tmp_path / "policy")
     command(
-        site,
+        lerobot_site,
         "lerobot-rollout",
         f"--policy.path={tmp_path / 'policy'}",
         "--robot.type=toy",
@@ -219,7 +134,9 @@ def test_past_frames_are_those_of_each_robots_last_steps(
     model.processor = model.processor.with_robots([robot], model.processor.head.settings, "numbers")
     policy, said = plugin.VlaPolicy(VlaConfig(n_action_steps=2), model=model), []
     predict = VlaPolicy.predict_batch
-    monkeypatch.setattr(VlaPolicy, "predict_batch", lambda self, seen: said.append(seen) or predict(self, seen))
+    monkeypatch.setattr(
+        VlaPolicy, "predict_batch", lambda self, seen, **more: said.append(seen) or predict(self, seen, **more)
+    )
     steps = [[observation(2 * t), observation(2 * t + 1)] for t in range(5)]
     for _ in range(2):
         for rows in steps:
@@ -270,7 +187,7 @@ def test_mistakes_are_named(plugin: ModuleType, make_model: Callable[..., VLA]) 
     from lerobot_policy_vla import VlaConfig
 
     model = make_model()
-    with pytest.raises(InputError, match="vla train"):
+    with pytest.raises(InputError, match="without a dataset: set --policy.path"):
         plugin.VlaPolicy(VlaConfig())
     with pytest.raises(InputError, match="drives toy, not so101"):
         plugin.VlaPolicy(VlaConfig(robot="so101"), model=model)
@@ -280,8 +197,12 @@ def test_mistakes_are_named(plugin: ModuleType, make_model: Callable[..., VLA]) 
         policy.select_action({k: v for k, v in batch.items() if "wrist" not in k})
     with pytest.raises(InputError, match="radians.*so101_follower uses other units"):
         policy.select_action({**batch, "robot_type": "so101_follower"})
-    with pytest.raises(NotImplementedError, match="vla train"):
+    with pytest.raises(InputError, match="no chunks of actions"):
         policy.forward(batch)
+    with pytest.raises(InputError, match="vla train lora="):
+        policy.wrap_with_peft(peft_cli_overrides={"r": 4})
+    with pytest.raises(InputError, match="choose dataset, degrees, percent"):
+        VlaConfig(units="radians")
 
 
 def test_a_checkpoint_saved_by_lerobot_is_one_of_ours(

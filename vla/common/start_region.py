@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -54,9 +54,9 @@ class StartRegion:
         """JSON values."""
         return asdict(self)
 
-    def scaled(self, factors: Float[np.ndarray, "s"]) -> StartRegion:
-        """The region in other units: each component multiplied by its positive factor."""
-        low, median, high = (tuple((np.array(row) * factors).tolist()) for row in (self.low, self.median, self.high))
+    def converted(self, convert: Callable[[Float[np.ndarray, "s"]], Float[np.ndarray, "s"]]) -> StartRegion:
+        """The region in other units, by an increasing function of each component."""
+        low, median, high = (tuple(convert(np.array(row)).tolist()) for row in (self.low, self.median, self.high))
         return StartRegion(low, median, high, self.images)
 
     def nearest(self, state: Float[np.ndarray, "s"]) -> Float[np.ndarray, "s"]:

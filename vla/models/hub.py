@@ -22,6 +22,7 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 HUB_NAME = r"[\w-][\w.-]*/[\w-][\w.-]*"
 
 # LeRobot's pre- and post-processing. The model normalises internally, so they only rename, batch and move tensors.
+# LeRobot expects both normalizers when it continues the training of a checkpoint; these change nothing.
 LEROBOT_FILES: dict[str, dict[str, Any]] = {
     "policy_preprocessor.json": {
         "name": "policy_preprocessor",
@@ -29,11 +30,15 @@ LEROBOT_FILES: dict[str, dict[str, Any]] = {
             {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}},
             {"registry_name": "to_batch_processor", "config": {}},
             {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}},
+            {"registry_name": "normalizer_processor", "config": {"eps": 1e-8, "features": {}, "norm_map": {}}},
         ],
     },
     "policy_postprocessor.json": {
         "name": "policy_postprocessor",
-        "steps": [{"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}}],
+        "steps": [
+            {"registry_name": "unnormalizer_processor", "config": {"eps": 1e-8, "features": {}, "norm_map": {}}},
+            {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}},
+        ],
     },
 }
 

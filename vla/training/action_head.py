@@ -17,7 +17,7 @@ from vla.models.action_heads.fast import from_json, to_json
 from vla.models.action_tokenizers.fast import FastTokenizer
 from vla.models.processor import Processor
 from vla.models.robot_spec import RobotSpec
-from vla.training.demonstrations import Demonstrations
+from vla.training.episode_numbers import EpisodeNumbers
 
 DEFAULT = "parallel"
 SAMPLE = 256
@@ -38,7 +38,7 @@ def chosen_head(head: str | Mapping[str, Any] | None, checkpoints: Sequence[Path
 
 
 def head_settings(
-    head: str | Mapping[str, Any], demonstrations: Sequence[Demonstrations], robots: Sequence[RobotSpec]
+    head: str | Mapping[str, Any], demonstrations: Sequence[EpisodeNumbers], robots: Sequence[RobotSpec]
 ) -> dict[str, Any]:
     """Completes the settings of an action head for `vla.models.action_heads.build.build_head`.
 
@@ -61,7 +61,7 @@ def head_settings(
     return settings
 
 
-def check_fast(processor: Processor, demonstrations: Sequence[Demonstrations], names: Collection[str]) -> None:
+def check_fast(processor: Processor, demonstrations: Sequence[EpisodeNumbers], names: Collection[str]) -> None:
     """Raises InputError if the FAST tokens of a head do not represent the actions of the robots `names`.
 
     They were trained on other robots, and coefficients outside their range are clipped.
@@ -89,11 +89,11 @@ def check_fast(processor: Processor, demonstrations: Sequence[Demonstrations], n
             )
 
 
-def _train_fast(demonstrations: Sequence[Demonstrations], robots: Sequence[RobotSpec]) -> FastTokenizer:
+def _train_fast(demonstrations: Sequence[EpisodeNumbers], robots: Sequence[RobotSpec]) -> FastTokenizer:
     by_name = {robot.name: robot for robot in robots}
 
     def chunks() -> Iterator[Float[np.ndarray, "_b _h _a"]]:
         for demonstration in demonstrations:
-            yield from demonstration.chunks(by_name[demonstration.store.embodiment.name], demonstration.train_episodes)
+            yield from demonstration.chunks(by_name[demonstration.embodiment.name])
 
     return FastTokenizer.train(chunks)

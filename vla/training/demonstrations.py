@@ -18,13 +18,14 @@ from vla.errors import InputError
 from vla.models.action_targets import RELATIVE, ActionTargets, relative_components
 from vla.models.normalization import QUANTILE, Normalizer, methods_of
 from vla.models.robot_spec import RobotSpec
+from vla.training.episode_numbers import EpisodeNumbers, Episodes, Numbers
 from vla.training.horizon import prefix_steps
 
 HELD_OUT_EPISODES = 0.05
 
 
 @dataclass(frozen=True, eq=False)
-class Demonstrations:
+class Demonstrations(EpisodeNumbers):
     """An episode store, split into training and held-out episodes."""
 
     store: EpisodeStore
@@ -76,24 +77,13 @@ class Demonstrations:
             )
         return count // cameras if count else 0
 
-    def states(self) -> Iterator[Float[np.ndarray, "_n s"]]:
-        """The states of each episode. Raises InputError if a component is not finite."""
-        yield from (state for _, state in self._numbers())
+    @property
+    def embodiment(self) -> Embodiment:
+        return self.store.embodiment
 
-    def targets(self, targets: ActionTargets, horizon: int) -> Iterator[Float[np.ndarray, "_n w"]]:
-        """The prediction targets of all action chunks of each episode, before normalisation.
-
-        Raises:
-            InputError: a component is not finite.
-        """
-        for actions, state in self._numbers():
-            indices = np.arange(len(actions))[:, None] + np.arange(horizon)
-            valid = indices < len(actions)
-            yield targets.encode(actions[np.minimum(indices, len(actions) - 1)], state)[valid]
-
-    def _numbers(self) -> Iterator[tuple[Float[np.ndarray, "_n a"], Float[np.ndarray, "_n s"]]]:
+    def numbers(self, episodes: Episodes | None = None) -> Iterator[Numbers]:
         body = self.store.embodiment
-        for index in self.train_episodes:
+        for index in self.train_episodes if episodes is None else episodes:
             frames = self.store.records.frames(index)
             actions, state = self.store.action[frames], self.store.state[frames]
             for rows, kind in ((actions, "action"), (state, "state")):
@@ -101,21 +91,16 @@ class Demonstrations:
             yield np.asarray(actions, np.float64), np.asarray(state, np.float64)
 
     def first_states(self) -> Iterator[Float[np.ndarray, "s"]]:
-        """The state in which each episode begins."""
         for index in self.train_episodes:
             yield self.store.state[self.store.records.frames(index).start]
 
-    def chunks(self, robot: RobotSpec, episodes: Int[np.ndarray, "n"]) -> Iterator[Float[np.ndarray, "_b _h _a"]]:
-        """The normalised action chunks that start at each step of each episode; the last action is repeated."""
-        for index in episodes:
-            frames = self.store.records.frames(index)
-            actions, state = self.store.action[frames], self.store.state[frames]
-            indices = np.minimum(np.arange(len(actions))[:, None] + np.arange(robot.horizon), len(actions) - 1)
-            yield robot.action.normalize(robot.targets.encode(actions[indices], state))
+    def thumbnails(self) -> dict[str, str]:
+        first = self.store.records.frames(int(self.train_episodes[0])).start
+        return {c: thumbnail(self.store.image(c, first).decoded()) for c in self.embodiment.cameras}
 
 
 def robot_specs(
-    demonstrations: Sequence[Demonstrations],
+    demonstrations: Sequence[EpisodeNumbers],
     horizon: int,
     predict: str | Mapping[str, str] = RELATIVE,
     normalization: str | Mapping[str, str] = QUANTILE,
@@ -134,10 +119,10 @@ def robot_specs(
     Raises:
         InputError: two stores have different embodiments of one name, or no robot has a named component.
     """
-    by_name: dict[str, list[Demonstrations]] = {}
+    by_name: dict[str, list[EpisodeNumbers]] = {}
     for source in demonstrations:
-        by_name.setdefault(source.store.embodiment.name, []).append(source)
-    bodies = {name: group[0].store.embodiment for name, group in by_name.items()}
+        by_name.setdefault(source.embodiment.name, []).append(source)
+    bodies = {name: group[0].embodiment for name, group in by_name.items()}
     for option, value in (("predict", predict), ("normalization", normalization)):
         known = {name for body in bodies.values() for name in (*body.state, *body.action)}
         if isinstance(value, Mapping) and (unknown := sorted(value.keys() - known)):
@@ -147,13 +132,13 @@ def robot_specs(
 
 
 def _robot_spec(
-    group: Sequence[Demonstrations],
+    group: Sequence[EpisodeNumbers],
     horizon: int,
     predict: str | Mapping[str, str],
     normalization: str | Mapping[str, str],
     fewer_cameras: bool,
 ) -> RobotSpec:
-    body = _body([d.store.embodiment for d in group], fewer_cameras)
+    body = _body([d.embodiment for d in group], fewer_cameras)
     own_predict = (
         {name: choice for name, choice in predict.items() if name in body.action}
         if isinstance(predict, Mapping)
@@ -176,12 +161,8 @@ def _robot_spec(
     )
 
 
-def _start_region(group: Sequence[Demonstrations]) -> StartRegion:
-    images = {
-        camera: thumbnail(d.store.image(camera, d.store.records.frames(int(d.train_episodes[0])).start).decoded())
-        for d in group
-        for camera in d.store.embodiment.cameras
-    }
+def _start_region(group: Sequence[EpisodeNumbers]) -> StartRegion:
+    images = {camera: image for d in group for camera, image in d.thumbnails().items()}
     return StartRegion.of([state for d in group for state in d.first_states()], images)
 
 

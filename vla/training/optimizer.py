@@ -89,16 +89,16 @@ class Optimizers:
         kinds: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
         for (muon, scale, decay), parameters in groups.items():
             kinds[muon].append({"params": parameters, "weight_decay": decay, "lr_scale": scale})
-        self._optimizers: list[torch.optim.Optimizer] = []
+        self.parts: list[torch.optim.Optimizer] = []
         if kinds[True]:
-            self._optimizers.append(Muon(kinds[True]))
+            self.parts.append(Muon(kinds[True]))
         if kinds[False]:
-            self._optimizers.append(torch.optim.AdamW(kinds[False], betas=(0.9, 0.98), fused=True))
+            self.parts.append(torch.optim.AdamW(kinds[False], betas=(0.9, 0.98), fused=True))
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
         before = [rows().clone() for rows, _ in self._rows]
-        for optimizer in self._optimizers:
+        for optimizer in self.parts:
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["lr_scale"]
             optimizer.step()
@@ -107,12 +107,12 @@ class Optimizers:
             rows().copy_(torch.lerp(old, rows(), factor))
 
     def zero_grad(self) -> None:
-        for optimizer in self._optimizers:
+        for optimizer in self.parts:
             optimizer.zero_grad()
 
     def state(self) -> dict[str, Tensor]:
         """The moments by "<parameter>/<name>"; parameters without updates so far have none."""
-        states = {id(p): values for optimizer in self._optimizers for p, values in optimizer.state.items()}
+        states = {id(p): values for optimizer in self.parts for p, values in optimizer.state.items()}
         return {
             f"{name}/{key}": value
             for name, parameter in self._trained.items()
@@ -121,7 +121,7 @@ class Optimizers:
 
     def make_state(self, keys: Iterable[str]) -> None:
         """Allocates the moments of these keys of `state`, to load a checkpoint into them."""
-        owner = {id(p): optim for optim in self._optimizers for group in optim.param_groups for p in group["params"]}
+        owner = {id(p): optim for optim in self.parts for group in optim.param_groups for p in group["params"]}
         for key in keys:
             name, _, moment = key.rpartition("/")
             parameter = self._trained[name]
