@@ -323,7 +323,7 @@ def test_a_run_of_another_model_or_of_other_data_is_refused(make_model: Models, 
 @pytest.mark.parametrize(
     "fields",
     [
-        {"steps": 0},
+        {"steps": -1},
         {"steps": 1, "batch_size": 5, "accumulate": 2},
         {"steps": 1, "evaluate_every": 0},
         {"steps": 1, "freeze": ("head",)},

@@ -43,9 +43,9 @@ def bench_forgetting(
     seeds: Sequence[int] = SEEDS,
     episodes: int = 400,
     steps: int = 400,
-    new_steps: int = 200,
+    new_steps: int = 300,
     batch_size: int = 32,
-    evaluations: int = 50,
+    evaluations: int = 40,
 ) -> Table:
     """Trains policies on `pick`, then on `place` in each variant, and measures the success on both.
 
