@@ -99,8 +99,8 @@ class Processor:
         self.images = images or Preprocessing(Pad(sides(image_size)), Markup(tokens=tokens_per_image))
         self.shown = with_tiles(self.images, tiles)
         self.policy = policy = chat.policy
-        seen = self.images if policy is None else policy.cameras
-        self.cameras = tuple(for_camera(seen, robot.images, robot.image_tokens) for robot in robots)
+        camera_images = self.images if policy is None else policy.cameras
+        self.cameras = tuple(for_camera(camera_images, robot.images, robot.image_tokens) for robot in robots)
         self.encoder = ChatEncoder(tokenizer, chat, self.image)
         self.eos = self.encoder.ends[0][-1]
         self.state_encoding, self.tiles = state_encoding, tiles
@@ -324,7 +324,9 @@ class Processor:
         framing = None if self.policy is None else self.policy.cameras.framing
         if not isinstance(framing, OnDevice):
             return self.pixels(batch.images), batch
-        pixels, content = resized(batch, framing, self.mean, self.std)
+        robots = batch.image_mask & (batch.robot >= 0)[:, None]
+        masks = robots, batch.image_mask & ~robots
+        pixels, content = resized(batch.images, masks, batch.content, framing, self.mean, self.std)
         return pixels, replace(batch, content=content)
 
     @property

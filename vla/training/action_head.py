@@ -17,6 +17,7 @@ from vla.models.action_heads.fast import from_json, to_json
 from vla.models.action_tokenizers.fast import FastTokenizer
 from vla.models.processor import Processor
 from vla.models.robot_spec import RobotSpec
+from vla.training.demonstrations import Demonstrations
 from vla.training.episode_numbers import EpisodeNumbers
 
 DEFAULT = "parallel"
@@ -61,7 +62,7 @@ def head_settings(
     return settings
 
 
-def check_fast(processor: Processor, demonstrations: Sequence[EpisodeNumbers], names: Collection[str]) -> None:
+def check_fast(processor: Processor, demonstrations: Sequence[Demonstrations], names: Collection[str]) -> None:
     """Raises InputError if the FAST tokens of a head do not represent the actions of the robots `names`.
 
     They were trained on other robots, and coefficients outside their range are clipped.

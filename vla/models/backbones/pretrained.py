@@ -26,7 +26,7 @@ from vla.models.backbones import pip_weights as wheels
 from vla.models.backbones.backbone import Backbone
 from vla.models.backbones.composed import ComposedVLM
 from vla.models.chat import ChatFormat
-from vla.models.preprocessing.chat_template import chat_of, template_of
+from vla.models.chat_template import chat_of, template_of
 from vla.models.preprocessing.markup import Markup
 from vla.models.preprocessing.released import file_of, frame_of, preprocessor_of
 from vla.models.preprocessing.settings import Preprocessing

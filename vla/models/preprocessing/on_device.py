@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from vla.common.images import fitted_down
 from vla.models.preprocessing.view import Piece, Sides, View
-
-if TYPE_CHECKING:
-    from vla.models.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -60,27 +57,34 @@ def normalized(
 
 
 def resized(
-    batch: Batch, framing: OnDevice, mean: Sequence[float], std: Sequence[float]
+    images: UInt8[Tensor, "b k h w 3"],
+    masks: tuple[Bool[Tensor, "b k"], Bool[Tensor, "b k"]],
+    content: Int[Tensor, "b k 4"],
+    framing: OnDevice,
+    mean: Sequence[float],
+    std: Sequence[float],
 ) -> tuple[Float[Tensor, "b k 3 h w"], Int[Tensor, "b k 4"]]:
-    """The normalised frames of a batch, and the places of the images in them (`Batch.content`).
+    """The normalised frames of a batch, and the places of the images in them.
 
-    The images of robots are resized here. Those of questions are frames of the same size already.
+    Args:
+        images, content: of the batch.
+        masks: images that are resized here, those of robots, and frames that have their size already.
+        framing: how images are placed.
+        mean, std: of pixels, per channel.
     """
     tall, wide = framing.size
-    black = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=batch.images.device)
-    frames = black[:, None, None].expand(*batch.image_mask.shape, 3, tall, wide).clone()
-    content = batch.content.clone()
-    of_robot = batch.image_mask & (batch.robot >= 0)[:, None]
-    of_question = batch.image_mask & ~of_robot
-    if of_question.any():
-        frames[of_question] = normalized(batch.images[of_question][:, :tall, :wide], mean, std)
-    for *_, width, height in batch.content[of_robot].unique(dim=0).tolist():
-        chosen = of_robot & (batch.content == content.new_tensor([0, 0, width, height])).all(-1)
-        pixels = batch.images[chosen][:, :height, :width].movedim(-1, -3).float() / 255
+    black = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device)
+    frames = black[:, None, None].expand(*content.shape[:2], 3, tall, wide).clone()
+    placed, (unplaced, ready) = content.clone(), masks
+    if ready.any():
+        frames[ready] = normalized(images[ready][:, :tall, :wide], mean, std)
+    for *_, width, height in content[unplaced].unique(dim=0).tolist():
+        chosen = unplaced & (content == content.new_tensor([0, 0, width, height])).all(-1)
+        pixels = images[chosen][:, :height, :width].movedim(-1, -3).float() / 255
         left, top, new_width, new_height = framing.place(height, width)
         if (new_height, new_width) != (height, width):
             pixels = F.interpolate(pixels, size=(new_height, new_width), mode="bilinear", align_corners=False)
         means, stds = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (mean, std))
         frames[..., top : top + new_height, left : left + new_width][chosen] = (pixels - means) / stds
-        content[chosen] = content.new_tensor([left, top, new_width, new_height])
-    return frames, content
+        placed[chosen] = content.new_tensor([left, top, new_width, new_height])
+    return frames, placed

@@ -142,14 +142,14 @@ def load_weights(model: VLA, weights: Mapping[str, Tensor]) -> None:
     if differing := sorted(own.keys() ^ weights.keys()):
         raise InputError(f"{differing[0]} is only in the policy's weights or only in the model")
     for name, weight in own.items():
-        given = weights[name]
-        if weight.ndim == 2 and given.shape[0] == weight.shape[0] and given.shape[1] < weight.shape[1]:
-            given = torch.nn.functional.pad(given, (0, weight.shape[1] - given.shape[1]))
-        if given.shape != weight.shape:
+        stored = weights[name]
+        if weight.ndim == 2 and stored.shape[0] == weight.shape[0] and stored.shape[1] < weight.shape[1]:
+            stored = torch.nn.functional.pad(stored, (0, weight.shape[1] - stored.shape[1]))
+        if stored.shape != weight.shape:
             raise InputError(
-                f"{name} has the shape {list(given.shape)} in the policy, {list(weight.shape)} in the model"
+                f"{name} has the shape {list(stored.shape)} in the policy, {list(weight.shape)} in the model"
             )
-        weight.copy_(given)
+        weight.copy_(stored)
 
 
 def open_tokenizer(name: str) -> PreTrainedTokenizerFast:

@@ -81,7 +81,7 @@ def load_smolvla(folder: LeRobotFolder) -> RobotPolicy:
         source=folder.source(len(vlm["model.text_model.embed_tokens.weight"])),
     )
     family = catalog.family("smolvlm2").config()
-    asked = Markup(**family["markup"], tokens=backbone.tokens_per_image, split=True)
+    questions = Markup(**family["markup"], tokens=backbone.tokens_per_image, split=True)
     layout = FlowLayout(False, causal=True, noisy_padding=True, steps=config.get("num_steps", EULER_STEPS))
     return RobotPolicy(
         name=str(folder.path),
@@ -90,7 +90,7 @@ def load_smolvla(folder: LeRobotFolder) -> RobotPolicy:
             backbone,
             tokenizer,
             {**family["chat"], "prefix_lm": True, "policy": format},
-            Preprocessing(Split(int(wide), int(wide), "lanczos"), asked),
+            Preprocessing(Split(int(wide), int(wide), "lanczos"), questions),
         ),
         head={"kind": "flow", "expert": asdict(_expert_shape(rest, backbone)), "layout": asdict(layout)},
         weights=renamed(rest, smolvla_names(count_layers(rest, f"{EXPERT}layers."))),
