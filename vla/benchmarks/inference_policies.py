@@ -39,9 +39,9 @@ def same_weights(
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
     body = _body(shape.cameras)
-    seen = _observation(body)
+    observed = _observation(body)
     with tempfile.TemporaryDirectory(prefix="vla-bench-") as folder:
-        call = _lerobot(shape, Path(folder), body, seen, device)
+        call = _lerobot(shape, Path(folder), body, observed, device)
         expected, theirs = call(), timed(call)
         del call
         policy = open_policy(Path(folder) / "policy")
@@ -50,10 +50,10 @@ def same_weights(
     difference = 0.0
     for name, engine in {"vla without an engine": None, f"vla {precision}": precision}.items():
         ours = VlaPolicy(model, body, engine)
-        chunk = ours.predict(seen)
+        chunk = ours.predict(observed)
         assert chunk is not None
         difference = max(difference, float(np.abs(chunk.actions - expected).max()))
-        times[name] = timed(lambda ours=ours: ours.predict(seen))  # type: ignore[misc]
+        times[name] = timed(lambda ours=ours: ours.predict(observed))  # type: ignore[misc]
     medians = {name: float(np.median(values)) for name, values in times.items()}
     best = medians[f"vla {precision}"]
     rows = [
@@ -89,7 +89,7 @@ def _observation(body: Embodiment) -> Observation:
 
 
 def _lerobot(
-    shape: Shape, folder: Path, body: Embodiment, seen: Observation, device: torch.device
+    shape: Shape, folder: Path, body: Embodiment, observed: Observation, device: torch.device
 ) -> Callable[[], Any]:
     """Saves a policy of LeRobot with random weights in `folder`/policy, and returns its prediction of a chunk."""
     from lerobot.configs.types import FeatureType, PolicyFeature
@@ -123,13 +123,13 @@ def _lerobot(
     horizon, width = shape.horizon, config.max_action_dim
     noise = torch.randn(horizon, width, generator=torch.Generator().manual_seed(0)).to(device)[None]
     policy.model.sample_noise = lambda *_: noise  # the noise of our decoding
-    values = {"observation.state": torch.from_numpy(seen.state).float(), "task": seen.instruction}
+    values = {"observation.state": torch.from_numpy(observed.state).float(), "task": observed.instruction}
 
     @torch.inference_mode()
     def call() -> Any:
         images = {
             f"observation.images.{camera}": torch.from_numpy(image).permute(2, 0, 1).float() / 255
-            for camera, image in seen.images.items()
+            for camera, image in observed.images.items()
         }
         return after(policy.predict_action_chunk(before(values | images)))[0].double().cpu().numpy()
 
