@@ -61,7 +61,7 @@ class VlaConfig(PreTrainedConfig):
         if self.device is None:
             from vla.common.device import accelerator
 
-            self.device = accelerator().type
+            self.device: str | None = accelerator().type
         super().__post_init__()
         if self.units not in ("", *UNITS):
             raise InputError(f"--policy.units={self.units}: choose {', '.join(UNITS)}")

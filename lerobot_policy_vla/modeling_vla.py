@@ -148,7 +148,8 @@ class VlaPolicy(PreTrainedPolicy):
 
         spec = self.model.processor.robot(self._robot)
         units = self._driver if isinstance(self._driver, BatchConvertedPolicy) else None
-        examples, rngs = examples_of(batch, spec.embodiment.cameras, self._robot, units), []
+        examples = examples_of(batch, spec.embodiment.cameras, self._robot, units)
+        rngs: list[Any] = []
         if self.training:
             longest = prefix_steps(self.config.delay, spec.embodiment.control_hz, spec.horizon)
             examples, rngs = with_prefixes(examples, longest)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class VlaOptimizerConfig(OptimizerConfig):
     """Muon and AdamW with the learning rates of the backbone's parts; None: the backbone's default."""
 
-    lr: float | None = None  # type: ignore[assignment]
-    weight_decay: float | None = None  # type: ignore[assignment]
+    lr: float | None = None
+    weight_decay: float | None = None
     grad_clip_norm: float = 1.0
     optimizer: str | None = None
 
@@ -32,7 +32,7 @@ class VlaOptimizerConfig(OptimizerConfig):
         if not isinstance(params, dict) or "model" not in params:
             raise InputError("--optimizer.type=vla is the preset of --policy.type=vla: choose another, or leave it out")
         defaults = backbone_defaults(params["model"].backbone, scratch=params["scratch"])
-        kind = self.optimizer or defaults["optimizer"]
+        kind: Any = self.optimizer or defaults["optimizer"]
         if kind not in ("muon", "adamw"):
             raise InputError(f"--policy.optimizer={kind}: choose muon or adamw")
         decay = defaults["weight_decay"] if self.weight_decay is None else self.weight_decay
