@@ -23,6 +23,7 @@ from vla.common.statistics import Statistics
 from vla.errors import InputError
 from vla.models.growth import grown
 from vla.models.normalization import QUANTILE, Normalizer, methods_of
+from vla.models.processor import is_like
 from vla.models.robot_spec import RobotSpec
 from vla.models.vla import VLA
 
@@ -92,6 +93,10 @@ def continued(
     for data in robots:
         if data.name not in known:
             print(f"{data.name}: joins {', '.join(known)} of {name}, with its own normalisation")
+            for one in processor.robots:
+                if is_like(one.embodiment, data.embodiment):
+                    advice = f"`vla data rename STORE embodiment={one.name}` makes them one robot"
+                    print(f"{data.name} and {one.name} have the same components, but other names: {advice}")
             specs[data.name] = replace(data, bins=processor.robots[0].bins)
             continue
         try:

@@ -32,7 +32,10 @@ def chosen_head(head: str | Mapping[str, Any] | None, checkpoints: Sequence[Path
     if isinstance(head, str) or (head and head.get("kind")):
         return head
     for checkpoint in checkpoints:
-        values = json.loads((checkpoint / "processor.json").read_text())
+        try:
+            values = json.loads((checkpoint / "processor.json").read_text())
+        except ValueError:  # loading the checkpoint reports it
+            continue
         if values.get("robots") or values.get("robot"):
             return {**(head or {}), "kind": values.get("head", {}).get("kind", DEFAULT)}
     return {**(head or {}), "kind": DEFAULT}

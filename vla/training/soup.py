@@ -63,18 +63,20 @@ def cook(
     average: dict[str, Tensor] = {}
     scores: list[dict[str, float]] = []
     first: VLA | None = None
+    evaluate: Evaluate | None = None
     for parent in parents:
         model = make(parent)
         first = first or model
         if difference := _difference(_values(first), _values(model)):
             raise InputError(f"{parents[0]} and {parent} cannot be averaged: {difference}")
-        scores.append(_evaluated(parent, model, heldout(first.processor)))
+        evaluate = evaluate or heldout(model.processor)
+        scores.append(_evaluated(parent, model, evaluate))
         for name, tensor in model.state_dict().items():
             average[name] = average[name] + tensor / len(parents) if name in average else tensor / len(parents)
-    assert first is not None
+    assert first is not None and evaluate is not None
     model.load_state_dict({name: tensor.to(model.state_dict()[name].dtype) for name, tensor in average.items()})
     model.processor.tasks = tuple(sorted({*first.processor.tasks, *model.processor.tasks}))
-    scores.append(_evaluated("their average", model, heldout(first.processor)))
+    scores.append(_evaluated("their average", model, evaluate))
     if choose(scores, margin) == len(parents):
         print("training starts from the average")
         return model
