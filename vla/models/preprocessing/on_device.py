@@ -63,7 +63,7 @@ def resized(
     framing: OnDevice,
     mean: Sequence[float],
     std: Sequence[float],
-) -> tuple[Float[Tensor, "b k 3 h w"], Int[Tensor, "b k 4"]]:
+) -> tuple[Float[Tensor, "b k 3 _h _w"], Int[Tensor, "b k 4"]]:
     """The normalised frames of a batch, and the places of the images in them.
 
     Args:

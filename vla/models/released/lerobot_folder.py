@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
-from safetensors.torch import load_file as load_weights
 from torch import Tensor
 
 from vla.errors import InputError, reading
@@ -19,6 +18,7 @@ from vla.models.normalization import Normalizer
 from vla.models.preprocessing.on_device import OnDevice
 from vla.models.preprocessing.settings import Framing
 from vla.models.preprocessing.view import Sides
+from vla.models.released.weight_files import read_weights
 
 STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
@@ -89,8 +89,7 @@ class LeRobotFolder:
 
     def weights(self) -> dict[str, Tensor]:
         """The weights, without the prefix `model.` that LeRobot gives them."""
-        with reading(self.path / "model.safetensors", COPY):
-            weights = load_weights(self.path / "model.safetensors")
+        weights = read_weights(self.path)
         if any(name.startswith("normalize_inputs.") for name in weights):
             raise InputError(
                 f"{self.path} is of a LeRobot that kept normalisation among the weights: convert it with LeRobot's "

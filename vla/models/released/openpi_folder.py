@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from vla.errors import InputError, reading
@@ -20,6 +19,7 @@ from vla.models.preprocessing.frames import FloorPad
 from vla.models.preprocessing.settings import Framing
 from vla.models.preprocessing.view import Sides
 from vla.models.released.lerobot_folder import STATE
+from vla.models.released.weight_files import read_weights
 
 ADDED = 1e-6
 """openpi's addition to a standard deviation or a range."""
@@ -63,9 +63,7 @@ class OpenpiFolder:
 
     def weights(self) -> dict[str, Tensor]:
         """The weights."""
-        with reading(self.path / "model.safetensors", COPY):
-            weights: dict[str, Tensor] = load_file(self.path / "model.safetensors")
-        return weights
+        return read_weights(self.path)
 
     def normalizer(self, key: str, kind: str) -> Normalizer | None:
         """The normalisation of the state or the action; None where the folder has no statistics.

@@ -35,10 +35,10 @@ from vla.models.released.openvla_files import (
     normalizer_of,
     read_statistics,
     read_tokenizer,
-    read_weights,
 )
 from vla.models.released.openvla_oft import OftHead, read_head
 from vla.models.released.robot_policy import RobotPolicy
+from vla.models.released.weight_files import read_weights
 from vla.models.special_tokens import TextTokens
 
 BINS, PADDING = 256, 64

@@ -10,41 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from vla.errors import InputError, reading, unknown
+from vla.models.hub import COPY
 from vla.models.normalization import Normalizer
 
-INDEX, STATISTICS = "model.safetensors.index.json", "dataset_statistics.json"
-COPY = "copy the checkpoint's folder again"
+STATISTICS = "dataset_statistics.json"
 SMALLEST = 1e-8
 """OpenVLA's addition to ranges, so that none is empty."""
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights in the files of the index, or in all *.safetensors where there is none.
-
-    Raises:
-        InputError: when a file is missing or damaged.
-    """
-    files = sorted(file.name for file in folder.glob("*.safetensors"))
-    if (folder / INDEX).is_file():
-        with reading(folder / INDEX, COPY):
-            files = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-    if missing := [name for name in files if not (folder / name).is_file()]:
-        raise InputError(f"{folder} has no {', '.join(missing)}, which its index names: {COPY}")
-    if not files:
-        raise InputError(f"{folder} has no *.safetensors: {COPY}")
-    weights: dict[str, Tensor] = {}
-    for name in files:
-        try:
-            weights |= load_file(folder / name)
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{folder / name} is damaged ({error}): {COPY}") from error
-    return weights
 
 
 def read_module(folder: Path, name: str) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
+from transformers.initialization import no_init_weights
 
 from vla.errors import InputError
 from vla.models.action_heads.action_expert import MAX_PERIOD, MIN_PERIOD, ActionExpertShape, frequencies
@@ -135,14 +136,15 @@ def _backbone(weights: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerFast)
     config = _config(named, vocab)
     patches, _ = named["model.vision_tower.vision_model.embeddings.position_embedding.weight"].shape
     patch = config["vision_config"]["patch_size"]
-    backbone = TokenFamily(
-        config,
-        image_token_id=image_token_id,
-        image_size=int(patches**0.5) * patch,
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
-        prompt={"first_position": 0},
-    )
+    with no_init_weights():
+        backbone = TokenFamily(
+            config,
+            image_token_id=image_token_id,
+            image_size=int(patches**0.5) * patch,
+            mean=(0.5,) * 3,
+            std=(0.5,) * 3,
+            prompt={"first_position": 0},
+        )
     missing, unexpected = backbone.model.load_state_dict(named, strict=False)
     if wrong := [*(name for name in missing if name != "lm_head.weight"), *unexpected]:
         raise InputError(f"{wrong[0]} is only in the policy's weights or only in PaliGemma")

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers import AutoConfig
+from transformers.initialization import no_init_weights
 
 from vla.errors import InputError
 from vla.models.action_heads.action_expert import MAX_PERIOD, MIN_PERIOD, ActionExpertShape, frequencies
@@ -119,14 +120,15 @@ def _vlm_config(name: str, layers: int) -> dict[str, Any]:
 
 def _backbone(weights: Mapping[str, Tensor], config: dict[str, Any], side: int) -> Any:
     config["text_config"]["vocab_size"] = len(weights["model.text_model.embed_tokens.weight"])
-    backbone = TokenFamily(
-        config,
-        image_token_id=int(config["image_token_id"]),
-        image_size=side,
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
-        prompt={"prefix_lm": True, "first_position": 0, "scale": config["text_config"]["hidden_size"] ** 0.5},
-    )
+    with no_init_weights():
+        backbone = TokenFamily(
+            config,
+            image_token_id=int(config["image_token_id"]),
+            image_size=side,
+            mean=(0.5,) * 3,
+            std=(0.5,) * 3,
+            prompt={"prefix_lm": True, "first_position": 0, "scale": config["text_config"]["hidden_size"] ** 0.5},
+        )
     missing, unexpected = backbone.model.load_state_dict(weights, strict=False)
     if wrong := [*(name for name in missing if name != "lm_head.weight"), *unexpected]:
         raise InputError(f"{wrong[0]} is only in the policy's weights or only in SmolVLM")
