@@ -72,6 +72,7 @@ def test_a_store_of_many_episodes_is_one(tmp_path: Path) -> None:
     assert store.records[703].frames == slice(703 * loader_scale.STEPS, 704 * loader_scale.STEPS)
 
 
+@pytest.mark.slow
 def test_both_loaders_of_training_make_the_same_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     for name, value in {"HEIGHT": 48, "WIDTH": 64, "BATCH": 400, "HORIZON": 3}.items():

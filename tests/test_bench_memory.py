@@ -9,7 +9,9 @@ from vla.benchmarks import memory
 from vla.training.lora import inject
 
 
-@pytest.mark.parametrize("name", memory.SHAPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if i else []) for i, name in enumerate(memory.SHAPES)]
+)
 def test_the_formula_is_what_is_measured(name: str) -> None:
     table = memory.bench_memory({name: memory.SHAPES[name]})
     assert all(target.met for target in table.targets)

@@ -107,6 +107,7 @@ def main(folder: Path) -> None:
     os._exit(0)  # gloo's threads may still drop a tensor while the interpreter ends, which aborts (pytorch #190489)
 
 
+@pytest.mark.slow
 def test_two_ranks_have_the_loss_and_the_gradients_of_one(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])

@@ -51,7 +51,9 @@ def plan(**fields: Any) -> TrainConfig:
     return TrainConfig(**(values | {"ema": 0.9, "evaluate_every": 60, "precision": "fp32", "augment": 0.0} | fields))
 
 
-@pytest.mark.parametrize("loss", STARTS)
+@pytest.mark.parametrize(
+    "loss", [pytest.param(name, marks=[pytest.mark.slow] if i else []) for i, name in enumerate(STARTS)]
+)
 def test_pictures_are_told_apart_by_their_names(
     make_model: Callable[..., VLA], store: VqaStore, tmp_path: Path, loss: str
 ) -> None:

@@ -68,7 +68,7 @@ def test_appending_while_open_and_after_reopening(path: Path, episodes: list[Epi
         assert_equal(stored, episode)
 
 
-@settings(max_examples=8)
+@settings(max_examples=3)
 @given(lengths=st.lists(st.integers(1, FRAMES_PER_SHARD + 20), min_size=1, max_size=4), data=st.data())
 def test_any_frame_is_where_it_belongs(
     tmp_path_factory: pytest.TempPathFactory, make_episode: Make, lengths: list[int], data: st.DataObject

@@ -101,6 +101,7 @@ def test_vla_eval_evaluates_it(kind: str, options: dict[str, Any], save: Save, t
     assert report["episodes"] == 1 and report["invalid_chunks"] == 0
 
 
+@pytest.mark.slow
 def test_it_is_deployed_in_chunks_without_prefixes(
     save: Save, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,7 +23,7 @@ from vla.common.statistics import Statistics
 from vla.errors import InputError
 from vla.models.growth import grown
 from vla.models.normalization import QUANTILE, Normalizer, methods_of
-from vla.models.processor import is_like
+from vla.models.robot_choice import is_like
 from vla.models.robot_spec import RobotSpec
 from vla.models.vla import VLA
 
