@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from vla.commands import cli, options
+from vla.commands.record_robot import help_of
 from vla.datasets.episodes import EpisodeStore
 from vla.embodiment import Embodiment
 from vla.envs.make import make_env
@@ -63,11 +64,27 @@ def test_the_script_keeps_discards_and_ends_and_the_same_command_goes_on(capsys:
     assert (np.diff(episode.time) > 0.05).all() and not store.unfinished_frames
     assert np.isfinite(episode.action).all() and np.ptp(episode.action[:, 5]) > 0
     said = capsys.readouterr().out
-    assert (
-        "enter: begin" in said and "discarded" in said and "ended: quit" in said and "1 new episodes, 1 in all" in said
-    )
+    assert "ctrl-C" in said and "enter" not in said
+    assert "discarded" in said and "ended: quit" in said and "1 new episodes, 1 in all" in said
     store = scripted("y+ y+ save y+ save", "episodes=2")
     assert [r.info["scene"] for r in store.records] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("teleop", "has_terminal", "controls"),
+    [
+        ("leader", True, {"enter", "ctrl-C"}),
+        ("leader", False, {"ctrl-C"}),
+        ("gamepad", True, {"enter", "ctrl-C", "stick"}),
+        ("gamepad", False, {"ctrl-C", "stick"}),
+        ("keyboard", True, {"enter", "ctrl-C", "page up"}),
+        ("script", True, {"ctrl-C"}),
+        ("script", False, {"ctrl-C"}),
+    ],
+)
+def test_the_help_names_the_controls_of_the_teleoperator(teleop: str, has_terminal: bool, controls: set[str]) -> None:
+    text = help_of(teleop, has_terminal=has_terminal)
+    assert {control for control in ("enter", "ctrl-C", "stick", "page up") if control in text} == controls
 
 
 def test_idle_time_before_the_first_movement_is_not_recorded_and_counts_are_of_the_instruction() -> None:

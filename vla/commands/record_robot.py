@@ -42,7 +42,8 @@ RETRY = (Event.DISCARD.value, Event.NEXT.value)
 EXPECTED = (Event.QUIT.value, TIMEOUT, MET, Event.SAVE.value, *RETRY)
 """Reasons for the end of a run that are planned or decided by the operator."""
 HELPS = {"gamepad": gamepad.HELP, "keyboard": keyboard.HELP}
-KEYS = "enter: begin; end and keep     backspace, r: discard, and again     q, ctrl-C: stop the arm, and end"
+END = "ctrl-C: stop the arm, and end"
+KEYS = f"enter: begin; end and keep     backspace, r: discard, and again     q, {END}"
 
 
 def record_robot(
@@ -117,7 +118,7 @@ def record_robot(
         stop = EmergencyStop(stop_sources(stop_file, stop_gamepad, stack))
         stack.enter_context(stop.signals())
         stack.enter_context(robot)
-        print(*(help for name, help in HELPS.items() if name == teleop), KEYS, sep="\n")
+        print(help_of(teleop, has_terminal=terminal.is_open))
         session = _RecordingSession(robot, Operator(device, body, solver, _show), terminal, stop, config, store)
         before = len(store)
         reason = ""
@@ -130,6 +131,12 @@ def record_robot(
             check_script_saved(out, store, before)
         if session.outcome is not None and reason and reason not in EXPECTED:
             raise Failure(f"the session ended: {reason}", EXIT_CODES[session.outcome])
+
+
+def help_of(teleop: str, *, has_terminal: bool) -> str:
+    """The controls of an operator with this device. Without a terminal, and for a script, only ctrl-C applies."""
+    keys = KEYS if has_terminal and teleop != "script" else END
+    return "\n".join([HELPS[teleop], keys] if teleop in HELPS else [keys])
 
 
 def _device(
