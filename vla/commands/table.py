@@ -5,7 +5,10 @@ This module imports nothing slow, so that `vla --help` is fast.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vla.common.plugins import HEADS, ROBOTS, TASKS
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class Command:
             remaining arguments.
         verbatim: Options whose value is literal text, in addition to those of `vla.commands.arguments`.
         check: Function of `vla.commands.checks` that checks the options before the command is imported.
+        plugins: The options that accept names of other packages, each with its group of entry points.
     """
 
     summary: str
@@ -30,6 +34,7 @@ class Command:
     positional: tuple[str, ...] = ()
     verbatim: tuple[str, ...] = ()
     check: str = ""
+    plugins: Mapping[str, str] = field(default_factory=dict)
 
 
 COMMANDS = {
@@ -48,6 +53,7 @@ COMMANDS = {
         ),
         verbatim=("questions",),
         check="record",
+        plugins={"task": TASKS, "robot": ROBOTS},
     ),
     "train": Command(
         "train a policy on demonstrations and visual questions",
@@ -62,6 +68,7 @@ COMMANDS = {
             "vla train recipe=backbone out=outputs/backbone",
         ),
         check="train",
+        plugins={"task": TASKS, "head": HEADS},
     ),
     "train-tokenizer": Command(
         "train a FAST action tokenizer on demonstrations",
@@ -89,6 +96,7 @@ COMMANDS = {
             "vla eval policy=outputs/train seeds=0:200 'merge=[outputs/a,outputs/b]' out=outputs/all",
         ),
         check="evaluate",
+        plugins={"task": TASKS},
     ),
     "deploy": Command(
         "run a policy on a robot, or on a simulated robot in wall-clock time",
@@ -101,6 +109,7 @@ COMMANDS = {
             "vla deploy policy=ws://gpu-host:8000 dry_run=true",
         ),
         check="deploy",
+        plugins={"robot": ROBOTS, "robot.task": TASKS},
     ),
     "serve": Command(
         "serve a policy to robots over openpi's WebSocket protocol",
@@ -173,6 +182,7 @@ COMMANDS = {
         ),
         positional=("path",),
         check="view",
+        plugins={"task": TASKS},
     ),
     "play": Command(
         "teleoperate a simulated arm, and record it",
@@ -183,6 +193,7 @@ COMMANDS = {
         "enter: save    backspace: discard and repeat    home: next scene    end: quit",
         ("vla play task=pick seed=0", "vla play task=stack device=gamepad out=outputs/by-hand.zarr"),
         check="play",
+        plugins={"task": TASKS},
     ),
     "data": Command(
         "inspect, check, merge, split, filter and edit stores",
@@ -255,6 +266,7 @@ COMMANDS = {
         ),
         positional=("action",),
         check="robot",
+        plugins={"robot": ROBOTS},
     ),
     "so101-sim": Command(
         "emulate a SO-101 on a serial port, for LeRobot's driver and tools",
@@ -264,6 +276,7 @@ COMMANDS = {
         "drop 0.1, slow 0.02, unplug, plug, heal.",
         ("vla so101-sim", "vla so101-sim task=stack seed=3 out=outputs/arm image_size=256 camera_port=5600"),
         check="so101_sim",
+        plugins={"task": TASKS},
     ),
     "doctor": Command(
         "check this machine, and how to install what is missing",
