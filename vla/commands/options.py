@@ -26,7 +26,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vla.commands.arguments import is_path, keys_of
-from vla.common.plugins import HEADS, ROBOTS, installed, load_plugin
+from vla.common.plugin_signature import plugin_parameters
+from vla.common.plugins import HEADS, ROBOTS, installed
 from vla.common.renamed_keys import current_targets
 from vla.errors import InputError, suggestion, unknown
 from vla.training.train_config import TrainConfig
@@ -77,8 +78,7 @@ def _store_plugins(overrides: Sequence[str]) -> dict[str, inspect.Parameter]:
         if group not in PLUGINS or name not in installed(PLUGINS[group]):
             continue
         plugins = PLUGINS[group]
-        signature = inspect.signature(load_plugin(plugins, name)).parameters.values()
-        parameters = [p for p in signature if p.kind is not p.VAR_KEYWORD]
+        parameters = plugin_parameters(plugins, name)
         parameters = parameters[1:] if group == "head" else parameters  # a head's first is the vocabulary
         first = {"kind": name} if group == "head" else {"_target_": installed(plugins)[name].value.replace(":", ".")}
         options = first | {p.name: "???" if p.default is p.empty else p.default for p in parameters}
