@@ -47,6 +47,19 @@ def is_task(name: str) -> bool:
     return name in ids or name in ids.values() or is_suite(name)
 
 
+def check_one_arm(name: str) -> None:
+    """Raises InputError for a task that does not have one SO-101; of a plug-in, only its environment shows it."""
+    from vla.envs.suites.config import is_suite
+
+    if is_suite(name) or name in vla.envs.TWO_ARMS or name in map(vla.envs.env_id, vla.envs.TWO_ARMS):
+        raise not_one_arm(name)
+
+
+def not_one_arm(name: str) -> InputError:
+    """The error for a task that does not have one SO-101."""
+    return InputError(f"{name} does not have one SO-101: choose a task that has, such as pick")
+
+
 def check_task(name: str, axes: Sequence[str], *, swap: bool) -> None:
     """Raises InputError for an unknown task, or if it does not support an axis or swapped instructions."""
     ids = _ids()

@@ -9,14 +9,14 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gymnasium
-
 from vla.embodiment import Embodiment
 from vla.errors import InputError, suggestion
 from vla.models.hub import HUB_NAME, checkpoint_of, fetch, tasks_of, weights_digest
 from vla.policies.policy import Policy
 
 if TYPE_CHECKING:
+    import gymnasium
+
     from vla.policies.vla import VlaPolicy
 
 SCRIPTED = ("expert", "hold")
@@ -69,10 +69,11 @@ def check_policy(name: str) -> None:
     Raises:
         InputError: for a name that is no policy.
     """
-    if name in SCRIPTED or name.startswith((HUB, *REMOTE)):
+    if name in SCRIPTED or name.startswith(REMOTE):
         return
-    if name.startswith(LEROBOT):
-        if not Path(source := name.removeprefix(LEROBOT)).is_dir() and not re.fullmatch(HUB_NAME, source):
+    if name.startswith((HUB, LEROBOT)):
+        source = name.removeprefix(HUB).removeprefix(LEROBOT)
+        if not Path(source).is_dir() and not re.fullmatch(HUB_NAME, source):
             raise InputError(f"{source} is neither a folder nor a model of the hub, which is written user/model")
         return
     checkpoint_of(checkpoint(name))
@@ -128,8 +129,7 @@ def policy_for(name: str, body: Embodiment) -> Policy:
     Raises:
         InputError: for the scripted expert, which needs a simulation.
     """
-    if name == "expert":
-        raise InputError("the expert only works in simulation: deploy a checkpoint")
+    check_deployable(name)
     if name == "hold" or name.startswith((LEROBOT, *REMOTE)):
         return load_policy(name)(_Robot(body))  # type: ignore[arg-type]
     return load_realtime(name, body)
@@ -142,6 +142,12 @@ def load_realtime(name: str, embodiment: str | Embodiment = "") -> VlaPolicy:
     from vla.policies.vla import VlaPolicy
 
     return VlaPolicy.load(folder, embodiment, "bfloat16" if accelerator().type == "cuda" else "float32")
+
+
+def check_deployable(name: str) -> None:
+    """Raises InputError for the scripted expert, which needs a simulation."""
+    if name == "expert":
+        raise InputError("the expert only works in simulation: deploy a checkpoint")
 
 
 @dataclass(frozen=True)

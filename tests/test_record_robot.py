@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 
 from vla.commands import cli, options
-from vla.commands.record_robot import help_of
 from vla.datasets.episodes import EpisodeStore
 from vla.embodiment import Embodiment
 from vla.envs.make import make_env
@@ -68,23 +67,6 @@ def test_the_script_keeps_discards_and_ends_and_the_same_command_goes_on(capsys:
     assert "discarded" in said and "ended: quit" in said and "1 new episodes, 1 in all" in said
     store = scripted("y+ y+ save y+ save", "episodes=2")
     assert [r.info["scene"] for r in store.records] == [0, 1]
-
-
-@pytest.mark.parametrize(
-    ("teleop", "has_terminal", "controls"),
-    [
-        ("leader", True, {"enter", "ctrl-C"}),
-        ("leader", False, {"ctrl-C"}),
-        ("gamepad", True, {"enter", "ctrl-C", "stick"}),
-        ("gamepad", False, {"ctrl-C", "stick"}),
-        ("keyboard", True, {"enter", "ctrl-C", "page up"}),
-        ("script", True, {"ctrl-C"}),
-        ("script", False, {"ctrl-C"}),
-    ],
-)
-def test_the_help_names_the_controls_of_the_teleoperator(teleop: str, has_terminal: bool, controls: set[str]) -> None:
-    text = help_of(teleop, has_terminal=has_terminal)
-    assert {control for control in ("enter", "ctrl-C", "stick", "page up") if control in text} == controls
 
 
 def test_idle_time_before_the_first_movement_is_not_recorded_and_counts_are_of_the_instruction() -> None:
@@ -145,7 +127,8 @@ def device(monkeypatch: pytest.MonkeyPatch, at: Callable[[int], object]) -> None
             at(self.count)
             return WORDS["x+"]
 
-    monkeypatch.setattr("vla.commands.record_robot.open_device", lambda *_: Device())
+    for module in ("record_robot", "operation_checks"):
+        monkeypatch.setattr(f"vla.commands.{module}.open_device", lambda *_: Device())
 
 
 @pytest.mark.parametrize(
@@ -156,7 +139,8 @@ def device(monkeypatch: pytest.MonkeyPatch, at: Callable[[int], object]) -> None
         (["teleop=gamepad", "joystick=none"], "no gamepad at none"),
         (["teleop=keyboard"], "terminal"),
         (["teleop=leader"], "leader_port"),
-        (["teleop=leader", "leader_port=nowhere", "leader_calibration_dir=."], "calibrate"),
+        (["teleop=leader", "leader_port=nowhere"], "leader_port=nowhere does not exist"),
+        (["teleop=leader", "leader_port=/dev/null", "leader_calibration_dir=.", "pause=1"], "calibrate"),
         (["teleop=script", "episodes=0"], "above 0"),
         (["teleop=script", "pause=3"], "a script has no pause"),
         (["teleop=script", "out=outputs/pick.zarr"], "out=outputs/NAME.zarr"),
@@ -363,6 +347,7 @@ def test_keys_of_a_terminal_even_in_pieces() -> None:
 def test_the_keyboard_of_the_terminal_moves_the_arm(monkeypatch: pytest.MonkeyPatch) -> None:
     master, slave = pty.openpty()
     monkeypatch.setattr("vla.commands.record_robot.Terminal", lambda press: Terminal(press, slave))
+    monkeypatch.setattr(os, "isatty", lambda number: True)
     os.write(master, b"\x1b[A")
     command = SimRobot.command
 

@@ -83,6 +83,8 @@ def execute(name: str, arguments: Sequence[str]) -> None:
 
         for config in configs:
             options.check_known(name, config)
+            for function in filter(None, (COMMANDS[name].function, COMMANDS[name].options_of)):
+                options.check_types(function, config)
         derived = [getattr(checks, check)(**options.values_of(config)) or [] for config in configs]
         runs = [[*run, *extra] for run, extra in zip(runs, derived, strict=True)]
         configs = [options.compose(name, run) for run in runs] if any(derived) else configs

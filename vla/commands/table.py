@@ -23,6 +23,7 @@ class Command:
         positional: The options that arguments without `=` set, in order; a leading * marks the last one if it takes all
             remaining arguments.
         verbatim: Options whose value is literal text, in addition to those of `vla.commands.arguments`.
+        options_of: Another function, or a dataclass, that takes options of the command, as "module:name".
         check: Function of `vla.commands.checks` that checks the options before the command is imported.
         plugins: The options that accept names of other packages, each with its group of entry points.
     """
@@ -33,6 +34,7 @@ class Command:
     examples: tuple[str, ...]
     positional: tuple[str, ...] = ()
     verbatim: tuple[str, ...] = ()
+    options_of: str = ""
     check: str = ""
     plugins: Mapping[str, str] = field(default_factory=dict)
 
@@ -52,6 +54,7 @@ COMMANDS = {
             "out=outputs/lift.zarr",
         ),
         verbatim=("questions",),
+        options_of="vla.commands.record_robot:record_robot",
         check="record",
         plugins={"task": TASKS, "robot": ROBOTS},
     ),
@@ -67,6 +70,7 @@ COMMANDS = {
             "vla train -m hydra/launcher=submitit_slurm hydra.launcher.gpus_per_node=1 out=outputs/train",
             "vla train recipe=backbone out=outputs/backbone",
         ),
+        options_of="vla.training.run_options:RunOptions",
         check="train",
         plugins={"task": TASKS, "head": HEADS},
     ),
@@ -95,6 +99,7 @@ COMMANDS = {
             "vla eval policy=outputs/train 'delay=[0,0.1,0.2,0.4]' 'execution=[naive,chunked,rtc]' out=outputs/late",
             "vla eval policy=outputs/train seeds=0:200 'merge=[outputs/a,outputs/b]' out=outputs/all",
         ),
+        options_of="vla.evaluation.evaluation_options:EvaluationOptions",
         check="evaluate",
         plugins={"task": TASKS},
     ),

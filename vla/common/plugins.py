@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -60,3 +62,18 @@ def load_plugin(group: str, name: str) -> Any:
     except Exception as error:
         package = point.dist.name if point.dist else point.value
         raise InputError(f"{name} of the package {package} cannot be imported ({point.value}): {error}") from error
+
+
+def plugin_parameters(group: str, name: str) -> list[inspect.Parameter]:
+    """The parameters of a plug-in, without * and **; it is imported only if its source does not state them plainly.
+
+    Raises:
+        InputError: the plug-in cannot be imported.
+    """
+    from vla.common.source_signature import parameters_of
+
+    target = installed(group)[name].value
+    found = None if target.partition(":")[0] in sys.modules else parameters_of(target)
+    if found is None:
+        found = list(inspect.signature(load_plugin(group, name)).parameters.values())
+    return [p for p in found if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]

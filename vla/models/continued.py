@@ -9,11 +9,10 @@ from typing import Any
 
 from vla.common.statistics import Statistics
 from vla.errors import InputError
+from vla.models.choices import KEEP, MERGE, check_statistics
 from vla.models.normalization import QUANTILE, Normalizer, methods_of
 from vla.models.robot_spec import RobotSpec
 from vla.models.vla import VLA
-
-KEEP, ESTIMATE, MERGE = "keep", "estimate", "merge"
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,7 @@ class Ranges:
     normalization: str | Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
-        if self.statistics not in (None, KEEP, ESTIMATE, MERGE):
-            raise InputError(f"statistics are {KEEP}, {ESTIMATE} or {MERGE}, not {self.statistics!r}")
+        check_statistics(self.statistics)
 
     def check_unused(self, backbone: str) -> None:
         """Raises InputError if `statistics` is set, for a backbone that is not a policy of these robots."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from vla.datasets.prompts import check_choice
 from vla.errors import InputError
 from vla.evaluation.vlm.answerer import weights_of
 from vla.models.build import build
@@ -38,7 +37,7 @@ def train(options: RunOptions) -> Outcome:
     """
     if options.stages:
         return chain(train, options, options.stages)
-    check_choice(options.instruction)
+    options.check()
     plan, train_run = _plan(options), select(options)
     torch.manual_seed(plan.seed)
     data = RunData.open(options)

@@ -1,39 +1,36 @@
-"""The parameters of a plug-in, read from its source file where possible: an import may take seconds (torch)."""
+"""The parameters of functions and classes, read from their source files: an import may take seconds (torch)."""
 
 from __future__ import annotations
 
 import ast
 import inspect
-import sys
+from importlib import import_module
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from inspect import Parameter
 from pathlib import Path
 
-from vla.common.plugins import installed, load_plugin
-
 DEFINITION = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
-def plugin_parameters(group: str, name: str) -> list[Parameter]:
-    """The parameters of a plug-in, without those that take any number of arguments.
+def parameters_of(target: str) -> list[Parameter] | None:
+    """The parameters of "module:name" without an import; None if there is no source file, or as `parameters_in`."""
+    module, _, name = target.partition(":")
+    file = _source_file(module)
+    return None if file is None else parameters_in(file.read_bytes(), name)
 
-    The plug-in is imported only if its source does not state them plainly (`parameters_in`).
 
-    Raises:
-        InputError: the plug-in cannot be imported.
-    """
-    module, _, attribute = installed(group)[name].value.partition(":")
-    found = None
-    if module not in sys.modules and (file := _source_file(module)) is not None:
-        found = parameters_in(file.read_text(encoding="utf-8"), attribute)
+def signature_of(target: str) -> dict[str, Parameter]:
+    """The parameters of "module:name" by name; it is imported only if its source does not state them plainly."""
+    found = parameters_of(target)
     if found is None:
-        found = list(inspect.signature(load_plugin(group, name)).parameters.values())
-    return [p for p in found if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+        module, _, name = target.partition(":")
+        found = list(inspect.signature(getattr(import_module(module), name)).parameters.values())
+    return {parameter.name: parameter for parameter in found}
 
 
-def parameters_in(source: str, name: str) -> list[Parameter] | None:
-    """The parameters of a function, or of the `__init__` of a class, at the top level of a module.
+def parameters_in(source: str | bytes, name: str) -> list[Parameter] | None:
+    """The parameters of a function, or of the `__init__` of a class, at the top level of a module, without * and **.
 
     None if only the import can tell them: the name is bound several times or by an import, `__init__` is inherited, a
     decorator or a metaclass may change it, or a default value is not a literal. Annotations are text.

@@ -1,4 +1,4 @@
-"""The parameters of plug-ins are read from their source without an import, if the source states them plainly."""
+"""Parameters are read from the source without an import, if the source states them plainly."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from textwrap import dedent
 
 import pytest
 
-from vla.common import plugin_signature
-from vla.common.plugin_signature import parameters_in
+from vla.common.source_signature import parameters_in, parameters_of
 
 PLAIN = [
     "def make(vocabulary, delta=1.0, *, width: 'int | None' = None, names=('a', 'b')): pass",
@@ -36,7 +35,7 @@ UNCLEAR = [
 
 
 @pytest.mark.parametrize("source", PLAIN)
-def test_parameters_are_those_of_the_imported_plug_in(source: str) -> None:
+def test_parameters_are_those_of_an_import(source: str) -> None:
     namespace: dict[str, object] = {}
     exec(compile(source, "plugin.py", "exec", dont_inherit=True), namespace)
     expected = [
@@ -68,7 +67,8 @@ def test_a_module_in_a_package_is_found_without_importing_the_package(
         (tmp_path / folder / "__init__.py").write_text("raise RuntimeError")
     (tmp_path / "slow_package" / "inner" / "head.py").write_text("def make(a): pass")
     monkeypatch.syspath_prepend(tmp_path)
-    assert plugin_signature._source_file("slow_package.inner.head") == tmp_path / "slow_package/inner/head.py"
-    assert plugin_signature._source_file("slow_package.inner.other") is None
-    assert plugin_signature._source_file("no_package.head") is None
+    found = parameters_of("slow_package.inner.head:make")
+    assert found is not None and [parameter.name for parameter in found] == ["a"]
+    assert parameters_of("slow_package.inner.other:make") is None
+    assert parameters_of("no_package.head:make") is None
     assert "slow_package" not in sys.modules
