@@ -107,18 +107,20 @@ def success_of(value: bool | str | None) -> bool | None:
     return None if isinstance(value, str) else value
 
 
+def check_range(episodes: str) -> slice:
+    """The range FIRST:END. Raises InputError if the text is not such a range."""
+    match = re.fullmatch(r"(\d*):(\d*)", episodes)
+    if match is None:
+        raise InputError(f"episodes must be FIRST:END, such as 0:10, not {episodes!r}")
+    return slice(int(match[1] or 0), int(match[2]) if match[2] else None)
+
+
 def choose(episodes: str | None, count: int) -> range:
     """The episodes FIRST:END of a store of `count`. None selects the first `FEW`.
 
     Raises InputError if the text is not such a range, or the range has no episodes.
     """
-    if episodes is None:
-        candidates = range(min(count, FEW))
-    else:
-        match = re.fullmatch(r"(\d*):(\d*)", episodes)
-        if match is None:
-            raise InputError(f"episodes must be FIRST:END, such as 0:10, not {episodes!r}")
-        candidates = range(count)[int(match[1] or 0) : int(match[2] or count)]
+    candidates = range(min(count, FEW)) if episodes is None else range(count)[check_range(episodes)]
     if not candidates:
         raise InputError(f"there is no episode to show: the store has {count}, requested were {episodes or 'all'}")
     return candidates

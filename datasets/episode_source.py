@@ -35,6 +35,16 @@ class EpisodeSource(Protocol):
 
 
 @runtime_checkable
+class ChecksFiles(Protocol):
+    """A source that checks its files when it is opened; its `open_source` takes the result as `unreadable`."""
+
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        """The unreadable files, with the reason."""
+        ...
+
+
+@runtime_checkable
 class NamesFaults(Protocol):
     """A source that can list unreadable episodes before they are decoded."""
 

@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, Protocol, override, runtime_checkable
-
-import zarr
-from zarr.abc.store import Store
-from zarr.storage import LocalStore
+from typing import TYPE_CHECKING, Any, Protocol, override, runtime_checkable
 
 from vla.errors import InputError
+
+if TYPE_CHECKING:  # half a second, which the checks of a command do without
+    import zarr
+    from zarr.abc.store import Store
 
 REMOTE = re.compile(r"(s3|gs|az|azure)://")
 Buffer = bytes | memoryview
@@ -206,6 +206,8 @@ class LocalFolder:
 
     def zarr(self) -> Store:
         """The folder as a zarr `LocalStore`; from then on `open` detects that the folder was replaced."""
+        from zarr.storage import LocalStore
+
         self._inode = self.path.stat().st_ino
         return LocalStore(self.path)
 
@@ -238,6 +240,8 @@ class MappedFile:
 
 def array(group: zarr.Group, name: str) -> zarr.Array[Any]:
     """The array `name`, for reading and writing. Raises KeyError if there is none, TypeError if it is a group."""
+    import zarr
+
     member = group[name]
     if not isinstance(member, zarr.Array):
         raise TypeError(f"{name} is not an array")

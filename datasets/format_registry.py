@@ -7,12 +7,14 @@ import shlex
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vla.datasets.episode_source import EpisodeSource
-from vla.datasets.folder import Folder
 from vla.datasets.source_files import SHOWN, check_fetched
-from vla.errors import InputError
+from vla.errors import InputError, suggestion
+
+if TYPE_CHECKING:
+    from vla.datasets.episode_source import EpisodeSource
+    from vla.datasets.folder import Folder
 
 FORMATS = {
     "vla": "vla.datasets.formats.vla_store",
@@ -24,10 +26,12 @@ FORMATS = {
     "rlds": "vla.datasets.formats.rlds",
 }
 """The module of each episode format, in the order of detection. HDF5 files have several layouts."""
+EASY_VQA = "easy-vqa"
+"""The name of the questions in a package, which is also that of their source."""
 VQA_FORMATS = {
     "llava": "vla.datasets.formats.llava",
     "vqav2": "vla.datasets.formats.vqav2",
-    "easy-vqa": "vla.datasets.formats.easy_vqa_package",
+    EASY_VQA: "vla.datasets.formats.easy_vqa_package",
     "parquet": "vla.datasets.formats.hf_parquet",
     "webdataset": "vla.datasets.formats.webdataset_tar",
 }
@@ -43,22 +47,23 @@ DATA_SUFFIXES = re.compile(
 def find_format(src: str, format: str) -> str:
     """The name of the source's format. Raises InputError if there is nothing at `src`, or the format is unknown."""
     formats = (*FORMATS, *VQA_FORMATS)
-    if format in formats:
-        return format
+    if format not in ("auto", *formats):
+        raise InputError(
+            f"there is no format {format!r}{suggestion(format, formats)}: choose auto or {', '.join(formats)}"
+        )
+    path = Path(src)
+    # Before the readers are imported, which takes seconds.
+    if not ("://" in src or path.exists() or is_hub_name(src) or path.parts[:1] == (EASY_VQA,)):
+        raise InputError(f"cannot read {src}: nothing is there{_similar_name(path)}")
     if format != "auto":
-        raise InputError(f"there is no format {format!r}: choose auto or {', '.join(formats)}")
+        return format
     if "://" in src:
         return "vla"
-    path = Path(src)
     check_fetched(path)
     detected = detect(path) or detect_vqa(path)
     if detected is None and path.exists():
         raise InputError(f"cannot read {src}: it is in none of the formats {', '.join(formats)}")
-    if detected is None and is_hub_name(src):
-        return "lerobot"
-    if detected is None:
-        raise InputError(f"cannot read {src}: nothing is there{_similar_name(path)}")
-    return detected
+    return detected or "lerobot"
 
 
 def detect(path: Path) -> str | None:

@@ -25,6 +25,10 @@ MAX_STEPS = {
     "bimanual-lift": 150,
 }
 """Control steps after which an episode is truncated, by task."""
+TWO_ARMS = ("bimanual-lift",)
+"""The tasks with two arms."""
+CONTROL_HZ = 10.0
+"""Actions a second of every task on the table [Hz]."""
 PLUGIN_STEPS = 200
 """The same of a task of another package."""
 

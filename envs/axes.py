@@ -15,12 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vla.envs.objects import COLORS, HELD_OUT, ODD_COLORS, ODD_SHAPES, ODD_SLOTS, FixtureSpec, Layout, ObjectSpec
-from vla.envs.tasks.task import Task
 from vla.errors import InputError, suggestion
+
+if TYPE_CHECKING:
+    from vla.envs.tasks.task import Task
 
 AXES = ("object", "relation", "phrasing", "position", "distractors", "light", "camera")
 ODD_REGION = ((0.14, 0.36), (-0.17, 0.17))

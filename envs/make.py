@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import gymnasium as gym
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import vla.envs
-from vla.errors import InputError, suggestion
+from vla.errors import InputError, suggestion, unknown
+
+if TYPE_CHECKING:
+    import gymnasium as gym
 
 
 def make_env(name: str, **kwargs: Any) -> gym.Env[Any, Any]:
@@ -20,12 +22,19 @@ def make_env(name: str, **kwargs: Any) -> gym.Env[Any, Any]:
         **kwargs: Arguments of the environment.
 
     Raises:
-        InputError: the name is unknown.
+        InputError: the name or an argument is unknown.
     """
     ids = _ids()
     if name not in ids and name not in ids.values():
+        _read(name)
+        _check_arguments(kwargs, _of_suite)
         return _of_suite(name, **kwargs)
+    import gymnasium as gym  # takes a third of a second, which the checks of names save
+
+    from vla.envs.so101 import SO101Env
+
     _check_plugin(name, ids)
+    _check_arguments(kwargs, SO101Env, "max_episode_steps")
     # The tests run Gymnasium's checker once, so that it is not needed for every environment.
     return gym.make(ids.get(name, name), disable_env_checker=True, **kwargs)
 
@@ -36,6 +45,19 @@ def is_task(name: str) -> bool:
 
     ids = _ids()
     return name in ids or name in ids.values() or is_suite(name)
+
+
+def check_one_arm(name: str) -> None:
+    """Raises InputError for a task that does not have one SO-101; of a plug-in, only its environment shows it."""
+    from vla.envs.suites.config import is_suite
+
+    if is_suite(name) or name in vla.envs.TWO_ARMS or name in map(vla.envs.env_id, vla.envs.TWO_ARMS):
+        raise not_one_arm(name)
+
+
+def not_one_arm(name: str) -> InputError:
+    """The error for a task that does not have one SO-101."""
+    return InputError(f"{name} does not have one SO-101: choose a task that has, such as pick")
 
 
 def check_task(name: str, axes: Sequence[str], *, swap: bool) -> None:
@@ -53,6 +75,15 @@ def check_task(name: str, axes: Sequence[str], *, swap: bool) -> None:
         raise InputError(
             f"{name} supports neither axes nor swapped instructions: set axes=[] axes_report=[] swap=false"
         )
+
+
+def _check_arguments(arguments: Mapping[str, Any], function: Callable[..., Any], *more: str) -> None:
+    """Raises InputError for a keyword that is neither one of `function`, apart from the task, nor of `more`."""
+    known = [*inspect.signature(function).parameters, *more]
+    known = [name for name in known if name not in ("name", "task")]
+    for name in arguments:
+        if name not in known:
+            raise unknown("environment argument", name, known)
 
 
 def _check_plugin(name: str, ids: Mapping[str, str]) -> None:

@@ -23,6 +23,7 @@ from jaxtyping import Float, UInt8
 
 from vla.common.mujoco_gl import mujoco
 from vla.embodiment import Embodiment
+from vla.envs import CONTROL_HZ
 from vla.envs.arm import JOINTS, SERVO_ACCELERATION, SERVO_SPEED, arm_spec
 from vla.envs.axes import arrange, check_axes, distractors, stream
 from vla.envs.ik import ArmIK, azimuth
@@ -35,7 +36,6 @@ from vla.envs.truth import points
 from vla.errors import InputError
 from vla.types import Observation
 
-CONTROL_HZ = 10.0
 HOME_POSITION, HOME_PITCH, HOME_GRIPPER = (0.185, 0.0, 0.115), 1.15, 0.5
 """The initial position of the fingertips [m], their pitch [rad], and the gripper joint [rad]."""
 HOLD_STEPS = 3

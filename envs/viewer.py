@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from vla.common.mujoco_gl import mujoco
-from vla.common.screen import has_screen
+from vla.common.screen import has_screen, no_screen
 from vla.envs.make import make_env
 from vla.envs.so101 import SO101Env
 from vla.errors import InputError
@@ -83,7 +83,7 @@ def _check_screen(instead: str) -> None:
             warnings.simplefilter("ignore")
             if glfw.init():
                 return
-    raise InputError(f"there is no screen for the viewer: {instead}")
+    raise no_screen(instead)
 
 
 def look(task: str, seed: int, save: str | None) -> None:

@@ -9,8 +9,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gymnasium
-
 from vla.embodiment import Embodiment
 from vla.errors import InputError, suggestion
 from vla.models.hub import HUB_NAME, checkpoint_of, fetch, tasks_of, weights_digest
@@ -18,6 +16,8 @@ from vla.models.released.registry import is_policy, open_policy
 from vla.policies.policy import Policy
 
 if TYPE_CHECKING:
+    import gymnasium
+
     from vla.policies.vla import VlaPolicy
 
 SCRIPTED = ("expert", "hold")
@@ -76,10 +76,11 @@ def check_policy(name: str) -> None:
     Raises:
         InputError: for a name that is no policy.
     """
-    if name in SCRIPTED or name.startswith((HUB, *REMOTE)):
+    if name in SCRIPTED or name.startswith(REMOTE):
         return
-    if name.startswith(LEROBOT):
-        if not Path(source := name.removeprefix(LEROBOT)).is_dir() and not re.fullmatch(HUB_NAME, source):
+    if name.startswith((HUB, LEROBOT)):
+        source = name.removeprefix(HUB).removeprefix(LEROBOT)
+        if not Path(source).is_dir() and not re.fullmatch(HUB_NAME, source):
             raise InputError(f"{source} is neither a folder nor a model of the hub, which is written user/model")
         return
     if not is_policy(folder := checkpoint(name)):
@@ -136,8 +137,7 @@ def policy_for(name: str, body: Embodiment) -> Policy:
     Raises:
         InputError: for the scripted expert, which needs a simulation.
     """
-    if name == "expert":
-        raise InputError("the expert only works in simulation: deploy a checkpoint")
+    check_deployable(name)
     if name == "hold" or name.startswith((LEROBOT, *REMOTE)):
         return load_policy(name)(_Robot(body))  # type: ignore[arg-type]
     return load_realtime(name, body)
@@ -156,6 +156,12 @@ def load_realtime(name: str, embodiment: str | Embodiment = "") -> VlaPolicy:
         raise InputError(f"{name} is a released policy, which does not name its robot: deploy it on one")
     released = open_policy(folder)
     return VlaPolicy(released.model([released.robot(embodiment)]).to(accelerator()), embodiment, precision)
+
+
+def check_deployable(name: str) -> None:
+    """Raises InputError for the scripted expert, which needs a simulation."""
+    if name == "expert":
+        raise InputError("the expert only works in simulation: deploy a checkpoint")
 
 
 @dataclass(frozen=True)

@@ -210,3 +210,7 @@ def test_a_value_of_another_kind_is_named(
     assert cli.main(["convert", str(tmp_path), str(tmp_path / "a.zarr"), option]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_a_mapping_that_is_empty_by_default_takes_any_key() -> None:
+    assert value("train", "kinds={vqa: [caption, detail]}", key="kinds") == {"vqa": ["caption", "detail"]}

@@ -94,8 +94,10 @@ class Failing:
 
 
 @pytest.fixture
-def failing(make_episode: Make, monkeypatch: pytest.MonkeyPatch) -> Failing:
+def failing(make_episode: Make, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Failing:
     """Read by the format "failing"."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("sources"))
+    Path("failing").touch()
     source = Failing([make_episode(seed) for seed in range(4)], bad=2)
     module = ModuleType("format_of_a_test")
     module.__dict__.update(detect=lambda path: path.name == "failing", open_source=lambda path: source)
@@ -109,9 +111,16 @@ def failing(make_episode: Make, monkeypatch: pytest.MonkeyPatch) -> Failing:
 
 def test_store_to_lerobot_and_back(make_episode: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     episodes = mixed(make_episode)
-    run(store_of(tmp_path / "a.zarr", episodes, provenance={"by": "us"}), tmp_path / "b", "use_videos=false")
-    assert "4 episodes, 20 steps written" in capsys.readouterr().out
+    command = (store_of(tmp_path / "a.zarr", episodes, provenance={"by": "us"}), tmp_path / "b", "use_videos=false")
+    run(*command)
+    shown = capsys.readouterr().out
+    assert "4 episodes, 20 steps written" in shown and shown.endswith(f"\nvla view {tmp_path / 'b'}\n")
+    run(*command)
+    assert "all 4 episodes are there already" in capsys.readouterr().out
+    for other in ("use_videos=true", "episodes=:2"):
+        assert f"{tmp_path / 'b'} exists" in error_of(capsys, *command[:2], other)
     run(tmp_path / "b", tmp_path / "c.zarr")
+    assert capsys.readouterr().out.endswith(f"\nvla data info {tmp_path / 'c.zarr'}\n")
     store = check_store(tmp_path / "c.zarr", episodes)
     assert store.provenance["origin"]["by"] == "us"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zarr", "b", "c.zarr"]
@@ -248,7 +257,8 @@ def test_failed_lerobot_dataset_leaves_nothing(
     run(*where)
     assert "is restarted" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert "exists" in error_of(capsys, *where)
+    run(*where)
+    assert "all 4 episodes are there already" in capsys.readouterr().out
 
 
 # Read back

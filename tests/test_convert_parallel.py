@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
+from test_hdf5 import demonstration, write_robomimic
 
 from vla.commands import cli
 from vla.datasets.conversion import parallel
 from vla.datasets.episodes import EpisodeStore
+from vla.datasets.formats import hdf5
 from vla.types import Episode, Span
 
 Make = Callable[..., Episode]
@@ -90,6 +92,26 @@ def test_what_failed_is_named_and_goes_on(
     assert run(source, out, "episodes=1:", "skip=true", f"workers={workers}") == 0
     assert [episode.info["seed"] for episode in EpisodeStore.open(out)] == [1, 2, 5, 6, 7]
     assert not parallel.parts_folder(str(out)).exists()
+
+
+def test_hdf5_files_are_checked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], in_this_process: None
+) -> None:
+    folder = tmp_path / "demos"
+    folder.mkdir()
+    for name in "ab":
+        write_robomimic(folder / f"{name}.hdf5", {f"demo_{seed}": demonstration(seed, 4) for seed in range(2)})
+    checks: list[Sequence[Path]] = []
+
+    def unreadable(files: Sequence[Path]) -> dict[Path, str]:
+        checks.append(files)
+        return {folder / "b.hdf5": "libhdf5 hangs"}
+
+    monkeypatch.setattr(hdf5, "find_unreadable", unreadable)
+    assert run(folder, tmp_path / "x.zarr", "skip=true", "fps=20", "actions=delta", "workers=2") == 0
+    assert checks == [[folder / "a.hdf5", folder / "b.hdf5"]]
+    assert "episode 2: libhdf5 hangs" in capsys.readouterr().out
+    assert len(EpisodeStore.open(tmp_path / "x.zarr")) == 2
 
 
 def test_conversion_that_one_process_began_is_gone_on_with(source: Path, tmp_path: Path, in_this_process: None) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from so101_checkpoints import so101_model
 
 from vla.commands import cli
-from vla.commands.deploy import loop_config
+from vla.commands.operation_checks import loop_config
 from vla.common.start_region import StartRegion, thumbnail
 from vla.control.events import EventLog
 from vla.control.status import Status

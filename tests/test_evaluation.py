@@ -57,6 +57,10 @@ def test_an_evaluation_writes_its_numbers_its_page_and_its_episodes(
     more = run(out, "seeds=0:3", "render=all")
     assert more["episodes"] == 3 and (out / "results.jsonl").read_text().splitlines()[:8] == lines
     assert len((out / "results.jsonl").read_text().splitlines()) == 9
+    capsys.readouterr()
+    assert run(out, "seeds=0:3", "render=all") == more
+    shown = capsys.readouterr().out
+    assert f"{out} has all 3 episodes already: more seeds= extend it" in shown and f"vla view {out}" in shown
     assert cli.main(["eval", "policy=expert", "n_action_steps=2", f"out={out}"]) == 2
     assert "other settings (n_action_steps)" in capsys.readouterr().err
 

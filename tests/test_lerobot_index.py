@@ -128,11 +128,28 @@ def test_conversion_says_that_the_index_is_stale(root: Path, capsys: pytest.Capt
     assert cli.main(["convert", str(root), str(root.parent / "x.zarr"), "episodes=1:", "actions=absolute"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if "stale" in line] == [
-        "  meta/episodes is stale for 2 of 3 episodes: rows were found by their episode_index "
+        "  meta/episodes is stale for 2 of 2 episodes: rows were found by their episode_index "
         "(episode 1: rows 0 to 6 of data/chunk-000/file-001.parquet)"
     ]
     store = EpisodeStore.open(root.parent / "x.zarr")
     assert [record.length for record in store.records] == [6, 5]
+
+
+@pytest.mark.parametrize(
+    ("change", "episodes", "count"),
+    [
+        (index_with(length=[4, 5, 5]), "2:", 0),
+        (index_with(length=[4, 5, 5]), "1:", 1),
+        (index_with(length=[4, 5, 5]), ":2", 1),
+        (index_with(**{f"videos/{FRONT}/from_timestamp": [0.0, 0.0, 1.0]}), "2:", 0),
+        (index_with(**{f"videos/{FRONT}/from_timestamp": [0.0, 0.0, 1.0]}), "1:2", 1),
+    ],
+)
+def test_only_selected_episodes_are_reported_as_stale(
+    root: Path, change: Callable[[Path], None], episodes: str, count: int
+) -> None:
+    change(root)
+    assert len(lerobot_v3.open_source(root, episodes=episodes).provenance["remarks"]) == count
 
 
 def test_episodes_that_lerobot_deleted_are_gone(original: Path, tmp_path: Path) -> None:

@@ -130,6 +130,20 @@ def test_version_21_is_read(v21_root: Path) -> None:
     assert source.provenance["left_out"]["video.side"] == "2 of 3 episodes have no video of it, 0 the first"
 
 
+@pytest.mark.parametrize(("episodes", "stated"), [(None, "1 of 3"), ("1:", "1 of 2"), ("2:", "")])
+def test_only_selected_episodes_are_reported_as_stale(tmp_path: Path, episodes: str | None, stated: str) -> None:
+    root = write_v21(tmp_path / "toy", {"ego": range(3)})
+    listed = root / "meta/episodes.jsonl"
+    rows = [json.loads(line) | {"length": STEPS - (i == 1)} for i, line in enumerate(listed.read_text().splitlines())]
+    listed.write_text("\n".join(map(json.dumps, rows)))
+    source = lerobot_v21.open_source(root, episodes=episodes)
+    assert len(source.embodiment.action_low) == 3  # reads all rows
+    remarks = source.provenance["remarks"]
+    assert [f"meta/episodes.jsonl is stale for {stated} episodes" in remark for remark in remarks] == [True] * bool(
+        stated
+    )
+
+
 def test_cameras_are_those_of_the_chosen_episodes(v21_root: Path) -> None:
     assert lerobot_v21.open_source(v21_root, episodes="2:3").embodiment.cameras == ("ego", "side")
     asked = lerobot_v21.open_source(v21_root, cameras=["side"])

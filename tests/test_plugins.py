@@ -92,6 +92,25 @@ def test_one_that_cannot_be_imported_is_one_line(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.usefixtures("plugin")
+@pytest.mark.parametrize(
+    ("command", "lines"),
+    [
+        ("train", {"task=fetch-it, broken", "head=own"}),
+        ("deploy", {"robot=own_arm", "robot.task=fetch-it, broken"}),
+        ("eval", {"task=fetch-it, broken"}),
+        ("data", set()),
+    ],
+)
+def test_the_help_of_a_command_lists_plug_ins_without_importing_them(
+    command: str, lines: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([command, "--help"]) == 0
+    _, _, listed = capsys.readouterr().out.partition("Plug-ins of installed packages:")
+    assert {line.strip() for line in listed.partition("\n\n")[0].splitlines() if line} == lines
+    assert "own_plugin" not in sys.modules
+
+
+@pytest.mark.usefixtures("plugin")
 def test_a_head_of_another_package(make_model: Callable[..., VLA], tmp_path: Path) -> None:
     assert compose("train", ["head=own"]).head == {"kind": "own", "bidirectional": True}
     assert compose("train", ["head=own", "head.bidirectional=false"]).head.bidirectional is False
@@ -123,6 +142,8 @@ def test_a_mistake_in_the_options_of_a_plug_in_is_named(
 ) -> None:
     assert cli.main(shlex.split(arguments)) == 2
     assert message in capsys.readouterr().err
+    # The import may take seconds; only _target_ names a class without checking its options first.
+    assert "own_plugin" not in sys.modules or "_target_" in arguments
 
 
 @pytest.mark.usefixtures("plugin")

@@ -62,6 +62,20 @@ def test_an_environment_without_close_ends_without_a_word(before: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("name", "argument", "message"),
+    [
+        ("pick", "wrong", r"unknown environment argument 'wrong'; known: image_size, randomize, .*max_episode_steps"),
+        ("vla/SO101-Pick-v1", "imagesize", r"'imagesize' \(did you mean 'image_size'\?\)"),
+        ("metaworld/reach-v3", "image_sise", r"'image_sise' \(did you mean 'image_size'\?\)"),
+        ("pikc", "wrong", "unknown task 'pikc'"),
+    ],
+)
+def test_an_unknown_argument_of_an_environment_is_named(name: str, argument: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        vla.make_env(name, **{argument: 1})
+
+
 def test_a_policy_takes_what_the_environment_returns() -> None:
     env = vla.make_env("pick", image_size=32)
     policy, (observation, _) = vla.load_policy("expert", env), env.reset(seed=1)

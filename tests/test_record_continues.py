@@ -1,4 +1,4 @@
-"""`vla record` on a store that is there: what is asked for and differs is said, and an error leaves no empty store."""
+"""What `vla record` says: of a store that is there, and of the keys. An error leaves no empty store."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from vla.commands import cli, record
+from vla.commands.record_robot import help_of
 from vla.datasets.episodes import EpisodeStore
 from vla.errors import InputError
 from vla.types import Episode
@@ -56,7 +57,7 @@ def test_what_differs_is_said_and_where_the_result_is(
     assert run(out, "episodes=2", "codec=raw", "noise=0.1", "seed=3") == 0
     shown = capsys.readouterr().out
     assert "its images stay zstd, not raw; noise 0.03 -> 0.1; seed 3 -> 14, the first missing one" in shown
-    assert "0 new episodes, 2 in all" in shown
+    assert f"{out}: 2 episodes are there already: set more episodes= to continue; vla data info" in shown
     demonstrated.clear()
     assert run(out, "episodes=3", "seed=1000") == 0 and demonstrated[0] == 1000
     assert "seed" not in capsys.readouterr().out
@@ -75,3 +76,20 @@ def test_an_error_leaves_no_empty_store(
     assert run(out, "episodes=1") == 2 and "cannot draw images" in capsys.readouterr().err
     assert not out.exists()
     assert run(kept, "episodes=2") == 2 and len(EpisodeStore.open(kept)) == 1
+
+
+@pytest.mark.parametrize(
+    ("teleop", "has_terminal", "controls"),
+    [
+        ("leader", True, {"enter", "ctrl-C"}),
+        ("leader", False, {"ctrl-C"}),
+        ("gamepad", True, {"enter", "ctrl-C", "stick"}),
+        ("gamepad", False, {"ctrl-C", "stick"}),
+        ("keyboard", True, {"enter", "ctrl-C", "page up"}),
+        ("script", True, {"ctrl-C"}),
+        ("script", False, {"ctrl-C"}),
+    ],
+)
+def test_the_help_names_the_controls_of_the_teleoperator(teleop: str, has_terminal: bool, controls: set[str]) -> None:
+    text = help_of(teleop, has_terminal=has_terminal)
+    assert {control for control in ("enter", "ctrl-C", "stick", "page up") if control in text} == controls

@@ -63,9 +63,8 @@ def test_the_script_keeps_discards_and_ends_and_the_same_command_goes_on(capsys:
     assert (np.diff(episode.time) > 0.05).all() and not store.unfinished_frames
     assert np.isfinite(episode.action).all() and np.ptp(episode.action[:, 5]) > 0
     said = capsys.readouterr().out
-    assert (
-        "enter: begin" in said and "discarded" in said and "ended: quit" in said and "1 new episodes, 1 in all" in said
-    )
+    assert "ctrl-C" in said and "enter" not in said
+    assert "discarded" in said and "ended: quit" in said and "1 new episodes, 1 in all" in said
     store = scripted("y+ y+ save y+ save", "episodes=2")
     assert [r.info["scene"] for r in store.records] == [0, 1]
 
@@ -128,7 +127,8 @@ def device(monkeypatch: pytest.MonkeyPatch, at: Callable[[int], object]) -> None
             at(self.count)
             return WORDS["x+"]
 
-    monkeypatch.setattr("vla.commands.record_robot.open_device", lambda *_: Device())
+    for module in ("record_robot", "operation_checks"):
+        monkeypatch.setattr(f"vla.commands.{module}.open_device", lambda *_: Device())
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,8 @@ def device(monkeypatch: pytest.MonkeyPatch, at: Callable[[int], object]) -> None
         (["teleop=gamepad", "joystick=none"], "no gamepad at none"),
         (["teleop=keyboard"], "terminal"),
         (["teleop=leader"], "leader_port"),
-        (["teleop=leader", "leader_port=nowhere", "leader_calibration_dir=."], "calibrate"),
+        (["teleop=leader", "leader_port=nowhere"], "leader_port=nowhere does not exist"),
+        (["teleop=leader", "leader_port=/dev/null", "leader_calibration_dir=.", "pause=1"], "calibrate"),
         (["teleop=script", "episodes=0"], "above 0"),
         (["teleop=script", "pause=3"], "a script has no pause"),
         (["teleop=script", "out=outputs/pick.zarr"], "out=outputs/NAME.zarr"),
@@ -346,6 +347,7 @@ def test_keys_of_a_terminal_even_in_pieces() -> None:
 def test_the_keyboard_of_the_terminal_moves_the_arm(monkeypatch: pytest.MonkeyPatch) -> None:
     master, slave = pty.openpty()
     monkeypatch.setattr("vla.commands.record_robot.Terminal", lambda press: Terminal(press, slave))
+    monkeypatch.setattr(os, "isatty", lambda number: True)
     os.write(master, b"\x1b[A")
     command = SimRobot.command
 

@@ -46,7 +46,8 @@ def test_the_command_writes_a_tokenizer_once(store: Path, tmp_path: Path, capsys
     out = tmp_path / "deep" / "fast"
     arguments = ["train-tokenizer", f"data={store}", f"out={out}", "horizon=4", "vocab=256"]
     assert cli.main(arguments) == 0
-    assert "times fewer" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "times fewer" in shown and "vla train head=fast head.tokenizer=" in shown
     assert [path.name for path in out.parent.iterdir()] == ["fast"]
     tokenizer = FastTokenizer.load(out)
     assert tokenizer.vocab_size <= 256

@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,8 @@ class Request:
     skip: bool = False
     actions: Mapping[str, Any] = field(default_factory=dict)
     """The user's options for the actions (`vla.datasets.action_inference.infer_actions`)."""
+    unreadable: Mapping[str, str] | None = None
+    """The result of an earlier check of the source's files (`ChecksFiles`). None: they are checked."""
 
 
 class Selection:
@@ -61,14 +63,15 @@ class Selection:
         """
         from vla.datasets.action_inference import report_stated
         from vla.datasets.episode_selection import choose
-        from vla.datasets.episode_source import NamesFaults
+        from vla.datasets.episode_source import ChecksFiles, NamesFaults
         from vla.datasets.format_registry import open_format
         from vla.datasets.formats.corrected_images import correct_images
         from vla.datasets.formats.stated_actions import StatedActions, state_actions
 
-        self.request = request
         self.src = request.src
         self.opened: EpisodeSource = open_format(request.format, request.src, _reader_options(request))
+        checked = self.opened.unreadable if isinstance(self.opened, ChecksFiles) else None
+        self.request = replace(request, unreadable=checked)
         self.indices = choose(request.episodes or ":", len(self.opened))
         faults = self.opened.faults() if isinstance(self.opened, NamesFaults) else {}
         self.faults = {index - self.indices.start: why for index, why in faults.items() if index in self.indices}
@@ -199,5 +202,10 @@ def _reader_options(request: Request) -> dict[str, Any]:
     for key in options:
         if key not in parameters:
             raise InputError(f"{key} is no option for {request.format} sources: leave it out")
-    more = {"episodes": request.episodes, "skip": request.skip, "layout": request.format}
+    more = {
+        "episodes": request.episodes,
+        "skip": request.skip,
+        "layout": request.format,
+        "unreadable": request.unreadable,
+    }
     return {**options, **{key: value for key, value in more.items() if key in parameters}}

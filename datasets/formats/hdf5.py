@@ -43,7 +43,7 @@ import numpy as np
 from jaxtyping import Float, Shaped, UInt8, UInt16
 
 from vla.datasets.formats.columns import concatenate, control_rate, extremes, natural_order
-from vla.datasets.formats.hdf5_check import unreadable
+from vla.datasets.formats.hdf5_check import unreadable as find_unreadable
 from vla.datasets.formats.hdf5_kind import (
     BASE,
     KINDS,
@@ -89,6 +89,7 @@ def open_source(
     action: Sequence[str] | None = None,
     cameras: Sequence[str] | None = None,
     skip: bool = False,
+    unreadable: Mapping[str, str] | None = None,
 ) -> Hdf5Source:
     """Opens the demonstrations in the file or folder `path`. Images are read on access.
 
@@ -104,6 +105,7 @@ def open_source(
         action: names of the datasets that form the action, in order. Default: as above.
         cameras: names of the cameras to read. Default: all.
         skip: whether unreadable episodes are `faults` of the source, as long as one is readable.
+        unreadable: `Hdf5Source.unreadable` of the same files, which are then not checked again.
 
     Raises:
         InputError: a file is damaged, of an unknown layout or of another layout than the first; or the control rate is
@@ -112,7 +114,8 @@ def open_source(
     files = _files(path)
     if not files:
         raise InputError(f"{path} is neither an HDF5 file nor a folder of .hdf5 files")
-    return Hdf5Source(path, files, Choice(layout, fps, instruction, state, action, cameras, skip))
+    found = find_unreadable(files) if unreadable is None else {Path(file): why for file, why in unreadable.items()}
+    return Hdf5Source(path, files, Choice(layout, fps, instruction, state, action, cameras, skip), found)
 
 
 @dataclass(frozen=True)
@@ -126,12 +129,15 @@ class _Outline:
 
 
 class Hdf5Source:
-    """The demonstrations in HDF5 files, in the natural order of their names (see `open_source`)."""
+    """The demonstrations in HDF5 files, in the natural order of their names (see `open_source`).
 
-    def __init__(self, path: Path, files: Sequence[Path], choice: Choice) -> None:
+    `unreadable` are the files on which libhdf5 hangs or crashes, with the reason.
+    """
+
+    def __init__(self, path: Path, files: Sequence[Path], choice: Choice, unreadable: Mapping[Path, str]) -> None:
         self._instruction, self._skip, self._several = choice.instruction, choice.skip, len(files) > 1
         self._faults: dict[int, str] = {}
-        self._unreadable = unreadable(files)
+        self._unreadable = unreadable
         self._outlines: dict[int, _Outline] = {}
         self._episodes: list[tuple[Path, str]] = []
         moves = False
@@ -242,6 +248,11 @@ class Hdf5Source:
 
     def _upright(self, frames: Shaped[np.ndarray, "t h *w"]) -> Shaped[np.ndarray, "t h *w"]:
         return np.ascontiguousarray(frames[:, ::-1]) if self._flipped else frames
+
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        """See `ChecksFiles`."""
+        return {str(file): why for file, why in self._unreadable.items()}
 
     def faults(self) -> Mapping[int, str]:
         """The reasons for unreadable episodes if `skip` is true."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla.common.plural import counted
+from vla.datasets.episode_selection import choose
 from vla.datasets.formats.lerobot_features import is_depth, map_features
 from vla.datasets.formats.lerobot_info import (
     INFO,
@@ -62,13 +63,10 @@ def open_source(
     Raises:
         InputError: there is no such dataset, its files are damaged, or a feature or camera does not exist.
     """
-    from vla.datasets.episode_selection import choose
-
     if not detect(path):
         raise InputError(f"{path} is not a LeRobot dataset of version 2: it has no such meta/info.json")
-    files = V21Files(path)
-    features = files.info["features"]
-    selected = choose(episodes or ":", len(files.lengths))
+    files = V21Files(path, episodes)
+    features, selected = files.info["features"], files.selected
     missing = {} if cameras is not None else files.missing_cameras(selected)
     left_out = {
         key: f"{len(without)} of {len(selected)} episodes have no video of it, {without[0]} the first"
@@ -86,9 +84,12 @@ def _task(row: Mapping[str, Any], path: Path) -> str:
 
 
 class V21Files:
-    """The files of a v2.1 dataset (`LeRobotFiles`). Raises InputError if its metadata are missing or damaged."""
+    """The files of a v2.1 dataset (`LeRobotFiles`). Raises InputError if its metadata are missing or damaged.
 
-    def __init__(self, root: Path) -> None:
+    Remarks about single episodes are limited to `episodes`, FIRST:END.
+    """
+
+    def __init__(self, root: Path, episodes: str | None = None) -> None:
         self.root = root
         self.info: Mapping[str, Any] = read_info(root)
         self._chunks_size = max(1, non_negative_int({"chunks_size": 1000, **self.info}, "chunks_size", root / INFO))
@@ -98,6 +99,7 @@ class V21Files:
             raise InputError(f"{listed} lists no episodes")
         self._episodes = [rows[number] for number in sorted(rows)]
         self.lengths: Sequence[int] = [non_negative_int(row, "length", listed) for row in self._episodes]
+        self.selected = choose(episodes or ":", len(self.lengths))
         self.tasks: Mapping[int, str] = {
             non_negative_int(row, "task_index", tasks): _task(row, tasks) for row in read_json_lines(tasks)
         }
@@ -158,11 +160,12 @@ class V21Files:
 
     def _stale_lengths(self) -> str:
         """A remark if episodes have other lengths than listed."""
-        if not self._stale:
+        stale = {index: rows for index, rows in self._stale.items() if index in self.selected}
+        if not stale:
             return ""
-        index, rows = min(self._stale.items())
+        index, rows = min(stale.items())
         return (
-            f"meta/episodes.jsonl is stale for {len(self._stale)} of {len(self.lengths)} episodes: all rows of their "
+            f"meta/episodes.jsonl is stale for {len(stale)} of {len(self.selected)} episodes: all rows of their "
             f"files are read (episode {index}: {rows}, not {self.lengths[index]})"
         )
 

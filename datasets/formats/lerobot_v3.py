@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vla.datasets.episode_selection import choose
 from vla.datasets.formats.lerobot_features import Features, map_features
 from vla.datasets.formats.lerobot_info import NO_STEPS, data_files, non_negative_int, path_of, read_info, version_of
 from vla.datasets.formats.lerobot_rows import RowFiles, Run
 from vla.datasets.formats.lerobot_side import Side
 from vla.datasets.formats.lerobot_source import LeRobotSource
-from vla.datasets.formats.lerobot_videos import VideoSegment, resolve_segments
+from vla.datasets.formats.lerobot_videos import VideoSegment, is_moved, resolve_segments
 from vla.datasets.source_files import reading_file
 from vla.errors import InputError
 
@@ -33,6 +34,7 @@ def detect(path: Path) -> bool:
 def open_source(
     path: Path,
     *,
+    episodes: str | None = None,
     state: Sequence[str] | None = None,
     action: Sequence[str] | None = None,
     cameras: Sequence[str] | None = None,
@@ -43,6 +45,7 @@ def open_source(
 
     Args:
         path: the folder, or USER/NAME on the hub.
+        episodes: FIRST:END, the episodes that the remarks are about. None: all.
         state: the features to concatenate as the state.
         action: the features to concatenate as the action.
         cameras: the cameras to read. None: all.
@@ -53,7 +56,7 @@ def open_source(
         InputError: there is no dataset, its files are damaged, or a feature or camera does not exist.
     """
     root = path if path.exists() else _download(str(path))
-    files = V3Files(root)
+    files = V3Files(root, episodes)
     side = Side.read(root, files.lengths)
     original = _original_features(side, files.info["features"])
     choices = (state or original.get("state"), action or original.get("action"), cameras)
@@ -73,12 +76,14 @@ class V3Files:
     """The files of a v3 dataset (`LeRobotFiles`). Raises InputError if its metadata are missing or damaged.
 
     The rows of an episode are found by `episode_index`, as LeRobot does, and not by the row numbers in meta/episodes.
+    Remarks about single episodes are limited to `episodes`, FIRST:END.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, episodes: str | None = None) -> None:
         self.root = root
         self.info: Mapping[str, Any] = read_info(root)
         self._episodes = _read_episodes(root)
+        self._selected = choose(episodes or ":", len(self._episodes))
         self.tasks: Mapping[int, str] = _read_tasks(root)
         self._rows = RowFiles(data_files(root))
         numbers = [row["episode_index"] for row in self._episodes]
@@ -153,12 +158,12 @@ class V3Files:
 
     def _stale_index(self) -> str:
         """A remark if meta/episodes states other rows than the actual ones."""
-        stale = [index for index in range(len(self._episodes)) if self._is_stale(index)]
+        stale = [index for index in self._selected if self._is_stale(index)]
         if not stale:
             return ""
         run = self._runs(stale[0])[0]
         return (
-            f"meta/episodes is stale for {len(stale)} of {len(self._episodes)} episodes: rows were found by their "
+            f"meta/episodes is stale for {len(stale)} of {len(self._selected)} episodes: rows were found by their "
             f"episode_index (episode {stale[0]}: rows {run.start} to {run.stop} of {run.path.relative_to(self.root)})"
         )
 
@@ -177,16 +182,17 @@ class V3Files:
         return is_complete and start is not None and (start != position or stop not in (None, start + length))
 
     def _stale_videos(self) -> str:
-        """Finds the video segments of all episodes. Returns a remark if they differ from meta/episodes."""
+        """Finds the video segments of all episodes. Returns a remark if selected ones differ from meta/episodes."""
         reasons = {}
         for key, feature in self.info["features"].items():
             if feature["dtype"] != "video":
                 continue
             stated = [self._stated_segment(row, key) for row in self._episodes]
             files = sorted((self.root / "videos" / key).rglob("*.mp4"))
-            segments, reason = resolve_segments(stated, self.lengths, float(self.info["fps"]), files)
+            fps = float(self.info["fps"])
+            segments, reason = resolve_segments(stated, self.lengths, fps, files)
             self._segments[key] = segments
-            if reason:
+            if reason and any(is_moved(stated[index], segments[index], fps) for index in self._selected):
                 reasons[key] = reason
         return "".join(
             f"meta/episodes is stale for the videos of {', '.join(reasons)} ({reason}): "

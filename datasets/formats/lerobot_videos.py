@@ -47,6 +47,13 @@ def resolve_segments(
     return (list(stated), "") if counted is None else ([*counted], fault)
 
 
+def is_moved(stated: VideoSegment | None, found: VideoSegment | None, fps: float) -> bool:
+    """Whether an episode's frames were found in another file than stated, or more than half a frame apart."""
+    if stated is None or found is None:
+        return stated is not found
+    return stated.path != found.path or abs(stated.start - found.start) > 0.5 / fps
+
+
 def _contradiction(
     stated: Sequence[VideoSegment | None], lengths: Sequence[int], fps: float, counts: dict[Path, int]
 ) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vla.common.atomic import backup_of
 from vla.datasets.episodes import EpisodeStore
 from vla.errors import InputError
 
@@ -111,11 +112,6 @@ def _renameat2(new: Path, old: Path) -> bool:
     if function is None:
         return False
     return bool(function(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(old), RENAME_EXCHANGE) == 0)
-
-
-def backup_of(path: Path) -> Path:
-    """Where a store is for a moment while another takes its place; after a kill, the next edit moves it back."""
-    return path.with_name(f".{path.name}.old")
 
 
 def _move_to_backup(path: Path) -> Path:

@@ -7,6 +7,7 @@ imports slow modules (torch, MuJoCo), so that an invalid option is reported with
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from vla.commands.arguments import quoted
+from vla.common.atomic import backup_of
+from vla.common.renamed_keys import current_targets
 from vla.errors import InputError, suggestion, unknown
 from vla.models.hub import HUB_NAME
 
@@ -25,16 +28,47 @@ HOSTED, HUB = "hosted:", "hub:"
 Overrides = list[str]
 
 
-def record(*, task: str, codec: str, robot: Mapping[str, Any] | None, **_: Any) -> Overrides:
-    """Checks codec, task and robot."""
+def record(
+    *,
+    task: str,
+    codec: str,
+    robot: Mapping[str, Any] | None,
+    instruction: str | None,
+    teleop: str,
+    pause: float | None,
+    out: str,
+    seed: int,
+    **options: Any,
+) -> Overrides:
+    """Checks codec, task and robot, and the options of an expert or an operator."""
+    from vla.commands.operation_checks import (
+        check_demonstrations,
+        check_own_store,
+        check_seed,
+        check_stop_sources,
+        check_teleoperation,
+        check_terminal,
+    )
     from vla.datasets.codecs import codec as known_codec
+    from vla.envs.make import check_one_arm
 
     known_codec(codec)
     if robot is None:
         check_task(task, SCENES)
+        check_seed(seed)
+        if task != SCENES:
+            check_demonstrations(options["episodes"], options["workers"], options["noise"], seed)
         _check_rendering()
         return []
-    return _robot(robot, lambda: task)
+    derived = _robot(robot, lambda: task)
+    if "task" in robot:
+        check_one_arm(robot["task"] or task)
+    check_own_store(out, task)
+    _check_instruction(instruction, robot)
+    check_teleoperation(teleop=teleop, pause=pause, **options)
+    check_terminal(teleop, pause, is_open=os.isatty(0))
+    check_stop_sources(options["stop_file"], options["stop_gamepad"])
+    return derived
 
 
 def train(
@@ -46,12 +80,16 @@ def train(
     backbone: str | Mapping[str, Any],
     plan: Mapping[str, Any],
     stages: Mapping[str, Any],
-    **_: Any,
+    **options: Any,
 ) -> None:
     """Checks training options, stores and backbone."""
+    from vla.training.run_options import RunOptions
     from vla.training.train_config import make_train_config
 
-    make_train_config(plan)
+    make_train_config({**plan, "log": options["log"]})
+    RunOptions(
+        task=task, data=data, vqa=vqa, mixture=mixture, backbone=backbone, plan=plan, stages=stages, **options
+    ).check()
     if data == f"outputs/{task}.zarr" and not Path(data).exists():
         known = tasks()
         if task not in known:
@@ -66,32 +104,29 @@ def train(
         check_backbone(backbone)
 
 
-def train_tokenizer(*, data: str | Mapping[str, str], **_: Any) -> None:
-    """Checks the stores."""
+def train_tokenizer(
+    *, data: str | Mapping[str, str], out: str, horizon: int | float | str | None, scale: float, **_: Any
+) -> None:
+    """Checks the stores, the folder for the tokenizer and its options."""
+    from vla.commands.train_tokenizer import check_options
+
     check_stores(data)
+    check_options(out, horizon, scale)
 
 
 def evaluate(
     *,
     policy: str,
     task: str | None,
-    seeds: str,
-    phrasing: str,
-    axes: Sequence[str],
-    axes_report: Sequence[str],
     vqa: str | None,
-    **_: Any,
+    **options: Any,
 ) -> None:
-    """Checks policy, task, seeds, phrasing, axes and the store of questions."""
-    from vla.envs.axes import check_axis_names
-    from vla.envs.instructions import check_phrasing
-    from vla.evaluation.evaluation_options import parse_seeds
+    """Checks every option apart from those that depend on the policy's or the task's environment."""
+    from vla.evaluation.evaluation_options import EvaluationOptions
     from vla.policies.load import REMOTE as SERVERS
     from vla.policies.load import check_policy, tasks_trained_on
 
-    parse_seeds(seeds)
-    check_phrasing(phrasing)
-    check_axis_names([*axes, *axes_report])
+    EvaluationOptions(policy=policy, task=task, vqa=vqa, **options).check_values()
     check_policy(policy)
     if vqa is not None and not REMOTE.match(vqa) and not Path(vqa).exists():
         raise InputError(f"no VQA store at {vqa}{_near(vqa)}: `vla record task=scenes out={vqa}` makes one")
@@ -102,11 +137,18 @@ def evaluate(
     _check_rendering()
 
 
-def deploy(*, policy: str, robot: Mapping[str, Any], **_: Any) -> Overrides:
-    """Checks policy and robot; returns the task of a simulated robot."""
+def deploy(*, policy: str, robot: Mapping[str, Any], instruction: str | None, **options: Any) -> Overrides:
+    """Checks policy, robot and control loop; returns the task of a simulated robot."""
+    from vla.commands.operation_checks import check_deploy, check_stop_sources
+    from vla.control.config import steps_of
+    from vla.envs import CONTROL_HZ
     from vla.policies.load import check_policy, tasks_trained_on
 
     check_policy(policy)
+    config = check_deploy(policy=policy, **options)
+    if (policy_hz := CONTROL_HZ if "task" in robot else robot.get("control_hz")) is not None:
+        steps_of(policy_hz, config.hz)
+    check_stop_sources(options["stop_file"], options["stop_gamepad"])
 
     def trained_on() -> str:
         try:
@@ -119,15 +161,20 @@ def deploy(*, policy: str, robot: Mapping[str, Any], **_: Any) -> Overrides:
         print(f"robot.task={found[0]}: {policy} was trained on it" if policy != "hold" else f"robot.task={found[0]}")
         return found[0]
 
-    return _robot(robot, trained_on)
+    derived = _robot(robot, trained_on)
+    _check_instruction(instruction, robot)
+    return derived
 
 
 def serve(*, policy: str, host: str, port: int, key_file: str | None, max_clients: int, max_mb: int, **_: Any) -> None:
     """Checks address and policy."""
     from vla.commands.serve import check_address
-    from vla.policies.load import check_policy
+    from vla.policies.load import LEROBOT, SCRIPTED, check_policy
+    from vla.policies.load import REMOTE as SERVERS
 
     check_address(host, port, key_file, max_clients, max_mb)
+    if policy in SCRIPTED or policy.startswith((LEROBOT, *SERVERS)):
+        raise InputError(f"vla serve takes a checkpoint folder or hub:user/model, not {policy}")
     check_policy(policy)
 
 
@@ -156,33 +203,49 @@ def benchmark(*, benchmark: str, data: str, policy: str, **_: Any) -> None:
     check_answerer(policy)
 
 
-def probe(*, policy: str, **_: Any) -> None:
-    """Checks the model, and that this machine can render scenes."""
+def probe(*, policy: str, probes: Sequence[str] | None, **_: Any) -> None:
+    """Checks the model and the probes, and that this machine can render scenes."""
+    from vla.evaluation.vlm.probes.names import check_names
+
+    check_names(probes)
     check_answerer(policy)
     _check_rendering()
 
 
-def play(*, task: str, **_: Any) -> None:
-    """Checks the task, and that this machine can render it."""
+def play(*, task: str, device: str, joystick: str, script: str | None, seed: int, **_: Any) -> None:
+    """Checks task, seed, input device and screen, and that this machine can render."""
+    from vla.commands.operation_checks import check_play
+    from vla.envs.make import check_one_arm
+
     check_task(task)
+    check_one_arm(task)
+    check_play(device, joystick, script, seed)
     _check_rendering()
 
 
-so101_sim = play
+def so101_sim(*, task: str, seed: int, image_size: int, camera_port: int, fps: float, **_: Any) -> None:
+    """Checks the task and the options of the emulation, and that this machine can render."""
+    from vla.commands.operation_checks import check_emulation
+    from vla.envs.make import check_one_arm
+
+    check_task(task)
+    check_one_arm(task)
+    check_emulation(seed, image_size, camera_port, fps)
+    _check_rendering()
 
 
 def data(*, action: str, path: str, **_: Any) -> None:
-    """Checks the action, and that there is something at the path."""
+    """Checks the action, and that there is something at the path, or the backup of a killed edit."""
     from vla.commands.data import ACTIONS
 
     if action not in ACTIONS:
         raise unknown("action", action, ACTIONS)
-    if not REMOTE.match(path) and not Path(path).exists() and not _has_backup(Path(path)):
+    if not REMOTE.match(path) and not Path(path).exists() and not backup_of(Path(path)).exists():
         raise InputError(f"no episode store at {path}{_near(path)}: record one first (vla record)")
 
 
-def view(*, path: str | None, task: str | None, **_: Any) -> None:
-    """Checks the path, or the task and that this machine can render it."""
+def view(*, path: str | None, task: str | None, seed: int, **_: Any) -> None:
+    """Checks the path, or the task, its seed, and that this machine can render it."""
     from vla.datasets.format_registry import is_hub_name
 
     if (
@@ -194,26 +257,41 @@ def view(*, path: str | None, task: str | None, **_: Any) -> None:
     ):
         raise InputError(f"cannot read {path}: nothing is there{_near(path)}")
     if task is not None:
+        from vla.commands.operation_checks import check_seed
+
         check_task(task)
+        check_seed(seed)
         _check_rendering()
 
 
-def demo(*, plan: Mapping[str, Any], **_: Any) -> None:
-    """Checks training options, and that this machine can render."""
+def demo(
+    *, plan: Mapping[str, Any], backbone: str, episodes: int, workers: int, noise: float, seed: int, **options: Any
+) -> None:
+    """Checks the options of all phases, and that this machine can render."""
+    from vla.commands.operation_checks import check_demonstrations
     from vla.training.train_config import make_train_config
 
+    check_demonstrations(episodes, workers, noise, seed)
+    for name in ("scenes", "evaluations", "parallel", "n_action_steps", "horizon", "turns"):
+        if options[name] < 1:
+            raise InputError(f"{name} must be at least 1, not {options[name]}")
     make_train_config(plan)
+    check_backbone(backbone)
     _check_rendering()
 
 
 def check_task(name: str, *more: str) -> None:
     """Raises InputError unless the task is a built-in task, one of `more`, a task of a suite, or a file."""
     from vla.envs.make import is_task
-    from vla.envs.suites.config import suites
+    from vla.envs.suites.config import is_suite, read_suite, suites, tasks_of
 
     known = [*tasks(), *more]
-    if name not in more and not is_task(name):
+    if name in more:
+        return
+    if not is_task(name):
         raise unknown("task", name, [*known, *(f"{suite}/TASK" for suite in suites()), "FILE.yaml"])
+    if tasks_of(name) == (name,) and is_suite(name):
+        read_suite(name)
 
 
 def _check_installed(policy: str, trained_on: Sequence[str]) -> None:
@@ -280,13 +358,6 @@ def _near(path: str) -> str:
     return suggestion(Path(path).name, names)
 
 
-def _has_backup(store: Path) -> bool:
-    """Whether a killed edit left the store under another name, from which the next edit restores it."""
-    from vla.datasets.tools.atomic_store import backup_of
-
-    return backup_of(store).exists()
-
-
 def _robot(robot: Mapping[str, Any], default: Callable[[], str]) -> Overrides:
     """Checks the port of a real robot, or the task of a simulated one; `default` gives the task if it is null."""
     if "task" not in robot:
@@ -300,9 +371,20 @@ def _robot(robot: Mapping[str, Any], default: Callable[[], str]) -> Overrides:
 
 def check_port(robot: Mapping[str, Any]) -> None:
     """Raises InputError if the serial port of a robot does not exist."""
+    from vla.commands.operation_checks import check_serial_port
+
     for name, options in (("robot", robot), ("robot.options", robot.get("options") or {})):
-        if (port := options.get("port")) is not None and not Path(port).exists():
-            raise InputError(f"{name}.port={port} does not exist; `vla doctor` lists the serial ports")
+        if (port := options.get("port")) is not None:
+            check_serial_port(f"{name}.port", port)
+
+
+def _check_instruction(instruction: str | None, robot: Mapping[str, Any]) -> None:
+    """Raises InputError if a real robot has no instruction; a simulated one, or a plug-in, may have its own."""
+    from vla.commands.operation_checks import NO_INSTRUCTION
+
+    target = str(current_targets(robot).get("_target_", ""))
+    if not instruction and target.startswith("vla.robots.lerobot_adapter."):
+        raise InputError(NO_INSTRUCTION)
 
 
 def _check_rendering() -> None:

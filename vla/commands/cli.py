@@ -17,6 +17,7 @@ from vla import __version__
 from vla.commands.arguments import parse
 from vla.commands.table import COMMANDS, Command
 from vla.common.full_disk import explaining_full_disk
+from vla.common.plugins import installed
 from vla.errors import Failure, InputError, unknown
 
 __all__ = ["COMMANDS", "Command", "main", "parse"]
@@ -45,10 +46,18 @@ def help_of(name: str) -> str:
             *(f"  {example}" for example in command.examples),
             "\nOptions (also --KEY VALUE):",
             *(f"  {line}".rstrip() for line in options.splitlines()),
+            *_installed_plugins(command),
             "\n  -m      run every combination of the values given as KEY=A,B,C",
             "  --cfg   print the composed options and stop",
         )
     )
+
+
+def _installed_plugins(command: Command) -> list[str]:
+    """The lines of the help that name the plug-ins of installed packages; nothing of them is imported."""
+    found = {option: list(installed(group)) for option, group in command.plugins.items()}
+    lines = [f"  {option}={', '.join(names)}" for option, names in found.items() if names]
+    return ["\nPlug-ins of installed packages:", *lines] if lines else []
 
 
 def execute(name: str, arguments: Sequence[str]) -> None:
@@ -74,6 +83,8 @@ def execute(name: str, arguments: Sequence[str]) -> None:
 
         for config in configs:
             options.check_known(name, config)
+            for function in filter(None, (COMMANDS[name].function, COMMANDS[name].options_of)):
+                options.check_types(function, config)
         derived = [getattr(checks, check)(**options.values_of(config)) or [] for config in configs]
         runs = [[*run, *extra] for run, extra in zip(runs, derived, strict=True)]
         configs = [options.compose(name, run) for run in runs] if any(derived) else configs

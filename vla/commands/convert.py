@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -84,8 +85,18 @@ def convert(options: ConvertOptions) -> None:
     target = options.target
     if options.workers < 1:
         raise InputError(f"workers={options.workers}: must be 1 or more")
+    # A single number on the command line is parsed as an int.
+    numbers = None if options.episodes is None else str(options.episodes)
+    from vla.datasets.codecs import codec as known_codec
+    from vla.datasets.episode_selection import check_range
     from vla.datasets.format_registry import FORMATS, find_format
 
+    if numbers is not None:
+        check_range(numbers)
+    if options.codec is not None:
+        known_codec(options.codec)
+    if target == "vla":
+        _refuse(options.values("use_videos"), "a zarr store")
     name = find_format(options.src, options.format)
     if name not in FORMATS:
         episodes = options.values(*READING, *ACTIONS, "episodes", "skip", "workers", "use_videos")
@@ -93,12 +104,8 @@ def convert(options: ConvertOptions) -> None:
         _import_questions(options, name)
         return
     _refuse(options.values("images", "size"), f"episodes ({name})")
-    if target == "vla":
-        _refuse(options.values("use_videos"), "a zarr store")
-    else:
+    if target == "lerobot":
         _refuse(options.values("codec", "workers"), "a LeRobotDataset")
-    # A single number on the command line is parsed as an int.
-    numbers = None if options.episodes is None else str(options.episodes)
     request = Request(options.src, name, options.values(*READING), numbers, options.skip, options.values(*ACTIONS))
     selection = _select(request, options.dst)
     selection.report()
@@ -119,6 +126,7 @@ def _import_questions(options: ConvertOptions, name: str) -> None:
     values = options.values("images", "size", "codec")
     values |= {"images": Path(values["images"])} if "images" in values else {}
     import_vqa(Path(options.src), Path(options.dst), name, **values)
+    print(_next_step(options.dst))
 
 
 def _select(request: Request, dst: str) -> Selection:
@@ -186,6 +194,13 @@ def _print_done(selection: Selection, dst: str, written: Written, seconds: float
         missing = f"{written.without_instruction} of {counted(written.episodes, 'episode')}"
         print(f"  {missing} have no instruction: set it by instruction='…', or by `vla data edit` in a store")
     print_skipped(written.skipped)
+    print(_next_step(dst))
+
+
+def _next_step(dst: str) -> str:
+    """The command that shows a result: a store, or a LeRobotDataset."""
+    is_dataset = "://" not in dst and (Path(dst) / "meta" / "info.json").is_file()
+    return f"vla {'view' if is_dataset else 'data info'} {shlex.quote(dst)}"
 
 
 def _size(location: str) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, Literal, get_args, get_origin
 
 from vla.common.plural import counted
+from vla.common.source_signature import signature_of
 from vla.errors import InputError, unknown
 
 
@@ -20,12 +20,11 @@ def data(*, action: str, path: str, **options: object) -> None:
     """
     if action not in ACTIONS:
         raise unknown("action", action, ACTIONS)
-    function = _function(action)
-    parameters = inspect.signature(function).parameters
+    parameters = signature_of(ACTIONS[action])
     arguments = {name: value for name, value in options.items() if value is not None}
     for name, value in arguments.items():
         if name not in parameters:
-            owners = " and ".join(known for known in ACTIONS if name in inspect.signature(_function(known)).parameters)
+            owners = " and ".join(known for known in ACTIONS if name in signature_of(ACTIONS[known]))
             value = " ".join(map(str, value)) if name == "others" and isinstance(value, list) else value
             raise InputError(f"vla data {action} cannot use {name}={value}: it belongs to vla data {owners}")
         kind, expected = TYPES[name]
@@ -34,7 +33,7 @@ def data(*, action: str, path: str, **options: object) -> None:
     required = [name for name, parameter in list(parameters.items())[1:] if parameter.default is parameter.empty]
     if missing := [name for name in required if name not in arguments]:
         raise InputError(f"vla data {action} needs {', '.join(f'{name}=…' for name in missing)}; see vla data --help")
-    function(path, **arguments)
+    _function(action)(path, **arguments)
 
 
 def check(path: str, *, repair: bool = False) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vla.commands.operation_checks import NO_INSTRUCTION, check_deploy
 from vla.common.atomic import write_json
 from vla.common.full_disk import explain_full_disk
 from vla.control.adapt import adapt, adapted_line
@@ -28,13 +29,12 @@ from vla.control.status_page import status_page
 from vla.control.stop import EmergencyStop, in_background, operator, stop_sources
 from vla.control.tick import Tick
 from vla.datasets.codecs import DEFAULT
-from vla.datasets.codecs import codec as known_codec
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.open_folder import open_folder
 from vla.embodiment import Embodiment
 from vla.errors import EXIT_CODES, Failure, InputError
 from vla.policies.data_summary import DataSummary
-from vla.policies.load import REMOTE, policy_for
+from vla.policies.load import policy_for
 from vla.policies.policy import Policy, takes_prefix
 from vla.recording.recorder import Recorder
 from vla.recording.zarr_recorder import ZarrRecorder
@@ -99,20 +99,15 @@ def deploy(
     """
     task = instruction or getattr(robot, "instruction", None)
     if not task:
-        raise InputError("set the instruction: instruction='pick up the red cube'")
-    if seconds <= 0 or lost <= 0:
-        raise InputError(f"seconds and lost must be above 0, not {seconds:g} and {lost:g}")
+        raise InputError(NO_INSTRUCTION)
+    config = check_deploy(
+        policy=policy, seconds=seconds, loop=loop, lost=lost, dry_run=dry_run, record=record, codec=codec
+    )
     record = record and not dry_run
-    if codec is not None:
-        known_codec(codec)
-        if not record:
-            raise InputError("codec= applies to the episode, which is not stored with record=false or dry_run=true")
-    config, body, folder = loop_config(loop, policy, lost), robot.embodiment, Path(out)
+    body, folder = robot.embodiment, Path(out)
     steps_of(body.control_hz, config.hz)
     target: Robot = robot
     if dry_run:
-        if config.end != "hold":
-            raise InputError(f"loop.end={config.end} moves the arm: leave it out with dry_run=true")
         # An arm that receives no commands cannot stall.
         target, config = DryRun(robot), replace(config, stall=float("inf"), move_to_start=False, end="hold")
         print("dry_run: nothing is sent to the robot, and it does not move to the start of the demonstrations")
@@ -166,17 +161,6 @@ def deploy(
     print(f"open {written}, or: vla view {folder / STORE}" if record else f"open {written}")
     if stats.outcome != "done":
         raise Failure(f"the run ended: {stats.reason}", EXIT_CODES[stats.outcome])
-
-
-def loop_config(loop: Mapping[str, Any], policy: str, lost: float) -> LoopConfig:
-    """The loop configuration for a policy.
-
-    For a server the inference timeout is at least `lost` [s]; "hold" has no limit on invalid action chunks.
-    """
-    config = LoopConfig(**loop)
-    if policy.startswith(REMOTE):
-        return replace(config, inference_timeout_s=max(config.inference_timeout_s, lost))
-    return replace(config, invalid=None) if policy == "hold" else config
 
 
 def _adjust_to_policy(config: LoopConfig, info: PolicyInfo, policy: str) -> tuple[LoopConfig, DataSummary]:

@@ -26,8 +26,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vla.commands.arguments import is_path, keys_of
-from vla.common.plugins import HEADS, ROBOTS, installed, load_plugin
+from vla.common.plugins import HEADS, ROBOTS, installed, plugin_parameters
 from vla.common.renamed_keys import current_targets
+from vla.common.source_signature import signature_of
 from vla.errors import InputError, suggestion, unknown
 from vla.training.train_config import TrainConfig
 
@@ -49,7 +50,8 @@ def compose(command: str, overrides: Sequence[str]) -> DictConfig:
         with hydra.initialize_config_module(CONFIGS, version_base="1.3"):
             if choices := [override for override in overrides if re.match(rf"({'|'.join(PLUGINS)})=\w", override)]:
                 known = hydra.compose(command, choices)
-            config = hydra.compose(command, [part for override in overrides for part in _replacing(override)])
+            parts = (part for override in overrides for part in _replacing(override, defaults))
+            config = hydra.compose(command, list(parts))
         _check_types(defaults, config, [part for part in overrides if part.partition("=")[0] not in parameters])
         _check_plugin_types(parameters, config)
         config = OmegaConf.create(_expanded(OmegaConf.to_container(config)))
@@ -77,8 +79,7 @@ def _store_plugins(overrides: Sequence[str]) -> dict[str, inspect.Parameter]:
         if group not in PLUGINS or name not in installed(PLUGINS[group]):
             continue
         plugins = PLUGINS[group]
-        signature = inspect.signature(load_plugin(plugins, name)).parameters.values()
-        parameters = [p for p in signature if p.kind is not p.VAR_KEYWORD]
+        parameters = plugin_parameters(plugins, name)
         parameters = parameters[1:] if group == "head" else parameters  # a head's first is the vocabulary
         first = {"kind": name} if group == "head" else {"_target_": installed(plugins)[name].value.replace(":", ".")}
         options = first | {p.name: "???" if p.default is p.empty else p.default for p in parameters}
@@ -99,9 +100,15 @@ def _check_plugin_types(parameters: Mapping[str, inspect.Parameter], config: Dic
             _check_value(key, value, kind, inside=True)
 
 
-def _replacing(override: str) -> list[str]:
-    """`KEY={_target_: CLASS, ...}` as Hydra has it: the default choice of KEY is left out, with its options."""
+def _replacing(override: str, defaults: DictConfig) -> list[str]:
+    """An override as Hydra has it.
+
+    Of `KEY={_target_: CLASS, ...}` the default choice of KEY is left out, with its options. A mapping whose default is
+    empty has no known keys: it takes any.
+    """
     key, _, value = override.partition("=")
+    if key in defaults and defaults[key] == {}:
+        return [f"++{override}"]
     replaces = key.isidentifier() and re.match(r"\s*\{\s*_target_\s*:", value)
     return [f"~{key}", f"+{override}"] if replaces else [override]
 
@@ -120,6 +127,14 @@ def check_known(command: str, config: DictConfig) -> None:
     known = keys_of(command)
     for key in sorted(map(str, config.keys() - known)):
         raise InputError(f"there is no option {key!r}{suggestion(key, known)}; see `vla {command} --help`")
+
+
+def check_types(function: str, config: DictConfig) -> None:
+    """Raises InputError for a value that does not match the annotation of its parameter of "module:name"."""
+    parameters = signature_of(function)
+    for name, value in values_of(config).items():
+        if name in parameters and isinstance(annotation := parameters[name].annotation, str):
+            _check_value(name, value, annotation)
 
 
 def check_outputs_differ(configs: Sequence[DictConfig]) -> None:

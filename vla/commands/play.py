@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from vla.commands.operation_checks import HEADLESS, check_play
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.open_folder import open_folder
-from vla.envs.make import make_env
+from vla.envs.make import make_env, not_one_arm
 from vla.envs.so101 import SO101Env, to_observation
 from vla.envs.viewer import Window
-from vla.errors import InputError
 from vla.recording.recorder import Recorder
 from vla.recording.session_end import UNMOVED, Motion, check_script_saved, print_episode_count
 from vla.recording.zarr_recorder import ZarrRecorder
@@ -24,8 +24,6 @@ from vla.robots.teleoperators.teleoperator import Event, Teleop
 
 if TYPE_CHECKING:
     from vla.kinematics.solver import KinematicSolver
-
-HEADLESS = "use device=script script=FILE (vla play --help)"
 
 
 def play(*, task: str, seed: int, device: str, joystick: str, script: str | None, out: str) -> None:
@@ -47,14 +45,13 @@ def play(*, task: str, seed: int, device: str, joystick: str, script: str | None
         InputError: The task, the device or the screen is not available, the store has another embodiment (nothing is
             written in these cases), or a script saves no episode.
     """
-    if seed < 0:
-        raise InputError(f"the seed must be 0 or more, not {seed}")
+    check_play(device, joystick, script, seed)
     with ExitStack() as stack:
         teleop = open_device(device, joystick, script, stack)
         env = make_env(task, holdout=True).unwrapped
         stack.callback(env.close)
         if not isinstance(env, SO101Env) or len(env.scene.arms) > 1:
-            raise InputError(f"{task} cannot be played: a task with one SO-101 can, such as task=pick")
+            raise not_one_arm(task)
         begun = open_folder(out).exists("")
         window = None
         if begun:

@@ -30,10 +30,11 @@ def probe(*, policy: str, probes: Sequence[str] | None, n: int, seed: int, out: 
         raise InputError(f"a probe needs 2 scenes or more and a seed of 0 or more, not n={n} seed={seed}")
     from vla.common.atomic import write_json
     from vla.evaluation.vlm.answerer import open_answerer
+    from vla.evaluation.vlm.probes.names import check_names
     from vla.evaluation.vlm.probes.probe_report import write_probe_page
-    from vla.evaluation.vlm.probes.registry import check, select_probes
+    from vla.evaluation.vlm.probes.registry import select_probes
 
-    check(probes)
+    check_names(probes)
     answerer = open_answerer(policy)
     results: dict[str, ProbeResult] = {}
     for name, run in select_probes(probes, answerer).items():

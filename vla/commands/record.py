@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
+from vla.commands.operation_checks import check_demonstrations, check_own_store, check_seed
 from vla.errors import InputError
 from vla.types import Episode, Observation
 
@@ -67,13 +68,11 @@ def record(
     if robot is not None:
         from vla.commands.record_robot import record_robot
 
-        if out == f"outputs/{task}.zarr":
-            raise InputError("set the store for the demonstrations: out=outputs/NAME.zarr")
+        check_own_store(out, task)
         record_robot(robot=robot, episodes=episodes, out=out, codec=codec, **operated)
         return
-    if seed < 0:
-        raise InputError(f"the seed must be 0 or more, not {seed}")
     if task == "scenes":
+        check_seed(seed)
         from vla.commands.record_scenes import record_scenes
 
         record_scenes(out, episodes, seed, randomize, workers, codec, questions)
@@ -102,8 +101,7 @@ def record_demonstrations(
     from vla.envs.make import make_env
     from vla.recording.session_end import print_episode_count, remove_empty_on_error
 
-    if episodes < 1 or workers < 1 or not 0 <= noise < 1:
-        raise InputError(f"episodes and workers must be positive and noise in [0, 1): {episodes}, {workers}, {noise}")
+    check_demonstrations(episodes, workers, noise, seed)
     env = make_env(task, randomize=randomize)
     embodiment = env.unwrapped.embodiment  # type: ignore[attr-defined]
     env.close()
@@ -130,7 +128,7 @@ def record_demonstrations(
                     for episode in found[: episodes - len(store)]:
                         store.append(episode)
                         bar.update()
-        print_episode_count(out, store, before)
+        print_episode_count(out, store, before, finished=before >= episodes)
 
 
 def _print_differences(store: EpisodeStore, out: str, codec: str, noise: float, seed: int, next_seed: int) -> None:

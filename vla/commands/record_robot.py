@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
 
+from vla.commands.operation_checks import NO_INSTRUCTION, check_teleoperation, check_terminal
 from vla.control.clock import NO_PRIORITY
 from vla.control.config import LoopConfig, rate_for
 from vla.control.events import EventLog
@@ -21,13 +22,13 @@ from vla.control.tick import Tick
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.open_folder import open_folder
 from vla.envs.arm import JOINTS
-from vla.errors import EXIT_CODES, Failure, InputError, Outcome, unknown
+from vla.errors import EXIT_CODES, Failure, InputError, Outcome
 from vla.recording.session_end import UNMOVED, Motion, check_script_saved, print_episode_count
 from vla.recording.zarr_recorder import ZarrRecorder
 from vla.robots.robot import Robot
 from vla.robots.teleoperators import gamepad, keyboard
 from vla.robots.teleoperators.cartesian_jog import fingertip_solver
-from vla.robots.teleoperators.devices import DEVICES, open_device
+from vla.robots.teleoperators.devices import open_device
 from vla.robots.teleoperators.keyboard import Keyboard
 from vla.robots.teleoperators.leader import Leader
 from vla.robots.teleoperators.operator import LASTS, Operator
@@ -42,7 +43,8 @@ RETRY = (Event.DISCARD.value, Event.NEXT.value)
 EXPECTED = (Event.QUIT.value, TIMEOUT, MET, Event.SAVE.value, *RETRY)
 """Reasons for the end of a run that are planned or decided by the operator."""
 HELPS = {"gamepad": gamepad.HELP, "keyboard": keyboard.HELP}
-KEYS = "enter: begin; end and keep     backspace, r: discard, and again     q, ctrl-C: stop the arm, and end"
+END = "ctrl-C: stop the arm, and end"
+KEYS = f"enter: begin; end and keep     backspace, r: discard, and again     q, {END}"
 
 
 def record_robot(
@@ -95,12 +97,17 @@ def record_robot(
             (nothing moves in these cases), or a script saves no episode.
         Failure: The robot does not connect, or a fault or a stop ended the session; with a code of EXIT_CODES.
     """
-    if episodes < 1 or seconds <= 0 or (pause is not None and pause < 0):
-        raise InputError(f"episodes and seconds must be above 0, pause 0 or more: {episodes}, {seconds}, {pause}")
-    if teleop == "script" and pause:
-        raise InputError(f"pause={pause:g}: a script has no pause, its episodes begin with their first movement")
+    check_teleoperation(
+        teleop=teleop,
+        episodes=episodes,
+        seconds=seconds,
+        pause=pause,
+        joystick=joystick,
+        script=script,
+        leader_port=leader_port,
+    )
     if not instruction and not hasattr(robot, "instruction"):
-        raise InputError("set the demonstrated task: instruction='pick up the red cube'")
+        raise InputError(NO_INSTRUCTION)
     body = robot.embodiment
     config = LoopConfig(
         hz=rate_for(body.control_hz), execution="chunked", n_action_steps=1, max_observation_age_s=LASTS
@@ -111,25 +118,30 @@ def record_robot(
             EpisodeStore.open(out).embodiment.check(body)
         device, solver = _device(teleop, robot, joystick, script, stack, leader_port, leader_id, leader_calibration_dir)
         terminal = stack.enter_context(Terminal(device.press if isinstance(device, Keyboard) else None))
-        if teleop in ("leader", "keyboard") and not terminal.is_open and (teleop == "keyboard" or pause is None):
-            raise InputError(f"teleop={teleop} needs a terminal for its keys; a leader needs none with pause=SECONDS")
+        check_terminal(teleop, pause, is_open=terminal.is_open)
         store = stack.enter_context(EpisodeStore.open(out, "a") if resumed else EpisodeStore.create(out, body, codec))
         stop = EmergencyStop(stop_sources(stop_file, stop_gamepad, stack))
         stack.enter_context(stop.signals())
         stack.enter_context(robot)
-        print(*(help for name, help in HELPS.items() if name == teleop), KEYS, sep="\n")
+        print(help_of(teleop, has_terminal=terminal.is_open))
         session = _RecordingSession(robot, Operator(device, body, solver, _show), terminal, stop, config, store)
-        before = len(store)
+        before, finished = len(store), session.count(instruction) >= episodes
         reason = ""
         try:
             wait = 0.0 if teleop == "script" else inf if pause is None else pause
             reason = session.run(teleop, instruction, episodes, seconds, wait, keep_unfinished)
         finally:
-            print_episode_count(out, store, before)
+            print_episode_count(out, store, before, finished=finished)
         if teleop == "script" and reason == Event.QUIT.value:
             check_script_saved(out, store, before)
         if session.outcome is not None and reason and reason not in EXPECTED:
             raise Failure(f"the session ended: {reason}", EXIT_CODES[session.outcome])
+
+
+def help_of(teleop: str, *, has_terminal: bool) -> str:
+    """The controls of an operator with this device. Without a terminal, and for a script, only ctrl-C applies."""
+    keys = KEYS if has_terminal and teleop != "script" else END
+    return "\n".join([HELPS[teleop], keys] if teleop in HELPS else [keys])
 
 
 def _device(
@@ -143,8 +155,6 @@ def _device(
     calibration_dir: str | None,
 ) -> tuple[Teleop, KinematicSolver | None]:
     """The input device, and the arm's inverse kinematics for devices that move the fingertips."""
-    if teleop not in ("leader", *DEVICES):
-        raise unknown("teleop", teleop, ("leader", *DEVICES))
     joints = tuple(f"{joint} [rad]" for joint in JOINTS)
     if robot.embodiment.action != joints or robot.embodiment.state != joints:
         raise InputError(
@@ -153,8 +163,7 @@ def _device(
         )
     if teleop != "leader":
         return open_device(teleop, joystick, script, stack), fingertip_solver()
-    if port is None:
-        raise InputError("teleop=leader needs leader_port=…, its serial port: `vla doctor` lists the serial ports")
+    assert port is not None  # checked with the other options
     return stack.enter_context(Leader(port, id, calibration_dir)), None
 
 
@@ -173,7 +182,7 @@ class _RecordingSession:
 
     def run(self, teleop: str, instruction: str | None, episodes: int, seconds: float, pause: float, keep: bool) -> str:
         """Records the missing episodes; returns the reason for an early end, "" if all episodes are recorded."""
-        scene, number = len(self.store), self._count(instruction)
+        scene, number = len(self.store), self.count(instruction)
         while number < episodes:
             self._reset_scene(scene)
             task = instruction or str(getattr(self.robot, "instruction", ""))
@@ -192,7 +201,8 @@ class _RecordingSession:
                 return reason
         return ""
 
-    def _count(self, instruction: str | None) -> int:
+    def count(self, instruction: str | None) -> int:
+        """The number of stored episodes of the instruction; None: of all."""
         return sum(instruction in (None, record.instruction) for record in self.store.records)
 
     def _reset_scene(self, scene: int) -> None:

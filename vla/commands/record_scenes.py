@@ -20,6 +20,7 @@ from vla.datasets.questions import Question, questions
 from vla.datasets.vqa import VqaItem, VqaStore
 from vla.errors import InputError
 from vla.evaluation.vlm.answerer import HOSTED, open_hosted
+from vla.recording.session_end import are_requested
 
 FRONT_KINDS = (*["point", "identify"] * 3, "existence", "color", "shape", "count", "relation", "relation")
 FRONT_QUESTIONS, WRIST_QUESTIONS = 18, 4
@@ -56,6 +57,7 @@ def record_scenes(
     from vla.envs.scene import CAMERAS
 
     store = VqaStore(out) if open_folder(out).exists("") else VqaStore.create(out, CAMERAS, 96, 96, codec)
+    before = len(store)
     blocks = list(batched(range(seed + len(store), seed + scenes), BLOCK))
     with (
         ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool,
@@ -69,7 +71,8 @@ def record_scenes(
                 items = [replace(item, questions=qs, source=f"scenes, {question_set}") for item, qs in pairs]
             store.append(items)
             bar.update(len(items))
-    print(f"{out}: {len(store)} scenes; vla data info {shlex.quote(out)}", flush=True)
+    already = f" {are_requested(before)}" if before >= scenes else ""
+    print(f"{out}: {len(store)} scenes{already}; vla data info {shlex.quote(out)}", flush=True)
     return store
 
 

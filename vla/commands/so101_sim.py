@@ -11,7 +11,8 @@ import threading
 from contextlib import ExitStack
 from pathlib import Path
 
-from vla.envs.make import make_env
+from vla.commands.operation_checks import check_emulation
+from vla.envs.make import make_env, not_one_arm
 from vla.envs.so101 import SO101Env
 from vla.errors import InputError
 from vla.robots.feetech_emulator.arm import ServoArm
@@ -42,8 +43,7 @@ def so101_sim(
     Raises:
         InputError: The task is unknown or does not have exactly one SO-101, or the camera port is in use.
     """
-    if fps <= 0:
-        raise InputError(f"fps must be above 0, not {fps}")
+    check_emulation(seed, image_size, camera_port, fps)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Rendering and encoding images must not delay the servos' answers by Python's default of 5 ms.
     sys.setswitchinterval(2e-4)
@@ -51,7 +51,7 @@ def so101_sim(
         env = make_env(task, image_size=image_size, images=False).unwrapped
         stack.callback(env.close)
         if not isinstance(env, SO101Env) or len(env.scene.arms) > 1:
-            raise InputError(f"{task} has not one SO-101: choose a task that has, such as task=pick")
+            raise not_one_arm(task)
         _, info = env.reset(seed=seed)
         arm, folder = ServoArm(env.scene), Path(out)
         folder.mkdir(parents=True, exist_ok=True)

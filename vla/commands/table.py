@@ -5,7 +5,10 @@ This module imports nothing slow, so that `vla --help` is fast.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vla.common.plugins import HEADS, ROBOTS, TASKS
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,9 @@ class Command:
         positional: The options that arguments without `=` set, in order; a leading * marks the last one if it takes all
             remaining arguments.
         verbatim: Options whose value is literal text, in addition to those of `vla.commands.arguments`.
+        options_of: Another function, or a dataclass, that takes options of the command, as "module:name".
         check: Function of `vla.commands.checks` that checks the options before the command is imported.
+        plugins: The options that accept names of other packages, each with its group of entry points.
     """
 
     summary: str
@@ -29,7 +34,9 @@ class Command:
     examples: tuple[str, ...]
     positional: tuple[str, ...] = ()
     verbatim: tuple[str, ...] = ()
+    options_of: str = ""
     check: str = ""
+    plugins: Mapping[str, str] = field(default_factory=dict)
 
 
 COMMANDS = {
@@ -47,7 +54,9 @@ COMMANDS = {
             "out=outputs/lift.zarr",
         ),
         verbatim=("questions",),
+        options_of="vla.commands.record_robot:record_robot",
         check="record",
+        plugins={"task": TASKS, "robot": ROBOTS},
     ),
     "train": Command(
         "train a policy on demonstrations and visual questions",
@@ -61,7 +70,9 @@ COMMANDS = {
             "vla train -m hydra/launcher=submitit_slurm hydra.launcher.gpus_per_node=1 out=outputs/train",
             "vla train recipe=backbone out=outputs/backbone",
         ),
+        options_of="vla.training.run_options:RunOptions",
         check="train",
+        plugins={"task": TASKS, "head": HEADS},
     ),
     "train-tokenizer": Command(
         "train a FAST action tokenizer on demonstrations",
@@ -88,7 +99,9 @@ COMMANDS = {
             "vla eval policy=outputs/train 'delay=[0,0.1,0.2,0.4]' 'execution=[naive,chunked,rtc]' out=outputs/late",
             "vla eval policy=outputs/train seeds=0:200 'merge=[outputs/a,outputs/b]' out=outputs/all",
         ),
+        options_of="vla.evaluation.evaluation_options:EvaluationOptions",
         check="evaluate",
+        plugins={"task": TASKS},
     ),
     "deploy": Command(
         "run a policy on a robot, or on a simulated robot in wall-clock time",
@@ -101,6 +114,7 @@ COMMANDS = {
             "vla deploy policy=ws://gpu-host:8000 dry_run=true",
         ),
         check="deploy",
+        plugins={"robot": ROBOTS, "robot.task": TASKS},
     ),
     "serve": Command(
         "serve a policy to robots over openpi's WebSocket protocol",
@@ -173,6 +187,7 @@ COMMANDS = {
         ),
         positional=("path",),
         check="view",
+        plugins={"task": TASKS},
     ),
     "play": Command(
         "teleoperate a simulated arm, and record it",
@@ -183,6 +198,7 @@ COMMANDS = {
         "enter: save    backspace: discard and repeat    home: next scene    end: quit",
         ("vla play task=pick seed=0", "vla play task=stack device=gamepad out=outputs/by-hand.zarr"),
         check="play",
+        plugins={"task": TASKS},
     ),
     "data": Command(
         "inspect, check, merge, split, filter and edit stores",
@@ -263,6 +279,7 @@ COMMANDS = {
         ),
         positional=("action",),
         check="robot",
+        plugins={"robot": ROBOTS},
     ),
     "so101-sim": Command(
         "emulate a SO-101 on a serial port, for LeRobot's driver and tools",
@@ -272,6 +289,7 @@ COMMANDS = {
         "drop 0.1, slow 0.02, unplug, plug, heal.",
         ("vla so101-sim", "vla so101-sim task=stack seed=3 out=outputs/arm image_size=256 camera_port=5600"),
         check="so101_sim",
+        plugins={"task": TASKS},
     ),
     "doctor": Command(
         "check this machine, and how to install what is missing",

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
 from vla.common.atomic import atomic_replace
 from vla.errors import InputError
-from vla.models.action_tokenizers.fast import FastTokenizer
-from vla.models.robot_spec import RobotSpec
-from vla.training.demonstrations import Demonstrations, robot_specs
 from vla.training.horizon import horizon_steps
 
+if TYPE_CHECKING:
+    from vla.models.action_tokenizers.fast import FastTokenizer
+    from vla.models.robot_spec import RobotSpec
+    from vla.training.demonstrations import Demonstrations
+
 REPORTED_EPISODES = 50
+
+
+def check_options(out: str, horizon: int | float | str | None, scale: float) -> None:
+    """Raises InputError for an invalid value, and if the folder `out` exists; imports nothing slow."""
+    if Path(out).exists():
+        raise InputError(f"{out} exists already: name another folder, out=…, or remove it")
+    if scale <= 0:
+        raise InputError(f"scale must be greater than 0, not {scale}")
+    horizon_steps(horizon, (), "fast")
 
 
 def train_tokenizer(
@@ -36,11 +49,11 @@ def train_tokenizer(
         InputError: `out` exists, a store cannot be used, or the actions need more tokens than `vocab`. Nothing is
             written.
     """
+    check_options(out, horizon, scale)
+    from vla.models.action_tokenizers.fast import FastTokenizer
+    from vla.training.demonstrations import Demonstrations, robot_specs
+
     folder = Path(out)
-    if folder.exists():
-        raise InputError(f"{folder} exists already: name another folder, out=…, or remove it")
-    if scale <= 0:
-        raise InputError(f"scale must be greater than 0, not {scale}")
     demonstrations = [Demonstrations.open(path) for path in ([data] if isinstance(data, str) else data.values())]
     steps = horizon_steps(horizon, [d.store.embodiment.control_hz for d in demonstrations], "fast")
     robots = {robot.name: robot for robot in robot_specs(demonstrations, steps)}
@@ -57,6 +70,8 @@ def train_tokenizer(
     print(f"{folder}: {tokenizer.vocab_size} tokens")
     for dataset, robot in sources:
         _report(tokenizer, dataset, robot)
+    stores = f" {shlex.quote(f'data={data}')}" if isinstance(data, str) else ""
+    print(f"vla train head=fast {shlex.quote(f'head.tokenizer={folder}')}{stores}")
     return tokenizer
 
 

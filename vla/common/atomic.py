@@ -34,6 +34,11 @@ def write_json(path: Path, values: Any) -> None:
         partial.write_text(json.dumps(values, indent=1))
 
 
+def backup_of(path: Path) -> Path:
+    """Where a store is for a moment while another takes its place; after a kill, the next edit moves it back."""
+    return path.with_name(f".{path.name}.old")
+
+
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vla.errors import InputError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 TASKS, HEADS, ROBOTS = "vla.tasks", "vla.action_heads", "vla.robots"
 """The groups. A task's entry point is a class of `vla.envs.tasks.task.Task`, a head's what makes an `ActionHead` of a
@@ -21,6 +25,8 @@ _REGISTERED: dict[str, dict[str, EntryPoint]] = {}
 @cache
 def installed(group: str) -> dict[str, EntryPoint]:
     """The entry points of a group, by name, with what is registered; nothing of them is imported."""
+    from importlib.metadata import entry_points  # takes a quarter of the time of `vla --help`
+
     return {point.name: point for point in entry_points(group=group)} | _REGISTERED.get(group, {})
 
 
@@ -37,6 +43,8 @@ def register(group: str, name: str, plugin: Callable[..., Any]) -> None:
         InputError: `plugin` is neither a class nor a function, or is defined inside a function, where no other process
             could import it.
     """
+    from importlib.metadata import EntryPoint
+
     if not callable(plugin) or not hasattr(plugin, "__qualname__"):
         raise InputError(f"{name}: register a class or a function, not {plugin!r}")
     if "<" in plugin.__qualname__:
@@ -54,3 +62,18 @@ def load_plugin(group: str, name: str) -> Any:
     except Exception as error:
         package = point.dist.name if point.dist else point.value
         raise InputError(f"{name} of the package {package} cannot be imported ({point.value}): {error}") from error
+
+
+def plugin_parameters(group: str, name: str) -> list[inspect.Parameter]:
+    """The parameters of a plug-in, without * and **; it is imported only if its source does not state them plainly.
+
+    Raises:
+        InputError: the plug-in cannot be imported.
+    """
+    from vla.common.source_signature import parameters_of
+
+    target = installed(group)[name].value
+    found = None if target.partition(":")[0] in sys.modules else parameters_of(target)
+    if found is None:
+        found = list(inspect.signature(load_plugin(group, name)).parameters.values())
+    return [p for p in found if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]

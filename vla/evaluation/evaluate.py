@@ -17,6 +17,7 @@ import gymnasium
 
 from vla.common.atomic import write_json
 from vla.common.intervals import decided_after
+from vla.common.plural import counted
 from vla.control.adapt import adapted_line, load_for_robots
 from vla.datasets.vqa import VqaStore
 from vla.embodiment import Embodiment
@@ -52,7 +53,7 @@ def evaluate(options: EvaluationOptions) -> dict[str, Any]:
         return evaluate_tasks(tasks, evaluate, replace(options, task=options.task or ", ".join(tasks)))
     (task,) = tasks
     options.check(task)
-    folder, merge = Path(options.out), [Path(other) for other in options.merge]
+    folder, merge = Path(options.out), [Path(str(other)) for other in options.merge]
     delay, stop = options.delay, options.stop
     make = partial(make_env, task, **options.scenes | {"axes": tuple(options.axes)}, holdout=True, images=False)
     load = partial(load_for_robots, options.policy, dict(options.kinematics))
@@ -111,10 +112,7 @@ def _settings(options: EvaluationOptions, task: str) -> dict[str, Any]:
 
 
 def _check_folders(folder: Path, merge: Sequence[Path], settings: Mapping[str, Any]) -> None:
-    """Raises InputError if a folder to merge holds no evaluation, or a folder holds one with other settings."""
-    for other in merge:
-        if not (other / "settings.json").exists():
-            raise InputError(f"merge takes folders of vla eval: {other} holds no evaluation")
+    """Raises InputError if a folder holds an evaluation with other settings."""
     for path in (folder, *merge):
         check_folder(path, settings)
 
@@ -139,6 +137,8 @@ def run(
     missing = store.missing(trials)
     missing_keys = {trial.key for trial in missing}
     before = [store.results[trial.key] for trial in trials if trial.key not in missing_keys]
+    if not missing:
+        print(f"{store.folder} has all {counted(len(trials), 'episode')} already: more seeds= extend it")
     if not missing or (decided and decided()):
         return
     # No more processes than have all their environments in use.

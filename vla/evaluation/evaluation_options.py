@@ -6,9 +6,11 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vla.control.action_queue import EXECUTIONS
+from vla.envs.axes import check_axis_names
 from vla.envs.instructions import check_phrasing
 from vla.envs.make import check_task
 from vla.errors import InputError
@@ -23,7 +25,7 @@ class EvaluationOptions:
 
     policy: str
     task: str | None
-    seeds: str
+    seeds: str | int
     phrasing: str
     axes: Sequence[str]
     axes_report: Sequence[str]
@@ -44,9 +46,15 @@ class EvaluationOptions:
     kinematics: Mapping[str, Any]
 
     def check(self, task: str) -> None:
-        """Raises InputError for a value that is invalid, also of several options together, with this task."""
-        check_phrasing(self.phrasing)
+        """Raises InputError as `check_values`, and for axes that this task does not have."""
+        self.check_values()
         check_task(task, (*self.axes, *self.axes_report), swap=self.swap)
+
+    def check_values(self) -> None:
+        """Raises InputError for a value that is invalid, also of several options together."""
+        parse_seeds(self.seeds)
+        check_phrasing(self.phrasing)
+        check_axis_names([*self.axes, *self.axes_report])
         if self.render not in RENDER:
             raise InputError(f"render is one of {', '.join(RENDER)}, not {self.render!r}")
         if set(self.execution) - set(EXECUTIONS) or not self.execution:
@@ -58,7 +66,9 @@ class EvaluationOptions:
         several = self.swap or self.axes_report or len(self.delay) * len(self.execution) > 1
         if self.stop is not None and (several or not isinstance(self.stop, float) or not 0 < self.stop < 1):
             raise InputError("stop is a rate between 0 and 1, for one group: remove swap, axes_report and delays")
-        parse_seeds(self.seeds)
+        for other in self.merge:
+            if not (Path(str(other)) / "settings.json").exists():
+                raise InputError(f"merge takes folders of vla eval: {other} holds no evaluation")
 
     @property
     def scenes(self) -> dict[str, Any]:
@@ -66,7 +76,7 @@ class EvaluationOptions:
         return {"randomize": self.randomize, "phrasing": self.phrasing, "axes": list(self.axes)}
 
 
-def parse_seeds(text: str) -> range:
+def parse_seeds(text: str | int) -> range:
     """Parses FIRST:END: "1000:1060" is 1000 … 1059. Raises InputError for other text and for an empty range."""
     match = re.fullmatch(r"(\d+):(\d+)", str(text).strip())
     seeds = range(int(match[1]), int(match[2])) if match else range(0)

@@ -26,6 +26,13 @@ RELATIVE, UNCHANGED = "relative", "unchanged"
 PREDICTIONS = (RELATIVE, UNCHANGED)
 
 
+def check_predictions(predict: str | Mapping[str, str]) -> None:
+    """Raises InputError unless it is one of PREDICTIONS, or a mapping to them."""
+    choices = predict.values() if isinstance(predict, Mapping) else (predict,)
+    if bad := [choice for choice in choices if choice not in PREDICTIONS]:
+        raise InputError(f"actions are predicted {' or '.join(PREDICTIONS)}, not {bad[0]!r}")
+
+
 def relative_components(body: Embodiment, predict: str | Mapping[str, str]) -> tuple[bool, ...]:
     """Which action components are predicted relative to the state.
 
@@ -36,10 +43,9 @@ def relative_components(body: Embodiment, predict: str | Mapping[str, str]) -> t
     Raises:
         InputError: for an unknown name or choice, and for a component that cannot be relative.
     """
+    check_predictions(predict)
     by_name = predict if isinstance(predict, Mapping) else {}
     default = RELATIVE if isinstance(predict, Mapping) else predict
-    if bad := [choice for choice in (default, *by_name.values()) if choice not in PREDICTIONS]:
-        raise InputError(f"actions are predicted {' or '.join(PREDICTIONS)}, not {bad[0]!r}")
     if unknown := sorted(by_name.keys() - set(body.action)):
         raise InputError(f"predict: {body.name} has no action {unknown[0]!r}: it has {', '.join(body.action)}")
     can = [

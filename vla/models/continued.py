@@ -21,13 +21,13 @@ from typing import Any
 from vla.common.renamed_keys import VALUES
 from vla.common.statistics import Statistics
 from vla.errors import InputError
+from vla.models.choices import KEEP, MERGE, check_statistics
 from vla.models.growth import grown
 from vla.models.normalization import QUANTILE, Normalizer, methods_of
 from vla.models.robot_choice import is_like
 from vla.models.robot_spec import RobotSpec
 from vla.models.vla import VLA
 
-KEEP, NEW, MERGE = "keep", "new", "merge"
 CompleteHead = Callable[[Mapping[str, Any], Sequence[RobotSpec]], Mapping[str, Any]]
 """Computes what the settings of an action head lack for these robots."""
 
@@ -49,8 +49,7 @@ class Ranges:
     def __post_init__(self) -> None:
         current = VALUES["train", "statistics"].get(str(self.statistics), self.statistics)
         object.__setattr__(self, "statistics", current)
-        if self.statistics not in (None, KEEP, NEW, MERGE):
-            raise InputError(f"statistics are {KEEP}, {NEW} or {MERGE}, not {self.statistics!r}")
+        check_statistics(self.statistics)
 
     def check_unused(self, backbone: str) -> None:
         """Raises InputError if `statistics` is set, for a backbone that is not a policy of these robots."""

@@ -35,6 +35,7 @@ from vla.models.action_tokenizers.bins import UniformBins
 from vla.models.batch import IGNORE, Batch, Frames, Row, Shown, allocate_frames, collate
 from vla.models.chat import ChatFormat
 from vla.models.chat_encoder import ChatEncoder
+from vla.models.choices import check_state_encoding
 from vla.models.preprocessing.adapted import for_camera, with_tiles
 from vla.models.preprocessing.earlier import earlier
 from vla.models.preprocessing.frames import Pad
@@ -88,8 +89,7 @@ class Processor:
         images: Preprocessing | None = None,
     ) -> None:
         check_together(robots)
-        if state_encoding not in ("numbers", "text"):
-            raise InputError(f"state_encoding is numbers or text, not {state_encoding}")
+        check_state_encoding(state_encoding)
         self.tokenizer, self.robots = tokenizer, tuple(robots)
         self.image_size, self.tokens_per_image = image_size, tokens_per_image
         self.mean, self.std = tuple(mean), tuple(std)

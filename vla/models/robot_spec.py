@@ -39,7 +39,7 @@ class RobotSpec:
     bins: UniformBins = UniformBins()
     relative: tuple[bool, ...] = ()
     images: str | None = None
-    """Preprocessing mode of camera images (`vla.models.preprocessing.adapted.MODES`); None: as the backbone was
+    """Preprocessing mode of camera images (`vla.models.choices.IMAGE_MODES`); None: as the backbone was
     trained."""
     image_tokens: int | None = None
     """Maximum number of image tokens per camera image; None: a default suitable for a control loop."""

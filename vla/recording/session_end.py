@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 from jaxtyping import Float
 
+from vla.common.plural import counted
 from vla.datasets.episodes import EpisodeStore
 from vla.datasets.open_folder import open_folder
 from vla.errors import InputError
@@ -35,10 +36,21 @@ class Motion:
         return bool((self._high - self._low > MOVED).any(axis=1).all())
 
 
-def print_episode_count(out: str, store: EpisodeStore, before: int) -> None:
-    """Prints the number of new episodes and of all episodes, and the command to inspect them."""
+def print_episode_count(out: str, store: EpisodeStore, before: int, *, finished: bool = False) -> None:
+    """Prints the number of new episodes and of all episodes, and the command to inspect them.
+
+    `finished`: whether the store had the requested number of episodes before.
+    """
     hint = f"; vla data info {shlex.quote(out)}" if len(store) else ""
-    print(f"{out}: {len(store) - before} new episodes, {len(store)} in all{hint}", flush=True)
+    if finished:
+        print(f"{out}: {counted(before, 'episode')} {are_requested(before)}{hint}", flush=True)
+    else:
+        print(f"{out}: {len(store) - before} new episodes, {len(store)} in all{hint}", flush=True)
+
+
+def are_requested(count: int) -> str:
+    """The end of the line for a recording that was finished before: nothing is missing of its `count` episodes."""
+    return f"{'is' if count == 1 else 'are'} there already: set more episodes= to continue"
 
 
 def check_script_saved(out: str, store: EpisodeStore, before: int) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import gymnasium
 import numpy as np
 from jaxtyping import Float
 
 from vla.embodiment import Embodiment
 from vla.errors import InputError
+
+if TYPE_CHECKING:
+    import gymnasium
 
 Workspace = Callable[[Float[np.ndarray, "a"]], bool]
 """Whether an arm at these joint targets is inside its workspace."""

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vla.errors import InputError
-from vla.models.processor import Processor
 
 SECONDS = {"parallel": 0.6, "bins": 0.6, "text": 0.6, "fast": 1.0, "l1": 1.0, "flow": 1.0}
 """Default horizon [s]: 1 s as in pi0, pi0-FAST and OpenVLA-OFT's ALOHA; less for heads with one token per number."""
@@ -87,5 +86,7 @@ def prefix_steps(delay: float | str | None, rate: float, horizon: int) -> int | 
 
 
 def _known(checkpoint: Path) -> int | None:
+    from vla.models.processor import Processor  # imports torch, which a check of options does without
+
     robots = Processor.load(checkpoint).robots
     return robots[0].horizon if robots else None

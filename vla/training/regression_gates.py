@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from vla.common.device import accelerator
-from vla.errors import InputError
 from vla.evaluation.vlm.answerer import BackboneAnswerer
 from vla.evaluation.vlm.benchmark_run import Files
 from vla.evaluation.vlm.probes.registry import LOWER, PROBES
-from vla.evaluation.vlm.scoring.registry import BENCHMARKS
 from vla.models.vla import VLA
+from vla.training.run_options import check_gates
 
 Measure = Callable[[VLA], float]
 SCENES, SEED = 50, 1
 """Default number of scenes, and the seed, of a probe."""
-OPTIONS = ("margin", "n", "data")
 LESS_IS_BETTER = (*LOWER, "chair")
 
 
@@ -35,9 +33,8 @@ class RegressionGates:
 
     def __init__(self, model: VLA, gates: Mapping[str, Mapping[str, Any]]) -> None:
         self.margins, self.measures = dict[str, float](), dict[str, Measure]()
+        check_gates(gates)
         for name, options in gates.items():
-            if "margin" not in options or options.keys() - set(OPTIONS):
-                raise InputError(f"regression_gates.{name} takes {', '.join(OPTIONS)}; margin is required")
             self.margins[name], self.measures[name] = _measure(name, **options)
         self.start = self._scores(model)
 
@@ -62,14 +59,9 @@ class RegressionGates:
 
 
 def _measure(name: str, margin: float, n: int | None = None, data: str | None = None) -> tuple[float, Measure]:
-    if margin < 0:
-        raise InputError(f"regression_gates.{name}: the margin must be 0 or more, not {margin}")
     if name in PROBES:
         return margin, lambda model: PROBES[name](BackboneAnswerer(model), n or SCENES, SEED, baseline=False).main[1]
-    if name not in BENCHMARKS:
-        raise InputError(f"regression_gates.{name} is neither a probe ({', '.join(PROBES)}) nor a benchmark")
-    if data is None:
-        raise InputError(f"regression_gates.{name} needs the location of its official files: set data")
+    assert data is not None  # checked with the other options
     files = Files.open(name, Path(data), n)
 
     def run(model: VLA) -> float:

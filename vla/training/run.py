@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from vla.common.renamed_keys import HEAD, current_keys
-from vla.datasets.prompts import check_choice
 from vla.errors import InputError
 from vla.evaluation.vlm.answerer import weights_of
 from vla.models.build import build
@@ -45,7 +44,7 @@ def train(options: RunOptions) -> Outcome:
     """
     if options.stages:
         return chain(train, options, options.stages)
-    check_choice(options.instruction)
+    options.check()
     options = with_policy_options(options)
     plan, train_run = _plan(options), select(options)
     torch.manual_seed(plan.seed)

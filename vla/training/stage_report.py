@@ -18,9 +18,10 @@ from vla.datasets.questions import KINDS
 from vla.datasets.vqa import VqaStore
 from vla.evaluation.heldout import SHORT, heldout_by_kind
 from vla.evaluation.vlm.answerer import Answerer, open_answerer, weights_of
+from vla.evaluation.vlm.probes.names import check_names
 from vla.evaluation.vlm.probes.probe import ProbeResult
 from vla.evaluation.vlm.probes.probe_report import write_probe_page
-from vla.evaluation.vlm.probes.registry import LOWER, check, select_probes
+from vla.evaluation.vlm.probes.registry import LOWER, select_probes
 from vla.evaluation.vlm.scoring.benchmark import Unit, interval, mean, scored
 from vla.evaluation.vlm.vqa import score
 
@@ -47,7 +48,7 @@ class StageReport:
     """
 
     def __init__(self, out: Path, scenes: Mapping[str, int], stores: Mapping[str, str]) -> None:
-        check(scenes)
+        check_names(scenes)
         self.out, self.scenes, self.stores, self.file = out, dict(scenes), stores, out / "stages.json"
         read = json.loads(self.file.read_text()) if self.file.exists() else {}
         same = read.get("scenes") == self.scenes and read.get("stores") == self.stores

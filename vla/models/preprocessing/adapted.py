@@ -7,6 +7,7 @@ from math import isqrt
 from typing import Any
 
 from vla.errors import InputError
+from vla.models.choices import check_image_mode
 from vla.models.preprocessing.frames import Crop, Pad, Stretch
 from vla.models.preprocessing.molmo_crops import Crops
 from vla.models.preprocessing.native import Native, Patches
@@ -14,7 +15,6 @@ from vla.models.preprocessing.settings import Framing, Preprocessing
 from vla.models.preprocessing.tiles import Canvas, Split, Tiles, Whole
 from vla.models.preprocessing.view import Sides
 
-MODES = ("native", "stretch", "pad", "crop")
 CAMERA_TOKENS = 256
 """Default maximum number of tokens of a camera image where the backbone takes any size: 16 x 16 cells for a square
 image, as PaliGemma's at 224 pixels."""
@@ -58,8 +58,7 @@ def for_camera(preprocessing: Preprocessing, mode: str | None = None, tokens: in
     Raises:
         InputError: for a mode or number of tokens that the family does not support.
     """
-    if mode is not None and mode not in MODES:
-        raise InputError(f"images is one of {', '.join(MODES)}, not {mode}")
+    check_image_mode(mode)
     framing, cell = preprocessing.framing, preprocessing.markup.cell
     if isinstance(framing, Native | Patches):
         budget = CAMERA_TOKENS if tokens is None else tokens

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from vla.errors import InputError, suggestion
 from vla.evaluation.vlm.answerer import Answerer, BackboneAnswerer
 from vla.evaluation.vlm.probes.captions import CHAIR_SIM
 from vla.evaluation.vlm.probes.counting import COUNTING
 from vla.evaluation.vlm.probes.detail import DETAIL
 from vla.evaluation.vlm.probes.existence import POPE_SIM
 from vla.evaluation.vlm.probes.modality import modality_gap
+from vla.evaluation.vlm.probes.names import GAP
 from vla.evaluation.vlm.probes.probe import ProbeResult
 from vla.evaluation.vlm.probes.spatial import SPATIAL
 
@@ -25,7 +25,6 @@ class Run(Protocol):
         ...
 
 
-GAP = "modality-gap"
 PROBES: Mapping[str, Run] = {
     "pope-sim": POPE_SIM,
     "chair-sim": CHAIR_SIM,
@@ -34,16 +33,9 @@ PROBES: Mapping[str, Run] = {
     "detail": DETAIL,
     GAP: modality_gap,
 }
+"""The probes by name; `vla.evaluation.vlm.probes.names` lists the names for checks."""
 LOWER = ("chair-sim", GAP)
 """Probes whose main score is better if lower."""
-
-
-def check(names: Collection[str] | None) -> None:
-    """Raises InputError for an unknown probe."""
-    for name in names or ():
-        if name not in PROBES:
-            known = ", ".join(PROBES)
-            raise InputError(f"unknown probe {name!r}: choose from {known}{suggestion(name, PROBES)}")
 
 
 def select_probes(names: Sequence[str] | None, answerer: Answerer) -> dict[str, Run]:
