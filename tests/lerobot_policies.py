@@ -139,7 +139,7 @@ def _pi(kind: str, folder: Path, options: dict[str, Any], monkeypatch: pytest.Mo
         from lerobot.policies.pi05.configuration_pi05 import PI05Config as Config  # type: ignore[assignment]
 
         Policy, make = modeling.PI05Policy, processor.make_pi05_pre_post_processors  # type: ignore[attr-defined]
-    _gemma_tokenizer().save_pretrained(folder / "tokenizer")
+    gemma_tokenizer().save_pretrained(folder / "tokenizer")
     _small_gemma(modeling, monkeypatch)
     step = partial(processor.TokenizerProcessorStep)
     monkeypatch.setattr(
@@ -180,7 +180,8 @@ def _small_gemma(modeling: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 VOCABULARY = 400
 
 
-def _gemma_tokenizer() -> PreTrainedTokenizerFast:
+def gemma_tokenizer() -> PreTrainedTokenizerFast:
+    """A small tokenizer that begins a text as PaliGemma's does."""
     words = Tokenizer(models.BPE(unk_token="<unk>"))
     words.normalizer = normalizers.Replace(" ", "▁")
     words.pre_tokenizer = pre_tokenizers.Split("\n", "isolated")

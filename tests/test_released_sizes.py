@@ -1,0 +1,127 @@
+"""Released policies at their real widths, with few layers: loading takes little more memory than the model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lerobot_policies import gemma_tokenizer
+from safetensors.torch import save_file
+
+from vla.models.released.pi import EXPERT, VLM
+
+LAYERS, SHARDS = 2, 3
+WIDTH, EXPERT_WIDTH, VOCABULARY = 2048, 1024, 257152
+MOST = 1.3
+"""Largest ratio of the memory of a process that loads the model, to that of the model."""
+CODE = """
+import json, resource, sys
+import numpy as np
+import torch
+from vla.embodiment import Embodiment
+from vla.models.normalization import Normalizer
+from vla.models.robot_spec import RobotSpec
+from vla.models.released.registry import open_policy
+from vla.policies.vla import VlaPolicy
+from vla.training.lora import adapt
+from vla.types import Example, Observation
+
+def memory():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+before = memory()
+policy = open_policy(sys.argv[1])
+names = tuple(f"joint {i} [rad]" for i in range(6))
+body = Embodiment("arm", ("front", "wrist"), names, names, (-9.0,) * 6, (9.0,) * 6, 10.0)
+one = Normalizer((-1.0,) * 6, (1.0,) * 6)
+model = policy.model([RobotSpec(body, policy.horizon, one, one, "", 0)])
+size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+loaded = (memory() - before) / size
+images = {camera: np.zeros((480, 640, 3), np.uint8) for camera in body.cameras}
+seen = Observation(images, np.zeros(6), "pick up the red cube", 0.0)
+chunk = VlaPolicy(model, body).predict(seen).actions
+adapt(model, rank=4)
+model.train()
+example = Example(images, seen.instruction, np.zeros((policy.horizon, 6)), seen.state)
+optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], 1e-3)
+loss = model(model.processor.batch([example]))[0].mean()
+loss.backward()
+optimizer.step()
+finite = bool(np.isfinite(chunk).all() and loss.isfinite())
+print(json.dumps({"loaded": loaded, "chunk": chunk.shape, "finite": finite}))
+"""
+
+
+def pi05_shapes() -> dict[str, tuple[int, ...]]:
+    """The published names and shapes of pi0.5, with `LAYERS` layers of each part."""
+    vision, language, layers = f"{VLM}model.vision_tower.vision_model.", f"{VLM}model.language_model.", range(LAYERS)
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{vision}embeddings.patch_embedding.weight": (1152, 3, 14, 14),
+        f"{vision}embeddings.patch_embedding.bias": (1152,),
+        f"{vision}embeddings.position_embedding.weight": (256, 1152),
+        f"{vision}post_layernorm.weight": (1152,),
+        f"{vision}post_layernorm.bias": (1152,),
+        f"{VLM}model.multi_modal_projector.linear.weight": (WIDTH, 1152),
+        f"{VLM}model.multi_modal_projector.linear.bias": (WIDTH,),
+        f"{VLM}lm_head.weight": (VOCABULARY, WIDTH),
+        f"{language}norm.weight": (WIDTH,),
+        f"{EXPERT}norm.dense.weight": (3 * EXPERT_WIDTH, EXPERT_WIDTH),
+        f"{EXPERT}norm.dense.bias": (3 * EXPERT_WIDTH,),
+        "action_in_proj.weight": (EXPERT_WIDTH, 32),
+        "action_in_proj.bias": (EXPERT_WIDTH,),
+        "action_out_proj.weight": (32, EXPERT_WIDTH),
+        "action_out_proj.bias": (32,),
+    }
+    for name in ("time_mlp_in", "time_mlp_out"):
+        shapes |= {f"{name}.weight": (EXPERT_WIDTH, EXPERT_WIDTH), f"{name}.bias": (EXPERT_WIDTH,)}
+    for i in layers:
+        at = f"{vision}encoder.layers.{i}."
+        for name, (out, into) in {
+            **{f"self_attn.{part}_proj": (1152, 1152) for part in ("q", "k", "v", "out")},
+            "mlp.fc1": (4304, 1152),
+            "mlp.fc2": (1152, 4304),
+        }.items():
+            shapes |= {f"{at}{name}.weight": (out, into), f"{at}{name}.bias": (out,)}
+        for norm in ("layer_norm1", "layer_norm2"):
+            shapes |= {f"{at}{norm}.weight": (1152,), f"{at}{norm}.bias": (1152,)}
+        for at, width, mlp in ((f"{language}layers.{i}.", WIDTH, 16384), (f"{EXPERT}layers.{i}.", EXPERT_WIDTH, 4096)):
+            shapes |= {
+                f"{at}self_attn.q_proj.weight": (2048, width),
+                f"{at}self_attn.k_proj.weight": (256, width),
+                f"{at}self_attn.v_proj.weight": (256, width),
+                f"{at}self_attn.o_proj.weight": (width, 2048),
+                f"{at}mlp.gate_proj.weight": (mlp, width),
+                f"{at}mlp.up_proj.weight": (mlp, width),
+                f"{at}mlp.down_proj.weight": (width, mlp),
+            }
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"{language}layers.{i}.{norm}.weight"] = (WIDTH,)
+            shapes[f"{EXPERT}layers.{i}.{norm}.dense.weight"] = (3 * EXPERT_WIDTH, EXPERT_WIDTH)
+            shapes[f"{EXPERT}layers.{i}.{norm}.dense.bias"] = (3 * EXPERT_WIDTH,)
+    return shapes
+
+
+@pytest.mark.slow
+def test_pi05_at_its_real_width_takes_little_more_memory_than_its_weights(tmp_path: Path) -> None:
+    shapes = pi05_shapes()
+    gemma_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    weight_map = {}
+    for shard in range(SHARDS):
+        names = [*shapes][shard::SHARDS]
+        file = f"model-{shard + 1:05}-of-{SHARDS:05}.safetensors"
+        save_file({f"model.{n}": 0.02 * torch.randn(shapes[n], dtype=torch.bfloat16) for n in names}, tmp_path / file)
+        weight_map |= {f"model.{name}": file for name in names}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    config = {"type": "pi05", "chunk_size": 50, "dtype": "bfloat16", "normalization_mapping": {"ACTION": "QUANTILES"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    step = {"registry_name": "tokenizer_processor", "config": {"tokenizer_name": str(tmp_path / "tokenizer")}}
+    (tmp_path / "policy_preprocessor.json").write_text(json.dumps({"steps": [step]}))
+    ran = subprocess.run([sys.executable, "-c", CODE, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout.splitlines()[-1])
+    assert found["chunk"] == [50, 6] and found["finite"]
+    assert found["loaded"] < MOST
