@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +195,7 @@ def test_a_template_that_cannot_be_read_is_said(tmp_path: Path, capsys: pytest.C
     (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content + '!' }}{% endfor %}")
     processor = open_backbone(str(tmp_path))[1]
     assert "chat template of the checkpoint cannot be read" in capsys.readouterr().out
-    assert asdict(processor.chat) == family("llava-1.5").config()["chat"] | {"prefix_lm": False, "apart": False}
+    assert processor.chat.to_dict() == family("llava-1.5").config()["chat"] | {"prefix_lm": False, "apart": False}
 
 
 def test_llama_without_a_chat_template_is_a_base_checkpoint(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_libraries_are_looked_for_where_the_linker_does() -> None:
         ["record", "robot=sim", "teleop=script", "out=a.zarr"],
         ["record", "task=scenes", "episodes=1"],
         ["eval", "policy=expert"],
-        ["play", "device=script", "script=a.txt"],
+        ["play", "device=script", "script=../a.txt"],
         ["deploy", "policy=hold"],
         ["so101-sim"],
         ["view", "task=pick", "--save", "a.png"],
@@ -84,12 +84,14 @@ def test_libraries_are_looked_for_where_the_linker_does() -> None:
 def test_every_command_that_draws_says_so_in_one_line(
     command: list[str], gl: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gl.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("")
+    (tmp_path / "work").mkdir()
+    gl.chdir(tmp_path / "work")
     gl.setenv("MUJOCO_GL", "glfw")
     assert cli.main(command) == 2
     shown = capsys.readouterr()
     assert "MUJOCO_GL=glfw" in shown.err and "set MUJOCO_GL=egl" in shown.err and shown.err.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "work").iterdir()) == []
 
 
 def test_a_driver_that_fails_is_one_line(gl: pytest.MonkeyPatch) -> None:

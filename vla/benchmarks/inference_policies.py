@@ -120,6 +120,7 @@ def _lerobot(
     before, after = make_pre_post_processors(config, dataset_stats=statistics)
     for part in (policy, before, after):
         part.save_pretrained(folder / "policy")
+    policy.to(device)
     horizon, width = shape.horizon, config.max_action_dim
     noise = torch.randn(horizon, width, generator=torch.Generator().manual_seed(0)).to(device)[None]
     policy.model.sample_noise = lambda *_: noise  # the noise of our decoding
