@@ -104,4 +104,4 @@ def test_the_benchmark_of_inference_runs_there(shape: str, monkeypatch: pytest.M
     with fake_cuda(monkeypatch):
         table = bench_inference([shape], calls=1)
     assert {row["by"] for row in table.rows} >= {"vla bfloat16", "generate"}
-    assert [target.name for target in table.targets] == []
+    assert [target.name for target in table.targets if "same weights" not in target.name] == []

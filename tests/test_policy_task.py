@@ -118,9 +118,9 @@ def test_a_simulated_robot_stands_in_the_scene_of_the_policys_task(
 
     assert following("deploy", f"policy={policy('stack')}") == ["robot.task='stack'"]
     assert following("deploy", f"policy={policy('stack')}", "robot.task=sort") == ["robot.task='sort'"]
-    assert following("record", "robot=sim", "task=press", "leader_port=/dev/null", "pause=1", "out=x.zarr") == [
-        "robot.task='press'"
-    ]
+    assert following(
+        "record", "robot=sim", "task=press", "leader_port=/dev/null", "pause=1", "instruction=press it", "out=x.zarr"
+    ) == ["robot.task='press'"]
     capsys.readouterr()
     assert following("deploy", f"policy={policy()}") == ["robot.task='pick'"]
     assert "robot.task=pick: " in capsys.readouterr().out
