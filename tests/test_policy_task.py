@@ -126,7 +126,7 @@ def test_a_simulated_robot_stands_in_the_scene_of_the_policys_task(
     assert "robot.task=pick: " in capsys.readouterr().out
     with pytest.raises(InputError, match="choose one, such as robot.task=pick"):
         following("deploy", f"policy={policy('pick', 'place')}")
-    real = ["robot=so101", "robot.port=/dev/null"]
+    real = ["robot=so101", "robot.port=/dev/null", "instruction=stack them"]
     assert following("deploy", f"policy={policy('stack')}", *real) == []
 
 
