@@ -263,6 +263,19 @@ def test_questions_and_robots_share_a_batch(make: Make) -> None:
         torch.testing.assert_close(together[0][:words], alone[0], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["pi05", "smolvla"])
+def test_the_order_of_the_cameras_is_the_policys(make: Make, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs, observed = make(kind), observation()
+    policy = open_policy(theirs.folder)
+    turned = replace(BODY, cameras=BODY.cameras[::-1])
+    ours = VlaPolicy(policy.model([policy.robot(turned)]), turned).predict(observed)
+    assert ours is not None
+    np.testing.assert_allclose(ours.actions, theirs.chunk(observed, noise()), atol=1e-4)
+    other = policy.robot(replace(BODY, cameras=("top", "side")))
+    assert other.embodiment.cameras == ("top", "side")
+    assert "top for observation.images.front" in capsys.readouterr().out
+
+
 def test_a_base_without_statistics_is_for_training(make: Make) -> None:
     theirs = make("pi05")
     file = theirs.folder / "policy_preprocessor.json"

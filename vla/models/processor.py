@@ -107,9 +107,12 @@ class Processor:
         self.tasks: tuple[str, ...] = ()
         """Names (`vla.envs.make`) of the simulated tasks on which the model was trained."""
         self.head: Head | None = None
+        self._chunk_shape = (0, 0)
         if robots:
             width = 0 if policy is None else policy.width
-            self.head = build_head(head, Vocabulary(tokenizer, self.text_vocab, self.robots, self.pad, self.eos, width))
+            vocabulary = Vocabulary(tokenizer, self.text_vocab, self.robots, self.pad, self.eos, width)
+            self.head = build_head(head, vocabulary)
+            self._chunk_shape = vocabulary.horizon, vocabulary.action_dim
         # The action query token follows the head's tokens.
         self.action_query_token = self.text_vocab + (self.head.vocab_size if self.head else 0)
         self.points, self.has_points = self.encoder.points, self.encoder.has_points
@@ -303,14 +306,6 @@ class Processor:
             segmented=self.chat.prefix_lm,
             frames=frames,
         )
-
-    @property
-    def _chunk_shape(self) -> tuple[int, int]:
-        """Horizon and largest action dimension."""
-        if not self.robots:
-            return 0, 0
-        width = 0 if self.policy is None else self.policy.width
-        return self.robots[0].horizon, max(width, *(robot.action_dim for robot in self.robots))
 
     def pixels(self, images: UInt8[Tensor, "*b h w 3"]) -> Float[Tensor, "*b 3 h w"]:
         """(x / 255 - mean) / std per channel, channels first, on the device of the images."""

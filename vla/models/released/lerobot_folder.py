@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from vla.errors import InputError, reading
+from vla.models.hub import COPY
 from vla.models.normalization import Normalizer
 from vla.models.preprocessing.on_device import OnDevice
 from vla.models.preprocessing.settings import Framing
@@ -26,7 +27,6 @@ ENDS = {"MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99"), "QUANTILE10": ("
 """The statistics that a normalisation maps to -1 and 1."""
 SMALLEST = 1e-8
 """LeRobot's substitute for a range of zero, and its addition to a standard deviation."""
-COPY = "copy the policy's folder again"
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,6 @@ class LeRobotFolder:
         config = self.steps.get("rename_observations_processor", {}).get("config", {})
         names: Mapping[str, str] = config.get("rename_map", {})
         return names
-
-    def width(self, key: str) -> int | None:
-        """Number of components of the state or the action; None where the configuration does not name the feature."""
-        features = (self.config.get("input_features") or {}) | (self.config.get("output_features") or {})
-        return int(features[key]["shape"][0]) if key in features else None
 
     def tokenizer(self, default: str) -> str:
         """Folder or hub id of the tokenizer."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 from torch import Tensor
 
 from vla.errors import InputError, reading
@@ -19,7 +18,7 @@ from vla.models.preprocessing.frames import FloorPad
 from vla.models.preprocessing.settings import Framing
 from vla.models.preprocessing.view import Sides
 from vla.models.released.lerobot_folder import STATE
-from vla.models.released.weight_files import read_weights
+from vla.models.released.weight_files import read_weights, weight_names
 
 ADDED = 1e-6
 """openpi's addition to a standard deviation or a range."""
@@ -40,14 +39,18 @@ class OpenpiFolder:
         with reading(self.path / "config.json", COPY):
             values = json.loads((self.path / "config.json").read_text())
             horizon = int(values["action_horizon"])
-        with reading(self.path / "model.safetensors", COPY), safe_open(self.path / "model.safetensors", "pt") as file:
-            adaptive = any("norm.dense" in name for name in file.keys())  # noqa: SIM118
+        adaptive = any("norm.dense" in name for name in weight_names(self.path))
         return {"type": "pi05" if adaptive else "pi0", "chunk_size": horizon}
 
     @property
     def cameras(self) -> tuple[str, ...]:
         """None: openpi takes a base camera and up to two wrist cameras, in this order."""
         return ()
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """None."""
+        return {}
 
     def framing(self, size: Sides) -> Framing:
         """The preprocessing of camera images."""

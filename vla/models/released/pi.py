@@ -101,6 +101,7 @@ def load_pi(folder: LeRobotFolder | OpenpiFolder) -> RobotPolicy:
         state=folder.normalizer(STATE, "STATE"),
         action=folder.normalizer(ACTION, "ACTION"),
         cameras=folder.cameras,
+        renamed=folder.renamed,
         relative=bool(config.get("use_relative_actions")),
     )
 

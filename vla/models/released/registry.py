@@ -48,11 +48,18 @@ def _openpi(folder: Path) -> RobotPolicy:
 def _openvla(folder: Path, unnorm_key: str | None = None, horizon: str | None = None, crop: str = "1.0") -> RobotPolicy:
     from vla.models.released.openvla import load_openvla
 
+    return load_openvla(folder, unnorm_key, _steps(horizon), _number("crop", crop, float))
+
+
+def _steps(horizon: str | None) -> int | None:
+    return None if horizon is None else _number("horizon", horizon, int)
+
+
+def _number[T: int | float](option: str, text: str, kind: type[T]) -> T:
     try:
-        steps, area = None if horizon is None else int(horizon), float(crop)
+        return kind(text)
     except ValueError as error:
-        raise InputError(f"horizon and crop of {folder} are numbers: {error}") from error
-    return load_openvla(folder, unnorm_key, steps, area)
+        raise InputError(f"{option}={text} of a policy is not a number") from error
 
 
 LOADERS: Mapping[str, Callable[..., RobotPolicy]] = {
@@ -105,7 +112,7 @@ def policy_defaults(name: object) -> PolicyDefaults | None:
         from vla.models.released.openvla_oft import read_head
 
         base, options = split(str(name))
-        oft = read_head(fetch(base), int(options["horizon"]) if "horizon" in options else None)
+        oft = read_head(fetch(base), _steps(options.get("horizon")))
         head, horizon = ("bins", 1) if oft is None else ("l1", oft.horizon)
         method = "quantile" if oft is None or oft.ends[0] == "q01" else "min-max"
         return PolicyDefaults("openvla", head, horizon, "unchanged", method)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from typing import Any
 
@@ -17,6 +17,7 @@ from vla.models.action_heads.build import HEADS
 from vla.models.backbones.backbone import Backbone
 from vla.models.normalization import Normalizer
 from vla.models.processor import Processor
+from vla.models.released.lerobot_folder import IMAGES
 from vla.models.robot_spec import RobotSpec
 from vla.models.vla import VLA
 
@@ -36,6 +37,7 @@ class RobotPolicy:
         horizon: number of steps of a chunk.
         state, action: the normalisation of the robot on which it was trained; None for a base without statistics.
         cameras: the policy's names of its cameras, in its order.
+        renamed: the policy's names of cameras that a robot names differently.
         missing: why there are no statistics, and what to do.
         relative: whether positions that are measured, except grippers, are predicted relative to the state.
     """
@@ -50,6 +52,7 @@ class RobotPolicy:
     action: Normalizer | None = None
     cameras: tuple[str, ...] = ()
     relative: bool = False
+    renamed: Mapping[str, str] = field(default_factory=dict)
     missing: str = "it is a base, train it on demonstrations first"
 
     def model(self, robots: Sequence[RobotSpec], head: Mapping[str, Any] | None = None) -> VLA:
@@ -84,6 +87,18 @@ class RobotPolicy:
             raise InputError(f"the weights of {self.name} determine head.{fixed[0]}: leave it out")
         return chosen
 
+    def _ordered(self, cameras: tuple[str, ...]) -> tuple[str, ...]:
+        """A robot's cameras in the policy's order, in which its prompts have the images.
+
+        Where their names are not the policy's they keep the robot's order, which a line reports.
+        """
+        names = {camera: self.renamed.get(IMAGES + camera, IMAGES + camera) for camera in cameras}
+        if set(names.values()) <= set(self.cameras):
+            return tuple(sorted(cameras, key=lambda camera: self.cameras.index(names[camera])))
+        pairs = ", ".join(f"{ours} for {theirs}" for ours, theirs in zip(cameras, self.cameras, strict=False))
+        print(f"{self.name}: cameras by their order: {pairs or ', '.join(cameras)}", flush=True)
+        return cameras
+
     @property
     def _width(self) -> int:
         return 0 if self.processor.policy is None else self.processor.policy.width
@@ -112,6 +127,7 @@ class RobotPolicy:
                 f"{self.name} takes {len(self.cameras)} cameras ({', '.join(self.cameras)}), {embodiment.name} has "
                 f"{len(embodiment.cameras)}: {', '.join(embodiment.cameras)}"
             )
+        embodiment = replace(embodiment, cameras=self._ordered(embodiment.cameras))
         assert state is not None
         assert self.action is not None
         action = self.action.cut(len(embodiment.action))

@@ -99,6 +99,7 @@ def load_smolvla(folder: LeRobotFolder) -> RobotPolicy:
         state=folder.normalizer(STATE, "STATE"),
         action=folder.normalizer(ACTION, "ACTION"),
         cameras=folder.cameras,
+        renamed=folder.renamed,
     )
 
 

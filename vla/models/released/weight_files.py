@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -15,8 +17,8 @@ from vla.models.hub import COPY
 INDEX = "model.safetensors.index.json"
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights in the files of the index, or in all model*.safetensors where there is none.
+def weight_files(folder: Path) -> list[Path]:
+    """The files of the index, or all model*.safetensors where there is none.
 
     Raises:
         InputError: when a file is missing or damaged.
@@ -29,10 +31,31 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         raise InputError(f"{folder} has no {', '.join(missing)}, which its index names: {COPY}")
     if not files:
         raise InputError(f"{folder} has no model.safetensors: {COPY}")
+    return [folder / name for name in files]
+
+
+def weight_names(folder: Path) -> set[str]:
+    """The names of all weights, without reading them. Raises InputError as `weight_files`."""
+    names: set[str] = set()
+    for path in weight_files(folder):
+        with _named(path), safe_open(path, "pt") as file:
+            names |= set(file.keys())
+    return names
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of a folder. Raises InputError as `weight_files`."""
     weights: dict[str, Tensor] = {}
-    for name in files:
-        try:
-            weights |= load_file(folder / name)
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{folder / name} is damaged ({error}): {COPY}") from error
+    for path in weight_files(folder):
+        with _named(path):
+            weights |= load_file(path)
     return weights
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Names a file whose weights cannot be read."""
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged ({error}): {COPY}") from error
