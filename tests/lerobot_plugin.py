@@ -26,7 +26,7 @@ class ToyConfig(RobotConfig):
     log: str = ""
 
 class Toy(Robot):
-    """Goes at once where it is told to."""
+    """Goes at once to where it is commanded."""
     config_class, name = ToyConfig, "toy"
     is_connected = is_calibrated = True
     observation_features = {"lift.pos": float, "turn.pos": float, "front": (8, 10, 3), "wrist": (8, 10, 3)}

@@ -132,17 +132,17 @@ def test_past_frames_are_those_of_each_robots_last_steps(
     assert model.processor.head is not None
     robot = replace(model.processor.robot(), history=(3, 1))
     model.processor = model.processor.with_robots([robot], model.processor.head.settings, "numbers")
-    policy, said = plugin.VlaPolicy(VlaConfig(n_action_steps=2), model=model), []
+    policy, requested = plugin.VlaPolicy(VlaConfig(n_action_steps=2), model=model), []
     predict = VlaPolicy.predict_batch
     monkeypatch.setattr(
-        VlaPolicy, "predict_batch", lambda self, seen, **more: said.append(seen) or predict(self, seen, **more)
+        VlaPolicy, "predict_batch", lambda self, seen, **more: requested.append(seen) or predict(self, seen, **more)
     )
     steps = [[observation(2 * t), observation(2 * t + 1)] for t in range(5)]
     for _ in range(2):
         for rows in steps:
             policy.select_action(batch_of(*rows))
         policy.reset()
-    for seen, t in zip(said, (0, 2, 4) * 2, strict=True):
+    for seen, t in zip(requested, (0, 2, 4) * 2, strict=True):
         for i, one in enumerate(seen):
             assert [bool(images) for images in one.past] == [t >= 3, t >= 1]
             for images, back in zip(one.past, (3, 1), strict=True):
