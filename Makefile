@@ -9,6 +9,8 @@ PYTHON ?= 3.12
 EXTRAS := easy-vqa so101-nexus metaworld aloha fetch slurm trl smollm2-dinov2
 # Trust the certificates that the system trusts, as pip does.
 export UV_SYSTEM_CERTS := 1
+# Images of containers forbid bytecode files; then every process that a test starts compiles torch's sources anew.
+unexport PYTHONDONTWRITEBYTECODE
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
 # Pythons that pyenv holds answer only when selected, so their folders are put on the path by name.
 PYTHONS := $(shell printf '%s:' $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.1[2-9]*/bin)

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from vla.models.vla import VLA
 
 hypothesis.settings.register_profile("local", deadline=None)
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, max_examples=40)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 

@@ -140,7 +140,7 @@ def _pi(kind: str, folder: Path, options: dict[str, Any], monkeypatch: pytest.Mo
 
         Policy, make = modeling.PI05Policy, processor.make_pi05_pre_post_processors  # type: ignore[attr-defined]
     gemma_tokenizer().save_pretrained(folder / "tokenizer")
-    _small_gemma(modeling, monkeypatch)
+    small_gemma(modeling, monkeypatch)
     step = partial(processor.TokenizerProcessorStep)
     monkeypatch.setattr(
         processor,
@@ -151,7 +151,7 @@ def _pi(kind: str, folder: Path, options: dict[str, Any], monkeypatch: pytest.Mo
     return Policy(config), *make(config, statistics())
 
 
-def _small_gemma(modeling: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def small_gemma(modeling: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small sizes in place of the variants, which are hard-coded; 8 heads stand in a reshape of the original."""
     sizes = {"depth": 3, "num_heads": 8, "num_kv_heads": 2, "head_dim": 16}
     backbone, expert = {"width": 64, "mlp_dim": 128}, {"width": 32, "mlp_dim": 96}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lerobot_policies import small_gemma
 
-from vla.benchmarks import inference
+from vla.benchmarks import inference, inference_policies
 from vla.benchmarks.inference import PARTS, Machine, bench_inference
 
 LEROBOT = {
@@ -34,13 +35,22 @@ def test_each_part_is_measured_and_bounded(name: str) -> None:
     others = {row["by"] for row in own} - {"vla float32"}
     assert others == {"vla without an engine", "generate", *LEROBOT[name]}
     targets = {target.name: target for target in table.targets}
-    if name == "smolvla tiny":
-        # The same weights in both classes give the same chunk.
-        same = {row["by"] for row in table.rows if row["model"] == "smolvla tiny, the same weights"}
-        assert same == {"lerobot smolvla", "vla without an engine", "vla float32"}
-        assert targets.pop("smolvla tiny: difference of the chunks").met
-        del targets["smolvla tiny: time of LeRobot / ours, same weights"]
     assert [*targets] == (["nano: time of generate / ours"] if name == "nano" else [])
+
+
+@pytest.mark.parametrize("name", ["smolvla-tiny-weights", "pi0-weights", "pi05-weights"])
+def test_the_same_weights_give_the_same_chunk(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lerobot.policies.pi0 import modeling_pi0
+    from lerobot.policies.pi05 import modeling_pi05
+
+    for modeling in (modeling_pi0, modeling_pi05):
+        small_gemma(modeling, monkeypatch)
+    monkeypatch.setattr(inference_policies, "WORDS", 64)
+    table = bench_inference([name], calls=2)
+    assert {row["by"] for row in table.rows} == {"lerobot", "vla without an engine", "vla float32"}
+    targets = {target.name: target for target in table.targets}
+    assert targets.pop(f"{name}: difference of the chunks").met
+    assert [*targets] == [f"{name}: time of LeRobot / ours"]
 
 
 def test_bound_is_that_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,6 +110,7 @@ def test_fast_tokens_of_other_robots_are_checked(data: dict[str, str], tmp_path:
         train(more({"wide": data["wide"]}, tmp_path / "run", tmp_path / "none", head=head))
 
 
+@pytest.mark.slow  # three trainings
 def test_several_runs_are_averaged_if_that_is_not_worse(
     data: dict[str, str], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,13 @@ ERROR = {"parallel": 0.02, "parallel bidirectional": 0.02, "bins": 0.02, "fast":
 """Of a normalised action that has been learned by heart; 0.15 for those that are learned as numbers."""
 
 
+LEARNED = [
+    pytest.param(name, marks=[pytest.mark.slow] if "bidirectional" in name or "insulated" in name else [])
+    for name in HEADS
+    if name != "insulated fast"
+]
+
+
 def fast_tokenizer() -> dict[str, Any]:
     chunks = np.random.default_rng(0).uniform(-1.2, 1.2, (50, 4, 3))
     return to_json(FastTokenizer.train(lambda: [chunks], vocab_size=128))
@@ -75,7 +82,7 @@ def observed(example: Example) -> Observation:
     return Observation(example.images, example.state, example.prompt, 0.0)
 
 
-@pytest.fixture(scope="module", params=[name for name in HEADS if name != "insulated fast"])
+@pytest.fixture(scope="module", params=LEARNED)
 def learned(request: pytest.FixtureRequest, make_model: Models) -> tuple[str, VLA]:
     """A model overfitted to two demonstrations, with and without an action prefix, and to a question."""
     torch.manual_seed(0)

@@ -78,6 +78,7 @@ def test_prefixes_are_as_long_as_the_delay_each_alike_often(make_episode: Callab
     assert drawn.keys() == {0, 1, 2, 3, 4} and 560 < drawn[0] < 720
 
 
+@pytest.mark.slow  # three trainings
 def test_a_training_takes_seconds_and_a_policy_that_goes_on_keeps_its_own(
     make_episode: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

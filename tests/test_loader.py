@@ -175,8 +175,9 @@ except KeyboardInterrupt:
 
 @pytest.mark.parametrize(
     ("number", "said"),
-    [(signal.SIGINT, "interrupted"), pytest.param(signal.SIGTERM, "stopped at", marks=pytest.mark.slow)],
+    [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "stopped at")],
 )
+@pytest.mark.slow  # `vla train` with two loader processes
 @pytest.mark.usefixtures("mixture")
 def test_a_signal_to_all_processes_leaves_a_checkpoint(
     make_model: Callable[..., VLA], tmp_path: Path, number: signal.Signals, said: str

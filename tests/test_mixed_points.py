@@ -41,6 +41,7 @@ def options(data: Any, out: Path, **fields: Any) -> dict[str, Any]:
     return values | {"heldout_questions": 0, "data": data, "out": str(out), "plan": plan} | fields
 
 
+@pytest.mark.slow  # three trainings
 def test_one_policy_is_trained_on_all_and_goes_on_with_fewer(stores: dict[str, str], tmp_path: Path) -> None:
     outcome = train(RunOptions(**options(stores, tmp_path / "run")))
     assert outcome.finished and {f"action_error_{name}" for name in stores} <= outcome.evaluations[-1].keys()

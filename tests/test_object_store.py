@@ -152,6 +152,7 @@ def test_what_cannot_be_reached_is_said_in_a_line(
         EpisodeStore.open(url)
 
 
+@pytest.mark.slow  # a training from the store
 def test_the_commands_take_an_address(url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: Any) -> None:
     monkeypatch.chdir(tmp_path)
     for episodes in (1, 2):

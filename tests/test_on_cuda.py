@@ -96,7 +96,8 @@ def test_checkpoints_are_put_there(
     assert np.isfinite(images).all() and np.isfinite(texts).all()
 
 
-@pytest.mark.parametrize("shape", ["nano", "smolvla tiny", pytest.param("pi0 tiny", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["nano", "smolvla tiny", "pi0 tiny"])
 def test_the_benchmark_of_inference_runs_there(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Machine, "of", lambda *_: Machine(1e9, 1e12))
     monkeypatch.setattr(inference, "WARM", 1)

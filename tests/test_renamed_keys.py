@@ -103,7 +103,7 @@ def rename_tensors(file: Path) -> None:
     save_file(renamed, file, metadata)
 
 
-@pytest.mark.parametrize("head", ["parallel", "flow"])
+@pytest.mark.parametrize("head", ["parallel", pytest.param("flow", marks=pytest.mark.slow)])
 def test_a_run_of_an_earlier_version_goes_on(make_episode: type[Episode], tmp_path: Path, head: str) -> None:
     data = {"robot": stores(make_episode, tmp_path)["first"]}
     plan = {"steps": 1, "batch_size": 3, "precision": "fp32"}

@@ -53,6 +53,7 @@ def test_true_answers_are_learned_to_be_better(store: VqaStore, make_model: Call
     assert judge.rewards([pair]).tolist() == pytest.approx([told[1], told[0]], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_facts_alone_tell_the_true_answer(make_model: Callable[..., VLA], tmp_path: Path) -> None:
     """Of pictures in which there is nothing to see."""
     made = VqaStore.create(tmp_path / "s.zarr", ("front",), 8, 8)

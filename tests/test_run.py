@@ -83,6 +83,7 @@ def stopped_after_a_step(values: dict[str, Any]) -> Outcome:
         return train(RunOptions(**values | {"plan": {**values["plan"], "evaluate_every": 1}}))
 
 
+@pytest.mark.slow  # three trainings
 def test_robots_train_together_and_resume_to_the_bit(
     make_episode: Callable[..., Episode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,7 +191,11 @@ def test_stores_are_weighed_by_name(make_episode: Callable[..., Episode], tmp_pa
 
 @pytest.mark.parametrize(
     "head",
-    ["text", {"kind": "fast", "tokenizer": None}, {"kind": "flow", "knowledge_insulation": True, "tokens": "fast"}],
+    [
+        {"kind": "fast", "tokenizer": None},
+        pytest.param("text", marks=pytest.mark.slow),
+        pytest.param({"kind": "flow", "knowledge_insulation": True, "tokens": "fast"}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_head_trains_and_resumes_to_the_bit(
     make_episode: Callable[..., Episode], tmp_path: Path, head: str | dict[str, Any]

@@ -40,6 +40,16 @@ def connected(config: Any) -> Any:
     raise AssertionError("the arm does not answer")
 
 
+def wait_for_a_picture(port: int) -> None:
+    """LeRobot gives up after a second without one, and then closes the socket that its thread still reads from."""
+    import zmq
+
+    with zmq.Context() as context, context.socket(zmq.SUB) as socket:
+        socket.setsockopt_string(zmq.SUBSCRIBE, "")
+        socket.connect(f"tcp://127.0.0.1:{port}")
+        assert socket.poll(60_000), "no picture"
+
+
 def test_lerobot_moves_the_arm_and_sees_it(tmp_path: Path) -> None:
     from lerobot.cameras.zmq import ZMQCameraConfig
     from lerobot.robots.so_follower import SO101FollowerConfig
@@ -58,8 +68,10 @@ def test_lerobot_moves_the_arm_and_sees_it(tmp_path: Path) -> None:
             assert line, printed
             printed += line
         assert f"--robot.port={tmp_path / 'arm' / 'port'}" in printed
+        wait_for_a_picture(zmq)
+        # Below the two seconds that LeRobot waits for the thread of a camera before it closes its socket.
         cameras = {
-            name: ZMQCameraConfig("127.0.0.1", zmq, camera_name=name, width=96, height=96, fps=30)
+            name: ZMQCameraConfig("127.0.0.1", zmq, camera_name=name, width=96, height=96, fps=30, timeout_ms=1500)
             for name in ("front", "wrist")
         }
         config = SO101FollowerConfig(

@@ -19,6 +19,7 @@ from vla.training.run_options import RunOptions
 from vla.training.stage_report import START
 
 
+@pytest.mark.slow  # three stages with every probe before and after
 def test_every_probe_is_put_before_and_after_each_stage(
     make_model: Callable[..., VLA], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -211,6 +211,7 @@ def test_metaworld_is_complete() -> None:
     assert {"aloha", "fetch", "libero", "metaworld"} == set(suites())
 
 
+@pytest.mark.slow  # a training and its rollouts
 def test_from_the_demonstrations_of_metaworlds_expert_to_a_policy(tmp_path: Path) -> None:
     pytest.importorskip("metaworld")
     shipped = OmegaConf.load(Path(__file__).parents[1] / "configs" / "env" / "metaworld.yaml")

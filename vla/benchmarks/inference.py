@@ -22,7 +22,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from tqdm import tqdm
 
 from vla.benchmarks.inference_others import generated, lerobot
-from vla.benchmarks.inference_policies import same_weights
+from vla.benchmarks.inference_policies import POLICIES, same_weights
 from vla.benchmarks.inference_shapes import SHAPES, Shape, make, observation
 from vla.benchmarks.train import H100, gemm_peak
 from vla.common.device import accelerator
@@ -40,6 +40,8 @@ BANDWIDTH = {"H200": 4.8e12, "H100": 3.35e12}
 """Memory bandwidth by substring of the device's name (NVIDIA's data sheets, SXM) [bytes/s]."""
 NANOS = ("nano", "nano, 1 past frame", "nano, 2 past frames")
 """Shapes for the cost of past frames of both cameras."""
+ON_CUDA = ("pi0", "openvla", "pi0-weights", "pi05-weights")
+ON_CPU = ("pi0-small-weights", "pi05-small-weights")
 WARM, ENOUGH = 3, 30.0
 """Warm-up calls; the time limit of the measured calls, at least three [s]."""
 
@@ -68,21 +70,27 @@ def bench_inference(
     """Measures p50, p99 and bound [ms] of each part of an action chunk.
 
     Args:
-        shapes: Names in `inference_shapes.SHAPES`. By default all published sizes on CUDA; nano, also with past frames,
-            and SmolVLA on a CPU.
+        shapes: Names in `inference_shapes.SHAPES`, and of policies with the same weights in LeRobot's class in
+            `inference_policies.POLICIES`. By default all published sizes on CUDA; nano, also with past frames, SmolVLA,
+            and a small pi0 and pi0.5 on a CPU.
         precision: By default bfloat16 on CUDA and float32 on a CPU.
         calls: The maximum number of calls.
         others: Whether `generate` and LeRobot are measured as well.
     """
     device = accelerator()
     cuda = device.type == "cuda"
-    names = shapes or (*NANOS, "nano bins", "smolvla", *(("pi0", "openvla") if cuda else ()))
+    names = shapes or (*NANOS, "nano bins", "smolvla", "smolvla-weights", *(ON_CUDA if cuda else ON_CPU))
     precision = precision or ("bfloat16" if cuda else "float32")
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
     machine = Machine.of(device, dtype)
     rows: list[dict[str, Any]] = []
     targets: list[Target] = []
     for name in tqdm(names, desc="shapes", unit="shape"):
+        if name in POLICIES:
+            same, more = same_weights(name, precision, device, lambda call: timed(call, calls, device))
+            rows, targets = rows + same, targets + more
+            _free()
+            continue
         shape = SHAPES[name]
         model = make(shape, device)
         if isinstance(model.processor.head, BinsHead):
@@ -101,10 +109,6 @@ def bench_inference(
             peer = lerobot(policy, shape, device, dtype)
             times[f"lerobot {policy}"] = {"total": (timed(peer, calls, device), None)}
             del peer
-            _free()
-        if others and "smolvla" in shape.lerobot:
-            same, more = same_weights(shape, precision, device, lambda call: timed(call, calls, device))
-            rows, targets = rows + same, targets + more
             _free()
         our_median, rows_of = float(np.median(ours["total"][0])), []
         for contestant, parts in times.items():

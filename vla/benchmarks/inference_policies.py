@@ -1,85 +1,118 @@
-"""The same weights of SmolVLA in LeRobot's class and here: chunks and latency, from a raw observation."""
+"""The same weights of pi0, pi0.5 and SmolVLA in LeRobot's class and here: chunks and latency from an observation."""
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import chdir
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from vla.benchmarks.inference_shapes import Shape
-from vla.benchmarks.train_shapes import save_for_lerobot
+from vla.benchmarks.train_shapes import REAL, TINY, Shape, released_tokenizer, save_for_lerobot
 from vla.common.result_table import Target
 from vla.embodiment import Embodiment
+from vla.models.released.pi import TOKENIZER
 from vla.models.released.registry import open_policy
 from vla.policies.vla import VlaPolicy
 from vla.types import Observation
 
 JOINTS, SIZE = 6, (480, 640)
+CAMERAS, HORIZON, WORDS = 2, 50, 4096
+STATISTICS = {"mean": 0.1, "std": 0.7, "q01": -1.3, "q99": 1.5}
 EQUAL, FASTER, FASTER_ON_CUDA = 1e-4, 1.0, 4.0
 """Targets: the largest difference of the chunks in float32, and minimum ratios of LeRobot's time to ours."""
 Timed = Callable[[Callable[[], Any]], list[float]]
 """Times the calls of a function [s]."""
 
 
+@dataclass(frozen=True)
+class Policy:
+    """A policy of LeRobot with random weights.
+
+    Attributes:
+        kind: LeRobot's name of it.
+        settings: of LeRobot's configuration.
+        sizes: the sizes of SmolVLA's VLM; those of pi0 are variants in LeRobot's code.
+    """
+
+    kind: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    sizes: Shape | None = None
+
+
+SMALL = {"paligemma_variant": "gemma_300m"}
+"""Gemma's sizes of the action expert for the VLM as well: 1.3 B parameters, where those of the policy do not fit."""
+POLICIES = {
+    "smolvla-weights": Policy("smolvla", sizes=REAL[0]),
+    "pi0-weights": Policy("pi0"),
+    "pi05-weights": Policy("pi05"),
+    "pi0-small-weights": Policy("pi0", SMALL),
+    "pi05-small-weights": Policy("pi05", SMALL),
+    # For tests.
+    "smolvla-tiny-weights": Policy("smolvla", {"chunk_size": 16, "n_action_steps": 16}, TINY[0]),
+}
+
+
 def same_weights(
-    shape: Shape, precision: str, device: torch.device, timed: Timed
+    name: str, precision: str, device: torch.device, timed: Timed
 ) -> tuple[list[dict[str, Any]], list[Target]]:
-    """The rows and targets of a SmolVLA with random weights.
+    """The rows and targets of a policy with random weights.
 
     Args:
-        shape: its sizes.
+        name: its name in `POLICIES`.
         precision: of our engine; LeRobot's class has the dtype of its weights.
         device: where both run.
         timed: times a function.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
-    body = _body(shape.cameras)
+    body = _body()
     observed = _observation(body)
-    with tempfile.TemporaryDirectory(prefix="vla-bench-") as folder:
-        call = _lerobot(shape, Path(folder), body, observed, device)
+    with tempfile.TemporaryDirectory(prefix="vla-bench-") as folder, chdir(folder):
+        call = _lerobot(POLICIES[name], Path(folder), body, observed, device)
         expected, theirs = call(), timed(call)
         del call
+        gc.collect()
         policy = open_policy(Path(folder) / "policy")
         model = policy.model([policy.robot(body)]).to(device)
-    times = {"lerobot smolvla": theirs}
+        del policy
+    times = {"lerobot": theirs}
     difference = 0.0
-    for name, engine in {"vla without an engine": None, f"vla {precision}": precision}.items():
+    for contestant, engine in {"vla without an engine": None, f"vla {precision}": precision}.items():
         ours = VlaPolicy(model, body, engine)
         chunk = ours.predict(observed)
         assert chunk is not None
         difference = max(difference, float(np.abs(chunk.actions - expected).max()))
-        times[name] = timed(lambda ours=ours: ours.predict(observed))  # type: ignore[misc]
-    medians = {name: float(np.median(values)) for name, values in times.items()}
+        times[contestant] = timed(lambda ours=ours: ours.predict(observed))  # type: ignore[misc]
+    medians = {contestant: float(np.median(values)) for contestant, values in times.items()}
     best = medians[f"vla {precision}"]
     rows = [
         {
-            "model": f"{shape.name}, the same weights",
-            "by": name,
+            "model": name,
+            "by": contestant,
             "part": "total",
-            "p50 ms": 1000 * medians[name],
+            "p50 ms": 1000 * medians[contestant],
             "p99 ms": 1000 * float(np.percentile(values, 99)),
-            "p50 / ours": medians[name] / best,
+            "p50 / ours": medians[contestant] / best,
         }
-        for name, values in times.items()
+        for contestant, values in times.items()
     ]
     least = FASTER_ON_CUDA if device.type == "cuda" else FASTER
-    targets = [
-        Target(f"{shape.name}: time of LeRobot / ours, same weights", medians["lerobot smolvla"] / best, least),
-    ]
+    targets = [Target(f"{name}: time of LeRobot / ours", medians["lerobot"] / best, least)]
     if precision == "float32":
-        targets.append(Target(f"{shape.name}: difference of the chunks", difference, EQUAL, at_most=True))
+        targets.append(Target(f"{name}: difference of the chunks", difference, EQUAL, at_most=True))
     return rows, targets
 
 
-def _body(cameras: int) -> Embodiment:
+def _body() -> Embodiment:
     joints = tuple(f"joint {i} [rad]" for i in range(JOINTS))
     low, high = (-1e3,) * JOINTS, (1e3,) * JOINTS
-    return Embodiment("robot", tuple(f"camera{i}" for i in range(cameras)), joints, joints, low, high, 10.0)
+    return Embodiment("robot", tuple(f"camera{i}" for i in range(CAMERAS)), joints, joints, low, high, 10.0)
 
 
 def _observation(body: Embodiment) -> Observation:
@@ -89,17 +122,29 @@ def _observation(body: Embodiment) -> Observation:
 
 
 def _lerobot(
-    shape: Shape, folder: Path, body: Embodiment, observed: Observation, device: torch.device
+    policy: Policy, folder: Path, body: Embodiment, observed: Observation, device: torch.device
 ) -> Callable[[], Any]:
-    """Saves a policy of LeRobot with random weights in `folder`/policy, and returns its prediction of a chunk."""
+    """Saves a policy of LeRobot with random weights in `folder`/policy, and returns its prediction of a chunk.
+
+    pi0's tokenizer is found below the working directory, which is `folder`.
+    """
     from lerobot.configs.types import FeatureType, PolicyFeature
     from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
 
-    assert shape.sizes is not None
-    save_for_lerobot(shape.sizes, None, folder)
-    side = shape.sizes.image_size
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"chunk_size": HORIZON, "n_action_steps": HORIZON}
+    if policy.sizes is None:
+        released_tokenizer(WORDS).save_pretrained(folder / TOKENIZER)
+    else:
+        save_for_lerobot(policy.sizes, None, folder)
+        settings |= {
+            "vlm_model_name": str(folder),
+            "load_vlm_weights": False,
+            "num_vlm_layers": policy.sizes.model["text_config"]["num_hidden_layers"],
+            "resize_imgs_with_padding": (policy.sizes.image_size,) * 2,
+        }
     config = make_policy_config(
-        "smolvla",
+        policy.kind,
         input_features={
             "observation.state": PolicyFeature(FeatureType.STATE, (JOINTS,)),
             **{f"observation.images.{c}": PolicyFeature(FeatureType.VISUAL, (3, *SIZE)) for c in body.cameras},
@@ -107,23 +152,17 @@ def _lerobot(
         output_features={"action": PolicyFeature(FeatureType.ACTION, (JOINTS,))},
         push_to_hub=False,
         device=str(device),
-        chunk_size=shape.horizon,
-        n_action_steps=shape.horizon,
-        vlm_model_name=str(folder),
-        load_vlm_weights=False,
-        num_vlm_layers=shape.sizes.model["text_config"]["num_hidden_layers"],
-        resize_imgs_with_padding=(side, side),
+        **settings | dict(policy.settings),
     )
-    numbers = {"mean": torch.full((JOINTS,), 0.1), "std": torch.full((JOINTS,), 0.7)}
+    numbers = {name: torch.full((JOINTS,), value) for name, value in STATISTICS.items()}
     statistics = {"observation.state": numbers, "action": numbers}
-    policy = get_policy_class("smolvla")(config).eval()
+    theirs = get_policy_class(policy.kind)(config).eval()
     before, after = make_pre_post_processors(config, dataset_stats=statistics)
-    for part in (policy, before, after):
+    for part in (theirs, before, after):
         part.save_pretrained(folder / "policy")
-    policy.to(device)
-    horizon, width = shape.horizon, config.max_action_dim
-    noise = torch.randn(horizon, width, generator=torch.Generator().manual_seed(0)).to(device)[None]
-    policy.model.sample_noise = lambda *_: noise  # the noise of our decoding
+    theirs.to(device)
+    noise = torch.randn(config.chunk_size, config.max_action_dim, generator=torch.Generator().manual_seed(0))
+    theirs.model.sample_noise = lambda *_: noise[None].to(device)  # the noise of our decoding
     values = {"observation.state": torch.from_numpy(observed.state).float(), "task": observed.instruction}
 
     @torch.inference_mode()
@@ -132,6 +171,6 @@ def _lerobot(
             f"observation.images.{camera}": torch.from_numpy(image).permute(2, 0, 1).float() / 255
             for camera, image in observed.images.items()
         }
-        return after(policy.predict_action_chunk(before(values | images)))[0].double().cpu().numpy()
+        return after(theirs.predict_action_chunk(before(values | images)))[0].double().cpu().numpy()
 
     return call

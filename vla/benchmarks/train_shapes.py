@@ -151,20 +151,13 @@ def random_backbone(shape: Shape, attention: str) -> tuple[Backbone, Processor]:
 
 def save_for_lerobot(shape: Shape, data: str | None, folder: Path) -> None:
     """Saves what LeRobot would load from a hub: the configuration, the text tokenizer, and an action tokenizer."""
-    from transformers import AutoConfig, PreTrainedTokenizerFast
+    from transformers import AutoConfig
 
     fast = shape.policy == "pi0_fast"
     rows = shape.words + (FAST_ROWS if fast else 0)
     text = dict(shape.model["text_config"]) | {"vocab_size": rows}
     AutoConfig.for_model(**{**shape.model, "text_config": text}).save_pretrained(folder)
-    named = dict(zip(("fake_image_token", "global_image_token", "end_of_utterance_token"), MARKS, strict=True))
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words(rows),
-        pad_token=PAD,
-        bos_token="<bos>",
-        eos_token="<eos>",
-        extra_special_tokens={"image_token": "<image>", **named},
-    )
+    tokenizer = released_tokenizer(rows)
     if fast:
         tokenizer.save_pretrained(folder)
         if data is not None:
@@ -178,6 +171,20 @@ def save_for_lerobot(shape: Shape, data: str | None, folder: Path) -> None:
         "video_processor": SmolVLMVideoProcessor(),
     }
     SmolVLMProcessor(tokenizer=tokenizer, **processors).save_pretrained(folder)
+
+
+def released_tokenizer(rows: int) -> Any:
+    """The tokenizer `words` as transformers would load it from a hub."""
+    from transformers import PreTrainedTokenizerFast
+
+    named = dict(zip(("fake_image_token", "global_image_token", "end_of_utterance_token"), MARKS, strict=True))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words(rows),
+        pad_token=PAD,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        extra_special_tokens={"image_token": "<image>", **named},
+    )
 
 
 def _train_fast(shape: Shape, data: str, folder: Path) -> None:
