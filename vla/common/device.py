@@ -1,4 +1,4 @@
-"""The device on which models run."""
+"""The device on which models run, and what it computes natively."""
 
 from __future__ import annotations
 
@@ -13,3 +13,15 @@ def accelerator() -> torch.device:
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies matrices in bfloat16 itself: emulated, they take ten times as long as in float32."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return True

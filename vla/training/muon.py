@@ -13,6 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from vla.common.device import native_bf16
+
 MOMENTUM = 0.95
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Coefficients of the Newton-Schulz polynomial, which moves singular values close to 1 in few steps."""
@@ -51,9 +53,12 @@ def _direction(update: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
 
 
 def orthogonal(matrix: Float[Tensor, "m n"], steps: int = 5) -> Float[Tensor, "m n"]:
-    """Approximates U V^T of the matrix U S V^T by Newton-Schulz in bfloat16, with singular values from 0.7 to 1.2."""
+    """Approximates U V^T of the matrix U S V^T by Newton-Schulz, with singular values from 0.7 to 1.2.
+
+    The precision is bfloat16 where the device has it, else float32.
+    """
     a, b, c = COEFFICIENTS
-    x = matrix.bfloat16()
+    x = matrix.to(torch.bfloat16 if native_bf16(matrix.device) else torch.float32)
     if tall := x.shape[0] > x.shape[1]:
         x = x.T
     x = x / x.norm().clamp(min=1e-7)

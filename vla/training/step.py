@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vla.common.device import native_bf16
 from vla.errors import InputError
 from vla.models.batch import Batch
 from vla.training.augment import augment
@@ -111,12 +112,7 @@ def computing(plan: TrainConfig, world: DistributedContext) -> Iterator[None]:
 
 def uses_bf16(precision: str, device: torch.device) -> bool:
     """Whether to compute in bfloat16; "auto" requires native support, since emulation is slow."""
-    if precision == "auto" and device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if precision == "auto":
-        capabilities = torch.cpu.get_capabilities()
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return precision == "bf16"
+    return native_bf16(device) if precision == "auto" else precision == "bf16"
 
 
 def _save_batch(state: TrainState, micro: Sequence[Batch]) -> str:
