@@ -16,7 +16,7 @@ def accelerator() -> torch.device:
 
 
 def native_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies matrices in bfloat16 itself: emulated, they take ten times as long as in float32."""
+    """Whether the device multiplies matrices in bfloat16; emulated, they take some ten times as long as in float32."""
     import torch
 
     if device.type == "cuda":
