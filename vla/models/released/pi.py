@@ -30,7 +30,7 @@ from vla.models.released.robot_policy import RobotPolicy, count_layers, open_tok
 from vla.models.released.weight_names import OURS, expert_names, linear_names, renamed, shifted_norms
 
 TOKENIZER = "google/paligemma-3b-pt-224"
-GEMMA_HEADS, SIGLIP_HEAD_DIM = 8, 72
+GEMMA_HEADS, SIGLIP_HEAD_DIM, INITIALIZER_RANGE = 8, 72, 0.02
 PROMPTS = {
     "pi0": RobotPrompt("{task}\n", max_tokens=48),
     "pi05": RobotPrompt("Task: {task}, State: {state};\nAction: ", cleaned=True, max_tokens=200),
@@ -131,10 +131,11 @@ def _backbone(weights: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerFast)
         if head is None:
             raise InputError(f"the policy has neither {WORDS} nor lm_head.weight")
         named[WORDS] = head
-    vocab = len(named[WORDS])
+    words = named.pop(WORDS)
+    vocab = len(words)
     image: Any = tokenizer.convert_tokens_to_ids("<image>")
     image_token_id = max(vocab, len(tokenizer)) if image in (None, tokenizer.unk_token_id) else int(image)
-    config = _config(named, vocab)
+    config = _config(named | {WORDS: words}, max(vocab, len(tokenizer), image_token_id + 1))
     patches, _ = named["model.vision_tower.vision_model.embeddings.position_embedding.weight"].shape
     patch = config["vision_config"]["patch_size"]
     with no_init_weights():
@@ -147,10 +148,11 @@ def _backbone(weights: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerFast)
             prompt={"first_position": 0},
         )
     missing, unexpected = backbone.model.load_state_dict(named, strict=False)
-    if wrong := [*(name for name in missing if name != "lm_head.weight"), *unexpected]:
+    if wrong := [*(name for name in missing if name not in (WORDS, "lm_head.weight")), *unexpected]:
         raise InputError(f"{wrong[0]} is only in the policy's weights or only in PaliGemma")
-    if (further := max(len(tokenizer), image_token_id + 1) - vocab) > 0:
-        backbone.add_token_embeddings(further)
+    embedding = backbone.vocab_weights()[0].data
+    embedding[:vocab] = words
+    embedding[vocab:].normal_(std=INITIALIZER_RANGE)
     return backbone
 
 
