@@ -79,6 +79,11 @@ class VlaPolicy:
         return head is not None and head.continuous is not None and head.continuous.reads_cache
 
     @property
+    def takes_prefix(self) -> bool:
+        """See `PrefixPolicy`: whether its head takes an action prefix; those of other packages do."""
+        return getattr(self._model.processor.head, "takes_prefix", True)
+
+    @property
     def fewer_cameras(self) -> bool:
         """See `FewerCamerasPolicy`."""
         return self._robot.fewer_cameras

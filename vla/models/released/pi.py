@@ -134,28 +134,37 @@ def _backbone(weights: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerFast)
     vocab = len(named[WORDS])
     image: Any = tokenizer.convert_tokens_to_ids("<image>")
     image_token_id = max(vocab, len(tokenizer)) if image in (None, tokenizer.unk_token_id) else int(image)
-    config = _config(named, vocab)
-    patches, _ = named["model.vision_tower.vision_model.embeddings.position_embedding.weight"].shape
-    patch = config["vision_config"]["patch_size"]
-    with no_init_weights():
-        backbone = TokenFamily(
-            config,
-            image_token_id=image_token_id,
-            image_size=int(patches**0.5) * patch,
-            mean=(0.5,) * 3,
-            std=(0.5,) * 3,
-            prompt={"first_position": 0},
-        )
-    missing, unexpected = backbone.model.load_state_dict(named, strict=False)
-    if wrong := [*(name for name in missing if name != "lm_head.weight"), *unexpected]:
-        raise InputError(f"{wrong[0]} is only in the policy's weights or only in PaliGemma")
+    backbone = paligemma(named, image_token_id, tied=True)
     if (further := max(len(tokenizer), image_token_id + 1) - vocab) > 0:
         backbone.add_token_embeddings(further)
     return backbone
 
 
-def _config(weights: Mapping[str, Tensor], vocab: int) -> dict[str, Any]:
+def paligemma(weights: Mapping[str, Tensor], image_token_id: int, tied: bool) -> TokenFamily:
+    """PaliGemma with these weights, of which the output layer may be `tied` to the embedding.
+
+    Raises:
+        InputError: where a weight is missing or unexpected.
+    """
+    config = _config(weights, tied)
+    with no_init_weights():
+        backbone = TokenFamily(
+            config,
+            image_token_id=image_token_id,
+            image_size=config["vision_config"]["image_size"],
+            mean=(0.5,) * 3,
+            std=(0.5,) * 3,
+            prompt={"first_position": 0},
+        )
+    missing, unexpected = backbone.model.load_state_dict(weights, strict=False)
+    if wrong := [*(name for name in missing if not tied or name != "lm_head.weight"), *unexpected]:
+        raise InputError(f"{wrong[0]} is only in the policy's weights or only in PaliGemma")
+    return backbone
+
+
+def _config(weights: Mapping[str, Tensor], tied: bool) -> dict[str, Any]:
     """PaliGemma's configuration, from the shapes of its weights."""
+    vocab = len(weights[WORDS])
     layer, vision = "model.language_model.layers.0.", "model.vision_tower.vision_model."
     query, key = (len(weights[f"{layer}self_attn.{name}_proj.weight"]) for name in ("q", "k"))
     head_dim = query // GEMMA_HEADS
@@ -167,8 +176,10 @@ def _config(weights: Mapping[str, Tensor], vocab: int) -> dict[str, Any]:
         "projection_dim": width,
         "hidden_size": width,
         "image_token_index": vocab,
+        "tie_word_embeddings": tied,
         "text_config": {
             "model_type": "gemma",
+            "tie_word_embeddings": tied,
             "vocab_size": vocab,
             "hidden_size": width,
             "intermediate_size": mlp,
