@@ -65,6 +65,8 @@ def build(
             own = "tokenizer" in policy.head and not head.get("tokenizer")
             return policy.model(robots, complete(head, robots) if complete and not own else head)
         body, processor = policy.backbone, policy.processor.without_policy()
+        if policy_tokens := body.vocab_size - processor.text_vocab:
+            body.add_token_embeddings(-policy_tokens)
         print(f"{backbone}: its vision-language model alone, without its head {policy.head['kind']}")
     else:
         body, processor = open_backbone(backbone)

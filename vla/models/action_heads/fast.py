@@ -91,6 +91,13 @@ class FastHead:
         """The tokens that end a prompt in decoding."""
         return [] if self.layout is None else list(self.layout.begin)
 
+    @property
+    def longest(self) -> int | None:
+        """Largest number of FAST tokens of a chunk in training; None: any."""
+        layout = self.layout
+        fixed = () if layout is None else (*layout.begin, *layout.opening, *layout.end)
+        return None if layout is None else max(0, layout.max_tokens - len(fixed))
+
     def target(self, chunk: ChunkTarget) -> Target:
         """See `Head.target`."""
         ids = (self._first + self._step * self.fast.encode(chunk.actions)).tolist()
