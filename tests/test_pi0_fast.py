@@ -14,6 +14,7 @@ import torch
 from conftest import write_store
 from lerobot_fast import SKIPPED, WORDS, chunk, fast_reference, memorise
 from lerobot_policies import BODY, HORIZON, LeRobotReference, observation
+from safetensors.torch import load_file, save_file
 
 from vla.commands.cli import main
 from vla.control.inference import check_execution
@@ -133,8 +134,24 @@ def test_what_cannot_be_decoded_is_no_chunk(untaught: LeRobotReference) -> None:
 
 
 def test_a_prefix_of_actions_is_refused(untaught: LeRobotReference) -> None:
+    policy = VlaPolicy(model_of(untaught), BODY)
     with pytest.raises(InputError, match="choose chunked"):
-        check_execution(VlaPolicy(model_of(untaught), BODY), "rtc")
+        check_execution(policy, "rtc")
+    with pytest.raises(InputError, match="cannot start a chunk with an action prefix"):
+        policy.predict(observation(), prefix=chunk(0, 2))
+
+
+def test_a_file_with_the_output_layer_alone_has_it_as_embedding(untaught: LeRobotReference) -> None:
+    file = untaught.folder / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"]
+    save_file(weights, file)
+    embedding, output = open_policy(untaught.folder).backbone.vocab_weights()
+    torch.testing.assert_close(embedding, output, rtol=0, atol=0)
+    del weights["model.paligemma_with_expert.paligemma.lm_head.weight"]
+    save_file(weights, file)
+    with pytest.raises(InputError, match=r"no lm_head.weight"):
+        open_policy(untaught.folder)
 
 
 def test_saved_and_loaded_it_is_the_same(taught: LeRobotReference, tmp_path: Path) -> None:
@@ -184,7 +201,7 @@ def test_it_is_trained_and_exported_by_the_commands(
     assert main(["export-lerobot", f"policy={tmp_path / 'run'}", f"out={tmp_path / 'out'}"]) == 0
     assert open_policy(tmp_path / "out").cameras == ("observation.images.front", "observation.images.wrist")
     # It goes on; with another head its vision-language model alone is used.
-    again = [*run[:1], f"backbone={tmp_path / 'run'}", *run[2:], f"out={tmp_path / 'again'}"]
+    again = [*run[:1], f"backbone={tmp_path / 'run'}", *run[2:], f"out={tmp_path / 'again'}", "lora={rank: 2}"]
     assert main(again) == 0
     assert main([*run, f"out={tmp_path / 'other'}", "head=parallel", "horizon=3"]) == 0
     assert "its vision-language model alone" in capsys.readouterr().out
