@@ -35,7 +35,7 @@ def fast_reference(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any
     return reference(_fast, folder, monkeypatch, **options)
 
 
-def memorise(theirs: LeRobotReference, pairs: Pairs, steps: int = 150) -> None:
+def memorise(theirs: LeRobotReference, pairs: Pairs, steps: int = 100) -> None:
     """Trains LeRobot's policy until it writes the chunks of these observations, and saves it."""
     batches = [theirs.batch(seen, actions) for seen, actions in pairs]
     policy = theirs.policy.train()
