@@ -19,6 +19,8 @@ from safetensors.torch import load_file, save_file
 from vla.commands.cli import main
 from vla.control.inference import check_execution
 from vla.errors import InputError
+from vla.models.action_heads.fast import to_json
+from vla.models.action_tokenizers.fast import FastTokenizer
 from vla.models.released.lerobot_export import export_lerobot
 from vla.models.released.registry import open_policy, policy_defaults
 from vla.models.vla import VLA
@@ -64,12 +66,14 @@ def example(seen: Observation, actions: np.ndarray[Any, Any]) -> Example:
 @pytest.mark.parametrize("engine", [None, "float32"])
 def test_greedy_chunks_in_robot_units_are_those_of_the_original(taught: LeRobotReference, engine: str | None) -> None:
     policy = VlaPolicy(model_of(taught, fewer_cameras=True), BODY, engine)
-    for seen, actions in pairs():
+    together = policy.predict_batch([seen for seen, _ in pairs()])
+    for (seen, actions), row in zip(pairs(), together, strict=True):
         expected = taught.chunk(seen, NOISE)
         assert np.abs(expected - actions).max() < 0.3  # it writes the chunk, which the original can decode
         ours = policy.predict(seen)
-        assert ours is not None
+        assert ours is not None and row is not None
         np.testing.assert_allclose(ours.actions, expected, atol=1e-5)
+        np.testing.assert_allclose(row.actions, expected, atol=1e-5)
 
 
 def test_the_logits_of_every_token_are_those_of_the_original(taught: LeRobotReference) -> None:
@@ -152,6 +156,19 @@ def test_a_file_with_the_output_layer_alone_has_it_as_embedding(untaught: LeRobo
     save_file(weights, file)
     with pytest.raises(InputError, match=r"no lm_head.weight"):
         open_policy(untaught.folder)
+
+
+def test_with_a_tokenizer_of_ours_every_chunk_is_complete(untaught: LeRobotReference, tmp_path: Path) -> None:
+    policy = open_policy(untaught.folder)
+    action = policy.robot(BODY).action
+    ours = FastTokenizer.train(lambda: [action.normalize(chunk(seed))[None] for seed in range(9)], 300)
+    model = policy.model([policy.robot(BODY)], {"kind": "fast", "tokenizer": to_json(ours)})
+    for seed in range(3):
+        assert VlaPolicy(model, BODY).predict(observation(seed=seed)) is not None
+    with pytest.raises(InputError, match=r"train without head.tokenizer"):
+        export_lerobot(model, tmp_path / "exported")
+    with pytest.raises(InputError, match=r"determine head.layout: leave it out"):
+        policy.model([policy.robot(BODY)], {"kind": "fast", "layout": {"last": 3}})
 
 
 def test_saved_and_loaded_it_is_the_same(taught: LeRobotReference, tmp_path: Path) -> None:

@@ -118,8 +118,10 @@ class FastHead:
             known, end = list(self.layout.opening), self.layout.end[0]
         start, *rest = known
         allowed = self._first + self._step * torch.arange(self.fast.vocab_size, device=context.conditioning.device)
-        # A published tokenizer may use two tokens for one coefficient.
-        limit = robot.action_tokens if self._sizes is not None else 2 * robot.action_tokens + 1 + len(rest)
+        limit = robot.action_tokens
+        if self._sizes is None:  # a published tokenizer may use two tokens for one coefficient
+            longest = 2 * limit if self.longest is None else min(2 * limit, self.longest)
+            limit = len(rest) + longest + 1
         rows = generate_constrained(
             context, start, [rest for _ in context.conditioning], allowed, end, limit, self._sizes
         )
