@@ -79,6 +79,11 @@ class VlaPolicy:
         return head is not None and head.continuous is not None and head.continuous.reads_cache
 
     @property
+    def takes_prefix(self) -> bool:
+        """See `PrefixPolicy`: whether its head takes an action prefix; those of other packages do."""
+        return getattr(self._model.processor.head, "takes_prefix", True)
+
+    @property
     def fewer_cameras(self) -> bool:
         """See `FewerCamerasPolicy`."""
         return self._robot.fewer_cameras
@@ -105,6 +110,8 @@ class VlaPolicy:
         forced = 0 if prefix is None else prefix.committed.shape[1]
         if forced >= self._robot.horizon:
             raise InputError(f"a prefix of {forced} actions leaves nothing of a chunk of {self._robot.horizon}")
+        if forced and not self.takes_prefix:
+            raise InputError("this policy cannot start a chunk with an action prefix: choose execution=chunked")
         normalized = None if prefix is None else prefix.map(partial(self._normalized, observations))
         batch = processor.robot_prompt(observations, self._robot.name)
         decoded, points = self._decoder.generate_actions(batch, normalized)

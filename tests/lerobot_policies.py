@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -87,11 +87,15 @@ def observation(size: tuple[int, int] = (48, 64), task: str = "pick_up the red c
     return Observation(images, rng.normal(size=STATE) * 1.5, task, 0.0)
 
 
-def reference(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> LeRobotReference:
+Make = Callable[[Path, dict[str, Any], pytest.MonkeyPatch], tuple[Any, Any, Any]]
+"""Makes a policy with its processors."""
+
+
+def reference(kind: str | Make, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> LeRobotReference:
     """Makes a policy of this kind and saves it."""
     from lerobot.configs.types import FeatureType, PolicyFeature
 
-    make = _smolvla if kind == "smolvla" else partial(_pi, kind)
+    make = kind if callable(kind) else _smolvla if kind == "smolvla" else partial(_pi, kind)
     folder.mkdir(parents=True, exist_ok=True)
     features: dict[str, Any] = {
         "input_features": {
@@ -141,6 +145,7 @@ def _pi(kind: str, folder: Path, options: dict[str, Any], monkeypatch: pytest.Mo
         Policy, make = modeling.PI05Policy, processor.make_pi05_pre_post_processors  # type: ignore[attr-defined]
     gemma_tokenizer().save_pretrained(folder / "tokenizer")
     small_gemma(modeling, monkeypatch)
+    monkeypatch.setattr(modeling, "PiGemmaForCausalLM", partial(_small_language, modeling.PiGemmaForCausalLM))
     step = partial(processor.TokenizerProcessorStep)
     monkeypatch.setattr(
         processor,
@@ -151,7 +156,15 @@ def _pi(kind: str, folder: Path, options: dict[str, Any], monkeypatch: pytest.Mo
     return Policy(config), *make(config, statistics())
 
 
-def small_gemma(modeling: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def _small_language(language: Any, config: Any) -> Any:
+    config.vocab_size = VOCABULARY
+    return language(config=config)
+
+
+VOCABULARY = 400
+
+
+def small_gemma(modeling: Any, monkeypatch: pytest.MonkeyPatch, vocabulary: int = VOCABULARY) -> None:
     """Small sizes in place of the variants, which are hard-coded; 8 heads stand in a reshape of the original."""
     sizes = {"depth": 3, "num_heads": 8, "num_kv_heads": 2, "head_dim": 16}
     backbone, expert = {"width": 64, "mlp_dim": 128}, {"width": 32, "mlp_dim": 96}
@@ -160,33 +173,27 @@ def small_gemma(modeling: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         "get_gemma_config",
         lambda variant: modeling.GemmaConfig(**sizes, **(backbone if variant == "gemma_2b" else expert)),
     )
-    vlm, language = modeling.PaliGemmaForConditionalGenerationWithPiGemma, modeling.PiGemmaForCausalLM
+    vlm = modeling.PaliGemmaForConditionalGenerationWithPiGemma
     vision = {"hidden_size": 144, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 200}
 
     def small_vlm(config: Any) -> Any:
-        config._vocab_size = config.image_token_index = config.text_config.vocab_size = VOCABULARY
-        for name, value in {**vision, "projection_dim": 64, "patch_size": 14}.items():
+        config._vocab_size = config.image_token_index = config.text_config.vocab_size = vocabulary
+        for name, value in {**vision, "projection_dim": 64, "patch_size": 14, "image_size": 28}.items():
             setattr(config.vision_config, name, value)
         return vlm(config=config)
 
-    def small_language(config: Any) -> Any:
-        config.vocab_size = VOCABULARY
-        return language(config=config)
-
     monkeypatch.setattr(modeling, "PaliGemmaForConditionalGenerationWithPiGemma", small_vlm)
-    monkeypatch.setattr(modeling, "PiGemmaForCausalLM", small_language)
 
 
-VOCABULARY = 400
-
-
-def gemma_tokenizer() -> PreTrainedTokenizerFast:
-    """A small tokenizer that begins a text as PaliGemma's does."""
+def gemma_tokenizer(
+    texts: Sequence[str] = (), size: int = 390, cuts: Sequence[pre_tokenizers.PreTokenizer] = ()
+) -> PreTrainedTokenizerFast:
+    """A small tokenizer that begins a text as PaliGemma's does, with further `texts` and `cuts` of words."""
     words = Tokenizer(models.BPE(unk_token="<unk>"))
     words.normalizer = normalizers.Replace(" ", "▁")
-    words.pre_tokenizer = pre_tokenizers.Split("\n", "isolated")
+    words.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split("\n", "isolated"), *cuts])
     special = ["<pad>", "<eos>", "<bos>", "<unk>"]
-    words.train_from_iterator(TEXTS * 3, trainers.BpeTrainer(vocab_size=390, special_tokens=special))
+    words.train_from_iterator([*TEXTS * 3, *texts], trainers.BpeTrainer(vocab_size=size, special_tokens=special))
     words.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
     names = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
     return PreTrainedTokenizerFast(tokenizer_object=words, **names)

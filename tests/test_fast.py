@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fast_files import published, published_ids
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from jaxtyping import Float
 from scipy.fft import dct, idct
-from tokenizers import ByteLevelBPETokenizer, Tokenizer
-from tokenizers.trainers import BpeTrainer
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from vla.errors import InputError
@@ -38,38 +37,10 @@ def ours() -> FastTokenizer:
     return FastTokenizer.train(lambda: [smooth(200, 0), smooth(100, 1), extremes], vocab_size=512)
 
 
-def published(folder: Path, scale: int) -> PreTrainedTokenizerFast:
-    """The published way of training: byte-level, cut into words before the merges; and its files."""
-    rounded = [np.around(dct(chunk, axis=0, norm="ortho").ravel() * scale).astype(int) for chunk in smooth(300, 0)]
-    low, high = min(r.min() for r in rounded), max(r.max() for r in rounded)
-    bpe = ByteLevelBPETokenizer()
-    trainer = BpeTrainer(
-        vocab_size=600,
-        min_frequency=2,
-        show_progress=False,
-        special_tokens=[],
-        initial_alphabet=[chr(i) for i in range(high - low + 1)],
-        max_token_length=10000,
-    )
-    bpe._tokenizer.train_from_iterator(("".join(chr(v - low) for v in r) for r in rounded), trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, clean_up_tokenization_spaces=False)
-    tokenizer.save_pretrained(folder)
-    fields = {"scale": scale, "vocab_size": 600, "min_token": int(low), "action_dim": None, "time_horizon": None}
-    (folder / "processor_config.json").write_text(json.dumps(fields | {"processor_class": "UniversalActionProcessor"}))
-    return tokenizer
-
-
-def published_ids(
-    tokenizer: PreTrainedTokenizerFast, chunk: Float[np.ndarray, "h a"], low: int, scale: int
-) -> list[int]:
-    rounded = np.around(dct(chunk[None], axis=1, norm="ortho") * scale)[0]
-    return tokenizer("".join(map(chr, np.maximum(rounded.flatten() - low, 0).astype(int))))["input_ids"]
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("scale", [10, 40])  # of 40, coefficients take two bytes
 def test_published_files_encode_to_the_bit(dtype: type, scale: int, tmp_path: Path) -> None:
-    reference = published(tmp_path, scale)
+    reference = published(tmp_path, scale, smooth(300, 0))
     tokenizer = FastTokenizer.load(tmp_path)
     for chunk in smooth(100, 2).astype(dtype) * 1.2:
         assert tokenizer.encode(chunk).tolist() == published_ids(reference, chunk, tokenizer.min_token, scale)
@@ -145,7 +116,7 @@ def test_what_is_not_exactly_the_chunk_is_none(chunk: Float[np.ndarray, "h a"], 
 
 
 def test_half_a_character_of_published_files_is_none(tmp_path: Path) -> None:
-    published(tmp_path, 40)
+    published(tmp_path, 40, smooth(300, 0))
     tokenizer = FastTokenizer.load(tmp_path)
     lone = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).token_to_id("Â")
     assert lone is not None and tokenizer.decode(np.array([lone]), 1, 1) is None

@@ -62,8 +62,11 @@ def build(
         if robots and policy.head["kind"] == head["kind"]:
             if state_encoding != "numbers" or tiles is not None:
                 raise InputError(f"{backbone} has its own inputs: leave out state_encoding and tiles")
-            return policy.model(robots, complete(head, robots) if complete else head)
+            own = "tokenizer" in policy.head and not head.get("tokenizer")
+            return policy.model(robots, complete(head, robots) if complete and not own else head)
         body, processor = policy.backbone, policy.processor.without_policy()
+        if policy_tokens := body.vocab_size - processor.text_vocab:
+            body.add_token_embeddings(-policy_tokens)
         print(f"{backbone}: its vision-language model alone, without its head {policy.head['kind']}")
     else:
         body, processor = open_backbone(backbone)

@@ -29,6 +29,7 @@ from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.models.action_heads.action_head import ChunkTarget, Head, Vocabulary
 from vla.models.action_heads.build import build_head, stored_settings
+from vla.models.action_heads.fast import FastHead
 from vla.models.action_heads.l1 import RegressionHead
 from vla.models.action_heads.parallel import ParallelHead
 from vla.models.action_tokenizers.bins import UniformBins
@@ -190,6 +191,7 @@ class Processor:
             self._report_missing(robot, observation)
             row, shown = self._opening(observation.images, robot, observation.past)
             self._append_request(row, robot, observation.instruction, observation.state)
+            row.add(self.head.begin if isinstance(self.head, FastHead) else [])
             rows.append(row)
             images.append(shown)
         return self._collate(rows, images, ("",) * len(rows), left=True)

@@ -269,10 +269,11 @@ class VLA(nn.Module):
     ) -> Float[Tensor, "b n d"]:
         """Appends tokens of a chunk, of which the first has index `first`, and returns their hidden states."""
         order = torch.arange(first, first + ids.shape[1], device=ids.device).expand_as(ids)
-        words = self.backbone.embed_tokens(ids)
-        embeds = words + self.action_position_embedding(self._action_positions(order, batch)) + conditioning_embeds
+        embeds = self.backbone.embed_tokens(ids)
+        if conditioning_embeds is not None:
+            added = self.action_position_embedding(self._action_positions(order, batch)) + conditioning_embeds
+            embeds = torch.where((ids >= self.text_vocab)[..., None], embeds + added, embeds)
         assert self.processor.head is not None
-        embeds = torch.where((ids >= self.text_vocab)[..., None], embeds, words)
         return decoding.extend(embeds, self.processor.head.bidirectional)
 
     def _conditioning(self, batch: Batch, points: Float[Tensor, "b p 3"]) -> Float[Tensor, "b n"]:
@@ -311,8 +312,8 @@ class VLA(nn.Module):
             is_state = action & (action.long().cumsum(1) == 1)
             state = self.state_proj(batch.state)[:, None].to(embeds.dtype)
             embeds, action = torch.where(is_state[..., None], state, embeds), action & ~is_state
-            if self.processor.head is None or not self.processor.head.num_action_positions:
-                return embeds, vision
+        if self.processor.head is None or not self.processor.head.num_action_positions:
+            return embeds, vision
         rows, columns = torch.nonzero(action, as_tuple=True)
         action_positions = self._action_positions(action.long().cumsum(1) - 1, batch)[rows, columns]
         added = (

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from vla.common.renamed_keys import HEAD, current_keys
 from vla.errors import InputError
 from vla.models.action_heads.build import check_head
-from vla.models.action_heads.fast import from_json, to_json
+from vla.models.action_heads.fast import FastHead, from_json, to_json
 from vla.models.action_tokenizers.fast import FastTokenizer
 from vla.models.processor import Processor
 from vla.models.robot_spec import RobotSpec
@@ -68,12 +68,14 @@ def head_settings(
 def check_fast(processor: Processor, demonstrations: Sequence[Demonstrations], names: Collection[str]) -> None:
     """Raises InputError if the FAST tokens of a head do not represent the actions of the robots `names`.
 
-    They were trained on other robots, and coefficients outside their range are clipped.
+    They were trained on other robots, coefficients outside their range are clipped, and a released policy's chunks are
+    cut.
     """
     settings = processor.head.settings if processor.head is not None else {}
     if not settings.get("tokenizer"):
         return
     tokenizer = from_json(settings["tokenizer"])
+    longest = processor.head.longest if isinstance(processor.head, FastHead) else None
     for source in demonstrations:
         if (name := source.store.embodiment.name) not in names:
             continue
@@ -81,7 +83,8 @@ def check_fast(processor: Processor, demonstrations: Sequence[Demonstrations], n
         chunks = [chunk for batch in source.chunks(robot, source.train_episodes[:SAMPLE]) for chunk in batch]
         chosen = chunks[:: -(-len(chunks) // SAMPLE)]
         bound = 1.001 * tokenizer.error_bound(robot.horizon)
-        decoded = [tokenizer.decode(tokenizer.encode(chunk), *chunk.shape) for chunk in chosen]
+        encoded = [tokenizer.encode(chunk)[:longest] for chunk in chosen]
+        decoded = [tokenizer.decode(ids, *chunk.shape) for ids, chunk in zip(encoded, chosen, strict=True)]
         wrong = [
             found is None or bool(np.abs(found - chunk).max() > bound)
             for found, chunk in zip(decoded, chosen, strict=True)

@@ -15,6 +15,7 @@ from vla.evaluation.vlm.answerer import weights_of
 from vla.models.build import build
 from vla.models.continued import Ranges
 from vla.models.processor import Processor
+from vla.models.released.registry import policy_defaults
 from vla.models.robot_spec import RobotSpec
 from vla.models.vla import VLA
 from vla.training.action_head import check_fast, head_settings
@@ -94,6 +95,9 @@ def _model(data: RunData, plan: TrainConfig) -> VLA:
         if known.head is not None and known.head.settings["kind"] == settings["kind"]:
             joined = {robot.name for robot in robots} - {robot.name for robot in known.robots}
             check_fast(model.processor, demonstrations, joined)
+    policy = policy_defaults(options.backbone)
+    if policy is not None and policy.head == settings["kind"] == "fast" and not settings.get("tokenizer"):
+        check_fast(model.processor, demonstrations, {robot.name for robot in robots})
     if data.replay:
         data.replay.check(model.processor)
     model.processor.tasks = tuple(sorted({*model.processor.tasks, *data.tasks()}))

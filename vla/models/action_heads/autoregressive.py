@@ -24,9 +24,9 @@ def generate_constrained(
 
     Args:
         action_query_token: starts the sequence.
-        known: forced first tokens of each row.
+        known: forced first tokens of each row, equally many with `sizes`.
         allowed: ids of the tokens that may be generated, besides `end`.
-        limit: maximum number of tokens; with `sizes`, the exact sum of the generated tokens' sizes.
+        limit: maximum number of tokens; with `sizes`, the exact sum of the sizes of the tokens after the known ones.
         sizes: size of each allowed token. No token may exceed the remaining size, and `end` is allowed only when
             none remains.
     """
@@ -38,7 +38,8 @@ def generate_constrained(
     hidden = context.decode_tokens(generated, 0)
     done = torch.zeros(len(known), dtype=torch.bool, device=device)
     remaining = torch.full((len(known),), limit, device=device)
-    while (index := generated.shape[1] - 1) < limit + (sizes is not None):
+    longest = limit if sizes is None else common + limit + 1
+    while (index := generated.shape[1] - 1) < longest:
         scores = context.decoding.backbone.logits(hidden[:, -1])[:, candidates]
         if sizes is not None:
             fits = torch.cat([sizes <= remaining[:, None], remaining[:, None] == 0], 1)

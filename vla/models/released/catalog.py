@@ -65,6 +65,18 @@ RELEASED = (
         "Apache-2.0, weights under Gemma's terms",
     ),
     Released(
+        "pi0-fast",
+        "lerobot/pi0fast-base",
+        3.45e9,
+        "as pi0",
+        "FAST tokens of PaliGemma's vocabulary, mean-std",
+        50,
+        "1 to 3",
+        "Apache-2.0, weights under Gemma's terms",
+        "test_pi0_fast.py",
+        LEROBOT,
+    ),
+    Released(
         "smolvla",
         "lerobot/smolvla_base",
         0.45e9,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vla.errors import InputError
 from vla.models.normalization import Normalizer
-from vla.models.released import pi, smolvla
+from vla.models.released import pi, pi_fast, smolvla
 from vla.models.released.lerobot_folder import ACTION, IMAGES, POSTPROCESSOR, PREPROCESSOR, STATE
 from vla.models.released.weight_names import shifted_norms
 from vla.models.robot_spec import RobotSpec
@@ -63,6 +63,9 @@ def _checked(model: VLA) -> tuple[Mapping[str, Any], RobotSpec]:
         raise InputError(f"{robot.name} predicts rotations or angles in another form, which LeRobot has not")
     if any(robot.relative) and not policy.source["config"].get("use_relative_actions"):
         raise InputError(f"{robot.name} predicts actions relative to the state: train with predict=unchanged")
+    own, head = policy.source.get("action_tokenizer"), model.processor.head
+    if own is not None and (head is None or pi_fast.digest(head.settings["tokenizer"]) != own):
+        raise InputError("LeRobot would read the policy's own tokenizer of actions: train without head.tokenizer")
     return policy.source, robot
 
 
@@ -81,11 +84,12 @@ def _features(model: VLA, robot: RobotSpec) -> dict[str, Any]:
 def _weights(model: VLA, kind: str, vocabulary: int) -> dict[str, Tensor]:
     """The weights with LeRobot's names."""
     state = {name: weight.detach().cpu().float() for name, weight in model.state_dict().items()}
-    layers = len(model.continuous_head.expert.layers)  # type: ignore[union-attr, arg-type]
+    names: Mapping[str, str] = {}
+    prefix, expert_head = pi.VLM, None
     if kind == "smolvla":
-        names, prefix, expert_head = smolvla.smolvla_names(layers), smolvla.VLM, None
-    else:
-        names, prefix = pi.pi_names(kind, layers), pi.VLM
+        names, prefix = smolvla.smolvla_names(_expert_layers(model)), smolvla.VLM
+    elif kind != pi_fast.KIND:
+        names = pi.pi_names(kind, _expert_layers(model))
         expert_head = f"{pi.EXPERT.removesuffix('model.')}lm_head.weight"
         state = shifted_norms(state, -1.0) if kind == "pi0" else state
     weights = {theirs: state[ours] for theirs, ours in names.items()}
@@ -98,6 +102,10 @@ def _weights(model: VLA, kind: str, vocabulary: int) -> dict[str, Tensor]:
         width = weights["action_in_proj.weight"].shape[0]
         weights[expert_head] = torch.zeros(vocabulary, width, dtype=torch.bfloat16)
     return weights
+
+
+def _expert_layers(model: VLA) -> int:
+    return len(model.continuous_head.expert.layers)  # type: ignore[union-attr, arg-type]
 
 
 def _write_pipeline(

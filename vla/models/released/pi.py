@@ -131,32 +131,47 @@ def _backbone(weights: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerFast)
         if head is None:
             raise InputError(f"the policy has neither {WORDS} nor lm_head.weight")
         named[WORDS] = head
-    words = named.pop(WORDS)
-    vocab = len(words)
+    vocab = len(named[WORDS])
     image: Any = tokenizer.convert_tokens_to_ids("<image>")
     image_token_id = max(vocab, len(tokenizer)) if image in (None, tokenizer.unk_token_id) else int(image)
-    config = _config(named | {WORDS: words}, max(vocab, len(tokenizer), image_token_id + 1))
-    patches, _ = named["model.vision_tower.vision_model.embeddings.position_embedding.weight"].shape
-    patch = config["vision_config"]["patch_size"]
+    return paligemma(named, image_token_id, max(vocab, len(tokenizer), image_token_id + 1))
+
+
+def paligemma(weights: Mapping[str, Tensor], image_token_id: int, vocab: int | None = None) -> TokenFamily:
+    """PaliGemma with these weights.
+
+    Args:
+        weights: by their names in transformers.
+        image_token_id: as in `TokenFamily`.
+        vocab: tokens of the embedding, to which random ones are appended and the output layer is tied; by default
+            those of `weights`, which have an output layer.
+
+    Raises:
+        InputError: where a weight is missing or unexpected.
+    """
+    tied, named = vocab is not None, dict(weights)
+    words = named.pop(WORDS)
+    config = _config(weights, vocab or len(words), tied)
     with no_init_weights():
         backbone = TokenFamily(
             config,
             image_token_id=image_token_id,
-            image_size=int(patches**0.5) * patch,
+            image_size=config["vision_config"]["image_size"],
             mean=(0.5,) * 3,
             std=(0.5,) * 3,
             prompt={"first_position": 0},
         )
     missing, unexpected = backbone.model.load_state_dict(named, strict=False)
-    if wrong := [*(name for name in missing if name not in (WORDS, "lm_head.weight")), *unexpected]:
+    loaded = {WORDS, "lm_head.weight"} if tied else {WORDS}
+    if wrong := [*(name for name in missing if name not in loaded), *unexpected]:
         raise InputError(f"{wrong[0]} is only in the policy's weights or only in PaliGemma")
     embedding = backbone.vocab_weights()[0].data
-    embedding[:vocab] = words
-    embedding[vocab:].normal_(std=INITIALIZER_RANGE)
+    embedding[: len(words)] = words
+    embedding[len(words) :].normal_(std=INITIALIZER_RANGE)
     return backbone
 
 
-def _config(weights: Mapping[str, Tensor], vocab: int) -> dict[str, Any]:
+def _config(weights: Mapping[str, Tensor], vocab: int, tied: bool) -> dict[str, Any]:
     """PaliGemma's configuration, from the shapes of its weights."""
     layer, vision = "model.language_model.layers.0.", "model.vision_tower.vision_model."
     query, key = (len(weights[f"{layer}self_attn.{name}_proj.weight"]) for name in ("q", "k"))
@@ -169,8 +184,10 @@ def _config(weights: Mapping[str, Tensor], vocab: int) -> dict[str, Any]:
         "projection_dim": width,
         "hidden_size": width,
         "image_token_index": vocab,
+        "tie_word_embeddings": tied,
         "text_config": {
             "model_type": "gemma",
+            "tie_word_embeddings": tied,
             "vocab_size": vocab,
             "hidden_size": width,
             "intermediate_size": mlp,

@@ -31,6 +31,13 @@ def _pi(folder: Path) -> RobotPolicy:
     return load_pi(LeRobotFolder(folder))
 
 
+def _pi_fast(folder: Path) -> RobotPolicy:
+    from vla.models.released.lerobot_folder import LeRobotFolder
+    from vla.models.released.pi_fast import load_pi_fast
+
+    return load_pi_fast(LeRobotFolder(folder))
+
+
 def _smolvla(folder: Path) -> RobotPolicy:
     from vla.models.released.lerobot_folder import LeRobotFolder
     from vla.models.released.smolvla import load_smolvla
@@ -65,6 +72,7 @@ def _number[T: int | float](option: str, text: str, kind: type[T]) -> T:
 LOADERS: Mapping[str, Callable[..., RobotPolicy]] = {
     "pi0": _pi,
     "pi05": _pi,
+    "pi0_fast": _pi_fast,
     "smolvla": _smolvla,
     "openpi": _openpi,
     "openvla": _openvla,
@@ -121,7 +129,9 @@ def policy_defaults(name: object) -> PolicyDefaults | None:
     if mode not in OPTIONS:
         raise InputError(f"{name} has the normalisation {mode}: there are {', '.join(OPTIONS)}")
     relative = "relative" if config.get("use_relative_actions") else "unchanged"
-    return PolicyDefaults(str(config["type"]), "flow", int(config["chunk_size"]), relative, OPTIONS[mode])
+    kind = str(config["type"])
+    head = "fast" if kind == "pi0_fast" else "flow"
+    return PolicyDefaults(kind, head, int(config["chunk_size"]), relative, OPTIONS[mode])
 
 
 def is_policy(name: str | Path) -> bool:
