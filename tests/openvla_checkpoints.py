@@ -53,7 +53,7 @@ def llama_tokenizer() -> Tokenizer:
     merges += [("▁Ou", "t"), ("i", "n"), ("o", "n"), ("▁", "W"), ("▁", "w"), ("▁w", "h")]
     joined += ["▁I", "▁O", "▁Ou"]
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *joined, *letters]
-    rare = (chr(ord("一") + i) for i in range(10_000) if chr(ord("一") + i) != RARE)
+    rare = (chr(ord("一") + i) for i in range(34_000) if chr(ord("一") + i) != RARE)
     pieces += [next(rare) for _ in range(WORDS - len(pieces) - 1)] + [RARE]
     words = Tokenizer(
         models.BPE({p: i for i, p in enumerate(pieces)}, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
@@ -135,6 +135,14 @@ def write(folder: Path, statistics: dict[str, Any] | None = None) -> dict[str, T
         save_file({name: weights[name].contiguous() for name in part}, folder / file, {"format": "pt"})
         halves |= dict.fromkeys(part, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": halves}))
+    write_settings(folder)
+    if statistics is not None:
+        (folder / "dataset_statistics.json").write_text(json.dumps(statistics))
+    return weights
+
+
+def write_settings(folder: Path) -> None:
+    """Writes the files of OpenVLA other than the weights."""
     config = {
         "model_type": "openvla",
         "architectures": ["OpenVLAForActionPrediction"],
@@ -163,9 +171,6 @@ def write(folder: Path, statistics: dict[str, Any] | None = None) -> dict[str, T
     }
     (folder / "config.json").write_text(json.dumps(config))
     llama_tokenizer().save(str(folder / "tokenizer.json"))
-    if statistics is not None:
-        (folder / "dataset_statistics.json").write_text(json.dumps(statistics))
-    return weights
 
 
 def write_oft(folder: Path, action_dim: int = 7, state_dim: int = 8) -> dict[str, dict[str, Tensor]]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import openvla_checkpoints
 import pytest
 import torch
 from lerobot_policies import gemma_tokenizer
@@ -15,6 +18,7 @@ from safetensors.torch import save_file
 from vla.models.released.pi import EXPERT, VLM
 
 LAYERS, SHARDS = 12, 3
+OPENVLA_LAYERS, OPENVLA_WORDS = 4, 32000
 WIDTH, EXPERT_WIDTH, VOCABULARY = 2048, 1024, 257152
 MOST = 1.3
 """Largest ratio of the memory of a process that loads the model, without the pages of its files, to the model's."""
@@ -43,24 +47,26 @@ peak = [0]
 before = memory()
 threading.Thread(target=watch, daemon=True).start()
 policy = open_policy(sys.argv[1])
-names = tuple(f"joint {i} [rad]" for i in range(6))
-body = Embodiment("arm", ("front", "wrist"), names, names, (-9.0,) * 6, (9.0,) * 6, 10.0)
-one = Normalizer((-1.0,) * 6, (1.0,) * 6)
+count, cameras = int(sys.argv[2]), sys.argv[3].split(",")
+names = tuple(f"joint {i} [rad]" for i in range(count))
+body = Embodiment("arm", tuple(cameras), names, names, (-9.0,) * count, (9.0,) * count, 10.0)
+one = Normalizer((-1.0,) * count, (1.0,) * count)
 model = policy.model([RobotSpec(body, policy.horizon, one, one, "", 0)])
 size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
 loaded = (peak[0] - before) / size
 images = {camera: np.zeros((480, 640, 3), np.uint8) for camera in body.cameras}
-seen = Observation(images, np.zeros(6), "pick up the red cube", 0.0)
-chunk = VlaPolicy(model, body).predict(seen).actions
+seen = Observation(images, np.zeros(count), "pick up the red cube", 0.0)
+chunk = VlaPolicy(model, body).predict(seen)
+shape = None if chunk is None else chunk.actions.shape
 adapt(model, rank=4)
 model.train()
-example = Example(images, seen.instruction, np.zeros((policy.horizon, 6)), seen.state)
+example = Example(images, seen.instruction, np.full((policy.horizon, count), 0.1), seen.state)
 optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], 1e-3)
 loss = model(model.processor.batch([example]))[0].mean()
 loss.backward()
 optimizer.step()
-finite = bool(np.isfinite(chunk).all() and loss.isfinite())
-print(json.dumps({"loaded": loaded, "chunk": chunk.shape, "finite": finite}))
+finite = bool((chunk is None or np.isfinite(chunk.actions).all()) and loss.isfinite())
+print(json.dumps({"loaded": loaded, "chunk": shape, "finite": finite}))
 """
 
 
@@ -113,23 +119,60 @@ def pi05_shapes() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-@pytest.mark.slow
-def test_pi05_at_its_real_width_takes_little_more_memory_than_its_weights(tmp_path: Path) -> None:
-    shapes = pi05_shapes()
-    gemma_tokenizer().save_pretrained(tmp_path / "tokenizer")
+def write_shards(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Writes random weights in bfloat16, in shards with an index."""
     weight_map = {}
     for shard in range(SHARDS):
         names = [*shapes][shard::SHARDS]
         file = f"model-{shard + 1:05}-of-{SHARDS:05}.safetensors"
-        save_file({f"model.{n}": 0.02 * torch.randn(shapes[n], dtype=torch.bfloat16) for n in names}, tmp_path / file)
-        weight_map |= {f"model.{name}": file for name in names}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        save_file({n: 0.02 * torch.randn(shapes[n], dtype=torch.bfloat16) for n in names}, folder / file)
+        weight_map |= dict.fromkeys(names, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def used(policy: str, components: int, cameras: str) -> Any:
+    """Loads the policy in a process, predicts a chunk and takes a training step with LoRA."""
+    arguments = [sys.executable, "-c", CODE, policy, str(components), cameras]
+    ran = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_pi05_at_its_real_width_takes_little_more_memory_than_its_weights(tmp_path: Path) -> None:
+    gemma_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    write_shards(tmp_path, {f"model.{name}": shape for name, shape in pi05_shapes().items()})
     config = {"type": "pi05", "chunk_size": 50, "dtype": "bfloat16", "normalization_mapping": {"ACTION": "QUANTILES"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     step = {"registry_name": "tokenizer_processor", "config": {"tokenizer_name": str(tmp_path / "tokenizer")}}
     (tmp_path / "policy_preprocessor.json").write_text(json.dumps({"steps": [step]}))
-    ran = subprocess.run([sys.executable, "-c", CODE, str(tmp_path)], capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    found = json.loads(ran.stdout.splitlines()[-1])
+    found = used(str(tmp_path), 6, "front,wrist")
     assert found["chunk"] == [50, 6] and found["finite"]
+    assert found["loaded"] < MOST
+
+
+def openvla_shapes() -> dict[str, tuple[int, ...]]:
+    """The published names and shapes of openvla-7b, with `OPENVLA_LAYERS` layers of each part."""
+    published = json.loads((Path(__file__).parent / "data" / "openvla.json").read_text())["openvla-7b"]
+    layers = range(OPENVLA_LAYERS)
+    return {
+        re.sub(r"\{0-\d+\}", str(i), pattern): tuple(shape)
+        for pattern, shape in published.items()
+        for i in (layers if "{" in pattern else (0,))
+    }
+
+
+@pytest.mark.slow
+def test_openvla_at_its_real_width_takes_little_more_memory_than_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvla_checkpoints, "WORDS", OPENVLA_WORDS)
+    openvla_checkpoints.write_settings(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"] |= {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": OPENVLA_LAYERS}
+    config["text_config"] |= {"num_attention_heads": 32, "num_key_value_heads": 32}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"image_sizes": [224, 224]}))
+    write_shards(tmp_path, openvla_shapes())
+    found = used(f"{tmp_path}?unnorm_key=one", 7, "image")
+    assert found["chunk"] in (None, [1, 7]) and found["finite"]  # random words may be no actions
     assert found["loaded"] < MOST

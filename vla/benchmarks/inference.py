@@ -41,7 +41,6 @@ BANDWIDTH = {"H200": 4.8e12, "H100": 3.35e12}
 NANOS = ("nano", "nano, 1 past frame", "nano, 2 past frames")
 """Shapes for the cost of past frames of both cameras."""
 ON_CUDA = ("pi0", "openvla", "pi0-weights", "pi05-weights")
-ON_CPU = ("pi0-small-weights", "pi05-small-weights")
 WARM, ENOUGH = 3, 30.0
 """Warm-up calls; the time limit of the measured calls, at least three [s]."""
 
@@ -71,15 +70,15 @@ def bench_inference(
 
     Args:
         shapes: Names in `inference_shapes.SHAPES`, and of policies with the same weights in LeRobot's class in
-            `inference_policies.POLICIES`. By default all published sizes on CUDA; nano, also with past frames, SmolVLA,
-            and a small pi0 and pi0.5 on a CPU.
+            `inference_policies.POLICIES`. By default all published sizes on CUDA; nano, also with past frames, and
+            SmolVLA on a CPU.
         precision: By default bfloat16 on CUDA and float32 on a CPU.
         calls: The maximum number of calls.
         others: Whether `generate` and LeRobot are measured as well.
     """
     device = accelerator()
     cuda = device.type == "cuda"
-    names = shapes or (*NANOS, "nano bins", "smolvla", "smolvla-weights", *(ON_CUDA if cuda else ON_CPU))
+    names = shapes or (*NANOS, "nano bins", "smolvla", "smolvla-weights", *(ON_CUDA if cuda else ()))
     precision = precision or ("bfloat16" if cuda else "float32")
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
     machine = Machine.of(device, dtype)
@@ -87,7 +86,7 @@ def bench_inference(
     targets: list[Target] = []
     for name in tqdm(names, desc="shapes", unit="shape"):
         if name in POLICIES:
-            same, more = same_weights(name, precision, device, lambda call: timed(call, calls, device))
+            same, more = same_weights(name, precision, device, lambda each: timed_in_turn(each, calls, device))
             rows, targets = rows + same, targets + more
             _free()
             continue
@@ -183,15 +182,26 @@ def _chunk(model: VLA, decoder: Any) -> Callable[[], Any]:
 
 def timed(call: Callable[[], Any], calls: int, device: torch.device) -> list[float]:
     """The times of calls after a warm-up [s]."""
-    for _ in range(WARM):
-        call()
-    times: list[float] = []
-    while len(times) < calls and (len(times) < 3 or sum(times) < ENOUGH):
-        _wait(device)
-        start = time.perf_counter()
-        call()
-        _wait(device)
-        times.append(time.perf_counter() - start)
+    return timed_in_turn({"": call}, calls, device)[""]
+
+
+def timed_in_turn(
+    contestants: Mapping[str, Callable[[], Any]], calls: int, device: torch.device
+) -> dict[str, list[float]]:
+    """The times of calls of each contestant after a warm-up, one after the other, so that all share the load [s]."""
+    for call in contestants.values():
+        for _ in range(WARM):
+            call()
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for done in range(calls):
+        if done >= 3 and max(map(sum, times.values())) >= ENOUGH:
+            break
+        for name, call in contestants.items():
+            _wait(device)
+            start = time.perf_counter()
+            call()
+            _wait(device)
+            times[name].append(time.perf_counter() - start)
     return times
 
 
