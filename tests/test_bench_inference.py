@@ -6,7 +6,7 @@ import pytest
 import torch
 from lerobot_policies import small_gemma
 
-from vla.benchmarks import inference, inference_policies
+from vla.benchmarks import inference, inference_policies, lerobot_policies
 from vla.benchmarks.inference import PARTS, Machine, bench_inference
 from vla.benchmarks.inference_policies import Policy
 
@@ -49,7 +49,7 @@ def test_the_same_weights_give_the_same_chunk(name: str, monkeypatch: pytest.Mon
     if name.startswith("pi"):
         policy = Policy(name.removesuffix("-weights"), {"image_resolution": (28, 28)})
         monkeypatch.setitem(inference_policies.POLICIES, name, policy)
-    monkeypatch.setattr(inference_policies, "WORDS", 64)
+    monkeypatch.setattr(lerobot_policies, "WORDS", 64)
     table = bench_inference([name], calls=2)
     assert {row["by"] for row in table.rows} == {"lerobot", "vla without an engine", "vla float32"}
     targets = {target.name: target for target in table.targets}

@@ -134,7 +134,7 @@ def test_the_loss_and_its_gradient_are_those_of_vla_train(
         torch.testing.assert_close(theirs[name], gradient, rtol=1e-4, atol=1e-6)
     rows, _ = policy.forward(batch_of(data, 4), reduction="none")
     if head == "parallel":  # a flow draws its noise
-        assert rows.shape == (4,) and float(rows.mean()) == pytest.approx(float(loss), rel=1e-5)
+        assert rows.shape == (4,) and rows.mean().item() == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_the_model_is_that_of_vla_train(plugin: ModuleType, data: Path, backbone: Path) -> None:

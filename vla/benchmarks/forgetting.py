@@ -26,9 +26,11 @@ PLAIN = f"{NEW} only"
 VARIANTS: Mapping[str, Sequence[str]] = {
     PLAIN: (),
     "replay=0.2": ("replay=0.2",),
-    "stage=lora": ("stage=lora", "plan.lr=1e-3"),
+    "stage=lora": ("stage=lora",),
 }
-"""The options of `vla train` with which the second task is learned. LoRA has the learning rate of the others."""
+"""The options of `vla train` with which the second task is learned."""
+RECIPE = ("mixture.vqa=0", "horizon=6", "plan.lr=1e-3", "plan.warmup=50", "plan.ema=0.995")
+"""Options of `vla train` for all policies, as in `vla demo`."""
 SEEDS = (0, 1, 2)
 EVALUATION_SEEDS = 1_000_000
 """The first seed of the rollouts, different from those of the demonstrations."""
@@ -42,8 +44,8 @@ def bench_forgetting(
     out: str = "outputs/forgetting",
     seeds: Sequence[int] = SEEDS,
     episodes: int = 400,
-    steps: int = 400,
-    new_steps: int = 300,
+    steps: int = 900,
+    new_steps: int = 450,
     batch_size: int = 32,
     evaluations: int = 40,
 ) -> Table:
@@ -71,7 +73,7 @@ def bench_forgetting(
     names = (f"{OLD} only, before", *VARIANTS)
     found: dict[str, Outcomes] = {name: {OLD: [], NEW: []} for name in names}
     for seed in seeds:
-        common = ["mixture.vqa=0", f"plan.seed={seed}", f"plan.batch_size={batch_size}"]
+        common = [*RECIPE, f"plan.seed={seed}", f"plan.batch_size={batch_size}"]
         first = folder / f"{OLD}-{seed}"
         start = [f"data={folder / f'{OLD}.zarr'}", f"plan.steps={steps}", f"plan.evaluate_every={steps}"]
         runs = {names[0]: (first, start)}

@@ -14,17 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from vla.benchmarks.train_shapes import REAL, TINY, Shape, released_tokenizer, save_for_lerobot
+from vla.benchmarks.lerobot_policies import save_policy, smolvla_settings
+from vla.benchmarks.train_shapes import REAL, TINY, Shape
 from vla.common.result_table import Target
 from vla.embodiment import Embodiment
-from vla.models.released.pi import TOKENIZER
 from vla.models.released.registry import open_policy
 from vla.policies.vla import VlaPolicy
 from vla.types import Observation
 
 JOINTS, SIZE = 6, (480, 640)
-CAMERAS, HORIZON, WORDS = 2, 50, 4096
-STATISTICS = {"mean": 0.1, "std": 0.7, "q01": -1.3, "q99": 1.5}
+CAMERAS, HORIZON = 2, 50
 EQUAL, FASTER, FASTER_ON_CUDA = 1e-4, 1.0, 4.0
 """Targets: the largest difference of the chunks in float32, and minimum ratios of LeRobot's time to ours."""
 Timed = Callable[[Mapping[str, Callable[[], Any]]], dict[str, list[float]]]
@@ -117,43 +116,14 @@ def _observation(body: Embodiment) -> Observation:
 def _lerobot(
     policy: Policy, folder: Path, body: Embodiment, observed: Observation, device: torch.device
 ) -> Callable[[], Any]:
-    """Saves a policy of LeRobot with random weights in `folder`/policy, and returns its prediction of a chunk.
-
-    pi0's tokenizer is found below the working directory, which is `folder`.
-    """
-    from lerobot.configs.types import FeatureType, PolicyFeature
-    from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
-
-    torch.manual_seed(0)
-    settings: dict[str, Any] = {"chunk_size": HORIZON, "n_action_steps": HORIZON}
-    if policy.sizes is None:
-        released_tokenizer(WORDS).save_pretrained(folder / TOKENIZER)
-    else:
-        save_for_lerobot(policy.sizes, None, folder)
-        settings |= {
-            "vlm_model_name": str(folder),
-            "load_vlm_weights": False,
-            "num_vlm_layers": policy.sizes.model["text_config"]["num_hidden_layers"],
-            "resize_imgs_with_padding": (policy.sizes.image_size,) * 2,
-        }
-    config = make_policy_config(
-        policy.kind,
-        input_features={
-            "observation.state": PolicyFeature(FeatureType.STATE, (JOINTS,)),
-            **{f"observation.images.{c}": PolicyFeature(FeatureType.VISUAL, (3, *SIZE)) for c in body.cameras},
-        },
-        output_features={"action": PolicyFeature(FeatureType.ACTION, (JOINTS,))},
-        push_to_hub=False,
-        device=str(device),
-        **settings | dict(policy.settings),
-    )
-    numbers = {name: torch.full((JOINTS,), value) for name, value in STATISTICS.items()}
-    statistics = {"observation.state": numbers, "action": numbers}
-    theirs = get_policy_class(policy.kind)(config).eval()
-    before, after = make_pre_post_processors(config, dataset_stats=statistics)
-    for part in (theirs, before, after):
-        part.save_pretrained(folder / "policy")
+    """Saves a policy of LeRobot with random weights in `folder`/policy, and returns its prediction of a chunk."""
+    settings: dict[str, Any] = {"chunk_size": HORIZON, "n_action_steps": HORIZON, "device": str(device)}
+    if policy.sizes is not None:
+        settings |= smolvla_settings(policy.sizes, folder)
+    cameras = dict.fromkeys(body.cameras, SIZE)
+    theirs, before, after = save_policy(policy.kind, folder, cameras, JOINTS, settings | dict(policy.settings))
     theirs.to(device)
+    config = theirs.config
     noise = torch.randn(config.chunk_size, config.max_action_dim, generator=torch.Generator().manual_seed(0))
     theirs.model.sample_noise = lambda *_: noise[None].to(device)  # the noise of our decoding
     values = {"observation.state": torch.from_numpy(observed.state).float(), "task": observed.instruction}

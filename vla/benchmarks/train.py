@@ -2,8 +2,8 @@
 
 Each side trains in a separate process, which is stopped while another is measured; figures are medians over turns. Both
 train all weights with AdamW, with the same precision, batch size, images and action chunks, and one noise sample per
-row of a flow. LeRobot has its loader of four processes, `vla train` its augmentation and moving average. `vla train`
-with its defaults (Muon, four noise samples per row) is measured as well.
+row of a flow. SmolVLA has the same weights on both sides. LeRobot has its loader of four processes, `vla train` its
+augmentation and moving average. `vla train` with its defaults (Muon, four noise samples per row) is measured as well.
 """
 
 from __future__ import annotations
@@ -134,17 +134,39 @@ def _entries(
     data = str(folder / "demos.zarr")
     _record(data, episodes, shape.image_size)
     (folder / "sizes").mkdir()
-    save_for_lerobot(shape, data, folder / "sizes")
+    policy = None
+    if shape.policy == "smolvla":
+        policy = folder / "sizes" / "policy"
+        _save_smolvla(shape, data, folder / "sizes")
+    else:
+        save_for_lerobot(shape, data, folder / "sizes")
     entries: dict[str, Entry] = {}
     for name, default in (("vla", False), ("vla as by default", True)):
-        entries[name] = (train_ours.loop, (shape, data, batch_size, precision, default, folder / f"run-{default}"))
+        arguments = (shape, data, batch_size, precision, default, policy, folder / f"run-{default}")
+        entries[name] = (train_ours.loop, arguments)
     for kind in stored:
         written = folder / kind
         with redirect_stdout(io.StringIO()):
             bind(convert, compose("convert", [f"src={data}", f"dst={written}", f"use_videos={kind == 'video'}"]))()
-        arguments = (shape, written, batch_size, bf16, folder / "sizes", workers, folder / f"run-{kind}")
-        entries[f"lerobot {kind}"] = (_lerobot, arguments)
+        entries[f"lerobot {kind}"] = (
+            _lerobot,
+            (shape, written, batch_size, bf16, folder / "sizes", workers, folder / f"run-{kind}"),
+        )
     return entries
+
+
+def _save_smolvla(shape: Shape, data: str, folder: Path) -> None:
+    """Saves a SmolVLA of LeRobot with random weights for the robot of the store in `folder`/policy."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from vla.benchmarks.lerobot_policies import save_policy, smolvla_settings
+
+    with EpisodeStore.open(data) as store:
+        robot = store.embodiment
+    settings = {"chunk_size": shape.chunk, "n_action_steps": shape.chunk, "device": accelerator().type}
+    settings |= smolvla_settings(shape, folder)
+    settings |= {"freeze_vision_encoder": False, "train_expert_only": False}
+    cameras = dict.fromkeys(robot.cameras, (shape.image_size, shape.image_size))
+    save_policy("smolvla", folder, cameras, len(robot.state), settings)
 
 
 def _lerobot(*arguments: Any) -> None:

@@ -23,7 +23,6 @@ from lerobot.policies.pi0_fast.modeling_pi0_fast import PI0FastPolicy, PI0FastPy
 from lerobot.policies.pi0_fast.processor_pi0_fast import Pi0FastPrepareStateAndLanguageTokenizerProcessorStep
 from lerobot.policies.pi_gemma import PaliGemmaForConditionalGenerationWithPiGemma
 from lerobot.policies.pretrained import PreTrainedPolicy
-from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot.processor import (
     ActionTokenizerProcessorStep,
     TokenizerProcessorStep,
@@ -79,16 +78,9 @@ def _policy(shape: Shape, sizes: Path, bf16: bool) -> PreTrainedConfig:
     settings |= {"n_action_steps": shape.chunk}
     side = (shape.image_size, shape.image_size)
     if shape.policy == "smolvla":
-        return SmolVLAConfig(
-            **settings,
-            vlm_model_name=str(sizes),
-            load_vlm_weights=False,
-            num_vlm_layers=shape.model["text_config"]["num_hidden_layers"],
-            resize_imgs_with_padding=side,
-            freeze_vision_encoder=False,
-            train_expert_only=False,
-            use_amp=bf16,
-        )
+        config = PreTrainedConfig.from_pretrained(sizes / "policy")
+        config.pretrained_path, config.use_amp = sizes / "policy", bf16
+        return config
     return SizedPI0FastConfig(
         **settings,
         sizes=str(sizes),

@@ -23,13 +23,23 @@ from vla.training.train_config import Precision, TrainConfig
 
 
 def loop(
-    turns: Turns, shape: Shape, data: str, batch_size: int, precision: Precision, default: bool, folder: Path
+    turns: Turns,
+    shape: Shape,
+    data: str,
+    batch_size: int,
+    precision: Precision,
+    default: bool,
+    policy: Path | None,
+    folder: Path,
 ) -> None:
-    """Trains endlessly; without `default`, with AdamW and one time and noise sample per row of a flow head."""
+    """Trains endlessly; without `default`, with AdamW and one time and noise sample per row of a flow head.
+
+    The weights are those of LeRobot's `policy`, or random.
+    """
     torch.manual_seed(0)
     if not default:
         flow.REPEATS = 1
-    model, mixture = ours(shape, data)
+    model, mixture = ours(shape, data, policy)
     device = accelerator()
     flops = _flops(model.to(device), model.processor.batch(mixture.batch(0, batch_size)).to(device))
     _Clock(model, turns, flops / batch_size)

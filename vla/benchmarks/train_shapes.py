@@ -19,6 +19,7 @@ from vla.models.backbones.build import build
 from vla.models.build import with_head
 from vla.models.chat import ChatFormat
 from vla.models.processor import Processor
+from vla.models.released.registry import open_policy
 from vla.models.special_tokens import PAD, SPECIAL_TOKENS
 from vla.models.vla import VLA
 from vla.training.action_head import head_settings
@@ -128,17 +129,23 @@ def words(count: int) -> Tokenizer:
     return tokenizer
 
 
-def ours(shape: Shape, data: str) -> tuple[VLA, Mixture]:
-    """The model of this shape in `vla train` for the robot of the store `data`, and the training data."""
+def ours(shape: Shape, data: str, policy: Path | None = None) -> tuple[VLA, Mixture]:
+    """The model of this shape in `vla train` for the robot of the store `data`, and the training data.
+
+    Args:
+        policy: LeRobot's policy, whose weights the model has; without it they are random.
+    """
     demonstrations = Demonstrations.open(data)
+    mixture = Mixture({"robot": demonstrations.windows(shape.chunk)}, {"robot": 1.0}, seed=0)
     # LeRobot's models do not predict points.
     robots = [replace(robot, points=0) for robot in robot_specs([demonstrations], shape.chunk)]
+    if policy is not None:
+        return open_policy(policy).model(robots), mixture
     # Eager attention trains faster on a CPU at these lengths (as in nano).
     attention = "sdpa" if torch.cuda.is_available() else "eager"
     head = head_settings(shape.head, [demonstrations], robots)
     state_encoding = "text" if shape.policy == "pi0_fast" else "numbers"
-    model = with_head(*random_backbone(shape, attention), robots, head, state_encoding)
-    return model, Mixture({"robot": demonstrations.windows(shape.chunk)}, {"robot": 1.0}, seed=0)
+    return with_head(*random_backbone(shape, attention), robots, head, state_encoding), mixture
 
 
 def random_backbone(shape: Shape, attention: str) -> tuple[Backbone, Processor]:
