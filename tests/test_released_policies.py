@@ -28,7 +28,6 @@ from safetensors.torch import load_file, save_file
 from vla.commands.cli import main
 from vla.errors import InputError
 from vla.models.action_heads import flow
-from vla.models.backbones import vision
 from vla.models.preprocessing.frames import FloorPad
 from vla.models.preprocessing.view import draw
 from vla.models.released import pi
@@ -300,16 +299,3 @@ def test_widths_that_do_not_fit_are_refused(make: Make) -> None:
     fewer = replace(BODY, state=BODY.state[:3], action_state=(None,) * ACTION)
     with pytest.raises(InputError, match="has 7 components, that of bot 3"):
         policy.robot(fewer)
-
-
-@pytest.mark.parametrize("kind", ["pi05", "smolvla"])
-def test_large_images_are_encoded_one_by_one_to_the_same_chunk(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    policy = open_policy(reference(kind, tmp_path, monkeypatch).folder)
-    acting = VlaPolicy(policy.model([policy.robot(BODY)]), BODY)
-    together = acting.predict(observation())
-    monkeypatch.setattr(vision, "LARGE", 0)
-    alone = acting.predict(observation())
-    assert together is not None and alone is not None
-    np.testing.assert_allclose(alone.actions, together.actions, atol=1e-5)

@@ -14,7 +14,6 @@ from vla.models.backbone_inputs import ImageInput
 from vla.models.backbones.cache import ImageTokenCache, Vision
 from vla.models.backbones.connectors import build_connector
 from vla.models.backbones.language_backbone import BackboneOfParts, Config
-from vla.models.backbones.vision import encode_frames
 
 MLP: Config = {"kind": "mlp", "norm": True}
 
@@ -61,7 +60,7 @@ class ComposedVLM(BackboneOfParts):
 
     def encode_images(self, images: ImageInput) -> Vision:
         """See `Backbone.encode_images`."""
-        features = encode_frames(self.image_features, images.frames)
+        features = self.image_features(images.frames)
         return Vision(features, len(features))
 
     def image_features(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "t d"]:

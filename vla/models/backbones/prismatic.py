@@ -25,7 +25,6 @@ from vla.models.backbone_inputs import DecoderInput, ImageInput
 from vla.models.backbones.cache import Vision
 from vla.models.backbones.own_family import OwnFamily, Rule
 from vla.models.backbones.token_family import PromptLayout
-from vla.models.backbones.vision import encode_frames
 from vla.models.masks import run_decoder
 
 PIXELS = (
@@ -130,7 +129,7 @@ class Prismatic(OwnFamily):
 
     def encode_images(self, images: ImageInput) -> Vision:
         """See `Backbone.encode_images`."""
-        features = encode_frames(self.image_features, images.frames)
+        features = self.image_features(images.frames)
         return Vision(features, len(features))
 
     def forward(self, inputs: DecoderInput) -> tuple[Float[Tensor, "b l d"], Any]:

@@ -14,7 +14,6 @@ from vla.errors import InputError
 from vla.models.backbone_inputs import DecoderInput, ImageInput
 from vla.models.backbones.cache import ImageTokenCache, Vision, grid_steps, image_steps, record_image_tokens
 from vla.models.backbones.hf_backbone import HFBackbone
-from vla.models.backbones.vision import encode_frames
 from vla.models.masks import order_of, run_decoder
 
 
@@ -128,7 +127,7 @@ class TokenFamily(HFBackbone):
         if self.family in NATIVE and images.content is not None:
             sizes = images.content[images.mask][:, [3, 2]].tolist()
         pixels = images.frames
-        features = self.image_features(pixels, sizes) if sizes else encode_frames(self.image_features, pixels)
+        features = self.image_features(pixels, sizes)
         return Vision(features, len(features), grids=self._grids(pixels, sizes))
 
     def embed(self, input_ids: Int[Tensor, "b l"], vision: Vision | None) -> Float[Tensor, "b l d"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,22 +13,6 @@ from transformers import AutoBackbone, AutoConfig, AutoModel
 from vla.common.images import Size, sides
 from vla.errors import InputError
 from vla.models.backbones.features import feature_map
-
-LARGE = 3 * 320 * 320
-"""Values of an image from which a CPU encodes images one by one (`encode_frames`)."""
-
-
-def encode_frames(
-    encode: Callable[[Float[Tensor, "n 3 h w"]], Float[Tensor, "_t d"]], frames: Float[Tensor, "m 3 h w"]
-) -> Float[Tensor, "t d"]:
-    """The tokens of all images.
-
-    In inference on a CPU, large images are encoded one by one: the activations of several leave its caches (a tenth of
-    the time of two images of 512 x 512 pixels in SmolVLA).
-    """
-    if frames.is_cuda or torch.is_grad_enabled() or len(frames) < 2 or frames[0].numel() < LARGE:
-        return encode(frames)
-    return torch.cat([encode(frame) for frame in frames.split(1)])
 
 
 class VisionEncoder(nn.Module):
