@@ -24,7 +24,7 @@ from vla.models.policy_format import PolicyFormat, RobotPrompt
 from vla.models.preprocessing.frames import Stretch
 from vla.models.preprocessing.markup import Markup
 from vla.models.preprocessing.settings import Preprocessing
-from vla.models.released.lerobot_folder import ACTION, STATE, LeRobotFolder
+from vla.models.released.lerobot_folder import LeRobotFolder
 from vla.models.released.openpi_folder import OpenpiFolder
 from vla.models.released.robot_policy import RobotPolicy, count_layers, open_tokenizer
 from vla.models.released.weight_names import OURS, expert_names, linear_names, renamed, shifted_norms
@@ -86,8 +86,8 @@ def load_pi(folder: LeRobotFolder | OpenpiFolder) -> RobotPolicy:
     layout = FlowLayout(
         state_token=kind == "pi0", noisy_padding=True, steps=config.get("num_inference_steps", EULER_STEPS)
     )
-    return RobotPolicy(
-        name=str(folder.path),
+    return RobotPolicy.of_folder(
+        folder,
         backbone=backbone,
         processor=make_processor(backbone, tokenizer, chat, Preprocessing(Stretch((side, side)), markup)),
         head={
@@ -97,12 +97,6 @@ def load_pi(folder: LeRobotFolder | OpenpiFolder) -> RobotPolicy:
             "layout": asdict(layout),
         },
         weights=shifted_norms(renamed(rest, pi_names(kind, count_layers(rest, f"{EXPERT}layers."))), 1.0),
-        horizon=int(config["chunk_size"]),
-        state=folder.normalizer(STATE, "STATE"),
-        action=folder.normalizer(ACTION, "ACTION"),
-        cameras=folder.cameras,
-        renamed=folder.renamed,
-        relative=bool(config.get("use_relative_actions")),
     )
 
 

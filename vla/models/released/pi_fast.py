@@ -27,7 +27,7 @@ from vla.models.preprocessing.frames import Stretch
 from vla.models.preprocessing.markup import Markup
 from vla.models.preprocessing.settings import Preprocessing
 from vla.models.processor import Processor
-from vla.models.released.lerobot_folder import ACTION, STATE, LeRobotFolder
+from vla.models.released.lerobot_folder import LeRobotFolder
 from vla.models.released.pi import TOKENIZER, VLM, WORDS, paligemma
 from vla.models.released.robot_policy import RobotPolicy, open_tokenizer
 from vla.models.special_tokens import TextTokens
@@ -73,18 +73,12 @@ def load_pi_fast(folder: LeRobotFolder) -> RobotPolicy:
     chat = {**catalog.family("paligemma").config()["chat"], "policy": format}
     made = make_processor(backbone, tokenizer, chat, Preprocessing(Stretch((side, side)), markup))
     processor = _without_further_words(made, backbone.vocab_size)
-    return RobotPolicy(
-        name=str(folder.path),
+    return RobotPolicy.of_folder(
+        folder,
         backbone=backbone,
         processor=processor,
         head={"kind": "fast", "tokenizer": actions, "layout": asdict(_layout(processor, tokenizer, config))},
         weights={},
-        horizon=int(config["chunk_size"]),
-        state=folder.normalizer(STATE, "STATE"),
-        action=folder.normalizer(ACTION, "ACTION"),
-        cameras=folder.cameras,
-        renamed=folder.renamed,
-        relative=bool(config.get("use_relative_actions")),
     )
 
 

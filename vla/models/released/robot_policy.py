@@ -17,7 +17,8 @@ from vla.models.action_heads.build import HEADS
 from vla.models.backbones.backbone import Backbone
 from vla.models.normalization import Normalizer
 from vla.models.processor import Processor
-from vla.models.released.lerobot_folder import IMAGES
+from vla.models.released.lerobot_folder import ACTION, IMAGES, STATE, LeRobotFolder
+from vla.models.released.openpi_folder import OpenpiFolder
 from vla.models.robot_spec import RobotSpec
 from vla.models.vla import VLA
 
@@ -54,6 +55,30 @@ class RobotPolicy:
     relative: bool = False
     renamed: Mapping[str, str] = field(default_factory=dict)
     missing: str = "it is a base, train it on demonstrations first"
+
+    @classmethod
+    def of_folder(
+        cls,
+        folder: LeRobotFolder | OpenpiFolder,
+        backbone: Backbone,
+        processor: Processor,
+        head: Mapping[str, Any],
+        weights: Mapping[str, Tensor],
+    ) -> RobotPolicy:
+        """The policy of a folder, whose files determine the robot's attributes."""
+        return cls(
+            name=str(folder.path),
+            backbone=backbone,
+            processor=processor,
+            head=head,
+            weights=weights,
+            horizon=int(folder.config["chunk_size"]),
+            state=folder.normalizer(STATE, "STATE"),
+            action=folder.normalizer(ACTION, "ACTION"),
+            cameras=folder.cameras,
+            renamed=folder.renamed,
+            relative=bool(folder.config.get("use_relative_actions")),
+        )
 
     def model(self, robots: Sequence[RobotSpec], head: Mapping[str, Any] | None = None) -> VLA:
         """The policy for these robots, in one model.

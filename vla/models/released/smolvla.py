@@ -25,7 +25,7 @@ from vla.models.preprocessing.markup import Markup
 from vla.models.preprocessing.on_device import OnDevice
 from vla.models.preprocessing.settings import Preprocessing
 from vla.models.preprocessing.tiles import Split
-from vla.models.released.lerobot_folder import ACTION, STATE, LeRobotFolder
+from vla.models.released.lerobot_folder import LeRobotFolder
 from vla.models.released.robot_policy import RobotPolicy, count_layers, open_tokenizer
 from vla.models.released.weight_names import OURS, expert_names, linear_names, renamed
 
@@ -84,8 +84,8 @@ def load_smolvla(folder: LeRobotFolder) -> RobotPolicy:
     family = catalog.family("smolvlm2").config()
     questions = Markup(**family["markup"], tokens=backbone.tokens_per_image, split=True)
     layout = FlowLayout(False, causal=True, noisy_padding=True, steps=config.get("num_steps", EULER_STEPS))
-    return RobotPolicy(
-        name=str(folder.path),
+    return RobotPolicy.of_folder(
+        folder,
         backbone=backbone,
         processor=make_processor(
             backbone,
@@ -95,11 +95,6 @@ def load_smolvla(folder: LeRobotFolder) -> RobotPolicy:
         ),
         head={"kind": "flow", "expert": asdict(_expert_shape(rest, backbone)), "layout": asdict(layout)},
         weights=renamed(rest, smolvla_names(count_layers(rest, f"{EXPERT}layers."))),
-        horizon=int(config["chunk_size"]),
-        state=folder.normalizer(STATE, "STATE"),
-        action=folder.normalizer(ACTION, "ACTION"),
-        cameras=folder.cameras,
-        renamed=folder.renamed,
     )
 
 
