@@ -42,8 +42,13 @@ class Part:
 GPU = (
     Part("tests", most=120),
     *(
-        Part(f"inference {name}", f"inference.bench_inference([{name!r}], calls=20, others={others})", 90)
-        for name, others in (("nano", False), ("smolvla", True), ("pi0", True), ("openvla", False))
+        Part(f"inference {names[0]}", f"inference.bench_inference({names!r}, calls=20, others={others})", 90)
+        for names, others in (
+            (["nano"], False),
+            (["smolvla", "smolvla-weights"], True),
+            (["pi0"], True),
+            (["openvla"], False),
+        )
     ),
     Part("train 0.5 B", "train.bench_train(train_shapes.REAL[:1], ('images',), episodes=8, steps=5, turns=3)", 150),
     Part("train 3 B", "train.bench_train(train_shapes.REAL[1:], ('images',), episodes=8, steps=5, turns=3)", 200),

@@ -74,11 +74,13 @@ def bench_inference(
             SmolVLA on a CPU.
         precision: By default bfloat16 on CUDA and float32 on a CPU.
         calls: The maximum number of calls.
-        others: Whether `generate` and LeRobot are measured as well.
+        others: Whether `generate` and LeRobot are measured as well; the policies are a comparison with LeRobot.
     """
     device = accelerator()
     cuda = device.type == "cuda"
     names = shapes or (*NANOS, "nano bins", "smolvla", "smolvla-weights", *(ON_CUDA if cuda else ()))
+    if not others:
+        names = [name for name in names if name not in POLICIES]
     precision = precision or ("bfloat16" if cuda else "float32")
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
     machine = Machine.of(device, dtype)

@@ -74,18 +74,18 @@ def loop(
 
 
 def _policy(shape: Shape, sizes: Path, bf16: bool) -> PreTrainedConfig:
-    settings: dict[str, Any] = {"device": accelerator().type, "push_to_hub": False, "chunk_size": shape.chunk}
-    settings |= {"n_action_steps": shape.chunk}
-    side = (shape.image_size, shape.image_size)
     if shape.policy == "smolvla":
         config = PreTrainedConfig.from_pretrained(sizes / "policy")
         config.pretrained_path, config.use_amp = sizes / "policy", bf16
         return config
     return SizedPI0FastConfig(
-        **settings,
+        device=accelerator().type,
+        push_to_hub=False,
+        chunk_size=shape.chunk,
+        n_action_steps=shape.chunk,
         sizes=str(sizes),
         text_tokenizer_name=str(sizes),
-        image_resolution=side,
+        image_resolution=(shape.image_size, shape.image_size),
         dtype="bfloat16" if bf16 else "float32",
         tokenizer_max_length=32,
         max_action_tokens=json.loads((sizes / "lengths.json").read_text())["actions"],
