@@ -23,11 +23,17 @@ from jaxtyping import install_import_hook
 
 import vla
 
-# jaxtyping shapes and plain annotations are checked at every call into the package; an int passes for a float.
+# Modules that name array shapes check them, and their other annotations, at every call; an int passes for a float. mypy
+# checks the types of all modules.
 # Not what every tick of a control loop and every step of a simulation calls: a check takes longer there than the work,
-# and an emulated arm beside the loop under test starves. mypy checks their types.
-HOT = {"action_space", "control", "embodiment", "envs", "feetech", "kinematics"}
-CHECKED = [f"vla.{path.stem}" for path in Path(vla.__path__[0]).iterdir() if path.stem not in HOT]
+# and an emulated arm beside the loop under test starves.
+HOT = {"embodiment.py", "control", "envs", "kinematics", "robots"}
+PACKAGE = Path(vla.__path__[0])
+CHECKED = [
+    ".".join(("vla", *path.relative_to(PACKAGE).with_suffix("").parts))
+    for path in PACKAGE.rglob("*.py")
+    if path.relative_to(PACKAGE).parts[0] not in HOT and "from jaxtyping import" in path.read_text()
+]
 install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 import hypothesis
