@@ -19,7 +19,7 @@ from vla.policies.hold import HoldPolicy
 from vla.robots.feetech_emulator.cameras import CameraStream
 
 
-@pytest.mark.parametrize("hz", [10, 30])
+@pytest.mark.parametrize("hz", [10, pytest.param(30, marks=pytest.mark.slow)])
 def test_a_camera_killed_in_mid_run_ends_it_and_is_named(
     tmp_path: Path,
     hz: int,

@@ -92,7 +92,9 @@ DIFFUSION |= {
 }
 
 
-@pytest.mark.parametrize(("kind", "options"), [("act", ACT), ("diffusion", DIFFUSION)])
+@pytest.mark.parametrize(
+    ("kind", "options"), [("act", ACT), pytest.param("diffusion", DIFFUSION, marks=pytest.mark.slow)]
+)
 def test_vla_eval_evaluates_it(kind: str, options: dict[str, Any], save: Save, tmp_path: Path) -> None:
     folder = save(kind, **options)
     arguments = [f"policy=lerobot:{folder}", "task=pick", "seeds=3:4", f"out={tmp_path / 'out'}", "n_action_steps=20"]

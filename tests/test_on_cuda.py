@@ -32,7 +32,7 @@ def chunks(policy: VlaPolicy) -> list[ActionChunk | None]:
     return found
 
 
-@pytest.mark.parametrize("head", ["parallel", "bins", "text", "l1", "flow"])
+@pytest.mark.parametrize("head", ["parallel", "bins", pytest.param("text", marks=pytest.mark.slow), "l1", "flow"])
 def test_an_engines_chunks_are_those_of_the_cpu(
     head: str, make_model: Callable[..., VLA], monkeypatch: pytest.MonkeyPatch
 ) -> None:

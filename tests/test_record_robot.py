@@ -227,7 +227,7 @@ def test_a_leader_far_away_is_approached_within_the_limits(
     assert not any(servo.torque for servo in ports["leader"].bus.servos)
 
 
-@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("keep", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_arm_that_is_unplugged_leaves_no_half_an_episode(
     keep: bool, ports: dict[str, ServoPort], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -147,7 +147,7 @@ def test_what_is_exported_is_what_lerobot_computes(make: Make, kind: str, tmp_pa
         export_lerobot(model, tmp_path / "exported")
 
 
-@pytest.mark.parametrize("kind", ["pi0", "smolvla", pytest.param("pi05", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["pi0", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("smolvla", "pi05"))])
 def test_it_is_trained_and_exported_by_the_commands(
     make: Make, kind: str, tmp_path: Path, make_episode: Callable[..., Episode], capsys: pytest.CaptureFixture[str]
 ) -> None:
