@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,11 @@ from test_heads import HEADS, options
 
 from vla.embodiment import Embodiment
 from vla.errors import InputError
+from vla.models.action_heads.fast import from_json
 from vla.models.action_heads.flow import FlowMatchingHead
 from vla.models.action_heads.flow_matching import FlowHead
+from vla.models.action_tokenizers.fast import FastTokenizer
+from vla.models.build import build
 from vla.models.continued import Ranges, continued
 from vla.models.normalization import Normalizer
 from vla.models.processor import Processor
@@ -172,3 +176,51 @@ def test_a_head_that_depends_on_the_robots_otherwise_is_refused(
     model = policy(make_model, "flow", [arm("six", 6)])
     with pytest.raises(InputError, match="the action head flow cannot take other robots .*own.weight depends on them"):
         continued("before", model, [arm("wide", 14)], {"kind": "flow"}, Ranges())
+
+
+def test_options_that_the_weights_determine_are_refused(make_model: Models, tmp_path: Path) -> None:
+    robot = arm("six", 6)
+    flow = policy(make_model, "flow", [robot])
+    assert flow.processor.head is not None
+    width = flow.processor.head.settings["expert"]["width"]
+    for wrong in ({"adaptive": True}, {"width": width + 8}, {"cross": True}, {"knowledge_insulation": True}):
+        (option, value), *_ = wrong.items()
+        with pytest.raises(InputError, match=rf"head.{option}={value}: the weights of before determine it: leave it"):
+            continued("before", flow, [robot], {"kind": "flow", **wrong}, Ranges())
+    with pytest.raises(InputError, match=r"head.bidirectional=True: the weights"):
+        continued("before", policy(make_model, "l1", [robot]), [robot], {"kind": "l1", "bidirectional": True}, Ranges())
+    same = {"kind": "flow", "width": width, "adaptive": False, "tokens": "fast", "bidirectional": False}
+    assert continued("before", flow, [robot], same, Ranges()) is flow
+    flow.save(tmp_path)
+    for inputs, message in (
+        ({"state_encoding": "text"}, "state_encoding is numbers in .*, not text: leave it out"),
+        ({"tiles": 4}, "tiles is None in .*, not 4: leave it out"),
+    ):
+        with pytest.raises(InputError, match=message):
+            build(str(tmp_path), [robot], [], {"kind": "flow"}, **inputs)
+
+
+def test_a_flow_goes_on_with_clean_prefixes(make_model: Models, capsys: pytest.CaptureFixture[str]) -> None:
+    robot = arm("six", 6)
+    model = policy(make_model, "flow", [robot])
+    before = acts(model, robot)
+    model = continued("before", model, [robot], {"kind": "flow", "rtc_training": True}, Ranges())
+    assert "the action head flow of before goes on with rtc_training=True" in capsys.readouterr().out
+    assert model.processor.head is not None and model.processor.head.settings["rtc_training"]
+    assert model.continuous_head.rtc_training
+    same(acts(model, robot), before)
+
+
+def test_fast_tokens_are_those_of_the_checkpoint(make_model: Models, tmp_path: Path) -> None:
+    robot = arm("six", 6)
+    model = policy(make_model, "fast", [robot])
+    assert model.processor.head is not None
+    for name in ("own", "other"):
+        (tmp_path / name).mkdir()
+    from_json(model.processor.head.settings["tokenizer"]).save(tmp_path / "own")
+    chunks = np.random.default_rng(1).uniform(-1, 1, (50, 4, 6))
+    FastTokenizer.train(lambda: [chunks], vocab_size=100).save(tmp_path / "other")
+    own = {"kind": "fast", "tokenizer": str(tmp_path / "own")}
+    assert continued("before", model, [robot], own, Ranges()) is model
+    with pytest.raises(InputError, match=r"head.tokenizer=.*other: the weights of before determine it"):
+        continued("before", model, [robot], {"kind": "fast", "tokenizer": str(tmp_path / "other")}, Ranges())

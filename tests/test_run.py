@@ -22,6 +22,7 @@ from vla.models.vla import VLA
 from vla.policies.vla import VlaPolicy
 from vla.training.loop import Outcome
 from vla.training.run import train
+from vla.training.run_data import RunData
 from vla.training.run_options import RunOptions
 from vla.types import Episode
 
@@ -211,3 +212,11 @@ def test_a_head_trains_and_resumes_to_the_bit(
     with pytest.raises(InputError, match="no head diffusion"):
         train(RunOptions(**options(data, tmp_path / "c", head="diffusion")))
     assert not (tmp_path / "c").exists()
+
+
+def test_a_store_that_is_not_trained_on_is_named(
+    make_episode: Callable[..., Episode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = stores(make_episode, tmp_path)
+    RunData.open(RunOptions(**options(data, tmp_path / "a", mixture={"robot": 0.5, "wide": 0})))
+    assert "wide: weight 0 in the mixture, only evaluated and not trained on\n" in capsys.readouterr().out

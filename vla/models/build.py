@@ -14,6 +14,7 @@ from vla.errors import InputError
 from vla.models.backbones.backbone import Backbone
 from vla.models.backbones.nano import nano, train_tokenizer
 from vla.models.backbones.pretrained import open_backbone
+from vla.models.choices import STATE_ENCODINGS
 from vla.models.continued import CompleteHead, Ranges, continued
 from vla.models.processor import Processor
 from vla.models.released.registry import is_policy, open_policy
@@ -26,7 +27,7 @@ def build(
     robots: Sequence[RobotSpec],
     texts: Iterable[str],
     head: Mapping[str, Any],
-    state_encoding: str = "numbers",
+    state_encoding: str | None = None,
     tiles: int | None = None,
     ranges: Ranges | None = None,
     complete: CompleteHead | None = None,
@@ -40,7 +41,7 @@ def build(
         robots: the robots of the data.
         texts: texts on which the tokenizer of the backbone "scratch" is trained.
         head: settings of the action head.
-        state_encoding, tiles: as in `Processor`.
+        state_encoding, tiles: as in `Processor`; None: those of the policy that is continued, or the default.
         ranges: normalisation ranges for a checkpoint that is continued.
         complete: completes the settings of a new head for its robots; None: they are complete.
 
@@ -56,11 +57,12 @@ def build(
         base = VLA.load(folder)
         body, processor = base.backbone, base.processor
         if processor.robots and robots:
+            _check_inputs(str(backbone), processor, state_encoding=state_encoding, tiles=tiles)
             return continued(str(backbone), base, robots, head, ranges, complete)
     elif isinstance(backbone, str) and is_policy(backbone):
         policy = open_policy(backbone)
         if robots and policy.head["kind"] == head["kind"]:
-            if state_encoding != "numbers" or tiles is not None:
+            if state_encoding is not None or tiles is not None:
                 raise InputError(f"{backbone} has its own inputs: leave out state_encoding and tiles")
             own = "tokenizer" in policy.head and not head.get("tokenizer")
             return policy.model(robots, complete(head, robots) if complete and not own else head)
@@ -71,7 +73,8 @@ def build(
     else:
         body, processor = open_backbone(backbone)
     ranges.check_unused(str(backbone))
-    return with_head(body, processor, robots, complete(head, robots) if complete else head, state_encoding, tiles)
+    encoding = state_encoding or STATE_ENCODINGS[0]
+    return with_head(body, processor, robots, complete(head, robots) if complete else head, encoding, tiles)
 
 
 def with_head(
@@ -95,6 +98,13 @@ def checkpoint_folder(backbone: str | Mapping[str, Any]) -> Path | None:
     folder = Path(str(files("vla") / "assets" / "nano")) if backbone == "nano" else Path(backbone)
     folder = folder / "best" if (folder / "best").is_dir() else folder
     return folder if (folder / "processor.json").is_file() else None
+
+
+def _check_inputs(name: str, processor: Processor, **options: object) -> None:
+    """Raises InputError for an option that is set and is not that of the processor of the policy `name`."""
+    for option, value in options.items():
+        if value not in (None, own := getattr(processor, option)):
+            raise InputError(f"{option} is {own} in {name}, not {value}: leave it out")
 
 
 def _without_points(robots: Sequence[RobotSpec]) -> list[RobotSpec]:

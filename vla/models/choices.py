@@ -16,9 +16,9 @@ IMAGE_MODES = ("native", "stretch", "pad", "crop")
 STATISTICS = KEEP, NEW, MERGE = "keep", "new", "merge"
 
 
-def check_state_encoding(choice: str) -> None:
-    """Raises InputError for an unknown encoding of the state."""
-    if choice not in STATE_ENCODINGS:
+def check_state_encoding(choice: str | None) -> None:
+    """Raises InputError for an unknown encoding of the state; None: that of the policy in the backbone."""
+    if choice is not None and choice not in STATE_ENCODINGS:
         raise InputError(f"state_encoding is {' or '.join(STATE_ENCODINGS)}, not {choice}")
 
 

@@ -16,17 +16,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from vla.common.renamed_keys import VALUES
 from vla.common.statistics import Statistics
 from vla.errors import InputError
+from vla.models.action_heads.build import changed_options
+from vla.models.action_heads.fast import to_json
+from vla.models.action_tokenizers.fast import FastTokenizer
 from vla.models.choices import KEEP, MERGE, check_statistics
 from vla.models.growth import grown
 from vla.models.normalization import QUANTILE, Normalizer, methods_of
 from vla.models.robot_choice import is_like
 from vla.models.robot_spec import RobotSpec
 from vla.models.vla import VLA
+
+TRAINING = {"rtc_training"}
+"""Options of heads that their weights do not depend on."""
 
 CompleteHead = Callable[[Mapping[str, Any], Sequence[RobotSpec]], Mapping[str, Any]]
 """Computes what the settings of an action head lack for these robots."""
@@ -74,7 +81,7 @@ def continued(
         name: The checkpoint.
         base: Its model, which is changed.
         robots: The robots of the data.
-        head: Settings of the action head; those of the checkpoint are kept if its kind is the same.
+        head: Settings of the action head; those of the checkpoint are kept if its kind is the same, except `TRAINING`.
         ranges: Options for the normalisation ranges.
         complete: Completes the settings of a new head for its robots; None: they are complete.
 
@@ -105,6 +112,7 @@ def continued(
         print(f"{data.name}: goes on from {name}, statistics: {ranges.statistics or KEEP}")
     if kind != head["kind"]:
         return _with_new_head(name, base, list(specs.values()), head, complete)
+    settings = _head_settings(name, processor.head.settings, head)
     specs, horizon = known | specs, robots[0].horizon
     if horizon != (before := processor.robots[0].horizon):
         if getattr(processor.head, "fixed_horizon", True):
@@ -113,7 +121,29 @@ def continued(
                 "it: leave horizon out, or choose another head"
             )
         print(f"{', '.join(specs)}: chunks of {_steps([horizon])} in place of {before}")
-    return grown(base, _padded([replace(robot, horizon=horizon) for robot in specs.values()], len(known)))
+    return grown(base, _padded([replace(robot, horizon=horizon) for robot in specs.values()], len(known)), settings)
+
+
+def _head_settings(name: str, own: Mapping[str, Any], head: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings `own` of the checkpoint's head, with the options of `head` that its weights do not depend on.
+
+    Raises:
+        InputError: for another value of an option that the weights depend on.
+    """
+    changed = changed_options(head, {**(own.get("expert") or {}), **own})
+    folder = changed.get("tokenizer")
+    if isinstance(folder, str) and to_json(FastTokenizer.load(Path(folder))) == own.get("tokenizer"):
+        del changed["tokenizer"]
+    if fixed := sorted(changed.keys() - TRAINING):
+        raise InputError(
+            f"head.{fixed[0]}={changed[fixed[0]]}: the weights of {name} determine it: leave it out, or choose a head "
+            f"of another kind than {own['kind']}"
+        )
+    if changed:
+        print(
+            f"the action head {own['kind']} of {name} goes on with {', '.join(f'{k}={v}' for k, v in changed.items())}"
+        )
+    return {**own, **changed}
 
 
 def _padded(robots: Sequence[RobotSpec], count: int) -> list[RobotSpec]:

@@ -24,16 +24,21 @@ PER_COMPONENT = ("continuous_head.action_in_proj.", "continuous_head.action_out_
 """Beginnings of the names of weights whose rows or columns are those of action components."""
 
 
-def grown(base: VLA, robots: Sequence[RobotSpec]) -> VLA:
-    """The policy `base` for `robots`, with its weights. The first robots are its own, of which some may be changed.
+def grown(base: VLA, robots: Sequence[RobotSpec], head: Mapping[str, Any]) -> VLA:
+    """The policy `base` for `robots`, with its weights.
+
+    Args:
+        base: the policy.
+        robots: its robots, of which some may be changed, and then others.
+        head: the settings of its action head, of which those of training may be changed.
 
     Raises:
         InputError: the action head has weights that depend on the robots in an unknown way.
     """
     before = base.processor
     assert before.head is not None
-    processor = before.with_robots(robots, before.head.settings, before.state_encoding, before.tiles)
-    if _layout(before) == _layout(processor):
+    processor = before.with_robots(robots, head, before.state_encoding, before.tiles)
+    if _layout(before) == _layout(processor) and head == before.head.settings:
         base.processor = processor
         return base
     model, weights = VLA(base.backbone, processor, base.smoothing), base.state_dict()

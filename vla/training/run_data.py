@@ -65,6 +65,9 @@ class RunData:
         known = {*paths, *vqa, "robot"}
         if unknown := sorted(name for name, weight in weights.items() if weight > 0 and name not in known):
             raise InputError(f"the mixture has weights for {unknown}, but its sources are {sorted({*paths, *vqa})}")
+        idle = [name for name in paths if weights.get(name, 0) == 0]
+        if idle:
+            print(f"{', '.join(idle)}: weight 0 in the mixture, only evaluated and not trained on")
         questions = {name: VqaStore(path) for name, path in vqa.items() if weights.get(name, 0) > 0}
         demonstrations = {name: Demonstrations.open(path) for name, path in paths.items()}
         rates = [d.store.embodiment.control_hz for d in demonstrations.values()]

@@ -46,7 +46,7 @@ class RunOptions:
     # Model
     backbone: str | Sequence[str] | Mapping[str, Any]
     head: str | Mapping[str, Any] | None = None
-    state_encoding: str = "numbers"
+    state_encoding: str | None = None
     tiles: int | None = None
     images: str | Mapping[str, str] | None = None
     image_tokens: int | Mapping[str, int] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any
 
 from vla.common.plugins import HEADS as PLUGINS
@@ -46,6 +47,22 @@ def check_head(kind: object) -> None:
             f"there is no head {kind}: choose of {', '.join(known)}{suggestion(kind, known)}, or install the package "
             "that has it"
         )
+
+
+def changed_options(head: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a head that are not the defaults, and differ from the settings of a head of the same kind.
+
+    Options of other kinds are omitted where they are null or false.
+    """
+    parameters = signature(HEADS.get(head["kind"]) or load_plugin(PLUGINS, head["kind"])).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    return {
+        name: value
+        for name, value in head.items()
+        if name != "kind"
+        and (value != defaults[name] if name in defaults else value not in (None, False))
+        and settings.get(name) != value
+    }
 
 
 def build_head(settings: Mapping[str, Any], vocabulary: Vocabulary) -> Head:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from inspect import signature
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from vla.embodiment import Embodiment
 from vla.errors import InputError
-from vla.models.action_heads.build import HEADS
+from vla.models.action_heads.build import changed_options
 from vla.models.backbones.backbone import Backbone
 from vla.models.normalization import Normalizer
 from vla.models.processor import Processor
@@ -102,12 +101,7 @@ class RobotPolicy:
 
     def _chosen(self, head: Mapping[str, Any]) -> dict[str, Any]:
         """The options of `head` that are not the default. Raises InputError for one that the weights determine."""
-        known = signature(HEADS[self.head["kind"]]).parameters
-        chosen = {
-            name: value
-            for name, value in head.items()
-            if name != "kind" and name in known and value != known[name].default and self.head.get(name) != value
-        }
+        chosen = changed_options({**head, "kind": self.head["kind"]}, self.head)
         if fixed := sorted(chosen.keys() - TRAINING):
             raise InputError(f"the weights of {self.name} determine head.{fixed[0]}: leave it out")
         return chosen
