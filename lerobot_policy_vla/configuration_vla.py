@@ -43,7 +43,8 @@ class VlaConfig(PreTrainedConfig):
     """Action head, or its kind and options."""
     horizon: int | None = None
     """Steps of an action chunk; None: that of the policy in `backbone`, else `vla train`'s default at 30 Hz."""
-    state_encoding: str = "numbers"
+    state_encoding: str | None = None
+    """numbers or text; None: that of the policy in `backbone`, else numbers."""
     actions: str | None = None
     """Action mode: absolute, delta or velocity; None: inferred from the data."""
     predict: str | None = None

@@ -6,7 +6,7 @@ machine: its ranges come from LeRobot's statistics, for actions that are predict
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,11 +105,15 @@ def _built(config: VlaConfig, meta: Any, backbone: str | Mapping[str, Any]) -> V
     needs_rows = config.head_kind == "fast" or (isinstance(head, Mapping) and head.get("knowledge_insulation"))
     if needs_rows and not demonstrations and not (isinstance(head, Mapping) and head.get("tokenizer")):
         raise InputError("a streamed dataset cannot train a FAST tokenizer: set tokenizer in --policy.head")
-    settings = head_settings(head, demonstrations, [robot])
+    head = {"kind": head} if isinstance(head, str) else head
     texts = (f" {task}" for task in meta.tasks.index)
     ranges = Ranges(None, config.predict, config.normalization)
     _print_robot(robot)
-    return build(backbone, [robot], texts, settings, config.state_encoding, None, ranges)
+
+    def complete(head: Mapping[str, Any], robots: Sequence[RobotSpec]) -> dict[str, Any]:
+        return head_settings(head, demonstrations, robots)
+
+    return build(backbone, [robot], texts, head, config.state_encoding, None, ranges, complete)
 
 
 def _print_robot(robot: RobotSpec) -> None:
