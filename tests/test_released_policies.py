@@ -175,6 +175,8 @@ def test_it_is_trained_and_exported_by_the_commands(
     assert settings["knowledge_insulation"] and settings["rtc_training"] and settings["layout"]["noisy_padding"]
     assert main([*run, f"out={tmp_path / 'wide'}", "head=flow", "head.width=64"]) == 2
     assert "determine head.width: leave it out" in capsys.readouterr().err
+    assert main([*run, f"out={tmp_path / 'wide'}", "statistics=merge"]) == 2
+    assert "is not a policy of this robot to continue" in capsys.readouterr().err
     # It goes on, and another robot joins it.
     other = str(tmp_path / "other.zarr")
     two: dict[str, Any] = {"action": TOY.action[:2], "action_low": (-1.0,) * 2, "action_high": (1.0,) * 2}

@@ -64,6 +64,7 @@ def build(
         if robots and policy.head["kind"] == head["kind"]:
             if state_encoding is not None or tiles is not None:
                 raise InputError(f"{backbone} has its own inputs: leave out state_encoding and tiles")
+            ranges.check_unused(backbone)
             own = "tokenizer" in policy.head and not head.get("tokenizer")
             return policy.model(robots, complete(head, robots) if complete and not own else head)
         body, processor = policy.backbone, policy.processor.without_policy()
