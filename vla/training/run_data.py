@@ -123,8 +123,10 @@ class RunData:
         yield from (f" {text}" for text in every_instruction())
 
     def sources(self, processor: Processor) -> dict[str, Source]:
-        """The training rows of each store."""
-        options = self.options
+        """The training rows of each store. Raises InputError for a delay and a head without action prefixes."""
+        options, head = self.options, processor.head
+        if options.delay is not None and head is not None and not getattr(head, "takes_prefix", True):
+            raise InputError(f"the head {head.settings['kind']} takes no action prefix: leave out delay")
         turns = 1 if processor.chat.prefix_lm else options.turns
         sources: dict[str, Source] = {
             name: Conversations(store, "train", turns, (options.kinds or {}).get(name))
