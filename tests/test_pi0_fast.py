@@ -219,6 +219,8 @@ def test_it_is_trained_and_exported_by_the_commands(
     assert open_policy(tmp_path / "out").cameras == ("observation.images.front", "observation.images.wrist")
     assert main([*run, f"out={tmp_path / 'prefix'}", "delay=0.1"]) == 2
     assert "the head fast takes no action prefix: leave out delay" in capsys.readouterr().err
+    assert main([*run, f"out={tmp_path / 'dropout'}", "plan.state_dropout=0.2"]) == 2
+    assert "state_dropout needs the state as numbers" in capsys.readouterr().err
     # It goes on; with another head its vision-language model alone is used.
     again = [*run[:1], f"backbone={tmp_path / 'run'}", *run[2:], f"out={tmp_path / 'again'}", "lora={rank: 2}"]
     assert main(again) == 0

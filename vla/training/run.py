@@ -66,9 +66,9 @@ def _plan(options: RunOptions, model: VLA | None = None) -> TrainConfig:
     scratch = options.backbone == SCRATCH
     defaults = None if model is None else backbone_defaults(model.backbone, scratch=scratch)
     plan = make_train_config({**options.plan, "log": options.log}, defaults)
-    encoding = options.state_encoding if model is None else model.processor.state_encoding
-    if plan.state_dropout and encoding == "text":
-        raise InputError("state_dropout needs state_encoding=numbers: state_encoding=text writes the state as text")
+    as_numbers = model is None or not model.processor.robots or model.processor.state_width > 0
+    if plan.state_dropout and (options.state_encoding == "text" or not as_numbers):
+        raise InputError("state_dropout needs the state as numbers (state_encoding), and this policy has none")
     # From scratch, there are no pretrained weights to protect.
     return replace(plan, freeze=(), lr_multipliers={}) if defaults is not None and scratch else plan
 
