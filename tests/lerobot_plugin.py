@@ -73,12 +73,12 @@ def install(folder: Path) -> Path:
     return target
 
 
-def run(site: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """One of LeRobot's commands, or vla, as its console script starts it."""
+def run(site: Path, name: str, *arguments: str, before: str = "pass") -> subprocess.CompletedProcess[str]:
+    """One of LeRobot's commands, or vla, as its console script starts it, after a statement of a test."""
     (script,) = entry_points(group="console_scripts", name=name)
     assert isinstance(script, EntryPoint)
-    code = f"import sys; from {script.module} import {script.attr} as main; sys.exit(main())"
-    path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
+    code = f"import sys; {before}; from {script.module} import {script.attr} as main; sys.exit(main())"
+    path = os.pathsep.join(filter(None, [str(site), str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         env={**os.environ, "PYTHONPATH": path},
@@ -88,9 +88,9 @@ def run(site: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[s
     )
 
 
-def command(site: Path, name: str, *arguments: str) -> str:
+def command(site: Path, name: str, *arguments: str, before: str = "pass") -> str:
     """The output of a command that succeeds."""
-    done = run(site, name, *arguments)
+    done = run(site, name, *arguments, before=before)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

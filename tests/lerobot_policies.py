@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from jaxtyping import UInt8
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast, SmolVLMConfig
+from transformers import (
+    PreTrainedTokenizerFast,
+    SmolVLMConfig,
+    SmolVLMImageProcessor,
+    SmolVLMProcessor,
+    SmolVLMVideoProcessor,
+)
 
 from vla.embodiment import Embodiment
 from vla.types import Observation
@@ -95,7 +102,7 @@ def reference(kind: str | Make, folder: Path, monkeypatch: pytest.MonkeyPatch, *
     """Makes a policy of this kind and saves it."""
     from lerobot.configs.types import FeatureType, PolicyFeature
 
-    make = kind if callable(kind) else _smolvla if kind == "smolvla" else partial(_pi, kind)
+    make = kind if callable(kind) else _smolvla if kind == "smolvla" else partial(make_pi, kind)
     folder.mkdir(parents=True, exist_ok=True)
     features: dict[str, Any] = {
         "input_features": {
@@ -130,7 +137,8 @@ def statistics() -> dict[str, dict[str, torch.Tensor]]:
     return {"observation.state": made(STATE), "action": made(ACTION)}
 
 
-def _pi(kind: str, folder: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Any]:
+def make_pi(kind: str, folder: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Any]:
+    """Makes a pi0 or pi0.5 with its processors."""
     if kind == "pi0":
         from lerobot.policies.pi0 import modeling_pi0 as modeling
         from lerobot.policies.pi0 import processor_pi0 as processor
@@ -144,8 +152,7 @@ def _pi(kind: str, folder: Path, options: dict[str, Any], monkeypatch: pytest.Mo
 
         Policy, make = modeling.PI05Policy, processor.make_pi05_pre_post_processors  # type: ignore[attr-defined]
     gemma_tokenizer().save_pretrained(folder / "tokenizer")
-    small_gemma(modeling, monkeypatch)
-    monkeypatch.setattr(modeling, "PiGemmaForCausalLM", partial(_small_language, modeling.PiGemmaForCausalLM))
+    small_pi(modeling, monkeypatch)
     step = partial(processor.TokenizerProcessorStep)
     monkeypatch.setattr(
         processor,
@@ -154,6 +161,59 @@ def _pi(kind: str, folder: Path, options: dict[str, Any], monkeypatch: pytest.Mo
     )
     config = Config(**{"image_resolution": (28, 28)} | options)
     return Policy(config), *make(config, statistics())
+
+
+def save_as_openpi(theirs: LeRobotReference, folder: Path) -> None:
+    """Saves a pi0 or pi0.5 as openpi's script does."""
+    (folder / "assets/bot").mkdir(parents=True)
+    weights = {
+        name.removeprefix("model."): weight for name, weight in load_file(theirs.folder / "model.safetensors").items()
+    }
+    # openpi's file has the tied embedding as lm_head alone, and pi0's projection of the state in pi0.5 too.
+    words = "paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"
+    weights["paligemma_with_expert.paligemma.lm_head.weight"] = weights.pop(words)
+    weights["state_proj.weight"] = weights.get("state_proj.weight", torch.zeros(32, PADDED))
+    save_file(weights, folder / "model.safetensors")
+    settings = {"action_horizon": HORIZON, "action_dim": PADDED, "action_expert_variant": "gemma_300m"}
+    (folder / "config.json").write_text(json.dumps(settings))
+    padded = {
+        name: {
+            end: [*values[end].tolist(), *[0.0] * (PADDED - len(values[end]))] for end in ("mean", "std", "q01", "q99")
+        }
+        for name, values in zip(("state", "actions"), statistics().values(), strict=True)
+    }
+    (folder / "assets/bot/norm_stats.json").write_text(json.dumps({"norm_stats": padded}))
+
+
+@torch.no_grad()
+def change(model: torch.nn.Module) -> None:
+    """Changes all weights a little, as training does."""
+    for name, weight in model.named_parameters():
+        weight.add_(0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(name))))
+
+
+def tiny(kind: str) -> None:
+    """Lets LeRobot's classes have the small sizes in the rest of this process, and start from the noise of ours."""
+    patch = pytest.MonkeyPatch()
+    if kind == "smolvla":
+        from lerobot.policies.smolvla.modeling_smolvla import VLAFlowMatching as Flow
+    else:
+        from lerobot.policies.pi05 import modeling_pi05
+
+        small_pi(modeling_pi05, patch)
+        Flow = modeling_pi05.PI05Pytorch  # type: ignore[misc]
+    patch.setattr(Flow, "sample_noise", lambda self, shape, device: noise()[None].expand(shape))
+
+
+def noise(horizon: int = HORIZON) -> torch.Tensor:
+    """The noise of our decoding, (h, a)."""
+    return torch.randn(horizon, PADDED, generator=torch.Generator().manual_seed(0))
+
+
+def small_pi(modeling: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small sizes of pi0 and pi0.5 in place of the variants."""
+    small_gemma(modeling, monkeypatch)
+    monkeypatch.setattr(modeling, "PiGemmaForCausalLM", partial(_small_language, modeling.PiGemmaForCausalLM))
 
 
 def _small_language(language: Any, config: Any) -> Any:
@@ -200,7 +260,6 @@ def gemma_tokenizer(
 
 
 def _smolvla(folder: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Any]:
-    from lerobot.policies.smolvla import smolvlm_with_expert
     from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
     from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_processors
@@ -233,10 +292,7 @@ def _smolvla(folder: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPa
             "pad_token_id": ids("<|im_end|>"),
         },
     ).save_pretrained(folder / "vlm")
-    tokenizer.save_pretrained(folder / "vlm")
-    names = {"fake_image_token_id": "<fake_token_around_image>", "global_image_token_id": "<global-img>"}
-    own = SimpleNamespace(tokenizer=SimpleNamespace(**{name: ids(token) for name, token in names.items()}))
-    monkeypatch.setattr(smolvlm_with_expert, "AutoProcessor", SimpleNamespace(from_pretrained=lambda name: own))
+    SmolVLMProcessor(SmolVLMImageProcessor(), tokenizer, SmolVLMVideoProcessor(), 4).save_pretrained(folder / "vlm")
     settings = {"resize_imgs_with_padding": (64, 64), "num_vlm_layers": 4, "load_vlm_weights": False}
     config = SmolVLAConfig(**{**settings, "vlm_model_name": str(folder / "vlm")} | options)
     return SmolVLAPolicy(config), *make_smolvla_pre_post_processors(config, statistics())
@@ -257,6 +313,12 @@ def _smolvlm_tokenizer() -> PreTrainedTokenizerFast:
         eos_token="<end_of_utterance>",
         pad_token="<|im_end|>",
         unk_token="<|endoftext|>",
+        extra_special_tokens={
+            "fake_image_token": "<fake_token_around_image>",
+            "global_image_token": "<global-img>",
+            "image_token": "<image>",
+            "end_of_utterance_token": "<end_of_utterance>",
+        },
     )
 
 

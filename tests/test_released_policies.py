@@ -15,15 +15,15 @@ from lerobot_policies import (
     ACTION,
     BODY,
     HORIZON,
-    PADDED,
     LeRobotReference,
+    change,
     fixed_draws,
+    noise,
     observation,
     reference,
-    statistics,
+    save_as_openpi,
 )
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
 from vla.commands.cli import main
 from vla.errors import InputError
@@ -49,11 +49,6 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 def model_of(theirs: LeRobotReference) -> VLA:
     policy = open_policy(theirs.folder)
     return policy.model([policy.robot(BODY)])
-
-
-def noise(horizon: int = HORIZON) -> torch.Tensor:
-    """The noise of our decoding, (h, a)."""
-    return torch.randn(horizon, PADDED, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("engine", [None, "float32"])
@@ -132,9 +127,7 @@ def test_saved_and_loaded_it_is_the_same(make: Make, kind: str, tmp_path: Path) 
 def test_what_is_exported_is_what_lerobot_computes(make: Make, kind: str, tmp_path: Path) -> None:
     theirs, seen = make(kind), observation()
     model = model_of(theirs)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            weight.add_(0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(name))))
+    change(model)
     export_lerobot(model, tmp_path / "exported")
     back = theirs.reloaded(tmp_path / "exported")
     ours = VlaPolicy(model, BODY).predict(seen)
@@ -162,8 +155,8 @@ def test_it_is_trained_and_exported_by_the_commands(
     assert model.processor.robots[0].horizon == HORIZON
     # It differs from the policy, by two small steps.
     before = open_policy(folder).weights["continuous_head.action_in_proj.weight"]
-    change = (model.state_dict()["continuous_head.action_in_proj.weight"] - before).abs().max()
-    assert 0 < change < 0.01
+    step = (model.state_dict()["continuous_head.action_in_proj.weight"] - before).abs().max()
+    assert 0 < step < 0.01
     assert main(["export-lerobot", f"policy={tmp_path / 'run'}", f"out={tmp_path / 'out'}"]) == 0
     assert open_policy(tmp_path / "out").cameras == ("observation.images.front", "observation.images.wrist")
     # Options of training apply to its head; its sizes are those of the weights.
@@ -205,24 +198,7 @@ def test_openpis_layout_is_the_same_policy(
     make: Make, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs, folder = make(kind), tmp_path / "openpi"
-    (folder / "assets/bot").mkdir(parents=True)
-    weights = {
-        name.removeprefix("model."): weight for name, weight in load_file(theirs.folder / "model.safetensors").items()
-    }
-    # openpi's file has the tied embedding as lm_head alone, and pi0's projection of the state in pi0.5 too.
-    words = "paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"
-    weights["paligemma_with_expert.paligemma.lm_head.weight"] = weights.pop(words)
-    weights["state_proj.weight"] = weights.get("state_proj.weight", torch.zeros(32, PADDED))
-    save_file(weights, folder / "model.safetensors")
-    settings = {"action_horizon": HORIZON, "action_dim": PADDED, "action_expert_variant": "gemma_300m"}
-    (folder / "config.json").write_text(json.dumps(settings))
-    padded = {
-        name: {
-            end: [*values[end].tolist(), *[0.0] * (PADDED - len(values[end]))] for end in ("mean", "std", "q01", "q99")
-        }
-        for name, values in zip(("state", "actions"), statistics().values(), strict=True)
-    }
-    (folder / "assets/bot/norm_stats.json").write_text(json.dumps({"norm_stats": padded}))
+    save_as_openpi(theirs, folder)
     monkeypatch.setattr(pi, "TOKENIZER", str(theirs.folder.parent / "tokenizer"))
     policy = open_policy(folder)
     seen = observation((28, 28), "pick up the red cube")

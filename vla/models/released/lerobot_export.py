@@ -17,6 +17,7 @@ from vla.errors import InputError
 from vla.models.normalization import Normalizer
 from vla.models.released import pi, pi_fast, smolvla
 from vla.models.released.lerobot_folder import ACTION, IMAGES, POSTPROCESSOR, PREPROCESSOR, STATE
+from vla.models.released.relative_actions import ABSOLUTE_STEP, RELATIVE_STEP, check_relative, relative_by_name
 from vla.models.released.weight_names import shifted_norms
 from vla.models.robot_spec import RobotSpec
 from vla.models.vla import VLA
@@ -40,7 +41,7 @@ def export_lerobot(model: VLA, folder: Path) -> None:
     source, robot = _checked(model)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty: remove it, or name another folder")
-    config = dict(source["config"]) | _features(model, robot)
+    config = dict(source["config"]) | _features(model, robot) | _settings(source["config"], robot)
     weights = _weights(model, str(config["type"]), int(source["vocabulary"]))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=4))
@@ -61,8 +62,15 @@ def _checked(model: VLA) -> tuple[Mapping[str, Any], RobotSpec]:
         raise InputError("a policy of LeRobot sees no past frames, this model does")
     if robot.action_dim != len(robot.embodiment.action):
         raise InputError(f"{robot.name} predicts rotations or angles in another form, which LeRobot has not")
-    if any(robot.relative) and not policy.source["config"].get("use_relative_actions"):
-        raise InputError(f"{robot.name} predicts actions relative to the state: train with predict=unchanged")
+    if any(robot.relative):
+        steps = {step.get("registry_name") for file in STATES for step in policy.source[file]["steps"]}
+        if not steps >= {RELATIVE_STEP, ABSOLUTE_STEP}:
+            raise InputError(f"{robot.name} predicts actions relative to the state: train with predict=unchanged")
+        check_relative("LeRobot", robot.embodiment, robot.relative)
+        if len(robot.embodiment.state) < len(robot.embodiment.action):
+            raise InputError(f"{robot.name} has more actions than states: train with predict=unchanged")
+        if relative_by_name(*_named(robot), len(robot.relative)) != robot.relative:
+            raise InputError(f"LeRobot does not distinguish the names of {robot.name}: train with predict=unchanged")
     own, head = policy.source.get("action_tokenizer"), model.processor.head
     if own is not None and (head is None or pi_fast.digest(head.settings["tokenizer"]) != own):
         raise InputError("LeRobot would read the policy's own tokenizer of actions: train without head.tokenizer")
@@ -79,6 +87,28 @@ def _features(model: VLA, robot: RobotSpec) -> dict[str, Any]:
         "chunk_size": robot.horizon,
         "n_action_steps": robot.horizon,
     }
+
+
+def _named(robot: RobotSpec) -> tuple[list[str], list[str]]:
+    """LeRobot's names of the action components, and those that are not relative to the state."""
+    names = [name.partition(" [")[0] for name in robot.embodiment.action]
+    return names, [name for name, relative in zip(names, robot.relative, strict=True) if not relative]
+
+
+def _settings(known: Mapping[str, Any], robot: RobotSpec) -> dict[str, Any]:
+    """Settings that depend on the robot and the weights, of those that this kind of policy has."""
+    names, excluded = _named(robot)
+    relative = any(robot.relative)
+    settings = {
+        "use_relative_actions": relative,
+        "relative_exclude_joints": excluded,
+        "action_feature_names": names,
+        "load_vlm_weights": False,  # all weights are in the export
+        "use_peft": False,
+    }
+    # LeRobot adds the state of each step, not that at the chunk's start.
+    steps = {"n_action_steps": 1} if relative else {}
+    return {name: value for name, value in settings.items() if name in known} | steps
 
 
 def _weights(model: VLA, kind: str, vocabulary: int) -> dict[str, Tensor]:
@@ -116,6 +146,10 @@ def _write_pipeline(
     for number, entry in enumerate(pipeline["steps"]):
         if entry.get("registry_name") == "rename_observations_processor":
             entry["config"]["rename_map"] = {}
+        if entry.get("registry_name") in (RELATIVE_STEP, ABSOLUTE_STEP):
+            entry["config"]["enabled"] = any(robot.relative)
+        if entry.get("registry_name") == RELATIVE_STEP:
+            entry["config"]["action_names"], entry["config"]["exclude_joints"] = _named(robot)
         if entry.get("registry_name") != step:
             continue
         features = config["output_features"] | (config["input_features"] if file == PREPROCESSOR else {})

@@ -19,6 +19,7 @@ from vla.models.normalization import Normalizer
 from vla.models.preprocessing.on_device import OnDevice
 from vla.models.preprocessing.settings import Framing
 from vla.models.preprocessing.view import Sides
+from vla.models.released.relative_actions import RELATIVE_STEP, relative_of
 from vla.models.released.weight_files import read_weights
 
 STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
@@ -76,6 +77,16 @@ class LeRobotFolder:
         config = self.steps.get("rename_observations_processor", {}).get("config", {})
         names: Mapping[str, str] = config.get("rename_map", {})
         return names
+
+    @property
+    def state_input(self) -> bool:
+        """Whether the state is an input: it always is."""
+        return True
+
+    def relative(self, width: int) -> tuple[bool, ...]:
+        """Which of `width` components of the action are predicted relative to the state."""
+        step = self.steps.get(RELATIVE_STEP)
+        return relative_of(self.config, None if step is None else step.get("config", {}), width)
 
     def tokenizer(self, default: str) -> str:
         """Folder or hub id of the tokenizer."""

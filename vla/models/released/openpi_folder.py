@@ -18,6 +18,7 @@ from vla.models.preprocessing.frames import FloorPad
 from vla.models.preprocessing.settings import Framing
 from vla.models.preprocessing.view import Sides
 from vla.models.released.lerobot_folder import STATE
+from vla.models.released.relative_actions import relative_by_count
 from vla.models.released.weight_files import read_weights, weight_names
 
 ADDED = 1e-6
@@ -29,9 +30,18 @@ class OpenpiFolder:
     """A policy's folder: config.json, model.safetensors and assets/NAME/norm_stats.json.
 
     Its prompts are cleaned, and Pillow resizes its images.
+
+    Attributes:
+        path: the folder.
+        state_input: whether pi0.5 has the state in its prompt; else it does not see it (openpi's
+            `discrete_state_input=False`).
+        deltas: numbers of consecutive action components, positive where they are relative to the state (the arguments
+            of openpi's `make_bool_mask` for `DeltaActions`).
     """
 
     path: Path
+    state_input: bool = True
+    deltas: tuple[int, ...] = ()
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -63,6 +73,10 @@ class OpenpiFolder:
     def source(self, vocabulary: int) -> dict[str, Any]:
         """Nothing: the folder was not written by LeRobot."""
         return {}
+
+    def relative(self, width: int) -> tuple[bool, ...]:
+        """Which of `width` components of the action are predicted relative to the state."""
+        return relative_by_count(self.deltas, width)
 
     def weights(self) -> dict[str, Tensor]:
         """The weights."""

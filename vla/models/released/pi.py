@@ -69,6 +69,10 @@ def load_pi(folder: LeRobotFolder | OpenpiFolder) -> RobotPolicy:
     kind = str(config["type"])
     if (config.get("min_period", MIN_PERIOD), config.get("max_period", MAX_PERIOD)) != (MIN_PERIOD, MAX_PERIOD):
         raise InputError(f"{folder.path}: the periods of its time are not {MIN_PERIOD} to {MAX_PERIOD}")
+    if kind == "pi0" and not folder.state_input:
+        raise InputError(
+            f"{folder.path} is a pi0, which always has the state as numbers: leave discrete_state_input out"
+        )
     tokenizer = open_tokenizer(folder.tokenizer(TOKENIZER))
     vlm = {name.removeprefix(VLM): weight for name, weight in weights.items() if name.startswith(VLM)}
     rest = _head_weights(weights, kind)
@@ -79,7 +83,7 @@ def load_pi(folder: LeRobotFolder | OpenpiFolder) -> RobotPolicy:
         _prompt(kind, folder),
         Preprocessing(folder.framing((side, side)), markup),
         width=len(rest["action_in_proj.weight"][0]),
-        state="text" if kind == "pi05" else "expert",
+        state="expert" if kind == "pi0" else "text" if folder.state_input else "none",
         source=folder.source(len(vlm.get(WORDS, vlm.get("lm_head.weight", ())))),
     )
     chat = {**catalog.family("paligemma").config()["chat"], "policy": format}
@@ -113,6 +117,8 @@ def _head_weights(weights: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]
 def _prompt(kind: str, folder: LeRobotFolder | OpenpiFolder) -> RobotPrompt:
     """The prompt of the policy; openpi cleans the instructions of both."""
     prompt = PROMPTS[kind]
+    if not folder.state_input:
+        prompt = replace(prompt, text=PROMPTS["pi0"].text)
     cleaned = prompt.cleaned or isinstance(folder, OpenpiFolder)
     return replace(prompt, cleaned=cleaned, max_tokens=folder.config.get("tokenizer_max_length", prompt.max_tokens))
 

@@ -45,11 +45,14 @@ def _smolvla(folder: Path) -> RobotPolicy:
     return load_smolvla(LeRobotFolder(folder))
 
 
-def _openpi(folder: Path) -> RobotPolicy:
+def _openpi(folder: Path, discrete_state_input: str = "true", delta_actions: str = "") -> RobotPolicy:
     from vla.models.released.openpi_folder import OpenpiFolder
     from vla.models.released.pi import load_pi
 
-    return load_pi(OpenpiFolder(folder))
+    if discrete_state_input not in ("true", "false"):
+        raise InputError(f"discrete_state_input={discrete_state_input} of a policy is neither true nor false")
+    counts = tuple(_number("delta_actions", count, int) for count in delta_actions.split(",") if delta_actions)
+    return load_pi(OpenpiFolder(folder, discrete_state_input == "true", counts))
 
 
 def _openvla(folder: Path, unnorm_key: str | None = None, horizon: str | None = None, crop: str = "1.0") -> RobotPolicy:
@@ -115,7 +118,8 @@ def policy_defaults(name: object) -> PolicyDefaults | None:
 
         kind = str(OpenpiFolder(fetch(split(str(name))[0])).config["type"])
         method = "quantile" if kind == "pi05" else "mean-std"
-        return PolicyDefaults(kind, "flow", int(config["action_horizon"]), "unchanged", method)
+        predict = "relative" if split(str(name))[1].get("delta_actions") else "unchanged"
+        return PolicyDefaults(kind, "flow", int(config["action_horizon"]), predict, method)
     if config["type"] == "openvla":
         from vla.models.released.openvla_oft import read_head
 

@@ -18,6 +18,7 @@ from vla.models.normalization import Normalizer
 from vla.models.processor import Processor
 from vla.models.released.lerobot_folder import ACTION, IMAGES, STATE, LeRobotFolder
 from vla.models.released.openpi_folder import OpenpiFolder
+from vla.models.released.relative_actions import check_relative
 from vla.models.robot_spec import RobotSpec
 from vla.models.vla import VLA
 
@@ -39,7 +40,7 @@ class RobotPolicy:
         cameras: the policy's names of its cameras, in its order.
         renamed: the policy's names of cameras that a robot names differently.
         missing: why there are no statistics, and what to do.
-        relative: whether positions that are measured, except grippers, are predicted relative to the state.
+        relative: whether each component of the action is predicted relative to that of the state; further ones are not.
     """
 
     name: str
@@ -51,7 +52,7 @@ class RobotPolicy:
     state: Normalizer | None = None
     action: Normalizer | None = None
     cameras: tuple[str, ...] = ()
-    relative: bool = False
+    relative: tuple[bool, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
     missing: str = "it is a base, train it on demonstrations first"
 
@@ -65,6 +66,7 @@ class RobotPolicy:
         weights: Mapping[str, Tensor],
     ) -> RobotPolicy:
         """The policy of a folder, whose files determine the robot's attributes."""
+        action = folder.normalizer(ACTION, "ACTION")
         return cls(
             name=str(folder.path),
             backbone=backbone,
@@ -73,10 +75,10 @@ class RobotPolicy:
             weights=weights,
             horizon=int(folder.config["chunk_size"]),
             state=folder.normalizer(STATE, "STATE"),
-            action=folder.normalizer(ACTION, "ACTION"),
+            action=action,
             cameras=folder.cameras,
             renamed=folder.renamed,
-            relative=bool(folder.config.get("use_relative_actions")),
+            relative=() if action is None else folder.relative(len(action.low)),
         )
 
     def model(self, robots: Sequence[RobotSpec], head: Mapping[str, Any] | None = None) -> VLA:
@@ -149,9 +151,11 @@ class RobotPolicy:
         embodiment = replace(embodiment, cameras=self._ordered(embodiment.cameras))
         assert state is not None
         assert self.action is not None
-        action = self.action.cut(len(embodiment.action))
-        spec = RobotSpec(embodiment, self.horizon, state.cut(len(embodiment.state)), action, "", 0)
-        return spec if self.relative else replace(spec, relative=(False,) * len(embodiment.action))
+        count = len(embodiment.action)
+        relative = (*self.relative, *(False,) * count)[:count]
+        check_relative(self.name, embodiment, relative)
+        own = state.cut(len(embodiment.state)), self.action.cut(count)
+        return RobotSpec(embodiment, self.horizon, *own, statistics_hash="", relative=relative)
 
 
 def without_effect(model: VLA) -> dict[str, Tensor]:
