@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,6 +138,26 @@ def test_what_is_exported_is_what_lerobot_computes(make: Make, kind: str, tmp_pa
     np.testing.assert_allclose(again.actions, ours.actions, atol=1e-5)
     with pytest.raises(InputError, match="not empty"):
         export_lerobot(model, tmp_path / "exported")
+
+
+def test_a_state_that_was_not_normalised_is_exported_as_it_was_trained(make: Make, tmp_path: Path) -> None:
+    theirs, seen = make("pi0"), observation()
+    model = model_of(theirs)
+    change(model)
+    export_lerobot(model, tmp_path / "before")
+    assert model.processor.policy is not None
+    for values in (model.processor.policy.source["config"], *_configs(model.processor.policy.source)):
+        for name in values.keys() & {"normalization_mapping", "norm_map"}:
+            values[name] |= {"STATE": "IDENTITY"}
+    export_lerobot(model, tmp_path / "exported")
+    before, exported = (theirs.reloaded(tmp_path / name).chunk(seen, noise()) for name in ("before", "exported"))
+    np.testing.assert_allclose(exported, before, atol=1e-4)
+
+
+def _configs(source: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for pipeline in source.values():
+        if isinstance(pipeline, dict) and "steps" in pipeline:
+            yield from (step["config"] for step in pipeline["steps"] if "config" in step)
 
 
 @pytest.mark.parametrize("kind", ["pi0", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("smolvla", "pi05"))])

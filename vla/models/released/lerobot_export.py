@@ -42,6 +42,7 @@ def export_lerobot(model: VLA, folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty: remove it, or name another folder")
     config = dict(source["config"]) | _features(model, robot) | _settings(source["config"], robot)
+    config["normalization_mapping"] = _modes(source, robot)
     weights = _weights(model, str(config["type"]), int(source["vocabulary"]))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=4))
@@ -111,6 +112,18 @@ def _settings(known: Mapping[str, Any], robot: RobotSpec) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name in known} | steps
 
 
+def _modes(source: Mapping[str, Any], robot: RobotSpec) -> dict[str, str]:
+    """LeRobot's normalisations; one that the policy did not have, but the robot has, is MEAN_STD."""
+    configs = [step.get("config", {}) for step in source[PREPROCESSOR]["steps"]]
+    known = next((one["norm_map"] for one in configs if one.get("norm_map")), source["config"]["normalization_mapping"])
+    modes = dict(known)
+    for kind, normalizer in (("STATE", robot.state), ("ACTION", robot.action)):
+        identity = set(normalizer.low) == {-1.0} and set(normalizer.high) == {1.0}
+        if modes.get(kind, "IDENTITY") == "IDENTITY" and not identity:
+            modes[kind] = "MEAN_STD"
+    return modes
+
+
 def _weights(model: VLA, kind: str, vocabulary: int) -> dict[str, Tensor]:
     """The weights with LeRobot's names."""
     state = {name: weight.detach().cpu().float() for name, weight in model.state_dict().items()}
@@ -153,7 +166,7 @@ def _write_pipeline(
         if entry.get("registry_name") != step:
             continue
         features = config["output_features"] | (config["input_features"] if file == PREPROCESSOR else {})
-        entry["config"]["features"] = features
+        entry["config"] |= {"features": features, "norm_map": config["normalization_mapping"]}
         entry["state_file"] = f"{Path(file).stem}_step_{number}_{step}.safetensors"
         statistics = _statistics(STATE, robot.state) | _statistics(ACTION, robot.action)
         save_arrays(statistics, folder / entry["state_file"])
