@@ -11,6 +11,7 @@ from vla.common.renamed_keys import HEAD, current_keys
 from vla.errors import InputError, suggestion
 from vla.models.action_heads.action_head import Head, Vocabulary
 from vla.models.action_heads.bins import BinsHead
+from vla.models.action_heads.cross_flow import CrossFlowHead
 from vla.models.action_heads.fast import FastHead
 from vla.models.action_heads.flow import FlowMatchingHead
 from vla.models.action_heads.l1 import RegressionHead
@@ -24,6 +25,7 @@ HEADS: dict[str, Callable[..., Head]] = {
     "text": TextHead,
     "l1": RegressionHead,
     "flow": FlowMatchingHead,
+    "cross-flow": CrossFlowHead,
 }
 
 

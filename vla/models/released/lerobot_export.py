@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vla.errors import InputError
 from vla.models.normalization import Normalizer
-from vla.models.released import pi, pi_fast, smolvla
+from vla.models.released import evo1, pi, pi_fast, smolvla
 from vla.models.released.lerobot_folder import ACTION, IMAGES, POSTPROCESSOR, PREPROCESSOR, STATE
 from vla.models.released.weight_names import shifted_norms
 from vla.models.robot_spec import RobotSpec
@@ -84,6 +84,8 @@ def _features(model: VLA, robot: RobotSpec) -> dict[str, Any]:
 def _weights(model: VLA, kind: str, vocabulary: int) -> dict[str, Tensor]:
     """The weights with LeRobot's names."""
     state = {name: weight.detach().cpu().float() for name, weight in model.state_dict().items()}
+    if kind == evo1.KIND:
+        return evo1.exported(state, vocabulary, len(model.continuous_head.blocks))  # type: ignore[union-attr, arg-type]
     names: Mapping[str, str] = {}
     prefix, expert_head = pi.VLM, None
     if kind == "smolvla":

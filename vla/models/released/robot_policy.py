@@ -96,17 +96,22 @@ class RobotPolicy:
             count = max(len(robot.embodiment.state), robot.action_dim)
             if width and count > width:
                 raise InputError(f"{self.name} has {width} components of states and actions, {robot.name} has {count}")
+            if 0 < (views := self._views) < (count := len(robot.embodiment.cameras)):
+                raise InputError(f"{self.name} takes at most {views} cameras, {robot.name} has {count}")
         model = VLA(self.backbone, self.processor.with_robots(robots, settings, "numbers"))
         load_weights(model, {**without_effect(model), **self.weights})
         return model.eval()
 
     def _chosen(self, head: Mapping[str, Any]) -> dict[str, Any]:
         """The options of `head` that are not the default. Raises InputError for one that the weights determine."""
-        known = signature(HEADS[self.head["kind"]]).parameters
+        kind = self.head["kind"]
+        known = signature(HEADS[kind]).parameters
+        if unknown := sorted(name for name, value in head.items() if name not in known and name != "kind" and value):
+            raise InputError(f"the head {kind} of {self.name} does not have the option head.{unknown[0]}: leave it out")
         chosen = {
             name: value
             for name, value in head.items()
-            if name != "kind" and name in known and value != known[name].default and self.head.get(name) != value
+            if name in known and value != known[name].default and self.head.get(name) != value
         }
         if fixed := sorted(chosen.keys() - TRAINING):
             raise InputError(f"the weights of {self.name} determine head.{fixed[0]}: leave it out")
@@ -123,6 +128,10 @@ class RobotPolicy:
         pairs = ", ".join(f"{ours} for {theirs}" for ours, theirs in zip(cameras, self.cameras, strict=False))
         print(f"{self.name}: cameras by their order: {pairs or ', '.join(cameras)}", flush=True)
         return cameras
+
+    @property
+    def _views(self) -> int:
+        return 0 if self.processor.policy is None else self.processor.policy.views
 
     @property
     def _width(self) -> int:
