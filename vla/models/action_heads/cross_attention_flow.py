@@ -1,6 +1,6 @@
 """Flow matching by cross-attention: the actions of a chunk attend to the hidden states of the prompt and to the state.
 
-Source: EVO1, whose weights LeRobot's class has.
+Source: Evo-1, Lin et al. 2025, arXiv 2511.04555, as LeRobot's class computes it.
 
 Shapes: b rows, h steps, a action components, m context tokens, d their width, w width of the action tokens.
 """
@@ -80,7 +80,9 @@ class PromptContext:
         """The context with the last valid token alone, the one that has attended to all others."""
         index = torch.arange(self.mask.shape[1], device=self.mask.device)
         last = (index * self.mask).argmax(1)[:, None]
-        return PromptContext(self.hidden.take_along_dim(last[..., None], 1), torch.ones_like(last, dtype=torch.bool), self.state)
+        return PromptContext(
+            self.hidden.take_along_dim(last[..., None], 1), torch.ones_like(last, dtype=torch.bool), self.state
+        )
 
 
 class CrossAttentionFlow(nn.Module):
@@ -196,9 +198,7 @@ class CrossAttentionBlock(nn.Module):
         self.before_attention, self.before_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def keys_values(
-        self, tokens: Float[Tensor, "b m d"]
-    ) -> tuple[Float[Tensor, "b g m e"], Float[Tensor, "b g m e"]]:
+    def keys_values(self, tokens: Float[Tensor, "b m d"]) -> tuple[Float[Tensor, "b g m e"], Float[Tensor, "b g m e"]]:
         """Keys and values of the context."""
         key, value = self.key_value(tokens).chunk(2, -1)
         return self._heads(key), self._heads(value)

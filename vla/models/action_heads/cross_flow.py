@@ -1,4 +1,4 @@
-"""Flow matching head whose actions attend to the prompt's hidden states (EVO1)."""
+"""Flow matching head whose actions attend to the prompt's hidden states (Evo-1, Lin et al. 2025, arXiv 2511.04555)."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from vla.models.batch import Batch
 class CrossFlowHead:
     """Continuous action chunks by flow matching, padded to the largest action dimension among the robots.
 
-    The actions attend to the last hidden states of the prompt and to a token of the conditioning values, and not to the
-    points that the backbone predicts after the prompt, which are conditioning values too. The backbone learns no tokens.
+    The actions attend to the last hidden states of the prompt and to a token of the conditioning values. Points that
+    the backbone predicts after the prompt are only conditioning values. The backbone learns no action tokens.
 
     Args:
         width: width of the action tokens; None: the backbone's.

@@ -186,9 +186,7 @@ def _noise_and_time(batch: Batch) -> tuple[Float[Tensor, "r h a"], Float[Tensor,
     return drawn_by_row(batch, torch.randn, partial(sample_time, REPEATS, "cpu"))
 
 
-def drawn_by_row(
-    batch: Batch, noise: Draw, time: Draw
-) -> tuple[Float[Tensor, "r h a"], Float[Tensor, "r"]] | None:
+def drawn_by_row(batch: Batch, noise: Draw, time: Draw) -> tuple[Float[Tensor, "r h a"], Float[Tensor, "r"]] | None:
     """Noise and `REPEATS` times, drawn from each row's seed for `REPEATS` copies of the rows; None without seeds."""
     if (batch.seed < 0).any():
         return None

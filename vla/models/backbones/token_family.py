@@ -60,7 +60,9 @@ class PromptLayout:
 
     def order(self, mask: Bool[Tensor, "b m"]) -> Int[Tensor, "b m"]:
         """Index of each token in its row."""
-        return torch.arange(mask.shape[1], device=mask.device).expand(mask.shape) if self.counts_masked else order_of(mask)
+        return (
+            torch.arange(mask.shape[1], device=mask.device).expand(mask.shape) if self.counts_masked else order_of(mask)
+        )
 
     def next_position(self, mask: Bool[Tensor, "b m"]) -> Int[Tensor, "b"]:
         """Position of the token after the last one that is attended to."""

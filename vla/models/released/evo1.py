@@ -1,6 +1,7 @@
-"""EVO1 as LeRobot stores it: the first layers of InternVL3, whose hidden states a flow reads by cross-attention.
+"""EVO1 (Lin et al. 2025, arXiv 2511.04555) as LeRobot stores it.
 
-A prompt has the same number of images for every robot; those that a robot lacks keep their positions.
+The first layers of InternVL3 read images and instruction, and a flow reads their hidden states by cross-attention. A
+prompt has the same number of images for every robot; those that a robot lacks keep their positions.
 """
 
 from __future__ import annotations
@@ -95,9 +96,10 @@ def load_evo1(folder: LeRobotFolder) -> RobotPolicy:
     vlm = {key.removeprefix(VLM): weight for key, weight in weights.items() if key.startswith(VLM)}
     rest = {key: weight for key, weight in weights.items() if not key.startswith(VLM) and key not in TABLES}
     name = str(config["vlm_model_name"])
+    settings = _vlm_config(name, count_layers(vlm, "language_model.layers."))
     tokenizer = _tokenizer(name)
     side, views = int(config["image_resolution"][0]), int(config["max_views"])
-    backbone = _backbone(vlm, _vlm_config(name, count_layers(vlm, "language_model.layers.")), side)
+    backbone = _backbone(vlm, settings, side)
     family = catalog.family("internvl-3").config()
     markup = Markup(begin="Image-{number}: <img>", end="</img>\n", tokens=backbone.tokens_per_image)
     format = PolicyFormat(
@@ -168,7 +170,7 @@ def _checked(folder: LeRobotFolder) -> dict[str, Any]:
 
 def _tokenizer(name: str) -> PreTrainedTokenizerFast:
     """The tokenizer of the InternVL, which begins a text with its first word."""
-    tokenizer = open_tokenizer(name)
+    tokenizer = open_tokenizer(name, "vlm_model_name in config.json")
     if tokenizer("a")["input_ids"] != tokenizer("a", add_special_tokens=False)["input_ids"]:
         raise InputError(f"the policy's tokenizer {name} writes special tokens around a text: this is not supported")
     return tokenizer
@@ -218,6 +220,7 @@ def _backbone(weights: Mapping[str, Tensor], config: dict[str, Any], side: int) 
             std=STD,
             prompt={"prefix_lm": False, "first_position": 0, "counts_masked": True},
         )
+    backbone.model.tie_weights()  # transformers ties where it initialises
     stored = {f"model.{name}": weight for name, weight in weights.items()}
     missing, unexpected = backbone.model.load_state_dict(stored, strict=False)
     if wrong := [*(name for name in missing if name != "lm_head.weight"), *unexpected]:

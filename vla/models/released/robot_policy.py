@@ -202,14 +202,13 @@ def load_weights(model: VLA, weights: Mapping[str, Tensor]) -> None:
         weight.copy_(stored)
 
 
-def open_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """The tokenizer of a policy. Raises InputError when it cannot be read, or is one in Python."""
+def open_tokenizer(name: str, setting: str = "tokenizer_name in policy_preprocessor.json") -> PreTrainedTokenizerFast:
+    """The tokenizer that `setting` of a policy names. Raises InputError when it cannot be read, or is one in Python."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"the policy's tokenizer {name} cannot be read ({error}): download it, and name its folder as "
-            "tokenizer_name in policy_preprocessor.json"
+            f"the policy's tokenizer {name} cannot be read ({error}): download it, and name its folder as {setting}"
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(f"{name} has a tokenizer in Python: save it as tokenizer.json first")
