@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from itertools import chain, groupby, repeat
+from itertools import groupby, repeat
 from pathlib import Path
 from typing import Any
 
@@ -228,18 +228,10 @@ class Processor:
         row = Row(bare=not shown)
         written = robot is None or self.policy is None or self.policy.prompt.opened
         row.add(self.encoder.opening(markup) if written else self.encoder.images(markup), shared=True)
-        if robot is not None and self.policy is not None and len(shown) < self.policy.views:
-            self._add_missing(row, preprocessing, range(len(shown) + 1, self.policy.views + 1))
+        if robot is not None and self.policy is not None:
+            numbers, view = range(len(shown) + 1, self.policy.views + 1), preprocessing.view(*sides(self.image_size))
+            self.encoder.add_missing(row, [preprocessing.parts(view, number) for number in numbers], self.pad)
         return row, shown
-
-    def _add_missing(self, row: Row, preprocessing: Preprocessing, numbers: Sequence[int]) -> None:
-        """Appends the images with these numbers, which the row lacks."""
-        view = preprocessing.view(*sides(self.image_size))
-        for part in chain.from_iterable(preprocessing.parts(view, number) for number in numbers):
-            if isinstance(part, int):
-                row.add_unattended(part, self.pad)
-            else:
-                row.add(self.encoder.images(((part,),)), shared=True)
 
     def _report_missing(self, robot: RobotSpec, observation: Observation) -> None:
         cameras = robot.embodiment.cameras
