@@ -85,7 +85,7 @@ def _weights(model: VLA, kind: str, vocabulary: int) -> dict[str, Tensor]:
     """The weights with LeRobot's names."""
     state = {name: weight.detach().cpu().float() for name, weight in model.state_dict().items()}
     if kind == evo1.KIND:
-        return evo1.exported(state, vocabulary, len(model.continuous_head.blocks))  # type: ignore[union-attr, arg-type]
+        return evo1.exported(state, vocabulary, len(model.continuous_head.blocks))  # type: ignore[arg-type]
     names: Mapping[str, str] = {}
     prefix, expert_head = pi.VLM, None
     if kind == "smolvla":
