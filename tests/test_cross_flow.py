@@ -24,6 +24,7 @@ Models = Callable[..., VLA]
 SMALL: dict[str, Any] = {"head": "cross-flow", "layers": 2, "heads": 4, "hidden": 64, "state_hidden": 64, "steps": 8}
 
 
+@pytest.mark.slow  # test_evo1.py compares the loss and its gradients
 def test_chunks_are_learned_beside_points_and_answers(make_model: Models) -> None:
     torch.manual_seed(0)
     model = make_model(smoothing=0.0, points=1, **SMALL).train()

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, InternVLConfig
 
 from vla.commands.cli import main
+from vla.embodiment import Embodiment
 from vla.errors import InputError
 from vla.models.action_heads import cross_flow, flow
 from vla.models.action_heads.cross_attention_flow import CrossAttentionFlow, CrossFlowShape, uniform_noise
@@ -140,6 +141,26 @@ def test_what_is_exported_is_what_lerobot_computes(make: Make, tmp_path: Path) -
     again = VlaPolicy(model_of(back), BODY).predict(seen)
     assert again is not None
     np.testing.assert_allclose(again.actions, ours.actions, atol=1e-5)
+
+
+def test_what_is_exported_fits_a_robot_with_more_cameras_and_fewer_joints(make: Make, tmp_path: Path) -> None:
+    theirs = make(postprocess_action_dim=ACTION)
+    policy, three, few = open_policy(theirs.folder), ("front", "wrist", "top"), ACTION - 2
+    robot = policy.robot(BODY)
+    names, limits = BODY.action[:few], (BODY.action_low[:few], BODY.action_high[:few])
+    body = Embodiment(BODY.name, (*three, "side"), BODY.state, names, *limits, BODY.control_hz)
+    robot = replace(robot, embodiment=body, action=robot.action.cut(few), relative=(False,) * few)
+    model, seen = policy.model([robot]), observation()
+    images = {name: observation(seed=seed).images["front"] for seed, name in enumerate(body.cameras)}
+    seen = replace(seen, images=images)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.001)
+    export_lerobot(model, tmp_path / "exported")
+    ours = VlaPolicy(model, body).predict(seen)
+    assert ours is not None and ours.actions.shape == (HORIZON, few)
+    chunk = theirs.reloaded(tmp_path / "exported").chunk(seen, noise())
+    np.testing.assert_allclose(chunk, ours.actions, atol=1e-4)
 
 
 def test_a_prefix_is_kept_and_a_leftover_guides(make: Make) -> None:

@@ -125,6 +125,12 @@ def load_evo1(folder: LeRobotFolder) -> RobotPolicy:
     )
 
 
+def exported_settings(config: Mapping[str, Any], cameras: int) -> dict[str, Any]:
+    """The settings that depend on the robot, which has this number of cameras."""
+    views = int(config.get("max_views", DEFAULTS["max_views"]))
+    return {"postprocess_action_dim": None, "empty_cameras": min(int(config.get("empty_cameras", 0)), views - cameras)}
+
+
 def exported(state: Mapping[str, Tensor], vocabulary: int, layers: int) -> dict[str, Tensor]:
     """The weights of a model with LeRobot's names.
 

@@ -41,6 +41,8 @@ def export_lerobot(model: VLA, folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty: remove it, or name another folder")
     config = dict(source["config"]) | _features(model, robot)
+    if config["type"] == evo1.KIND:
+        config |= evo1.exported_settings(config, len(robot.embodiment.cameras))
     weights = _weights(model, str(config["type"]), int(source["vocabulary"]))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=4))
