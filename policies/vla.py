@@ -76,7 +76,9 @@ class VlaPolicy:
     def guides(self) -> bool:
         """See `GuidedPolicy`: whether it has a flow head."""
         head = self._model.processor.head
-        return head is not None and head.continuous is not None and head.continuous.reads_cache
+        if head is None or head.continuous is None:
+            return False
+        return getattr(head, "guides", head.continuous.reads_cache)
 
     @property
     def takes_prefix(self) -> bool:

@@ -257,7 +257,7 @@ COMMANDS = {
         check="push",
     ),
     "export-lerobot": Command(
-        "write a fine-tuned pi0, pi0.5 or SmolVLA for LeRobot's commands",
+        "write a fine-tuned pi0, SmolVLA or EVO1 for LeRobot's commands",
         "vla.commands.export_lerobot:export_lerobot",
         "Writes configuration, weights, normalisation and processors in LeRobot's layout. The model must have been\n"
         "trained from a released policy of LeRobot (vla train backbone=lerobot/pi05_base), with its own head.",

@@ -68,7 +68,8 @@ def scaled(image: Image, height: int, width: int, resample: str = "bilinear") ->
         image: The image.
         height: New height [pixels].
         width: New width [pixels].
-        resample: "bilinear", "bicubic", or a filter of Pillow (`PILLOW`; PyTorch has no Lanczos filter).
+        resample: "bilinear", "bicubic", "float-bicubic" (in float32, rounded to bytes at the end, as torchvision), or a
+            filter of Pillow (`PILLOW`; PyTorch has no Lanczos filter).
     """
     if image.shape[:2] == (height, width):
         return image
@@ -80,6 +81,9 @@ def scaled(image: Image, height: int, width: int, resample: str = "bilinear") ->
 
     # Read-only arrays and negative strides cannot become tensors.
     pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])[None]).permute(0, 3, 1, 2)
+    if resample == "float-bicubic":
+        made = torch.ops.aten._upsample_bicubic2d_aa(pixels.float(), [height, width], False)
+        return made[0].clamp(0, 255).round().byte().permute(1, 2, 0).contiguous().numpy()
     # As interpolate(antialias=True), but channels last: converting its planar output takes twice as long.
     resize = {"bilinear": torch.ops.aten._upsample_bilinear2d_aa, "bicubic": torch.ops.aten._upsample_bicubic2d_aa}
     out = torch.empty((1, 3, height, width), dtype=torch.uint8, memory_format=torch.channels_last)

@@ -94,6 +94,7 @@ class Row:
     """A row under construction.
 
     Attributes:
+        attended: whether each token is attended to.
         segment: the turn to which tokens are added.
         bare: whether the row has no images.
     """
@@ -101,6 +102,7 @@ class Row:
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     segments: list[int] = field(default_factory=list)
+    attended: list[bool] = field(default_factory=list)
     segment: int = 0
     bare: bool = False
     robot: int = -1
@@ -117,6 +119,12 @@ class Row:
         self.ids += ids
         self.labels += [IGNORE] * len(ids) if labels is None else labels
         self.segments += [0 if shared else self.segment] * len(ids)
+        self.attended += [True] * len(ids)
+
+    def add_unattended(self, count: int, token: int) -> None:
+        """Appends copies of a shared token that nothing attends to."""
+        self.add([token] * count, shared=True)
+        self.attended[len(self.ids) - count :] = [False] * count
 
 
 def collate(
@@ -154,7 +162,7 @@ def collate(
     continuous_mask = np.zeros((len(rows), *chunk), bool)
     for i, row in enumerate(rows):
         span = slice(length - len(row.ids), length) if left else slice(0, len(row.ids))
-        input_ids[i, span], labels[i, span], attention[i, span] = row.ids, row.labels, True
+        input_ids[i, span], labels[i, span], attention[i, span] = row.ids, row.labels, row.attended
         segments[i, span] = row.segments if segmented or row.segment > 1 else 0
         if row.state is not None:
             state[i, : len(row.state)] = row.state

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from vla.common.scene_objects import POINT_SCALE
 from vla.errors import InputError
+from vla.models.batch import Row
 from vla.models.chat import ChatFormat, PromptAffix, bos_of, encode_with_special, without_leading_space
 
 POINT_TOKENS = tuple(f"<{i}%>" for i in range(POINT_SCALE))
@@ -90,6 +92,14 @@ class ChatEncoder:
         parts = [item for markup in images for item in markup]
         ids = ([self.image] * p if isinstance(p, int) else encode_with_special(self._section, p) for p in parts)
         return tuple(token for run in ids for token in run)
+
+    def add_missing(self, row: Row, images: Sequence[tuple[str | int, ...]], pad: int) -> None:
+        """Appends images that a row lacks: their texts, and for each of their tokens `pad`, unattended."""
+        for part in chain.from_iterable(images):
+            if isinstance(part, int):
+                row.add_unattended(part, pad)
+            else:
+                row.add(self.images(((part,),)), shared=True)
 
     def turn(self, prompt: str, *, later: bool = False, bare: bool = False, more: str = "") -> list[int]:
         """The tokens of a prompt, `more`, and the text that introduces the reply.

@@ -18,7 +18,7 @@ from vla.models.robot_spec import RobotSpec
 from vla.models.vla import VLA
 
 POSITIONS = "action_position_embedding.weight"
-CONDITIONED = ("conditioning_mlp.0.weight", "continuous_head.state.weight")
+CONDITIONED = ("conditioning_mlp.0.weight", "continuous_head.state.weight", "continuous_head.state.0.weight")
 """Weights with a column per conditioning value."""
 PER_COMPONENT = ("continuous_head.action_in_proj.", "continuous_head.action_out_proj.")
 """Beginnings of the names of weights whose rows or columns are those of action components."""

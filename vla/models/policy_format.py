@@ -25,6 +25,7 @@ class RobotPrompt:
     Attributes:
         text: the prompt with `{task}` and, if the state is a part of it, `{state}`.
         cleaned: surrounding white space is removed from the instruction, and `_` and line breaks in it become spaces.
+        stripped: surrounding white space is removed from the instruction.
         max_tokens: number of tokens after which the prompt is cut, as in training.
         lowered: the instruction is in lower case.
         opened: the row opens as the backbone's conversations do, with the tokens that begin a text and then the images
@@ -36,6 +37,7 @@ class RobotPrompt:
     max_tokens: int | None = None
     lowered: bool = False
     opened: bool = False
+    stripped: bool = False
 
     @property
     def has_state(self) -> bool:
@@ -48,8 +50,10 @@ class RobotPrompt:
         Args:
             state: the normalised state.
         """
+        if self.cleaned or self.stripped:
+            instruction = instruction.strip()
         if self.cleaned:
-            instruction = instruction.strip().replace("_", " ").replace("\n", " ")
+            instruction = instruction.replace("_", " ").replace("\n", " ")
         elif self.text.endswith("{task}\n"):
             instruction = instruction.removesuffix("\n")
         if self.lowered:
@@ -80,7 +84,10 @@ class PolicyFormat:
         width: number of components to which states and actions are padded; 0: as many as the largest robot has.
         state: where the state enters: "image" as a token after the images, clipped to [-1, 1] (OpenVLA-OFT),
             "text" in the prompt (pi0.5), "expert" as the first token of the action expert
-            (pi0), "prompt" as the last token of the prompt (SmolVLA), or "none" (OpenVLA).
+            (pi0) or a token that the head attends to (EVO1), "prompt" as the last token of the prompt (SmolVLA), or
+            "none" (OpenVLA).
+        views: smallest number of images in a prompt: a row with fewer has tokens that nothing attends to in place of
+            the others (EVO1); 0: a prompt has the images of its row.
         source: what the policy's files say beyond that, with which it can be exported again; empty where it cannot.
     """
 
@@ -88,6 +95,7 @@ class PolicyFormat:
     cameras: Preprocessing
     width: int = 0
     state: str = "expert"
+    views: int = 0
     source: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -103,6 +111,7 @@ class PolicyFormat:
             "cameras": self.cameras.to_dict(),
             "width": self.width,
             "state": self.state,
+            "views": self.views,
             "source": dict(self.source),
         }
 

@@ -228,6 +228,9 @@ class Processor:
         row = Row(bare=not shown)
         written = robot is None or self.policy is None or self.policy.prompt.opened
         row.add(self.encoder.opening(markup) if written else self.encoder.images(markup), shared=True)
+        if robot is not None and self.policy is not None:
+            numbers, view = range(len(shown) + 1, self.policy.views + 1), preprocessing.view(*sides(self.image_size))
+            self.encoder.add_missing(row, [preprocessing.parts(view, number) for number in numbers], self.pad)
         return row, shown
 
     def _report_missing(self, robot: RobotSpec, observation: Observation) -> None:

@@ -85,7 +85,9 @@ def _lacks(batch: Batch, rows: Int[Tensor, "n"]) -> bool:
 
 def trimmed(batch: Batch) -> Batch:
     """Removes token columns and image slots that no row uses."""
-    length, images = int(batch.attention_mask.sum(1).max()), max(1, int(batch.image_mask.sum(1).max()))
+    # The last token is attended to, others before it may not be (EVO1).
+    length = int(batch.attention_mask.any(0).nonzero().max()) + 1
+    images = max(1, int(batch.image_mask.sum(1).max()))
     tokens = {n: getattr(batch, n)[:, :length] for n in ("input_ids", "attention_mask", "labels", "segments")}
     views = {n: getattr(batch, n)[:, :images] for n in ("images", "image_mask", "content", "tiling", "warp")}
     return replace(batch, **views, **tokens)

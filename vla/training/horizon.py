@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vla.errors import InputError
 
-SECONDS = {"parallel": 0.6, "bins": 0.6, "text": 0.6, "fast": 1.0, "l1": 1.0, "flow": 1.0}
+SECONDS = {"parallel": 0.6, "bins": 0.6, "text": 0.6, "fast": 1.0, "l1": 1.0, "flow": 1.0, "cross-flow": 1.0}
 """Default horizon [s]: 1 s as in pi0, pi0-FAST and OpenVLA-OFT's ALOHA; less for heads with one token per number."""
 DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+) ?(s|ms)")
 

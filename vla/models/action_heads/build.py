@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any
 
 from vla.common.plugins import HEADS as PLUGINS
@@ -12,6 +12,7 @@ from vla.common.renamed_keys import HEAD, current_keys
 from vla.errors import InputError, suggestion
 from vla.models.action_heads.action_head import Head, Vocabulary
 from vla.models.action_heads.bins import BinsHead
+from vla.models.action_heads.cross_flow import CrossFlowHead
 from vla.models.action_heads.fast import FastHead
 from vla.models.action_heads.flow import FlowMatchingHead
 from vla.models.action_heads.l1 import RegressionHead
@@ -25,6 +26,7 @@ HEADS: dict[str, Callable[..., Head]] = {
     "text": TextHead,
     "l1": RegressionHead,
     "flow": FlowMatchingHead,
+    "cross-flow": CrossFlowHead,
 }
 
 
@@ -52,17 +54,23 @@ def check_head(kind: object) -> None:
 def changed_options(head: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a head that are not the defaults, and differ from the settings of a head of the same kind.
 
-    Options of other kinds are omitted where they are null or false.
+    Options that the head does not have are omitted where they are null or false.
+
+    Raises:
+        InputError: for another option that the head does not have.
     """
-    parameters = signature(HEADS.get(head["kind"]) or load_plugin(PLUGINS, head["kind"])).parameters
-    defaults = {name: parameter.default for name, parameter in parameters.items()}
-    return {
-        name: value
-        for name, value in head.items()
-        if name != "kind"
-        and (value != defaults[name] if name in defaults else value not in (None, False))
-        and settings.get(name) != value
-    }
+    kind = head["kind"]
+    parameters = signature(HEADS.get(kind) or load_plugin(PLUGINS, kind)).parameters
+    changed = {}
+    for name, value in head.items():
+        if name == "kind" or (name not in parameters and value in (None, False)):
+            continue
+        if name not in parameters and not any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values()):
+            raise InputError(f"the head {kind} does not have the option head.{name}: leave it out")
+        default = parameters[name].default if name in parameters else None
+        if value != default and settings.get(name) != value:
+            changed[name] = value
+    return changed
 
 
 def build_head(settings: Mapping[str, Any], vocabulary: Vocabulary) -> Head:

@@ -19,6 +19,8 @@ KeysValues = list[tuple[Float[Tensor, "b g m e"], Float[Tensor, "b g m e"]]]
 class Decoding:
     """A batch of sequences being decoded, with their KV cache; building one runs the prefill.
 
+    `prompt` has the hidden states of the prompt's tokens.
+
     Args:
         segments: segment of each token of the prompt; None: all are shared.
     """
@@ -33,6 +35,7 @@ class Decoding:
     ) -> None:
         self.backbone, self.mask, self._vision = backbone, mask, vision
         self.hidden, self.cache = backbone.forward(DecoderInput(embeds, mask, backbone.new_cache(), vision, segments))
+        self.prompt = self.hidden
 
     def next_logits(self) -> Any:
         """Logits of the next token, (b, v). Index them by row: an engine computes only the selected rows."""
@@ -40,6 +43,8 @@ class Decoding:
 
     def extend(self, embeds: Float[Tensor, "b l d"], together: bool = False) -> Float[Tensor, "b l d"]:
         """Appends tokens and returns their hidden states; where `together`, the tokens attend to each other."""
+        if self.prompt is self.hidden:  # an engine may overwrite it
+            self.prompt = self.hidden.clone()
         self.mask = F.pad(self.mask, (0, embeds.shape[1]), value=True)
         blocks = torch.full(embeds.shape[:2], TOGETHER, device=embeds.device) if together else None
         inputs = DecoderInput(embeds, self.mask, self.cache, self._vision, blocks)

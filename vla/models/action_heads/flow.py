@@ -5,8 +5,9 @@ Knowledge insulation: pi0.5 + KI, Driess et al. 2025, arXiv 2505.23705.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -27,6 +28,8 @@ from vla.models.batch import Batch
 
 REPEATS = 4
 """Samples of time and noise per row: they share one pass of the backbone, and the expert is cheap."""
+Draw = Callable[..., Tensor]
+"""Draws numbers with a `generator`; noise of the shape that it is given."""
 
 
 class FlowMatchingHead:
@@ -131,32 +134,42 @@ class FlowMatchingHead:
     def loss(self, module: FlowHead, rows: LossRows) -> Float[Tensor, "k"]:
         """The flow matching loss, averaged over `REPEATS` samples of time and noise."""
         assert rows.context is not None
-        batch, context = rows.batch, self._placed(rows.context).map(_repeated)
+        batch, context = rows.batch, self._placed(rows.context).map(repeated)
         if self._knowledge_insulation:
             context = context.map(Tensor.detach)
-        actions, mask, prefix_length = map(_repeated, (batch.actions, batch.continuous_mask, batch.prefix_length))
+        actions, mask, prefix_length = map(repeated, (batch.actions, batch.continuous_mask, batch.prefix_length))
         losses = module.loss(actions, context, mask, _noise_and_time(batch), prefix_length)
-        return losses.unflatten(0, (REPEATS, -1)).mean(0)
+        return averaged(losses)
 
     def decode(self, context: DecodeContext) -> Chunks:
         """Chunks from fixed noise, so that a policy does not jump between equally good modes."""
-        decoding, prefix = context.decoding, context.prefix
+        decoding = context.decoding
         layers, start = keys_values(decoding.cache), decoding.next_position()
-        expert_context = self._placed(ExpertContext(layers, decoding.mask, start, context.conditioning))
-        if prefix.leftover is None or prefix.guidance_mode == "identity":
-            return _sample(expert_context, context)
-        with torch.inference_mode(False):
-            # Inference tensors cannot have gradients; copies made outside inference mode can.
-            return _sample(expert_context.map(torch.clone), context)
+        return decode_flow(self._placed(ExpertContext(layers, decoding.mask, start, context.conditioning)), context)
 
 
-def _sample(expert_context: ExpertContext, context: DecodeContext) -> Chunks:
+def decode_flow(flow_context: Any, context: DecodeContext, draw: Draw = torch.randn) -> Chunks:
+    """Chunks from fixed noise, by the `sample` of the head's module.
+
+    Args:
+        flow_context: what the module reads besides the noisy actions; its `map` converts each of its tensors.
+        draw: draws the noise.
+    """
+    prefix = context.prefix
+    if prefix.leftover is None or prefix.guidance_mode == "identity":
+        return _sample(flow_context, context, draw)
+    with torch.inference_mode(False):
+        # Inference tensors cannot have gradients; copies made outside inference mode can.
+        return _sample(flow_context.map(torch.clone), context, draw)
+
+
+def _sample(flow_context: Any, context: DecodeContext, draw: Draw) -> Chunks:
     """The chunks of one noise, with the prefix padded to the largest action dimension."""
-    robot, module = context.robot, cast(FlowHead, context.module)
+    robot, module = context.robot, cast(Any, context.module)
     count, device = len(context.conditioning), context.conditioning.device
     mask = (torch.arange(module.action_dim, device=device) < robot.action_dim).expand(count, robot.horizon, -1)
     width = robot.padded_dim or module.action_dim
-    drawn = torch.randn((robot.horizon, width), device="cpu", generator=torch.Generator().manual_seed(0))
+    drawn = draw((robot.horizon, width), generator=torch.Generator().manual_seed(0))
     drawn = F.pad(drawn, (0, module.action_dim - width))
 
     def padded(actions: Float[np.ndarray, "b k _"]) -> Float[Tensor, "b k a"]:
@@ -164,21 +177,31 @@ def _sample(expert_context: ExpertContext, context: DecodeContext) -> Chunks:
         return torch.from_numpy(np.pad(actions, padding)).to(device, torch.float32)
 
     noise = drawn.to(device).expand(mask.shape)
-    chunks = module.sample(expert_context, noise, mask, context.prefix.map(padded))
+    chunks = module.sample(flow_context, noise, mask, context.prefix.map(padded))
     return finite(chunks[..., : robot.action_dim])
 
 
 def _noise_and_time(batch: Batch) -> tuple[Float[Tensor, "r h a"], Float[Tensor, "r"]] | None:
     """Noise and times of `REPEATS` copies of the rows, from each row's seed; None where a row has no seed."""
+    return drawn_by_row(batch, torch.randn, partial(sample_time, REPEATS, "cpu"))
+
+
+def drawn_by_row(batch: Batch, noise: Draw, time: Draw) -> tuple[Float[Tensor, "r h a"], Float[Tensor, "r"]] | None:
+    """Noise and `REPEATS` times, drawn from each row's seed for `REPEATS` copies of the rows; None without seeds."""
     if (batch.seed < 0).any():
         return None
     shape, device = (REPEATS, *batch.actions.shape[1:]), batch.actions.device
     generators = [torch.Generator().manual_seed(seed) for seed in batch.seed.tolist()]
-    noise = torch.stack([torch.randn(shape, device="cpu", generator=generator) for generator in generators], 1)
-    time = torch.stack([sample_time(REPEATS, "cpu", generator) for generator in generators], 1)
-    return noise.flatten(0, 1).to(device), time.flatten().to(device)
+    noises = torch.stack([noise(shape, generator=generator) for generator in generators], 1)
+    times = torch.stack([time(generator=generator) for generator in generators], 1)
+    return noises.flatten(0, 1).to(device), times.flatten().to(device)
 
 
-def _repeated(x: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "r ..."]:
+def repeated(x: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "r ..."]:
     """The batch concatenated `REPEATS` times."""
     return x.repeat(REPEATS, *[1] * (x.ndim - 1))
+
+
+def averaged(losses: Float[Tensor, "rk"]) -> Float[Tensor, "k"]:
+    """The mean over the `REPEATS` copies of each value's loss."""
+    return losses.unflatten(0, (REPEATS, -1)).mean(0)

@@ -49,11 +49,25 @@ class PromptLayout:
         prefix_lm: its tokens attend to each other in both directions (PaliGemma, and SmolVLA's SmolVLM).
         first_position: position of the first token: 1 in PaliGemma, 0 in pi0 and all others.
         scale: factor of the embeddings of words and images (SmolVLA: the root of their width).
+        counts_masked: positions count tokens that are not attended to, too (EVO1). As attention depends on differences
+            of positions alone, padding before a row does not matter.
     """
 
     prefix_lm: bool
     first_position: int
     scale: float = 1.0
+    counts_masked: bool = False
+
+    def order(self, mask: Bool[Tensor, "b m"]) -> Int[Tensor, "b m"]:
+        """Index of each token in its row."""
+        return (
+            torch.arange(mask.shape[1], device=mask.device).expand(mask.shape) if self.counts_masked else order_of(mask)
+        )
+
+    def next_position(self, mask: Bool[Tensor, "b m"]) -> Int[Tensor, "b"]:
+        """Position of the token after the last one that is attended to."""
+        count = ((self.order(mask) + 1) * mask).amax(1) if self.counts_masked else mask.sum(1)
+        return count + self.first_position
 
 
 NATIVE = ("pixtral", "qwen2_vl", "qwen2_5_vl")
@@ -164,12 +178,12 @@ class TokenFamily(HFBackbone):
         """See `Backbone.next_position`."""
         if cache is not None and cache.steps is not None:
             return (cache.steps[:, : attention_mask.shape[1], 0] * attention_mask).sum(1)
-        return attention_mask.sum(1) + self.prompt.first_position
+        return self.prompt.next_position(attention_mask)
 
     def _order(self, mask: Bool[Tensor, "b m"], steps: Int[Tensor, "b m 4"] | None) -> tuple[Int[Tensor, "b m"], Any]:
         """Position and offset of each token; in M-RoPE the offsets are time, row and column in its image, (3, b, m)."""
         if steps is None:
-            return order_of(mask), self.prompt.first_position
+            return self.prompt.order(mask), self.prompt.first_position
         increments = steps[..., 0] * mask
         return increments.cumsum(1) - increments, steps[..., 1:].movedim(-1, 0)
 

@@ -17,12 +17,12 @@ from vla.models.backbones.backbone import Backbone
 from vla.models.backbones.cache import Vision
 from vla.models.backbones.composed import ComposedVLM
 from vla.models.backbones.prismatic import Prismatic
-from vla.models.backbones.token_family import MROPE, NATIVE, TokenFamily
+from vla.models.backbones.token_family import MROPE, NATIVE, PromptLayout, TokenFamily
 from vla.models.engine.cache import StaticCache
 from vla.models.engine.decoder import FusedDecoder, can_fuse
 from vla.models.engine.graphs import Graphs
 from vla.models.engine.layers import dtype_of
-from vla.models.masks import TOGETHER, order_of
+from vla.models.masks import TOGETHER
 
 MARGIN = 64
 """Tokens that a new cache can hold after the prompt; it grows when that is exceeded."""
@@ -49,8 +49,9 @@ class FusedBackbone(nn.Module):
             # Copy everything except the decoder's layers, which are replaced by fused ones.
             backbone = copy.deepcopy(backbone, {id(decoder.layers): nn.ModuleList()}).to(self.dtype)
         self.plain: Any = backbone
-        prompt = backbone.prompt if isinstance(backbone, TokenFamily | Prismatic) else None
-        self._bidirectional, self._offset = (prompt.prefix_lm, prompt.first_position) if prompt else (False, 0)
+        plain = PromptLayout(prefix_lm=False, first_position=0)
+        self._prompt = backbone.prompt if isinstance(backbone, TokenFamily | Prismatic) else plain
+        self._bidirectional, self._offset = self._prompt.prefix_lm, self._prompt.first_position
         self._cache: StaticCache | None = None
         self._out = [backbone.language_model.get_output_embeddings()]  # a module of `plain`
         self.hidden_size, self.image_token_id = backbone.hidden_size, backbone.image_token_id
@@ -100,7 +101,7 @@ class FusedBackbone(nn.Module):
             span = slice(first + self._offset, length + self._offset)
             hidden = self.graphs.run(key, lambda x: self.decoder(x, span, None, cache, first, bidirectional), embeds)
         else:
-            order = order_of(mask)[:, first:] + self._offset
+            order = self._prompt.order(mask)[:, first:] + self._offset
             hidden = self.graphs.run(
                 key, lambda x, *args: self.decoder(x, *args, cache, first, bidirectional), embeds, order, mask
             )
@@ -109,7 +110,7 @@ class FusedBackbone(nn.Module):
 
     def next_position(self, attention_mask: Bool[Tensor, "b m"], cache: Any | None = None) -> Int[Tensor, "b"]:
         """See `Backbone.next_position`."""
-        return attention_mask.sum(1) + self._offset
+        return self._prompt.next_position(attention_mask)
 
     def crop(self, cache: StaticCache, length: int) -> StaticCache:
         """See `Backbone.crop`. Later tokens overwrite the rest."""

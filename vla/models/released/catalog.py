@@ -87,6 +87,17 @@ RELEASED = (
         "Apache-2.0",
     ),
     Released(
+        "evo1",
+        "zuoxingdong/evo1_libero",
+        0.775e9,
+        "LIBERO (fine-tuned in LeRobot; there is no base)",
+        "up to 24 components, min-max",
+        50,
+        "1 to 3",
+        "Apache-2.0, weights by their card",
+        "test_evo1.py",
+    ),
+    Released(
         "openvla",
         "openvla/openvla-7b",
         7.54e9,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vla.errors import InputError
 from vla.models.normalization import Normalizer
-from vla.models.released import pi, pi_fast, smolvla
+from vla.models.released import evo1, pi, pi_fast, smolvla
 from vla.models.released.lerobot_folder import ACTION, IMAGES, POSTPROCESSOR, PREPROCESSOR, STATE
 from vla.models.released.relative_actions import ABSOLUTE_STEP, RELATIVE_STEP, check_relative, relative_by_name
 from vla.models.released.weight_names import shifted_norms
@@ -43,6 +43,8 @@ def export_lerobot(model: VLA, folder: Path) -> None:
         raise InputError(f"{folder} is not empty: remove it, or name another folder")
     config = dict(source["config"]) | _features(model, robot) | _settings(source["config"], robot)
     config["normalization_mapping"] = _modes(source, robot)
+    if config["type"] == evo1.KIND:
+        config |= evo1.exported_settings(config, len(robot.embodiment.cameras))
     weights = _weights(model, str(config["type"]), int(source["vocabulary"]))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=4))
@@ -127,6 +129,8 @@ def _modes(source: Mapping[str, Any], robot: RobotSpec) -> dict[str, str]:
 def _weights(model: VLA, kind: str, vocabulary: int) -> dict[str, Tensor]:
     """The weights with LeRobot's names."""
     state = {name: weight.detach().cpu().float() for name, weight in model.state_dict().items()}
+    if kind == evo1.KIND:
+        return evo1.exported(state, vocabulary, len(model.continuous_head.blocks))  # type: ignore[arg-type]
     names: Mapping[str, str] = {}
     prefix, expert_head = pi.VLM, None
     if kind == "smolvla":

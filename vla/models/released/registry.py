@@ -45,6 +45,13 @@ def _smolvla(folder: Path) -> RobotPolicy:
     return load_smolvla(LeRobotFolder(folder))
 
 
+def _evo1(folder: Path) -> RobotPolicy:
+    from vla.models.released.evo1 import load_evo1
+    from vla.models.released.lerobot_folder import LeRobotFolder
+
+    return load_evo1(LeRobotFolder(folder))
+
+
 def _openpi(folder: Path, discrete_state_input: str = "true", delta_actions: str = "") -> RobotPolicy:
     from vla.models.released.openpi_folder import OpenpiFolder
     from vla.models.released.pi import load_pi
@@ -77,6 +84,7 @@ LOADERS: Mapping[str, Callable[..., RobotPolicy]] = {
     "pi05": _pi,
     "pi0_fast": _pi_fast,
     "smolvla": _smolvla,
+    "evo1": _evo1,
     "openpi": _openpi,
     "openvla": _openvla,
 }
@@ -134,7 +142,7 @@ def policy_defaults(name: object) -> PolicyDefaults | None:
         raise InputError(f"{name} has the normalisation {mode}: there are {', '.join(OPTIONS)}")
     relative = "relative" if config.get("use_relative_actions") else "unchanged"
     kind = str(config["type"])
-    head = "fast" if kind == "pi0_fast" else "flow"
+    head = {"pi0_fast": "fast", "evo1": "cross-flow"}.get(kind, "flow")
     return PolicyDefaults(kind, head, int(config["chunk_size"]), relative, OPTIONS[mode])
 
 

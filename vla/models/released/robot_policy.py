@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from vla.embodiment import Embodiment
 from vla.errors import InputError
@@ -97,6 +97,8 @@ class RobotPolicy:
             count = max(len(robot.embodiment.state), robot.action_dim)
             if width and count > width:
                 raise InputError(f"{self.name} has {width} components of states and actions, {robot.name} has {count}")
+            if 0 < (views := self._views) < (count := len(robot.embodiment.cameras)):
+                raise InputError(f"{self.name} takes at most {views} cameras, {robot.name} has {count}")
         model = VLA(self.backbone, self.processor.with_robots(robots, settings, "numbers"))
         load_weights(model, {**without_effect(model), **self.weights})
         return model.eval()
@@ -119,6 +121,10 @@ class RobotPolicy:
         pairs = ", ".join(f"{ours} for {theirs}" for ours, theirs in zip(cameras, self.cameras, strict=False))
         print(f"{self.name}: cameras by their order: {pairs or ', '.join(cameras)}", flush=True)
         return cameras
+
+    @property
+    def _views(self) -> int:
+        return 0 if self.processor.policy is None else self.processor.policy.views
 
     @property
     def _width(self) -> int:
@@ -191,18 +197,28 @@ def load_weights(model: VLA, weights: Mapping[str, Tensor]) -> None:
         weight.copy_(stored)
 
 
-def open_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """The tokenizer of a policy. Raises InputError when it cannot be read, or is one in Python."""
+def open_tokenizer(name: str, setting: str = "tokenizer_name in policy_preprocessor.json") -> PreTrainedTokenizerFast:
+    """The tokenizer that `setting` of a policy names. Raises InputError when it cannot be read, or is one in Python."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"the policy's tokenizer {name} cannot be read ({error}): download it, and name its folder as "
-            "tokenizer_name in policy_preprocessor.json"
+            f"the policy's tokenizer {name} cannot be read ({error}): download it, and name its folder as {setting}"
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(f"{name} has a tokenizer in Python: save it as tokenizer.json first")
     return tokenizer
+
+
+def open_vlm_config(name: str) -> Any:
+    """The configuration of a policy's vision-language model. Raises InputError when it cannot be read."""
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the policy's vision-language model {name} cannot be read ({error}): download its configuration and "
+            "tokenizer, and name their folder as vlm_model_name in config.json"
+        ) from error
 
 
 def count_layers(weights: Mapping[str, Tensor], prefix: str) -> int:

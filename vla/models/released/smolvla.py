@@ -11,7 +11,6 @@ from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoConfig
 from transformers.initialization import no_init_weights
 
 from vla.errors import InputError
@@ -26,7 +25,7 @@ from vla.models.preprocessing.on_device import OnDevice
 from vla.models.preprocessing.settings import Preprocessing
 from vla.models.preprocessing.tiles import Split
 from vla.models.released.lerobot_folder import LeRobotFolder
-from vla.models.released.robot_policy import RobotPolicy, count_layers, open_tokenizer
+from vla.models.released.robot_policy import RobotPolicy, count_layers, open_tokenizer, open_vlm_config
 from vla.models.released.weight_names import OURS, expert_names, linear_names, renamed
 
 VLM, EXPERT = "vlm_with_expert.vlm.", "vlm_with_expert.lm_expert."
@@ -100,13 +99,7 @@ def load_smolvla(folder: LeRobotFolder) -> RobotPolicy:
 
 def _vlm_config(name: str, layers: int) -> dict[str, Any]:
     """The configuration of the SmolVLM, with the policy's number of layers and rotations."""
-    try:
-        config: Any = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"the policy's vision-language model {name} cannot be read ({error}): download its configuration and "
-            "tokenizer, and name their folder as vlm_model_name in config.json"
-        ) from error
+    config = open_vlm_config(name)
     config.text_config.num_hidden_layers = layers
     values: dict[str, Any] = config.to_dict()
     values["text_config"]["rope_parameters"] = {"rope_type": "default", "rope_theta": ROPE_BASE}
