@@ -17,14 +17,14 @@ from vla.training.step import backward
 from vla.training.train_config import TrainConfig
 from vla.types import Observation, RTCPrefix
 
-HEADS = ("parallel", "bins", "fast", "text", "l1", "flow")
+HEADS = ("parallel", "bins", "fast", "text", "l1", "flow", "cross-flow")
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_a_head_stays_on_the_models_device(make_model: Callable[..., VLA], head: str) -> None:
     from test_heads import options
 
-    model = make_model(points=2, **options(head))
+    model = make_model(points=2, **({"head": head} if head == "cross-flow" else options(head)))
     processor, robot = model.processor, model.processor.robots[0]
     batch = processor.batch([spare(processor)] * 2, [np.random.default_rng(i) for i in range(2)])
     black = np.zeros((32, 32, 3), np.uint8)

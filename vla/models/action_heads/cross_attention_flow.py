@@ -230,10 +230,10 @@ def sinusoids(index: Int[Tensor, "n"], width: int) -> Float[Tensor, "n w"]:
 
 
 def uniform_noise(shape: Sequence[int], generator: torch.Generator | None = None) -> Float[Tensor, "*b"]:
-    """Samples noise from the uniform distribution on [-1, 1)."""
-    return torch.rand(tuple(shape), generator=generator) * 2 - 1
+    """Samples noise from the uniform distribution on [-1, 1), on the CPU."""
+    return torch.rand(tuple(shape), device="cpu", generator=generator) * 2 - 1
 
 
 def sample_time(count: int, generator: torch.Generator | None = None) -> Float[Tensor, "b"]:
-    """Samples t from Beta(2, 2), the distribution of the median of three uniform numbers, within the limits."""
-    return torch.rand(3, count, generator=generator).median(0).values.clamp(SHORTEST, LONGEST)
+    """Samples t from Beta(2, 2), the distribution of the median of three uniform numbers, on the CPU."""
+    return torch.rand(3, count, device="cpu", generator=generator).median(0).values.clamp(SHORTEST, LONGEST)

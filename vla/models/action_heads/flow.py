@@ -30,6 +30,7 @@ REPEATS = 4
 """Samples of time and noise per row: they share one pass of the backbone, and the expert is cheap."""
 Draw = Callable[..., Tensor]
 """Draws numbers with a `generator`; noise of the shape that it is given."""
+normal_noise = partial(torch.randn, device="cpu")
 
 
 class FlowMatchingHead:
@@ -148,7 +149,7 @@ class FlowMatchingHead:
         return decode_flow(self._placed(ExpertContext(layers, decoding.mask, start, context.conditioning)), context)
 
 
-def decode_flow(flow_context: Any, context: DecodeContext, draw: Draw = torch.randn) -> Chunks:
+def decode_flow(flow_context: Any, context: DecodeContext, draw: Draw = normal_noise) -> Chunks:
     """Chunks from fixed noise, by the `sample` of the head's module.
 
     Args:
@@ -183,7 +184,7 @@ def _sample(flow_context: Any, context: DecodeContext, draw: Draw) -> Chunks:
 
 def _noise_and_time(batch: Batch) -> tuple[Float[Tensor, "r h a"], Float[Tensor, "r"]] | None:
     """Noise and times of `REPEATS` copies of the rows, from each row's seed; None where a row has no seed."""
-    return drawn_by_row(batch, torch.randn, partial(sample_time, REPEATS, "cpu"))
+    return drawn_by_row(batch, normal_noise, partial(sample_time, REPEATS, "cpu"))
 
 
 def drawn_by_row(batch: Batch, noise: Draw, time: Draw) -> tuple[Float[Tensor, "r h a"], Float[Tensor, "r"]] | None:
