@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lerobot_policy_vla.configuration_vla import VlaConfig
+from vla.common.renamed_keys import HEAD, current_keys
 from vla.common.statistics import LEVELS, Statistics, check_finite
 from vla.datasets.action_inference import GRIPPER
 from vla.datasets.formats.lerobot_features import map_features, names_of
@@ -105,7 +106,7 @@ def _built(config: VlaConfig, meta: Any, backbone: str | Mapping[str, Any]) -> V
     needs_rows = config.head_kind == "fast" or (isinstance(head, Mapping) and head.get("knowledge_insulation"))
     if needs_rows and not demonstrations and not (isinstance(head, Mapping) and head.get("tokenizer")):
         raise InputError("a streamed dataset cannot train a FAST tokenizer: set tokenizer in --policy.head")
-    head = {"kind": head} if isinstance(head, str) else head
+    head = {"kind": head} if isinstance(head, str) else current_keys(head, HEAD)
     texts = (f" {task}" for task in meta.tasks.index)
     ranges = Ranges(None, config.predict, config.normalization)
     _print_robot(robot)

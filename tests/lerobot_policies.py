@@ -25,6 +25,9 @@ from transformers import (
 )
 
 from vla.embodiment import Embodiment
+from vla.models.released.lerobot_export import export_lerobot
+from vla.models.vla import VLA
+from vla.policies.vla import VlaPolicy
 from vla.types import Observation
 
 STATE, ACTION, HORIZON, PADDED = 7, 5, 10, 32
@@ -190,6 +193,18 @@ def change(model: torch.nn.Module) -> None:
     """Changes all weights a little, as training does."""
     for name, weight in model.named_parameters():
         weight.add_(0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(name))))
+
+
+def check_export(
+    model: VLA, theirs: LeRobotReference, folder: Path, noise: torch.Tensor, body: Embodiment = BODY
+) -> LeRobotReference:
+    """Exports the model to `folder`, and compares its chunk with that of what LeRobot loads, which is returned."""
+    seen = observation()
+    export_lerobot(model, folder)
+    back, ours = theirs.reloaded(folder), VlaPolicy(model, body).predict(seen)
+    assert ours is not None
+    np.testing.assert_allclose(back.chunk(seen, noise), ours.actions, atol=1e-4)
+    return back
 
 
 def tiny(kind: str) -> None:

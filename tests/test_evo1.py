@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import write_store
 from lerobot_evo1 import PADDED, Evo1Reference, evo1_reference, fixed_draws
-from lerobot_policies import ACTION, BODY, HORIZON, observation
+from lerobot_policies import ACTION, BODY, HORIZON, change, check_export, observation
 from safetensors.torch import load_file
 from transformers import AutoModel, InternVLConfig
 
@@ -126,20 +126,14 @@ def test_saved_and_loaded_it_is_the_same(make: Make, tmp_path: Path) -> None:
 def test_what_is_exported_is_what_lerobot_computes(make: Make, tmp_path: Path) -> None:
     theirs, seen = make(), observation()
     model = model_of(theirs)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            weight.add_(0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(name))))
-    export_lerobot(model, tmp_path / "exported")
+    change(model)
+    back = check_export(model, theirs, tmp_path / "exported", noise())
     stored, written = (load_file(folder / "model.safetensors") for folder in (theirs.folder, tmp_path / "exported"))
     assert {name: weight.shape for name, weight in stored.items()} == {name: w.shape for name, w in written.items()}
     for table in evo1.TABLES:
         torch.testing.assert_close(written[f"model.{table}"], stored[f"model.{table}"], atol=0, rtol=0)
-    back = theirs.reloaded(tmp_path / "exported")
-    ours = VlaPolicy(model, BODY).predict(seen)
-    assert ours is not None
-    np.testing.assert_allclose(back.chunk(seen, noise()), ours.actions, atol=1e-4)
-    again = VlaPolicy(model_of(back), BODY).predict(seen)
-    assert again is not None
+    ours, again = (VlaPolicy(one, BODY).predict(seen) for one in (model, model_of(back)))
+    assert ours is not None and again is not None
     np.testing.assert_allclose(again.actions, ours.actions, atol=1e-5)
 
 

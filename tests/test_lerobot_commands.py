@@ -94,9 +94,9 @@ def test_lerobot_eval_runs_what_is_exported(
     from lerobot.envs.configs import EnvConfig
 
     env = make_env("pick", randomize=False, phrasing="heldout")
-    values, told = env.reset(seed=4)
+    values, info = env.reset(seed=4)
     ours = vla.load_policy(run, env)
-    chunk = ours.predict({**values, "instruction": told["instruction"]})
+    chunk = ours.predict({**values, "instruction": info["instruction"]})
     env.close()
     assert chunk is not None
     theirs = first_action(out, EnvConfig.get_choice_class("vla")(task="pick", randomize=False), 4)

@@ -16,6 +16,7 @@ from lerobot_policies import (
     HORIZON,
     LeRobotReference,
     change,
+    check_export,
     make_pi,
     noise,
     observation,
@@ -78,16 +79,12 @@ def test_an_export_has_the_relative_components_of_the_training(
     """Whatever those of the policy were in which it began."""
     make = relative if before else lambda kind, folder, patch: reference(kind, folder / kind, patch)
     theirs = make("pi05", tmp_path, monkeypatch)
-    policy, seen = open_policy(theirs.folder), observation()
+    policy = open_policy(theirs.folder)
     robot = policy.robot(ARM if before else BODY)
     robot = replace(robot, embodiment=ARM, relative=(True, False, *ARMS[2:]) if after else (False,) * ACTION)
     model = policy.model([robot])
     change(model)
-    export_lerobot(model, tmp_path / "out")
-    back = theirs.reloaded(tmp_path / "out")
-    ours = VlaPolicy(model, ARM).predict(seen)
-    assert ours is not None
-    np.testing.assert_allclose(back.chunk(seen, noise()), ours.actions, atol=1e-4)
+    back = check_export(model, theirs, tmp_path / "out", noise(), ARM)
     assert back.policy.config.use_relative_actions == after
     assert back.policy.config.action_feature_names == NAMES
     # LeRobot's commands add the state of each step to the next action of a chunk.

@@ -14,7 +14,6 @@ from vla.errors import InputError
 from vla.models.backbones.backbone import Backbone
 from vla.models.backbones.nano import nano, train_tokenizer
 from vla.models.backbones.pretrained import open_backbone
-from vla.models.choices import STATE_ENCODINGS
 from vla.models.continued import CompleteHead, Ranges, continued
 from vla.models.processor import Processor
 from vla.models.released.registry import is_policy, open_policy
@@ -74,8 +73,8 @@ def build(
     else:
         body, processor = open_backbone(backbone)
     ranges.check_unused(str(backbone))
-    encoding = state_encoding or STATE_ENCODINGS[0]
-    return with_head(body, processor, robots, complete(head, robots) if complete else head, encoding, tiles)
+    head = complete(head, robots) if complete else head
+    return with_head(body, processor, robots, head, state_encoding or "numbers", tiles)
 
 
 def with_head(

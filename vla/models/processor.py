@@ -228,7 +228,7 @@ class Processor:
         row = Row(bare=not shown)
         written = robot is None or self.policy is None or self.policy.prompt.opened
         row.add(self.encoder.opening(markup) if written else self.encoder.images(markup), shared=True)
-        if robot is not None and self.policy is not None:
+        if robot is not None and self.policy is not None and self.policy.views > len(shown):
             numbers, view = range(len(shown) + 1, self.policy.views + 1), preprocessing.view(*sides(self.image_size))
             self.encoder.add_missing(row, [preprocessing.parts(view, number) for number in numbers], self.pad)
         return row, shown

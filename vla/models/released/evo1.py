@@ -26,7 +26,7 @@ from vla.models.preprocessing.markup import Markup
 from vla.models.preprocessing.released import framing_of
 from vla.models.preprocessing.settings import Preprocessing
 from vla.models.released.lerobot_folder import LeRobotFolder
-from vla.models.released.robot_policy import RobotPolicy, count_layers, open_tokenizer, open_vlm_config
+from vla.models.released.robot_policy import RobotPolicy, count_layers, load_vlm, open_tokenizer, open_vlm_config
 from vla.models.released.weight_names import OURS, linear_names, renamed
 
 KIND = "evo1"
@@ -157,9 +157,7 @@ def exported(state: Mapping[str, Tensor], vocabulary: int, layers: int) -> dict[
 def _checked(folder: LeRobotFolder) -> dict[str, Any]:
     """The policy's settings. Raises InputError for one that is not supported."""
     config = {**DEFAULTS, **folder.config}
-    for key, value in FIXED.items():
-        if config.get(key, value) != value:
-            raise InputError(f"{folder.path}: {key}={config[key]} is not supported, only {value}")
+    folder.check_fixed(FIXED)
     if config["max_state_dim"] != config["max_action_dim"]:
         raise InputError(
             f"{folder.path}: max_state_dim={config['max_state_dim']} and max_action_dim={config['max_action_dim']}: "
@@ -222,9 +220,7 @@ def _backbone(weights: Mapping[str, Tensor], config: dict[str, Any], side: int) 
         )
     backbone.model.tie_weights()  # transformers ties where it initialises
     stored = {f"model.{name}": weight for name, weight in weights.items()}
-    missing, unexpected = backbone.model.load_state_dict(stored, strict=False)
-    if wrong := [*(name for name in missing if name != "lm_head.weight"), *unexpected]:
-        raise InputError(f"{wrong[0]} is only in the policy's weights or only in InternVL")
+    load_vlm(backbone, stored, "InternVL")
     return backbone
 
 

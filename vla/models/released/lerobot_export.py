@@ -16,7 +16,16 @@ from torch import Tensor
 from vla.errors import InputError
 from vla.models.normalization import Normalizer
 from vla.models.released import evo1, pi, pi_fast, smolvla
-from vla.models.released.lerobot_folder import ACTION, IMAGES, POSTPROCESSOR, PREPROCESSOR, STATE
+from vla.models.released.lerobot_folder import (
+    ACTION,
+    IDENTITY,
+    IMAGES,
+    NORMALIZER_STEP,
+    POSTPROCESSOR,
+    PREPROCESSOR,
+    STATE,
+    normalizations,
+)
 from vla.models.released.relative_actions import ABSOLUTE_STEP, RELATIVE_STEP, check_relative, relative_by_name
 from vla.models.released.weight_names import shifted_norms
 from vla.models.robot_spec import RobotSpec
@@ -116,12 +125,11 @@ def _settings(known: Mapping[str, Any], robot: RobotSpec) -> dict[str, Any]:
 
 def _modes(source: Mapping[str, Any], robot: RobotSpec) -> dict[str, str]:
     """LeRobot's normalisations; one that the policy did not have, but the robot has, is MEAN_STD."""
-    configs = [step.get("config", {}) for step in source[PREPROCESSOR]["steps"]]
-    known = next((one["norm_map"] for one in configs if one.get("norm_map")), source["config"]["normalization_mapping"])
-    modes = dict(known)
+    steps = {step.get("registry_name"): step.get("config", {}) for step in source[PREPROCESSOR]["steps"]}
+    modes = dict(normalizations(source["config"], steps.get(NORMALIZER_STEP, {})))
     for kind, normalizer in (("STATE", robot.state), ("ACTION", robot.action)):
         identity = set(normalizer.low) == {-1.0} and set(normalizer.high) == {1.0}
-        if modes.get(kind, "IDENTITY") == "IDENTITY" and not identity:
+        if modes.get(kind, IDENTITY) == IDENTITY and not identity:
             modes[kind] = "MEAN_STD"
     return modes
 

@@ -23,6 +23,7 @@ from vla.models.released.relative_actions import RELATIVE_STEP, relative_of
 from vla.models.released.weight_files import read_weights
 
 STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
+NORMALIZER_STEP, IDENTITY = "normalizer_processor", "IDENTITY"
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
 ENDS = {"MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90")}
 """The statistics that a normalisation maps to -1 and 1."""
@@ -85,8 +86,7 @@ class LeRobotFolder:
 
     def relative(self, width: int) -> tuple[bool, ...]:
         """Which of `width` components of the action are predicted relative to the state."""
-        step = self.steps.get(RELATIVE_STEP)
-        return relative_of(self.config, None if step is None else step.get("config", {}), width)
+        return relative_of(self.config, self.steps.get(RELATIVE_STEP, {}).get("config", {}), width)
 
     def tokenizer(self, default: str) -> str:
         """Folder or hub id of the tokenizer."""
@@ -103,11 +103,16 @@ class LeRobotFolder:
             )
         return {name.removeprefix("model."): weight for name, weight in weights.items()}
 
+    def check_fixed(self, settings: Mapping[str, Any]) -> None:
+        """Raises InputError for another value of one of these settings; absent ones have it."""
+        for key, value in settings.items():
+            if self.config.get(key, value) != value:
+                raise InputError(f"{self.path}: {key}={self.config[key]} is not supported, only {value}")
+
     def mode(self, kind: str) -> str:
         """LeRobot's name of the normalisation of "STATE" or "ACTION"."""
-        step = self.steps.get("normalizer_processor", {}).get("config", {})
-        modes = step.get("norm_map") or self.config.get("normalization_mapping") or {}
-        return str(modes.get(kind, "IDENTITY"))
+        step = self.steps.get(NORMALIZER_STEP, {}).get("config", {})
+        return str(normalizations(self.config, step).get(kind, IDENTITY))
 
     def normalizer(self, key: str, kind: str) -> Normalizer | None:
         """The normalisation of the state or the action; None where the folder has no statistics.
@@ -123,7 +128,7 @@ class LeRobotFolder:
         }
         if not statistics:
             return None
-        if mode == "IDENTITY":
+        if mode == IDENTITY:
             width = len(next(iter(statistics.values())))
             return Normalizer((-1.0,) * width, (1.0,) * width)
         ends = ("mean", "std") if mode == "MEAN_STD" else ENDS.get(mode, ())
@@ -137,12 +142,18 @@ class LeRobotFolder:
 
     @cached_property
     def _statistics(self) -> dict[str, Any]:
-        name = self.steps.get("normalizer_processor", {}).get("state_file")
+        name = self.steps.get(NORMALIZER_STEP, {}).get("state_file")
         if name is None:
             return {}
         with reading(self.path / name, COPY):
             values: dict[str, Any] = load_file(self.path / name)
         return values
+
+
+def normalizations(config: Mapping[str, Any], step: Mapping[str, Any]) -> Mapping[str, str]:
+    """LeRobot's names of the normalisations, by kind of feature; `step` has the settings of the normaliser."""
+    names: Mapping[str, str] = step.get("norm_map") or config.get("normalization_mapping") or {}
+    return names
 
 
 def _json(file: Path) -> dict[str, Any]:

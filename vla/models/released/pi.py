@@ -26,7 +26,7 @@ from vla.models.preprocessing.markup import Markup
 from vla.models.preprocessing.settings import Preprocessing
 from vla.models.released.lerobot_folder import LeRobotFolder
 from vla.models.released.openpi_folder import OpenpiFolder
-from vla.models.released.robot_policy import RobotPolicy, count_layers, open_tokenizer
+from vla.models.released.robot_policy import OUTPUT, RobotPolicy, count_layers, load_vlm, open_tokenizer
 from vla.models.released.weight_names import OURS, expert_names, linear_names, renamed, shifted_norms
 
 TOKENIZER = "google/paligemma-3b-pt-224"
@@ -161,10 +161,7 @@ def paligemma(weights: Mapping[str, Tensor], image_token_id: int, vocab: int | N
             std=(0.5,) * 3,
             prompt={"first_position": 0},
         )
-    missing, unexpected = backbone.model.load_state_dict(named, strict=False)
-    loaded = {WORDS, "lm_head.weight"} if tied else {WORDS}
-    if wrong := [*(name for name in missing if name not in loaded), *unexpected]:
-        raise InputError(f"{wrong[0]} is only in the policy's weights or only in PaliGemma")
+    load_vlm(backbone, named, "PaliGemma", (WORDS, OUTPUT) if tied else (WORDS,))
     embedding = backbone.vocab_weights()[0].data
     embedding[: len(words)] = words
     embedding[len(words) :].normal_(std=INITIALIZER_RANGE)

@@ -49,9 +49,7 @@ def load_pi_fast(folder: LeRobotFolder) -> RobotPolicy:
         InputError: for settings, weights or tokenizers that are not supported.
     """
     config = folder.config
-    for key, value in FIXED.items():
-        if config.get(key, value) != value:
-            raise InputError(f"{folder.path}: {key}={config[key]} is not supported, only {value}")
+    folder.check_fixed(FIXED)
     weights = folder.weights()
     if other := [name for name in weights if not name.startswith(VLM)]:
         raise InputError(f"{other[0]} is only in the policy's weights or only in its architecture")

@@ -14,15 +14,14 @@ RELATIVE_STEP, ABSOLUTE_STEP = "relative_actions_processor", "absolute_actions_p
 """The steps of LeRobot's pipelines that subtract the state and add it again."""
 
 
-def relative_of(config: Mapping[str, Any], step: Mapping[str, Any] | None, width: int) -> tuple[bool, ...]:
+def relative_of(config: Mapping[str, Any], step: Mapping[str, Any], width: int) -> tuple[bool, ...]:
     """Which components LeRobot predicts relative to the state.
 
     Args:
         config: the policy's configuration.
-        step: the settings of its step `RELATIVE_STEP`; None for a policy without it.
+        step: the settings of its step `RELATIVE_STEP`; empty for a policy without it.
         width: number of components.
     """
-    step = step if step is not None else {}
     if not step.get("enabled", config.get("use_relative_actions")):
         return (False,) * width
     names = step.get("action_names") or config.get("action_feature_names") or ()

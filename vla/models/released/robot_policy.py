@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from vla.models.released.relative_actions import check_relative
 from vla.models.robot_spec import RobotSpec
 from vla.models.vla import VLA
 
+OUTPUT = "lm_head.weight"
 TRAINING = {"knowledge_insulation", "tokens", "tokenizer", "rtc_training"}
 """Options of heads that change the training of a released policy, but not its architecture."""
 
@@ -219,6 +220,17 @@ def open_vlm_config(name: str) -> Any:
             f"the policy's vision-language model {name} cannot be read ({error}): download its configuration and "
             "tokenizer, and name their folder as vlm_model_name in config.json"
         ) from error
+
+
+def load_vlm(backbone: Any, weights: Mapping[str, Tensor], name: str, absent: Collection[str] = (OUTPUT,)) -> None:
+    """Loads the weights of the vision-language model `name`, which may lack those in `absent`.
+
+    Raises:
+        InputError: where another weight is missing, or one is unexpected.
+    """
+    missing, unexpected = backbone.model.load_state_dict(weights, strict=False)
+    if wrong := [*(weight for weight in missing if weight not in absent), *unexpected]:
+        raise InputError(f"{wrong[0]} is only in the policy's weights or only in {name}")
 
 
 def count_layers(weights: Mapping[str, Tensor], prefix: str) -> int:

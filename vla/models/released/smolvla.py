@@ -25,7 +25,7 @@ from vla.models.preprocessing.on_device import OnDevice
 from vla.models.preprocessing.settings import Preprocessing
 from vla.models.preprocessing.tiles import Split
 from vla.models.released.lerobot_folder import LeRobotFolder
-from vla.models.released.robot_policy import RobotPolicy, count_layers, open_tokenizer, open_vlm_config
+from vla.models.released.robot_policy import RobotPolicy, count_layers, load_vlm, open_tokenizer, open_vlm_config
 from vla.models.released.weight_names import OURS, expert_names, linear_names, renamed
 
 VLM, EXPERT = "vlm_with_expert.vlm.", "vlm_with_expert.lm_expert."
@@ -61,9 +61,7 @@ def load_smolvla(folder: LeRobotFolder) -> RobotPolicy:
         InputError: for settings or weights that are not supported.
     """
     config, weights = folder.config, folder.weights()
-    for key, value in FIXED.items():
-        if config.get(key, value) != value:
-            raise InputError(f"{folder.path}: {key}={config[key]} is not supported, only {value}")
+    folder.check_fixed(FIXED)
     name = str(config["vlm_model_name"])
     tokenizer = open_tokenizer(folder.tokenizer(name))
     vlm = {key.removeprefix(VLM): weight for key, weight in weights.items() if key.startswith(VLM)}
@@ -118,9 +116,7 @@ def _backbone(weights: Mapping[str, Tensor], config: dict[str, Any], side: int) 
             std=(0.5,) * 3,
             prompt={"prefix_lm": True, "first_position": 0, "scale": config["text_config"]["hidden_size"] ** 0.5},
         )
-    missing, unexpected = backbone.model.load_state_dict(weights, strict=False)
-    if wrong := [*(name for name in missing if name != "lm_head.weight"), *unexpected]:
-        raise InputError(f"{wrong[0]} is only in the policy's weights or only in SmolVLM")
+    load_vlm(backbone, weights, "SmolVLM")
     return backbone
 
 
